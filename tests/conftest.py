@@ -1,0 +1,54 @@
+"""Settings and fixtures shared by all tests: no network, repeatable numbers, where the golden numbers lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: tests never reach for the network
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+import numpy
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the order of summation, and so the last bits, depends on the number of threads
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        help="folder with the golden numbers of the reference implementations (default: tests/golden)",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_dir(pytestconfig: pytest.Config) -> Path:
+    """The folder of golden numbers. A missing folder fails the test: parity is never skipped."""
+    folder = pytestconfig.getoption("--golden-dir").resolve()
+    if not (folder / "README.md").is_file():
+        pytest.fail(f"no golden numbers in {folder} (README.md is missing); give the right folder with --golden-dir")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The checkout that holds zoo/, datamodules/, lightning_modules/, configs/ and tools/."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    """Every test starts from the same seed, whichever tests ran before it."""
+    torch.manual_seed(0)
+    numpy.random.seed(0)  # noqa: NPY002 - libraries that we call read the global state
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that read golden numbers are parity tests, whether or not they say so."""
+    for item in items:
+        if "golden_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.parity)
