@@ -1,0 +1,64 @@
+"""Typed batches: the only place where data modules and Lightning modules meet.
+
+Every batch has ``to(device)``, which is how Lightning moves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, device
+
+from zoo.types import Prompt
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Requests without audio. ``round_index`` counts the rollouts of a run from 0 and seeds their noise.
+
+    ``sample_index[i]`` numbers the repeats of one prompt inside a round, so that (seed, round, prompt id, sample index)
+    names the noise of a sample whatever the batch size or rank.
+    """
+
+    prompts: tuple[Prompt, ...]
+    sample_index: tuple[int, ...]
+    round_index: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: device | str) -> PromptBatch:
+        return self
+
+
+@dataclass(frozen=True)
+class AudioBatch:
+    """Clean audio with its captions: ``wave_BCN`` in [-1, 1] at ``sample_rate_hz``; ``weight_B`` is None or one weight a sample."""
+
+    wave_BCN: Tensor
+    sample_rate_hz: int
+    prompts: tuple[Prompt, ...]
+    weight_B: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: device | str) -> AudioBatch:
+        weight_B = None if self.weight_B is None else self.weight_B.to(device)
+        return replace(self, wave_BCN=self.wave_BCN.to(device), weight_B=weight_B)
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Audio that was encoded before (see ``datamodules/cache.py``): ``latent_BCT`` as the backbone's ``encode`` gives it."""
+
+    latent_BCT: Tensor
+    prompts: tuple[Prompt, ...]
+    weight_B: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: device | str) -> LatentBatch:
+        weight_B = None if self.weight_B is None else self.weight_B.to(device)
+        return replace(self, latent_BCT=self.latent_BCT.to(device), weight_B=weight_B)

@@ -1,0 +1,112 @@
+"""Training of the spectral codec (``zoo/backbones/spectral_codec.py``) on stereo audio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from datamodules.batches import AudioBatch
+from zoo.backbones.spectral_codec import SpectralCodec
+
+
+def codec_losses(codec: SpectralCodec, wave_B2N: Tensor, noise_B: Tensor | None = None) -> dict[str, Tensor]:
+    """Scalars: ``log_magnitude`` (mean absolute error, nats), ``convergence`` (relative Frobenius error of magnitudes,
+    Arik et al. 2018 eq. 2), ``stereo`` (mean absolute error of level in nats and coherence, weighted by band energy), ``kl``
+    (nats per latent element). ``noise_B``: standard normal noise of the latents' shape, or None for the posterior's mean.
+    """
+    log_magnitude, stereo = codec.features(wave_B2N)
+    mean, log_variance = codec.posterior(log_magnitude, stereo)
+    latent = mean if noise_B is None else mean + torch.exp(0.5 * log_variance) * noise_B
+    made_log, made_stereo = codec.features_of(latent)
+    magnitude, made = torch.exp(log_magnitude), torch.exp(made_log.clamp(max=6))
+    difference = (made - magnitude).square().sum(dim=(1, 2))
+    band_energy = codec.pooling_KF @ magnitude
+    weight = (band_energy / band_energy.mean(dim=(1, 2), keepdim=True)).clamp(max=4).repeat(1, 3, 1)
+    return {
+        "log_magnitude": (made_log - log_magnitude).abs().mean(),
+        "convergence": (difference / magnitude.square().sum(dim=(1, 2))).sqrt().mean(),
+        "stereo": ((made_stereo - stereo).abs() * weight).mean(),
+        "kl": 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
+    }
+
+
+class Codec(L.LightningModule):
+    """Trains a ``SpectralCodec``: log-magnitude + spectral convergence + stereo + a small KL term (AdamW, cosine decay).
+
+    ``kl_weight`` trades smooth latents against detail. ``freeze_encoder`` keeps latents valid while the decoder goes on
+    learning. ``total_steps`` is the length of the learning-rate schedule in optimiser steps. At the end of every epoch the
+    mean and standard deviation of the latents are measured over ``statistics_batches`` validation batches.
+    """
+
+    def __init__(
+        self,
+        codec: SpectralCodec,
+        learning_rate: float = 1e-3,
+        total_steps: int = 3000,
+        warmup_steps: int = 100,
+        kl_weight: float = 0.01,
+        convergence_weight: float = 1.0,
+        stereo_weight: float = 0.3,
+        freeze_encoder: bool = False,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["codec"])
+        self.codec = codec
+        if freeze_encoder:
+            codec.encoder.requires_grad_(False)
+            codec.to_latent.requires_grad_(False)
+
+    def _loss(self, batch: AudioBatch, name: str, noise: bool) -> Tensor:
+        if batch.wave_BCN.shape[1] != 2:
+            raise ValueError(f"the codec trains on stereo audio, got {batch.wave_BCN.shape[1]} channel(s); set channels to 2")
+        frames = -(-batch.wave_BCN.shape[-1] // self.codec.samples_per_latent)
+        shape = (len(batch), len(self.codec.latent_mean_C), frames)
+        losses = codec_losses(self.codec, batch.wave_BCN, torch.randn(shape, device=self.device) if noise else None)
+        h = self.hparams
+        total = losses["log_magnitude"] + h.convergence_weight * losses["convergence"] + h.stereo_weight * losses["stereo"]
+        if not h.freeze_encoder:
+            total = total + h.kl_weight * losses["kl"]
+        self.log_dict({f"{name}/{key}": value for key, value in losses.items()}, batch_size=len(batch))
+        self.log(f"{name}/loss", total, batch_size=len(batch), prog_bar=True)
+        return total
+
+    def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
+        return self._loss(batch, "train", noise=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self._latents: list[Tensor] = []
+
+    def validation_step(self, batch: AudioBatch, batch_index: int) -> None:
+        self._loss(batch, "val", noise=False)
+        self._latents.append(self.codec.posterior(*self.codec.features(batch.wave_BCN))[0])
+
+    def on_validation_epoch_end(self) -> None:
+        if self.hparams.freeze_encoder or self.trainer.sanity_checking:
+            return
+        latents = self.all_gather(torch.cat(self._latents)).flatten(0, -3)
+        self.codec.latent_mean_C.copy_(latents.mean(dim=(0, 2)))
+        self.codec.latent_std_C.copy_(latents.std(dim=(0, 2)).clamp(min=1e-3))
+
+    def configure_optimizers(self):
+        h = self.hparams
+        parameters = [p for p in self.codec.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=h.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=h.warmup_steps)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, max(1, h.total_steps - h.warmup_steps), eta_min=0.02 * h.learning_rate
+        )
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [h.warmup_steps])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")
+
+    def export(self, out_dir: str | Path) -> None:
+        """Writes ``codec.safetensors`` (float32), which ``TinyAudio`` trainings start from, into ``out_dir``."""
+        from zoo.checkpoint import save_weights
+
+        save_weights(self.codec.state_dict(), Path(out_dir) / "codec.safetensors")

@@ -1,0 +1,84 @@
+"""The embedded backbone: a stereo 16 kHz latent diffusion model small enough to lie in the repository."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zoo.backbones.spectral_codec import SpectralCodec
+from zoo.backbones.tiny_denoiser import DiffusionTransformer
+from zoo.conditioners.duration import DurationToken
+from zoo.conditioners.spatial import SpatialTokens
+from zoo.conditioners.text import TextEncoder
+from zoo.diffusion import VPCosine
+from zoo.types import Conditioning, Prompt
+
+
+class TinyAudio(nn.Module):
+    """Text (and length, and directions) to stereo audio. All arguments are plain JSON values; the defaults are the shipped size.
+
+    ``width``/``depth``/``heads``/``patch`` shape the denoiser, ``text_*`` the text encoder, ``codec_*`` and ``latent_channels``
+    the codec. v-prediction on the cosine-angle path; latents (latent_channels, frames) at ``sample_rate_hz / 512`` frames a second.
+    """
+
+    channels = 2
+
+    def __init__(
+        self,
+        sample_rate_hz: int = 16_000,
+        latent_channels: int = 32,
+        width: int = 208,
+        depth: int = 6,
+        heads: int = 4,
+        patch: int = 2,
+        text_width: int = 128,
+        text_depth: int = 2,
+        codec_width: int = 256,
+        codec_encoder_depth: int = 2,
+        codec_decoder_depth: int = 5,
+        codec_window: int = 1536,
+        phase_iterations: int = 4,
+    ) -> None:
+        super().__init__()
+        self.sample_rate_hz = sample_rate_hz
+        self.latent_channels = latent_channels
+        self.path = VPCosine("v")
+        self.codec = SpectralCodec(
+            sample_rate_hz=sample_rate_hz,
+            window=codec_window,
+            latent_channels=latent_channels,
+            width=codec_width,
+            encoder_depth=codec_encoder_depth,
+            decoder_depth=codec_decoder_depth,
+            phase_iterations=phase_iterations,
+        )
+        self.text = TextEncoder(text_width, text_depth)
+        self.duration = DurationToken(text_width)
+        self.spatial = SpatialTokens(text_width)
+        self.denoiser = DiffusionTransformer(latent_channels, width, depth, heads, text_width, patch)
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Tokens in the order [length, words..., sources...] with their mask; an empty text has a learned token of its own."""
+        text, text_mask = self.text([prompt.text for prompt in prompts])
+        length = self.duration([prompt.seconds for prompt in prompts])
+        where, where_mask = self.spatial([prompt.sources for prompt in prompts])
+        always = torch.ones_like(text_mask[:, :1])
+        tokens_BLD = torch.cat([length, text, where], dim=1)
+        return Conditioning({"tokens_BLD": tokens_BLD, "mask_BL": torch.cat([always, text_mask, where_mask], dim=1)})
+
+    def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.denoiser(latent_BCT, time_B, conditioning["tokens_BLD"], conditioning["mask_BL"])
+
+    def encode(self, wave_BCN: Tensor) -> Tensor:
+        return self.codec.encode(wave_BCN)
+
+    def decode(self, latent_BCT: Tensor) -> Tensor:
+        return self.codec.decode(latent_BCT)
+
+    def latent_shape(self, seconds: float) -> tuple[int, ...]:
+        """(channels, frames) that cover ``seconds``."""
+        frames = math.ceil(seconds * self.sample_rate_hz / self.codec.samples_per_latent - 1e-6)
+        return (self.latent_channels, max(1, frames))

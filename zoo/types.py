@@ -1,0 +1,276 @@
+"""The records that cross module boundaries, and the roles (Protocols) that backbones and rewards play.
+
+Shape suffixes used in the whole project:
+``B`` batch, ``C`` channels, ``N`` wave samples, ``T`` latent frames, ``L`` tokens, ``D`` features, ``S`` sampling steps.
+A latent is written ``latent_BCT`` although a backbone may use more axes (mel latents are ``BCTF``): only axis 0 is fixed.
+
+Azimuth convention, everywhere: degrees, 0 = right, 90 = front, 180 = left, 270 = behind (counter-clockwise seen from above).
+Interaural time difference: positive = the right ear is late = the source is on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SourcePath:
+    """Where one sound is and how it moves.
+
+    ``azimuth_start_deg``/``azimuth_end_deg`` follow the convention at the top of this file. ``onset_s``/``end_s`` bound the
+    motion in seconds; ``jump_s`` (instead of them) is the moment of a jump. ``elevation_deg`` is positive upwards,
+    ``distance_m`` in metres, ``level_db`` relative to the other sources.
+    """
+
+    azimuth_start_deg: float
+    azimuth_end_deg: float | None = None
+    onset_s: float | None = None
+    end_s: float | None = None
+    jump_s: float | None = None
+    elevation_deg: float | None = None
+    distance_m: float | None = None
+    level_db: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.jump_s is not None and (self.onset_s is not None or self.end_s is not None):
+            raise ValueError("a SourcePath either jumps (jump_s) or moves (onset_s, end_s), not both; drop one of them")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request: everything that a backbone or a reward may need travels in it.
+
+    ``id`` keys the per-prompt reward statistics and the noise; ``seconds`` is the wanted length; ``labels`` holds
+    facts for rewards and logs (``{"mood": "sad", "instrument": "piano"}``).
+    """
+
+    id: str
+    text: str
+    negative: str = ""
+    seconds: float = 4.096
+    sources: tuple[SourcePath, ...] = ()
+    labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"prompt {self.id!r}: seconds must be positive, got {self.seconds}")
+
+    def as_negative(self) -> Prompt:
+        """The unconditional side of guidance: the negative text, the same length, no sources."""
+        return replace(self, text=self.negative, negative="", sources=())
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """``samples_CN`` in [-1, 1] (float32) and its rate in Hz."""
+
+    samples_CN: Tensor
+    sample_rate_hz: int
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything a denoiser is told about its samples: named tensors, batch first, one row a sample.
+
+    A stream is a value with an axis of tokens (``tokens_BLD``), a mask (``mask_BL``, bool), or a plain vector
+    (``seconds_B``). Conditioning travels with the samples; nothing in it is shared between prompts. Streams of
+    different length are padded with zeros (``False`` in masks) when rows are put together.
+    """
+
+    streams: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        sizes = {name: tensor.shape[0] for name, tensor in self.streams.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"every conditioning stream needs one row a sample, got rows {sizes}")
+
+    def __len__(self) -> int:
+        return next(iter(self.streams.values())).shape[0]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.streams[name]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
+        return Conditioning({name: function(tensor) for name, tensor in self.streams.items()})
+
+    def rows(self, index: Tensor | slice | Sequence[int]) -> Conditioning:
+        """The conditioning of some samples."""
+        if not isinstance(index, (Tensor, slice)):
+            index = torch.as_tensor(list(index))
+        return self.map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """Moved; ``dtype`` applies to floating-point streams only."""
+        return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+
+    def detach(self) -> Conditioning:
+        return self.map(Tensor.detach)
+
+    def null(self) -> Conditioning:
+        """All zeros: nothing is said (backbones whose unconditional input is an empty prompt encode that instead)."""
+        return self.map(torch.zeros_like)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Rows of all parts in order; axis 1 is padded to the longest.
+
+        Raises ``ValueError`` when the parts do not hold the same streams.
+        """
+        names = set(parts[0].streams)
+        for part in parts:
+            if set(part.streams) != names:
+                raise ValueError(f"conditionings hold different streams: {sorted(names)} and {sorted(part.streams)}")
+        return Conditioning({name: _cat_padded([part[name] for part in parts]) for name in parts[0].streams})
+
+
+def _cat_padded(tensors: Sequence[Tensor]) -> Tensor:
+    if tensors[0].ndim < 2:
+        return torch.cat(list(tensors))
+    length = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([_pad_axis_1(tensor, length) for tensor in tensors])
+
+
+def _pad_axis_1(tensor: Tensor, length: int) -> Tensor:
+    missing = length - tensor.shape[1]
+    if missing == 0:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One rollout of B samples in S steps, float32.
+
+    ``latents_SB``: (S + 1, B, *latent), index 0 is the start noise. ``times_S``: (S + 1,) the network's times.
+    ``log_prob_SB``: (S, B), nats per scored element, 0 where the step was deterministic (``std_S`` is 0 there).
+    ``std_S``: (S,). ``scored_mask`` broadcasts against one latent batch, or None when every element counts.
+    ``negative`` is the unconditional side of guidance, None when guidance is off.
+    """
+
+    prompts: tuple[Prompt, ...]
+    conditioning: Conditioning
+    negative: Conditioning | None
+    latents_SB: Tensor
+    times_S: Tensor
+    log_prob_SB: Tensor
+    std_S: Tensor
+    scored_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def clean(self) -> Tensor:
+        """The finished latents (B, *latent)."""
+        return self.latents_SB[-1]
+
+    def rows(self, index: Sequence[int]) -> Trajectory:
+        """The trajectory of some samples, with their own conditioning."""
+        index = [int(i) for i in index]
+        mask = self.scored_mask
+        return replace(
+            self,
+            prompts=tuple(self.prompts[i] for i in index),
+            conditioning=self.conditioning.rows(index),
+            negative=None if self.negative is None else self.negative.rows(index),
+            latents_SB=self.latents_SB[:, index],
+            log_prob_SB=self.log_prob_SB[:, index],
+            scored_mask=mask if mask is None or mask.shape[0] == 1 else mask[index],
+        )
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        move = {name: getattr(self, name).to(device) for name in ("latents_SB", "times_S", "log_prob_SB", "std_S")}
+        return replace(
+            self,
+            conditioning=self.conditioning.to(device),
+            negative=None if self.negative is None else self.negative.to(device),
+            scored_mask=None if self.scored_mask is None else self.scored_mask.to(device),
+            **move,
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """All samples in order. The parts must come from the same schedule.
+
+        Raises ``ValueError`` when schedules differ or only some parts were guided.
+        """
+        first = parts[0]
+        if any(not torch.equal(part.times_S, first.times_S) or not torch.equal(part.std_S, first.std_S) for part in parts):
+            raise ValueError("trajectories of different schedules cannot be put together; roll them out with the same steps")
+        if len({part.negative is None for part in parts}) > 1:
+            raise ValueError("guided and unguided trajectories cannot be put together")
+        mask = first.scored_mask
+        if mask is not None and any(part.scored_mask.shape[0] != 1 for part in parts):
+            mask = torch.cat([part.scored_mask.expand(len(part), *part.scored_mask.shape[1:]) for part in parts])
+        return replace(
+            first,
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            conditioning=Conditioning.cat([part.conditioning for part in parts]),
+            negative=None if first.negative is None else Conditioning.cat([part.negative for part in parts]),
+            latents_SB=torch.cat([part.latents_SB for part in parts], dim=1),
+            log_prob_SB=torch.cat([part.log_prob_SB for part in parts], dim=1),
+            scored_mask=mask,
+        )
+
+    def split(self, size: int) -> Iterator[Trajectory]:
+        """Consecutive pieces of at most ``size`` samples."""
+        for start in range(0, len(self), size):
+            yield self.rows(range(start, min(start + size, len(self))))
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """``score_B``: float32, higher is better. ``parts``: named per-sample numbers (B,) that are logged beside it."""
+
+    score_B: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Path(Protocol):
+    """How ``x = alpha * clean + sigma * noise`` runs from pure noise to clean (see ``zoo/diffusion.py``)."""
+
+    prediction: str
+
+    def times(self, steps: int) -> Tensor: ...
+
+    def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def sample_times(self, uniform_B: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A generator. Its constructor takes plain JSON values, which become ``config.json``."""
+
+    sample_rate_hz: int
+    channels: int
+    path: Path
+    denoiser: nn.Module
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning: ...
+
+    def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor: ...
+
+    def encode(self, wave_BCN: Tensor) -> Tensor: ...
+
+    def decode(self, latent_BCT: Tensor) -> Tensor: ...
+
+    def latent_shape(self, seconds: float) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A scorer: deterministic, higher is better, resamples by itself.
+
+    ``differentiable`` states whether gradients flow from the score to the wave.
+    """
+
+    differentiable: bool
+
+    def __call__(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput: ...
