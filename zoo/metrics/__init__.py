@@ -1,0 +1,1 @@
+"""Statistics of generated audio: pure functions."""
