@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lightning as L
@@ -25,6 +25,7 @@ from zoo.types import Prompt
 TEMPLATE = "A recording of a {word} {instrument} solo, high quality"
 TEMPLATES = (TEMPLATE, TEMPLATE, TEMPLATE, "a {word} {instrument} solo", "{word} {instrument} music", "solo {instrument}, {word}")
 NEGATIVE = "Low quality, multiple sound sources"
+_VAL_SEED = 10_000_000  # seeds of validation clips start here
 RMS = 0.06  # every clip is brought to this level, so that loudness does not give the mood away
 
 
@@ -113,37 +114,50 @@ def caption(clip: Clip, rng: random.Random, held_out: Sequence[tuple[str, str]] 
     return rng.choice(TEMPLATES).format(word=rng.choice(words), instrument=clip.instrument)
 
 
-class _Batches(IterableDataset):
-    """Endless or fixed batches as a pure function of (seed, epoch, batch number)."""
+class MusicSet:
+    """Rendered clips with captions that are worded anew each time (see ``datamodules/cache.py: ClipSet``)."""
 
-    def __init__(self, module: MusicDataModule, waves: np.ndarray, clips: Sequence[Clip], train: bool) -> None:
-        self.module, self.waves, self.clips, self.train, self.epoch = module, waves, clips, train, 0
+    def __init__(
+        self, waves: np.ndarray, clips: Sequence[Clip], seconds: float, held_out: Sequence[tuple[str, str]]
+    ) -> None:
+        self.waves, self.clips, self.seconds, self.held_out = waves, clips, seconds, held_out
 
     def __len__(self) -> int:
-        m = self.module
-        return m.batches_per_epoch if self.train else max(1, len(self.clips) // m.batch_size)
+        return len(self.clips)
+
+    def wave(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.waves[index].astype(np.float32) / 32768)
+
+    def prompt(self, index: int, rng: random.Random) -> Prompt:
+        clip = self.clips[index]
+        labels = {"mood": clip.mood, "instrument": clip.instrument}
+        return Prompt(f"clip-{clip.seed}", caption(clip, rng, self.held_out), seconds=self.seconds, labels=labels)
+
+
+class _Batches(IterableDataset):
+    """Batches as a pure function of (seed, epoch, batch number, rank)."""
+
+    def __init__(self, module: MusicDataModule, clips: MusicSet, train: bool) -> None:
+        self.module, self.clips, self.train = module, clips, train
+
+    def batches(self) -> int:
+        return self.module.batches_per_epoch if self.train else max(1, len(self.clips) // self.module.batch_size)
 
     def __iter__(self) -> Iterator[AudioBatch]:
         m = self.module
-        epoch = m.trainer.current_epoch if m.trainer is not None and self.train else 0
-        rank, world = (m.trainer.global_rank, m.trainer.world_size) if m.trainer is not None else (0, 1)
+        epoch, rank = (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
         samples = round((m.crop_seconds or m.seconds) * m.sample_rate_hz)
-        for number in range(len(self)):
-            rng = random.Random(f"{m.seed}/{epoch}/{number}/{rank}/{world}" if self.train else f"val/{number}")
-            if self.train:
-                rows = [rng.randrange(len(self.clips)) for _ in range(m.batch_size)]
-            else:
-                rows = [r % len(self.clips) for r in range(number * m.batch_size, (number + 1) * m.batch_size)]
-            waves, prompts = [], []
+        size = min(m.batch_size, len(self.clips))
+        for number in range(self.batches()):
+            rng = random.Random(f"{m.seed}/{epoch}/{number}/{rank}" if self.train else f"val/{number}")
+            rows = rng.sample(range(len(self.clips)), size) if self.train else range(number * size, (number + 1) * size)
+            waves = []
             for row in rows:
-                clip = self.clips[row]
-                start = rng.randrange(self.waves.shape[-1] - samples + 1)
-                waves.append(self.waves[row, :, start : start + samples])
-                text = caption(clip, rng, m.held_out)
-                labels = {"mood": clip.mood, "instrument": clip.instrument}
-                prompts.append(Prompt(id=f"clip-{clip.seed}", text=text, seconds=samples / m.sample_rate_hz, labels=labels))
-            wave_BCN = torch.from_numpy(np.stack(waves).astype(np.float32) / 32768)
-            yield AudioBatch(wave_BCN, m.sample_rate_hz, tuple(prompts))
+                wave = self.clips.wave(row)
+                start = rng.randrange(wave.shape[-1] - samples + 1)
+                waves.append(wave[:, start : start + samples])
+            prompts = tuple(replace(self.clips.prompt(row, rng), seconds=samples / m.sample_rate_hz) for row in rows)
+            yield AudioBatch(torch.stack(waves), m.sample_rate_hz, prompts)
 
 
 class MusicDataModule(L.LightningDataModule):
@@ -185,20 +199,23 @@ class MusicDataModule(L.LightningDataModule):
         self.batch_size, self.batches_per_epoch, self.renderer, self.workers = batch_size, batches_per_epoch, renderer, workers
         self.cache_dir, self.seed = cache_dir, seed
         self.held_out = held_out_pairs(self.instruments) if hold_out else ()
-        self._train = self._val = None
+        self._sets: list[MusicSet] = []
 
     def setup(self, stage: str | None = None) -> None:
-        if self._train is not None:
+        if self._sets:
             return
-        sets = []
-        for count, first_seed, flawed in ((self.clips, 0, self.flawed_share), (self.val_clips, 10_000_000, 0.0)):
+        for count, first_seed, flawed in ((self.clips, 0, self.flawed_share), (self.val_clips, _VAL_SEED, 0.0)):
             clips = clip_list(count, self.instruments, first_seed, flawed)
             waves = render_set(clips, self.seconds, self.sample_rate_hz, self.renderer, self.workers, self.cache_dir)
-            sets.append((waves, clips))
-        self._train, self._val = sets
+            self._sets.append(MusicSet(waves, clips, self.seconds, self.held_out))
+
+    def clip_sets(self) -> tuple[MusicSet, MusicSet]:
+        """Training and validation clips."""
+        self.setup()
+        return self._sets[0], self._sets[1]
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(_Batches(self, *self._train, train=True), batch_size=None)
+        return DataLoader(_Batches(self, self._sets[0], train=True), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Batches(self, *self._val, train=False), batch_size=None)
+        return DataLoader(_Batches(self, self._sets[1], train=False), batch_size=None)

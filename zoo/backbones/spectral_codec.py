@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_FLOOR = 1e-4  # added to magnitudes before the logarithm: about -80 dB of a full-scale sine
+_FLOOR = 1e-2  # added to magnitudes before the logarithm: about -90 dB of a full-scale sine in a window of 1536 samples
 _HANN_GAMMA = 0.25645  # time-frequency ratio of the Gaussian nearest to a Hann window, times the squared window length
 
 
@@ -138,14 +138,14 @@ class SpectralCodec(nn.Module):
 
     def _pack(self, log_magnitude: Tensor, stereo: Tensor) -> Tensor:
         """Frames side by side as channels; log-magnitudes brought to about unit scale."""
-        both = torch.cat([(log_magnitude + 4.0) / 3.0, stereo], dim=1)
+        both = torch.cat([(log_magnitude + 2.0) / 2.5, stereo], dim=1)
         batch, channels, frames = both.shape
         return both.reshape(batch, channels, -1, self.frames_per_latent).transpose(2, 3).reshape(batch, -1, frames // self.frames_per_latent)
 
     def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         batch, _, frames = packed.shape
         both = packed.reshape(batch, -1, self.frames_per_latent, frames).transpose(2, 3).reshape(batch, -1, frames * self.frames_per_latent)
-        return both[:, : self.bins] * 3.0 - 4.0, both[:, self.bins :]
+        return both[:, : self.bins] * 2.5 - 2.0, both[:, self.bins :]
 
     def posterior(self, log_magnitude: Tensor, stereo: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents before normalisation, each (B, latent_channels, T)."""

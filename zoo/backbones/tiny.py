@@ -43,6 +43,7 @@ class TinyAudio(nn.Module):
         phase_iterations: int = 4,
     ) -> None:
         super().__init__()
+        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.sample_rate_hz = sample_rate_hz
         self.latent_channels = latent_channels
         self.path = VPCosine("v")

@@ -1,0 +1,143 @@
+"""Learning from clean audio: pre-training, fine-tuning and, with a weight per sample, reward-weighted likelihood (BATON)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from datamodules.batches import AudioBatch, LatentBatch
+from lightning_modules.ema import EMA
+from lightning_modules.losses import min_snr_weights
+from zoo.diffusion import denoising_error
+from zoo.types import Backbone, Prompt
+
+
+class Denoising(L.LightningModule):
+    """Minimises the weighted denoising error of a backbone's network (Ho et al. 2020, eq. 14; v: Salimans and Ho 2022).
+
+    ``trainable`` names the backbone's submodules that learn. ``condition_dropout`` is the share of samples whose text is
+    emptied, so that guidance has an unconditional side. ``min_snr_gamma`` (None = plain error) follows arXiv 2303.09556.
+    ``total_steps`` and ``warmup_steps`` are optimiser steps of the cosine schedule. Sample weights of a batch
+    (``weight_B``) multiply its errors. Validation uses the averaged weights, fixed noise, and also scores every clip under
+    another clip's caption (``val/error_shuffled``): a model that listens has the lower error under the right one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        learning_rate: float = 1e-3,
+        total_steps: int = 10_000,
+        warmup_steps: int = 200,
+        weight_decay: float = 0.01,
+        condition_dropout: float = 0.1,
+        min_snr_gamma: float | None = None,
+        ema_decay: float = 0.999,
+        max_grad_norm: float = 1.0,
+        trainable: Sequence[str] = ("denoiser", "text", "duration", "spatial"),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone"])
+        if not 0 <= condition_dropout < 1:
+            raise ValueError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
+        self.backbone = backbone
+        backbone.requires_grad_(False)
+        for name in trainable:
+            if not hasattr(backbone, name):
+                parts = ", ".join(child for child, _ in backbone.named_children())
+                raise ValueError(f"trainable names {name!r}, but {type(backbone).__name__} has only {parts}")
+            getattr(backbone, name).requires_grad_(True)
+        self.ema = EMA([p for p in backbone.parameters() if p.requires_grad], ema_decay)
+
+    def _latents(self, batch: AudioBatch | LatentBatch) -> Tensor:
+        if isinstance(batch, LatentBatch):
+            return batch.latent_BCT.float()
+        if batch.sample_rate_hz != self.backbone.sample_rate_hz:
+            raise ValueError(
+                f"the data has {batch.sample_rate_hz} Hz, the backbone {self.backbone.sample_rate_hz} Hz; set data.sample_rate_hz"
+            )
+        with torch.no_grad():
+            return self.backbone.encode(batch.wave_BCN).float()
+
+    def _errors(self, clean: Tensor, prompts: Sequence[Prompt], time_B: Tensor, noise: Tensor) -> Tensor:
+        conditioning = self.backbone.encode_prompts(prompts)
+        return denoising_error(self.backbone.predict, self.backbone.path, clean, time_B, noise, conditioning)
+
+    def training_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> Tensor:
+        clean = self._latents(batch)
+        count = len(batch)
+        # stratified times: one in each of B equal intervals, so that the loss is less noisy
+        uniform = (torch.randperm(count, device=self.device) + torch.rand(count, device=self.device)) / count
+        time_B = self.backbone.path.sample_times(uniform)
+        dropped = torch.rand(count) < self.hparams.condition_dropout
+        prompts = [replace(p, text="", sources=()) if drop else p for p, drop in zip(batch.prompts, dropped, strict=True)]
+        errors = self._errors(clean, prompts, time_B, torch.randn_like(clean))
+        weight_B = torch.ones_like(errors) if batch.weight_B is None else batch.weight_B
+        if self.hparams.min_snr_gamma is not None:
+            alpha, sigma = self.backbone.path.coefficients(time_B)
+            path = self.backbone.path
+            weight_B = weight_B * min_snr_weights(alpha, sigma, path.prediction, self.hparams.min_snr_gamma)
+        loss = (weight_B * errors).mean()
+        self.log("train/loss", loss, batch_size=count, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        self.ema.update()
+
+    def validation_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> None:
+        clean, count = self._latents(batch), len(batch)
+        generator = torch.Generator().manual_seed(batch_index)
+        noise = torch.randn(clean.shape, generator=generator).to(self.device)
+        time_B = self.backbone.path.sample_times((torch.arange(count, device=self.device) + 0.5) / count)
+        others = [batch.prompts[i] for i in torch.randperm(count, generator=generator).tolist()]
+        with self.ema.swapped():
+            right = self._errors(clean, batch.prompts, time_B, noise).mean()
+            wrong = self._errors(clean, others, time_B, noise).mean()
+        self.log_dict({"val/error": right, "val/error_shuffled": wrong}, batch_size=count, sync_dist=True, prog_bar=True)
+
+    def configure_optimizers(self):
+        h = self.hparams
+        optimizer = torch.optim.AdamW(self.ema.parameters, lr=h.learning_rate, betas=(0.9, 0.98), weight_decay=h.weight_decay)
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=h.warmup_steps)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, max(1, h.total_steps - h.warmup_steps), eta_min=0.02 * h.learning_rate
+        )
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [h.warmup_steps])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema.load_state_dict(checkpoint["ema"])
+
+    def export(self, out_dir: str | Path) -> None:
+        """Writes the backbone with averaged weights as an artefact (``model/`` in ``out_dir``, half precision).
+
+        Raises ``ValueError`` for a backbone that does not know its constructor's arguments (diffusers models are
+        exported by their own importers).
+        """
+        from zoo.backbones import BACKBONES
+        from zoo.checkpoint import save_artifact
+
+        here = f"{type(self.backbone).__module__}:{type(self.backbone).__name__}"
+        architecture = next((key for key, place in BACKBONES.items() if place == here), None)
+        if architecture is None or not hasattr(self.backbone, "arguments"):
+            raise ValueError(f"{here} is not in zoo.backbones.BACKBONES with constructor arguments, so it has no artefact form")
+        with self.ema.swapped():
+            save_artifact(
+                Path(out_dir) / "model",
+                kind="backbone",
+                architecture=architecture,
+                arguments=self.backbone.arguments,
+                module=self.backbone,
+                dtype=torch.float16,
+            )
