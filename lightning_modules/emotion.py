@@ -145,8 +145,12 @@ class Emotion(L.LightningModule):
         if isinstance(self._codec[0], torch.nn.Module):
             self._codec[0].to(self.device).eval().requires_grad_(False)
 
+    def on_fit_start(self) -> None:
+        for module in self.reward.modules():  # EmotionReward.train() keeps evaluation mode, so the flag is set directly
+            module.training = True
+
     def on_train_epoch_start(self) -> None:
-        self.reward.classifier.train()  # EmotionReward keeps itself in evaluation mode
+        self.on_fit_start()
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
         target_B = class_indices(batch.prompts, self.reward.label_key, self.reward.class_names).to(batch.wave_BCN.device)

@@ -1,0 +1,196 @@
+"""EMOPIA (Hung et al. 2021, arXiv 2108.01374): pop piano clips in four emotion quadrants, as ``AudioBatch``.
+
+The data set comes without audio (MIDI, YouTube ids and times; CC BY-NC-SA 4.0). The layout read here is the one its
+classifier code works with: one folder of clips ``Q1_<YouTube id>_<segment>.mp3`` (any format that soundfile reads) and split
+files ``train.csv``, ``val.csv``, ``test.csv`` with the columns ``fname,label``.
+Quadrants: Q1 high valence, high arousal; Q2 low, high; Q3 low, low; Q4 high, low.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batches import AudioBatch
+from zoo.types import Prompt
+
+MOOD_OF_QUADRANT = {"Q1": "happy", "Q2": "angry", "Q3": "sad", "Q4": "tender"}
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class EmopiaClip:
+    """One clip: its file, quadrant (Q1..Q4), song (the YouTube id) and segment (counted from 0)."""
+
+    path: Path
+    quadrant: str
+    song: str
+    segment: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.quadrant}_{self.song}_{self.segment}"
+
+
+def parse_clip_name(name: str) -> tuple[str, str, str]:
+    """``Q1_<YouTube id>_<segment>`` -> (quadrant, song, segment). YouTube ids may hold ``_``: only the outer two split.
+
+    Raises ``ValueError`` for any other form.
+    """
+    quadrant, _, rest = name.partition("_")
+    song, _, segment = rest.rpartition("_")
+    if quadrant not in MOOD_OF_QUADRANT or not song or not segment.isdigit():
+        raise ValueError(f"{name!r} is not an EMOPIA clip name; expected Q1..Q4, the YouTube id and a segment number: Q1_<id>_0")
+    return quadrant, song, segment
+
+
+def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
+    """The clips of one split file, in its order.
+
+    Raises ``FileNotFoundError`` for a missing split file or clip (with the number of missing ones), ``ValueError`` for other
+    columns, a label that contradicts the name, a clip listed twice, or an empty split.
+    """
+    csv_path, audio_dir = Path(csv_path), Path(audio_dir)
+    if not csv_path.is_file():
+        raise FileNotFoundError(f"EMOPIA split file {csv_path} is missing; the splits are train.csv, val.csv and test.csv")
+    files = {path.stem: path for path in sorted(audio_dir.glob("Q[1-4]_*")) if path.is_file()}
+    clips, missing = [], []
+    with csv_path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"fname", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{csv_path} needs the columns fname,label; it has {','.join(reader.fieldnames or ()) or 'none'}")
+        for row in reader:
+            name = _stem(row["fname"].strip())
+            quadrant, song, segment = parse_clip_name(name)
+            if row["label"].strip() != quadrant:
+                raise ValueError(
+                    f"{csv_path}, line {reader.line_num}: {name} has the label {row['label']!r}, its name says {quadrant}"
+                )
+            if name in files:
+                clips.append(EmopiaClip(files[name], quadrant, song, segment))
+            else:
+                missing.append(name)
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the clips in {csv_path} are not in {audio_dir}, for example {missing[0]}; "
+            "get them, or write split files without them"
+        )
+    if not clips:
+        raise ValueError(f"{csv_path} lists no clips")
+    names = [clip.name for clip in clips]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{csv_path} lists {next(name for name in names if names.count(name) > 1)} more than once")
+    return clips
+
+
+def _stem(name: str) -> str:
+    head, dot, suffix = name.rpartition(".")
+    return head if dot and suffix.lower() in {"mp3", "wav", "flac", "ogg", "mid", "pt"} else name
+
+
+def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
+    """Raises ``ValueError`` naming a song that lies in two splits: its clips would give the test away."""
+    home: dict[str, str] = {}
+    for split, clips in splits.items():
+        for clip in clips:
+            if home.setdefault(clip.song, split) != split:
+                raise ValueError(
+                    f"song {clip.song!r} has clips in the splits {home[clip.song]} and {split}; a song belongs to one split only"
+                )
+
+
+def read_mono(path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: float | None = None) -> Tensor:
+    """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded. Raises ``ValueError`` naming a bad file."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            file.seek(min(file.frames, round(start_s * file.samplerate)))
+            frames = -1 if seconds is None else round(seconds * file.samplerate)
+            wave, rate = file.read(frames, dtype="float32", always_2d=True), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be read as audio: {error}") from error
+    return torchaudio.functional.resample(torch.from_numpy(wave).mean(dim=1), rate, sample_rate_hz)
+
+
+class EmopiaDataset(Dataset):
+    """``(wave_N, Prompt)`` per clip: a random part of ``crop_s`` seconds (zeros after a short clip), or the whole clip."""
+
+    def __init__(self, clips: Sequence[EmopiaClip], sample_rate_hz: int, crop_s: float | None = None) -> None:
+        self.clips, self.sample_rate_hz, self.crop_s = list(clips), sample_rate_hz, crop_s
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Prompt]:
+        clip = self.clips[index]
+        mood = MOOD_OF_QUADRANT[clip.quadrant]
+        if self.crop_s is None:
+            wave = read_mono(clip.path, self.sample_rate_hz)
+        else:
+            spare_s = max(0.0, soundfile.info(clip.path).duration - self.crop_s)
+            part = read_mono(clip.path, self.sample_rate_hz, float(torch.rand(())) * spare_s, self.crop_s)
+            wave = torch.zeros(round(self.crop_s * self.sample_rate_hz))
+            wave[: len(part)] = part[: len(wave)]
+        labels = {"mood": mood, "quadrant": clip.quadrant, "song": clip.song, "instrument": "piano"}
+        prompt = Prompt(
+            id=clip.name, text=f"a recording of a {mood} piano solo", seconds=len(wave) / self.sample_rate_hz, labels=labels
+        )
+        return wave, prompt
+
+
+class EmopiaDataModule(L.LightningDataModule):
+    """EMOPIA as ``AudioBatch`` (mono). ``audio_dir`` holds the clips, ``split_dir`` the three csv files.
+
+    Training batches hold one random part of ``crop_s`` seconds a clip; validation and test batches hold one whole clip each,
+    because clips differ in length and a clip's verdict is a vote over all of its chunks.
+    """
+
+    def __init__(
+        self,
+        audio_dir: str,
+        split_dir: str,
+        sample_rate_hz: int = 22_050,
+        crop_s: float = 3.0,
+        batch_size: int = 32,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__()
+        if crop_s <= 0:
+            raise ValueError(f"crop_s must be positive, got {crop_s}")
+        self.audio_dir, self.split_dir = Path(audio_dir), Path(split_dir)
+        self.sample_rate_hz, self.crop_s, self.batch_size, self.num_workers = sample_rate_hz, crop_s, batch_size, num_workers
+        self.splits: dict[str, list[EmopiaClip]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            splits = {split: read_split(self.split_dir / f"{split}.csv", self.audio_dir) for split in SPLITS}
+            check_song_disjoint(splits)
+            self.splits = splits
+
+    def collate(self, items: Iterable[tuple[Tensor, Prompt]]) -> AudioBatch:
+        waves, prompts = zip(*items)
+        return AudioBatch(torch.stack(waves).unsqueeze(1), self.sample_rate_hz, tuple(prompts))
+
+    def _loader(self, split: str) -> DataLoader:
+        train = split == "train"
+        dataset = EmopiaDataset(self.splits[split], self.sample_rate_hz, self.crop_s if train else None)
+        return DataLoader(
+            dataset, self.batch_size if train else 1, shuffle=train, num_workers=self.num_workers, collate_fn=self.collate
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")

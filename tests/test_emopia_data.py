@@ -1,0 +1,115 @@
+"""The EMOPIA reader on a generated folder in its layout."""
+
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from datamodules.emotion import EmopiaDataModule, check_song_disjoint, parse_clip_name, read_mono, read_split
+
+SONGS = {
+    "train": ["Q1_ab_cd-efgh_0", "Q2_ab_cd-efgh_1", "Q3_song0000003_0", "Q4_song0000004_12"],
+    "val": ["Q1_song0000005_0"],
+    "test": ["Q4__song000006_0", "Q2_song0000007_0"],
+}
+
+
+@pytest.fixture
+def emopia(tmp_path):
+    (tmp_path / "audio").mkdir()
+    for split, names in SONGS.items():
+        rows = [f"{name}.mp3,{name[:2]}" for name in names]
+        (tmp_path / f"{split}.csv").write_text("fname,label\n" + "\n".join(rows) + "\n")
+        for index, name in enumerate(names):
+            time = np.arange(int(22_050 * (1.5 + index))) / 22_050
+            stereo = np.stack([np.sin(2 * np.pi * 440 * time), np.zeros_like(time)], axis=1) * 0.5
+            soundfile.write(tmp_path / "audio" / f"{name}.mp3", stereo, 22_050)
+    return tmp_path
+
+
+def module(folder, **settings) -> EmopiaDataModule:
+    settings = {"sample_rate_hz": 16_000, "crop_s": 2.0, "batch_size": 3, "num_workers": 0, **settings}
+    data = EmopiaDataModule(str(folder / "audio"), str(folder), **settings)
+    data.setup()
+    return data
+
+
+def test_names_split_on_the_outer_underscores_only():
+    assert parse_clip_name("Q1_ab_cd-efgh_0") == ("Q1", "ab_cd-efgh", "0")
+    assert parse_clip_name("Q4__song000006_12") == ("Q4", "_song000006", "12")
+    for bad in ("Q5_x_0", "Q1_0", "Q1_x_y", "piano"):
+        with pytest.raises(ValueError, match="not an EMOPIA clip name"):
+            parse_clip_name(bad)
+
+
+def test_training_batches_are_crops_with_moods(emopia):
+    batches = list(module(emopia).train_dataloader())
+    assert [len(batch) for batch in batches] == [3, 1]
+    assert all(batch.wave_BCN.shape[1:] == (1, 32_000) and batch.sample_rate_hz == 16_000 for batch in batches)
+    moods = {prompt.id: prompt.labels["mood"] for batch in batches for prompt in batch.prompts}
+    assert moods == {
+        "Q1_ab_cd-efgh_0": "happy",
+        "Q2_ab_cd-efgh_1": "angry",
+        "Q3_song0000003_0": "sad",
+        "Q4_song0000004_12": "tender",
+    }
+
+
+def test_a_short_clip_is_padded_and_a_long_one_cropped_at_random(emopia):
+    data = module(emopia)
+    waves = {prompt.id: wave for wave, prompt in (data._loader("train").dataset[i] for i in range(4))}
+    assert waves["Q1_ab_cd-efgh_0"][-4000:].abs().max() == 0  # 1.5 s of sound in 2 s
+    assert waves["Q4_song0000004_12"][-4000:].abs().max() > 0.1
+    again, _ = data._loader("train").dataset[3]
+    assert not torch.equal(again, waves["Q4_song0000004_12"])
+
+
+def test_test_batches_are_whole_clips(emopia):
+    lengths = [batch.wave_BCN.shape[-1] / 16_000 for batch in module(emopia).test_dataloader()]
+    assert lengths == [pytest.approx(1.5, abs=0.1), pytest.approx(2.5, abs=0.1)]  # mp3 pads a little
+    assert len(list(module(emopia).val_dataloader())) == 1
+
+
+def test_mono_mix_and_partial_reading(tmp_path):
+    time = np.arange(44_100) / 44_100
+    soundfile.write(tmp_path / "x.wav", np.stack([np.sin(2 * np.pi * 100 * time), np.zeros(44_100)], 1) * 0.8, 44_100)
+    wave = read_mono(tmp_path / "x.wav", 22_050)
+    assert len(wave) == 22_050 and float(wave.square().mean().sqrt()) == pytest.approx(0.4 / math.sqrt(2), rel=0.01)
+    assert len(read_mono(tmp_path / "x.wav", 22_050, 0.5, 0.25)) == 5513
+    (tmp_path / "bad.wav").write_bytes(b"not audio")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_mono(tmp_path / "bad.wav", 22_050)
+
+
+def test_a_song_in_two_splits_is_refused(emopia):
+    (emopia / "val.csv").write_text("fname,label\nQ1_ab_cd-efgh_0,Q1\n")
+    with pytest.raises(ValueError, match=r"'ab_cd-efgh'.*train and val"):
+        module(emopia)
+    check_song_disjoint({"train": [], "val": []})
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("name,label\nQ1_ab_cd-efgh_0,Q1\n", ValueError, "columns fname,label; it has name,label"),
+        ("fname,label\nQ1_ab_cd-efgh_0,Q2\n", ValueError, "line 2.*its name says Q1"),
+        ("fname,label\nQ1_missing0000_0,Q1\n", FileNotFoundError, "1 of the clips"),
+        ("fname,label\n", ValueError, "lists no clips"),
+        ("fname,label\nQ1_ab_cd-efgh_0,Q1\nQ1_ab_cd-efgh_0.mp3,Q1\n", ValueError, "more than once"),
+        ("\ufefffname,label\nnonsense,Q1\n", ValueError, "not an EMOPIA clip name"),
+    ],
+)
+def test_bad_split_files(emopia, content, error, message):
+    (emopia / "bad.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(error, match=message):
+        read_split(emopia / "bad.csv", emopia / "audio")
+
+
+def test_missing_split_and_bad_crop(emopia):
+    (emopia / "test.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"test\.csv"):
+        module(emopia)
+    with pytest.raises(ValueError, match="crop_s"):
+        module(emopia, crop_s=0)
