@@ -47,7 +47,7 @@ def _require_unit_time(time: Tensor) -> Tensor:
 
 
 class VPDiscrete:
-    """Variance-preserving path in whole steps (DDPM, DDIM; AudioLDM 2, Tango): alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2.
+    """Variance-preserving path in whole steps (AudioLDM 2, Tango): alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2.
 
     ``alphas_cumprod`` has one value a training step (usually 1000, float32 as in released schedulers). Grids use "leading"
     spacing: t = k * (count // steps) + ``steps_offset``, and the time after the last is clamped to 0, so a final alpha of 1

@@ -164,7 +164,7 @@ def rollout(
         raise ValueError(f"a rollout needs one prompt, conditioning row and generator a sample, at least one, got {counts}")
     if negative is None and sampler.guidance_scale != 1:
         raise ValueError(
-            f"guidance_scale {sampler.guidance_scale} needs the negative side; encode it (Prompt.as_negative) or set the scale to 1"
+            f"guidance_scale {sampler.guidance_scale} needs a negative side; encode Prompt.as_negative() or set the scale to 1"
         )
     guided = sampler.guidance_scale != 1
     conditioning, negative = conditioning.to(device), negative.to(device) if guided else None
@@ -225,8 +225,8 @@ def step_log_prob(
     for step in step_B.unique().tolist():
         if stds[step] == 0:
             raise ValueError(
-                f"step {step} (time {times[step].item():.6g} -> {times[step + 1].item():.6g}, eta {sampler.etas[step]:g}) adds no "
-                "noise, so it has no log-probability; leave it out of training (the last step of most paths) or raise its eta"
+                f"step {step} (time {times[step].item():.6g} -> {times[step + 1].item():.6g}, eta {sampler.etas[step]:g}) adds "
+                "no noise, so it has no log-probability; leave it out of training (the last step of most paths) or raise its eta"
             )
     rows = torch.arange(len(trajectory))
     x, x_next = trajectory.latents_SB[step_B, rows], trajectory.latents_SB[step_B + 1, rows]
