@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -83,3 +84,22 @@ class TinyAudio(nn.Module):
         """(channels, frames) that cover ``seconds``."""
         frames = math.ceil(seconds * self.sample_rate_hz / self.codec.samples_per_latent - 1e-6)
         return (self.latent_channels, max(1, frames))
+
+
+def from_codec(
+    codec: str, width: int = 208, depth: int = 6, heads: int = 4, patch: int = 2, codec_width: int = 256, text_width: int = 128
+) -> TinyAudio:
+    """A ``TinyAudio`` with an untrained denoiser and the codec weights of the file ``codec`` (safetensors, strict).
+
+    Raises ``FileNotFoundError`` when the file is missing and ``ValueError`` when its tensors do not fit ``codec_width``.
+    """
+    from safetensors.torch import load_file
+
+    if not Path(codec).is_file():
+        raise FileNotFoundError(f"no codec weights at {codec}; train them with configs/embedded/codec.yaml or name another file")
+    backbone = TinyAudio(width=width, depth=depth, heads=heads, patch=patch, codec_width=codec_width, text_width=text_width)
+    try:
+        backbone.codec.load_state_dict(load_file(codec))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {codec} do not fit this codec (width {codec_width}): {error}") from error
+    return backbone
