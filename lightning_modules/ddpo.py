@@ -1,0 +1,320 @@
+"""DDPO: denoising diffusion policy optimisation (arXiv 2305.13301), the clipped importance-sampled form.
+
+One training batch is one round: a ``PromptBatch`` is rolled out, decoded, scored, and the adapter is updated with
+backward passes step by step, so memory does not grow with the number of sampling steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+
+from datamodules.batches import PromptBatch
+from lightning_modules.advantages import PromptTracker
+from lightning_modules.ddpo_settings import CLIP_REFERENCE_ELEMENTS, check_settings, check_weights, samplers
+from lightning_modules.distributed import gather, sum_gradients
+from lightning_modules.ema import EMA
+from lightning_modules.losses import rescaled_clip_range
+from lightning_modules.policy_update import (
+    backward_steps,
+    check_ratio,
+    check_sizes,
+    draw_steps,
+    is_full_precision,
+    plan_updates,
+    recomputed_log_prob,
+    scored_elements,
+    trainable_steps,
+    update_metrics,
+    worst_ratio,
+)
+from lightning_modules.random_state import random_state, set_random_state
+from lightning_modules.rollouts import RewardError, ScoredSamples, Stopwatch, sample_and_score
+from lightning_modules.round_rewards import judge, reward_summary
+from zoo.backbones.lora import add_lora
+from zoo.diffusion import Sampler, step_stds
+from zoo.types import Backbone, Reward, Trajectory
+
+
+class DDPO(LightningModule):
+    """Trains a LoRA adapter (``lora_rank`` 0: the whole denoiser) of ``backbone`` to raise ``reward``.
+
+    Sampling: ``sample_steps``, ``guidance_scale``, ``eta`` (or one a step), ``rule`` and ``detach_unconditional`` (no gradient
+    through the unconditional branch) hold in rollout and training alike. Trained steps: ``train_steps`` (lo, hi) in sampler order
+    (None: all with noise), without the last one if ``skip_last_step``; of these a random ``train_step_share``, drawn for each
+    "sample" or once a "batch". Batches count samples per process: a round must be a multiple of ``sample_batch_size`` and of
+    ``train_batch_size * updates_per_round``. ``clip_range`` is for ``clip_reference_elements`` scored latent elements and is
+    rescaled to the backbone's (None: used as it is). ``advantage``: "prompt" (running statistics per prompt, ``tracker_*``),
+    "batch" or "group". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an adapter: a whole denoiser is
+    not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a tolerance.
+    ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averaged weights. ``eval_*`` None: as
+    in training. Raises ``ValueError`` on values that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        reward: Reward,
+        lora_rank: int = 8,
+        lora_alpha: float | None = None,
+        lora_targets: str | list[str] = "cross",
+        lora_init: str = "gaussian",
+        learning_rate: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 1e-4,
+        adam_epsilon: float = 1e-8,
+        max_grad_norm: float = 1.0,
+        sample_steps: int = 20,
+        guidance_scale: float = 1.0,
+        eta: float | list[float] = 1.0,
+        rule: str = "ddim",
+        detach_unconditional: bool = False,
+        sample_batch_size: int = 16,
+        train_batch_size: int = 16,
+        updates_per_round: int = 1,
+        inner_epochs: int = 1,
+        train_steps: tuple[int, int] | None = None,
+        skip_last_step: bool = True,
+        train_step_share: float = 1.0,
+        train_step_draw: Literal["sample", "batch"] = "sample",
+        clip_range: float = 1e-4,
+        clip_reference_elements: int | None = CLIP_REFERENCE_ELEMENTS,
+        advantage: Literal["prompt", "batch", "group"] = "prompt",
+        tracker_buffer_size: int = 16,
+        tracker_min_count: int = 16,
+        advantage_clip: float = 5.0,
+        kl_weight: float = 0.0,
+        recompute_old_log_prob: bool = False,
+        ratio_check: Literal["auto"] | bool | float = "auto",
+        on_bad_reward: Literal["stop", "drop"] = "stop",
+        ema_decay: float | None = None,
+        eval_sample_steps: int | None = None,
+        eval_eta: float | list[float] | None = None,
+        eval_guidance_scale: float | None = None,
+        class_label: str = "mood",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters(ignore=["backbone", "reward"])
+        if not isinstance(backbone, nn.Module):
+            raise ValueError(f"the backbone must be a torch module, got {type(backbone).__name__}")
+        check_settings(self.hparams)
+        self.sampler, self.eval_sampler = samplers(self.hparams)
+        self.trained_steps = trainable_steps(step_stds(backbone.path, self.sampler), train_steps, skip_last_step)
+        self.backbone, self.reward = backbone, reward
+        backbone.requires_grad_(False)
+        if lora_rank:
+            add_lora(backbone, lora_rank, lora_alpha, lora_targets, lora_init)
+        else:
+            backbone.denoiser.requires_grad_(True)
+            if any(p.dtype not in (torch.float32, torch.float64) for p in backbone.denoiser.parameters()):
+                raise ValueError("lora_rank=0 trains the whole denoiser, whose weights must be float32; load it in float32")
+        self.tracker = PromptTracker(tracker_buffer_size, tracker_min_count)
+        self.ema = None if ema_decay is None else EMA(self.trainable().values(), ema_decay)
+        self.report: Callable[[str, int, int], None] = lambda phase, done, total: None
+        self.held_out: dict[str, float] = {}
+        self._held_out_scores: list[tuple[Any, float]] = []
+        self._next_round: int | None = None
+        self._saved_random_state: dict[str, Any] | None = None
+        self._ratio_checked, self._grad_norm = ratio_check is False, math.nan
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that learns."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        h = self.hparams
+        return torch.optim.AdamW(
+            self.trainable().values(), lr=h.learning_rate, betas=tuple(h.betas), eps=h.adam_epsilon, weight_decay=h.weight_decay
+        )
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Trainable weights only: the base is named by the run's configuration."""
+        names = {kwargs.get("prefix", "") + name for name in self.trainable()}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """Strict about trainable weights whatever ``strict`` says. Raises ``ValueError`` naming the first that does not fit."""
+        check_weights(self.trainable(), state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ddpo"] = {
+            "next_round": self._next_round,
+            "tracker": self.tracker.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "random_state": random_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "ddpo" not in checkpoint:
+            raise ValueError("this checkpoint is not of a DDPO run (it holds no 'ddpo' state); give another one")
+        state = checkpoint["ddpo"]
+        if (state["ema"] is None) != (self.ema is None):
+            raise ValueError("ema_decay must be given in the resumed run exactly when it was given before")
+        self._next_round, self._saved_random_state = state["next_round"], state["random_state"]
+        self.tracker.load_state_dict(state["tracker"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        return batch  # prompts are text
+
+    def on_fit_start(self) -> None:
+        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ValueError(f"DDPO runs on one device or with strategy ddp, not with {type(self.trainer.strategy).__name__}")
+        if self._saved_random_state is None:
+            self._next_round = None
+        self._ratio_checked = self.hparams.ratio_check is False
+
+    def on_train_start(self) -> None:
+        if self._saved_random_state is not None:
+            set_random_state(self._saved_random_state)
+            self._saved_random_state = None
+
+    def check_round(self, batch: PromptBatch) -> None:
+        """Raises ``ValueError`` when this round cannot be trained as configured: called before anything is sampled."""
+        h, count = self.hparams, len(batch)
+        if count % h.sample_batch_size:
+            raise ValueError(f"a round of {count} samples a process is no multiple of sample_batch_size={h.sample_batch_size}")
+        check_sizes(count, h.train_batch_size, h.updates_per_round)
+        if len({(p.id, i) for p, i in zip(batch.prompts, batch.sample_index, strict=True)}) < count:
+            raise ValueError("a round holds the same (prompt id, sample index) twice; number the repeats of a prompt")
+        if self._next_round is not None and batch.round_index != self._next_round:
+            raise ValueError(f"the data module gave round {batch.round_index}, but round {self._next_round} is next")
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.check_round(batch)
+        self._settle()
+        samples, problem = None, None
+        try:
+            samples = self._sample(batch, self.sampler, "trajectory")
+        except RewardError as error:
+            problem = error
+        problems = [text for text in gather(None if problem is None else str(problem)) if text is not None]
+        if problems:
+            raise RewardError(problems[0]) from problem
+        judged = judge(
+            batch,
+            samples,
+            self.hparams.advantage,
+            self.tracker,
+            drop_bad=self.hparams.on_bad_reward == "drop",
+            class_label=self.hparams.class_label,
+        )
+        metrics = dict(judged.metrics)
+        updating = Stopwatch(self.device)
+        with updating():
+            metrics |= self._update(batch, samples.trajectory, judged.advantage_B.to(self.device), judged.kept_B)
+        self._next_round = batch.round_index + 1
+        metrics |= {
+            "round": float(self._next_round),
+            "seconds/sampling": samples.seconds_sampling,
+            "seconds/reward": samples.seconds_reward,
+            "seconds/update": updating.seconds,
+            "learning_rate": self.optimizers().param_groups[0]["lr"],
+        }
+        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=len(batch))
+
+    def _settle(self) -> None:
+        """Rollout and training run the same network: no dropout, no batch statistics."""
+        self.backbone.eval()
+        if isinstance(self.reward, nn.Module):
+            self.reward.eval()
+
+    def _sample(self, batch: PromptBatch, sampler: Sampler, keep: str) -> ScoredSamples:
+        return sample_and_score(
+            self.backbone,
+            self.reward,
+            sampler,
+            batch,
+            seed=self.hparams.seed,
+            sample_batch_size=self.hparams.sample_batch_size,
+            device=self.device,
+            keep=keep,
+            report=self.report,
+        )
+
+    def _update(
+        self, batch: PromptBatch, trajectory: Trajectory, advantage_B: Tensor, kept_B: Sequence[bool]
+    ) -> dict[str, float]:
+        """All optimiser steps of one round; returns what to log."""
+        h, clip_range = self.hparams, self.hparams.clip_range
+        if h.clip_reference_elements is not None:
+            clip_range = rescaled_clip_range(clip_range, h.clip_reference_elements, scored_elements(trajectory))
+        plans = []
+        for epoch in range(h.inner_epochs):
+            key = (h.seed, batch.round_index, epoch)
+            steps_KB = draw_steps(self.trained_steps, h.train_step_share, h.train_step_draw, batch, *key)
+            plans += plan_updates(steps_KB, kept_B, h.train_batch_size, h.updates_per_round, *key)
+        old_SB, gap = trajectory.log_prob_SB, 0.0
+        if h.recompute_old_log_prob:
+            planned = [micro for plan in plans for micro in plan]
+            old_SB, gap = recomputed_log_prob(self.backbone, self.sampler, trajectory, planned)
+        optimizer, parameters = self.optimizers(), list(self.trainable().values())
+        records, norms, done = [], [], 0
+        for plan in plans:
+            optimizer.zero_grad(set_to_none=True)
+            terms = sum(gather(sum(micro.terms for micro in plan)))
+            worst = (0.0, "nothing")
+            for micro in plan:
+                record = backward_steps(
+                    self.backbone, self.sampler, trajectory, micro, old_SB, advantage_B, terms, self.manual_backward,
+                    clip_range=clip_range, advantage_clip=h.advantage_clip, kl_weight=h.kl_weight,
+                )  # fmt: skip
+                records.append(record)
+                worst = max(worst, worst_ratio(record, micro, batch.prompts), key=lambda pair: pair[0])
+                done += 1
+                self.report("update", done, sum(map(len, plans)))
+            if not self._ratio_checked:
+                self._check_first_ratio(max(gather(worst), key=lambda pair: pair[0]), clip_range)
+            sum_gradients(parameters)
+            optimizer.step()  # calls on_before_optimizer_step, after any unscaling
+            norms.append(self._grad_norm)
+            if self.ema is not None:
+                self.ema.update()
+        metrics = update_metrics([record for rank in gather(records) for record in rank], clip_range)
+        return metrics | {"grad_norm": sum(norms) / len(norms), "clip_range": clip_range, "old_log_prob_gap": max(gather(gap))}
+
+    def _check_first_ratio(self, worst: tuple[float, str], clip_range: float) -> None:
+        full = is_full_precision(self.backbone.denoiser, self.device.type)
+        wanted = self.hparams.ratio_check
+        tolerance = (1e-6 if full else clip_range / 2) if isinstance(wanted, (str, bool)) else wanted
+        check_ratio(*worst, tolerance, full)
+        self._ratio_checked = True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._grad_norm = float(nn.utils.clip_grad_norm_(self.trainable().values(), self.hparams.max_grad_norm))
+
+    def evaluate(self, batch: PromptBatch) -> ScoredSamples:
+        """Samples and scores ``batch`` as evaluation does (with EMA weights if there are any); waves are kept. Repeatable."""
+        self._settle()
+        with ExitStack() as stack:
+            if self.ema is not None:
+                stack.enter_context(self.ema.swapped())
+            if self._trainer is not None:
+                stack.enter_context(self.trainer.precision_plugin.forward_context())
+            return self._sample(batch, self.eval_sampler, "wave")
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out_scores = []
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> ScoredSamples:
+        samples = self.evaluate(batch)
+        self._held_out_scores += zip(samples.prompts, samples.score_B.tolist())
+        return samples
+
+    def on_validation_epoch_end(self) -> None:
+        scored = [pair for rank in gather(self._held_out_scores) for pair in rank if math.isfinite(pair[1])]
+        self.held_out = {}
+        if scored:
+            self.held_out = reward_summary(*zip(*scored), self.hparams.class_label, "held_out")
+        self.log_dict(self.held_out)

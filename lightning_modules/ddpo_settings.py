@@ -1,0 +1,82 @@
+"""Settings of DDPO: what they may be, and the samplers they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.diffusion import Sampler
+from zoo.errors import did_you_mean
+
+CLIP_REFERENCE_ELEMENTS = 16384  # Stable Diffusion's 4 x 64 x 64, for which DDPO's clip range of 1e-4 was found
+
+_POSITIVE = (
+    "sample_steps",
+    "sample_batch_size",
+    "train_batch_size",
+    "updates_per_round",
+    "inner_epochs",
+    "learning_rate",
+    "max_grad_norm",
+    "train_step_share",
+    "clip_range",
+    "advantage_clip",
+)
+_CHOICES = {
+    "train_step_draw": ("sample", "batch"),
+    "advantage": ("prompt", "batch", "group"),
+    "on_bad_reward": ("stop", "drop"),
+}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` naming the first setting that cannot be meant."""
+    for name in _POSITIVE:
+        if not settings[name] > 0:
+            raise ValueError(f"{name} must be positive, got {settings[name]}")
+    for name, allowed in _CHOICES.items():
+        if settings[name] not in allowed:
+            raise ValueError(f"{name} {settings[name]!r} is unknown; {did_you_mean(str(settings[name]), allowed)}")
+    if settings["train_step_share"] > 1:
+        raise ValueError(f"train_step_share is a share of the steps, at most 1, got {settings['train_step_share']}")
+    for name in ("kl_weight", "lora_rank"):
+        if settings[name] < 0:
+            raise ValueError(f"{name} must be at least 0, got {settings[name]}")
+    if settings["lora_rank"] == 0 and settings["kl_weight"] > 0:
+        raise ValueError("kl_weight > 0 compares with the base model, which is the adapter switched off; set lora_rank >= 1")
+    check = settings["ratio_check"]
+    if isinstance(check, str) and check != "auto":
+        raise ValueError(f"ratio_check must be auto, true, false or a tolerance, got {check!r}")
+
+
+def _plain(eta: float | Sequence[float]) -> float | tuple[float, ...]:
+    return float(eta) if isinstance(eta, (int, float)) else tuple(float(value) for value in eta)
+
+
+def samplers(settings: Mapping[str, Any]) -> tuple[Sampler, Sampler]:
+    """(of training, of evaluation); what evaluation leaves as None is as in training. Raises ``ValueError``."""
+    s = settings
+    training = Sampler(s["sample_steps"], s["guidance_scale"], _plain(s["eta"]), s["rule"], s["detach_unconditional"])
+    steps, scale, eta = s["eval_sample_steps"], s["eval_guidance_scale"], s["eval_eta"]
+    if eta is None and steps not in (None, training.steps) and isinstance(training.eta, tuple):
+        raise ValueError("eval_sample_steps differs from sample_steps while eta is one number a step; give eval_eta too")
+    evaluation = Sampler(
+        training.steps if steps is None else steps,
+        training.guidance_scale if scale is None else scale,
+        training.eta if eta is None else _plain(eta),
+        training.rule,
+        training.detach_unconditional,
+    )
+    return training, evaluation
+
+
+def check_weights(own: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
+    """Every trainable weight must be in the checkpoint and fit. Raises ``ValueError`` naming the first that does not."""
+    wrong = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint does not fit this run: {len(wrong)} trainable weights differ, first {wrong[0]}; "
+            "resume with the same backbone, lora_rank and lora_targets"
+        )

@@ -1,0 +1,432 @@
+import copy
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from datamodules.batches import PromptBatch
+from lightning_modules.ddpo import DDPO
+from zoo.backbones.lora import reference
+from zoo.types import Conditioning, RewardOutput
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toys import Rounds, ToyBackbone, ToyReward, prompt_round
+
+
+def module(**changes) -> DDPO:
+    settings = {
+        "sample_steps": 5, "guidance_scale": 2.0, "sample_batch_size": 4, "train_batch_size": 4, "lora_rank": 2,
+        "learning_rate": 1e-2, "clip_range": 0.1, "clip_reference_elements": None,
+        "tracker_buffer_size": 8, "tracker_min_count": 4,
+    }  # fmt: skip
+    backbone, reward = changes.pop("backbone", None) or ToyBackbone(), changes.pop("reward", None) or ToyReward()
+    torch.manual_seed(0)  # the adapter's first factor
+    return DDPO(backbone, reward, **{**settings, **changes})
+
+
+def trainer(epochs: int = 1, **changes) -> L.Trainer:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(**{"max_epochs": epochs, "enable_checkpointing": False, "num_sanity_val_steps": 0, **quiet, **changes})
+
+
+def fitted(ddpo: DDPO, size: int = 8, epochs: int = 1, val=None, **changes) -> L.Trainer:
+    run = trainer(epochs, **changes)
+    run.fit(ddpo, Rounds(size), val, ckpt_path=None)
+    return run
+
+
+def weights(ddpo: DDPO) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in ddpo.trainable().items()}
+
+
+class Recorder(L.Callback):
+    """What each round logged, and the gradients just before the first optimiser step."""
+
+    def __init__(self) -> None:
+        self.rounds, self.gradients = [], None
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        self.rounds.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def on_before_optimizer_step(self, trainer, ddpo, optimizer) -> None:
+        if self.gradients is None:
+            self.gradients = {name: p.grad.clone() for name, p in ddpo.trainable().items()}
+
+
+def recorded(ddpo: DDPO, **changes) -> Recorder:
+    recorder = Recorder()
+    fitted(ddpo, callbacks=[recorder], **changes)
+    return recorder
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_the_ratio_is_one_before_the_first_update(detach):
+    recorder = recorded(module(detach_unconditional=detach, learning_rate=1e-9), size=8)
+    first = recorder.rounds[0]
+    assert abs(first["ratio/min"] - 1) <= 1e-6 and abs(first["ratio/max"] - 1) <= 1e-6
+    assert first["clip_fraction"] == 0 and first["approx_kl"] < 1e-12
+    assert first["grad_norm"] > 0
+
+
+def swapped_halves(monkeypatch):
+    """The published AudioLDM 2 code: after the rollout, the guidance halves change places."""
+    whole = Conditioning.cat
+    predicting = ToyBackbone.predict
+
+    def predict(self, latent, time, conditioning):
+        if torch.is_grad_enabled():
+            half = len(conditioning) // 2
+            conditioning = whole([conditioning.rows(slice(half, None)), conditioning.rows(slice(0, half))])
+        return predicting(self, latent, time, conditioning)
+
+    monkeypatch.setattr(ToyBackbone, "predict", predict)
+
+
+def another_prompts_conditioning(monkeypatch):
+    """The same code's other mistake: every sample is trained under the last prompt."""
+    predicting = ToyBackbone.predict
+
+    def predict(self, latent, time, conditioning):
+        if torch.is_grad_enabled():
+            conditioning = conditioning.rows([len(conditioning) - 1] * len(conditioning))
+        return predicting(self, latent, time, conditioning)
+
+    monkeypatch.setattr(ToyBackbone, "predict", predict)
+
+
+@pytest.mark.parametrize("spoil", [swapped_halves, another_prompts_conditioning])
+def test_the_check_at_the_start_catches_the_known_bugs_before_anything_is_learned(monkeypatch, spoil):
+    spoil(monkeypatch)
+    ddpo = module()
+    before = weights(ddpo)
+    with pytest.raises(ValueError, match=r"must be 1 within 1e-06.*(swapped guidance halves)?.*recompute_old_log_prob"):
+        fitted(ddpo)
+    assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
+
+
+def test_half_precision_is_held_to_half_the_clip_range_and_recomputing_is_the_remedy(monkeypatch):
+    ddpo = module(backbone=ToyBackbone(dtype=torch.bfloat16), clip_range=0.5)
+    assert recorded(ddpo).rounds[0]["ratio/max"] < 1.25
+    predicting = ToyBackbone.predict
+
+    def rounder(self, latent, time, conditioning):  # training rounds once more than the rollout did
+        output = predicting(self, latent, time, conditioning)
+        return output + 0.05 if ("training" in flags) else output
+
+    flags = set()
+    monkeypatch.setattr(ToyBackbone, "predict", rounder)
+
+    def run(**changes) -> Recorder:
+        flags.clear()
+        ddpo = module(backbone=ToyBackbone(dtype=torch.bfloat16), clip_range=1e-4, **changes)
+        update = ddpo._update
+        ddpo._update = lambda *arguments: (flags.add("training"), update(*arguments))[1]
+        return recorded(ddpo)
+
+    with pytest.raises(ValueError, match="recompute_old_log_prob=true is the remedy"):
+        run()
+    metrics = run(recompute_old_log_prob=True).rounds[0]
+    assert metrics["old_log_prob_gap"] > 1e-4 and abs(metrics["ratio/max"] - 1) < 1e-6
+
+
+def test_reward_rises_on_a_toy_under_prompts_with_different_goals():
+    sizes = {"sample_batch_size": 32, "train_batch_size": 32}
+    ddpo = module(advantage="batch", learning_rate=2e-2, lora_rank=4, lora_targets="all", **sizes)
+    recorder = recorded(ddpo, size=64, epochs=25)
+    rewards = [metrics["reward/mean"] for metrics in recorder.rounds]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
+    for mood in ("happy", "sad"):
+        assert recorder.rounds[-1][f"reward/{mood}/mean"] > recorder.rounds[0][f"reward/{mood}/mean"]
+    assert recorder.rounds[-1]["ratio/min"] <= 1 <= recorder.rounds[-1]["ratio/max"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_step_share": 0.5}, {"train_step_share": 0.5, "train_step_draw": "batch"}])
+def test_eight_samples_at_once_or_in_eight_micro_steps_give_one_gradient(changes):
+    common = {"sample_batch_size": 8, "ratio_check": 1e-4, "kl_weight": 0.1, "max_grad_norm": 1e9, **changes}
+    at_once = recorded(module(train_batch_size=8, **common), size=8).gradients
+    in_steps = recorded(module(train_batch_size=1, **common), size=8).gradients
+    scale = max(gradient.abs().max() for gradient in at_once.values())
+    assert scale > 0
+    for name in at_once:
+        torch.testing.assert_close(at_once[name], in_steps[name], rtol=0, atol=1e-5 * scale.item())
+
+
+def test_kl_is_zero_with_an_untrained_adapter_and_grows_with_learning():
+    recorder = recorded(module(kl_weight=0.5, learning_rate=0.05, updates_per_round=1), epochs=2)
+    assert recorder.rounds[0]["kl_to_base"] == 0
+    assert recorder.rounds[1]["kl_to_base"] > 0
+
+
+def test_adapter_off_is_the_base_bitwise_after_training():
+    base, ddpo = ToyBackbone(), module(learning_rate=0.05)
+    fitted(ddpo)
+    batch = prompt_round(4)
+    conditioning = base.encode_prompts(batch.prompts)
+    x, time = torch.randn(4, 2, 8), torch.full((4,), 0.5)
+    with torch.no_grad():
+        wanted, adapted = base.predict(x, time, conditioning), ddpo.backbone.predict(x, time, conditioning)
+        with reference(ddpo.backbone):
+            off = ddpo.backbone.predict(x, time, conditioning)
+    assert torch.equal(off, wanted) and not torch.equal(adapted, wanted)
+
+
+@pytest.mark.parametrize("changes", [{"ema_decay": 0.9}, {"advantage": "group", "inner_epochs": 2, "train_step_share": 0.5}])
+def test_a_resumed_run_ends_with_bitwise_the_same_adapter(tmp_path, changes):
+    whole = module(**changes)
+    fitted(whole, epochs=4)
+    first = module(**changes)
+    run = fitted(first, epochs=2, default_root_dir=tmp_path)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    state = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    assert set(state["state_dict"]) == set(first.trainable()) and all("lora_" in name for name in state["state_dict"])
+    torch.manual_seed(99)
+    second = module(**changes)
+    resumed = trainer(4)
+    resumed.fit(second, Rounds(8, start=2), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert resumed.global_step == 4 * second.hparams.updates_per_round * second.hparams.inner_epochs
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name]), name
+    assert whole.tracker.state_dict() == second.tracker.state_dict()
+    if whole.ema is not None:
+        assert all(torch.equal(a, b) for a, b in zip(whole.ema.average, second.ema.average))
+
+
+def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of_checkpoint(tmp_path):
+    run = fitted(module(), epochs=1)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="round 0, but round 1 is next"):
+        trainer(2).fit(module(), Rounds(8), ckpt_path=tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="does not fit this run"):
+        trainer(2).fit(module(lora_rank=3), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="ema_decay"):
+        trainer(2).fit(module(ema_decay=0.5), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="not of a DDPO run"):
+        module().on_load_checkpoint({"state_dict": {}})
+
+
+class Bad(ToyReward):
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        output = super().__call__(wave_BCN, sample_rate_hz, prompts)
+        score = output.score_B.clone()
+        if self.how == "raises":
+            raise RuntimeError("no such file")
+        if self.how == "shape":
+            return RewardOutput(score[:, None])
+        if self.how == "part":
+            return RewardOutput(score, {"x": 1.0})
+        if self.how == "type":
+            return score
+        bad = [self.how == "all" or prompt.id == "p1" for prompt in prompts]
+        return RewardOutput(torch.where(torch.tensor(bad), torch.nan, score), output.parts)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "the reward Bad raised RuntimeError: no such file"),
+        ("shape", r"score_B needs \(4,\), got shape \(4, 1\)"),
+        ("part", r"parts\['x'\] needs \(4,\), got float"),
+        ("type", "must return a RewardOutput, got Tensor"),
+        ("nan", r"2 of 8 rewards in round 0 are not finite: 'p1' \('a sad .*on_bad_reward=drop"),
+    ],
+)
+def test_a_bad_reward_stops_with_one_message_and_nothing_learned(how, message):
+    ddpo = module(reward=Bad(how))
+    before = weights(ddpo)
+    with pytest.raises(ValueError, match=message):
+        fitted(ddpo)
+    assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
+
+
+def test_bad_rewards_can_be_dropped_and_are_counted():
+    recorder = recorded(module(reward=Bad("nan"), on_bad_reward="drop"), epochs=2)
+    assert [metrics["dropped_samples"] for metrics in recorder.rounds] == [2, 2]
+    assert all(torch.isfinite(gradient).all() for gradient in recorder.gradients.values())
+    assert recorder.rounds[0]["grad_norm"] > 0
+    with pytest.raises(ValueError, match="8 of 8 rewards"):
+        fitted(module(reward=Bad("all"), on_bad_reward="drop"))
+
+
+def test_dropping_a_sample_equals_a_round_without_it():
+    class Without(Rounds):
+        def __iter__(self):
+            batch = prompt_round(8)
+            kept = [i for i, prompt in enumerate(batch.prompts) if prompt.id != "p1"]
+            yield PromptBatch(tuple(batch.prompts[i] for i in kept), tuple(batch.sample_index[i] for i in kept), 0)
+
+    common = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "advantage": "batch", "sample_batch_size": 1, "train_batch_size": 1}
+    dropped, absent = Recorder(), Recorder()
+    trainer(callbacks=[dropped]).fit(module(reward=Bad("nan"), on_bad_reward="drop", **common), Rounds(8))
+    trainer(callbacks=[absent]).fit(module(**common), Without(8))
+    for name, gradient in absent.gradients.items():
+        torch.testing.assert_close(dropped.gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_batch_size": 3}, "no multiple of sample_batch_size=3"),
+        ({"train_batch_size": 3}, "train_batch_size=3; it must be a multiple of 3"),
+        ({"updates_per_round": 4}, "updates_per_round=4"),
+    ],
+)
+def test_batch_sizes_that_do_not_divide_stop_before_anything_is_sampled(changes, message):
+    ddpo = module(**changes)
+    ddpo.backbone.predict = lambda *_: pytest.fail("sampled")
+    with pytest.raises(ValueError, match=message):
+        fitted(ddpo)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"advantage": "promt"}, "did you mean 'prompt'"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"train_step_share": 1.5}, "at most 1"),
+        ({"kl_weight": -1.0}, "kl_weight must be at least 0"),
+        ({"lora_rank": 0, "kl_weight": 0.1}, "set lora_rank >= 1"),
+        ({"train_steps": (0, 5), "skip_last_step": False}, r"steps \[4\] add no noise"),
+        ({"train_steps": (3, 9)}, "must lie inside the 5 sampling steps"),
+        ({"sample_steps": 1}, "none is left to train"),
+        ({"eta": (1.0, 1.0, 0.0, 0.0, 0.0), "eval_sample_steps": 8}, "give eval_eta"),
+        ({"ratio_check": "always"}, "ratio_check"),
+        ({"lora_rank": 0, "backbone": ToyBackbone(dtype=torch.bfloat16)}, "must be float32"),
+    ],
+)
+def test_settings_that_cannot_be_meant(changes, message):
+    with pytest.raises(ValueError, match=message):
+        module(**changes)
+    with pytest.raises(ValueError, match="torch module"):
+        DDPO(object(), ToyReward())
+
+
+def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monkeypatch):
+    scored = []
+    from lightning_modules import policy_update
+
+    scoring = policy_update.step_log_prob
+    monkeypatch.setattr(policy_update, "step_log_prob", lambda *a: (scored.extend(a[4].tolist()), scoring(*a))[1])
+    fitted(module(train_steps=(1, 3)))
+    assert set(scored) == {1, 2} and len(scored) == 16
+    scored.clear()
+    fitted(module(eta=(0.0, 1.0, 0.0, 0.0, 0.0)))
+    assert set(scored) == {1}
+    scored.clear()
+    fitted(module(train_step_share=0.5))
+    assert len(scored) == 8 * 2 and set(scored) <= {0, 1, 2, 3}
+
+
+def test_updates_and_inner_epochs_make_optimiser_steps():
+    ddpo = module(updates_per_round=2, inner_epochs=3)
+    assert fitted(ddpo).global_step == 6
+
+
+def test_gradients_are_clipped_by_the_module():
+    ddpo = module(max_grad_norm=1e-3)
+    optimizer_step = torch.optim.AdamW.step
+    seen = []
+
+    def step(self, closure=None):
+        if closure is not None:
+            closure()
+        seen.append(torch.stack([p.grad.norm() for group in self.param_groups for p in group["params"]]).norm().item())
+        return optimizer_step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        recorder = recorded(ddpo)
+    assert seen and seen[0] == pytest.approx(1e-3, rel=1e-3) and recorder.rounds[0]["grad_norm"] > 1e-2
+
+
+def test_full_fine_tuning_trains_the_denoiser_alone():
+    ddpo = module(lora_rank=0)
+    before = weights(ddpo)
+    assert all(name.startswith("backbone.denoiser.") for name in before)
+    fitted(ddpo)
+    assert any(not torch.equal(before[name], value) for name, value in weights(ddpo).items())
+
+
+def test_evaluation_is_repeatable_logs_each_class_and_uses_averaged_weights():
+    ddpo = module(ema_decay=0.9, eval_sample_steps=3, eval_guidance_scale=1.0, eval_eta=0.0)
+    recorder = recorded(ddpo, val=[prompt_round(6, repeats=1)])
+    metrics = recorder.rounds[0] | ddpo.held_out
+    assert {"held_out/mean", "held_out/std", "held_out/happy/mean", "held_out/sad/std"} <= set(ddpo.held_out)
+    assert {"reward/mean", "reward/happy/std", "reward_part/level", "latent_norm", "seconds/sampling", "seconds/reward",
+            "seconds/update", "learning_rate", "round"} <= set(metrics)  # fmt: skip
+    first, second = (ddpo.evaluate(prompt_round(6, repeats=1)) for _ in range(2))
+    assert torch.equal(first.wave_BCN, second.wave_BCN) and first.wave_BCN.shape == (6, 1, 8)
+    with torch.no_grad():
+        for average in ddpo.ema.average:
+            average.add_(1.0)
+    assert not torch.equal(ddpo.evaluate(prompt_round(6, repeats=1)).wave_BCN, first.wave_BCN)
+
+
+def test_rounds_are_refused_with_prompts_of_different_length_or_doubled_samples():
+    batch = prompt_round(8)
+    longer = copy.copy(batch.prompts[0])
+    object.__setattr__(longer, "seconds", 2.0)
+    mixed = PromptBatch((longer, *batch.prompts[1:]), batch.sample_index, 0)
+    with pytest.raises(ValueError, match="one length, got"):
+        trainer().fit(module(), [mixed])
+    with pytest.raises(ValueError, match="the same .prompt id, sample index. twice"):
+        trainer().fit(module(), [PromptBatch(batch.prompts, (0,) * 8, 0)])
+
+
+def test_clip_range_is_rescaled_to_the_scored_elements(monkeypatch):
+    stated = {"clip_range": 1e-4, "clip_reference_elements": 16384}
+    assert recorded(module(**stated)).rounds[0]["clip_range"] == pytest.approx(1e-4 * 16384 / 16)
+    mask = torch.ones(1, 1, 8, dtype=torch.bool)
+    mask[..., 4:] = False
+    monkeypatch.setattr(ToyBackbone, "scored_mask", lambda self, prompts: mask, raising=False)
+    assert recorded(module(**stated)).rounds[0]["clip_range"] == pytest.approx(1e-4 * 16384 / 8)
+
+
+def test_other_strategies_are_refused():
+    run = trainer()
+    ddpo = module()
+    ddpo.trainer = run
+    run.strategy.__class__ = type("FSDPStrategy", (), {})
+    with pytest.raises(ValueError, match="not with FSDPStrategy"):
+        ddpo.on_fit_start()
+
+
+def _two_ranks(rank: int, port: int, path: str) -> None:
+    import os
+
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    batch, mine = prompt_round(8), slice(rank * 4, rank * 4 + 4)
+    own = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0)
+    recorder = Recorder()
+    run = trainer(accelerator="cpu", devices=2, strategy="ddp", callbacks=[recorder], use_distributed_sampler=False)
+    ddpo = module(train_batch_size=4, ratio_check=1e-4, max_grad_norm=1e9, train_step_share=0.5)
+    run.fit(ddpo, [own], [own])
+    found = {"gradients": recorder.gradients, "weights": weights(ddpo), "metrics": recorder.rounds[0], "held_out": ddpo.held_out}
+    torch.save(found, f"{path}/{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_double_batch(tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_two_ranks, (port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    ddpo, recorder = module(train_batch_size=4, ratio_check=1e-4, max_grad_norm=1e9, train_step_share=0.5), Recorder()
+    trainer(callbacks=[recorder]).fit(ddpo, [prompt_round(8)], [prompt_round(8)])
+    scale = max(gradient.abs().max().item() for gradient in recorder.gradients.values())
+    for name, gradient in recorder.gradients.items():
+        assert torch.equal(first["gradients"][name], second["gradients"][name])
+        torch.testing.assert_close(first["gradients"][name], gradient, rtol=0, atol=1e-6 * scale)
+        assert torch.equal(first["weights"][name], second["weights"][name])
+    assert first["held_out"] == pytest.approx(ddpo.held_out, rel=1e-6)
+    for name in ("reward/mean", "reward/std", "reward/happy/mean", "latent_norm", "grad_norm"):
+        assert first["metrics"][name] == pytest.approx(recorder.rounds[0][name], rel=1e-5)

@@ -1,0 +1,180 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a backbone's denoiser, through peft. Adapter off = the base model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from zoo.errors import did_you_mean
+from zoo.types import Backbone
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "to_out.0")
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def attention_linears(denoiser: nn.Module, *, cross_only: bool = False) -> list[str]:
+    """Full names of the linear layers ``to_q``, ``to_k``, ``to_v``, ``to_out`` (or ``to_out.0``) of all attention blocks.
+
+    ``cross_only``: of blocks whose attribute ``is_cross_attention`` is true (diffusers sets it; so does ``zoo.backbones.tiny``).
+    """
+    modules = dict(denoiser.named_modules())
+    names = []
+    for name, module in modules.items():
+        suffix = next((p for p in PROJECTIONS if name == p or name.endswith("." + p)), None)
+        if suffix is None or not isinstance(module, nn.Linear):
+            continue
+        parent = modules[name[: -len(suffix)].rstrip(".")]
+        if not cross_only or getattr(parent, "is_cross_attention", False):
+            names.append(name)
+    return names
+
+
+def _target_names(denoiser: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    if isinstance(targets, str):
+        if targets not in ("cross", "all"):
+            raise ValueError(f"targets {targets!r} is unknown; expected 'cross', 'all' or a list of layer names")
+        names = attention_linears(denoiser, cross_only=targets == "cross")
+        if not names:
+            kind = "cross-attention" if targets == "cross" else "attention"
+            raise ValueError(
+                f"{type(denoiser).__name__} has no {kind} layer named {', '.join(PROJECTIONS)}"
+                + (" in a block with is_cross_attention" if targets == "cross" else "")
+                + "; give targets as a list of layer names"
+            )
+        return names
+    linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in linears):
+            raise ValueError(f"{type(denoiser).__name__} has no linear layer {target!r}; {did_you_mean(target, linears)}")
+    return [name for name in linears if any(name == t or name.endswith("." + t) for t in targets)]
+
+
+def add_lora(
+    backbone: Backbone,
+    rank: int,
+    alpha: float | None = None,
+    targets: str | Sequence[str] = "cross",
+    init: str = "default",
+    dropout: float = 0.0,
+) -> None:
+    """Wraps ``backbone.denoiser`` in place; only the adapter's weights need gradients afterwards.
+
+    ``alpha`` scales the adapter by alpha / rank (None: alpha = rank). ``targets``: "cross" (cross-attention), "all" (every
+    attention) or names of linear layers. ``init``: "default" (Kaiming, zero) or "gaussian" (Gaussian, zero): the adapter
+    changes nothing at first. Adapter weights are float32 also on a half-precision denoiser. ``dropout`` other than 0 makes
+    importance ratios leave 1 in train mode. Raises ``ValueError`` when nothing matches, or an adapter is there already.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if isinstance(backbone.denoiser, PeftModel):
+        raise ValueError("this backbone already has an adapter; load another copy of the backbone")
+    if int(rank) != rank or rank < 1:
+        raise ValueError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
+    if init not in ("default", "gaussian"):
+        raise ValueError(f"the LoRA init {init!r} is unknown; {did_you_mean(init, ('default', 'gaussian'))}")
+    config = LoraConfig(
+        r=int(rank),
+        lora_alpha=rank if alpha is None else alpha,
+        target_modules=_target_names(backbone.denoiser, targets),
+        lora_dropout=dropout,
+        init_lora_weights=True if init == "default" else init,
+        bias="none",
+    )
+    training = backbone.denoiser.training
+    backbone.denoiser = get_peft_model(backbone.denoiser, config, autocast_adapter_dtype=True).train(training)
+
+
+def _adapted(backbone: Backbone) -> PeftModel:
+    from peft import PeftModel
+
+    if not isinstance(backbone.denoiser, PeftModel):
+        raise ValueError("this backbone has no adapter; call add_lora or load_adapter first")
+    return backbone.denoiser
+
+
+@contextmanager
+def reference(backbone: Backbone) -> Iterator[None]:
+    """Inside, the adapter is off: the backbone is bitwise its base model. Raises ``ValueError`` without an adapter."""
+    model = _adapted(backbone)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter in frozen:  # peft makes the adapter trainable when it comes back
+            parameter.requires_grad_(False)
+
+
+def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
+    """Writes the adapter in peft's layout (config and safetensors), beside ``folder`` first; an older folder is replaced.
+
+    Raises ``ValueError`` without an adapter, ``OSError`` when writing fails (the older folder stays then).
+    """
+    model = _adapted(backbone)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "old"))
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        model.save_pretrained(str(part), save_embedding_layers=False)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) -> None:
+    """Puts a saved adapter on ``backbone`` (frozen) or into the adapter of the same kind that is there (stays trainable).
+
+    ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must fit.
+    Raises ``ValueError`` when files are missing or made for another denoiser.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} holds no adapter: {', '.join(missing)} missing; give the folder that save_adapter wrote")
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        weights = load_file(str(folder / WEIGHTS_FILE))
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"the adapter in {folder} cannot be read ({error}); it may be damaged, export it again") from error
+    if not isinstance(backbone.denoiser, PeftModel):
+        names = {name for name, _ in backbone.denoiser.named_modules()}
+        lost = [target for target in config.target_modules if not any(n == target or n.endswith("." + target) for n in names)]
+        if lost:
+            kind = type(backbone.denoiser).__name__
+            raise ValueError(f"the adapter in {folder} is for another denoiser: {kind} has no {lost[0]!r}")
+        config.inference_mode = True
+        training = backbone.denoiser.training
+        backbone.denoiser = get_peft_model(backbone.denoiser, config, autocast_adapter_dtype=True).train(training)
+        backbone.denoiser.requires_grad_(False)
+    own = get_peft_model_state_dict(backbone.denoiser, save_embedding_layers=False)
+    differing = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]
+    if differing:
+        raise ValueError(f"the adapter in {folder} is for another denoiser or rank: {differing[0]} differs")
+    set_peft_model_state_dict(backbone.denoiser, weights)
+    for module in backbone.denoiser.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale("default", strength)
