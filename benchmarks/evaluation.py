@@ -1,0 +1,159 @@
+"""What the benchmarks share: clips with the moods asked for, and everything that is measured on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.judges import MoodJudge
+from benchmarks.music_metrics import in_tune_share, onset_rate, side_to_mid_db
+from datamodules.batches import PromptBatch
+from datamodules.music import Clip, render_clip
+from lightning_modules.rollouts import sample_and_score
+from zoo.diffusion import Sampler
+from zoo.files import written_beside
+from zoo.metrics.intervals import mean_and_error
+from zoo.rewards.emotion import MOODS
+from zoo.types import Backbone, Prompt, Reward
+
+REFERENCE_SEED, REAL_SEED = 20_000_000, 21_000_000  # training renders seeds from 0, validation from 10,000,000
+Outputs = Callable[[Tensor, int], np.ndarray]  # the held-out network: (wave_BCN, sample_rate_hz) -> (B, features)
+Estimate = tuple[float, float]  # mean and standard error over clips
+
+
+@dataclass(frozen=True)
+class Clips:
+    """``wave_BCN`` in [-1, 1] and the prompt that each clip was made for or is called by."""
+
+    wave_BCN: Tensor
+    sample_rate_hz: int
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def moods(self) -> list[str]:
+        return [prompt.labels["mood"] for prompt in self.prompts]
+
+
+def real_clips(
+    per_cell: int, instruments: Sequence[str], seconds: float, sample_rate_hz: int, first_seed: int, renderer: str = "soundfont"
+) -> Clips:
+    """``per_cell`` rendered clips of every mood and instrument, from seeds that no training uses."""
+    waves, prompts = [], []
+    for instrument in instruments:
+        for mood in MOODS:
+            for index in range(per_cell):
+                clip = Clip(mood, instrument, first_seed + index)
+                waves.append(render_clip(clip, seconds, sample_rate_hz, renderer))
+                labels = {"mood": mood, "instrument": instrument}
+                prompts.append(Prompt(f"real-{mood}-{instrument}-{index}", f"{mood} {instrument}", seconds=seconds, labels=labels))
+    return Clips(torch.from_numpy(np.stack(waves)).float() / 32768, sample_rate_hz, tuple(prompts))
+
+
+def codec_round_trip(backbone: Backbone, clips: Clips, batch_size: int = 16) -> Clips:
+    """The clips through the backbone's encoder and decoder."""
+    with torch.no_grad():
+        parts = [backbone.decode(backbone.encode(part)) for part in clips.wave_BCN.split(batch_size)]
+    return Clips(torch.cat(parts)[..., : clips.wave_BCN.shape[-1]], backbone.sample_rate_hz, clips.prompts)
+
+
+def generations(
+    backbone: Backbone, reward: Reward, sampler: Sampler, prompts: Sequence[Prompt], repeats: int, seed: int, batch_size: int = 16
+) -> Clips:
+    """``repeats`` samples of every prompt; the noise of sample i of a prompt depends on (seed, prompt id, i) only."""
+    batch = PromptBatch(
+        tuple(prompt for prompt in prompts for _ in range(repeats)), tuple(index for _ in prompts for index in range(repeats))
+    )
+    samples = sample_and_score(
+        backbone, reward, sampler, batch, seed=seed, sample_batch_size=batch_size, device=torch.device("cpu"), keep="wave"
+    )
+    return Clips(samples.wave_BCN, backbone.sample_rate_hz, samples.prompts)
+
+
+def shuffled(clips: Clips, seed: int = 0) -> Clips:
+    """The same clips under one another's prompts: what is right by chance or because every clip sounds alike."""
+    order = np.random.default_rng(seed).permutation(len(clips.prompts))
+    return Clips(clips.wave_BCN, clips.sample_rate_hz, tuple(clips.prompts[i] for i in order))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One value a clip, by name; NaN nowhere."""
+
+    moods: list[str]
+    values: Mapping[str, np.ndarray]
+
+    def estimate(self, name: str, mood: str | None = None) -> Estimate:
+        """Mean and standard error over all clips, or those of one mood."""
+        rows = [i for i, own in enumerate(self.moods) if mood in (None, own)]
+        return mean_and_error(self.values[name][rows].tolist())
+
+    def to_json(self) -> dict:
+        return {"moods": self.moods, "values": {name: column.tolist() for name, column in self.values.items()}}
+
+
+def measure(clips: Clips, reward: Reward, judge: MoodJudge | None, network: Outputs | None, batch_size: int = 32) -> Measured:
+    """Per clip: ``reward``, ``accuracy`` (of the reward's classifier), ``in_tune``, ``onsets_per_s``, ``side_to_mid_db``; with a
+    judge also ``judge_quadrant``, ``judge_probability`` and ``judge_accuracy``.
+    """
+    columns: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(clips.prompts), batch_size):
+        wave, prompts = clips.wave_BCN[start : start + batch_size], clips.prompts[start : start + batch_size]
+        with torch.no_grad():
+            output = reward(wave, clips.sample_rate_hz, prompts)
+        values = {
+            "reward": output.score_B.numpy(),
+            "accuracy": output.parts["accuracy"].numpy(),
+            "in_tune": in_tune_share(wave.mean(dim=1), clips.sample_rate_hz).numpy(),
+            "onsets_per_s": onset_rate(wave.mean(dim=1), clips.sample_rate_hz).numpy(),
+            "side_to_mid_db": side_to_mid_db(wave).numpy(),
+        }
+        if judge is not None:
+            verdict = judge.verdict(network(wave, clips.sample_rate_hz), [prompt.labels["mood"] for prompt in prompts])
+            values["judge_quadrant"] = verdict.quadrant_right
+            values["judge_probability"] = verdict.probability
+            values["judge_accuracy"] = verdict.probability_right
+        for name, column in values.items():
+            columns.setdefault(name, []).append(np.asarray(column, dtype=np.float64))
+    return Measured(clips.moods, {name: np.concatenate(parts) for name, parts in columns.items()})
+
+
+def fitted_judge(reference: Clips, network: Outputs | None) -> MoodJudge | None:
+    """The held-out judge, fitted on real clips; None without a network."""
+    return None if network is None else MoodJudge.fit(network(reference.wave_BCN, reference.sample_rate_hz), reference.moods)
+
+
+def shown(estimate: Estimate, digits: int = 2) -> str:
+    """``.83 ± .04`` with ``digits`` decimals."""
+    return f"{estimate[0]:.{digits}f} ± {estimate[1]:.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A GitHub table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, record: dict) -> None:
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def loaded_network(name: str) -> Outputs | None:
+    """``vibenet`` or ``none``. Raises ``ValueError`` for another name, ``ImportError`` saying how to install the judge."""
+    if name == "none":
+        return None
+    if name != "vibenet":
+        raise ValueError(f"--judge must be vibenet or none, got {name!r}")
+    from benchmarks.judges import VibeNet
+
+    return VibeNet()

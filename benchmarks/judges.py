@@ -1,0 +1,160 @@
+"""A judge that this project did not train: VibeNet's valence and energy of a clip, turned into a mood.
+
+VibeNet (GPL-3.0-or-later; an EfficientNet student whose weights are in its wheel) is opt-in and never a dependency:
+
+    pip install --no-deps vibenet==0.1.0 && pip install onnxruntime
+
+Only its ONNX file is read. Its front end (64 ms FFT, 40 ms Hann window every 20 ms, 128 Slaney mel bands, dB with an 80 dB
+range) is rebuilt here from its parameters. Clips are mixed to mono and brought to one level first: its energy leans on loudness.
+
+Two verdicts per clip, both fitted on *real* clips and then applied to generations:
+- ``quadrant``: valence and energy against the medians of the real clips (transparent, but it throws information away);
+- ``probability``: multinomial logistic regression from all seven outputs to the four moods.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+
+from zoo.metrics.intervals import mean_and_error
+from zoo.rewards.emotion import MOODS, level_normalised
+
+OUTPUTS = ("acousticness", "danceability", "energy", "instrumentalness", "liveness", "speechiness", "valence")
+RATE_HZ = 16_000
+_INSTALL = "pip install --no-deps vibenet==0.1.0 && pip install onnxruntime"
+
+
+def vibenet_model_path() -> Path:
+    """The ONNX file inside the installed wheel. Raises ``ImportError`` saying how to install it."""
+    spec = importlib.util.find_spec("vibenet")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"the held-out mood judge is not installed; it is optional: {_INSTALL}")
+    path = Path(next(iter(spec.submodule_search_locations))) / "artifacts" / "efficientnet_model.onnx"
+    if not path.is_file():
+        raise ImportError(f"the installed vibenet has no {path.name}; version 0.1.0 has it: {_INSTALL}")
+    return path
+
+
+def vibenet_log_mel(mono_BN: Tensor) -> Tensor:
+    """(B, 128, frames) in dB with a range of 80 dB, from (B, N) at 16 kHz; no padding at the ends."""
+    frames = mono_BN.unfold(1, 640, 320) * torch.hann_window(640)
+    power_BTF = torch.fft.rfft(frames, 1024).abs().square()
+    bank = torchaudio.functional.melscale_fbanks(513, 0.0, 8000.0, 128, RATE_HZ, norm="slaney", mel_scale="slaney")
+    db_BMT = 10 * torch.log10((power_BTF @ bank).clamp(min=1e-10)).transpose(1, 2)
+    return torch.maximum(db_BMT, db_BMT.amax(dim=(1, 2), keepdim=True) - 80)
+
+
+class VibeNet:
+    """``judge(wave_BCN, sample_rate_hz)`` -> (B, 7) raw outputs in the order of ``OUTPUTS``."""
+
+    def __init__(self, rms: float = 0.08) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(f"the held-out mood judge needs onnxruntime: {_INSTALL}") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.rms = rms
+        self.session = onnxruntime.InferenceSession(str(vibenet_model_path()), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, wave_BCN: Tensor, sample_rate_hz: int) -> np.ndarray:
+        mono_BN = torchaudio.functional.resample(wave_BCN.float().mean(dim=1), sample_rate_hz, RATE_HZ)
+        mel_BMT = vibenet_log_mel(level_normalised(mono_BN, self.rms)).numpy()
+        return np.stack([self.session.run(None, {"x": mel[None]})[0][0] for mel in mel_BMT])
+
+
+def fit_logistic_regression(features: np.ndarray, classes: np.ndarray, count: int, penalty: float = 0.01) -> np.ndarray:
+    """(features + 1, count) weights (last row: bias) of a multinomial logistic regression with a squared penalty, by L-BFGS."""
+    x = torch.cat([torch.as_tensor(features, dtype=torch.float64), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+    y = torch.as_tensor(classes, dtype=torch.long)
+    weights = torch.zeros(x.shape[1], count, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(x @ weights, y) + penalty * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach().numpy()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def mood_indices(moods: Sequence[str]) -> np.ndarray:
+    """Indices into ``MOODS``. Raises ``ValueError`` for another word."""
+    unknown = sorted(set(moods) - set(MOODS))
+    if unknown:
+        raise ValueError(f"unknown moods {unknown}; the judge knows {', '.join(MOODS)}")
+    return np.array([MOODS.index(mood) for mood in moods])
+
+
+@dataclass(frozen=True)
+class JudgeVerdict:
+    """Per clip: ``quadrant_right`` (0 or 1), ``probability`` of the wanted mood, ``probability_right`` (its argmax, 0 or 1)."""
+
+    quadrant_right: np.ndarray
+    probability: np.ndarray
+    probability_right: np.ndarray
+
+    def summary(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard error over clips of each."""
+        return {name: mean_and_error(getattr(self, name).tolist()) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class MoodJudge:
+    """Thresholds and regression fitted on real clips; plain numbers, so that it can be saved and read again."""
+
+    valence_median: float
+    energy_median: float
+    feature_mean: np.ndarray
+    feature_std: np.ndarray
+    weights: np.ndarray
+
+    @staticmethod
+    def fit(outputs: np.ndarray, moods: Sequence[str]) -> MoodJudge:
+        """From VibeNet outputs (n, 7) of real clips and their moods. Every mood must occur.
+
+        Raises ``ValueError`` when one does not, or for an unknown mood.
+        """
+        classes = mood_indices(moods)
+        absent = [mood for index, mood in enumerate(MOODS) if index not in classes]
+        if absent:
+            raise ValueError(f"the judge needs real clips of every mood; none of {', '.join(absent)}")
+        mean, std = outputs.mean(axis=0), outputs.std(axis=0) + 1e-6
+        weights = fit_logistic_regression((outputs - mean) / std, classes, len(MOODS))
+        valence, energy = outputs[:, OUTPUTS.index("valence")], outputs[:, OUTPUTS.index("energy")]
+        return MoodJudge(float(np.median(valence)), float(np.median(energy)), mean, std, weights)
+
+    def quadrants(self, outputs: np.ndarray) -> np.ndarray:
+        """(n,) index into ``MOODS``: valence and energy above or below the real medians."""
+        pleasant = outputs[:, OUTPUTS.index("valence")] > self.valence_median
+        aroused = outputs[:, OUTPUTS.index("energy")] > self.energy_median
+        return np.where(aroused, np.where(pleasant, 0, 1), np.where(pleasant, 3, 2))
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """(n, 4) probabilities of ``MOODS``."""
+        scaled = (outputs - self.feature_mean) / self.feature_std
+        return softmax(scaled @ self.weights[:-1] + self.weights[-1])
+
+    def verdict(self, outputs: np.ndarray, moods: Sequence[str]) -> JudgeVerdict:
+        """How well clips fit the moods that were asked for."""
+        classes, probabilities = mood_indices(moods), self.probabilities(outputs)
+        return JudgeVerdict(
+            (self.quadrants(outputs) == classes).astype(float),
+            probabilities[np.arange(len(classes)), classes],
+            (probabilities.argmax(axis=1) == classes).astype(float),
+        )
