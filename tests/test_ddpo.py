@@ -1,4 +1,7 @@
 import copy
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from zoo.backbones.lora import reference
 from zoo.types import Conditioning, RewardOutput
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toys import Rounds, ToyBackbone, ToyReward, prompt_round
+from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
 
 
 def module(**changes) -> DDPO:
@@ -353,7 +356,7 @@ def test_full_fine_tuning_trains_the_denoiser_alone():
 
 def test_evaluation_is_repeatable_logs_each_class_and_uses_averaged_weights():
     ddpo = module(ema_decay=0.9, eval_sample_steps=3, eval_guidance_scale=1.0, eval_eta=0.0)
-    recorder = recorded(ddpo, val=[prompt_round(6, repeats=1)])
+    recorder = recorded(ddpo, val=Given(prompt_round(6, repeats=1)))
     metrics = recorder.rounds[0] | ddpo.held_out
     assert {"held_out/mean", "held_out/std", "held_out/happy/mean", "held_out/sad/std"} <= set(ddpo.held_out)
     assert {"reward/mean", "reward/happy/std", "reward_part/level", "latent_norm", "seconds/sampling", "seconds/reward",
@@ -372,9 +375,9 @@ def test_rounds_are_refused_with_prompts_of_different_length_or_doubled_samples(
     object.__setattr__(longer, "seconds", 2.0)
     mixed = PromptBatch((longer, *batch.prompts[1:]), batch.sample_index, 0)
     with pytest.raises(ValueError, match="one length, got"):
-        trainer().fit(module(), [mixed])
+        trainer().fit(module(), Given(mixed))
     with pytest.raises(ValueError, match="the same .prompt id, sample index. twice"):
-        trainer().fit(module(), [PromptBatch(batch.prompts, (0,) * 8, 0)])
+        trainer().fit(module(), Given(PromptBatch(batch.prompts, (0,) * 8, 0)))
 
 
 def test_clip_range_is_rescaled_to_the_scored_elements(monkeypatch):
@@ -387,46 +390,59 @@ def test_clip_range_is_rescaled_to_the_scored_elements(monkeypatch):
 
 
 def test_other_strategies_are_refused():
-    run = trainer()
+    class FSDPStrategy:
+        pass
+
+    class Trainer:
+        strategy = FSDPStrategy()
+
     ddpo = module()
-    ddpo.trainer = run
-    run.strategy.__class__ = type("FSDPStrategy", (), {})
+    ddpo._trainer = Trainer()
     with pytest.raises(ValueError, match="not with FSDPStrategy"):
         ddpo.on_fit_start()
 
 
-def _two_ranks(rank: int, port: int, path: str) -> None:
-    import os
+SPREAD = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "train_step_share": 0.5, "kl_weight": 0.1}
 
+
+def one_of_two_ranks(folder: str, rank: int) -> None:
+    """Runs in a process of its own: half of the round, gradients and weights to a file."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     batch, mine = prompt_round(8), slice(rank * 4, rank * 4 + 4)
-    own = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0)
-    recorder = Recorder()
-    run = trainer(accelerator="cpu", devices=2, strategy="ddp", callbacks=[recorder], use_distributed_sampler=False)
-    ddpo = module(train_batch_size=4, ratio_check=1e-4, max_grad_norm=1e9, train_step_share=0.5)
-    run.fit(ddpo, [own], [own])
+    own, recorder = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0), Recorder()
+    ddpo = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD)
+    run = trainer(devices=2, strategy="ddp", callbacks=[recorder], use_distributed_sampler=False)
+    run.fit(ddpo, Given(own), Given(own))
     found = {"gradients": recorder.gradients, "weights": weights(ddpo), "metrics": recorder.rounds[0], "held_out": ddpo.held_out}
-    torch.save(found, f"{path}/{rank}.pt")
+    torch.save(found, f"{folder}/{rank}.pt")
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_double_batch(tmp_path):
-    import socket
-
+def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_two_ranks, (port, str(tmp_path)), nprocs=2)
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": str(project_root)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path), str(rank)], env={**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        )
+        for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    ddpo, recorder = module(train_batch_size=4, ratio_check=1e-4, max_grad_norm=1e9, train_step_share=0.5), Recorder()
-    trainer(callbacks=[recorder]).fit(ddpo, [prompt_round(8)], [prompt_round(8)])
+    ddpo, recorder = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD), Recorder()
+    trainer(callbacks=[recorder]).fit(ddpo, Given(prompt_round(8)), Given(prompt_round(8)))
     scale = max(gradient.abs().max().item() for gradient in recorder.gradients.values())
     for name, gradient in recorder.gradients.items():
         assert torch.equal(first["gradients"][name], second["gradients"][name])
         torch.testing.assert_close(first["gradients"][name], gradient, rtol=0, atol=1e-6 * scale)
         assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weights(ddpo)[name], rtol=1e-6, atol=1e-6)
     assert first["held_out"] == pytest.approx(ddpo.held_out, rel=1e-6)
     for name in ("reward/mean", "reward/std", "reward/happy/mean", "latent_norm", "grad_norm"):
         assert first["metrics"][name] == pytest.approx(recorder.rounds[0][name], rel=1e-5)
+
+
+if __name__ == "__main__":
+    one_of_two_ranks(sys.argv[1], int(sys.argv[2]))

@@ -117,3 +117,16 @@ class Rounds:
         for _ in range(self.count):
             self.start += 1
             yield prompt_round(self.size, self.start - 1, self.repeats)
+
+
+class Given:
+    """A data loader of these batches. (Lightning takes a list for several loaders.)"""
+
+    def __init__(self, *batches: PromptBatch) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)

@@ -1,0 +1,111 @@
+"""The same held-out prompts with the same noise before and after training (and at every evaluation), as wav files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from datamodules.batches import PromptBatch
+from lightning_modules.rollouts import ScoredSamples
+from zoo.backbones.lora import reference
+
+INDEX = "samples.json"
+
+
+def spread(batch: PromptBatch, count: int) -> PromptBatch:
+    """``count`` rows of a batch (all, if it has fewer), evenly spread."""
+    count = min(count, len(batch))
+    rows = [i * len(batch) // count for i in range(count)]
+    return PromptBatch(tuple(batch.prompts[i] for i in rows), tuple(batch.sample_index[i] for i in rows), batch.round_index)
+
+
+def joined(batches: Iterable[PromptBatch]) -> PromptBatch | None:
+    """All rows of evaluation batches (they share one round index); None when there are none."""
+    batches = list(batches)
+    if not batches:
+        return None
+    prompts = tuple(prompt for batch in batches for prompt in batch.prompts)
+    return PromptBatch(prompts, tuple(i for batch in batches for i in batch.sample_index), batches[0].round_index)
+
+
+def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: int) -> Path:
+    """One 16-bit wav a sample and ``samples.json`` (file, prompt, score); an older folder is replaced when all is written.
+
+    Raises ``OSError``; the older folder stays then.
+    """
+    folder = Path(folder)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        index = []
+        for i, prompt in enumerate(samples.prompts):
+            file = f"{i:02d}_{re.sub(r'[^A-Za-z0-9_-]+', '-', prompt.id)[:60]}.wav"
+            soundfile.write(part / file, samples.wave_BCN[i].clamp(-1, 1).T.numpy(), sample_rate_hz, subtype="PCM_16")
+            facts = {"id": prompt.id, "text": prompt.text, "negative": prompt.negative, "seconds": prompt.seconds}
+            index.append({"file": file, **facts, "labels": dict(prompt.labels), "score": samples.score_B[i].item()})
+        (part / INDEX).write_text(json.dumps(index, indent=1, default=str), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+class AudioSamples(Callback):
+    """``before/`` (the base model), ``after/`` (the trained one) and, after each evaluation, ``round_<n>/`` in ``folder``.
+
+    ``count`` held-out prompts, evenly spread, always with the noise of their evaluation; without held-out prompts, prompts of the
+    first training round. The base model is the adapter switched off, so ``before/`` can be made at any time.
+    """
+
+    def __init__(self, folder: str | Path, count: int = 8, every_evaluation: bool = True) -> None:
+        if count < 1:
+            raise ValueError(f"the number of audio samples must be at least 1, got {count}")
+        self.folder, self.count, self.every_evaluation = Path(folder), count, every_evaluation
+        self.batch: PromptBatch | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int) -> None:
+        if self.batch is not None or not trainer.is_global_zero:
+            return
+        pl_module.check_round(batch)  # a run that cannot train writes nothing
+        self.batch = spread(self._held_out(trainer) or PromptBatch(batch.prompts, batch.sample_index, -1), self.count)
+        fresh = trainer.global_step == 0
+        if fresh:
+            self._forget()
+        if fresh or not (self.folder / "before" / INDEX).is_file():
+            adapted = bool(pl_module.hparams.lora_rank)
+            if adapted or fresh:  # a whole denoiser that has learned has no base left to play
+                with reference(pl_module.backbone) if adapted else nullcontext():
+                    self._write(pl_module, "before")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.every_evaluation and self.batch is not None and not trainer.sanity_checking:
+            self._write(pl_module, f"round_{int(trainer.callback_metrics.get('round', 0)):05d}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.batch is not None:
+            self._write(pl_module, "after")
+
+    def _held_out(self, trainer: Trainer) -> PromptBatch | None:
+        loaders: Any = trainer.val_dataloaders
+        if loaders is None:
+            return None
+        loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+        return joined(batch for loader in loaders for batch in loader)
+
+    def _forget(self) -> None:
+        for old in (self.folder / "before", self.folder / "after", *self.folder.glob("round_*")):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _write(self, pl_module: LightningModule, name: str) -> None:
+        write_samples(self.folder / name, pl_module.evaluate(self.batch), pl_module.backbone.sample_rate_hz)

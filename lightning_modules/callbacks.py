@@ -1,0 +1,180 @@
+"""What a run leaves in its folder, and what it shows while it runs. ``default_callbacks`` is the whole set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_modules.audio_samples import AudioSamples
+from lightning_modules.report import draw_curve, write_report
+from zoo.backbones.lora import save_adapter
+from zoo.files import written_beside
+
+Row = dict[str, float]
+FIRST_COLUMNS = ("round", "epoch", "step")
+
+
+def default_callbacks(out_dir: str | Path, audio_count: int = 8, progress: bool = True) -> list[Callback]:
+    """metrics.csv, adapter/, audio/before and audio/after, curve.png, report.html in ``out_dir``, and a progress display."""
+    out_dir = Path(out_dir)
+    metrics = MetricsCSV(out_dir / "metrics.csv")
+    callbacks: list[Callback] = [
+        metrics,
+        AdapterExport(out_dir),
+        AudioSamples(out_dir / "audio", audio_count),
+        Curve(out_dir / "curve.png", metrics),
+        Report(out_dir),
+    ]
+    return [*callbacks, RoundProgress()] if progress else callbacks
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """A CSV with the union of all columns; what a row has not is empty. Raises ``OSError``; an older file stays then."""
+    names = {name for row in rows for name in row}
+    columns = [*(name for name in FIRST_COLUMNS if name in names), *sorted(names.difference(FIRST_COLUMNS))]
+    with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class MetricsCSV(Callback):
+    """One row a training batch (a round, in DDPO) with everything that was logged; held-out numbers join the row before them.
+
+    Rows travel in the checkpoint, so that a resumed run has each round once: what came after the checkpoint is made again.
+    A sanity check over held-out prompts before training (``num_sanity_val_steps=-1``) becomes the row of round 0.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.rows = Path(path), []
+
+    @property
+    def state_key(self) -> str:
+        return "MetricsCSV"  # without the path: a run folder may be moved
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        held_out = getattr(pl_module, "held_out", {})
+        if held_out and not self.rows:
+            self.rows = [{"round": 0.0, "epoch": 0.0, "step": 0.0, **held_out}]
+            self._write(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        held_out = getattr(pl_module, "held_out", {})
+        row = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in held_out}
+        self.rows.append(row | {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)})
+        self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        held_out = getattr(pl_module, "held_out", {})
+        if held_out and self.rows and not trainer.sanity_checking:
+            self.rows[-1] |= held_out
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_rows(self.path, self.rows)
+
+
+class AdapterExport(Callback):
+    """At the end the adapter in peft's layout in ``adapter/`` (averaged weights if there is an EMA); after full fine-tuning the
+    denoiser's weights in ``denoiser.safetensors`` instead."""
+
+    def __init__(self, out_dir: str | Path) -> None:
+        self.out_dir = Path(out_dir)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        ema = getattr(pl_module, "ema", None)
+        with nullcontext() if ema is None else ema.swapped():
+            if pl_module.hparams.lora_rank:
+                save_adapter(pl_module.backbone, self.out_dir / "adapter")
+            else:
+                from safetensors.torch import save_model
+
+                with written_beside(self.out_dir / "denoiser.safetensors") as part:
+                    save_model(pl_module.backbone.denoiser, str(part))
+
+
+class Curve(Callback):
+    """``curve.png``: rewards over rounds, drawn anew after every evaluation and at the end."""
+
+    def __init__(self, path: str | Path, metrics: MetricsCSV) -> None:
+        self.path, self.metrics = Path(path), metrics
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.metrics.rows:
+            draw_curve(self.metrics.rows, self.path)
+
+
+class Report(Callback):
+    """``report.html`` at the end, from what lies in the run folder."""
+
+    def __init__(self, out_dir: str | Path) -> None:
+        self.out_dir = Path(out_dir)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_report(self.out_dir)
+
+
+class RoundProgress(Callback):
+    """Bars for rounds, and within a round for rollout, reward and update. Shows nothing on other processes than the first."""
+
+    PHASES = ("rollout", "reward", "update")
+
+    def __init__(self) -> None:
+        self.progress, self.tasks = None, {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        if not trainer.is_global_zero or not hasattr(pl_module, "report"):
+            return
+        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, TimeRemainingColumn())
+        total = trainer.num_training_batches * (trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1)
+        self.tasks = {"round": self.progress.add_task("round", total=total)}
+        self.tasks |= {phase: self.progress.add_task(f"  {phase}", total=None) for phase in self.PHASES}
+        self.progress.update(self.tasks["round"], completed=trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+        self.progress.start()
+        pl_module.report = self._report
+
+    def _report(self, phase: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress.update(self.tasks[phase], completed=done, total=total)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.progress is not None:
+            mean = trainer.callback_metrics.get("reward/mean")
+            text = "round" if mean is None else f"round   reward {float(mean):+.3f}"
+            self.progress.update(self.tasks["round"], advance=1, description=text)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None

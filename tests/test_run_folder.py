@@ -1,0 +1,159 @@
+import csv
+import html.parser
+import json
+import re
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import soundfile
+import torch
+
+from lightning_modules.audio_samples import AudioSamples, spread
+from lightning_modules.callbacks import MetricsCSV, default_callbacks
+from lightning_modules.ddpo import DDPO
+from lightning_modules.report import read_rows, write_report
+from zoo.backbones.lora import load_adapter
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
+
+
+def module(**changes) -> DDPO:
+    torch.manual_seed(0)
+    settings = {"sample_steps": 4, "sample_batch_size": 4, "train_batch_size": 4, "lora_rank": 2, "clip_reference_elements": None}
+    return DDPO(ToyBackbone(), ToyReward(), **{**settings, "learning_rate": 1e-2, **changes})
+
+
+def run(folder, epochs, start=0, ckpt=None, sanity=0, val=True, **changes):
+    folder.mkdir(exist_ok=True)
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, num_sanity_val_steps=sanity, callbacks=default_callbacks(folder, audio_count=3),
+    )  # fmt: skip
+    ddpo = module(**changes)
+    held_out = Given(prompt_round(4, repeats=1)) if val else None
+    trainer.fit(ddpo, Rounds(8, start=start), held_out, ckpt_path=ckpt, weights_only=True)
+    return trainer, ddpo
+
+
+def test_a_run_leaves_everything_a_listener_needs(tmp_path):
+    folder = tmp_path / "a run"
+    _, ddpo = run(folder, 2, sanity=-1)
+    rows = read_rows(folder / "metrics.csv")
+    assert [row["round"] for row in rows] == [0, 1, 2] and all("held_out/mean" in row for row in rows)
+    assert {"reward/happy/mean", "ratio/max", "grad_norm", "seconds/update"} <= set(rows[1])
+    before, after = (json.loads((folder / "audio" / name / "samples.json").read_text()) for name in ("before", "after"))
+    assert [s["id"] for s in before] == [s["id"] for s in after] == ["p0", "p1", "p2"]
+    waves = [soundfile.read(folder / "audio" / name / after[0]["file"])[0] for name in ("before", "after")]
+    assert waves[0].shape == waves[1].shape == (8,) and not (waves[0] == waves[1]).all()
+    assert (folder / "audio" / "round_00001" / "samples.json").is_file()
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    other = ToyBackbone()
+    load_adapter(other, folder / "adapter")
+    x, time, said = torch.randn(2, 2, 8), torch.full((2,), 0.5), other.encode_prompts(prompts(2))
+    with torch.no_grad():
+        assert torch.equal(other.predict(x, time, said), ddpo.backbone.predict(x, time, said))
+    assert not [path for path in folder.rglob("*") if ".part" in path.name]
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources, self.tags, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_holds_players_curve_and_settings_and_needs_nothing_else(tmp_path):
+    run(tmp_path, 1)
+    (tmp_path / "config.yaml").write_text("seed: 7 # <b>&")
+    report = write_report(tmp_path).read_text()
+    page = Page()
+    page.feed(report)
+    assert page.tags.count("audio") == 6 and page.tags.count("img") == 1 and "script" not in page.tags and "b" not in page.tags
+    assert all(re.match(r"data:(audio/flac|image/png);base64,[A-Za-z0-9+/=]{100,}$", source) for source in page.sources)
+    assert "seed: 7 # <b>&" in page.text and "a happy take number 0" in page.text and "training reward" in page.text
+
+
+def test_a_report_of_an_empty_folder_says_what_is_missing(tmp_path):
+    report = write_report(tmp_path).read_text()
+    assert "Nothing was measured" in report and "No samples were written" in report and "config.yaml was not written" in report
+
+
+def test_metrics_survive_a_resume_without_doubled_or_lost_rows(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, 4)
+    trainer, _ = run(parts, 2)
+    trainer.save_checkpoint(parts / "two.ckpt")
+    rows = read_rows(parts / "metrics.csv")
+    with (parts / "metrics.csv").open("a") as file:  # a third round was written, but its checkpoint was not
+        file.write(",".join(["3"] * (len(rows[0]))) + "\n")
+    run(parts, 4, start=2, ckpt=parts / "two.ckpt")
+    steady = lambda folder: [{k: v for k, v in row.items() if "seconds" not in k} for row in read_rows(folder / "metrics.csv")]
+    assert steady(parts) == steady(whole) and [row["round"] for row in steady(parts)] == [1, 2, 3, 4]
+    base = json.loads((whole / "audio/before/samples.json").read_text())
+    assert json.loads((parts / "audio/before/samples.json").read_text()) == base
+
+
+def test_before_is_the_base_model_even_when_made_late(tmp_path):
+    trainer, _ = run(tmp_path / "a", 2, learning_rate=0.1)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    run(tmp_path / "b", 3, start=2, ckpt=tmp_path / "two.ckpt", learning_rate=0.1)
+    first, late = (json.loads((tmp_path / name / "audio/before/samples.json").read_text()) for name in "ab")
+    assert first == late
+
+
+def test_without_held_out_prompts_training_prompts_are_played(tmp_path):
+    _, ddpo = run(tmp_path, 1, val=False, lora_rank=0)
+    assert len(json.loads((tmp_path / "audio/after/samples.json").read_text())) == 3
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "denoiser.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in ddpo.backbone.denoiser.state_dict().items())
+    assert "not measured" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_cannot_train_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="train_batch_size=5"):
+        run(tmp_path, 1, train_batch_size=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_averaged_weights_are_exported(tmp_path):
+    _, ddpo = run(tmp_path, 3, ema_decay=0.9, learning_rate=0.1)
+    loaded = ToyBackbone()
+    load_adapter(loaded, tmp_path / "adapter")
+    adapter = {n: p for n, p in loaded.denoiser.named_parameters() if "lora_" in n}
+    with ddpo.ema.swapped():
+        averaged = {n: p.detach().clone() for n, p in ddpo.backbone.denoiser.named_parameters() if "lora_" in n}
+    assert adapter.keys() == averaged.keys() and all(torch.equal(adapter[n], averaged[n]) for n in adapter)
+    assert any(not torch.equal(averaged[n], p) for n, p in ddpo.backbone.denoiser.named_parameters() if "lora_" in n)
+
+
+def test_columns_that_come_later_do_not_shift_earlier_rows(tmp_path):
+    from lightning_modules.callbacks import write_rows
+
+    write_rows(tmp_path / "m.csv", [{"round": 1.0, "b": 2.0}, {"round": 2.0, "a": 3.0}])
+    assert list(csv.reader((tmp_path / "m.csv").open())) == [["round", "a", "b"], ["1.0", "", "2.0"], ["2.0", "3.0", ""]]
+    assert read_rows(tmp_path / "m.csv")[0] == {"round": 1.0, "b": 2.0}
+    assert MetricsCSV(tmp_path / "x").state_key == MetricsCSV(tmp_path / "y").state_key
+
+
+def test_samples_are_spread_and_counted():
+    assert [p.id for p in spread(prompt_round(8, repeats=1), 4).prompts] == ["p0", "p2", "p4", "p6"]
+    assert len(spread(prompt_round(2, repeats=1), 4)) == 2
+    with pytest.raises(ValueError, match="at least 1"):
+        AudioSamples("x", 0)
+
+
+def test_progress_shows_each_phase(tmp_path, capsys):
+    run(tmp_path, 1)
+    shown = capsys.readouterr().out
+    assert all(phase in shown for phase in ("rollout", "reward", "update"))
