@@ -2,9 +2,9 @@
 
     python benchmarks/embedded_music.py --out out/benchmarks/embedded_music
 
-Rows: real clips; the same through the codec; generations; generations for word-instrument pairs that training captions never used;
-the generations under one another's prompts (chance). Columns: the project's own mood classifier (all, and per mood), the held-out
-judge (``benchmarks/judges.py``, fitted on other real clips), share in tune, onsets per second per mood, side to mid level.
+Rows: real clips; the same through the codec; generations; generations for word-instrument pairs that training captions never
+used; the generations under one another's prompts (chance). Columns: the project's own mood classifier (all, and per mood), the
+held-out judge (``benchmarks/judges.py``, fitted on other real clips), share in tune, onsets per second per mood, stereo width.
 Values are means ± standard errors over clips. Writes table.md, clips.json (every value of every clip) and table.png.
 The held-out judge is optional: ``--judge none``, or see ``benchmarks/judges.py`` for how to install it.
 """
@@ -107,7 +107,9 @@ def run(
 ) -> dict[str, Measured]:
     """All rows. ``per_cell`` real clips a mood and instrument, ``repeats`` samples a prompt."""
     rate = backbone.sample_rate_hz
-    judge = fitted_judge(real_clips(per_cell, instruments, seconds, rate, REFERENCE_SEED, renderer), network)
+    judge = None
+    if network is not None:
+        judge = fitted_judge(real_clips(per_cell, instruments, seconds, rate, REFERENCE_SEED, renderer), network)
     real = real_clips(per_cell, instruments, seconds, rate, REAL_SEED, renderer)
     known, new = prompts_of(instruments, seconds)
     generated = generations(backbone, reward, sampler, known, repeats, seed)
@@ -127,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="embedded/music", help="name or path of the model that generates")
     parser.add_argument("--reward", default="embedded/mood", help="name or path of the mood classifier")
-    parser.add_argument("--instruments", nargs="+", default=["piano", "guitar", "harp"], help="those that the model was trained on")
+    parser.add_argument("--instruments", nargs="+", default=["piano", "guitar", "harp"], help="of the model's training data")
     parser.add_argument("--seconds", type=float, default=4.096, help="length of a clip")
     parser.add_argument("--per-cell", type=int, default=16, help="real clips a mood and instrument")
     parser.add_argument("--repeats", type=int, default=6, help="samples a prompt")
@@ -142,9 +144,8 @@ def main(argv: Sequence[str]) -> None:
     backbone, reward = zoo.load(options.backbone), zoo.load(options.reward)
     sampler = Sampler(options.steps, options.guidance, options.eta)
     with torch.no_grad():
-        rows = run(
-            backbone, reward, network, sampler, options.instruments, options.seconds, options.per_cell, options.repeats, options.seed
-        )
+        o = options
+        rows = run(backbone, reward, network, sampler, o.instruments, o.seconds, o.per_cell, o.repeats, o.seed)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     write_json(options.out / "clips.json", {"settings": settings, "rows": {name: row.to_json() for name, row in rows.items()}})
     write_text(options.out / "table.md", table(rows))

@@ -51,7 +51,8 @@ def real_clips(
                 clip = Clip(mood, instrument, first_seed + index)
                 waves.append(render_clip(clip, seconds, sample_rate_hz, renderer))
                 labels = {"mood": mood, "instrument": instrument}
-                prompts.append(Prompt(f"real-{mood}-{instrument}-{index}", f"{mood} {instrument}", seconds=seconds, labels=labels))
+                name = f"{mood} {instrument}"
+                prompts.append(Prompt(f"real {name} {index}", name, seconds=seconds, labels=labels))
     return Clips(torch.from_numpy(np.stack(waves)).float() / 32768, sample_rate_hz, tuple(prompts))
 
 
@@ -123,9 +124,9 @@ def measure(clips: Clips, reward: Reward, judge: MoodJudge | None, network: Outp
     return Measured(clips.moods, {name: np.concatenate(parts) for name, parts in columns.items()})
 
 
-def fitted_judge(reference: Clips, network: Outputs | None) -> MoodJudge | None:
-    """The held-out judge, fitted on real clips; None without a network."""
-    return None if network is None else MoodJudge.fit(network(reference.wave_BCN, reference.sample_rate_hz), reference.moods)
+def fitted_judge(reference: Clips, network: Outputs) -> MoodJudge:
+    """The held-out judge, fitted on real clips."""
+    return MoodJudge.fit(network(reference.wave_BCN, reference.sample_rate_hz), reference.moods)
 
 
 def shown(estimate: Estimate, digits: int = 2) -> str:

@@ -71,7 +71,7 @@ class VibeNet:
         return np.stack([self.session.run(None, {"x": mel[None]})[0][0] for mel in mel_BMT])
 
 
-def fit_logistic_regression(features: np.ndarray, classes: np.ndarray, count: int, penalty: float = 0.01) -> np.ndarray:
+def fit_logistic_regression(features: np.ndarray, classes: np.ndarray, count: int, penalty: float = 1e-3) -> np.ndarray:
     """(features + 1, count) weights (last row: bias) of a multinomial logistic regression with a squared penalty, by L-BFGS."""
     x = torch.cat([torch.as_tensor(features, dtype=torch.float64), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
     y = torch.as_tensor(classes, dtype=torch.long)

@@ -3,11 +3,11 @@
     python benchmarks/quickstart_seeds.py --out out/benchmarks/quickstart
 
 Protocol
-1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart.yaml seed=k out_dir=<out>/seed<k>``, nothing else
-   changed. A seed whose run folder already holds an adapter is not run again.
-2. Base model and adapter are evaluated on the *held-out* prompts of that configuration (all word-instrument pairs that neither
-   pre-training captions nor fine-tuning saw), ``--samples`` clips each (16), with the configuration's evaluation sampler and noise
-   keyed by (1000003, prompt id, sample index): the same noise before and after, and for all seeds. Training never uses that seed.
+1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart.yaml seed=k out_dir=<out>/seed<k>``,
+   nothing else changed. A seed whose run folder already holds an adapter is not run again.
+2. Base model and adapter are evaluated on all *held-out* prompts of that configuration (word-instrument pairs that fine-tuning
+   never sees), ``--samples`` clips each (16), with the configuration's evaluation sampler and noise keyed by (1000003, prompt id,
+   sample index): the same noise before and after, and for all seeds. Training never uses that seed.
 3. Scores: (a) the training reward; (b) the held-out judge (VibeNet, ``benchmarks/judges.py``), fitted once on real clips, its
    probability of the mood that was asked for. Beside them accuracy, share in tune and onsets per second, as guards.
 4. Each comparison is paired by clip: mean of after - before ± its standard error over clips.
@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs/ddpo/quickstart.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=16, help="clips a held-out prompt")
-    parser.add_argument("--reference-clips", type=int, default=24, help="real clips a mood and instrument that the judge is fitted on")
+    parser.add_argument("--reference-clips", type=int, default=24, help="real clips a mood and instrument, for the judge")
     parser.add_argument("--judge", default="vibenet", help="vibenet or none")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/quickstart"))
     parser.add_argument("overrides", nargs="*", help="key=value for tools/fit.py (a departure from the protocol: it is recorded)")
@@ -164,9 +164,11 @@ def main(argv: Sequence[str]) -> None:
         train(seed, options.config.resolve(), out / f"seed{seed}", options.overrides)
     reward = instantiate(config["module"]["reward"], "module.reward")
     base = instantiate(config["module"]["backbone"], "module.backbone")
-    instruments = sorted({prompt.labels["instrument"] for prompt in prompts})
-    reference = real_clips(options.reference_clips, instruments, prompts[0].seconds, base.sample_rate_hz, REFERENCE_SEED)
-    judge = fitted_judge(reference, network)
+    judge = None
+    if network is not None:
+        instruments = sorted({prompt.labels["instrument"] for prompt in prompts})
+        reference = real_clips(options.reference_clips, instruments, prompts[0].seconds, base.sample_rate_hz, REFERENCE_SEED)
+        judge = fitted_judge(reference, network)
 
     def evaluated(backbone) -> Measured:
         with torch.no_grad():

@@ -1,0 +1,154 @@
+"""The benchmarks at toy size: the judge's arithmetic, what they measure, and that both scripts run to their files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import embedded_music, evaluation, judges, quickstart_seeds
+from benchmarks.judges import OUTPUTS, MoodJudge, vibenet_log_mel
+from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.tiny import TinyAudio
+from zoo.diffusion import Sampler
+from zoo.rewards.emotion import MOODS, EmotionReward
+
+TINY = {"width": 32, "depth": 1, "heads": 2, "text_width": 16, "codec_width": 32, "codec_decoder_depth": 1}
+SMALL = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
+CENTRES = {"happy": (1, 1), "angry": (-1, 1), "sad": (-1, -1), "tender": (1, -1)}  # valence, energy
+
+
+def outputs_of(moods, spread: float, seed: int = 0) -> np.ndarray:
+    """Made-up VibeNet outputs: valence and energy in the mood's quadrant, noise elsewhere."""
+    outputs = np.random.default_rng(seed).normal(size=(len(moods), len(OUTPUTS))) * spread
+    for row, mood in enumerate(moods):
+        outputs[row, OUTPUTS.index("valence")] += CENTRES[mood][0]
+        outputs[row, OUTPUTS.index("energy")] += CENTRES[mood][1]
+    return outputs
+
+
+def loudness_network(wave_BCN, sample_rate_hz):
+    """A stand-in for VibeNet: two numbers of the wave as valence and energy."""
+    assert sample_rate_hz == 16_000
+    outputs = np.zeros((len(wave_BCN), len(OUTPUTS)))
+    outputs[:, OUTPUTS.index("valence")] = wave_BCN.abs().mean(dim=(1, 2))
+    outputs[:, OUTPUTS.index("energy")] = (wave_BCN[..., 1:] - wave_BCN[..., :-1]).abs().mean(dim=(1, 2))
+    return outputs
+
+
+def test_judge_recognises_separate_moods_and_rejects_wrong_ones():
+    moods = list(MOODS) * 10
+    judge = MoodJudge.fit(outputs_of(moods, 0.1), moods)
+    fresh = outputs_of(moods, 0.1, seed=1)
+    right = judge.verdict(fresh, moods).summary()
+    assert right["quadrant_right"][0] == right["probability_right"][0] == 1 and right["probability"][0] > 0.9
+    wrong = judge.verdict(fresh, [MOODS[(MOODS.index(mood) + 1) % 4] for mood in moods]).summary()
+    assert wrong["quadrant_right"][0] == wrong["probability_right"][0] == 0 and wrong["probability"][0] < 0.1
+
+
+def test_judge_is_calibrated_when_moods_overlap():
+    moods = list(MOODS) * 200
+    verdict = MoodJudge.fit(outputs_of(moods, 1.0), moods).verdict(outputs_of(moods, 1.0, seed=1), moods)
+    probabilities = MoodJudge.fit(outputs_of(moods, 1.0), moods).probabilities(outputs_of(moods, 1.0, seed=1))
+    assert verdict.probability_right.mean() == pytest.approx(probabilities.max(axis=1).mean(), abs=0.05)
+
+
+def test_judge_refuses_what_it_cannot_be_fitted_on():
+    with pytest.raises(ValueError, match="none of sad, tender"):
+        MoodJudge.fit(outputs_of(["happy", "angry"], 0.1), ["happy", "angry"])
+    with pytest.raises(ValueError, match="unknown moods"):
+        judges.mood_indices(["happy", "merry"])
+
+
+def test_a_missing_judge_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(judges.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install --no-deps vibenet"):
+        judges.vibenet_model_path()
+    with pytest.raises(ValueError, match="vibenet or none"):
+        evaluation.loaded_network("vibe")
+    assert evaluation.loaded_network("none") is None
+
+
+def test_log_mel_has_its_range_and_finds_a_tone():
+    wave = torch.sin(2 * np.pi * 1000 * torch.arange(16_000) / 16_000).unsqueeze(0)
+    mel = vibenet_log_mel(wave)[0]
+    assert mel.shape == (128, 49) and float(mel.max() - mel.min()) <= 80.0001
+    loudest = int(mel.mean(dim=1).argmax())  # Slaney: 15 mel at 1 kHz, 45.2 mel at 8 kHz, 129 steps
+    assert abs(loudest - (15 / 45.245 * 129 - 1)) <= 1
+
+
+def test_shuffling_keeps_clips_and_prompts_but_not_their_pairing():
+    clips = evaluation.real_clips(2, ["piano"], 1.0, 16_000, evaluation.REAL_SEED, "additive")
+    other = evaluation.shuffled(clips)
+    assert sorted(other.moods) == sorted(clips.moods) and other.moods != clips.moods
+    assert torch.equal(other.wave_BCN, clips.wave_BCN)
+
+
+def test_card_table_at_toy_size(tmp_path):
+    torch.manual_seed(0)
+    backbone, reward = TinyAudio(**TINY).eval(), EmotionReward(**SMALL)
+    with torch.no_grad():
+        rows = embedded_music.run(
+            backbone, reward, loudness_network, Sampler(2, 2.0), ["piano"], 1.024, 2, repeats=2, seed=0, renderer="additive"
+        )
+    assert [len(row.moods) for row in rows.values()] == [8, 8, 8, 24, 8]  # one instrument: 12 of 16 words are held out
+    text = embedded_music.table(rows)
+    assert len(text.splitlines()) == 7 and "held-out judge" in text and "nan" not in text
+    assert rows["real"].estimate("in_tune")[0] > 0.6
+    embedded_music.picture(rows, tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 5000
+
+
+def test_paired_differences_and_verdicts():
+    base = np.arange(8.0)
+    before = evaluation.Measured(list(MOODS) * 2, {"reward": base, "judge_probability": base})
+    jitter = np.array([0.1, -0.1] * 4)
+    up = evaluation.Measured(before.moods, {"reward": base + 1 + jitter, "judge_probability": base - 1 + jitter})
+    mean, error = quickstart_seeds.differences(before, up, "reward")
+    assert mean == pytest.approx(1) and error == pytest.approx(0.1 * np.sqrt(8 / 7) / np.sqrt(8))
+    assert quickstart_seeds.verdict(before, up) == "learned, judge fell"
+    same = evaluation.Measured(before.moods, {"reward": base + jitter, "judge_probability": base + jitter})
+    assert quickstart_seeds.verdict(before, same) == "did not learn, judge unchanged"
+
+
+def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
+    words = {mood: [mood] for mood in MOODS}
+    config = {
+        "module": {
+            "_target_": "lightning_modules.ddpo.DDPO",
+            "backbone": {"_target_": "zoo.backbones.tiny.TinyAudio", **TINY},
+            "reward": {"_target_": "zoo.rewards.emotion.EmotionReward", **SMALL},
+            "sample_steps": 2,
+            "guidance_scale": 2.0,
+        },
+        "data": {
+            "_target_": "datamodules.prompts.PromptDataModule",
+            "template": "a {word} {instrument} solo",
+            "words": words,
+            "instruments": ["piano", "harp"],
+            "held_out": [[mood, "harp"] for mood in MOODS],
+            "val_prompts": 1,
+            "seconds": 1.024,
+        },
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    backbone = TinyAudio(**TINY)
+    add_lora(backbone, 2)
+    save_adapter(backbone, tmp_path / "out" / "seed0" / "adapter")
+    folders = ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
+    quickstart_seeds.main([*folders, "--seeds", "0", "--samples", "2", "--judge", "none"])
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(record["prompts"]) == 4 and len(record["before"]["values"]["reward"]) == 8
+    assert "| 0 |" in capsys.readouterr().out and (tmp_path / "out" / "table.png").is_file()
+
+
+def test_quickstart_needs_a_held_out_prompt_of_every_mood():
+    data = {
+        "_target_": "datamodules.prompts.PromptDataModule",
+        "template": "a {word} {instrument} solo",
+        "words": {mood: [mood] for mood in MOODS},
+        "instruments": ["piano", "harp"],
+        "held_out": [["happy", "harp"]],
+    }
+    with pytest.raises(ValueError, match="no prompt of angry, sad, tender"):
+        quickstart_seeds.held_out_prompts(data)
