@@ -26,9 +26,8 @@ from lightning_modules.policy_update import (
     backward_steps,
     check_ratio,
     check_sizes,
-    draw_steps,
     is_full_precision,
-    plan_updates,
+    plan_round,
     recomputed_log_prob,
     scored_elements,
     trainable_steps,
@@ -202,26 +201,17 @@ class DDPO(LightningModule):
         problems = [text for text in gather(None if problem is None else str(problem)) if text is not None]
         if problems:
             raise RewardError(problems[0]) from problem
-        judged = judge(
-            batch,
-            samples,
-            self.hparams.advantage,
-            self.tracker,
-            drop_bad=self.hparams.on_bad_reward == "drop",
-            class_label=self.hparams.class_label,
-        )
+        h = self.hparams
+        drop_bad = h.on_bad_reward == "drop"
+        judged = judge(batch, samples, h.advantage, self.tracker, drop_bad=drop_bad, class_label=h.class_label)
         metrics = dict(judged.metrics)
         updating = Stopwatch(self.device)
         with updating():
             metrics |= self._update(batch, samples.trajectory, judged.advantage_B.to(self.device), judged.kept_B)
         self._next_round = batch.round_index + 1
-        metrics |= {
-            "round": float(self._next_round),
-            "seconds/sampling": samples.seconds_sampling,
-            "seconds/reward": samples.seconds_reward,
-            "seconds/update": updating.seconds,
-            "learning_rate": self.optimizers().param_groups[0]["lr"],
-        }
+        seconds = {"sampling": samples.seconds_sampling, "reward": samples.seconds_reward, "update": updating.seconds}
+        metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()}
+        metrics |= {"round": float(self._next_round), "learning_rate": self.optimizers().param_groups[0]["lr"]}
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=len(batch))
 
     def _settle(self) -> None:
@@ -231,16 +221,9 @@ class DDPO(LightningModule):
             self.reward.eval()
 
     def _sample(self, batch: PromptBatch, sampler: Sampler, keep: str) -> ScoredSamples:
+        sizes = {"seed": self.hparams.seed, "sample_batch_size": self.hparams.sample_batch_size}
         return sample_and_score(
-            self.backbone,
-            self.reward,
-            sampler,
-            batch,
-            seed=self.hparams.seed,
-            sample_batch_size=self.hparams.sample_batch_size,
-            device=self.device,
-            keep=keep,
-            report=self.report,
+            self.backbone, self.reward, sampler, batch, **sizes, device=self.device, keep=keep, report=self.report
         )
 
     def _update(
@@ -250,15 +233,10 @@ class DDPO(LightningModule):
         h, clip_range = self.hparams, self.hparams.clip_range
         if h.clip_reference_elements is not None:
             clip_range = rescaled_clip_range(clip_range, h.clip_reference_elements, scored_elements(trajectory))
-        plans = []
-        for epoch in range(h.inner_epochs):
-            key = (h.seed, batch.round_index, epoch)
-            steps_KB = draw_steps(self.trained_steps, h.train_step_share, h.train_step_draw, batch, *key)
-            plans += plan_updates(steps_KB, kept_B, h.train_batch_size, h.updates_per_round, *key)
+        plans = plan_round(self.trained_steps, batch, kept_B, h)
         old_SB, gap = trajectory.log_prob_SB, 0.0
         if h.recompute_old_log_prob:
-            planned = [micro for plan in plans for micro in plan]
-            old_SB, gap = recomputed_log_prob(self.backbone, self.sampler, trajectory, planned)
+            old_SB, gap = recomputed_log_prob(self.backbone, self.sampler, trajectory, sum(plans, []))
         optimizer, parameters = self.optimizers(), list(self.trainable().values())
         records, norms, done = [], [], 0
         for plan in plans:
@@ -274,7 +252,7 @@ class DDPO(LightningModule):
                 worst = max(worst, worst_ratio(record, micro, batch.prompts), key=lambda pair: pair[0])
                 done += 1
                 self.report("update", done, sum(map(len, plans)))
-            if not self._ratio_checked:
+            if terms and not self._ratio_checked:
                 self._check_first_ratio(max(gather(worst), key=lambda pair: pair[0]), clip_range)
             sum_gradients(parameters)
             optimizer.step()  # calls on_before_optimizer_step, after any unscaling

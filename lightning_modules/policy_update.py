@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,18 @@ def plan_updates(steps_KB: Tensor, kept_B: Sequence[bool], size: int, updates: i
         micro.append(MicroBatch(tuple(rows), steps_KB[:, rows], weight))
     each = len(micro) // updates
     return [[one for one in micro[i * each : (i + 1) * each] if one.terms] for i in range(updates)]
+
+
+def plan_round(
+    steps: Sequence[int], batch: PromptBatch, kept_B: Sequence[bool], settings: Mapping[str, Any]
+) -> list[list[MicroBatch]]:
+    """The optimiser steps of all inner epochs of a round, by the settings of ``DDPO``; each inner epoch draws anew."""
+    s, plans = settings, []
+    for epoch in range(s["inner_epochs"]):
+        key = (s["seed"], batch.round_index, epoch)
+        steps_KB = draw_steps(steps, s["train_step_share"], s["train_step_draw"], batch, *key)
+        plans += plan_updates(steps_KB, kept_B, s["train_batch_size"], s["updates_per_round"], *key)
+    return plans
 
 
 def check_sizes(count: int, train_batch_size: int, updates: int) -> None:

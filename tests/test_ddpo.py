@@ -134,6 +134,11 @@ def test_half_precision_is_held_to_half_the_clip_range_and_recomputing_is_the_re
     assert metrics["old_log_prob_gap"] > 1e-4 and abs(metrics["ratio/max"] - 1) < 1e-6
 
 
+def test_mixed_precision_samples_and_trains_in_one_dtype():
+    metrics = recorded(module(clip_range=0.1, max_grad_norm=1e-3), precision="bf16-mixed").rounds[0]
+    assert abs(metrics["ratio/max"] - 1) < 0.05 and metrics["grad_norm"] > 1e-3
+
+
 def test_reward_rises_on_a_toy_under_prompts_with_different_goals():
     sizes = {"sample_batch_size": 32, "train_batch_size": 32}
     ddpo = module(advantage="batch", learning_rate=2e-2, lora_rank=4, lora_targets="all", **sizes)
@@ -422,7 +427,8 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": str(project_root)}
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared["PYTHONPATH"] = str(project_root)
     ranks = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path), str(rank)], env={**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
