@@ -1,0 +1,111 @@
+"""Where prompts come from: a template filled with words, or a text file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodules.tables import read_table
+from zoo.errors import did_you_mean
+from zoo.types import Prompt
+
+log = logging.getLogger(__name__)
+_FIELDS = ("word", "mood", "instrument")
+_OWN_COLUMNS = ("text", "id", "negative", "seconds", "labels")
+
+
+def prompt_id(text: str, negative: str, seconds: float) -> str:
+    """A readable, stable name of a request: a slug of the text and 8 hex digits of a hash over text, negative and seconds."""
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64].rstrip("-")
+    digest = hashlib.sha256(f"{text}\0{negative}\0{float(seconds)!r}".encode()).hexdigest()[:8]
+    return f"{slug}-{digest}" if slug else digest
+
+
+def template_prompts(
+    template: str,
+    words: dict[str, list[str]],
+    instruments: Sequence[str],
+    negative: str = "",
+    seconds: float = 4.096,
+) -> tuple[Prompt, ...]:
+    """Every word with every instrument, in the order mood, word, instrument; labels ``mood``, ``word``, ``instrument``.
+
+    ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to) and ``{instrument}``. Raises ``ValueError``
+    for other fields, an empty list, and when two combinations give the same text (without ``{word}``, give one word a mood).
+    """
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"template {template!r}: {error}; write {{{{ for a brace that is no field") from error
+    for name in fields:
+        if name not in _FIELDS:
+            raise ValueError(f"template {template!r} has the unknown field {{{name}}}; {did_you_mean(name, _FIELDS)}")
+    if not words or not instruments or not all(words.values()):
+        raise ValueError("words (mood -> list of words) and instruments must not be empty, nor may the words of a mood")
+    prompts: dict[str, Prompt] = {}
+    for mood, mood_words in words.items():
+        for word in mood_words:
+            for instrument in instruments:
+                labels = {"mood": mood, "word": word, "instrument": instrument}
+                prompt = _prompt(template.format(**labels), negative, seconds, labels)
+                if prompt.id in prompts:
+                    first = dict(prompts[prompt.id].labels)
+                    raise ValueError(
+                        f"two prompts have the text {prompt.text!r} (for {first} and {labels}); use {{word}} and "
+                        "{instrument} in the template, or drop the doubled entry"
+                    )
+                prompts[prompt.id] = prompt
+    return tuple(prompts.values())
+
+
+def file_prompts(path: str | Path, negative: str = "", seconds: float = 4.096) -> tuple[Prompt, ...]:
+    """Prompts of a ``.txt`` (one a line), ``.csv``/``.tsv`` (column ``text``) or ``.jsonl`` file (key ``text``).
+
+    Columns ``id``, ``negative`` and ``seconds`` override the defaults; ``labels`` (jsonl, an object) and all other columns become
+    labels. Empty lines and repeated prompts are dropped and counted in the log. Raises ``ValueError`` for a file without
+    prompts, a record without text and seconds that are no positive number.
+    """
+    table = read_table(path, "text")
+    prompts: dict[str, Prompt] = {}
+    doubled = 0
+    for line, row in zip(table.lines, table.rows, strict=True):
+        prompt = _file_prompt(row, f"{path}, line {line}", negative, seconds)
+        if prompt.id in prompts and prompts[prompt.id] != prompt:
+            raise ValueError(f"{path}, line {line}: the id {prompt.id!r} names another prompt already; ids must differ")
+        doubled += prompt.id in prompts
+        prompts.setdefault(prompt.id, prompt)
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt ({table.empty} empty lines); write at least one")
+    if table.empty or doubled or table.encoding == "latin-1":
+        note = "; not UTF-8, read as Latin-1" if table.encoding == "latin-1" else ""
+        log.warning("%s: %d prompts, dropped %d empty and %d repeated%s", path, len(prompts), table.empty, doubled, note)
+    return tuple(prompts.values())
+
+
+def _file_prompt(row: dict[str, Any], where: str, negative: str, seconds: float) -> Prompt:
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}: expected words under 'text', got {text!r}; keys here: {', '.join(row)}")
+    wanted = row.get("seconds")
+    try:
+        wanted = seconds if wanted in (None, "") else float(wanted)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: seconds must be a number, got {wanted!r}") from None
+    labels = row.get("labels") or {}
+    if not isinstance(labels, dict):
+        raise ValueError(f"{where}: labels must be an object such as {{\"mood\": \"sad\"}}, got {labels!r}")
+    others = {key: value for key, value in row.items() if key not in _OWN_COLUMNS}
+    wanted_negative = negative if row.get("negative") in (None, "") else str(row["negative"])
+    try:
+        return _prompt(text.strip(), wanted_negative, wanted, {**others, **labels}, str(row.get("id") or ""))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _prompt(text: str, negative: str, seconds: float, labels: dict[str, Any], name: str = "") -> Prompt:
+    return Prompt(name or prompt_id(text, negative, seconds), text, negative, float(seconds), labels=labels)
