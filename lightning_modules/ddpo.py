@@ -140,10 +140,13 @@ class DDPO(LightningModule):
         names = {kwargs.get("prefix", "") + name for name in self.trainable()}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
         """Strict about trainable weights whatever ``strict`` says. Raises ``ValueError`` naming the first that does not fit."""
-        check_weights(self.trainable(), state_dict)
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+        own = self.trainable()
+        check_weights(own, state_dict)
+        for name, parameter in own.items():
+            parameter.copy_(state_dict[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ddpo"] = {
