@@ -7,7 +7,7 @@ backward passes step by step, so memory does not grow with the number of samplin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -229,9 +229,7 @@ class DDPO(LightningModule):
             self.backbone, self.reward, sampler, batch, **sizes, device=self.device, keep=keep, report=self.report
         )
 
-    def _update(
-        self, batch: PromptBatch, trajectory: Trajectory, advantage_B: Tensor, kept_B: Sequence[bool]
-    ) -> dict[str, float]:
+    def _update(self, batch: PromptBatch, trajectory: Trajectory, advantage_B: Tensor, kept_B: list[bool]) -> dict[str, float]:
         """All optimiser steps of one round; returns what to log."""
         h, clip_range = self.hparams, self.hparams.clip_range
         if h.clip_reference_elements is not None:
