@@ -232,11 +232,16 @@ class Emotion(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the reward as an artefact that ``zoo.load`` reads: config.json and model.safetensors in half precision."""
+        """Writes the reward to ``out_dir``/model, an artefact that ``zoo.load`` reads, in half precision."""
         from zoo.checkpoint import save_artifact
 
         facts = {} if self.report is None else {"evaluation": asdict(self.report)}
         save_artifact(
-            out_dir, kind="reward", architecture="emotion", arguments=self.reward.arguments, module=self.reward,
-            dtype=torch.float16, **facts,
+            Path(out_dir) / "model",
+            kind="reward",
+            architecture="emotion",
+            arguments=self.reward.arguments,
+            module=self.reward,
+            dtype=torch.float16,
+            **facts,
         )

@@ -175,11 +175,11 @@ def test_export_reads_back(tmp_path):
     import zoo
 
     module = Emotion(small(value="log_odds"))
-    module.export(tmp_path / "mood")
-    again = zoo.load(str(tmp_path / "mood"))
+    module.export(tmp_path)
+    again = zoo.load(str(tmp_path / "model"))
     batch = tones(4, 3)
     expected = module.reward(batch.wave_BCN, RATE, batch.prompts).score_B
     assert again.value == "log_odds"
     assert torch.allclose(again(batch.wave_BCN, RATE, batch.prompts).score_B, expected, atol=0.02)
     elements = sum(value.numel() for value in module.reward.state_dict().values())
-    assert (tmp_path / "mood" / "model.safetensors").stat().st_size < 2 * elements + 16_384  # two bytes each, and a header
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 2 * elements + 16_384  # two bytes each, and a header
