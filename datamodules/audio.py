@@ -1,0 +1,261 @@
+"""Your own recordings with captions, as batches of equal length: the data of pre-training and fine-tuning on clean audio."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torchaudio.functional as AF
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from datamodules.batches import AudioBatch
+from datamodules.tables import read_table
+from zoo.audio_files import read_audio
+from zoo.types import Prompt, Waveform
+
+log = logging.getLogger(__name__)
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One file: its caption, labels and weight. ``name`` is the path inside the folder, with forward slashes."""
+
+    name: str
+    path: Path
+    caption: str = ""
+    weight: float | None = None
+    labels: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def find_clips(folder: str | Path, captions: str | Path | None = None, caption: str = "") -> tuple[Clip, ...]:
+    """The audio files under ``folder`` (wav, flac, ogg, mp3; sub-folders too), sorted by name.
+
+    ``captions``: a ``.csv``, ``.tsv`` or ``.jsonl`` table with ``file`` (path inside ``folder``) and ``caption``, perhaps
+    ``weight`` (a number of at least 0); other columns become labels. Files that it does not list are left out and counted
+    in the log. Without a table every file gets ``caption``. Raises ``ValueError`` for a folder without audio, a row
+    without its file, and a file listed twice.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder; give the folder that holds the audio files")
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+    if not found:
+        raise ValueError(f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}")
+    if captions is None:
+        return tuple(Clip(name, found[name], caption) for name in sorted(found))
+    table = read_table(captions, "file")
+    clips: dict[str, Clip] = {}
+    missing = []
+    for line, row in zip(table.lines, table.rows, strict=True):
+        name = Path(str(row.get("file", ""))).as_posix()
+        where = f"{captions}, line {line}"
+        if "caption" not in row or "file" not in row:
+            raise ValueError(f"{where}: expected 'file' and 'caption', got {', '.join(map(repr, row))}")
+        if name in clips:
+            raise ValueError(f"{where}: {name} is listed a second time; keep one row a file")
+        if name not in found:
+            missing.append(f"{name} (line {line})")
+            continue
+        labels = {key: value for key, value in row.items() if key not in ("file", "caption", "weight")}
+        clips[name] = Clip(name, found[name], str(row["caption"]), _weight(row.get("weight"), where), labels)
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(f"{captions} lists files that {folder} does not hold: {', '.join(missing[:5])}{more}")
+    if not clips:
+        raise ValueError(f"{captions} holds no row; write one with 'file' and 'caption' for each recording")
+    if len({clip.weight is None for clip in clips.values()}) > 1:
+        raise ValueError(f"{captions}: some rows have a weight and some have none; fill in all or drop the column")
+    if len(found) > len(clips):
+        left_out = len(found) - len(clips)
+        log.warning("%s: %d of %d audio files have no row in %s and are left out", folder, left_out, len(found), captions)
+    return tuple(clips[name] for name in sorted(clips))
+
+
+def _weight(value: Any, where: str) -> float | None:
+    if value in (None, ""):
+        return None
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (weight >= 0 and math.isfinite(weight)):
+        raise ValueError(f"{where}: weight must be a number of at least 0, got {value!r}")
+    return weight
+
+
+def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
+    """One channel is repeated, many are averaged to one; raises ``ValueError`` for any other change (6 to 2, say)."""
+    have = wave_CN.shape[0]
+    if have == channels:
+        return wave_CN
+    if channels == 1:
+        return wave_CN.mean(0, keepdim=True)
+    if have == 1:
+        return wave_CN.expand(channels, -1).clone()
+    raise ValueError(f"{have} channels cannot be mixed to {channels}; only to 1 or from 1")
+
+
+def crop(wave_CN: Tensor, samples: int, place: float) -> Tensor:
+    """``samples`` samples: ``place`` in [0, 1) chooses the start among all that fit; a shorter wave is followed by zeros."""
+    spare = wave_CN.shape[-1] - samples
+    if spare <= 0:
+        return torch.nn.functional.pad(wave_CN, (0, -spare))
+    start = int(place * (spare + 1))
+    return wave_CN[..., start : start + samples]
+
+
+def split_clips(clips: Sequence[Clip], val_share: float, seed: int) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+    """(training, validation): ``val_share`` of the clips, rounded, chosen by a hash of ``seed`` and name; order is kept."""
+    if not 0 <= val_share < 1:
+        raise ValueError(f"val_share must be in [0, 1), got {val_share}")
+    ranked = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip.name}".encode()).digest())
+    held = {clip.name for clip in ranked[: round(val_share * len(clips))]}
+    return tuple(c for c in clips if c.name not in held), tuple(c for c in clips if c.name in held)
+
+
+class _Crops(Dataset):
+    """Indexed by (epoch, clip): the crop of a clip is a function of seed, epoch and name, whichever worker reads it."""
+
+    def __init__(self, clips: Sequence[Clip], module: AudioDataModule, is_random: bool) -> None:
+        self.clips, self.is_random, self.seed = clips, is_random, module.seed
+        self.rate_hz, self.channels, self.seconds = module.sample_rate_hz, module.channels, module.seconds
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Prompt, float | None]:
+        epoch, index = key
+        clip = self.clips[index]
+        try:
+            wave = prepare(read_audio(clip.path), self.rate_hz, self.channels)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{clip.path} cannot be read ({error}); data.check=full finds such files at the start") from error
+        digest = hashlib.sha256(f"{self.seed}/{epoch}/{clip.name}".encode()).digest()
+        place = int.from_bytes(digest[:6], "big") / 2**48 if self.is_random else 0.0
+        prompt = Prompt(clip.name, clip.caption, seconds=self.seconds, labels=clip.labels)
+        return crop(wave, round(self.seconds * self.rate_hz), place), prompt, clip.weight
+
+    def collate(self, rows: list[tuple[Tensor, Prompt, float | None]]) -> AudioBatch:
+        weights = [weight for _, _, weight in rows]
+        weight_B = None if None in weights else torch.tensor(weights)
+        wave_BCN = torch.stack([wave for wave, _, _ in rows])
+        return AudioBatch(wave_BCN, self.rate_hz, tuple(prompt for _, prompt, _ in rows), weight_B)
+
+
+def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
+    """(channels, N) at ``sample_rate_hz``. Raises ``ValueError`` for no samples, values not finite, odd channel counts."""
+    samples_CN = wave.samples_CN
+    if samples_CN.shape[-1] == 0:
+        raise ValueError("no samples")
+    if not samples_CN.isfinite().all():
+        raise ValueError("samples that are not finite")
+    return AF.resample(mix_channels(samples_CN, channels), wave.sample_rate_hz, sample_rate_hz)
+
+
+class _EpochSampler(DistributedSampler):
+    """Lightning leaves a DistributedSampler alone and tells it the epoch (``set_epoch``), which it hands on to the crops."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class AudioDataModule(L.LightningDataModule):
+    """Crops of ``seconds`` from the recordings in ``folder``, at ``sample_rate_hz`` with ``channels`` channels in [-1, 1].
+
+    ``captions``, ``caption``: see ``find_clips``. ``crop``: ``random`` takes another place every epoch (a function of ``seed``,
+    epoch and file), ``first`` the beginning; validation always the beginning. Shorter clips are followed by silence.
+    ``check``: ``header`` opens every file at the start, ``full`` decodes it; clips that cannot be read, hold no samples or
+    have channels that cannot be mixed are set aside in ``quarantined`` (name -> reason) and counted in the log.
+    ``val_share``: share of the clips kept for validation. ``batch_size`` is per process; an epoch leaves out the last,
+    smaller batch.
+
+    A fit resumed at the end of an epoch continues exactly; one resumed within an epoch starts that epoch again.
+    Raises ``ValueError`` for settings out of range, no readable clip, and fewer training clips than one batch needs.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        sample_rate_hz: int,
+        channels: int,
+        seconds: float,
+        batch_size: int,
+        captions: str | None = None,
+        caption: str = "",
+        val_share: float = 0.0,
+        crop: Literal["random", "first"] = "random",
+        check: Literal["header", "full"] = "header",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = (sample_rate_hz, channels, seconds, batch_size)
+        for name, value in zip(("sample_rate_hz", "channels", "seconds", "batch_size"), sizes, strict=True):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name, value, choices in (("crop", crop, ("random", "first")), ("check", check, ("header", "full"))):
+            if value not in choices:
+                raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+        self.folder, self.captions, self.caption, self.val_share, self.seed = folder, captions, caption, val_share, seed
+        self.sample_rate_hz, self.channels, self.seconds, self.batch_size = sample_rate_hz, channels, seconds, batch_size
+        self.crop, self.check, self.num_workers = crop, check, num_workers
+        self.quarantined: dict[str, str] = {}
+        self.train_clips: tuple[Clip, ...] = ()
+        self.val_clips: tuple[Clip, ...] = ()
+
+    def setup(self, stage: str | None = None) -> None:
+        clips = find_clips(self.folder, self.captions, self.caption)
+        problems = {clip.name: self._problem(clip) for clip in clips}
+        self.quarantined = {name: problem for name, problem in problems.items() if problem}
+        listed = "; ".join(f"{name}: {problem}" for name, problem in list(self.quarantined.items())[:5])
+        if len(self.quarantined) == len(clips):
+            raise ValueError(f"none of the {len(clips)} clips in {self.folder} can be used: {listed}")
+        if self.quarantined:
+            log.warning("%s: %d of %d clips set aside (%s)", self.folder, len(self.quarantined), len(clips), listed)
+        usable = [clip for clip in clips if clip.name not in self.quarantined]
+        self.train_clips, self.val_clips = split_clips(usable, self.val_share, self.seed)
+        needed = self.batch_size * self._world()
+        if len(self.train_clips) < needed:
+            raise ValueError(
+                f"{len(self.train_clips)} training clips do not fill one batch of {self.batch_size} on {self._world()} "
+                f"process(es); lower batch_size or val_share, or add clips"
+            )
+
+    def _problem(self, clip: Clip) -> str:
+        import soundfile
+
+        try:
+            if self.check == "full":
+                prepare(read_audio(clip.path), self.sample_rate_hz, self.channels)
+                return ""
+            info = soundfile.info(str(clip.path))
+        except (ValueError, OSError, soundfile.SoundFileError) as error:
+            return str(error).split("\n")[0]
+        if info.frames == 0:
+            return "no samples"
+        if self.channels != 1 and info.channels not in (1, self.channels):
+            return f"{info.channels} channels cannot be mixed to {self.channels}"
+        return ""
+
+    def _world(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_clips, is_training=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._loader(self.val_clips, is_training=False) if self.val_clips else []
+
+    def _loader(self, clips: Sequence[Clip], is_training: bool) -> DataLoader:
+        crops = _Crops(clips, self, is_training and self.crop == "random")
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        sampler = _EpochSampler(clips, self._world(), rank, shuffle=is_training, seed=self.seed, drop_last=is_training)
+        return DataLoader(
+            crops, self.batch_size, sampler=sampler, drop_last=is_training, num_workers=self.num_workers, collate_fn=crops.collate
+        )

@@ -1,0 +1,111 @@
+"""Every shipped YAML is a test: it loads, explains its knobs, and builds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_modules import run
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SELF_EVIDENT = ("_target_", "out_dir", "seed", "sample_rate_hz")
+SMALL_MUSIC = ("clips=8", "val_clips=8", "batch_size=4", "renderer=additive", "workers=0", "cache_dir=null")
+# What a config needs to be built in seconds: little rendered data (the denoiser also gets a codec of its own, see below).
+SMALLEST = {
+    "embedded/codec.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
+    "embedded/denoiser.yaml": [f"data.source.{knob}" for knob in SMALL_MUSIC],
+    "embedded/mood.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
+}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT / "configs").as_posix()
+
+
+def uncommented(text: str) -> list[str]:
+    """The knob lines (``key: value``) without a comment on the same line or a comment line just above."""
+    found, above = [], ""
+    for number, line in enumerate(text.splitlines(), 1):
+        knob = re.match(r"\s*(?:- )?([A-Za-z_]\w*):\s+[^#\s]", line)
+        if knob and knob[1] not in SELF_EVIDENT and "#" not in line and not above.lstrip().startswith("#"):
+            found.append(f"line {number}: {line.strip()}")
+        above = line
+    return found
+
+
+def test_there_are_configs() -> None:
+    assert {"ddpo/quickstart.yaml", "ddpo/quickstart_smoke.yaml"} <= {relative(path) for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_every_knob_is_explained(path: Path) -> None:
+    assert uncommented(path.read_text("utf-8")) == []
+
+
+def test_a_knob_without_explanation_is_seen() -> None:
+    assert uncommented("a:\n  b: 1  # why\n  # why\n  c: 2\n  d: 3\n  seed: 0\n") == ["line 5: d: 3"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_it_loads(path: Path) -> None:
+    config = run.load([path])
+    assert config.module["_target_"].startswith("lightning_modules.")
+    assert config.out_dir and not Path(config.out_dir).is_absolute()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_the_table_of_configs_names_it(path: Path) -> None:
+    assert f"`{relative(path)}`" in (ROOT / "configs" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_it_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [f"out_dir={tmp_path / 'run'}", *SMALLEST.get(relative(path), [])]
+    if relative(path) == "embedded/denoiser.yaml":
+        overrides.append(f"module.backbone.codec={small_codec(tmp_path)}")
+    built = run.build(run.load([path], overrides))
+    assert built.data is not None and (built.trainer.max_steps > 0 or built.trainer.max_epochs is not None)
+    assert any(parameter.requires_grad for parameter in built.module.parameters())
+    assert not (tmp_path / "run").exists(), "building must not write"
+
+
+def small_codec(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    from zoo.backbones.spectral_codec import SpectralCodec
+
+    settings = yaml.safe_load((ROOT / "configs" / "embedded" / "codec.yaml").read_text("utf-8"))["module"]["codec"]
+    codec = SpectralCodec(**{key: value for key, value in settings.items() if key != "_target_"})
+    path = folder / "codec.safetensors"
+    save_file(codec.state_dict(), path)
+    return path
+
+
+def test_the_smoke_run_is_the_quickstart_made_small() -> None:
+    whole, smoke = (run.load([ROOT / "configs" / "ddpo" / name]) for name in ("quickstart.yaml", "quickstart_smoke.yaml"))
+    assert whole.module["backbone"] == smoke.module["backbone"] and whole.module["reward"] == smoke.module["reward"]
+    assert whole.data["words"] == smoke.data["words"] and whole.data["held_out"] == smoke.data["held_out"]
+    assert whole.module["guidance_scale"] == smoke.module["guidance_scale"] and whole.module["eta"] == smoke.module["eta"]
+    rounds = whole.data["rounds_per_epoch"] * whole.trainer["max_epochs"]
+    assert rounds * whole.data["prompts_per_round"] * whole.data["repeats"] >= 1000
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "quickstart_smoke.yaml"])
+def test_the_rounds_of_the_quickstarts_fit_their_batches(name: str) -> None:
+    config = run.load([ROOT / "configs" / "ddpo" / name])
+    module, samples = config.module, config.data["prompts_per_round"] * config.data["repeats"]
+    assert samples % module["sample_batch_size"] == 0
+    assert samples % (module["train_batch_size"] * module.get("updates_per_round", 1)) == 0
+
+
+def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:
+    """Every evaluation pair is one that the captions of the training music left out, so it is new to backbone and adapter."""
+    from datamodules.music import held_out_pairs
+
+    defaults = ("piano", "guitar", "harp")
+    held = {tuple(pair) for pair in run.load([ROOT / "configs" / "ddpo" / "quickstart.yaml"]).data["held_out"]}
+    assert held <= set(held_out_pairs(defaults))
