@@ -1,0 +1,218 @@
+"""One run: configuration files and ``key=value`` overrides in, a fitted module and its run folder out.
+
+The configuration is plain data (``Run``); ``module``, ``data``, loggers and callbacks are ``_target_`` trees that
+``zoo.targets`` checks and builds. Nothing is written before everything is built and the data is set up.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from lightning_modules import run_folder
+from lightning_modules.callbacks import default_callbacks
+from zoo.errors import did_you_mean
+from zoo.targets import bind, check, instantiate
+
+
+@dataclass
+class Run:
+    """The root of a configuration.
+
+    ``module``, ``data``: ``_target_`` trees. ``trainer``: arguments of ``lightning.Trainer``, with ``logger``, ``callbacks`` and
+    ``plugins`` as ``_target_`` trees. ``out_dir``: the run folder. ``seed``: of every generator. ``resume``: go on from the last
+    checkpoint. ``provenance`` is written by a run and ignored when read, so that a run's config.yaml is itself a configuration.
+    """
+
+    module: dict[str, Any] = MISSING
+    data: Optional[dict[str, Any]] = None  # noqa: UP045 - read by OmegaConf
+    trainer: dict[str, Any] = field(default_factory=dict)
+    out_dir: str = MISSING
+    seed: int = 0
+    resume: bool = False
+    provenance: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "provenance"}
+
+
+@dataclass(frozen=True)
+class Built:
+    module: LightningModule
+    data: LightningDataModule | None
+    trainer: Trainer
+
+
+def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
+    """Merges YAML files (later ones win), then ``key=value`` overrides, then resolves interpolations.
+
+    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest right one.
+    """
+    config = OmegaConf.structured(Run)
+    for path in paths:
+        config = _merged(config, _read(Path(path)), str(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.\[\]-]*", key):
+            near = difflib.get_close_matches(override.partition(".")[0], [f.name for f in fields(Run)], n=1)
+            hint = f" (did you mean {near[0]}...=?)" if near else ""
+            raise ValueError(f"override {override!r} is not of the form key=value, such as seed=1 or trainer.max_epochs=20{hint}")
+        try:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+            if key.split(".")[0].split("[")[0] not in {f.name for f in fields(Run)}:
+                raise ConfigKeyError(key)
+            OmegaConf.update(config, key, value, merge=True)
+        except (OmegaConfBaseException, yaml.YAMLError, IndexError, TypeError, ValueError) as error:
+            raise _readable(error, f"override {override!r}", key) from error
+    try:
+        return Run(**OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} is missing; set it in a --config file or as {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise _readable(error, "configuration", error.full_key or "") from error
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else "no such folder"
+        raise FileNotFoundError(f"there is no configuration {path}; {near}")
+    try:
+        content = OmegaConf.create(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, DictConfig) or not content or all(value is None for value in content.values()):
+        raise ValueError(f"{path} must hold keys such as module:, data:, trainer:, out_dir:")
+    return content
+
+
+def _merged(config: DictConfig, other: DictConfig, where: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(config, other)
+    except OmegaConfBaseException as error:
+        raise _readable(error, where, error.full_key or "") from error
+
+
+def _readable(error: Exception, where: str, key: str) -> ValueError:
+    first = str(error).split("\n")[0]
+    if isinstance(error, ConfigKeyError):
+        names = [f.name for f in fields(Run) if f.name != "provenance"]
+        return ValueError(f"{where}: unknown key {key!r}; {did_you_mean(key.split('.')[0], names)}")
+    return ValueError(f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}")
+
+
+class _WriteConfig(Callback):
+    """Writes config.yaml once the data is set up and every process is there, so that a refused start leaves nothing."""
+
+    def __init__(self, run: Run, command_line: Sequence[str], checkpoint: Path | None) -> None:
+        self.run, self.command_line, self.checkpoint = run, command_line, checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            run_folder.write_config(Path(self.run.out_dir), self.run.to_dict(), self.command_line, self.checkpoint)
+
+
+def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = None) -> Built:
+    """Seeds everything and builds module, data and trainer; every key is checked before the first of them is built.
+
+    Raises ``ValueError`` naming the key.
+    """
+    settings = dict(run.trainer)
+    parts = {name: settings.pop(name, None) for name in ("logger", "callbacks", "plugins")}
+    bind(Trainer, {**check(settings, "trainer"), **dict.fromkeys(parts)}, "trainer")
+    for where, node in {"module": run.module, "data": run.data, **{f"trainer.{k}": v for k, v in parts.items()}}.items():
+        if where in ("module", "data") and node is not None and "_target_" not in node:
+            raise ValueError(f"{where} needs a _target_, the class to build, such as lightning_modules.ddpo.DDPO")
+        check(node, where)
+    seed_everything(run.seed, workers=True, verbose=False)
+    module = instantiate(run.module, "module")
+    data = instantiate(run.data, "data")
+    if not isinstance(module, LightningModule):
+        raise ValueError(f"module: {run.module['_target_']} is not a LightningModule")
+    if data is not None and not isinstance(data, LightningDataModule):
+        raise ValueError(f"data: {run.data['_target_']} is not a LightningDataModule")
+    built = {name: [] if node in (None, True, False) else instantiate(node, f"trainer.{name}") for name, node in parts.items()}
+    loggers, callbacks, plugins = (value if isinstance(value, list) else [value] for value in built.values())
+    out_dir = Path(run.out_dir)
+    if hasattr(module, "evaluate"):  # it can play its prompts: audio, curve, report, and a metrics.csv of rounds
+        callbacks = [*callbacks, *default_callbacks(out_dir)]
+        settings = {"enable_progress_bar": False, **settings}
+    else:
+        loggers = [run_folder.RunCSV(out_dir, run_folder.logged_steps(checkpoint) if checkpoint else None), *loggers]
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(out_dir / "checkpoints")
+    if settings.get("enable_checkpointing", True) and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        callbacks.append(run_folder.every_epoch(out_dir))
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins = [*plugins, run_folder.AtomicCheckpointIO()]
+    settings = {"default_root_dir": str(out_dir), **instantiate(settings, "trainer")}
+    try:
+        arguments = bind(Trainer, settings, "trainer")
+        trainer = Trainer(**arguments, logger=loggers or False, callbacks=[*first, *callbacks], plugins=plugins)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ValueError(f"trainer: {error}") from error
+    return Built(module, data, trainer)
+
+
+def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
+    """Trains, from the last intact checkpoint with ``resume``; afterwards calls ``module.export(out_dir)`` where there is one.
+
+    Raises ``ValueError`` before anything is written when ``out_dir`` holds another run, or ``OSError`` when the disk is full.
+    """
+    out_dir = Path(run.out_dir)
+    checkpoint, notes = run_folder.starting_point(out_dir, run.to_dict(), run.resume)
+    built = build(run, [_WriteConfig(run, command_line, checkpoint)], checkpoint)
+    for note in notes:
+        rank_zero_info(note)
+    try:
+        built.trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    if built.trainer.interrupted:
+        return built
+    if hasattr(built.module, "export") and built.trainer.is_global_zero:
+        built.module.export(out_dir)
+    return built
+
+
+def predict(run: Run) -> Any:
+    """What ``module.predict_step`` gives for the data's ``predict_dataloader``, with the weights of the last intact checkpoint if
+    ``out_dir`` holds one. Writes nothing itself (a ``BasePredictionWriter`` among ``trainer.callbacks`` may)."""
+    checkpoint = next(filter(run_folder.is_intact, run_folder.checkpoints(Path(run.out_dir))), None)
+    built = build(run)
+    return built.trainer.predict(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
+
+
+def dry_run(run: Run) -> str:
+    """Builds everything, runs and writes nothing; says what would be trained and what it needs. Raises as ``fit`` does."""
+    run_folder.starting_point(Path(run.out_dir), run.to_dict(), run.resume)
+    built = build(run)
+    parameters = list(built.module.parameters())
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in parameters) / 2**20
+    state = trained * 12 / 2**20  # float32 gradient and two moments
+    backbone = getattr(built.module, "backbone", None)
+    seconds = getattr(built.data, "seconds", None) or 4.096
+    shape = tuple(backbone.latent_shape(seconds)) if hasattr(backbone, "latent_shape") else None
+    lines = [
+        f"parameters        {total:,}",
+        f"trainable         {trained:,} ({trained / max(total, 1):.2%})",
+        f"latent shape      {shape} for {seconds} s" if shape else "latent shape      none (the module has no backbone)",
+        f"memory estimate   {weights + state:.1f} MB a process: {weights:.1f} weights + {state:.1f} gradients and Adam moments; "
+        "activations come on top",
+        f"run folder        {run.out_dir} (nothing was written)",
+    ]
+    return "\n".join(lines)

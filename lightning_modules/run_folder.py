@@ -1,0 +1,246 @@
+"""What a run leaves on disk, and how a later start finds its way back: config.yaml, checkpoints/, metrics.csv.
+
+Everything here is written beside its place and moved there, so that a kill or a full disk at any moment leaves the last good
+state intact.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib.metadata
+import re
+import subprocess
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from omegaconf import OmegaConf
+
+from zoo.errors import is_disk_full
+from zoo.files import written_beside
+
+MASK = "********"
+_SECRET = re.compile(r"(^|[_-])(tokens?|password|passwd|passphrase|secret|api_?key|access_?key|private_?key|credentials?)$", re.I)
+_PACKAGES = ("attune", "torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
+_FIXED = ("module", "data", "seed")  # a resumed run keeps these
+
+
+def masked(config: Any, inside_secret: bool = False) -> Any:
+    """``config`` with the values of keys that look like secrets masked, and every copy of such a value in other strings."""
+    secrets: set[str] = set()
+
+    def mask(node: Any, secret: bool) -> Any:
+        if isinstance(node, Mapping):
+            return {key: mask(value, secret or bool(_SECRET.search(str(key)))) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [mask(value, secret) for value in node]
+        if secret and isinstance(node, str) and node:  # (numbers stay: `text_tokens: 77` is a count)
+            secrets.add(node)
+            return MASK
+        return node
+
+    def erase(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: erase(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [erase(value) for value in node]
+        if isinstance(node, str):
+            for secret in sorted(secrets, key=len, reverse=True):
+                node = node.replace(secret, MASK) if len(secret) >= 4 else node
+        return node
+
+    return erase(mask(config, inside_secret))
+
+
+def masked_command(words: Sequence[str]) -> str:
+    """A command line with the values of ``key=value`` words masked where the key looks like a secret."""
+    pairs = [(word, re.split(r"[.=]", word.partition("=")[0])[-1]) for word in words]
+    return " ".join(f"{word.partition('=')[0]}={MASK}" if "=" in word and _SECRET.search(key) else word for word, key in pairs)
+
+
+def provenance(command_line: Sequence[str], checkpoint: Path | None) -> dict[str, Any]:
+    """Versions, git commit and command line of this start; ``None`` stands for what is not known here."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "git_sha": _git_sha(Path(__file__).resolve().parents[1]),
+        "command_line": masked_command(command_line),
+        "resumed_from": None if checkpoint is None else checkpoint.name,
+    }
+
+
+def _git_sha(folder: Path) -> str | None:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("-dirty" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_config(out_dir: Path, config: Mapping[str, Any], command_line: Sequence[str], checkpoint: Path | None) -> None:
+    """``out_dir/config.yaml``: the resolved configuration, secrets masked, and one provenance record for every start so far."""
+    earlier = _read_config(out_dir / "config.yaml").get("provenance") or [] if (out_dir / "config.yaml").exists() else []
+    content = masked(dict(config)) | {"provenance": [*earlier, provenance(command_line, checkpoint)]}
+    with written_beside(out_dir / "config.yaml") as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # YAML errors of several kinds
+        raise ValueError(f"{path} cannot be read ({error}); choose another out_dir or mend the file") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not the configuration of a run; choose another out_dir")
+    return content
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": [1]}}`` as ``{"a.b.0": 1}``."""
+    if isinstance(node, (Mapping, list, tuple)) and node:
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        return {k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {prefix: node}
+
+
+def differing_keys(out_dir: Path, config: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ between ``out_dir/config.yaml`` and ``config``; ``out_dir`` and ``resume`` do not count."""
+    old, new = (flat({k: v for k, v in c.items() if k not in ("out_dir", "resume", "provenance")})
+                for c in (_read_config(out_dir / "config.yaml"), masked(dict(config))))
+    absent = object()
+    return sorted(key for key in old.keys() | new.keys() if old.get(key, absent) != new.get(key, absent))
+
+
+def holds_run(out_dir: Path) -> bool:
+    return (out_dir / "config.yaml").exists() or any((out_dir / "checkpoints").glob("*.ckpt"))
+
+
+def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from (``None``: start at the beginning) and notes for the person at the screen.
+
+    Raises ``ValueError`` when ``out_dir`` is a file, holds another run, or holds one of another module, data or seed.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ValueError(f"out_dir={out_dir} is a file; name a folder")
+    if not holds_run(out_dir):
+        return None, [f"{out_dir} holds no run yet: starting at the beginning"] if resume else []
+    if not resume:
+        raise ValueError(f"{out_dir} already holds a run; give another out_dir=..., or resume=true to go on with that one")
+    notes = []
+    if (out_dir / "config.yaml").exists():
+        changed = differing_keys(out_dir, config)
+        fixed = [key for key in changed if key.split(".")[0] in _FIXED]
+        if fixed:
+            raise ValueError(f"resume=true, but the run in {out_dir} was started with other values of {', '.join(fixed)}; "
+                             "give the old values, or another out_dir for a new run")
+        notes += [f"resuming with changed {', '.join(changed)}"] if changed else []
+    candidates = checkpoints(out_dir)
+    damaged = []
+    for path in candidates:
+        if is_intact(path):
+            if damaged:
+                notes.append(f"{', '.join(damaged)} is damaged (an interrupted write?): going on from the older {path}")
+            return path, notes
+        damaged.append(str(path))
+    if damaged:
+        raise ValueError(f"no checkpoint in {out_dir / 'checkpoints'} is intact ({', '.join(Path(p).name for p in damaged)}); "
+                         "start a new run in another out_dir")
+    return None, [*notes, f"{out_dir} holds no checkpoint yet: starting at the beginning"]
+
+
+def checkpoints(out_dir: Path) -> list[Path]:
+    """``last.ckpt`` first, then from new to old."""
+    paths = [path for path in (out_dir / "checkpoints").glob("*.ckpt") if path.exists() or path.is_symlink()]
+    return sorted(paths, key=lambda path: (path.name == "last.ckpt", path.lstat().st_mtime_ns), reverse=True)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether every record of a checkpoint file has its checksum. A folder (sharded checkpoint) is taken as it is."""
+    if path.is_dir():
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def logged_steps(checkpoint: Path) -> int | None:
+    """How many logging steps lie behind a checkpoint; rows of metrics.csv from there on will be written again."""
+    if checkpoint.is_dir():
+        return None
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    loop = state.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+    return loop.get("_batches_that_stepped", state.get("global_step"))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints streamed to a file beside their place and moved there (Lightning's own goes through memory and ``/tmp``)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        try:
+            with written_beside(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            kept = next((str(p) for p in checkpoints(path.parent.parent) if is_intact(p)), "none was written yet")
+            raise OSError(errno.ENOSPC, f"the disk is full: {path} was not written; the last good checkpoint is intact ({kept}): "
+                          "free some space and go on with resume=true") from error
+
+
+class RunCSV(CSVLogger):
+    """``out_dir/metrics.csv``. A resumed run keeps the rows of steps before ``resumed_step`` (Lightning's would delete them)."""
+
+    def __init__(self, out_dir: str | Path, resumed_step: int | None = None) -> None:
+        super().__init__(save_dir=str(out_dir), name="", version="", flush_logs_every_n_steps=1)
+        self._file = Path(out_dir) / "metrics.csv"
+        self._resumed_step = resumed_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            rows, header = self._kept_rows()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Experiment logs directory")
+                writer = CSVLogger.experiment.fget(self)
+            if rows:
+                writer.metrics_keys = header
+                with written_beside(self._file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                    table = csv.DictWriter(file, fieldnames=header)
+                    table.writeheader()
+                    table.writerows(rows)
+        return self._experiment
+
+    def _kept_rows(self) -> tuple[list[dict[str, str]], list[str]]:
+        if not self._file.exists() or self._resumed_step is None:
+            return [], []
+        with self._file.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < self._resumed_step]
+            return rows, list(reader.fieldnames or [])
+
+
+def every_epoch(out_dir: Path) -> ModelCheckpoint:
+    """``checkpoints/epoch=..-step=...ckpt`` after every epoch, the newest three kept, and ``last.ckpt``, a link to the newest."""
+    return ModelCheckpoint(
+        dirpath=out_dir / "checkpoints", monitor="step", mode="max", save_top_k=3, save_last="link", every_n_epochs=1,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip

@@ -1,0 +1,34 @@
+"""Train: python tools/fit.py --config configs/ddpo/quickstart.yaml module.learning_rate=1e-4 trainer.max_epochs=20"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from zoo.errors import reported
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[], help="YAML file; may be given several times, later ones win")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, print sizes, run and write nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 out_dir=runs/one resume=true")
+    options = parser.parse_intermixed_args(argv)
+    from omegaconf import OmegaConf
+
+    from lightning_modules import run, run_folder
+
+    config = run.load(options.config, options.overrides)
+    if options.print_config:
+        print(OmegaConf.to_yaml(run_folder.masked(config.to_dict())), end="")
+    elif options.dry_run:
+        print(run.dry_run(config))
+    else:
+        run.fit(config, ["python", "tools/fit.py", *argv])
+
+
+if __name__ == "__main__":
+    sys.exit(reported(main))

@@ -1,0 +1,58 @@
+"""What a person reads when something is wrong: one line that names the mistake and the way out.
+
+The project raises plain ``ValueError`` and ``OSError`` for mistakes in what it was given; ``reported`` prints those without a
+traceback. Everything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+
+def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
+    """The end of a message about an unknown name: the nearest right one, else the choices (at most ``limit`` of them)."""
+    choices = sorted(set(choices))
+    near = difflib.get_close_matches(str(name).lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {next(choice for choice in choices if choice.lower() == near[0])!r}?"
+    if not choices:
+        return "there is nothing to choose from"
+    more = f" and {len(choices) - limit} more" if len(choices) > limit else ""
+    return f"choose from {', '.join(choices[:limit])}{more}"
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk (or quota) is the error, or the reason that it was raised."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def describe(error: BaseException) -> str:
+    """One message for a person: an ``OSError`` without its number, a full disk with the way on."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        advice = "" if "resume=true" in error.strerror or not is_disk_full(error) else "; free some space and start again"
+        return f"{error.strerror}{where}{advice}"
+    return str(error) or type(error).__name__
+
+
+def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run ``main(argv)`` and return an exit status: 0, or 2 after ``error: ...`` on stderr.
+
+    With the environment variable ``ATTUNE_TRACEBACK=1`` the error is raised with its traceback instead.
+    """
+    try:
+        main(list(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        if os.environ.get("ATTUNE_TRACEBACK") == "1":
+            raise
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,124 @@
+"""The command line of ``tools/generate.py``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.audio_files import FORMATS, write_audio
+from zoo.generation import generate, open_model, run_settings
+from zoo.types import Prompt
+
+ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Turn prompts into audio files.", allow_abbrev=False)
+    add = parser.add_argument
+    add("model", help="a zoo name (embedded/music), a run folder, or a model folder")
+    add("prompts", nargs="*", help="what should be heard")
+    add("--batch-file", help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)")
+    add("--out", default="generated", help="folder, or a file name for a single sample")
+    add("--format", default="wav", choices=[suffix[1:] for suffix in FORMATS])
+    add("--seeds", default="0", help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed")
+    add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
+    add("--guidance", type=float, help="guidance scale, 1 is none (default: that of the run, else 3)")
+    add("--eta", type=float, help="0 deterministic, 1 fresh noise in every step (default: that of the run, else 1)")
+    add("--seconds", type=float, help="length (default: that of the run, else 4.096)")
+    add("--negative", help="what should not be heard (default: that of the run, else nothing)")
+    add("--adapter", help="adapter folder (default: that of the run folder)")
+    add("--strength", type=float, default=1.0, help="of the adapter: 0 the base model, 1 as trained")
+    add("--batch-size", type=int, default=8, help="samples at a time")
+    add("--device", default="cpu", help="such as cpu, cuda, mps")
+    add("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
+    """``read_prompts(path, negative, seconds)`` reads a batch file.
+
+    Raises ``ValueError`` and ``OSError`` before anything is written.
+    """
+    options = parser().parse_intermixed_args(argv)
+    settings = run_settings(options.model)
+    module, data = settings.get("module") or {}, settings.get("data") or {}
+    steps = _first(options.steps, module.get("sample_steps"), 20)
+    guidance = _first(options.guidance, module.get("guidance_scale"), 3.0)
+    eta = _first(options.eta, module.get("eta"), 1.0)
+    eta = tuple(eta) if isinstance(eta, list) else eta
+    if isinstance(eta, tuple) and len(eta) != steps:
+        raise ValueError(f"the run has one eta for each of its {len(eta)} steps; give --eta when --steps is {steps}")
+    negative = _first(options.negative, data.get("negative"), "")
+    seconds = _first(options.seconds, data.get("seconds"), 4.096)
+    seeds = parse_seeds(options.seeds)
+    if options.adapter is None and options.strength != 1 and not (Path(options.model) / "adapter").is_dir():
+        raise ValueError(f"--strength is of an adapter, and {options.model} has none; give --adapter too")
+    prompts = [Prompt(text, text.strip(), negative, seconds) for text in options.prompts if text.strip()]
+    if len(prompts) < len(options.prompts):
+        raise ValueError("a prompt must not be empty; say what should be heard")
+    if options.batch_file is not None:
+        prompts += read_prompts(options.batch_file, negative, seconds)
+    if not prompts:
+        raise ValueError("no prompt: write one after the model, or give --batch-file")
+    paths = output_paths(prompts, seeds, Path(options.out), options.format)
+    taken = [path for path in paths if path.exists()]
+    if taken and not options.overwrite:
+        raise ValueError(f"{taken[0]} exists{f' (and {len(taken) - 1} more)' if taken[1:] else ''}; "
+                         "give another --out, or --overwrite to replace")
+    backbone = open_model(options.model, options.adapter, options.strength, options.device)
+    _generate_files(backbone, prompts, seeds, paths, options.batch_size,
+                    {"steps": steps, "guidance_scale": guidance, "eta": eta, "rule": module.get("rule") or "ddim"})
+
+
+def _generate_files(
+    backbone: Any,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    paths: Sequence[Path],
+    batch_size: int,
+    sampling: dict[str, Any],
+) -> None:
+    """A few prompts at a time, so that what is finished is on disk."""
+    from rich.progress import track
+
+    count = max(1, batch_size // len(seeds))
+    for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
+        some = prompts[start : start + count]
+        waves = generate(backbone, some, seeds=seeds, batch_size=batch_size, **sampling)
+        for path, wave in zip(paths[start * len(seeds) :], waves):
+            write_audio(path, wave)
+    for path in paths:
+        print(path)
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0,3-5"`` as [0, 3, 4, 5]. Raises ``ValueError`` for anything else, a doubled seed, or more than 10,000."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]) or int(match[2] or match[1]) - int(match[1]) >= 10_000:
+            raise ValueError(f"--seeds {text!r}: expected whole numbers such as 0 or 0,1,2 or 0-7")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text!r} names a seed twice")
+    return seeds
+
+
+def output_paths(prompts: Sequence[Prompt], seeds: Sequence[int], out: Path, suffix: str) -> list[Path]:
+    """One safe file name a sample, prompts in order and seeds within; for one sample ``out`` may be the file itself."""
+    if out.suffix.lower() in FORMATS:
+        if len(prompts) * len(seeds) > 1:
+            raise ValueError(f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name a folder")
+        return [out]
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file without audio suffix; name a folder or one of {', '.join(FORMATS)}")
+    width = max(3, len(str(len(prompts) - 1)))
+    slugs = [re.sub(r"[^a-z0-9]+", "-", prompt.text.lower())[:60].strip("-") or "prompt" for prompt in prompts]
+    return [out / f"{i:0{width}d}_{slug}_seed{seed}.{suffix}" for i, slug in enumerate(slugs) for seed in seeds]

@@ -1,0 +1,178 @@
+"""From prompts to waves, and from waves to scores, with models by name or as objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.checkpoint import CONFIG_FILE, load_artifact
+from zoo.diffusion import Sampler, noise_generator, rollout
+from zoo.registry import find
+from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
+
+
+def load(name: str, device: torch.device | str = "cpu", dtype: str | torch.dtype | None = None) -> Any:
+    """The model of a zoo name or an artefact folder: a ``Backbone`` or a ``Reward``, frozen, in eval mode.
+
+    ``dtype``: such as "float16"; by default what the architecture computes in. Raises ``ValueError`` for unknown names.
+    """
+    if isinstance(dtype, str):
+        wanted = getattr(torch, dtype, None)
+        if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+            raise ValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
+        dtype = wanted
+    return load_artifact(find(name), device, dtype)
+
+
+def open_model(source: str, adapter: str | Path | None = None, strength: float = 1.0, device: torch.device | str = "cpu") -> Any:
+    """A backbone from a zoo name, an artefact folder or a run folder, with an adapter on it.
+
+    A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``adapter/`` (or the one that
+    ``adapter`` names). Raises ``ValueError`` or ``FileNotFoundError``.
+    """
+    folder = Path(find(source))
+    if (folder / CONFIG_FILE).is_file():
+        backbone = load(source, device)
+    elif (folder / "model" / CONFIG_FILE).is_file():
+        backbone = load(str(folder / "model"), device)
+    elif (folder / "config.yaml").is_file():
+        if adapter is None and not (folder / "adapter").is_dir():
+            raise ValueError(f"the run in {folder} has left neither adapter/ nor model/; has it finished? (resume=true goes on)")
+        adapter = folder / "adapter" if adapter is None else adapter
+        backbone = _backbone_of(run_settings(folder), folder).to(device)
+    else:
+        raise ValueError(f"{folder} is neither a model ({CONFIG_FILE}) nor a run folder (config.yaml)")
+    if not isinstance(backbone, Backbone):
+        raise ValueError(f"{source} is a {type(backbone).__name__}, which generates nothing; name a backbone")
+    if adapter is not None:
+        from zoo.backbones.lora import load_adapter
+
+        load_adapter(backbone, adapter, strength)
+    return backbone.eval()
+
+
+def run_settings(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a run folder as plain values, ``{}`` where there is no config.yaml."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        return {}
+    from omegaconf import OmegaConf
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # YAML errors of several kinds
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _backbone_of(settings: dict[str, Any], folder: Path) -> Any:
+    from zoo.targets import check, instantiate
+
+    node = (settings.get("module") or {}).get("backbone")
+    if node is None:
+        raise ValueError(f"{folder / 'config.yaml'} has no module.backbone: this run trained no generator")
+    check(node, "module.backbone")
+    return instantiate(node, "module.backbone")
+
+
+def generate(
+    backbone: str | Backbone,
+    prompts: Sequence[Prompt | str],
+    *,
+    seeds: int | Sequence[int] = 0,
+    steps: int = 20,
+    guidance_scale: float = 3.0,
+    eta: float = 1.0,
+    rule: str = "ddim",
+    negative: str = "",
+    seconds: float | None = None,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Waveform]:
+    """One wave for every prompt and seed: prompts in order, within a prompt the seeds in order.
+
+    A string becomes a ``Prompt`` with ``negative`` and ``seconds`` (default 4.096). A sample's noise depends on its seed and its
+    prompt's id only, not on the batch. ``device`` is for a backbone by name; an object stays where it is. ``progress(done,
+    total)`` counts samples. Raises ``ValueError`` on zero prompts or values that cannot be meant, and when the model gives NaN.
+    """
+    sampler = Sampler(steps, guidance_scale, eta, rule)
+    wanted = [_prompt(prompt, negative, seconds) for prompt in ([prompts] if isinstance(prompts, (str, Prompt)) else prompts)]
+    seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not wanted or not seeds or batch_size < 1:
+        counts = f"{len(wanted)} prompts, {len(seeds)} seeds, batch_size {batch_size}"
+        raise ValueError(f"expected at least one prompt, one seed and a batch of one, got {counts}")
+    if isinstance(backbone, str):
+        backbone = open_model(backbone, device=device)
+    parameter = next(backbone.denoiser.parameters())
+    jobs = [(prompt, seed) for prompt in wanted for seed in seeds]
+    waves: dict[int, Waveform] = {}
+    for place in _batches([prompt.seconds for prompt, _ in jobs], batch_size):
+        batch = [jobs[i] for i in place]
+        for i, wave in zip(place, _sample(backbone, sampler, batch, parameter.device), strict=True):
+            waves[i] = wave
+        if progress is not None:
+            progress(len(waves), len(jobs))
+    return [waves[i] for i in range(len(jobs))]
+
+
+def _prompt(prompt: Prompt | str, negative: str, seconds: float | None) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if not prompt.strip():
+        raise ValueError("a prompt must not be empty; say what should be heard")
+    length = {} if seconds is None else {"seconds": float(seconds)}
+    return Prompt(prompt, prompt, negative, **length)
+
+
+def _batches(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
+    """Indices of equal length together, at most ``batch_size`` each."""
+    groups: dict[float, list[int]] = {}
+    for i, length in enumerate(seconds):
+        groups.setdefault(length, []).append(i)
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+
+
+@torch.no_grad()
+def _sample(
+    backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device
+) -> list[Waveform]:
+    prompts = [prompt for prompt, _ in jobs]
+    conditioning = backbone.encode_prompts(prompts)
+    guided = sampler.guidance_scale != 1
+    negative: Conditioning | None = backbone.encode_prompts([prompt.as_negative() for prompt in prompts]) if guided else None
+    shape = tuple(backbone.latent_shape(prompts[0].seconds))
+    generators = [noise_generator(seed, 0, prompt.id, 0) for prompt, seed in jobs]
+    trajectory = rollout(
+        backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators, device=device
+    )
+    wave_BCN = backbone.decode(trajectory.clean).float().cpu()
+    if not torch.isfinite(wave_BCN).all():
+        raise ValueError("the model gave NaN or infinity; load it in float32 or lower the guidance scale")
+    samples = math.ceil(prompts[0].seconds * backbone.sample_rate_hz - 1e-6)
+    return [Waveform(wave_CN[:, :samples].clamp(-1, 1), backbone.sample_rate_hz) for wave_CN in wave_BCN]
+
+
+@torch.no_grad()
+def score(reward: str | Reward, waves: Sequence[Waveform], prompts: Sequence[Prompt]) -> RewardOutput:
+    """The reward of each wave for its prompt; waves of equal length and rate are scored together.
+
+    Raises ``ValueError`` when counts differ or are zero.
+    """
+    if len(waves) != len(prompts) or not waves:
+        raise ValueError(f"expected one prompt a wave, at least one, got {len(waves)} waves and {len(prompts)} prompts")
+    if isinstance(reward, str):
+        reward = load(reward)
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, wave in enumerate(waves):
+        groups.setdefault((wave.samples_CN.shape, wave.sample_rate_hz), []).append(i)
+    outputs = []
+    for (_, rate_hz), place in groups.items():
+        outputs.append(reward(torch.stack([waves[i].samples_CN for i in place]), rate_hz, [prompts[i] for i in place]))
+    order = torch.tensor([i for place in groups.values() for i in place]).argsort()
+    parts = {name: torch.cat([output.parts[name] for output in outputs])[order] for name in outputs[0].parts}
+    return RewardOutput(torch.cat([output.score_B for output in outputs])[order], parts)

@@ -1,0 +1,190 @@
+"""From plain values to objects: ``{_target_: package.Class, key: value}``, checked against the signature before it is called.
+
+Only configurations that the user wrote come here; the config.json of a model artefact never names code (``zoo/checkpoint.py``).
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import enum
+import importlib
+import inspect
+import os
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.errors import did_you_mean
+
+_PLAIN = (bool, int, float, str, list, dict, tuple)
+_TOP_LEVEL = ("zoo", "datamodules", "lightning_modules", "lightning", "torch", "transformers", "diffusers")
+
+
+def locate(path: Any, where: str = "_target_") -> Any:
+    """The class or function at a dotted path. Raises ``ValueError`` naming the nearest right name."""
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"{where}: {path!r} is not a dotted path such as lightning_modules.ddpo.DDPO")
+    parts = path.split(".")
+    found, depth = None, 0
+    for cut in range(1, len(parts)):
+        name = ".".join(parts[:cut])
+        try:
+            found, depth = importlib.import_module(name), cut
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                break
+            raise ValueError(f"{where}: {path} needs the package {error.name!r}, which is not installed") from error
+        except ImportError as error:
+            raise ValueError(f"{where}: {path} cannot be imported: {error}") from error
+    if found is None:
+        raise ValueError(f"{where}: there is no package {parts[0]!r} (in {path}); {did_you_mean(parts[0], _TOP_LEVEL)}")
+    for i, part in enumerate(parts[depth:], start=depth):
+        if not hasattr(found, part):
+            owner = ".".join(parts[:i])
+            raise ValueError(f"{where}: {owner} has no {part!r}; {did_you_mean(part, _public_names(found))}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{where}: {path} is not a class or function")
+    return found
+
+
+def _public_names(owner: Any) -> list[str]:
+    names = {name for name in dir(owner) if not name.startswith("_")}
+    if inspect.ismodule(owner):
+        names = {name for name in names if not inspect.ismodule(getattr(owner, name))}
+        names |= {module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", []))}
+    return sorted(names)
+
+
+class _Built:
+    """Stands for a value that is yet to be built, whose type cannot be checked before."""
+
+
+def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``arguments`` as ``target`` takes them: names checked, plain values checked against the annotations.
+
+    A list becomes a tuple where only a tuple is declared. Raises ``ValueError`` that names ``where.key`` and the nearest right
+    key for an unknown key, a missing key or a value of the wrong type.
+    """
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # some builtins have none
+        return dict(arguments)
+    name = getattr(target, "__qualname__", str(target))
+    parameters = {key: p for key, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        for key in arguments:
+            if key not in parameters:
+                raise ValueError(f"{_key(where, key)}: {name} takes no {key!r}; {did_you_mean(key, parameters)}")
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments]
+    if missing:
+        raise ValueError(f"{where}: {name} needs {', '.join(_key(where, key) for key in missing)}, which is not given")
+    signature.bind(**arguments)
+    bound = {}
+    for key, value in arguments.items():
+        parameter = parameters.get(key)
+        annotation = Any if parameter is None else _annotation(target, parameter)
+        if isinstance(value, list) and not _fits(value, annotation) and _fits(tuple(value), annotation):
+            value = tuple(value)
+        same_as_default = parameter is not None and value is None and parameter.default is None
+        if not same_as_default and not _fits(value, annotation):
+            raise ValueError(f"{_key(where, key)}: {name} expects {_spelled(annotation)}, got {value!r}")
+        bound[key] = value
+    return bound
+
+
+def _key(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return Any
+    if isinstance(annotation, str):
+        function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+        try:
+            return eval(annotation, dict(getattr(function, "__globals__", {})))  # an annotation of installed code
+        except Exception:  # names under TYPE_CHECKING only: nothing to check against
+            return Any
+    return annotation
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value may stand for ``annotation``; objects and unknown kinds of annotation pass."""
+    if annotation is Any or isinstance(annotation, (str, typing.TypeVar)) or not isinstance(value, (*_PLAIN, type(None))):
+        return True
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is typing.Literal:
+        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in inner)
+    if origin is typing.Annotated:
+        return _fits(value, inner[0])
+    if value is None:
+        return annotation in (None, type(None), object)
+    kind = origin or annotation
+    if not inspect.isclass(kind):
+        return True
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in (bool, int, str):
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if kind is collections.abc.Callable:
+        return False
+    if isinstance(value, str):
+        return issubclass(str, kind) or issubclass(kind, (os.PathLike, enum.Enum)) or kind.__name__ in ("device", "dtype")
+    if isinstance(value, (list, tuple)):
+        if not issubclass(type(value), kind):
+            return False
+        if kind is tuple and inner and inner[-1] is not Ellipsis:
+            return len(inner) == len(value) and all(_fits(*pair) for pair in zip(value, inner, strict=True))
+        return not inner or all(_fits(item, inner[0]) for item in value)
+    if isinstance(value, dict):
+        return issubclass(dict, kind) and (len(inner) != 2 or all(_fits(item, inner[1]) for item in value.values()))
+    return kind is object or isinstance(value, kind)
+
+
+def _spelled(annotation: Any) -> str:
+    plain_class = inspect.isclass(annotation) and not typing.get_args(annotation)
+    return annotation.__name__ if plain_class else str(annotation).replace("typing.", "")
+
+
+def check(node: Any, where: str) -> Any:
+    """Checks a whole tree (names, keys, plain types) without building anything. Raises ``ValueError``."""
+    if isinstance(node, list):
+        return [check(item, f"{where}.{i}") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    if "_target_" not in node:
+        for key in node:
+            if isinstance(key, str) and key.startswith("_") and difflib.SequenceMatcher(None, key, "_target_").ratio() > 0.7:
+                raise ValueError(f"{where}.{key}: did you mean '_target_'?")
+    items = {key: check(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return items
+    bind(locate(node["_target_"], f"{where}._target_"), items, where)
+    return _Built()
+
+
+def instantiate(node: Any, where: str) -> Any:
+    """Builds a tree of ``_target_`` nodes, innermost first. Lists and dictionaries without ``_target_`` stay what they are.
+
+    Raises ``ValueError`` with the place in the tree, also for a ``ValueError`` or ``OSError`` of the object built.
+    """
+    if isinstance(node, list):
+        return [instantiate(item, f"{where}.{i}") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    items = {key: instantiate(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return items
+    target = locate(node["_target_"], f"{where}._target_")
+    arguments = bind(target, items, where)
+    try:
+        return target(**arguments)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where} ({node['_target_']}): {error}") from error
