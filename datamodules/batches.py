@@ -33,7 +33,7 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class AudioBatch:
-    """Clean audio with its captions: ``wave_BCN`` in [-1, 1] at ``sample_rate_hz``; ``weight_B`` is None or one weight a sample."""
+    """Clean audio with captions: ``wave_BCN`` in [-1, 1] at ``sample_rate_hz``; ``weight_B`` is None or one weight a sample."""
 
     wave_BCN: Tensor
     sample_rate_hz: int

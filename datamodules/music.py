@@ -78,9 +78,7 @@ def clip_list(count: int, instruments: Sequence[str], first_seed: int, flawed_sh
     """``count`` clips, moods and instruments in turn; every ``1 / flawed_share``-th is flawed."""
     every = round(1 / flawed_share) if flawed_share else count + 1
     cells = [(mood, instrument) for instrument in instruments for mood in MOODS]
-    return [
-        Clip(*cells[i % len(cells)], seed=first_seed + i, flawed=(i % every == every - 1)) for i in range(count)
-    ]
+    return [Clip(*cells[i % len(cells)], seed=first_seed + i, flawed=(i % every == every - 1)) for i in range(count)]
 
 
 def render_set(
@@ -117,9 +115,7 @@ def caption(clip: Clip, rng: random.Random, held_out: Sequence[tuple[str, str]] 
 class MusicSet:
     """Rendered clips with captions that are worded anew each time (see ``datamodules/cache.py: ClipSet``)."""
 
-    def __init__(
-        self, waves: np.ndarray, clips: Sequence[Clip], seconds: float, held_out: Sequence[tuple[str, str]]
-    ) -> None:
+    def __init__(self, waves: np.ndarray, clips: Sequence[Clip], seconds: float, held_out: Sequence[tuple[str, str]]) -> None:
         self.waves, self.clips, self.seconds, self.held_out = waves, clips, seconds, held_out
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.batches import AudioBatch
 from zoo.backbones.spectral_codec import SpectralCodec
+from zoo.diffusion import noise_generator
 
 
 def codec_losses(codec: SpectralCodec, wave_B2N: Tensor, noise_B: Tensor | None = None) -> dict[str, Tensor]:
@@ -38,7 +39,8 @@ class Codec(L.LightningModule):
 
     ``kl_weight`` trades smooth latents against detail. ``freeze_encoder`` keeps latents valid while the decoder goes on
     learning. ``total_steps`` is the length of the learning-rate schedule in optimiser steps. At the end of every epoch the
-    mean and standard deviation of the latents are measured over ``statistics_batches`` validation batches.
+    mean and standard deviation of the latents are measured over the validation batches. The noise depends on ``seed``, the
+    step and the process only, so a run resumed at the end of an epoch continues exactly.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Codec(L.LightningModule):
         stereo_weight: float = 0.3,
         freeze_encoder: bool = False,
         max_grad_norm: float = 1.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["codec"])
@@ -60,28 +63,35 @@ class Codec(L.LightningModule):
             codec.encoder.requires_grad_(False)
             codec.to_latent.requires_grad_(False)
 
-    def _loss(self, batch: AudioBatch, name: str, noise: bool) -> Tensor:
+    def _loss(self, batch: AudioBatch, name: str, generator: torch.Generator | None) -> Tensor:
+        if batch.sample_rate_hz != self.codec.sample_rate_hz:
+            raise ValueError(
+                f"the data has {batch.sample_rate_hz} Hz, the codec {self.codec.sample_rate_hz} Hz; set data.sample_rate_hz"
+            )
         if batch.wave_BCN.shape[1] != 2:
             raise ValueError(f"the codec trains on stereo audio, got {batch.wave_BCN.shape[1]} channel(s); set channels to 2")
         frames = -(-batch.wave_BCN.shape[-1] // self.codec.samples_per_latent)
         shape = (len(batch), len(self.codec.latent_mean_C), frames)
-        losses = codec_losses(self.codec, batch.wave_BCN, torch.randn(shape, device=self.device) if noise else None)
+        noise_B = None if generator is None else torch.randn(shape, generator=generator).to(self.device)
+        losses = codec_losses(self.codec, batch.wave_BCN, noise_B)
         h = self.hparams
         total = losses["log_magnitude"] + h.convergence_weight * losses["convergence"] + h.stereo_weight * losses["stereo"]
         if not h.freeze_encoder:
             total = total + h.kl_weight * losses["kl"]
-        self.log_dict({f"{name}/{key}": value for key, value in losses.items()}, batch_size=len(batch))
-        self.log(f"{name}/loss", total, batch_size=len(batch), prog_bar=True)
+        across = {"batch_size": len(batch), "sync_dist": name == "val"}
+        self.log_dict({f"{name}/{key}": value for key, value in losses.items()}, **across)
+        self.log(f"{name}/loss", total, prog_bar=True, **across)
         return total
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
-        return self._loss(batch, "train", noise=True)
+        generator = noise_generator(self.hparams.seed, self.global_step, f"codec/{batch_index}", self.global_rank)
+        return self._loss(batch, "train", generator)
 
     def on_validation_epoch_start(self) -> None:
         self._latents: list[Tensor] = []
 
     def validation_step(self, batch: AudioBatch, batch_index: int) -> None:
-        self._loss(batch, "val", noise=False)
+        self._loss(batch, "val", None)
         self._latents.append(self.codec.posterior(*self.codec.features(batch.wave_BCN))[0])
 
     def on_validation_epoch_end(self) -> None:

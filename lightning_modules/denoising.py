@@ -14,7 +14,8 @@ from torch import Tensor
 from datamodules.batches import AudioBatch, LatentBatch
 from lightning_modules.ema import EMA
 from lightning_modules.losses import min_snr_weights
-from zoo.diffusion import denoising_error
+from zoo.diffusion import denoising_error, noise_generator
+from zoo.errors import did_you_mean
 from zoo.types import Backbone, Prompt
 
 
@@ -24,8 +25,10 @@ class Denoising(L.LightningModule):
     ``trainable`` names the backbone's submodules that learn. ``condition_dropout`` is the share of samples whose text is
     emptied, so that guidance has an unconditional side. ``min_snr_gamma`` (None = plain error) follows arXiv 2303.09556.
     ``total_steps`` and ``warmup_steps`` are optimiser steps of the cosine schedule. Sample weights of a batch
-    (``weight_B``) multiply its errors. Validation uses the averaged weights, fixed noise, and also scores every clip under
-    another clip's caption (``val/error_shuffled``): a model that listens has the lower error under the right one.
+    (``weight_B``) multiply its errors. Times, noise and dropped captions depend on ``seed``, the step and the process only,
+    so a run resumed at the end of an epoch continues exactly. Validation uses the averaged weights, fixed noise, and also
+    scores every clip under the next clip's caption (``val/error_shuffled``): a model that listens has the lower error under
+    the right one. Raises ``ValueError`` for unknown parts, and for audio at another rate than the backbone's.
     """
 
     def __init__(
@@ -40,18 +43,21 @@ class Denoising(L.LightningModule):
         ema_decay: float = 0.999,
         max_grad_norm: float = 1.0,
         trainable: Sequence[str] = ("denoiser", "text", "duration", "spatial"),
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        trainable = tuple(trainable)  # a plain value in the checkpoint
         self.save_hyperparameters(ignore=["backbone"])
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
         self.backbone = backbone
         backbone.requires_grad_(False)
+        parts = dict(backbone.named_children())
         for name in trainable:
-            if not hasattr(backbone, name):
-                parts = ", ".join(child for child, _ in backbone.named_children())
-                raise ValueError(f"trainable names {name!r}, but {type(backbone).__name__} has only {parts}")
-            getattr(backbone, name).requires_grad_(True)
+            if name not in parts:
+                kind = type(backbone).__name__
+                raise ValueError(f"trainable names {name!r}, which is no part of {kind}; {did_you_mean(name, parts)}")
+            parts[name].requires_grad_(True)
         self.ema = EMA([p for p in backbone.parameters() if p.requires_grad], ema_decay)
 
     def _latents(self, batch: AudioBatch | LatentBatch) -> Tensor:
@@ -71,12 +77,14 @@ class Denoising(L.LightningModule):
     def training_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> Tensor:
         clean = self._latents(batch)
         count = len(batch)
+        generator = noise_generator(self.hparams.seed, self.global_step, f"denoising/{batch_index}", self.global_rank)
         # stratified times: one in each of B equal intervals, so that the loss is less noisy
-        uniform = (torch.randperm(count, device=self.device) + torch.rand(count, device=self.device)) / count
-        time_B = self.backbone.path.sample_times(uniform)
-        dropped = torch.rand(count) < self.hparams.condition_dropout
+        uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        time_B = self.backbone.path.sample_times(uniform.to(self.device))
+        dropped = torch.rand(count, generator=generator) < self.hparams.condition_dropout
         prompts = [replace(p, text="", sources=()) if drop else p for p, drop in zip(batch.prompts, dropped, strict=True)]
-        errors = self._errors(clean, prompts, time_B, torch.randn_like(clean))
+        noise = torch.randn(clean.shape, generator=generator).to(self.device)
+        errors = self._errors(clean, prompts, time_B, noise)
         weight_B = torch.ones_like(errors) if batch.weight_B is None else batch.weight_B
         if self.hparams.min_snr_gamma is not None:
             alpha, sigma = self.backbone.path.coefficients(time_B)
@@ -86,15 +94,20 @@ class Denoising(L.LightningModule):
         self.log("train/loss", loss, batch_size=count, prog_bar=True)
         return loss
 
+    def on_train_start(self) -> None:
+        self._averaged_step = self.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        self.ema.update()
+        if self.global_step != self._averaged_step:  # not after a batch whose gradients are still being accumulated
+            self._averaged_step = self.global_step
+            self.ema.update()
 
     def validation_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> None:
         clean, count = self._latents(batch), len(batch)
         generator = torch.Generator().manual_seed(batch_index)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         time_B = self.backbone.path.sample_times((torch.arange(count, device=self.device) + 0.5) / count)
-        others = [batch.prompts[i] for i in torch.randperm(count, generator=generator).tolist()]
+        others = [*batch.prompts[1:], batch.prompts[0]]
         with self.ema.swapped():
             right = self._errors(clean, batch.prompts, time_B, noise).mean()
             wrong = self._errors(clean, others, time_B, noise).mean()

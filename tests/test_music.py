@@ -14,8 +14,8 @@ from datamodules.music_score import MOODS, WORDS, compose
 
 
 def small(**changes):
-    settings = dict(clips=12, val_clips=4, seconds=0.5, renderer="additive", workers=1, batch_size=4, batches_per_epoch=2)
-    return MusicDataModule(**{**settings, **changes})
+    settings = {"clips": 12, "val_clips": 4, "seconds": 0.5, "workers": 1, "batch_size": 4, "batches_per_epoch": 2}
+    return MusicDataModule(**{"renderer": "additive", **settings, **changes})
 
 
 def test_scores_are_repeatable_and_moods_differ_in_density_and_mode():

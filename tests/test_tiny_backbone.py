@@ -11,7 +11,16 @@ from zoo.conditioners.spatial import source_features
 from zoo.conditioners.text import EMPTY, VOCABULARY_SIZE, WORDS, tokenize
 from zoo.types import Prompt, SourcePath
 
-SMALL = dict(width=32, depth=1, heads=2, text_width=16, text_depth=1, codec_width=16, codec_encoder_depth=1, codec_decoder_depth=1)
+SMALL = {
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "text_width": 16,
+    "text_depth": 1,
+    "codec_width": 16,
+    "codec_encoder_depth": 1,
+    "codec_decoder_depth": 1,
+}
 
 
 @pytest.fixture
@@ -27,7 +36,9 @@ def backbone():
 def tone(frequency_hz, seconds=1.024, rate=16_000, left=1.0, right=1.0, delay_samples=0):
     time = torch.arange(round(seconds * rate)) / rate
     late = (torch.arange(round(seconds * rate)) - delay_samples) / rate
-    return 0.2 * torch.stack([left * torch.sin(2 * math.pi * frequency_hz * time), right * torch.sin(2 * math.pi * frequency_hz * late)])
+    return 0.2 * torch.stack(
+        [left * torch.sin(2 * math.pi * frequency_hz * time), right * torch.sin(2 * math.pi * frequency_hz * late)]
+    )
 
 
 def test_known_words_are_one_token_and_others_are_spelled():
@@ -49,12 +60,18 @@ def test_padding_does_not_change_a_caption(backbone):
     length = int(alone["mask_BL"].sum())
     torch.testing.assert_close(padded["tokens_BLD"][0, :length], alone["tokens_BLD"][0], atol=1e-6, rtol=1e-5)
     latent, time = torch.randn(1, 32, 8), torch.tensor([0.5])
-    torch.testing.assert_close(backbone.predict(latent, time, padded.rows([0])), backbone.predict(latent, time, alone), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        backbone.predict(latent, time, padded.rows([0])), backbone.predict(latent, time, alone), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_text_length_and_place_reach_the_prediction(backbone):
     base = Prompt("a", "sad piano", seconds=2.0)
-    others = [Prompt("a", "happy piano", seconds=2.0), Prompt("a", "sad piano", seconds=4.0), Prompt("a", "sad piano", seconds=2.0, sources=(SourcePath(180.0),))]
+    others = [
+        Prompt("a", "happy piano", seconds=2.0),
+        Prompt("a", "sad piano", seconds=4.0),
+        Prompt("a", "sad piano", seconds=2.0, sources=(SourcePath(180.0),)),
+    ]
     latent, time = torch.randn(1, 32, 8), torch.tensor([0.5])
     with torch.no_grad():
         first = backbone.predict(latent, time, backbone.encode_prompts([base]))
@@ -64,7 +81,9 @@ def test_text_length_and_place_reach_the_prediction(backbone):
 
 def test_source_features_follow_the_azimuth_convention():
     right, front, left = (source_features(SourcePath(a)) for a in (0.0, 90.0, 180.0))
-    assert right[:2] == pytest.approx([1, 0]) and front[:2] == pytest.approx([0, 1]) and left[:2] == pytest.approx([-1, 0], abs=1e-9)
+    assert (
+        right[:2] == pytest.approx([1, 0]) and front[:2] == pytest.approx([0, 1]) and left[:2] == pytest.approx([-1, 0], abs=1e-9)
+    )
     assert len(right) == 12
 
 

@@ -57,13 +57,11 @@ class SpectralCodec(nn.Module):
         phase_iterations: int = 4,
     ) -> None:
         super().__init__()
-        self.window, self.hop, self.frames_per_latent = window, hop, frames_per_latent
+        self.sample_rate_hz, self.window, self.hop, self.frames_per_latent = sample_rate_hz, window, hop, frames_per_latent
         self.bins, self.bands, self.phase_iterations = window // 2 + 1, bands, phase_iterations
         self.samples_per_latent = hop * frames_per_latent
         features = frames_per_latent * (self.bins + 3 * bands)
-        self.encoder = nn.Sequential(
-            nn.Conv1d(features, width, 1), *[ConvNeXtBlock(width) for _ in range(encoder_depth)]
-        )
+        self.encoder = nn.Sequential(nn.Conv1d(features, width, 1), *[ConvNeXtBlock(width) for _ in range(encoder_depth)])
         self.to_latent = nn.Conv1d(width, 2 * latent_channels, 1)
         self.from_latent = nn.Conv1d(latent_channels, width, 3, padding=1)
         self.decoder = nn.Sequential(*[ConvNeXtBlock(width) for _ in range(decoder_depth)])
@@ -140,11 +138,19 @@ class SpectralCodec(nn.Module):
         """Frames side by side as channels; log-magnitudes brought to about unit scale."""
         both = torch.cat([(log_magnitude + 2.0) / 2.5, stereo], dim=1)
         batch, channels, frames = both.shape
-        return both.reshape(batch, channels, -1, self.frames_per_latent).transpose(2, 3).reshape(batch, -1, frames // self.frames_per_latent)
+        return (
+            both.reshape(batch, channels, -1, self.frames_per_latent)
+            .transpose(2, 3)
+            .reshape(batch, -1, frames // self.frames_per_latent)
+        )
 
     def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         batch, _, frames = packed.shape
-        both = packed.reshape(batch, -1, self.frames_per_latent, frames).transpose(2, 3).reshape(batch, -1, frames * self.frames_per_latent)
+        both = (
+            packed.reshape(batch, -1, self.frames_per_latent, frames)
+            .transpose(2, 3)
+            .reshape(batch, -1, frames * self.frames_per_latent)
+        )
         return both[:, : self.bins] * 2.5 - 2.0, both[:, self.bins :]
 
     def posterior(self, log_magnitude: Tensor, stereo: Tensor) -> tuple[Tensor, Tensor]:

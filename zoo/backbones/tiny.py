@@ -22,7 +22,7 @@ class TinyAudio(nn.Module):
     """Text (and length, and directions) to stereo audio. All arguments are plain JSON values; the defaults are the shipped size.
 
     ``width``/``depth``/``heads``/``patch`` shape the denoiser, ``text_*`` the text encoder, ``codec_*`` and ``latent_channels``
-    the codec. v-prediction on the cosine-angle path; latents (latent_channels, frames) at ``sample_rate_hz / 512`` frames a second.
+    the codec. v-prediction on the cosine-angle path; latents (latent_channels, frames), ``sample_rate_hz / 512`` frames a second.
     """
 
     channels = 2

@@ -14,7 +14,7 @@ _FEATURES = 12
 
 
 def source_features(source: SourcePath) -> list[float]:
-    """Twelve numbers: cosine and sine of start and end azimuth, onset, end and jump time (s / 10), flags, elevation, distance, level."""
+    """Twelve numbers: cosine, sine of start, end azimuth; onset, end, jump time (s / 10); flags; elevation, distance, level."""
     start = math.radians(source.azimuth_start_deg)
     end = math.radians(source.azimuth_start_deg if source.azimuth_end_deg is None else source.azimuth_end_deg)
     return [

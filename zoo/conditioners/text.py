@@ -28,7 +28,9 @@ dog cat bird birds horse cow sheep rooster frog insect car truck bus train plane
 rain wind thunder fire footsteps man woman child person people crowd speech speaking laughing clapping whistling singing
 barking meowing chirping ringing knocking
 """
-WORDS: tuple[str, ...] = tuple(dict.fromkeys(word for word in _WORDS.split() if word.isascii() and word.replace("-", "").isalpha()))
+WORDS: tuple[str, ...] = tuple(
+    dict.fromkeys(word for word in _WORDS.split() if word.isascii() and word.replace("-", "").isalpha())
+)
 _INDEX = {word: _FIRST_WORD + position for position, word in enumerate(WORDS)}
 VOCABULARY_SIZE = 512  # room for words to come; the list only grows at its end, so that old weights stay valid
 
