@@ -124,9 +124,10 @@ class _WriteConfig(Callback):
             run_folder.write_config(Path(self.run.out_dir), self.run.to_dict(), self.command_line, self.checkpoint)
 
 
-def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = None) -> Built:
+def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = None, records: bool = True) -> Built:
     """Seeds everything and builds module, data and trainer; every key is checked before the first of them is built.
 
+    With ``records`` the trainer writes metrics, samples and checkpoints to the run folder. ``first``: callbacks before others.
     Raises ``ValueError`` naming the key.
     """
     settings = dict(run.trainer)
@@ -146,7 +147,9 @@ def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = No
     built = {name: [] if node in (None, True, False) else instantiate(node, f"trainer.{name}") for name, node in parts.items()}
     loggers, callbacks, plugins = (value if isinstance(value, list) else [value] for value in built.values())
     out_dir = Path(run.out_dir)
-    if hasattr(module, "evaluate"):  # it can play its prompts: audio, curve, report, and a metrics.csv of rounds
+    if not records:
+        settings = {"enable_checkpointing": False, **settings}
+    elif hasattr(module, "evaluate"):  # it can play its prompts: audio, curve, report, and a metrics.csv of rounds
         callbacks = [*callbacks, *default_callbacks(out_dir)]
         settings = {"enable_progress_bar": False, **settings}
     else:
@@ -192,7 +195,7 @@ def predict(run: Run) -> Any:
     """What ``module.predict_step`` gives for the data's ``predict_dataloader``, with the weights of the last intact checkpoint if
     ``out_dir`` holds one. Writes nothing itself (a ``BasePredictionWriter`` among ``trainer.callbacks`` may)."""
     checkpoint = next(filter(run_folder.is_intact, run_folder.checkpoints(Path(run.out_dir))), None)
-    built = build(run)
+    built = build(run, records=False)
     return built.trainer.predict(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
 
 

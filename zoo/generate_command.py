@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,5 +121,6 @@ def output_paths(prompts: Sequence[Prompt], seeds: Sequence[int], out: Path, suf
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file without audio suffix; name a folder or one of {', '.join(FORMATS)}")
     width = max(3, len(str(len(prompts) - 1)))
-    slugs = [re.sub(r"[^a-z0-9]+", "-", prompt.text.lower())[:60].strip("-") or "prompt" for prompt in prompts]
+    plain = [unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower() for prompt in prompts]
+    slugs = [re.sub(r"[^a-z0-9]+", "-", text)[:60].strip("-") or "prompt" for text in plain]
     return [out / f"{i:0{width}d}_{slug}_seed{seed}.{suffix}" for i, slug in enumerate(slugs) for seed in seeds]

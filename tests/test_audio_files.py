@@ -1,0 +1,107 @@
+"""Audio files: what goes in comes out, and what is broken is named."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy
+import pytest
+import soundfile
+import torch
+
+from zoo import audio_files
+from zoo.audio_files import FORMATS, read_audio, resample, write_audio
+from zoo.types import Waveform
+
+
+def tone(seconds: float = 0.5, rate_hz: int = 16_000, channels: int = 2) -> Waveform:
+    time = torch.arange(round(seconds * rate_hz)) / rate_hz
+    return Waveform(torch.stack([0.5 * torch.sin(2 * torch.pi * (440 + 220 * c) * time) for c in range(channels)]), rate_hz)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_keeps_rate_channels_and_sound(tmp_path, suffix):
+    wave = tone()
+    write_audio(tmp_path / f"a{suffix}", wave)
+    back = read_audio(tmp_path / f"a{suffix}")
+    assert back.sample_rate_hz == 16_000 and back.samples_CN.shape[0] == 2 and back.samples_CN.dtype == torch.float32
+    power = [torch.fft.rfft(w.samples_CN[:, :8000]).abs().argmax(dim=1).tolist() for w in (wave, back)]
+    assert power[0] == power[1] == [220, 330]  # bins of 2 Hz
+    if suffix in (".wav", ".flac"):
+        assert torch.allclose(back.samples_CN, wave.samples_CN, atol=2**-15)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+def test_loud_samples_are_clipped_not_wrapped(tmp_path):
+    write_audio(tmp_path / "a.wav", Waveform(torch.tensor([[0.0, 1.5, -1.5, 0.25]]), 8000))
+    assert torch.allclose(read_audio(tmp_path / "a.wav").samples_CN, torch.tensor([[0.0, 1.0, -1.0, 0.25]]), atol=2**-14)
+
+
+def test_resampling_keeps_pitch(tmp_path):
+    write_audio(tmp_path / "a.wav", tone(1.0, 44_100, 1))
+    back = read_audio(tmp_path / "a.wav", 16_000)
+    assert back.sample_rate_hz == 16_000 and back.samples_CN.shape == (1, 16_000)
+    assert torch.fft.rfft(back.samples_CN[0]).abs().argmax() == 440
+    assert resample(back, 16_000) is back
+    with pytest.raises(ValueError, match="positive number of Hz, got 0"):
+        resample(back, 0)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    write_audio(tmp_path / "song.wav", tone())
+    with pytest.raises(FileNotFoundError, match=r"no audio file .*sonh.wav; did you mean 'song.wav'"):
+        read_audio(tmp_path / "sonh.wav")
+    with pytest.raises(FileNotFoundError, match="nothing to choose from"):
+        read_audio(tmp_path / "nowhere" / "song.wav")
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(ValueError, match=r"empty.wav is empty \(0 bytes\)"):
+        read_audio(tmp_path / "empty.wav")
+    (tmp_path / "text.wav").write_text("not audio at all " * 20)
+    with pytest.raises(ValueError, match=r"text.wav cannot be read as audio .*expected one of .wav, .flac"):
+        read_audio(tmp_path / "text.wav")
+    soundfile.write(tmp_path / "none.wav", numpy.zeros((0, 1)), 8000)
+    with pytest.raises(ValueError, match="none.wav holds no samples"):
+        read_audio(tmp_path / "none.wav")
+    soundfile.write(tmp_path / "nan.wav", numpy.array([0.0, numpy.nan]), 8000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="nan.wav holds NaN or infinite"):
+        read_audio(tmp_path / "nan.wav")
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path):
+    write_audio(tmp_path / "a.flac", tone(4.0))
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"a.flac (is cut off: \d+ of 64000 samples|cannot be read as audio)"):
+        read_audio(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize(
+    ("name", "wave", "message"),
+    [
+        ("a.aac", tone(), r"cannot write .aac; use one of .wav"),
+        ("a", tone(), "cannot write a file without suffix"),
+        ("a.wav", Waveform(torch.zeros(0, 5), 8000), r"expected samples \(channels, samples\)"),
+        ("a.wav", Waveform(torch.zeros(5), 8000), r"got shape \(5,\)"),
+        ("a.wav", Waveform(torch.full((1, 4), torch.nan), 8000), "holds NaN or infinity and was not written"),
+        ("a.mp3", Waveform(torch.zeros(1, 400), 12_345), "1 channels at 12345 Hz cannot be written as MP3"),
+    ],
+)
+def test_waves_that_cannot_be_written_leave_nothing(tmp_path, name, wave, message):
+    with pytest.raises(ValueError, match=message):
+        write_audio(tmp_path / name, wave)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    write_audio(tmp_path / "a.wav", tone())
+    before = (tmp_path / "a.wav").read_bytes()
+
+    def write(path, *_, **__):
+        with open(path, "wb") as file:
+            file.write(b"RIFF")
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(audio_files.soundfile, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        write_audio(tmp_path / "a.wav", tone(0.1))
+    assert (tmp_path / "a.wav").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.wav"]

@@ -1,0 +1,208 @@
+"""Configuration files, overrides, ``_target_`` trees and the command: everything a person can get wrong has its message."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import yaml
+
+from lightning_modules import run
+from zoo import files
+from zoo.errors import describe, did_you_mean, is_disk_full, reported
+from zoo.targets import bind, instantiate, locate
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_run import ROOT, config, load
+
+if TYPE_CHECKING:
+    from fractions import Fraction as Unseen  # an annotation that is not there at run time
+
+
+def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
+    second = tmp_path / "second.yaml"
+    second.write_text("seed: 5\nmodule: {learning_rate: 1e-3}")
+    loaded = run.load([config(tmp_path), second], ["module.width=6", "trainer.callbacks=[{a: 1}]", "trainer.callbacks.0.a=2"])
+    assert loaded.seed == 5 and loaded.data["width"] == 6 and loaded.module["learning_rate"] == 1e-3
+    assert loaded.trainer["callbacks"] == [{"a": 2}]
+    assert run.build(load(tmp_path, "module.width=5")).data.points.shape[1] == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed"], r"'seed' is not of the form key=value.*did you mean seed\.\.\.=\?"),
+        (["--fast"], "'--fast' is not of the form key=value"),
+        (["modul.width=3"], "unknown key 'modul.width'; did you mean 'module'"),
+        (["seed=abc"], "override 'seed=abc': seed: Value 'abc'"),
+        (["module=text"], "override 'module=text': module: Cannot assign str"),
+        (["seed=[1,"], "override 'seed=.1,': "),
+        (["out_dir=???"], "out_dir is missing; set it in a --config file or as out_dir="),
+        (["data.width=${module.wid}"], "module.wid' not found"),
+        (["module.widht=3"], "module.widht: Line takes no 'widht'; did you mean 'width'"),
+        (["module.width=four"], "module.width: Line expects int, got 'four'"),
+        (["module.width=true"], "module.width: Line expects int, got True"),
+        (["module.kind=c"], "module.kind: Line expects .*Literal.*, got 'c'"),
+        (["module.width=null"], "module.width: Line expects int, got None"),
+        (["module.width=0"], r"module \(toy_run.Line\): width must be at least 1, got 0"),
+        (["module._target_=toy_run.Lina"], "module._target_: toy_run has no 'Lina'; did you mean 'Line'"),
+        (["module._target_=Line"], "module._target_: 'Line' is not a dotted path such as"),
+        (["module._target_=lightning_modules.ddop.DDPO"], "lightning_modules has no 'ddop'; did you mean 'ddpo'"),
+        (["module._target_=lightning_module.ddpo.DDPO"], "no package 'lightning_module'.*did you mean 'lightning_modules'"),
+        (["module._target_=toy_run.ROOT"], "toy_run.ROOT is not a class or function"),
+        (
+            ["module={_target_: toy_run.WithoutLoop}", "module._target_=toy_run.WithoutLoop"],
+            "takes no 'width'; there is nothing to",
+        ),
+        (["data._target_=toy_run.Line"], "data: toy_run.Line is not a LightningDataModule"),
+        (["trainer.max_epoch=3"], "trainer.max_epoch: Trainer takes no 'max_epoch'; did you mean 'max_epochs'"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs: Trainer expects .*int.*, got 'many'"),
+        (["trainer.accelerator=cpus"], "trainer: .*accelerator"),
+        (["trainer.strategy=dpp"], "trainer: .*strategy"),
+        (
+            ["trainer.logger={_target_: lightning.pytorch.loggers.CSVLoger}"],
+            "trainer.logger._target_: .*did you mean 'CSVLogger'",
+        ),
+        (
+            ["trainer.callbacks=[{_target: lightning.pytorch.callbacks.Timer}]"],
+            "trainer.callbacks.0._target: did you mean '_target_'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run.fit(load(tmp_path, *overrides))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must hold keys such as module:"),
+        (b"- 1\n- 2\n", "must hold keys"),
+        (b"just words", "must hold keys"),
+        (b"module: [", "is not valid YAML"),
+        (b"seed: 1\nseed: 2\n", "is not valid YAML.*duplicate"),
+        ("seed: 1 # größe".encode("latin-1"), "is not valid YAML"),
+        (b"sead: 1", "unknown key 'sead'; did you mean 'seed'"),
+        (b"trainer: 3", "trainer"),
+        (b"seed: 1", "module is missing"),
+        (b"module: {width: 3}\nout_dir: x", "module needs a _target_"),
+        (b"module: {_target_: toy_run.WithoutLoop}\nout_dir: x", "module: toy_run.WithoutLoop is not a LightningModule"),
+        (b"module: {_target_: toy_run.Line}\nout_dir: x", "module: Line needs module.width, which is not given"),
+    ],
+)
+def test_bad_files(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        run.build(run.load([path]))
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path):
+    config(tmp_path, name="quickstart.yaml")
+    with pytest.raises(FileNotFoundError, match=r"quickstrat.yaml; did you mean 'quickstart.yaml'"):
+        run.load([tmp_path / "quickstrat.yaml"])
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        run.load([tmp_path / "nowhere" / "x.yaml"])
+
+
+def of_many_types(
+    a: float,
+    b: tuple[int, ...],
+    c: Path,
+    d: torch.nn.Module,
+    e: dict[str, int],
+    f: Callable,
+    g: list[float] | None,
+    h: torch.device | str = "cpu",
+    i: Unseen = 0,
+    j: tuple[int, int] = (1, 2),
+) -> None:
+    """Annotations of every sort."""
+
+
+def test_types_of_plain_values():
+    module, text = torch.nn.Linear(1, 1), str
+    good = {"a": 1, "b": [1, 2], "c": "x", "d": module, "e": {"k": 1}, "f": text, "g": None, "h": "cuda", "i": "any", "j": [3, 4]}
+    bound = bind(of_many_types, good, "x")
+    assert bound["b"] == (1, 2) and bound["j"] == (3, 4) and bound["a"] == 1
+    for key, wrong in {
+        "a": True,
+        "b": [1.5],
+        "c": 3,
+        "d": "net",
+        "e": {"k": "one"},
+        "f": "print",
+        "g": ["x"],
+        "h": 1.5,
+        "j": [1, 2, 3],
+    }.items():
+        with pytest.raises(ValueError, match=rf"x\.{key}: of_many_types expects"):
+            bind(of_many_types, good | {key: wrong}, "x")
+    assert instantiate({"items": [{"_target_": "toy_run.WithoutLoop"}, 1]}, "x")["items"][1] == 1
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import not_installed_here")
+    (tmp_path / "broken_import.py").write_text("from os import not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="needs the package 'not_installed_here', which is not installed"):
+        locate("needs_more.Thing")
+    with pytest.raises(ValueError, match="cannot be imported: .*not_there"):
+        locate("broken_import.Thing")
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.path.insert(0, "tools")
+    scope: dict = {"__file__": str(ROOT / "tools" / "fit.py"), "__name__": "fit"}
+    exec(compile((ROOT / "tools" / "fit.py").read_text(), "fit.py", "exec"), scope)
+    assert sys.path[0] == str(ROOT)  # a bare checkout works
+    path = str(config(tmp_path))
+    assert reported(scope["main"], ["--config", path, "seed=9", "--print-config", "data.token=hf_abcd"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["seed"] == 9 and "hf_abcd" not in printed
+    assert reported(scope["main"], ["seed=9", "--config", path, "--dry-run"]) == 0
+    assert "trainable" in capsys.readouterr().out
+    assert reported(scope["main"], ["--config", path, "module.widht=9"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: module.widht: Line takes no 'widht'; did you mean 'width'?\n" and captured.out == ""
+    assert reported(scope["main"], ["--config", path, "trainer.max_epochs=1"]) == 0
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    monkeypatch.setenv("ATTUNE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="already holds a run"):
+        reported(scope["main"], ["--config", path])
+
+
+def test_nearest_names():
+    assert did_you_mean("Quikstart", ["quickstart", "other"]) == "did you mean 'quickstart'?"
+    assert did_you_mean("zzz", ["b", "a"]) == "choose from a, b"
+    assert did_you_mean("zzz", [], 2) == "there is nothing to choose from"
+    assert did_you_mean("zzz", ["a", "b", "c"], 2) == "choose from a, b and 1 more"
+
+
+def test_descriptions():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.wav")
+    assert describe(full) == "No space left on device: x.wav; free some space and start again"
+    assert describe(FileNotFoundError("no file")) == "no file" and describe(ValueError()) == "ValueError"
+    outer = RuntimeError("writer failed")
+    outer.__cause__ = full
+    assert is_disk_full(outer) and not is_disk_full(RuntimeError()) and not is_disk_full(OSError(errno.ENOENT, "x"))
+
+
+def test_written_beside_keeps_the_old_file_on_any_error(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    with files.written_beside(path) as part:
+        part.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        with files.written_beside(path) as part:
+            part.write_text("half")
+            raise KeyboardInterrupt
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
