@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.batches import LatentBatch
 from zoo.types import Backbone, Prompt
@@ -47,11 +46,16 @@ def encode_clips(backbone: Backbone, clips: ClipSet, batch_size: int = 32) -> Te
     return torch.cat(parts)
 
 
-class _Latents(IterableDataset):
+class _Latents:
+    """Batches as a pure function of (seed, epoch, batch number, rank).
+
+    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin with the old epoch's batches.
+    """
+
     def __init__(self, module: LatentCache, clips: ClipSet, latents: Tensor, train: bool) -> None:
         self.module, self.clips, self.latents, self.train = module, clips, latents, train
 
-    def batches(self) -> int:
+    def __len__(self) -> int:
         source = self.module.source
         return source.batches_per_epoch if self.train else max(1, len(self.clips) // source.batch_size)
 
@@ -59,7 +63,7 @@ class _Latents(IterableDataset):
         source, trainer = self.module.source, self.module.trainer
         epoch, rank = (trainer.current_epoch, trainer.global_rank) if trainer is not None else (0, 0)
         size = min(source.batch_size, len(self.clips))
-        for number in range(self.batches()):
+        for number in range(len(self)):
             rng = random.Random(f"{source.seed}/{epoch}/{number}/{rank}" if self.train else f"val/{number}")
             if self.train:
                 rows = rng.sample(range(len(self.clips)), size)
@@ -81,8 +85,8 @@ class LatentCache(L.LightningDataModule):
         if not self._sets:
             self._sets = [(clips, encode_clips(self.backbone, clips)) for clips in self.source.clip_sets()]
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(_Latents(self, *self._sets[0], train=True), batch_size=None)
+    def train_dataloader(self) -> _Latents:
+        return _Latents(self, *self._sets[0], train=True)
 
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Latents(self, *self._sets[1], train=False), batch_size=None)
+    def val_dataloader(self) -> _Latents:
+        return _Latents(self, *self._sets[1], train=False)

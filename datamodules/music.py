@@ -15,7 +15,6 @@ import lightning as L
 import numpy as np
 import torch
 import torchaudio.functional as AF
-from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.batches import AudioBatch
 from datamodules.music_render import _RENDER_RATE_HZ, PROGRAMS, RENDERERS
@@ -130,13 +129,16 @@ class MusicSet:
         return Prompt(f"clip-{clip.seed}", caption(clip, rng, self.held_out), seconds=self.seconds, labels=labels)
 
 
-class _Batches(IterableDataset):
-    """Batches as a pure function of (seed, epoch, batch number, rank)."""
+class _Batches:
+    """Batches as a pure function of (seed, epoch, batch number, rank).
+
+    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin with the old epoch's batches.
+    """
 
     def __init__(self, module: MusicDataModule, clips: MusicSet, train: bool) -> None:
         self.module, self.clips, self.train = module, clips, train
 
-    def batches(self) -> int:
+    def __len__(self) -> int:
         return self.module.batches_per_epoch if self.train else max(1, len(self.clips) // self.module.batch_size)
 
     def __iter__(self) -> Iterator[AudioBatch]:
@@ -144,7 +146,7 @@ class _Batches(IterableDataset):
         epoch, rank = (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
         samples = round((m.crop_seconds or m.seconds) * m.sample_rate_hz)
         size = min(m.batch_size, len(self.clips))
-        for number in range(self.batches()):
+        for number in range(len(self)):
             rng = random.Random(f"{m.seed}/{epoch}/{number}/{rank}" if self.train else f"val/{number}")
             rows = rng.sample(range(len(self.clips)), size) if self.train else range(number * size, (number + 1) * size)
             waves = []
@@ -210,8 +212,8 @@ class MusicDataModule(L.LightningDataModule):
         self.setup()
         return self._sets[0], self._sets[1]
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(_Batches(self, self._sets[0], train=True), batch_size=None)
+    def train_dataloader(self) -> _Batches:
+        return _Batches(self, self._sets[0], train=True)
 
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Batches(self, self._sets[1], train=False), batch_size=None)
+    def val_dataloader(self) -> _Batches:
+        return _Batches(self, self._sets[1], train=False)

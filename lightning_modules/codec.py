@@ -58,6 +58,8 @@ class Codec(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["codec"])
+        if not 1 <= warmup_steps < total_steps:
+            raise ValueError(f"warmup_steps must be at least 1 and less than total_steps, got {warmup_steps} and {total_steps}")
         self.codec = codec
         if freeze_encoder:
             codec.encoder.requires_grad_(False)

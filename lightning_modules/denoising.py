@@ -50,6 +50,8 @@ class Denoising(L.LightningModule):
         self.save_hyperparameters(ignore=["backbone"])
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
+        if not 1 <= warmup_steps < total_steps:
+            raise ValueError(f"warmup_steps must be at least 1 and less than total_steps, got {warmup_steps} and {total_steps}")
         self.backbone = backbone
         backbone.requires_grad_(False)
         parts = dict(backbone.named_children())

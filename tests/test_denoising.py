@@ -1,0 +1,303 @@
+"""Learning from clean audio: the objective, what learns, the averages, and that a resumed run is the same run."""
+
+import dataclasses
+import math
+
+import lightning as L
+import pytest
+import torch
+
+import zoo
+from datamodules.batches import AudioBatch, LatentBatch
+from datamodules.cache import LatentCache
+from datamodules.music import MusicDataModule
+from lightning_modules.denoising import Denoising
+from lightning_modules.run_folder import every_epoch
+from zoo.backbones.tiny import TinyAudio
+from zoo.types import Prompt, SourcePath
+
+SMALL = {
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "text_width": 16,
+    "text_depth": 1,
+    "codec_width": 16,
+    "codec_encoder_depth": 1,
+    "codec_decoder_depth": 1,
+}
+PROMPTS = tuple(Prompt(f"p{i}", text, seconds=0.256) for i, text in enumerate(["sad piano", "happy guitar", "angry harp"]))
+
+
+def module(**settings):
+    return Denoising(TinyAudio(**SMALL), **{"total_steps": 50, "warmup_steps": 1, **settings})
+
+
+class Given:
+    """A data loader of these batches. (Lightning takes a list for several loaders.)"""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def latents(weights=None, rows=3):
+    latent = torch.randn(rows, 32, 8, generator=torch.Generator().manual_seed(1))
+    return LatentBatch(latent, PROMPTS[:rows], None if weights is None else torch.tensor(weights))
+
+
+def trainer(folder, **settings):
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[every_epoch(folder)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def fit_music(model, folder, epochs, checkpoint=None):
+    music = MusicDataModule(
+        clips=6, val_clips=4, seconds=0.256, renderer="additive", workers=1, batch_size=2, batches_per_epoch=2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        encoder = TinyAudio(**SMALL)
+    fit = trainer(folder, max_epochs=epochs)
+    fit.fit(model, LatentCache(music, encoder), ckpt_path=checkpoint)
+    return fit
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """Steps outside of a trainer log into this."""
+    values = {}
+    monkeypatch.setattr(Denoising, "log", lambda self, name, value, **settings: values.update({name: float(value)}))
+    monkeypatch.setattr(
+        Denoising, "log_dict", lambda self, many, **settings: values.update({k: float(v) for k, v in many.items()})
+    )
+    return values
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    loss = model.training_step(batch, 0)
+    loss.backward()
+    return loss.detach(), [None if p.grad is None else p.grad.clone() for p in model.backbone.parameters()]
+
+
+def stir(model):
+    """Moves the layers that start at zero, so that text and network have a say from the first step."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.backbone.denoiser.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def test_the_loss_falls_on_one_batch(logged):
+    model = module(learning_rate=5e-3, condition_dropout=0.0)
+    setup = model.configure_optimizers()
+    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    first = model.training_step(latents(), 0).item()
+    for _ in range(40):
+        loss = model.training_step(latents(), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    assert model.training_step(latents(), 0).item() == logged["train/loss"] < 0.7 * first
+
+
+def test_the_untrained_network_is_off_by_its_target(logged):
+    model = module(condition_dropout=0.0)  # puts out zero, so the error is the mean square of v = alpha noise - sigma clean
+    loss = float(model.training_step(LatentBatch(torch.zeros(3, 32, 64), PROMPTS), 0).detach())
+    uniform = torch.linspace(0, 1, 1001)  # clean is zero: E v^2 = alpha^2, whose mean over cosine angles is 1/2
+    expected = float(model.backbone.path.coefficients(model.backbone.path.sample_times(uniform))[0].square().mean())
+    assert loss == pytest.approx(expected, abs=0.2)
+
+
+def test_a_sample_of_weight_zero_teaches_nothing(logged):
+    model = stir(module(condition_dropout=0.0))
+    batch = latents([1.0, 0.0, 2.0])
+    other = batch.latent_BCT.clone()
+    other[1] = 5.0
+    loss, first = gradients(model, batch)
+    changed, second = gradients(model, dataclasses.replace(batch, latent_BCT=other))
+    assert loss == changed and any(g is not None and g.any() for g in first)
+    for one, two in zip(first, second, strict=True):
+        assert one is None and two is None or torch.equal(one, two)
+    counted, third = gradients(model, dataclasses.replace(batch, latent_BCT=other, weight_B=torch.ones(3)))
+    assert counted != loss and any(a is not None and not torch.equal(a, b) for a, b in zip(first, third, strict=True))
+
+
+def test_the_loss_is_linear_in_the_weights(logged):
+    model = stir(module(condition_dropout=0.0))
+    plain = model.training_step(latents(), 0)
+    assert torch.equal(model.training_step(latents([1.0, 1.0, 1.0]), 0), plain)
+    torch.testing.assert_close(model.training_step(latents([2.0, 2.0, 2.0]), 0), 2 * plain)
+    single = sum(model.training_step(latents([float(i == j) for j in range(3)]), 0) for i in range(3))
+    torch.testing.assert_close(single, plain)
+
+
+def seen_prompts(model, batch):
+    seen, encode = [], model.backbone.encode_prompts
+    model.backbone.encode_prompts = lambda prompts: (seen.append(list(prompts)), encode(prompts))[1]
+    model.training_step(batch, 0)
+    return seen[0]
+
+
+def test_dropped_conditions_keep_only_the_length(logged):
+    prompts = tuple(dataclasses.replace(prompt, sources=(SourcePath(90.0),)) for prompt in PROMPTS)
+    batch = dataclasses.replace(latents(), prompts=prompts)
+    dropped = seen_prompts(module(condition_dropout=1 - 1e-9), batch)
+    assert [(p.id, p.text, p.sources, p.seconds) for p in dropped] == [(p.id, "", (), 0.256) for p in prompts]
+    assert seen_prompts(module(condition_dropout=0.0), batch) == list(prompts)
+    many = LatentBatch(torch.zeros(400, 32, 1), PROMPTS[:1] * 400)
+    assert 50 < sum(p.text == "" for p in seen_prompts(module(condition_dropout=0.25), many)) < 150
+
+
+def test_min_snr_weighs_errors_by_their_time(logged):
+    model = stir(module(condition_dropout=0.0, min_snr_gamma=5.0))
+    seen, errors = [], model._errors
+    model._errors = lambda clean, prompts, time_B, noise: (
+        seen.append((time_B, errors(clean, prompts, time_B, noise))) or seen[0][1]
+    )
+    loss = model.training_step(latents([1.0, 2.0, 3.0]), 0)
+    expected = 0.0
+    for time, error, weight in zip(*(values.tolist() for values in seen[0]), [1.0, 2.0, 3.0], strict=True):
+        snr = 1 / math.tan(math.pi * time / 2) ** 2
+        expected += weight * min(snr, 5.0) / (snr + 1) * error / 3
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_draws_of_a_step_depend_on_seed_and_batch_alone(logged):
+    model, other = module(), module(seed=1)
+    first = model.training_step(latents(), 0)
+    torch.randn(7)
+    assert torch.equal(model.training_step(latents(), 0), first)
+    assert not torch.equal(model.training_step(latents(), 1), first)
+    assert not torch.equal(other.training_step(latents(), 0), first)
+
+
+def test_audio_is_encoded_without_gradients(logged):
+    model = stir(module(condition_dropout=0.0))
+    audio = AudioBatch(0.1 * torch.randn(3, 2, 4096), 16_000, PROMPTS)
+    latent = LatentBatch(model.backbone.encode(audio.wave_BCN).detach(), PROMPTS)
+    assert torch.equal(model.training_step(audio, 0), model.training_step(latent, 0))
+    with pytest.raises(ValueError, match="data has 44100 Hz, the backbone 16000 Hz; set data.sample_rate_hz"):
+        model.training_step(dataclasses.replace(audio, sample_rate_hz=44_100), 0)
+    with pytest.raises(ValueError, match="stereo"):
+        model.training_step(dataclasses.replace(audio, wave_BCN=audio.wave_BCN[:, :1]), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trainable": ["denoisr"]}, "'denoisr', which is no part of TinyAudio; did you mean 'denoiser'"),
+        ({"trainable": ["channels"]}, "'channels', which is no part of TinyAudio"),
+        ({"condition_dropout": 1.0}, r"share in \[0, 1\), got 1.0"),
+        ({"warmup_steps": 0}, "warmup_steps must be at least 1"),
+        ({"warmup_steps": 50}, "less than total_steps, got 50 and 50"),
+        ({"ema_decay": 1.0}, "EMA decay"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        module(**settings)
+
+
+def test_validation_scores_the_averages_and_puts_the_weights_back(logged):
+    model = stir(module())
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.validation_step(latents(), 0)
+        assert logged["val/error"] != logged["val/error_shuffled"]
+        for average in model.ema.average:
+            average.zero_()
+        model.validation_step(latents(), 0)
+        silent = dict(logged)
+        model.validation_step(latents(), 0)
+    assert silent["val/error"] == silent["val/error_shuffled"] == logged["val/error"]  # zero weights hear nothing
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("batches", "accumulated", "steps"), [(4, 1, 4), (4, 2, 2), (3, 2, 2)])
+def test_averages_move_once_an_optimiser_step(tmp_path, batches, accumulated, steps):
+    model = module()
+    fit = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=accumulated)
+    fit.fit(model, Given(*[latents()] * batches))
+    assert model.ema.updates == fit.global_step == steps
+
+
+def test_only_what_is_named_learns(tmp_path):
+    model = module(trainable=["denoiser"])
+    before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    trainer(tmp_path, max_epochs=1).fit(model, Given(latents(), latents()))
+    changed = {
+        name.split(".")[0] for name, tensor in model.backbone.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == {"denoiser"}
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    torch.manual_seed(1)
+    whole = module(condition_dropout=0.5)
+    start = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    fit = fit_music(whole, tmp_path / "whole", 2)
+    assert fit.global_step == 4 and {"val/error", "val/error_shuffled", "train/loss"} <= set(fit.callback_metrics)
+
+    first = module(condition_dropout=0.5)
+    first.load_state_dict(start)
+    first.ema = type(first.ema)(first.ema.parameters, first.ema.decay)  # averages start at the weights
+    fit_music(first, tmp_path / "parts", 1)
+    file = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    assert saved["ema"]["updates"] == 2 and saved["hyper_parameters"]["trainable"][0] == "denoiser"
+    torch.manual_seed(99)  # neither the global generator nor the first weights matter now
+    second = module(condition_dropout=0.5)
+    resumed = fit_music(second, tmp_path / "parts", 2, checkpoint=file)
+    assert resumed.global_step == second.ema.updates == 4
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], tensor), name
+    for one, two in zip(whole.ema.average, second.ema.average, strict=True):
+        assert torch.equal(one, two)
+    assert any(not torch.equal(average, p) for average, p in zip(whole.ema.average, whole.ema.parameters, strict=True))
+
+
+def test_the_artefact_holds_the_averages_in_half_precision(tmp_path):
+    model = stir(module())
+    with torch.no_grad():
+        for average in model.ema.average:
+            average.add_(0.05 * torch.randn(average.shape))
+    model.export(tmp_path)
+    loaded = zoo.load(tmp_path / "model")
+    assert loaded.arguments == model.backbone.arguments and not loaded.training
+    batch, time_B = latents(), torch.tensor([0.2, 0.5, 0.8])
+    with torch.no_grad():
+        raw = model.backbone.predict(batch.latent_BCT, time_B, model.backbone.encode_prompts(PROMPTS))
+        made = loaded.predict(batch.latent_BCT, time_B, loaded.encode_prompts(PROMPTS))
+        with model.ema.swapped():
+            expected = model.backbone.predict(batch.latent_BCT, time_B, model.backbone.encode_prompts(PROMPTS))
+            for name, tensor in model.backbone.state_dict().items():
+                assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
+    torch.testing.assert_close(made, expected, atol=1e-2, rtol=1e-2)
+    assert (raw - expected).abs().max() > 0.1
+
+
+def test_a_backbone_that_is_not_in_the_table_has_no_artefact(tmp_path):
+    class Other(TinyAudio):
+        pass
+
+    model = Denoising(Other(**SMALL), total_steps=50, warmup_steps=1)
+    with pytest.raises(ValueError, match="Other is not in zoo.backbones.BACKBONES"):
+        model.export(tmp_path)
+    assert not (tmp_path / "model").exists()
