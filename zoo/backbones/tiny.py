@@ -17,6 +17,8 @@ from zoo.conditioners.text import TextEncoder
 from zoo.diffusion import VPCosine
 from zoo.types import Conditioning, Prompt
 
+_DECODE_BATCH = 4  # clips; 2.5 times faster than 48 at once on two cores
+
 
 class TinyAudio(nn.Module):
     """Text (and length, and directions) to stereo audio. All arguments are plain JSON values; the defaults are the shipped size.
@@ -78,7 +80,8 @@ class TinyAudio(nn.Module):
         return self.codec.encode(wave_BCN)
 
     def decode(self, latent_BCT: Tensor) -> Tensor:
-        return self.codec.decode(latent_BCT)
+        """Waves (B, 2, N), a few clips at a time: spectra of many clips at once fall out of the processor's cache."""
+        return torch.cat([self.codec.decode(part) for part in latent_BCT.split(_DECODE_BATCH)])
 
     def latent_shape(self, seconds: float) -> tuple[int, ...]:
         """(channels, frames) that cover ``seconds``."""
