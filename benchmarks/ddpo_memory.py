@@ -2,8 +2,9 @@
 
     python benchmarks/ddpo_memory.py
 
-Counts the bytes that autograd holds at the worst moment, for more and more trained steps, on the embedded architecture with random weights
-(the count does not depend on weights or on the machine). Prints one line per number of steps and the ratio of the two.
+Counts the bytes that autograd holds at the worst moment, for more and more trained steps, on the embedded architecture
+with random weights (the count does not depend on weights or on the machine). Prints one line per number of steps, with the
+ratio of the two.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def main() -> None:
     add_lora(backbone, 8, targets="all")
     for trained in (1, 2, 4, 8, 16):
         ours, theirs = measure(backbone, trained)
-        print(f"{trained:3d} steps: backward per step {ours / 2**20:7.1f} MiB, at the end {theirs / 2**20:7.1f} MiB, x {theirs / ours:.1f}")
+        each, once = ours / 2**20, theirs / 2**20
+        print(f"{trained:3d} steps: backward per step {each:7.1f} MiB, at the end {once:7.1f} MiB, x {theirs / ours:.1f}")
 
 
 if __name__ == "__main__":

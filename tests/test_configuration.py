@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 import yaml
+from toy_run import ROOT, config, load
 
 from lightning_modules import run
 from zoo import files
 from zoo.errors import describe, did_you_mean, is_disk_full, reported
 from zoo.targets import bind, instantiate, locate
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toy_run import ROOT, config, load
 
 if TYPE_CHECKING:
     from fractions import Fraction as Unseen  # an annotation that is not there at run time

@@ -3,19 +3,16 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
 
 from datamodules.batches import PromptBatch
 from lightning_modules.ddpo import DDPO
 from zoo.backbones.lora import reference
 from zoo.types import Conditioning, RewardOutput
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
 
 
 def module(**changes) -> DDPO:

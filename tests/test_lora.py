@@ -1,16 +1,12 @@
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from toys import ToyBackbone, prompts
 
 from lightning_modules.ema import EMA
 from lightning_modules.random_state import random_state, set_random_state
 from zoo.backbones.lora import add_lora, attention_linears, load_adapter, reference, save_adapter
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import ToyBackbone, prompts
 
 
 def output(backbone):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 import zipfile
 from pathlib import Path
 
@@ -11,12 +10,10 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from toy_run import load
 
 from lightning_modules import run, run_folder
 from zoo.errors import describe
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toy_run import load
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -2,22 +2,18 @@ import csv
 import html.parser
 import json
 import re
-import sys
-from pathlib import Path
 
 import lightning as L
 import pytest
 import soundfile
 import torch
+from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
 
 from lightning_modules.audio_samples import AudioSamples, spread
 from lightning_modules.callbacks import MetricsCSV, default_callbacks
 from lightning_modules.ddpo import DDPO
 from lightning_modules.report import read_rows, write_report
 from zoo.backbones.lora import load_adapter
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
 
 
 def module(**changes) -> DDPO:

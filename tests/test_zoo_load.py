@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import ToyBackbone
 
 import zoo
 from zoo import generation, registry
 from zoo.backbones.tiny import TinyAudio
 from zoo.checkpoint import save_artifact
 from zoo.types import Prompt, RewardOutput, Waveform
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import ToyBackbone
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
