@@ -51,7 +51,7 @@ class DDPO(LightningModule):
     "sample" or once a "batch". Batches count samples per process: a round must be a multiple of ``sample_batch_size`` and of
     ``train_batch_size * updates_per_round``. ``clip_range`` is for ``clip_reference_elements`` scored latent elements and is
     rescaled to the backbone's (None: used as it is). ``advantage``: "prompt" (running statistics per prompt, ``tracker_*``),
-    "batch" or "group". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an adapter: a whole denoiser is
+    "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an adapter: a whole denoiser is
     not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a tolerance.
     ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averaged weights. ``eval_*`` None: as
     in training. Raises ``ValueError`` on values that cannot be meant.
@@ -85,7 +85,7 @@ class DDPO(LightningModule):
         train_step_draw: Literal["sample", "batch"] = "sample",
         clip_range: float = 1e-4,
         clip_reference_elements: int | None = CLIP_REFERENCE_ELEMENTS,
-        advantage: Literal["prompt", "batch", "group"] = "prompt",
+        advantage: Literal["prompt", "batch", "group", "group_global"] = "prompt",
         tracker_buffer_size: int = 16,
         tracker_min_count: int = 16,
         advantage_clip: float = 5.0,

@@ -26,7 +26,7 @@ _POSITIVE = (
 )
 _CHOICES = {
     "train_step_draw": ("sample", "batch"),
-    "advantage": ("prompt", "batch", "group"),
+    "advantage": ("prompt", "batch", "group", "group_global"),
     "on_bad_reward": ("stop", "drop"),
 }
 

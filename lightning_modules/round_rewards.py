@@ -51,7 +51,8 @@ def judge(
     drop_bad: bool,
     class_label: str,
 ) -> Judged:
-    """Advantages from the rewards of all processes: "prompt" (``tracker``, which is updated), "batch" or "group".
+    """Advantages from the rewards of all processes: "prompt" (``tracker``, which is updated), "batch", "group", or
+    "group_global" (each prompt's own mean, but the deviation of the whole round, so that a prompt that is solved stays quiet).
 
     Rewards that are not finite raise ``RewardError`` naming their prompts, or with ``drop_bad`` are left out and counted (unless
     none is left). The result does not depend on how the samples are spread over processes.
@@ -77,7 +78,8 @@ def judge(
     if advantage == "prompt":
         advantages = tracker.update(ids, scores)
     else:
-        advantages = batch_advantages(scores) if advantage == "batch" else group_advantages(scores, ids)
+        std = "batch" if advantage == "group_global" else "group"
+        advantages = batch_advantages(scores) if advantage == "batch" else group_advantages(scores, ids, std)
     by_key = {row[0]: float(value) for row, value in zip(good, advantages, strict=True)}
     *part_means, norm = torch.tensor([row[3] for row in good], dtype=torch.float64).mean(dim=0).tolist()
     metrics = reward_summary([row[2] for row in good], scores, class_label)
