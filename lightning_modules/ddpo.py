@@ -51,8 +51,8 @@ class DDPO(LightningModule):
     "sample" or once a "batch". Batches count samples per process: a round must be a multiple of ``sample_batch_size`` and of
     ``train_batch_size * updates_per_round``. ``clip_range`` is for ``clip_reference_elements`` scored latent elements and is
     rescaled to the backbone's (None: used as it is). ``advantage``: "prompt" (running statistics per prompt, ``tracker_*``),
-    "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an adapter: a whole denoiser is
-    not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a tolerance.
+    "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an adapter: a
+    whole denoiser is not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a tolerance.
     ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averaged weights. ``eval_*`` None: as
     in training. Raises ``ValueError`` on values that cannot be meant.
     """
