@@ -1,0 +1,63 @@
+"""Every shipped configuration, made small, through the door that users take: fits two steps, resumes, exports, reloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from lightning_modules import run
+from lightning_modules.report import read_rows
+from zoo.types import Backbone, Prompt, Reward
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+MUSIC = ["renderer=additive", "clips=8", "val_clips=4", "batch_size=4", "batches_per_epoch=2", "workers=1", "cache_dir=null"]
+SCHEDULE = ["module.total_steps=4", "module.warmup_steps=1"]
+
+
+def fit(config: str, out_dir: Path, overrides: list[str], first: str, then: str) -> None:
+    """Fits until ``first`` and resumes until ``then`` (trainer overrides)."""
+    run.fit(run.load([CONFIGS / config], [f"out_dir={out_dir}", *overrides, first]))
+    run.fit(run.load([CONFIGS / config], [f"out_dir={out_dir}", *overrides, then, "resume=true"]))
+
+
+@pytest.mark.slow
+def test_codec_then_denoiser(tmp_path: Path) -> None:
+    data = [f"data.{item}" for item in [*MUSIC, "seconds=0.512", "crop_seconds=0.256"]]
+    module = [*SCHEDULE, "module.codec.width=16"]
+    fit("embedded/codec.yaml", tmp_path / "codec", [*data, *module], "trainer.max_steps=2", "trainer.max_steps=4")
+    weights = tmp_path / "codec" / "codec.safetensors"
+    assert weights.is_file()
+    module = [f"module.backbone.codec={weights}", "module.backbone.codec_width=16", "module.backbone.width=16"]
+    module += ["module.backbone.depth=1", "module.backbone.heads=2", "module.backbone.text_width=16", "trainer.precision=32-true", *SCHEDULE]
+    data = [f"data.source.{item}" for item in [*MUSIC, "seconds=0.512"]]
+    fit("embedded/denoiser.yaml", tmp_path / "denoiser", [*module, *data], "trainer.max_steps=2", "trainer.max_steps=4")
+    backbone = zoo.load(str(tmp_path / "denoiser" / "model"))
+    assert isinstance(backbone, Backbone)
+    (wave,) = zoo.generate(backbone, [Prompt("p", "sad piano", seconds=0.512)], seeds=[0], steps=2)
+    assert wave.samples_CN.shape[0] == 2 and wave.samples_CN.isfinite().all()
+
+
+@pytest.mark.slow
+def test_mood(tmp_path: Path) -> None:
+    data = [f"data.{item}" for item in [*MUSIC, "seconds=2.2"]]
+    module = ["module.codec=null", "module.total_steps=4", "module.reward.channels=[4,4,4,4,4,4,4]"]
+    fit("embedded/mood.yaml", tmp_path / "mood", [*data, *module], "trainer.max_epochs=1", "trainer.max_epochs=2")
+    reward = zoo.load(str(tmp_path / "mood" / "model"))
+    assert isinstance(reward, Reward)
+    output = reward(torch.randn(1, 2, 35_200), 16_000, [Prompt("p", "sad piano", labels={"mood": "sad"})])
+    assert -1 <= float(output.score_B) <= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddpo/quickstart.yaml", "ddpo/quickstart_smoke.yaml"])
+def test_quickstarts(config: str, tmp_path: Path) -> None:
+    small = ["data.prompts_per_round=2", "data.repeats=2", "data.val_prompts=1", "data.val_repeats=1", "data.seconds=1.024"]
+    small += ["module.sample_steps=4", "module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2"]
+    small += ["module.train_steps=null", "module.backbone.name=embedded/music", "data.seconds=2.2"]
+    fit(config, tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
+    assert [row["round"] for row in read_rows(tmp_path / "run" / "metrics.csv")][-1] == 2
+    for made in ("config.yaml", "adapter/adapter_model.safetensors", "audio/before", "audio/after", "curve.png", "report.html"):
+        assert (tmp_path / "run" / made).exists(), made
