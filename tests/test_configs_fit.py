@@ -31,8 +31,8 @@ def test_codec_then_denoiser(tmp_path: Path) -> None:
     weights = tmp_path / "codec" / "codec.safetensors"
     assert weights.is_file()
     module = [f"module.backbone.codec={weights}"]
-    module += ["module.backbone.codec_width=16", "module.backbone.width=16"]
-    module += ["module.backbone.depth=1", "module.backbone.heads=2", "module.backbone.text_width=16", "trainer.precision=32-true", *SCHEDULE]
+    module += ["module.backbone.codec_width=16", "module.backbone.width=16", "module.backbone.depth=1"]
+    module += ["module.backbone.heads=2", "module.backbone.text_width=16", "trainer.precision=32-true", *SCHEDULE]
     data = [f"data.source.{item}" for item in [*MUSIC, "seconds=0.512"]]
     fit("embedded/denoiser.yaml", tmp_path / "denoiser", [*module, *data], "trainer.max_steps=2", "trainer.max_steps=4")
     backbone = zoo.load(str(tmp_path / "denoiser" / "model"))
