@@ -174,3 +174,8 @@ def test_batches_move_with_their_weights():
 def test_small_records():
     assert Waveform(torch.zeros(2, 4), 16_000).sample_rate_hz == 16_000
     assert RewardOutput(torch.zeros(2)).parts == {}
+
+
+def test_no_rows_are_an_empty_conditioning() -> None:
+    conditioning = Conditioning({"tokens_BLD": torch.zeros(2, 3, 4)})
+    assert len(conditioning.rows([])) == 0

@@ -101,7 +101,7 @@ class Conditioning:
     def rows(self, index: Tensor | slice | Sequence[int]) -> Conditioning:
         """The conditioning of some samples."""
         if not isinstance(index, (Tensor, slice)):
-            index = torch.as_tensor(list(index))
+            index = torch.as_tensor(list(index), dtype=torch.long)
         return self.map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
@@ -246,7 +246,11 @@ class Path(Protocol):
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A generator. Its constructor takes plain JSON values, which become ``config.json``."""
+    """A generator. Its constructor takes plain JSON values (kept as ``arguments``), which become ``config.json``.
+
+    A backbone may also have ``scored_mask(prompts) -> Tensor | None``: which latent elements reach the listener (bool,
+    broadcast against (B, *latent)); only those count in log-probabilities.
+    """
 
     sample_rate_hz: int
     channels: int
