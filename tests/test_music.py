@@ -1,12 +1,15 @@
 """Rule-made music: scores, rendering, captions and the batches made of them."""
 
+import importlib.util
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from datamodules import music_render
 from datamodules.cache import LatentCache, encode_clips
 from datamodules.music import NEGATIVE, Clip, MusicDataModule, caption, clip_list, held_out_pairs, render_clip
 from datamodules.music_render import find_font
@@ -121,3 +124,26 @@ def test_cached_latents_are_the_clips_encoded_once():
     for row, seed in enumerate(seeds):
         torch.testing.assert_close(batch.latent_BCT[row].half(), everything[seed])
     assert len(list(cache.val_dataloader())) == 1 and batch.to("cpu").prompts == batch.prompts
+
+
+SOUNDFONT = "needs `pip install --no-deps pretty_midi==0.2.11.post0 tinysoundfont==0.3.7` (CI installs them)"
+
+
+def test_a_soundfont_plays_the_same_notes_the_same_way_whatever_came_before():
+    pytest.importorskip("tinysoundfont", reason=SOUNDFONT)
+    first = render_clip(Clip("sad", "piano", 5), 1.0, 16_000)
+    render_clip(Clip("angry", "guitar", 1), 1.0, 16_000)
+    assert np.array_equal(first, render_clip(Clip("sad", "piano", 5), 1.0, 16_000))
+    assert not np.array_equal(first, render_clip(Clip("sad", "guitar", 5), 1.0, 16_000))
+    assert not np.array_equal(first[0], first[1])  # stereo
+
+
+def test_the_font_inside_the_wheel_is_found_without_debians(monkeypatch):
+    if importlib.util.find_spec("pretty_midi") is None:  # only the font inside is used: the package itself need not import
+        pytest.skip(SOUNDFONT)
+    monkeypatch.delenv("ATTUNE_SOUNDFONT", raising=False)
+    monkeypatch.setattr(music_render, "_FLUID", Path("/nonexistent/font.sf2"))
+    assert find_font().name == "TimGM6mb.sf2"
+    monkeypatch.setattr(music_render.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="renderer='additive' needs none"):
+        find_font()

@@ -39,7 +39,8 @@ def test_a_run_leaves_config_checkpoints_metrics_and_export(tmp_path):
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
     assert set(record["versions"]) >= {"attune", "lightning", "diffusers", "transformers", "peft"}
     assert record["command_line"] == f"python tools/fit.py data.token={run_folder.MASK}"
-    assert len(record["git_sha"].removesuffix("-dirty")) == 40
+    in_git = (Path(run_folder.__file__).parents[1] / ".git").exists()
+    assert len(record["git_sha"].removesuffix("-dirty")) == 40 if in_git else record["git_sha"] is None
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == ["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"]
     assert (folder / "exported.pt").is_file() and len(rows(folder)) == 8
