@@ -45,6 +45,7 @@ from benchmarks.evaluation import (
     write_json,
     write_text,
 )
+from datamodules.music_render import PROGRAMS
 from zoo.errors import reported
 from zoo.files import written_beside
 from zoo.metrics.intervals import mean_and_error
@@ -166,7 +167,8 @@ def main(argv: Sequence[str]) -> None:
     base = instantiate(config["module"]["backbone"], "module.backbone")
     judge = None
     if network is not None:
-        instruments = sorted({prompt.labels["instrument"] for prompt in prompts})
+        # real clips exist of the instruments that can be rendered; the base plays those whatever else is asked for
+        instruments = sorted({prompt.labels["instrument"] for prompt in prompts} & set(PROGRAMS))
         reference = real_clips(options.reference_clips, instruments, prompts[0].seconds, base.sample_rate_hz, REFERENCE_SEED)
         judge = fitted_judge(reference, network)
 
