@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import AudioBatch
+from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.diffusion import noise_generator
 
@@ -58,8 +59,7 @@ class Codec(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["codec"])
-        if not 1 <= warmup_steps < total_steps:
-            raise ValueError(f"warmup_steps must be at least 1 and less than total_steps, got {warmup_steps} and {total_steps}")
+        check_schedule(warmup_steps, total_steps)
         self.codec = codec
         if freeze_encoder:
             codec.encoder.requires_grad_(False)
@@ -106,13 +106,7 @@ class Codec(L.LightningModule):
     def configure_optimizers(self):
         h = self.hparams
         parameters = [p for p in self.codec.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=h.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=h.warmup_steps)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, max(1, h.total_steps - h.warmup_steps), eta_min=0.02 * h.learning_rate
-        )
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [h.warmup_steps])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw_with_cosine(parameters, h.learning_rate, 0.01, h.warmup_steps, h.total_steps)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")

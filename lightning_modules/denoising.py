@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.batches import AudioBatch, LatentBatch
 from lightning_modules.ema import EMA
 from lightning_modules.losses import min_snr_weights
+from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.diffusion import denoising_error, noise_generator
 from zoo.errors import did_you_mean
 from zoo.types import Backbone, Prompt
@@ -50,8 +51,7 @@ class Denoising(L.LightningModule):
         self.save_hyperparameters(ignore=["backbone"])
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
-        if not 1 <= warmup_steps < total_steps:
-            raise ValueError(f"warmup_steps must be at least 1 and less than total_steps, got {warmup_steps} and {total_steps}")
+        check_schedule(warmup_steps, total_steps)
         self.backbone = backbone
         backbone.requires_grad_(False)
         parts = dict(backbone.named_children())
@@ -117,13 +117,7 @@ class Denoising(L.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        optimizer = torch.optim.AdamW(self.ema.parameters, lr=h.learning_rate, betas=(0.9, 0.98), weight_decay=h.weight_decay)
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=h.warmup_steps)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, max(1, h.total_steps - h.warmup_steps), eta_min=0.02 * h.learning_rate
-        )
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [h.warmup_steps])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw_with_cosine(self.ema.parameters, h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")

@@ -1,0 +1,26 @@
+"""The optimiser and learning rate of the supervised trainings: AdamW, linear warm-up, cosine decay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def check_schedule(warmup_steps: int, total_steps: int) -> None:
+    """Raises ``ValueError`` unless the warm-up takes at least one step and ends before the schedule does."""
+    if not 1 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps must be at least 1 and less than total_steps, got {warmup_steps} and {total_steps}")
+
+
+def adamw_with_cosine(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, warmup_steps: int, total_steps: int
+) -> dict[str, Any]:
+    """What ``configure_optimizers`` returns: the rate rises over ``warmup_steps`` and falls to 2 % at ``total_steps``."""
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=warmup_steps)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps - warmup_steps, eta_min=0.02 * learning_rate)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [warmup_steps])
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
