@@ -7,22 +7,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toys import SMALL
 
 from zoo import checkpoint
 from zoo.backbones.tiny import TinyAudio
 from zoo.checkpoint import load_artifact, save_artifact, save_weights
 from zoo.types import Prompt
-
-SMALL = {
-    "width": 32,
-    "depth": 1,
-    "heads": 2,
-    "codec_width": 32,
-    "codec_encoder_depth": 1,
-    "codec_decoder_depth": 1,
-    "text_width": 16,
-    "text_depth": 1,
-}
 
 
 def save(folder, model=None, **changes):

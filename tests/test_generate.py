@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from toys import SMALL
 
 from datamodules.prompt_sources import file_prompts
 from zoo import generate_command
@@ -22,16 +23,6 @@ from zoo.generation import open_model, run_settings
 from zoo.types import Prompt, Waveform
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {
-    "width": 32,
-    "depth": 1,
-    "heads": 2,
-    "codec_width": 32,
-    "codec_encoder_depth": 1,
-    "codec_decoder_depth": 1,
-    "text_width": 16,
-    "text_depth": 1,
-}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import ToyBackbone
+from toys import SMALL, ToyBackbone
 
 import zoo
 from zoo import generation, registry
@@ -17,16 +17,6 @@ from zoo.checkpoint import save_artifact
 from zoo.types import Prompt, RewardOutput, Waveform
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {
-    "width": 32,
-    "depth": 1,
-    "heads": 2,
-    "codec_width": 32,
-    "codec_encoder_depth": 1,
-    "codec_decoder_depth": 1,
-    "text_width": 16,
-    "text_depth": 1,
-}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,18 @@ from datamodules.batches import PromptBatch
 from zoo.diffusion import VPCosine
 from zoo.types import Conditioning, Prompt, RewardOutput
 
+# constructor arguments of the smallest TinyAudio that is still worth saving and loading
+SMALL = {
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "codec_width": 32,
+    "codec_encoder_depth": 1,
+    "codec_decoder_depth": 1,
+    "text_width": 16,
+    "text_depth": 1,
+}
+
 LEVELS = {"happy": 0.8, "sad": -0.8}
 
 
