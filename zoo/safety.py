@@ -1,7 +1,7 @@
 """What a folder or a file from somebody else claims, checked before anything acts on it.
 
 Nothing here builds a tensor or follows a link: sizes are compared with the file on the disk first, so that a lie in a header
-costs a read of the header and no memory. Formats: https://huggingface.co/docs/safetensors (header of 8 bytes length, JSON, then data).
+costs a read of the header and no memory. Format: https://huggingface.co/docs/safetensors (8 bytes of length, JSON, data).
 """
 
 from __future__ import annotations
