@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))  # toys.py, toy_run.py: shared by several test files
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: tests never reach for the network
@@ -14,6 +16,9 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import numpy
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 torch.set_num_threads(1)  # the order of summation, and so the last bits, depends on the number of threads
 
@@ -40,6 +45,15 @@ def golden_dir(pytestconfig: pytest.Config) -> Path:
 def project_root() -> Path:
     """The checkout that holds zoo/, datamodules/, lightning_modules/, configs/ and tools/."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub on 127.0.0.1; ``hub_server.connect`` lets this process talk to it, ``hub_server.environment`` another one."""
+    import hub_server
+
+    with hub_server.serving() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
