@@ -1,4 +1,6 @@
-"""Models to pull, run and score with: ``zoo.load``, ``zoo.generate``, ``zoo.score``, ``zoo.names``.
+"""Models to find, pull, run, score with and push.
+
+``zoo.entries``, ``zoo.load``, ``zoo.generate``, ``zoo.score``, ``zoo.pull``, ``zoo.push``.
 
 Importing this package imports none of the model libraries; they come with the first call.
 """
@@ -8,13 +10,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PLACES = {"load": "zoo.generation", "generate": "zoo.generation", "score": "zoo.generation", "open_model": "zoo.generation"}
-__all__ = ["generate", "load", "names", "open_model", "score"]
+_PLACES = {
+    "entries": "zoo.registry",
+    "generate": "zoo.generation",
+    "load": "zoo.generation",
+    "open_model": "zoo.generation",
+    "pull": "zoo.hub",
+    "push": "zoo.hub",
+    "score": "zoo.generation",
+}
+__all__ = ["entries", "generate", "load", "names", "open_model", "pull", "push", "score"]
 
 
 def names(kind: str | None = None) -> tuple[str, ...]:
-    """The names that ``load`` knows, of one kind ("backbone", "reward") or of all."""
-    from zoo.registry import ENTRIES
+    """The names of the zoo's entries, of one kind ("backbone", "reward" ...) or of all."""
+    from zoo.entries import ENTRIES
 
     return tuple(name for name, entry in ENTRIES.items() if kind in (None, entry.kind))
 

@@ -1,50 +1,82 @@
-"""The models that go by a name. A literal table: what is not here is not a name."""
+"""Names -> entries -> folders. Looks at this machine only; ``zoo.hub`` brings what is not here yet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import fnmatch
 from pathlib import Path
 
+from zoo.backbones import BACKBONES
+from zoo.entries import ENTRIES
+from zoo.entry import KINDS, ZooEntry, is_repo_id
 from zoo.errors import did_you_mean
+from zoo.rewards import REWARDS
 
-_PACKAGE = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class ZooEntry:
-    """One model. ``kind``: "backbone" or "reward". ``folder``: where its artefact lies, relative to the package ``zoo``."""
-
-    name: str
-    kind: str
-    folder: str
-    summary: str
-
-    @property
-    def path(self) -> Path:
-        return _PACKAGE / self.folder
+_TABLES = {"backbone": BACKBONES, "reward": REWARDS, "adapter": BACKBONES, "classifier": REWARDS, "codec": BACKBONES}
 
 
-ENTRIES: dict[str, ZooEntry] = {
-    entry.name: entry
-    for entry in (
-        ZooEntry("embedded/music", "backbone", "embedded/music", "small text-to-music diffusion model, stereo, 16 kHz"),
-        ZooEntry("embedded/mood", "reward", "embedded/mood", "mood of solo music: happy, angry, sad, tender"),
-    )
-}
+def entries(kind: str | None = None, pattern: str | None = None) -> tuple[ZooEntry, ...]:
+    """The zoo's entries of one kind (default: all) whose name matches ``pattern`` (a glob such as "clap*", or part of a name).
+
+    Raises ``ValueError`` for an unknown kind.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
+    glob = "*" if pattern is None else pattern.lower() if set("*?[") & set(pattern) else f"*{pattern.lower()}*"
+    return tuple(entry for entry in ENTRIES.values() if kind in (None, entry.kind) and fnmatch.fnmatchcase(entry.name, glob))
+
+
+def entry_of(name: str) -> ZooEntry:
+    """The entry of a name. Raises ``ValueError`` with the nearest one."""
+    if name not in ENTRIES:
+        raise ValueError(f"there is no zoo entry {name!r}; {did_you_mean(name, ENTRIES)}")
+    return ENTRIES[name]
+
+
+def why_not_loadable(entry: ZooEntry) -> str | None:
+    """None when ``zoo.load`` can build this model, else the reason in words."""
+    if entry.architecture not in _TABLES[entry.kind]:
+        return f"architecture {entry.architecture!r} planned, cannot be loaded yet"
+    if entry.layout != "attune":
+        return f"importer for its {entry.layout} layout planned, cannot be loaded yet"
+    return None
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The artefact folder of a name or a local path.
+    """The folder of a zoo name, a local path, or an ``owner/name`` that has been pulled.
 
-    Raises ``ValueError`` for an unknown name and ``FileNotFoundError`` for a known one whose files are not there.
+    Raises ``ValueError`` for what is none of these and for entries that cannot be loaded yet, ``FileNotFoundError`` for a known
+    one whose files are not here.
     """
-    entry = ENTRIES.get(str(name_or_path))
+    text = str(name_or_path)
+    entry = ENTRIES.get(text)
     if entry is None:
         path = Path(name_or_path)
         if path.is_dir():
             return path
-        raise ValueError(f"there is no model {str(name_or_path)!r}, neither a name nor a folder; "
-                         f"{did_you_mean(str(name_or_path), ENTRIES)}")
+        if looks_remote(text):
+            return _pulled(text, text)
+        raise ValueError(f"there is no model {text!r}, neither a name nor a folder; {did_you_mean(text, ENTRIES)}")
+    reason = why_not_loadable(entry)
+    if reason is not None:
+        more = f" ({entry.note})" if entry.note else ""
+        raise ValueError(f"{entry.name}: {reason}; `python tools/zoo.py show {entry.name}` says what is known{more}")
+    if entry.path is None:
+        return _pulled(entry.name, entry.repo_id or "")
     if not (entry.path / "config.json").is_file():
         raise FileNotFoundError(f"the weights of {entry.name} are not in {entry.path}; install the package again")
     return entry.path
+
+
+def looks_remote(text: str) -> bool:
+    """Whether this can only be meant as ``owner/name`` on the Hub: no folder, and not below a folder that is here."""
+    return is_repo_id(text) and not Path(text).exists() and not Path(text.split("/")[0]).is_dir()
+
+
+def _pulled(name: str, repo_id: str) -> Path:
+    from zoo.store import newest
+
+    folder = newest(name)
+    if folder is None:
+        raise FileNotFoundError(f"{name} is not on this machine; fetch it with: python tools/zoo.py pull {name}"
+                                + (f" (from {repo_id} on the Hub)" if repo_id != name else ""))
+    return folder

@@ -1,0 +1,67 @@
+"""Where pulled models lie on this machine: one plain folder a model and revision, whole and verified, or none at all.
+
+``ATTUNE_CACHE`` names the root; by default it is ``attune`` in the Hub client's home (``HF_HOME``, ~/.cache/huggingface). A
+record in each folder says where the files came from and what their hashes are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.files import written_beside
+
+RECORD = ".attune-pull.json"
+
+
+@dataclass(frozen=True)
+class PullRecord:
+    """Where the files of a folder came from. ``sha256``: relative file name -> hash."""
+
+    repo_id: str
+    revision: str
+    licence: str
+    sha256: Mapping[str, str] = field(hash=False)
+
+
+def cache_root() -> Path:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("ATTUNE_CACHE") or Path(home) / "attune").expanduser()
+
+
+def place(name: str, revision: str) -> Path:
+    """Where the model of a zoo name or ``owner/name`` lies, or would lie, at a commit."""
+    return cache_root() / "models" / name.replace("/", "--") / revision
+
+
+def newest(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a pulled model: at this commit, or the one that was pulled last; None when there is none."""
+    parent = place(name, "x").parent
+    there = [path.parent for path in parent.glob(f"{revision or '*'}/{RECORD}")]
+    return max(there, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
+
+
+def write_record(folder: Path, record: PullRecord) -> None:
+    with written_beside(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> PullRecord | None:
+    """The record of a pulled folder, None where there is none. Raises ``ValueError`` for one that cannot be meant."""
+    from zoo.safety import read_json, safe_relative_path
+
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    node: dict[str, Any] = read_json(path)
+    try:
+        record = PullRecord(**{name: node[name] for name in ("repo_id", "revision", "licence", "sha256")})
+        for name in record.sha256:
+            safe_relative_path(name)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove the folder and pull again") from error
+    return record
