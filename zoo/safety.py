@@ -131,10 +131,13 @@ def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int
     return {name: (dtype, shape) for name, (dtype, shape, _, _) in claims.items()}
 
 
-def check_index(index: Mapping[str, Any] | str | Path, folder: str | Path) -> dict[Path, tuple[str, ...]]:
+def check_index(
+    index: Mapping[str, Any] | str | Path, folder: str | Path, links_into: str | Path | None = None
+) -> dict[Path, tuple[str, ...]]:
     """The shards that an index (``{"weight_map": {tensor: file}}``, or the path of its JSON) names -> the tensors in each.
 
-    Every shard must be a regular safetensors file inside ``folder`` that holds just the tensors that the index puts there.
+    Every shard must be a regular safetensors file inside ``folder`` (links: see ``check_folder``) that holds just the tensors
+    that the index puts there.
     Raises ``ValueError`` and ``FileNotFoundError``.
     """
     folder = Path(folder)
@@ -153,7 +156,7 @@ def check_index(index: Mapping[str, Any] | str | Path, folder: str | Path) -> di
     for name, tensors in promised.items():
         if not name.endswith(".safetensors"):
             raise ValueError(f"{where}: {name} is not a safetensors file; shards are .safetensors only")
-        path = file_inside(folder, name)
+        path = file_inside(folder, name, links_into)
         differs = sorted(set(tensors) ^ check_safetensors_header(path).keys())
         if differs:
             raise ValueError(f"{where} and {path} do not hold the same tensors; they differ in {', '.join(differs[:4])}"

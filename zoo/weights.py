@@ -1,0 +1,128 @@
+"""Tensors on disk: one safetensors file, or several with an index when they are large.
+
+The layout is that of the Hugging Face libraries: ``model.safetensors``, or ``model-00001-of-00003.safetensors`` ... and
+``model.safetensors.index.json`` (``{"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zoo.files import sha256_of, written_beside
+from zoo.safety import check_index, check_safetensors_header, file_inside
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # of one file; what the Hub's tools take by default
+
+
+def save_weights(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """A safetensors file, floating-point tensors as ``dtype`` if given.
+
+    Raises ``ValueError`` when a tensor is not finite, ``OSError`` when the file cannot be written.
+    """
+    path, tensors = Path(path), {}
+    for name, tensor in state.items():
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.detach().to("cpu", wanted, copy=True).contiguous()
+        if tensor.is_floating_point() and not torch.isfinite(tensors[name]).all():
+            cause = "" if not torch.isfinite(tensor).all() else f" as {wanted} (it was finite; export at more precision)"
+            raise ValueError(f"{name} holds NaN or infinity{cause}; {path.name} was not written")
+    with written_beside(path) as temporary:
+        try:
+            save_file(tensors, str(temporary), metadata={"format": "pt"})
+        except SafetensorError as error:  # the library hides the system's error in its text
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def save_state(
+    state: Mapping[str, Tensor], folder: str | Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+) -> tuple[str, ...]:
+    """Writes ``state`` into ``folder`` and returns the names of the files, the index among them when there are several.
+
+    ``shard_bytes``: size in bytes above which another file is begun (a single larger tensor has a file of its own).
+    Raises as ``save_weights`` does, and ``ValueError`` for a ``shard_bytes`` below 1.
+    """
+    folder = Path(folder)
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+    shards: list[list[str]] = [[]]
+    total = filled = 0
+    for name, tensor in state.items():
+        width = (dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype).itemsize
+        size = tensor.numel() * width
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        total, filled = total + size, filled + size
+    if len(shards) == 1:
+        save_weights(state, folder / WEIGHTS_FILE, dtype)
+        return (WEIGHTS_FILE,)
+    stem = WEIGHTS_FILE.removesuffix(".safetensors")
+    files = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        save_weights({name: state[name] for name in names}, folder / file, dtype)
+    weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    with written_beside(folder / INDEX_FILE) as temporary:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return (*files, INDEX_FILE)
+
+
+def read_state(folder: str | Path, sha256: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """All tensors of ``folder``, from its one file or from the shards of its index.
+
+    ``sha256``: file name -> hash, compared where it names a file. Raises ``FileNotFoundError`` and ``ValueError``.
+    """
+    folder = Path(folder)
+    files = weight_files(folder)
+    state: dict[str, Tensor] = {}
+    for path in files:
+        promised = (sha256 or {}).get(path.name)
+        if promised is not None and promised != sha256_of(path):
+            raise ValueError(f"{path} is not the file that config.json describes (sha256 differs); fetch or export it again")
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            state |= load_file(str(path))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); it may be cut off, fetch or export it again") from error
+    return state
+
+
+def weight_files(folder: str | Path) -> tuple[Path, ...]:
+    """The files that hold the tensors of ``folder`` (its index first, if it has one), their headers checked.
+
+    Raises ``FileNotFoundError`` when there are none, ``ValueError`` for an index that names a file outside the folder, tensors
+    that are not where it says, or both layouts at once.
+    """
+    folder, links_into = Path(folder), blobs_of(folder)
+    single, index = (folder / WEIGHTS_FILE).exists(), (folder / INDEX_FILE).exists()
+    if single and index:
+        raise ValueError(f"{folder} holds both {WEIGHTS_FILE} and {INDEX_FILE}; fetch or export it again")
+    if index:
+        path = file_inside(folder, INDEX_FILE, links_into)
+        return (path, *check_index(path, folder, links_into))
+    if not single:
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS_FILE}; fetch or export the model again")
+    path = file_inside(folder, WEIGHTS_FILE, links_into)
+    check_safetensors_header(path)
+    return (path,)
+
+
+def blobs_of(folder: str | Path) -> Path | None:
+    """Where the links of a folder in the Hub's cache (``models--x--y/snapshots/REVISION``) lead; None for any other folder."""
+    folder = Path(folder).absolute()
+    return folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else None
