@@ -184,3 +184,40 @@ def test_a_hostile_index_is_refused(tmp_path: Path, weight_map: object, error: t
     (folder / "link.safetensors").symlink_to(tmp_path / "model.safetensors")
     with pytest.raises(error, match=said):
         safety.check_index({"weight_map": weight_map}, folder)
+
+
+def adapter_config(path: Path, **changes: object) -> Path:
+    from peft import LoraConfig
+
+    LoraConfig(r=4, target_modules=["to_q", "to_k"], init_lora_weights="gaussian").save_pretrained(str(path))
+    config = json.loads((path / "adapter_config.json").read_text()) | changes
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return path / "adapter_config.json"
+
+
+def test_what_peft_writes_passes(tmp_path: Path) -> None:
+    path = adapter_config(tmp_path, base_model_name_or_path="cvssp/audioldm2", new_number_of_a_later_peft=3, new_off=None)
+    assert safety.check_adapter_config(path) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft_type": "ADALORA"},
+        {"peft_type": None},
+        {"target_modules": "(a+)+$"},
+        {"target_modules": []},
+        {"target_modules": [3]},
+        {"megatron_core": "os"},
+        {"megatron_config": {"a": 1}},
+        {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}},
+        {"init_lora_weights": "pissa"},
+        {"rank_pattern": {"(a+)+$": 4}},
+        {"modules_to_save": ["text"]},
+        {"something_new": "os.system"},
+    ],
+    ids=str,
+)
+def test_an_adapter_that_names_more_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must"):
+        safety.check_adapter_config(adapter_config(tmp_path, **change))
