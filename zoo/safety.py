@@ -27,7 +27,7 @@ _BITS = {
 
 # keys of adapter_config.json that may hold a text: ``str`` any (they are shown, never looked up), else one of these
 _ADAPTER_TEXTS: Mapping[str, Any] = {
-    "peft_type": ("LORA",), "peft_version": str, "base_model_name_or_path": str, "revision": str, "task_type": str, "bias": ("none",),
+    "peft_type": ("LORA",), "peft_version": str, "base_model_name_or_path": str, "revision": str, "bias": ("none",),
     "init_lora_weights": ("gaussian",), "megatron_core": ("megatron.core",),
 }  # fmt: skip
 
@@ -175,7 +175,7 @@ def check_index(
 def check_adapter_config(path: str | Path) -> dict[str, Any]:
     """The contents of an ``adapter_config.json`` that asks for a plain LoRA and names nothing that could be imported or fetched.
 
-    Numbers, booleans, null and empty values pass under any key; a text, a list or an object only where ``_ADAPTER_TEXTS`` says so.
+    Numbers, booleans, null and empty values pass under any key, texts only under those of ``_ADAPTER_TEXTS``, other values never.
     Raises ``ValueError`` naming the key, and ``FileNotFoundError``.
     """
     config = read_json(path)
