@@ -37,6 +37,7 @@ from lightning_modules.policy_update import (
 from lightning_modules.random_state import random_state, set_random_state
 from lightning_modules.rollouts import RewardError, ScoredSamples, Stopwatch, sample_and_score
 from lightning_modules.round_rewards import judge, reward_summary
+from lightning_modules.schedules import decay_rate
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler, step_stds
 from zoo.types import Backbone, Reward, Trajectory
@@ -50,12 +51,12 @@ class DDPO(LightningModule):
     (None: all with noise), without the last one if ``skip_last_step``; of these a random ``train_step_share``, drawn for each
     "sample" or once a "batch". Batches count samples per process: a round must be a multiple of ``sample_batch_size`` and of
     ``train_batch_size * updates_per_round``. ``clip_range`` is for ``clip_reference_elements`` scored latent elements and is
-    rescaled to the backbone's (None: used as it is). ``advantage``: "prompt" (running statistics per prompt, ``tracker_*``),
+    rescaled to the backbone's (None: used as it is). ``decay_rounds``: the learning rate falls linearly to a tenth over so many
+    rounds (None: constant). ``advantage``: "prompt" (running statistics per prompt, ``tracker_*``),
     "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an adapter: a
     whole denoiser is not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a tolerance.
-    ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averaged weights. ``eval_*`` None: as
-    in training. Raises ``ValueError`` on values that cannot be meant.
-    """
+    ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averaged weights; ``eval_*`` None: as
+    in training. Raises ``ValueError`` on values that cannot be meant."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class DDPO(LightningModule):
         lora_targets: str | list[str] = "cross",
         lora_init: str = "gaussian",
         learning_rate: float = 3e-4,
+        decay_rounds: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-4,
         adam_epsilon: float = 1e-8,
@@ -213,8 +215,7 @@ class DDPO(LightningModule):
             metrics |= self._update(batch, samples.trajectory, judged.advantage_B.to(self.device), judged.kept_B)
         self._next_round = batch.round_index + 1
         seconds = {"sampling": samples.seconds_sampling, "reward": samples.seconds_reward, "update": updating.seconds}
-        metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()}
-        metrics |= {"round": float(self._next_round), "learning_rate": self.optimizers().param_groups[0]["lr"]}
+        metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()} | {"round": float(self._next_round)}
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=len(batch))
 
     def _settle(self) -> None:
@@ -239,6 +240,7 @@ class DDPO(LightningModule):
         if h.recompute_old_log_prob:
             old_SB, gap = recomputed_log_prob(self.backbone, self.sampler, trajectory, sum(plans, []))
         optimizer, parameters = self.optimizers(), list(self.trainable().values())
+        decay_rate(optimizer, h.learning_rate, h.decay_rounds, batch.round_index)
         records, norms, done = [], [], 0
         for plan in plans:
             optimizer.zero_grad(set_to_none=True)
@@ -261,7 +263,8 @@ class DDPO(LightningModule):
             if self.ema is not None:
                 self.ema.update()
         metrics = update_metrics([record for rank in gather(records) for record in rank], clip_range)
-        return metrics | {"grad_norm": sum(norms) / len(norms), "clip_range": clip_range, "old_log_prob_gap": max(gather(gap))}
+        metrics |= {"grad_norm": sum(norms) / len(norms), "clip_range": clip_range, "old_log_prob_gap": max(gather(gap))}
+        return metrics | {"learning_rate": optimizer.param_groups[0]["lr"]}
 
     def _check_first_ratio(self, worst: tuple[float, str], clip_range: float) -> None:
         full = is_full_precision(self.backbone.denoiser, self.device.type)
@@ -293,7 +296,5 @@ class DDPO(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         scored = [pair for rank in gather(self._held_out_scores) for pair in rank if math.isfinite(pair[1])]
-        self.held_out = {}
-        if scored:
-            self.held_out = reward_summary(*zip(*scored), self.hparams.class_label, "held_out")
+        self.held_out = reward_summary(*zip(*scored), self.hparams.class_label, "held_out") if scored else {}
         self.log_dict(self.held_out)

@@ -39,6 +39,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if settings[name] not in allowed:
             raise ValueError(f"{name} {settings[name]!r} is unknown; {did_you_mean(str(settings[name]), allowed)}")
+    if settings["decay_rounds"] is not None and settings["decay_rounds"] < 1:
+        raise ValueError(f"decay_rounds must be at least 1 (or null for a constant rate), got {settings['decay_rounds']}")
     if settings["train_step_share"] > 1:
         raise ValueError(f"train_step_share is a share of the steps, at most 1, got {settings['train_step_share']}")
     for name in ("kl_weight", "lora_rank"):

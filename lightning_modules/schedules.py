@@ -1,4 +1,4 @@
-"""The optimiser and learning rate of the supervised trainings: AdamW, linear warm-up, cosine decay."""
+"""Optimisers and learning rates: AdamW with linear warm-up and cosine decay, and the linear decay of rounds."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def adamw_with_cosine(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps - warmup_steps, eta_min=0.02 * learning_rate)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [warmup_steps])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def decay_rate(optimizer: torch.optim.Optimizer, learning_rate: float, decay_rounds: int | None, round_index: int) -> None:
+    """Sets the rate of a round: from ``learning_rate`` linearly to a tenth of it in round ``decay_rounds`` and after.
+
+    A pure function of the round, so a resumed run needs no state of it. ``decay_rounds`` None leaves the rate constant.
+    """
+    done = 0.0 if decay_rounds is None else min(round_index / decay_rounds, 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * (1 - 0.9 * done)

@@ -1,0 +1,302 @@
+import copy
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from toy_ddpo import Recorder, fitted, module, recorded, trainer, weights
+from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
+
+from datamodules.batches import PromptBatch
+from lightning_modules.ddpo import DDPO
+from lightning_modules.schedules import decay_rate
+from zoo.types import RewardOutput
+
+
+@pytest.mark.parametrize("changes", [{"ema_decay": 0.9}, {"advantage": "group", "inner_epochs": 2, "train_step_share": 0.5}])
+def test_a_resumed_run_ends_with_bitwise_the_same_adapter(tmp_path, changes):
+    whole = module(**changes)
+    fitted(whole, epochs=4)
+    first = module(**changes)
+    run = fitted(first, epochs=2, default_root_dir=tmp_path)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    state = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    assert set(state["state_dict"]) == set(first.trainable()) and all("lora_" in name for name in state["state_dict"])
+    torch.manual_seed(99)
+    second = module(**changes)
+    resumed = trainer(4)
+    resumed.fit(second, Rounds(8, start=2), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert resumed.global_step == 4 * second.hparams.updates_per_round * second.hparams.inner_epochs
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name]), name
+    assert whole.tracker.state_dict() == second.tracker.state_dict()
+    if whole.ema is not None:
+        assert all(torch.equal(a, b) for a, b in zip(whole.ema.average, second.ema.average))
+
+
+def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of_checkpoint(tmp_path):
+    run = fitted(module(), epochs=1)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="round 0, but round 1 is next"):
+        trainer(2).fit(module(), Rounds(8), ckpt_path=tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="does not fit this run"):
+        trainer(2).fit(module(lora_rank=3), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="ema_decay"):
+        trainer(2).fit(module(ema_decay=0.5), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match="not of a DDPO run"):
+        module().on_load_checkpoint({"state_dict": {}})
+
+
+class Bad(ToyReward):
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        output = super().__call__(wave_BCN, sample_rate_hz, prompts)
+        score = output.score_B.clone()
+        if self.how == "raises":
+            raise RuntimeError("no such file")
+        if self.how == "shape":
+            return RewardOutput(score[:, None])
+        if self.how == "part":
+            return RewardOutput(score, {"x": 1.0})
+        if self.how == "type":
+            return score
+        bad = [self.how == "all" or prompt.id == "p1" for prompt in prompts]
+        return RewardOutput(torch.where(torch.tensor(bad), torch.nan, score), output.parts)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "the reward Bad raised RuntimeError: no such file"),
+        ("shape", r"score_B needs \(4,\), got shape \(4, 1\)"),
+        ("part", r"parts\['x'\] needs \(4,\), got float"),
+        ("type", "must return a RewardOutput, got Tensor"),
+        ("nan", r"2 of 8 rewards in round 0 are not finite: 'p1' \('a sad .*on_bad_reward=drop"),
+    ],
+)
+def test_a_bad_reward_stops_with_one_message_and_nothing_learned(how, message):
+    ddpo = module(reward=Bad(how))
+    before = weights(ddpo)
+    with pytest.raises(ValueError, match=message):
+        fitted(ddpo)
+    assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
+
+
+def test_bad_rewards_can_be_dropped_and_are_counted():
+    recorder = recorded(module(reward=Bad("nan"), on_bad_reward="drop"), epochs=2)
+    assert [metrics["dropped_samples"] for metrics in recorder.rounds] == [2, 2]
+    assert all(torch.isfinite(gradient).all() for gradient in recorder.gradients.values())
+    assert recorder.rounds[0]["grad_norm"] > 0
+    with pytest.raises(ValueError, match="8 of 8 rewards"):
+        fitted(module(reward=Bad("all"), on_bad_reward="drop"))
+
+
+def test_dropping_a_sample_equals_a_round_without_it():
+    class Without(Rounds):
+        def __iter__(self):
+            batch = prompt_round(8)
+            kept = [i for i, prompt in enumerate(batch.prompts) if prompt.id != "p1"]
+            yield PromptBatch(tuple(batch.prompts[i] for i in kept), tuple(batch.sample_index[i] for i in kept), 0)
+
+    common = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "advantage": "batch", "sample_batch_size": 1, "train_batch_size": 1}
+    dropped, absent = Recorder(), Recorder()
+    trainer(callbacks=[dropped]).fit(module(reward=Bad("nan"), on_bad_reward="drop", **common), Rounds(8))
+    trainer(callbacks=[absent]).fit(module(**common), Without(8))
+    for name, gradient in absent.gradients.items():
+        torch.testing.assert_close(dropped.gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_batch_size": 3}, "no multiple of sample_batch_size=3"),
+        ({"train_batch_size": 3}, "train_batch_size=3; it must be a multiple of 3"),
+        ({"updates_per_round": 4}, "updates_per_round=4"),
+    ],
+)
+def test_batch_sizes_that_do_not_divide_stop_before_anything_is_sampled(changes, message):
+    ddpo = module(**changes)
+    ddpo.backbone.predict = lambda *_: pytest.fail("sampled")
+    with pytest.raises(ValueError, match=message):
+        fitted(ddpo)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"advantage": "promt"}, "did you mean 'prompt'"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"decay_rounds": 0}, "decay_rounds must be at least 1"),
+        ({"train_step_share": 1.5}, "at most 1"),
+        ({"kl_weight": -1.0}, "kl_weight must be at least 0"),
+        ({"lora_rank": 0, "kl_weight": 0.1}, "set lora_rank >= 1"),
+        ({"train_steps": (0, 5), "skip_last_step": False}, r"steps \[4\] add no noise"),
+        ({"train_steps": (3, 9)}, "must lie inside the 5 sampling steps"),
+        ({"sample_steps": 1}, "none is left to train"),
+        ({"eta": (1.0, 1.0, 0.0, 0.0, 0.0), "eval_sample_steps": 8}, "give eval_eta"),
+        ({"ratio_check": "always"}, "ratio_check"),
+        ({"lora_rank": 0, "backbone": ToyBackbone(dtype=torch.bfloat16)}, "must be float32"),
+    ],
+)
+def test_settings_that_cannot_be_meant(changes, message):
+    with pytest.raises(ValueError, match=message):
+        module(**changes)
+    with pytest.raises(ValueError, match="torch module"):
+        DDPO(object(), ToyReward())
+
+
+def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monkeypatch):
+    scored = []
+    from lightning_modules import policy_update
+
+    scoring = policy_update.step_log_prob
+    monkeypatch.setattr(policy_update, "step_log_prob", lambda *a: (scored.extend(a[4].tolist()), scoring(*a))[1])
+    fitted(module(train_steps=(1, 3)))
+    assert set(scored) == {1, 2} and len(scored) == 16
+    scored.clear()
+    fitted(module(eta=(0.0, 1.0, 0.0, 0.0, 0.0)))
+    assert set(scored) == {1}
+    scored.clear()
+    fitted(module(train_step_share=0.5))
+    assert len(scored) == 8 * 2 and set(scored) <= {0, 1, 2, 3}
+
+
+def test_updates_and_inner_epochs_make_optimiser_steps():
+    ddpo = module(updates_per_round=2, inner_epochs=3)
+    assert fitted(ddpo).global_step == 6
+
+
+def test_gradients_are_clipped_by_the_module():
+    ddpo = module(max_grad_norm=1e-3)
+    optimizer_step = torch.optim.AdamW.step
+    seen = []
+
+    def step(self, closure=None):
+        if closure is not None:
+            closure()
+        seen.append(torch.stack([p.grad.norm() for group in self.param_groups for p in group["params"]]).norm().item())
+        return optimizer_step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        recorder = recorded(ddpo)
+    assert seen and seen[0] == pytest.approx(1e-3, rel=1e-3) and recorder.rounds[0]["grad_norm"] > 1e-2
+
+
+def test_the_learning_rate_falls_linearly_to_a_tenth_whatever_round_a_run_resumes_at():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=123.0)
+    rates = []
+    for done in (0, 5, 10, 50):
+        decay_rate(optimizer, 0.2, 10, done)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.2, 0.11, 0.02, 0.02])
+    recorder = recorded(module(decay_rounds=2), epochs=3)
+    assert [row["learning_rate"] for row in recorder.rounds] == pytest.approx([1e-2, 0.55e-2, 1e-3])
+
+
+def test_full_fine_tuning_trains_the_denoiser_alone():
+    ddpo = module(lora_rank=0)
+    before = weights(ddpo)
+    assert all(name.startswith("backbone.denoiser.") for name in before)
+    fitted(ddpo)
+    assert any(not torch.equal(before[name], value) for name, value in weights(ddpo).items())
+
+
+def test_evaluation_is_repeatable_logs_each_class_and_uses_averaged_weights():
+    ddpo = module(ema_decay=0.9, eval_sample_steps=3, eval_guidance_scale=1.0, eval_eta=0.0)
+    recorder = recorded(ddpo, val=Given(prompt_round(6, repeats=1)))
+    metrics = recorder.rounds[0] | ddpo.held_out
+    assert {"held_out/mean", "held_out/std", "held_out/happy/mean", "held_out/sad/std"} <= set(ddpo.held_out)
+    assert {"reward/mean", "reward/happy/std", "reward_part/level", "latent_norm", "seconds/sampling", "seconds/reward",
+            "seconds/update", "learning_rate", "round"} <= set(metrics)  # fmt: skip
+    first, second = (ddpo.evaluate(prompt_round(6, repeats=1)) for _ in range(2))
+    assert torch.equal(first.wave_BCN, second.wave_BCN) and first.wave_BCN.shape == (6, 1, 8)
+    with torch.no_grad():
+        for average in ddpo.ema.average:
+            average.add_(1.0)
+    assert not torch.equal(ddpo.evaluate(prompt_round(6, repeats=1)).wave_BCN, first.wave_BCN)
+
+
+def test_rounds_are_refused_with_prompts_of_different_length_or_doubled_samples():
+    batch = prompt_round(8)
+    longer = copy.copy(batch.prompts[0])
+    object.__setattr__(longer, "seconds", 2.0)
+    mixed = PromptBatch((longer, *batch.prompts[1:]), batch.sample_index, 0)
+    with pytest.raises(ValueError, match="one length, got"):
+        trainer().fit(module(), Given(mixed))
+    with pytest.raises(ValueError, match="the same .prompt id, sample index. twice"):
+        trainer().fit(module(), Given(PromptBatch(batch.prompts, (0,) * 8, 0)))
+
+
+def test_clip_range_is_rescaled_to_the_scored_elements(monkeypatch):
+    stated = {"clip_range": 1e-4, "clip_reference_elements": 16384}
+    assert recorded(module(**stated)).rounds[0]["clip_range"] == pytest.approx(1e-4 * 16384 / 16)
+    mask = torch.ones(1, 1, 8, dtype=torch.bool)
+    mask[..., 4:] = False
+    monkeypatch.setattr(ToyBackbone, "scored_mask", lambda self, prompts: mask, raising=False)
+    assert recorded(module(**stated)).rounds[0]["clip_range"] == pytest.approx(1e-4 * 16384 / 8)
+
+
+def test_other_strategies_are_refused():
+    class FSDPStrategy:
+        pass
+
+    class Trainer:
+        strategy = FSDPStrategy()
+
+    ddpo = module()
+    ddpo._trainer = Trainer()
+    with pytest.raises(ValueError, match="not with FSDPStrategy"):
+        ddpo.on_fit_start()
+
+
+SPREAD = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "train_step_share": 0.5, "kl_weight": 0.1}
+
+
+def one_of_two_ranks(folder: str, rank: int) -> None:
+    """Runs in a process of its own: half of the round, gradients and weights to a file."""
+    torch.set_num_threads(1)
+    batch, mine = prompt_round(8), slice(rank * 4, rank * 4 + 4)
+    own, recorder = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0), Recorder()
+    ddpo = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD)
+    run = trainer(devices=2, strategy="ddp", callbacks=[recorder], use_distributed_sampler=False)
+    run.fit(ddpo, Given(own), Given(own))
+    found = {"gradients": recorder.gradients, "weights": weights(ddpo), "metrics": recorder.rounds[0], "held_out": ddpo.held_out}
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared["PYTHONPATH"] = str(project_root)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path), str(rank)], env={**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        )
+        for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    ddpo, recorder = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD), Recorder()
+    trainer(callbacks=[recorder]).fit(ddpo, Given(prompt_round(8)), Given(prompt_round(8)))
+    scale = max(gradient.abs().max().item() for gradient in recorder.gradients.values())
+    for name, gradient in recorder.gradients.items():
+        assert torch.equal(first["gradients"][name], second["gradients"][name])
+        torch.testing.assert_close(first["gradients"][name], gradient, rtol=0, atol=1e-6 * scale)
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weights(ddpo)[name], rtol=1e-6, atol=1e-6)
+    assert first["held_out"] == pytest.approx(ddpo.held_out, rel=1e-6)
+    for name in ("reward/mean", "reward/std", "reward/happy/mean", "latent_norm", "grad_norm"):
+        assert first["metrics"][name] == pytest.approx(recorder.rounds[0][name], rel=1e-5)
+
+
+if __name__ == "__main__":
+    one_of_two_ranks(sys.argv[1], int(sys.argv[2]))
