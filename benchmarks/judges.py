@@ -14,7 +14,6 @@ Two verdicts per clip, both fitted on *real* clips and then applied to generatio
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from zoo.importers.wheels import wheel_path
 from zoo.metrics.intervals import mean_and_error
 from zoo.rewards.emotion import MOODS, level_normalised
 
@@ -34,13 +34,13 @@ _INSTALL = "pip install --no-deps vibenet==0.1.0 && pip install onnxruntime"
 
 def vibenet_model_path() -> Path:
     """The ONNX file inside the installed wheel. Raises ``ImportError`` saying how to install it."""
-    spec = importlib.util.find_spec("vibenet")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"the held-out mood judge is not installed; it is optional: {_INSTALL}")
-    path = Path(next(iter(spec.submodule_search_locations))) / "artifacts" / "efficientnet_model.onnx"
-    if not path.is_file():
-        raise ImportError(f"the installed vibenet has no {path.name}; version 0.1.0 has it: {_INSTALL}")
-    return path
+    return wheel_path("vibenet", "artifacts/efficientnet_model.onnx", "the held-out mood judge", _INSTALL)
+
+
+def mono_16khz(wave_BCN: Tensor, sample_rate_hz: int, rms: float) -> Tensor:
+    """(B, N) at 16 kHz, mixed to mono, every clip at one level: what the judges hear."""
+    mono_BN = torchaudio.functional.resample(wave_BCN.float().mean(dim=1), sample_rate_hz, RATE_HZ)
+    return level_normalised(mono_BN, rms)
 
 
 def vibenet_log_mel(mono_BN: Tensor) -> Tensor:
@@ -66,8 +66,7 @@ class VibeNet:
         self.session = onnxruntime.InferenceSession(str(vibenet_model_path()), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, wave_BCN: Tensor, sample_rate_hz: int) -> np.ndarray:
-        mono_BN = torchaudio.functional.resample(wave_BCN.float().mean(dim=1), sample_rate_hz, RATE_HZ)
-        mel_BMT = vibenet_log_mel(level_normalised(mono_BN, self.rms)).numpy()
+        mel_BMT = vibenet_log_mel(mono_16khz(wave_BCN, sample_rate_hz, self.rms)).numpy()
         return np.stack([self.session.run(None, {"x": mel[None]})[0][0] for mel in mel_BMT])
 
 

@@ -61,7 +61,7 @@ def test_judge_refuses_what_it_cannot_be_fitted_on():
 
 
 def test_a_missing_judge_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(judges.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps vibenet"):
         judges.vibenet_model_path()
     with pytest.raises(ValueError, match="vibenet or none"):

