@@ -1,7 +1,7 @@
 """Words and bytes to tokens to vectors: the small text side of the embedded models.
 
-The vocabulary is open: words of a fixed list (music, moods, everyday sounds' grammar, directions, motion, order) have one
-token each, everything else is spelled in bytes.
+The vocabulary is open: words of a fixed list (music, moods, everyday sounds and their grammar, directions, motion, order) have
+one token each, everything else is spelled in bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ slowly quickly suddenly gradually instantly
 dog cat bird birds horse cow sheep rooster frog insect car truck bus train plane helicopter boat engine siren horn door water
 rain wind thunder fire footsteps man woman child person people crowd speech speaking laughing clapping whistling singing
 barking meowing chirping ringing knocking
+joined hit note electronic being starting flying percussion tom blowing taking off departing running mooing bleating neighing
+growling screeching monkeys honking struck
+applause beep bubble burp cash chainsaw choir chop circular cowbell crash crow cymbal drone explosion fall finger glass hammer
+hiss jackhammer jet lion loop machinery primate propeller register saw scratch ship snap snare spark steam synth tabla tree
+whistle whoosh
 """
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys(word for word in _WORDS.split() if word.isascii() and word.replace("-", "").isalpha())

@@ -1,0 +1,329 @@
+"""Scenes of sounds: the truth against the audio itself, their captions, wrong captions, splits, determinism, bad input."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules.cache import LatentCache
+from datamodules.captions import (
+    MAX_CAPTION_BYTES,
+    RELATIONS,
+    TEMPLATES,
+    Scene,
+    SceneEvent,
+    class_words,
+    recaption,
+    replace_class,
+    swap_order,
+)
+from datamodules.scene_audio import compose, cut_event
+from datamodules.scenes import SceneDataModule
+from datamodules.sound_bank import BankClip, SoundBank
+
+RATE_HZ = 4000
+CLASSES = {"dog": 250, "bell": 500, "siren": 750, "car_horn": 1000, "train": 1250}  # class -> pitch of its training recordings
+TEST_SHIFT_HZ = 125  # test recordings are that much higher
+
+
+def tone(frequency_hz: float, seconds: float) -> Tensor:
+    time = torch.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    return 0.3 * torch.sin(2 * math.pi * frequency_hz * time)
+
+
+def tone_bank(seconds: float = 6.0, classes: dict[str, int] | None = None, licence: str = "CC0-1.0") -> SoundBank:
+    """One tone for training and one for testing in every class; the recordings of "train" serve both."""
+    clips, waves = [], {}
+    for name, pitch in (CLASSES if classes is None else classes).items():
+        for split in ("both",) if name == "train" else ("train", "test"):
+            clip_id = f"tones/{name}-{split}"
+            about = (clip_id, name, f"a {class_words(name)} sounding", "object", (name.title(),), licence, "", split)
+            clips.append(BankClip(*about, seconds, split != "both", clip_id))
+            waves[clip_id] = tone(pitch + TEST_SHIFT_HZ * (split == "test"), seconds)
+    return SoundBank(clips, waves, RATE_HZ)
+
+
+def heard(wave_CN: Tensor, frequency_hz: float, start_s: float, end_s: float) -> float:
+    """RMS of one pitch between two moments."""
+    part = wave_CN[:, round(start_s * RATE_HZ) : round(end_s * RATE_HZ)].double()
+    if part.shape[-1] == 0:
+        return 0.0
+    time = torch.arange(part.shape[-1]) / RATE_HZ
+    wave = torch.exp(-2j * math.pi * frequency_hz * time)
+    return float((part * wave).mean(dim=-1).abs().square().sum().sqrt())
+
+
+def pitch_of(event: SceneEvent) -> int:
+    return CLASSES[event.sound_class] + TEST_SHIFT_HZ * event.clip_id.endswith("-test")
+
+
+def overlap_s(first: SceneEvent, second: SceneEvent) -> float:
+    return min(first.end_s, second.end_s) - max(first.start_s, second.start_s)
+
+
+@pytest.mark.parametrize("clip_seconds", [0.3, 1.1, 6.0])
+@pytest.mark.parametrize(("relation", "sounds"), [("single", 1), ("together", 2), ("overlap", 3), ("then", 2), ("then", 3)])
+def test_the_truth_is_what_sounds(relation: str, sounds: int, clip_seconds: float) -> None:
+    bank = tone_bank(clip_seconds)
+    for seed in range(6):
+        wave_CN, scene = compose(bank, seed, relation=relation, sounds=sounds)
+        assert wave_CN.shape == (2, round(4.096 * RATE_HZ)) and len(scene.events) == sounds
+        assert len({event.sound_class for event in scene.events}) == sounds
+        for event in scene.events:
+            inside = heard(wave_CN, pitch_of(event), event.start_s + 0.02, min(event.end_s, event.start_s + 0.27))
+            before = heard(wave_CN, pitch_of(event), max(0, event.start_s - 0.25), event.start_s)
+            after = heard(wave_CN, pitch_of(event), event.end_s, min(4.096, event.end_s + 0.25))
+            assert inside > 0.02 and before < 0.25 * inside and after < 0.25 * inside, (seed, event)
+
+
+@pytest.mark.parametrize("clip_seconds", [0.05, 0.3, 1.1, 6.0])
+@pytest.mark.parametrize("sounds", [2, 3])
+def test_relations_hold_in_time(sounds: int, clip_seconds: float) -> None:
+    bank = tone_bank(clip_seconds)
+    for seed in range(12):
+        for relation in ("together", "overlap", "then"):
+            _, scene = compose(bank, seed, relation=relation, sounds=sounds)
+            onsets = [event.start_s for event in scene.events]
+            assert onsets == sorted(onsets) and onsets[0] >= 0 and max(event.end_s for event in scene.events) <= 4.096 + 1e-6
+            for first, second in zip(scene.events, scene.events[1:], strict=False):
+                late, both = second.start_s - first.start_s, overlap_s(first, second)
+                if relation == "then":
+                    assert both <= -0.09, "silence between sounds that follow each other"
+                elif relation == "overlap":
+                    assert late >= 0.35 and both >= 0.3
+                else:
+                    assert late <= 0.1 and both >= 0.8
+
+
+def test_long_sounds_in_a_row_leave_room_for_each_other() -> None:
+    _, scene = compose(tone_bank(), 0, relation="then", sounds=3)
+    assert all(event.end_s - event.start_s > 1.2 for event in scene.events)
+    mixed = tone_bank(6.0)
+    mixed._waves["tones/dog-train"] = tone(250, 0.2)
+    for seed in range(20):
+        _, scene = compose(mixed, seed, relation="then", sounds=2)
+        lengths = {event.sound_class: event.end_s - event.start_s for event in scene.events}
+        if "dog" in lengths:
+            (other,) = lengths.keys() - {"dog"}
+            assert lengths["dog"] + lengths[other] > 3.9
+
+
+def test_levels_are_even_and_peaks_stay_below_full_scale() -> None:
+    bank = tone_bank()
+    bank._waves["tones/dog-train"] *= 0.001  # a recording far too quiet
+    for seed in range(12):
+        wave_CN, scene = compose(bank, seed, relation="together", sounds=2)
+        assert math.isclose(float(wave_CN.square().mean().sqrt()), 0.08, rel_tol=1e-3)
+        levels = [heard(wave_CN, pitch_of(event), event.start_s + 0.02, event.end_s - 0.02) for event in scene.events]
+        assert 20 * abs(math.log10(levels[0] / levels[1])) < 7
+    click = tone_bank(0.06)
+    for seed in range(12):
+        wave_CN, _ = compose(click, seed, relation="single")
+        assert 0.3 < float(wave_CN.abs().max()) <= 0.951
+
+
+def test_cuts_are_faded_and_silence_at_the_ends_does_not_count() -> None:
+    wave = torch.cat([torch.zeros(RATE_HZ), tone(500, 2.0), torch.zeros(RATE_HZ)])
+    event = cut_event(wave, 0, 4 * RATE_HZ, RATE_HZ, random.Random(0))
+    assert 2.0 <= len(event) / RATE_HZ <= 2.03
+    cropped = cut_event(wave, 0, RATE_HZ // 2, RATE_HZ, random.Random(0))
+    assert len(cropped) <= RATE_HZ // 2 and float(cropped[:4].abs().max()) < 0.05 and float(cropped[-4:].abs().max()) < 0.05
+    assert math.isclose(float(cropped[100:-100].square().mean().sqrt()), 1, rel_tol=0.05)
+    with pytest.raises(ValueError, match="silent"):
+        cut_event(torch.zeros(100), 0, 50, RATE_HZ, random.Random(0))
+
+
+def test_sounds_have_places_in_the_stereo_field() -> None:
+    sides = [compose(tone_bank(), seed, relation="single")[0].square().sum(dim=1) for seed in range(20)]
+    balance_db = [10 * math.log10(float(side[0] / side[1])) for side in sides]
+    assert min(balance_db) < -2 and max(balance_db) > 2 and max(map(abs, balance_db)) < 8
+
+
+def test_a_noise_floor_lies_below_the_scene() -> None:
+    clean, scene = compose(tone_bank(0.3), 3, relation="single")
+    noisy, same = compose(tone_bank(0.3), 3, relation="single", noise_db=-40)
+    assert same == scene
+    assert math.isclose(float((noisy - clean).square().mean().sqrt()), 0.08 * 0.01, rel_tol=0.1)
+
+
+def test_a_scene_is_a_pure_function_of_its_seed() -> None:
+    torch.manual_seed(1)
+    first, scene = compose(tone_bank(), 5)
+    torch.manual_seed(2)
+    again, same = compose(tone_bank(), 5)
+    other, different = compose(tone_bank(), 6)
+    assert torch.equal(first, again) and scene == same
+    assert different != scene and not torch.equal(first, other)
+
+
+def test_shares_of_relations_are_kept() -> None:
+    bank = tone_bank(0.3)
+    scenes = [compose(bank, seed, relations={"single": 0.5, "then": 0.5}, three_share=0.5)[1] for seed in range(200)]
+    assert 75 < sum(scene.relation == "single" for scene in scenes) < 125
+    assert {scene.relation for scene in scenes} == {"single", "then"}
+    assert 30 < sum(len(scene.events) == 3 for scene in scenes) < 70
+
+
+def event(name: str, start_s: float = 0.0) -> SceneEvent:
+    return SceneEvent(name, f"tones/{name}", f"a {class_words(name)} sounding", (), start_s, start_s + 1)
+
+
+def test_captions_name_the_events_in_the_order_that_they_claim() -> None:
+    scene = Scene("then", (event("dog"), event("bell", 1.5)), 0, "{0} followed by {1}", ("a dog sounding", "bell"))
+    assert scene.caption == "a dog sounding followed by bell" and swap_order(scene) == "bell followed by a dog sounding"
+    wordings = {recaption(scene, random.Random(i)).caption for i in range(200)}
+    assert len(wordings) > 30
+    for text in wordings:
+        dog_first = text.index("dog") < text.index("bell")
+        assert dog_first == (" after " not in text), text
+
+
+def test_the_order_in_the_caption_says_nothing_of_sounds_together() -> None:
+    scene = compose(tone_bank(), 0, relation="together", sounds=2)[1]
+    first, second = (class_words(e.sound_class) for e in scene.events)
+    captions = [recaption(scene, random.Random(i)).caption for i in range(200)]
+    assert 60 < sum(text.index(first) < text.index(second) for text in captions) < 140
+
+
+@pytest.mark.parametrize("sounds", [2, 3])
+def test_swapped_captions_differ_in_order_only(sounds: int) -> None:
+    for seed in range(20):
+        scene = compose(tone_bank(), seed, relation="then", sounds=sounds)[1]
+        swapped = swap_order(scene)
+        words, before = (sorted(text.replace(",", "").split()) for text in (swapped, scene.caption))
+        assert swapped != scene.caption and words == before
+    assert all(swap_order(compose(tone_bank(), seed, relation=name)[1]) is None for seed in range(3) for name in RELATIONS[:3])
+
+
+def test_a_replaced_class_is_not_in_the_scene() -> None:
+    phrases = {name: [f"a {class_words(name)} sounding"] for name in CLASSES}
+    for seed in range(20):
+        scene = compose(tone_bank(), seed, relation="then", sounds=2)[1]
+        text = replace_class(scene, phrases, random.Random(seed))
+        there = {class_words(e.sound_class) for e in scene.events}
+        assert sum(word in text for word in there) == 1
+        assert sum(class_words(name) in text for name in CLASSES if class_words(name) not in there) == 1
+    assert replace_class(scene, {e.sound_class: [e.phrase] for e in scene.events}, random.Random(0)) is None
+
+
+def test_every_template_has_one_field_an_event() -> None:
+    for relation, counts in TEMPLATES.items():
+        for count, templates in counts.items():
+            for template in templates:
+                fields = [template.count(f"{{{i}}}") for i in range(count)]
+                assert fields == [1] * count and template.count("{") == count, (relation, template)
+
+
+def test_captions_that_are_too_long_fall_back_to_class_names() -> None:
+    events = tuple(SceneEvent(name, name, "a very long description " * 4, (), i, i + 1) for i, name in enumerate(CLASSES))[:3]
+    scene = recaption(Scene("then", events, 0, "", ()), random.Random(0))
+    assert len(scene.caption.encode()) <= MAX_CAPTION_BYTES and scene.words == ("dog", "bell", "siren")
+    with pytest.raises(ValueError, match="longer than max_caption_bytes = 12; raise it"):
+        recaption(scene, random.Random(0), 12)
+
+
+def test_captions_fit_the_embedded_text_encoder() -> None:
+    """The longest allowed caption of unknown words fits 64 tokens, and the connectors have tokens of their own."""
+    from zoo.conditioners.text import WORDS, tokenize
+
+    assert len(tokenize("x" * MAX_CAPTION_BYTES)) <= 64 and len(tokenize("z " * (MAX_CAPTION_BYTES // 2) + "z")) <= 64
+    connectors = {word for counts in TEMPLATES.values() for ts in counts.values() for t in ts for word in t.split()}
+    words = {word.strip(",") for word in connectors if "{" not in word}
+    assert words and words <= set(WORDS)
+
+
+def test_class_names_of_the_permissive_sounds_are_words_of_the_vocabulary() -> None:
+    """One token each: the classes of sonic-pi-samples and opensfx, which the shipped weights are trained on."""
+    from datamodules.sound_bank import load_rules
+    from zoo.conditioners.text import WORDS
+
+    classes = {rule.sound_class for rule in load_rules() if rule.source in ("sonic-pi", "opensfx")}
+    missing = {word for name in classes for word in class_words(name).split()} - set(WORDS)
+    assert len(classes) > 40 and not missing
+
+
+def scenes(**changes) -> SceneDataModule:
+    settings = {"bank": tone_bank(1.0), "batch_size": 4, "batches_per_epoch": 2, "clips": 8, "val_clips": 4}
+    return SceneDataModule(**(settings | changes))
+
+
+def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
+    first, again = list(scenes().train_dataloader()), list(scenes().train_dataloader())
+    assert len(first) == 2 and first[0].wave_BCN.shape == (4, 2, 16384) and first[0].sample_rate_hz == RATE_HZ
+    assert all(torch.equal(a.wave_BCN, b.wave_BCN) and a.prompts == b.prompts for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0].wave_BCN, first[1].wave_BCN)
+    assert next(iter(scenes(seed=1).train_dataloader())).prompts != first[0].prompts
+
+    class Trainer:
+        current_epoch, global_rank = 1, 0
+
+    later = scenes()
+    later.trainer = Trainer()
+    assert next(iter(later.train_dataloader())).prompts != first[0].prompts
+
+
+def test_truth_and_wrong_captions_travel_beside_the_caption() -> None:
+    for prompt in (p for batch in scenes().train_dataloader() for p in batch.prompts):
+        labels, count = prompt.labels, len(prompt.labels["events"])
+        assert [len(labels[key]) for key in ("audioset", "onsets_s", "ends_s", "clips", "recording_split")] == [count] * 5
+        assert labels["audioset"] == [[name.title()] for name in labels["events"]]
+        assert (labels["swapped"] is not None) == (labels["relation"] == "then")
+        assert labels["replaced"] not in (None, prompt.text)
+        assert labels["recording_split"] == [name != "train" for name in labels["events"]]
+
+
+def test_each_split_uses_its_own_recordings() -> None:
+    data = scenes(batches_per_epoch=8, val_clips=32)
+    trained = {clip for batch in data.train_dataloader() for p in batch.prompts for clip in p.labels["clips"]}
+    tested = {clip for batch in data.val_dataloader() for p in batch.prompts for clip in p.labels["clips"]}
+    assert trained & tested == {"tones/train-both"}
+    assert {clip.rsplit("-")[-1] for clip in trained} == {"train", "both"}
+    assert {clip.rsplit("-")[-1] for clip in tested} == {"test", "both"}
+
+
+def test_clip_sets_feed_the_latent_cache() -> None:
+    class Halves:
+        def encode(self, wave_BCN: Tensor) -> Tensor:
+            return wave_BCN[:, :, ::2]
+
+    data = scenes()
+    cache = LatentCache(data, Halves())
+    cache.setup()
+    batch = next(iter(cache.train_dataloader()))
+    assert batch.latent_BCT.shape == (4, 2, 8192)
+    seeds = [int(prompt.id.removeprefix("scene-")) for prompt in batch.prompts]
+    wave_CN, scene = compose(data.bank, seeds[0])
+    assert torch.allclose(batch.latent_BCT[0], wave_CN[:, ::2], atol=1e-3)
+    assert batch.prompts[0].labels["events"] == [e.sound_class for e in scene.events]
+    assert len({data.clip_sets()[0].prompt(0, random.Random(i)).text for i in range(20)}) > 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"relations": {"single": 0.5, "then": 0.4}}, r"sum to 1, got single 0.5, then 0.4 \(sum 0.9\)"),
+        ({"relations": {"single": 1.5, "then": -0.5}}, "0 or more"),
+        ({"relations": {"togehter": 1.0}}, "did you mean 'together'"),
+        ({"relations": {}}, "sum 0"),
+        ({"three_share": 1.2}, "three_share is a share"),
+        ({"classes": ["dog", "bel"]}, "did you mean 'bell'"),
+        ({"classes": ["dog", "bell"]}, "3 sounds needs as many classes, but only 2 .* split 'train'.*three_share: 0"),
+        ({"licences": ["MIT"]}, "no recorded sound is left"),
+        ({"seconds": 1.2}, "1.2 s are too short for 3 sounds .* at least 1.5 s"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scenes(**changes)
+
+
+def test_two_classes_are_enough_without_scenes_of_three() -> None:
+    batch = next(iter(scenes(classes=["dog", "bell"], three_share=0.0).train_dataloader()))
+    assert {name for prompt in batch.prompts for name in prompt.labels["events"]} == {"dog", "bell"}
+    with pytest.raises(ValueError, match="a scene 'single' has one sound, not 2"):
+        compose(tone_bank(), 0, relation="single", sounds=2)
