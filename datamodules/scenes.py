@@ -60,9 +60,9 @@ class SceneSet:
         return self.request(recaption(self._scenes[index], rng, self.max_caption_bytes), rng)
 
     def request(self, scene: Scene, rng: random.Random) -> Prompt:
-        """The scene's caption with its truth: labels ``scene_labels``, and ``replaced``: the caption with a wrong class."""
+        """The scene's caption; labels: ``scene_labels``, and ``negatives``: the caption with a wrong class (a list of 1, or 0)."""
         replaced = replace_class(scene, self.phrases, rng, self.max_caption_bytes)
-        labels = {**scene_labels(scene), "replaced": replaced}
+        labels = {**scene_labels(scene), "negatives": [] if replaced is None else [replaced]}
         return Prompt(f"scene-{scene.seed}", scene.caption, seconds=self.seconds, labels=labels)
 
 
@@ -88,7 +88,7 @@ class _Stream:
                 name = f"{m.seed}/{epoch}/{number}/{rank}/{row}"
                 wave_CN, scene = self.scenes.make(_seed_of(name) if self.train else self.scenes.first_seed + number * size + row)
                 waves.append(wave_CN)
-                prompts.append(self.scenes.request(scene, random.Random(f"replaced/{scene.seed}")))
+                prompts.append(self.scenes.request(scene, random.Random(f"negatives/{scene.seed}")))
             yield AudioBatch(torch.stack(waves), m.bank.sample_rate_hz, tuple(prompts))
 
 
@@ -100,8 +100,8 @@ def _seed_of(name: str) -> int:
 class SceneDataModule(L.LightningDataModule):
     """Scenes of recorded sounds as ``AudioBatch``: (B, 2, N) at the bank's rate.
 
-    The labels of a prompt hold the truth (``captions.scene_labels``: events in order of onset, when, AudioSet names), and two
-    captions that are wrong: ``swapped`` (another order; None unless one sound follows another) and ``replaced`` (a wrong class).
+    The labels of a prompt hold the truth (``captions.scene_labels``: events in order of onset, when, AudioSet names), and
+    captions that are wrong: ``swapped`` (another order; None unless one sound follows another), ``negatives`` (a wrong class).
     Training scenes use the bank's training recordings, validation scenes its test recordings.
 
     ``licences``, ``classes``, ``families``: what is used of ``bank`` (None: all). ``relations``: shares of scenes with a single

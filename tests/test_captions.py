@@ -272,7 +272,7 @@ def test_truth_and_wrong_captions_travel_beside_the_caption() -> None:
         assert [len(labels[key]) for key in ("audioset", "onsets_s", "ends_s", "clips", "recording_split")] == [count] * 5
         assert labels["audioset"] == [[name.title()] for name in labels["events"]]
         assert (labels["swapped"] is not None) == (labels["relation"] == "then")
-        assert labels["replaced"] not in (None, prompt.text)
+        assert len(labels["negatives"]) == 1 and prompt.text not in labels["negatives"]
         assert labels["recording_split"] == [name != "train" for name in labels["events"]]
 
 
