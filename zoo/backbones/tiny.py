@@ -90,19 +90,30 @@ class TinyAudio(nn.Module):
 
 
 def from_codec(
-    codec: str, width: int = 208, depth: int = 6, heads: int = 4, patch: int = 2, codec_width: int = 256, text_width: int = 128
+    codec: str,
+    width: int = 208,
+    depth: int = 6,
+    heads: int = 4,
+    patch: int = 2,
+    codec_width: int = 256,
+    codec_window: int = 1536,
+    latent_channels: int = 32,
+    text_width: int = 128,
 ) -> TinyAudio:
     """A ``TinyAudio`` with an untrained denoiser and the codec weights of the file ``codec`` (safetensors, strict).
 
-    Raises ``FileNotFoundError`` when the file is missing and ``ValueError`` when its tensors do not fit ``codec_width``.
+    ``codec_*`` and ``latent_channels`` as the codec was trained; the window has no weights, so a wrong one shows only in the sound.
+    Raises ``FileNotFoundError`` when the file is missing and ``ValueError`` when its tensors do not fit.
     """
     from safetensors.torch import load_file
 
     if not Path(codec).is_file():
         raise FileNotFoundError(f"no codec weights at {codec}; train them with configs/embedded/codec.yaml or name another file")
-    backbone = TinyAudio(width=width, depth=depth, heads=heads, patch=patch, codec_width=codec_width, text_width=text_width)
+    sizes = {"codec_width": codec_width, "codec_window": codec_window, "latent_channels": latent_channels}
+    backbone = TinyAudio(width=width, depth=depth, heads=heads, patch=patch, text_width=text_width, **sizes)
     try:
         backbone.codec.load_state_dict(load_file(codec))
     except RuntimeError as error:
-        raise ValueError(f"the weights in {codec} do not fit this codec (width {codec_width}): {error}") from error
+        said = ", ".join(f"{name} {value}" for name, value in sizes.items())
+        raise ValueError(f"the weights in {codec} do not fit this codec ({said}): {error}") from error
     return backbone
