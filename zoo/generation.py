@@ -11,39 +11,57 @@ import torch
 
 from zoo.checkpoint import CONFIG_FILE, load_artifact
 from zoo.diffusion import Sampler, noise_generator, rollout
-from zoo.registry import find
+from zoo.registry import ENTRIES, find
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
 
 
 def load(name: str, device: torch.device | str = "cpu", dtype: str | torch.dtype | None = None) -> Any:
-    """The model of a zoo name or an artefact folder: a ``Backbone`` or a ``Reward``, frozen, in eval mode.
+    """The model of a zoo name, an artefact folder or an ``owner/name`` on the Hub: frozen, in eval mode.
 
-    ``dtype``: such as "float16"; by default what the architecture computes in. Raises ``ValueError`` for unknown names.
+    What is on the Hub and not on this machine is pulled first (``zoo.pull``; a licence that needs consent must have been accepted
+    there). ``dtype``: such as "float16"; by default what the architecture computes in. Raises ``ValueError`` for unknown names
+    and entries that cannot be loaded yet, and what ``zoo.pull`` raises.
     """
     if isinstance(dtype, str):
         wanted = getattr(torch, dtype, None)
         if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
             raise ValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
         dtype = wanted
-    return load_artifact(find(name), device, dtype)
+    return load_artifact(find_or_pull(name), device, dtype)
+
+
+def find_or_pull(name: str | Path) -> Path:
+    """The folder of a name, a path or an ``owner/name``; pulled when it is on the Hub only. Raises as ``load``."""
+    try:
+        return find(name)
+    except FileNotFoundError:
+        entry = ENTRIES.get(str(name))
+        if entry is not None and entry.path is not None:
+            raise
+    from zoo.hub import pull
+
+    return pull(str(name))
 
 
 def open_model(source: str, adapter: str | Path | None = None, strength: float = 1.0, device: torch.device | str = "cpu") -> Any:
     """A backbone from a zoo name, an artefact folder or a run folder, with an adapter on it.
 
-    A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``adapter/`` (or the one that
-    ``adapter`` names). Raises ``ValueError`` or ``FileNotFoundError``.
+    A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``backbone.safetensors`` (a class
+    from outside this project), or with its ``adapter/`` (or the one that ``adapter`` names). Raises ``ValueError`` or ``FileNotFoundError``.
     """
-    folder = Path(find(source))
+    folder = find_or_pull(source)
     if (folder / CONFIG_FILE).is_file():
-        backbone = load(source, device)
+        backbone = load(str(folder), device)
     elif (folder / "model" / CONFIG_FILE).is_file():
         backbone = load(str(folder / "model"), device)
     elif (folder / "config.yaml").is_file():
-        if adapter is None and not (folder / "adapter").is_dir():
+        weights, own_adapter = folder / "backbone.safetensors", folder / "adapter"
+        if adapter is None and not own_adapter.is_dir() and not weights.is_file():
             raise ValueError(f"the run in {folder} has left neither adapter/ nor model/; has it finished? (resume=true goes on)")
-        adapter = folder / "adapter" if adapter is None else adapter
+        adapter = own_adapter if adapter is None and own_adapter.is_dir() else adapter
         backbone = _backbone_of(run_settings(folder), folder).to(device)
+        if weights.is_file():
+            _load_weights(backbone, weights)
     else:
         raise ValueError(f"{folder} is neither a model ({CONFIG_FILE}) nor a run folder (config.yaml)")
     if not isinstance(backbone, Backbone):
@@ -77,6 +95,19 @@ def _backbone_of(settings: dict[str, Any], folder: Path) -> Any:
         raise ValueError(f"{folder / 'config.yaml'} has no module.backbone: this run trained no generator")
     check(node, "module.backbone")
     return instantiate(node, "module.backbone")
+
+
+def _load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Every tensor of the file into ``module``, none left over. Raises ``ValueError``."""
+    from safetensors.torch import load_file
+
+    from zoo.safety import check_safetensors_header
+
+    check_safetensors_header(path)
+    try:
+        module.load_state_dict(load_file(str(path)), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the tensors in {path} do not fit the backbone of config.yaml: {error}") from error
 
 
 def generate(

@@ -1,0 +1,19 @@
+"""The zoo: python tools/zoo.py list | show NAME | pull NAME | export RUN --to DIR | push DIR OWNER/NAME | verify DIR"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # also: this file is called zoo.py and must not hide the package
+
+from zoo.errors import reported
+
+
+def main(argv: Sequence[str]) -> None:
+    from zoo import zoo_command
+
+    zoo_command.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(reported(main))
