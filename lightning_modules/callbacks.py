@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.audio_samples import AudioSamples
 from lightning_modules.report import draw_curve, write_report
+from zoo.backbones.adapter_files import base_hashes, check_base
 from zoo.backbones.lora import save_adapter
 from zoo.files import written_beside
 
@@ -88,10 +89,29 @@ class MetricsCSV(Callback):
 
 class AdapterExport(Callback):
     """At the end the adapter in peft's layout in ``adapter/`` (averaged weights if there is an EMA); after full fine-tuning the
-    denoiser's weights in ``denoiser.safetensors`` instead."""
+    denoiser's weights in ``denoiser.safetensors`` instead.
+
+    Checkpoints hold the hashes of the base model, so that an export of one says what it was trained on, and a run whose base has
+    changed since is not resumed (``ValueError``).
+    """
 
     def __init__(self, out_dir: str | Path) -> None:
-        self.out_dir = Path(out_dir)
+        self.out_dir, self.base_sha256 = Path(out_dir), {}
+
+    @property
+    def state_key(self) -> str:
+        return "AdapterExport"  # without the path: a run folder may be moved
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.hparams.lora_rank:
+            recorded, self.base_sha256 = self.base_sha256, base_hashes(pl_module.backbone.denoiser)
+            check_base(pl_module.backbone.denoiser, recorded, "the run to resume", "the base of its first start")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base_sha256": dict(self.base_sha256)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.base_sha256 = dict(state_dict["base_sha256"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -123,22 +123,8 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="another denoiser: Sequential has no"):
         load_adapter(no_attention, folder)
     (folder / "adapter_model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is not the file that config.json describes"):
         load_adapter(ToyBackbone(), folder)
-
-
-def test_a_failed_save_keeps_the_older_adapter(tmp_path, monkeypatch):
-    backbone = trained()
-    folder = save_adapter(backbone, tmp_path / "adapter")
-
-    def full(*_, **__):
-        raise OSError(28, "disk full")
-
-    monkeypatch.setattr(type(backbone.denoiser), "save_pretrained", full)
-    with pytest.raises(OSError, match="disk full"):
-        save_adapter(backbone, folder)
-    load_adapter(ToyBackbone(), folder)
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_ema_follows_the_formula_swaps_back_and_resumes():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "to_out.0")
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 
 
 def attention_linears(denoiser: nn.Module, *, cross_only: bool = False) -> list[str]:
@@ -116,65 +112,27 @@ def reference(backbone: Backbone) -> Iterator[None]:
 
 
 def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
-    """Writes the adapter in peft's layout (config and safetensors), beside ``folder`` first; an older folder is replaced.
+    """Writes the adapter (peft's config and safetensors, and which base it is for), beside ``folder`` first; an older folder is
+    replaced.
 
-    Raises ``ValueError`` without an adapter, ``OSError`` when writing fails (the older folder stays then).
+    Raises ``ValueError`` without an adapter or with several, ``OSError`` when writing fails (the older folder stays then).
     """
-    model = _adapted(backbone)
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "old"))
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        model.save_pretrained(str(part), save_embedding_layers=False)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+    from zoo.backbones.adapter_files import write_adapter
+
+    return write_adapter(_adapted(backbone), folder)
 
 
 def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) -> None:
     """Puts a saved adapter on ``backbone`` (frozen) or into the adapter of the same kind that is there (stays trainable).
 
     ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must fit.
-    Raises ``ValueError`` when files are missing or made for another denoiser.
+    Raises ``ValueError`` when files are missing, or made for another denoiser or another base (both hashes are named).
     """
-    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from peft import PeftModel
 
-    folder = Path(folder)
-    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder} holds no adapter: {', '.join(missing)} missing; give the folder that save_adapter wrote")
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-        weights = load_file(str(folder / WEIGHTS_FILE))
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"the adapter in {folder} cannot be read ({error}); it may be damaged, export it again") from error
-    if not isinstance(backbone.denoiser, PeftModel):
-        names = {name for name, _ in backbone.denoiser.named_modules()}
-        lost = [target for target in config.target_modules if not any(n == target or n.endswith("." + target) for n in names)]
-        if lost:
-            kind = type(backbone.denoiser).__name__
-            raise ValueError(f"the adapter in {folder} is for another denoiser: {kind} has no {lost[0]!r}")
-        config.inference_mode = True
-        training = backbone.denoiser.training
-        backbone.denoiser = get_peft_model(backbone.denoiser, config, autocast_adapter_dtype=True).train(training)
-        backbone.denoiser.requires_grad_(False)
-    own = get_peft_model_state_dict(backbone.denoiser, save_embedding_layers=False)
-    differing = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]
-    if differing:
-        raise ValueError(f"the adapter in {folder} is for another denoiser or rank: {differing[0]} differs")
-    set_peft_model_state_dict(backbone.denoiser, weights)
-    for module in backbone.denoiser.modules():
-        if isinstance(module, LoraLayer):
-            module.set_scale("default", strength)
+    from zoo.backbones.adapters import fill_adapter, stack_adapters
+
+    if isinstance(backbone.denoiser, PeftModel):
+        fill_adapter(backbone.denoiser, folder, strength)
+    else:
+        stack_adapters(backbone, [(folder, strength)])
