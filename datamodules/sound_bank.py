@@ -80,9 +80,9 @@ def load_bank(
 ) -> SoundBank:
     """The sounds of the packages below ``root``: ``/`` where they are installed, else the folder they were unpacked in.
 
-    ``sources`` (names of ``SOURCES``) must all be there; None takes those that are. ``licences`` (such as ``PERMISSIVE``) is
-    applied before the splits are drawn. ``cache_dir`` keeps the decoded waves in one file, so that the next load takes a second.
-    Clips that cannot be used, and exact copies of earlier ones, are in ``quarantined``.
+    ``sources`` (names of ``SOURCES``) must all be there; None takes those that are, at least one of the small set among them.
+    ``licences`` (such as ``PERMISSIVE``) is applied before the splits are drawn. ``cache_dir`` keeps the decoded waves in one
+    file, so that the next load takes a second. ``quarantined`` has what cannot be used, and exact copies of earlier clips.
 
     Raises ``FileNotFoundError`` naming the command that installs what is missing, ``ValueError`` for an unknown source, a damaged
     package, or licences that leave nothing, and ``OSError`` for a package that is only half unpacked.
@@ -109,7 +109,7 @@ def load_bank(
     if not bundle.clips:
         left_out = "; ".join(f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3])
         raise ValueError(f"no sound below {root} can be used ({left_out or 'no file matches a rule'})")
-    bank = SoundBank(draw_splits(bundle.clips), bundle.waves, sample_rate_hz, bundle.quarantined)
+    bank = SoundBank(draw_splits(bundle.clips), bundle.waves, sample_rate_hz, bundle.quarantined, redraw_splits=True)
     return bank if licences is None else bank.select(licences=licences)
 
 
@@ -119,8 +119,8 @@ def _present(root: Path, sources: Collection[str] | None) -> list[str]:
         raise OSError(f"{', '.join(half)} below {root} was not unpacked to its end: `python tools/sounds.py fetch --to {root}`")
     there = [name for name, source in SOURCES.items() if (root / source.place).exists()]
     if sources is None:
-        if not there:
-            raise FileNotFoundError(f"there are no packages of recorded sounds below {root}: {install_command()}")
+        if not any(SOURCES[name].package in SMALL_SET for name in there):
+            raise FileNotFoundError(f"none of the packages of recorded sounds is below {root}: {install_command()}")
         return there
     if missing := [name for name in sources if name not in there]:
         packages = dict.fromkeys(SOURCES[name].package for name in missing)

@@ -33,9 +33,10 @@ CACHE_VERSION = 1
 class BankClip:
     """One recorded sound. ``id`` is stable (``opensfx/24``); ``audioset_labels`` are what a tagger may rightly answer.
 
-    ``licence`` is an SPDX-like expression or ``unknown``; ``recording`` is shared by clips cut from one original (empty: the
-    clip is one of its own); ``seconds`` is its length. ``recording_split``: its class has three recordings or more, so that ``split`` (``train`` or ``test``) keeps whole
-    recordings apart. Otherwise ``split`` is ``both``: such a class can be tested on unseen scenes only, and results must say so.
+    ``licence`` is an SPDX-like expression or ``unknown``; ``recording`` is shared by clips cut from one original (empty: the clip
+    is one of its own); ``seconds`` is its length. ``recording_split``: its class has three recordings or more, so that ``split``
+    (``train`` or ``test``) keeps whole recordings apart. Otherwise ``split`` is ``both``: such a class can be tested on unseen
+    scenes only, and results must say so.
     """
 
     id: str
@@ -52,7 +53,10 @@ class BankClip:
 
 
 class SoundBank:
-    """Clips and their waves. ``quarantined`` names what was left out (unreadable, too short, silent, a copy) and why."""
+    """Clips and their waves (by clip id). ``quarantined``: what was left out (unreadable, too short, silent, a copy) and why.
+
+    ``redraw_splits``: the splits were drawn by ``draw_splits``, not stated by somebody, and may be drawn again.
+    """
 
     def __init__(
         self,
@@ -60,13 +64,13 @@ class SoundBank:
         waves: Mapping[str, Tensor],
         sample_rate_hz: int,
         quarantined: Mapping[str, str] | None = None,
-        chosen_split: str | None = None,
+        redraw_splits: bool = False,
     ) -> None:
         self.clips = tuple(clips)
         self.quarantined = dict(quarantined or {})
         self.sample_rate_hz = sample_rate_hz
         self._waves = waves
-        self._chosen_split = chosen_split
+        self._redraw_splits = redraw_splits
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -90,8 +94,10 @@ class SoundBank:
     ) -> SoundBank:
         """The clips that pass all filters. ``split="train"`` (or ``"test"``) keeps the clips of ``both`` too.
 
-        Splits are drawn anew over what ``licences`` leave (until a split has been chosen), so that ``recording_split`` is true of
-        the bank at hand. Raises ``ValueError`` for an unknown split, class or family, and when nothing is left.
+        Where the bank drew its splits itself, they are drawn anew over what ``licences`` leave (until a split, class or family
+        has been chosen), so that ``recording_split`` is true of the bank at hand.
+
+        Raises ``ValueError`` for an unknown split, class or family, and when nothing is left.
         """
         if split is not None and split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose 'train' or 'test' (both hold the classes too small to split)")
@@ -106,7 +112,7 @@ class SoundBank:
         clips = self.clips
         if licences is not None:
             clips = tuple(clip for clip in clips if allows(clip.licence, licences))
-            clips = draw_splits(clips) if self._chosen_split is None else clips
+            clips = draw_splits(clips) if self._redraw_splits else clips
         clips = tuple(
             clip
             for clip in clips
@@ -119,7 +125,8 @@ class SoundBank:
             said = ", ".join(f"{k}={v if isinstance(v, str) else sorted(v)}" for k, v in filters.items() if v is not None)
             there = ", ".join(sorted({clip.licence for clip in self.clips})) or "none"
             raise ValueError(f"no recorded sound is left with {said}; of {len(self.clips)} clips the licences are: {there}")
-        return SoundBank(clips, self._waves, self.sample_rate_hz, self.quarantined, split or self._chosen_split)
+        redraw = self._redraw_splits and split is None and classes is None and families is None
+        return SoundBank(clips, self._waves, self.sample_rate_hz, self.quarantined, redraw)
 
 
 def draw_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
@@ -152,9 +159,13 @@ def decode(data: bytes, sample_rate_hz: int) -> tuple[Tensor, str]:
     Raises ``ValueError`` with the reason for bytes that are no audio, shorter than 0.05 s, silent, or NaN.
     """
     try:
-        samples_NC, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            promised, rate_hz, is_mp3 = file.frames, file.samplerate, file.format == "MP3"
+            samples_NC = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise ValueError(f"cannot be read as audio ({error})") from error
+    if len(samples_NC) < promised and not is_mp3:  # an mp3's length is an estimate
+        raise ValueError(f"is cut off: {len(samples_NC)} of {promised} samples are there")
     seconds = len(samples_NC) / rate_hz
     if seconds < SHORTEST_S:
         raise ValueError(f"lasts {seconds:.3f} s; the shortest allowed is {SHORTEST_S} s")

@@ -31,12 +31,12 @@ def _run(command: Sequence[str], folder: Path) -> None:
 def _download(package: str, folder: Path) -> Path:
     """The .deb in ``folder``, by the machine's package lists, else by lists of our own below it (they need no root)."""
     own = folder / "apt"
-    (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (own / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     options = ("-o", f"Dir::State::Lists={own / 'lists'}", "-o", f"Dir::Cache={own / 'cache'}")
     try:
         _run(["apt-get", "download", package], folder)
     except OSError as first:
+        for below in ("lists/partial", "cache/archives/partial"):
+            (own / below).mkdir(parents=True, exist_ok=True)
         try:
             if not any((own / "lists").glob("*Packages*")):
                 _run(["apt-get", *options, "update"], folder)
@@ -58,7 +58,7 @@ def fetch(to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[st
     Interrupted, it goes on where it was. Raises ``ValueError`` for a package that is not in ``FULL_SET``, ``OSError`` where
     apt-get or dpkg-deb is absent or fails.
     """
-    from rich.progress import track
+    from rich.progress import Progress
 
     for name in packages:
         if name not in FULL_SET:
@@ -76,15 +76,23 @@ def fetch(to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[st
     if lacking := [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]:
         raise OSError(f"{' and '.join(lacking)} not found: this needs Debian 12 or a container of it (docker run -it debian:12)")
     state.mkdir(parents=True, exist_ok=True)
-    for name in track(todo, "apt-get download, dpkg-deb -x", transient=True):
-        archive = _download(name, state)
-        unpacking = state / f"{name}.unpacking"
-        unpacking.touch()
-        _run(["dpkg-deb", "-x", str(archive), str(to)], state)
-        unpacking.replace(state / f"{name}.unpacked")
-        archive.unlink()
-        say(f"unpacked {name} into {to}")
+    with Progress(*Progress.get_default_columns(), transient=True) as progress:
+        task = progress.add_task("", total=len(todo))
+        for name in todo:
+            progress.update(task, description=f"downloading {name}")
+            _unpack(_download(name, state), name, to)
+            progress.advance(task)
+            say(f"unpacked {name} into {to}")
     return todo
+
+
+def _unpack(archive: Path, name: str, to: Path) -> None:
+    """A folder that is half written is known by its ``.unpacking`` mark; the bank does not read it."""
+    mark = archive.with_name(f"{name}.unpacking")
+    mark.touch()
+    _run(["dpkg-deb", "-x", str(archive), str(to)], archive.parent)
+    mark.replace(mark.with_suffix(".unpacked"))
+    archive.unlink()
 
 
 def summary(bank: SoundBank) -> list[tuple[str, ...]]:
@@ -133,6 +141,6 @@ def main(argv: Sequence[str]) -> None:
         return
     packages = tuple(options.packages or SETS[options.set])
     size = "" if options.packages else f" ({SIZES[options.set]})"
-    print(f"{len(packages)} packages{size} by apt-get download and dpkg-deb -x into {options.to}; nothing is installed")
+    print(f"{', '.join(packages)}{size} by apt-get download and dpkg-deb -x into {options.to}; nothing is installed")
     fetch(options.to, packages)
     print(f"done; use it as root={options.to}")

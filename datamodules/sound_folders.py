@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from datamodules.sound_clips import BankClip, Bundle, SoundBank, cache_key, decode, draw_splits, read_cache, write_cache
 from datamodules.sound_licences import UNKNOWN, spdx
 from datamodules.tables import read_table
@@ -25,7 +27,7 @@ class Layout:
     """How a table speaks of its clips.
 
     ``table`` is its usual place; ``stems(row)`` are names under which the audio may lie, with a suffix or without, in one of
-    ``folders``; ``about(row)`` gives the fields of a ``BankClip`` that the row states; ``split`` among them overrides the drawn one.
+    ``folders``; ``about(row)`` gives the fields of a ``BankClip`` that the row states: a ``split`` among them is kept as it is.
     """
 
     table: str
@@ -96,7 +98,7 @@ def load_folder_bank(
       with any audio suffix; several captions of one sound become several clips of one recording.
 
     ``missing``: what to do about rows whose audio is not there: ``error`` or ``drop`` (each then stands in ``quarantined``).
-    Clips that cannot be read are quarantined either way; exact copies are not looked for, since a table names them knowingly.
+    Clips that cannot be read, and files that are exact copies of earlier ones, are quarantined either way.
 
     Raises ``ValueError`` for an unknown layout, missing columns or cells, a file outside the folder, or nothing usable, and
     ``FileNotFoundError`` that counts and names the rows that lack audio.
@@ -126,13 +128,14 @@ def load_folder_bank(
     if cache is not None and cache.is_file():
         bundle = read_cache(cache)
     else:
-        bundle = _decoded(found, form, f"{path}, line", sample_rate_hz)
+        bundle = _decoded(found, folder, form, f"{path}, line", sample_rate_hz)
         if cache is not None and bundle.clips:
             write_cache(cache, bundle)
     if not bundle.clips:
         reasons = "; ".join(f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3])
         raise ValueError(f"{path}: none of {len(rows)} rows can be used ({reasons})")
-    return SoundBank(_with_splits(bundle.clips), bundle.waves, sample_rate_hz, {**lacking, **bundle.quarantined})
+    drawn = not any(clip.split for clip in bundle.clips)
+    return SoundBank(_with_splits(bundle.clips), bundle.waves, sample_rate_hz, {**lacking, **bundle.quarantined}, drawn)
 
 
 def _rows(path: Path, form: Layout) -> list[tuple[int, Row]]:
@@ -163,22 +166,30 @@ def _audio(folder: Path, form: Layout, row: Row, where: str) -> Path | None:
     return None
 
 
-def _decoded(found: Sequence[tuple[int, Row, Path]], form: Layout, where: str, sample_rate_hz: int) -> Bundle:
+def _decoded(found: Sequence[tuple[int, Row, Path]], folder: Path, form: Layout, where: str, sample_rate_hz: int) -> Bundle:
     from rich.progress import track
 
-    clips, waves, quarantined, taken = [], {}, {}, {}
+    clips, waves, quarantined = [], {}, {}
+    read: dict[str, Tensor] = {}  # a table may name one file in several rows: it is decoded once
+    first_with: dict[str, str] = {}
     for number, row, path in track(found, "reading recorded sounds", transient=True):
         try:
             about = form.about(row)
         except ValueError as error:
             raise ValueError(f"{where} {number}: {error}") from error
-        clip_id = path.name if path.name not in taken else f"{path.name}#{number}"
-        try:
-            wave_N = taken[path.name] if taken.get(path.name) is not None else decode(path.read_bytes(), sample_rate_hz)[0]
-        except ValueError as error:
-            quarantined[clip_id] = str(error)
-            continue
-        taken[path.name] = waves[clip_id] = wave_N
+        name = path.relative_to(folder).as_posix()
+        clip_id = f"{name}#{number}" if name in read else name
+        if name not in read:
+            try:
+                wave_N, digest = decode(path.read_bytes(), sample_rate_hz)
+            except ValueError as error:
+                quarantined[clip_id] = str(error)
+                continue
+            if digest in first_with:
+                quarantined[clip_id] = f"is a copy of {first_with[digest]}"
+                continue
+            first_with[digest], read[name] = name, wave_N
+        waves[clip_id] = wave_N = read[name]
         blank = BankClip(
             id=clip_id,
             sound_class=NO_CLASS,
@@ -193,7 +204,7 @@ def _decoded(found: Sequence[tuple[int, Row, Path]], form: Layout, where: str, s
             recording="",
         )
         clip = replace(blank, **about)
-        clips.append(replace(clip, licence=spdx(clip.licence), recording=clip.recording or path.name))
+        clips.append(replace(clip, licence=spdx(clip.licence), recording=clip.recording or name))
     return Bundle(tuple(clips), waves, quarantined)
 
 

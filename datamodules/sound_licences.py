@@ -9,6 +9,7 @@ states is ``unknown``.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ They ask for no more than credit (the card lists it). Left out: ShareAlike, Free
 and nobody has settled whether weights are one), NonCommercial, CC-sampling-plus, and everything unknown.
 """
 
-_SHORT_NAMES = {"cc0": "CC0-1.0", "cc0-1": "CC0-1.0", "expat": "MIT", "public-domain": "public-domain", "pd": "public-domain"}
+_SHORT_NAMES = {name.lower(): name for name in PERMISSIVE} | {"cc0": "CC0-1.0", "expat": "MIT", "public domain": "public-domain"}
 _GNU = re.compile(r"(A?GPL|LGPL|GFDL)-(\d+)(?:\.(\d+))?(\+?)", re.IGNORECASE)
 _CREATIVE_COMMONS = re.compile(r"CC-BY((?:-(?:SA|NC|ND))*)-(\d)(?:\.(\d))?", re.IGNORECASE)
 _SENTENCE = re.compile(r"Creative Commons Attribution((?:-\w+)*)\s+(\d\.\d)", re.IGNORECASE)
@@ -47,11 +48,13 @@ def spdx(name: str) -> str:
 
     A name that is not known here stays as it is written; an empty one is ``unknown``.
     """
-    name = " ".join(name.replace(",", " ").split())
-    for word in (" or ", " and "):  # "or" binds weaker than "and"
-        if word in name.lower():
-            parts = re.split(re.escape(word), name, flags=re.IGNORECASE)
-            return f"{word.upper()}".join(spdx(part) for part in parts)
+    name = " ".join(name.split())
+    for joint in (", or ", ", and ", " or ", " and "):  # weakest first; a comma makes the word after it weaker (DEP-5, 7.2)
+        if joint in name.lower():
+            parts = [spdx(part) for part in re.split(joint, name, flags=re.IGNORECASE)]
+            if joint == ", and ":  # (A or B), and C  ->  A and C or B and C
+                return " OR ".join(" AND ".join(way) for way in itertools.product(*(part.split(" OR ") for part in parts)))
+            return joint.strip(", ").upper().join(f" {part} " for part in parts).strip()
     if not name:
         return UNKNOWN
     if match := _GNU.fullmatch(name):
