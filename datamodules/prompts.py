@@ -96,10 +96,11 @@ class HeldOut:
 
 
 class PromptDataModule(L.LightningDataModule):
-    """Rounds of prompts from a template or a file, and held-out prompts for evaluation.
+    """Rounds of prompts from a template, a file or elsewhere, and held-out prompts for evaluation.
 
     Either ``template`` with ``words`` (mood -> words) and ``instruments`` (``template_prompts``; labels mood, word, instrument),
-    or ``file`` (``file_prompts``). ``held_out`` lists [word, instrument] pairs that are never trained on; they, or the prompts of
+    or ``file`` (``file_prompts``), or ``prompts``: training and held-out prompts as ``scene_prompts`` makes them, with a
+    ``negative`` and ``seconds`` of their own. ``held_out`` lists [word, instrument] pairs that are never trained on; they, or the prompts of
     ``val_file``, make the validation set; ``val_prompts`` keeps at most that many of them, evenly spread (None: all, 0: no
     validation). ``negative``: text of guidance's unconditional side. ``seconds``: length of every sample.
 
@@ -127,6 +128,7 @@ class PromptDataModule(L.LightningDataModule):
         val_prompts: int | None = None,
         val_repeats: int = 1,
         seed: int = 0,
+        prompts: tuple[tuple[Prompt, ...], tuple[Prompt, ...]] | None = None,
     ) -> None:
         super().__init__()
         sizes = (prompts_per_round, repeats, rounds_per_epoch, val_repeats)
@@ -135,13 +137,17 @@ class PromptDataModule(L.LightningDataModule):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if val_prompts is not None and val_prompts < 0:
             raise ValueError(f"val_prompts must be 0 (no validation) or more, got {val_prompts}")
-        if (file is None) == (template is None):
-            raise ValueError("give either file or template (with words and instruments), and not both")
-        if file is None:
+        if sum(source is not None for source in (template, file, prompts)) != 1:
+            raise ValueError("give one of template (with words and instruments), file and prompts, and not two of them")
+        if template is not None:
             everything = template_prompts(template, words or {}, instruments or [], negative, seconds)
             train, validation = _hold_out(everything, held_out or [])
         elif words or instruments or held_out:
             raise ValueError("words, instruments and held_out belong to a template; with file, give held-out prompts as val_file")
+        elif prompts is not None:
+            if negative or seconds != 4.096:
+                raise ValueError("negative and seconds belong to the prompts here; set them below data.prompts")
+            train, validation = map(tuple, prompts)
         else:
             train, validation = file_prompts(file, negative, seconds), ()
         if val_file is not None:

@@ -1,4 +1,4 @@
-"""Scenes of sounds: the truth against the audio itself, their captions, wrong captions, splits, determinism, bad input."""
+"""Scenes of sounds: the truth against the audio itself, their captions, wrong captions, determinism."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from toy_scenes import CLASSES, RATE_HZ, TEST_SHIFT_HZ, tone, tone_bank
 
-from datamodules.cache import LatentCache
 from datamodules.captions import (
     MAX_CAPTION_BYTES,
     RELATIONS,
@@ -22,29 +22,6 @@ from datamodules.captions import (
     swap_order,
 )
 from datamodules.scene_audio import compose, cut_event
-from datamodules.scenes import SceneDataModule
-from datamodules.sound_bank import BankClip, SoundBank
-
-RATE_HZ = 4000
-CLASSES = {"dog": 250, "bell": 500, "siren": 750, "car_horn": 1000, "train": 1250}  # class -> pitch of its training recordings
-TEST_SHIFT_HZ = 125  # test recordings are that much higher
-
-
-def tone(frequency_hz: float, seconds: float) -> Tensor:
-    time = torch.arange(round(seconds * RATE_HZ)) / RATE_HZ
-    return 0.3 * torch.sin(2 * math.pi * frequency_hz * time)
-
-
-def tone_bank(seconds: float = 6.0, classes: dict[str, int] | None = None, licence: str = "CC0-1.0") -> SoundBank:
-    """One tone for training and one for testing in every class; the recordings of "train" serve both."""
-    clips, waves = [], {}
-    for name, pitch in (CLASSES if classes is None else classes).items():
-        for split in ("both",) if name == "train" else ("train", "test"):
-            clip_id = f"tones/{name}-{split}"
-            about = (clip_id, name, f"a {class_words(name)} sounding", "object", (name.title(),), licence, "", split)
-            clips.append(BankClip(*about, seconds, split != "both", clip_id))
-            waves[clip_id] = tone(pitch + TEST_SHIFT_HZ * (split == "test"), seconds)
-    return SoundBank(clips, waves, RATE_HZ)
 
 
 def heard(wave_CN: Tensor, frequency_hz: float, start_s: float, end_s: float) -> float:
@@ -244,86 +221,3 @@ def test_class_names_of_the_permissive_sounds_are_words_of_the_vocabulary() -> N
     classes = {rule.sound_class for rule in load_rules() if rule.source in ("sonic-pi", "opensfx")}
     missing = {word for name in classes for word in class_words(name).split()} - set(WORDS)
     assert len(classes) > 40 and not missing
-
-
-def scenes(**changes) -> SceneDataModule:
-    settings = {"bank": tone_bank(1.0), "batch_size": 4, "batches_per_epoch": 2, "clips": 8, "val_clips": 4}
-    return SceneDataModule(**(settings | changes))
-
-
-def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
-    first, again = list(scenes().train_dataloader()), list(scenes().train_dataloader())
-    assert len(first) == 2 and first[0].wave_BCN.shape == (4, 2, 16384) and first[0].sample_rate_hz == RATE_HZ
-    assert all(torch.equal(a.wave_BCN, b.wave_BCN) and a.prompts == b.prompts for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0].wave_BCN, first[1].wave_BCN)
-    assert next(iter(scenes(seed=1).train_dataloader())).prompts != first[0].prompts
-
-    class Trainer:
-        current_epoch, global_rank = 1, 0
-
-    later = scenes()
-    later.trainer = Trainer()
-    assert next(iter(later.train_dataloader())).prompts != first[0].prompts
-
-
-def test_truth_and_wrong_captions_travel_beside_the_caption() -> None:
-    for prompt in (p for batch in scenes().train_dataloader() for p in batch.prompts):
-        labels, count = prompt.labels, len(prompt.labels["events"])
-        assert [len(labels[key]) for key in ("audioset", "onsets_s", "ends_s", "clips", "recording_split")] == [count] * 5
-        assert labels["audioset"] == [[name.title()] for name in labels["events"]]
-        assert (labels["swapped"] is not None) == (labels["relation"] == "then")
-        assert len(labels["negatives"]) == 1 and prompt.text not in labels["negatives"]
-        assert labels["recording_split"] == [name != "train" for name in labels["events"]]
-
-
-def test_each_split_uses_its_own_recordings() -> None:
-    data = scenes(batches_per_epoch=8, val_clips=32)
-    trained = {clip for batch in data.train_dataloader() for p in batch.prompts for clip in p.labels["clips"]}
-    tested = {clip for batch in data.val_dataloader() for p in batch.prompts for clip in p.labels["clips"]}
-    assert trained & tested == {"tones/train-both"}
-    assert {clip.rsplit("-")[-1] for clip in trained} == {"train", "both"}
-    assert {clip.rsplit("-")[-1] for clip in tested} == {"test", "both"}
-
-
-def test_clip_sets_feed_the_latent_cache() -> None:
-    class Halves:
-        def encode(self, wave_BCN: Tensor) -> Tensor:
-            return wave_BCN[:, :, ::2]
-
-    data = scenes()
-    cache = LatentCache(data, Halves())
-    cache.setup()
-    batch = next(iter(cache.train_dataloader()))
-    assert batch.latent_BCT.shape == (4, 2, 8192)
-    seeds = [int(prompt.id.removeprefix("scene-")) for prompt in batch.prompts]
-    wave_CN, scene = compose(data.bank, seeds[0])
-    assert torch.allclose(batch.latent_BCT[0], wave_CN[:, ::2], atol=1e-3)
-    assert batch.prompts[0].labels["events"] == [e.sound_class for e in scene.events]
-    assert len({data.clip_sets()[0].prompt(0, random.Random(i)).text for i in range(20)}) > 3
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"relations": {"single": 0.5, "then": 0.4}}, r"sum to 1, got single 0.5, then 0.4 \(sum 0.9\)"),
-        ({"relations": {"single": 1.5, "then": -0.5}}, "0 or more"),
-        ({"relations": {"togehter": 1.0}}, "did you mean 'together'"),
-        ({"relations": {}}, "sum 0"),
-        ({"three_share": 1.2}, "three_share is a share"),
-        ({"classes": ["dog", "bel"]}, "did you mean 'bell'"),
-        ({"classes": ["dog", "bell"]}, "3 sounds needs as many classes, but only 2 .* split 'train'.*three_share: 0"),
-        ({"licences": ["MIT"]}, "no recorded sound is left"),
-        ({"seconds": 1.2}, "1.2 s are too short for 3 sounds .* at least 1.5 s"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-    ],
-)
-def test_bad_settings_are_named(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        scenes(**changes)
-
-
-def test_two_classes_are_enough_without_scenes_of_three() -> None:
-    batch = next(iter(scenes(classes=["dog", "bell"], three_share=0.0).train_dataloader()))
-    assert {name for prompt in batch.prompts for name in prompt.labels["events"]} == {"dog", "bell"}
-    with pytest.raises(ValueError, match="a scene 'single' has one sound, not 2"):
-        compose(tone_bank(), 0, relation="single", sounds=2)
