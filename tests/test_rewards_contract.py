@@ -11,6 +11,13 @@ from zoo.types import Prompt, Reward, RewardOutput
 
 # the smallest arguments of each reward that need no weights of others, and prompts that it understands
 CASES = {
+    "clap": (
+        {
+            "checkpoint": "untrained",
+            "arguments": {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1},
+        },
+        [{}, {}, {}],
+    ),
     "emotion": (
         {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5},
         [{"mood": "happy"}, {"mood": "sad"}, {"mood": "tender"}],

@@ -1,5 +1,6 @@
 """Rewards by name. A row is ``name: "module:class"``; the class is imported when it is asked for (see ``zoo.load``)."""
 
 REWARDS = {
+    "clap": "zoo.rewards.clap:ClapReward",
     "emotion": "zoo.rewards.emotion:EmotionReward",
 }

@@ -1,0 +1,195 @@
+"""Does a clip sound like its caption: the plain cosine of a CLAP's audio and text embeddings, for every CLAP.
+
+Source: contrastive language-audio pre-training (Wu et al., arXiv 2211.06687). Which CLAP is a row of ``CLAP_TOWERS``; what is
+done to the audio before (rate, mono, windows, padding) is done here, the same for all and always in the same way: published
+scores were made at wrong rates and from random crops. Values of two CLAPs cannot be compared either, so the name of the
+checkpoint is part of every number's name.
+
+Shapes: ``W`` windows a clip, ``E`` embedding.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import did_you_mean
+from zoo.targets import bind, locate
+from zoo.types import Prompt, RewardOutput
+
+CLAP_TOWERS = {
+    "tiny": "zoo.rewards.tiny_clap:TinyClapTowers",
+}
+WINDOWS = ("mean", "first")
+PADDINGS = ("repeat", "zero")
+_CACHED_TEXTS = 8192  # embeddings of 512 numbers: 16 MB
+# torchaudio's values for "kaiser_best" of resampy; one resampler for everything that is compared
+_RESAMPLER = {
+    "resampling_method": "sinc_interp_kaiser",
+    "lowpass_filter_width": 64,
+    "rolloff": 0.9475937167399596,
+    "beta": 14.769656459379492,
+}
+
+
+class ClapTowers(Protocol):
+    """One CLAP, as a module. ``differentiable``: whether gradients flow from ``embed_audio`` to its input.
+
+    ``embed_audio`` takes mono windows (B, window_samples) at ``sample_rate_hz``; both return unit vectors (B, E), float32.
+    Towers that ``lightning_modules.contrastive.Contrastive`` trains also have ``scale``, the factor on cosines in its loss.
+    """
+
+    sample_rate_hz: int
+    window_samples: int
+    differentiable: bool
+
+    def embed_audio(self, window_BN: Tensor) -> Tensor: ...
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor: ...
+
+
+def window_starts(length: int, window: int, rule: str = "mean") -> list[int]:
+    """First samples of the windows that are heard of a clip of ``length`` samples.
+
+    ``first``: one window from the start. ``mean``: as few windows as cover the clip, evenly spaced, the first at its
+    start and the last ending with it (two overlapping ones for 10.24 s and a window of 10 s). Nothing is random.
+    """
+    if rule == "first" or length <= window:
+        return [0]
+    count = math.ceil(length / window)
+    return [round(index * (length - window) / (count - 1)) for index in range(count)]
+
+
+def padded(wave_BN: Tensor, window: int, rule: str = "repeat") -> Tensor:
+    """Clips shorter than ``window`` samples at that length, others as they are.
+
+    ``repeat``: as many whole copies as fit, then zeros (LAION-CLAP's "repeatpad"). ``zero``: once, then zeros.
+    """
+    length = wave_BN.shape[-1]
+    if length >= window:
+        return wave_BN
+    if rule == "repeat":
+        wave_BN = wave_BN.repeat(1, window // length)
+    return F.pad(wave_BN, (0, window - wave_BN.shape[-1]))
+
+
+def int16_round_trip(wave_BN: Tensor) -> Tensor:
+    """What laion_clap's own front end does to a wave: clipped to [-1, 1] and cut (not rounded) to 16 bits."""
+    return (wave_BN.clamp(-1, 1) * 32767).trunc() / 32767
+
+
+class ClapReward(nn.Module):
+    """Scores clips by the cosine between clip and ``prompt.text``, in [-1, 1].
+
+    All arguments are plain JSON values. ``checkpoint`` names the weights; it becomes part of the logged number's name
+    (``clap/<checkpoint>``). ``towers`` is a key of ``CLAP_TOWERS`` and ``arguments`` are that class's. ``windows`` and
+    ``padding``: see ``window_starts`` and ``padded``; embeddings of several windows are averaged and brought to unit length.
+    ``int16``: a round trip through 16 bits, only for comparison with numbers made that way; no gradient passes it.
+
+    Embeddings of texts are kept and made again when weights, device or precision change. The module stays in evaluation mode
+    even inside a module that is switched to training. Raises ``ValueError`` for unknown names.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        towers: str = "tiny",
+        arguments: dict[str, Any] | None = None,
+        windows: str = "mean",
+        padding: str = "repeat",
+        int16: bool = False,
+    ) -> None:
+        super().__init__()
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", checkpoint):
+            raise ValueError(f"checkpoint must name the CLAP's weights (letters, digits, . _ - /), got {checkpoint!r}")
+        choices = {"towers": (towers, CLAP_TOWERS), "windows": (windows, WINDOWS), "padding": (padding, PADDINGS)}
+        for name, (given, known) in choices.items():
+            if given not in known:
+                raise ValueError(f"unknown {name} {given!r}; {did_you_mean(given, known)}")
+        found = locate(CLAP_TOWERS[towers].replace(":", "."), "CLAP_TOWERS")
+        self.towers: ClapTowers = found(**bind(found, arguments or {}, "arguments"))
+        self.checkpoint, self.windows, self.padding, self.int16 = checkpoint, windows, padding, int16
+        self.differentiable = bool(self.towers.differentiable) and not int16
+        self.arguments = {
+            "checkpoint": checkpoint,
+            "towers": towers,
+            "arguments": dict(arguments or {}),
+            "windows": windows,
+            "padding": padding,
+            "int16": int16,
+        }
+        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self._texts_of: tuple = ()
+        self.eval()
+
+    def train(self, mode: bool = True) -> ClapReward:
+        """Stays in evaluation mode (see the class)."""
+        return super().train(False)
+
+    def cut(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
+        """(B, W, window_samples) mono windows at the towers' rate, on the wave's device.
+
+        Raises ``ValueError`` for a bad shape, no samples, or a sample rate that is not given.
+        """
+        if wave_BCN.ndim != 3 or not wave_BCN.shape[1]:
+            raise ValueError(f"CLAP takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}")
+        if not wave_BCN.shape[2]:
+            raise ValueError("CLAP was given waves of 0 samples; there is nothing to hear")
+        if not sample_rate_hz or sample_rate_hz <= 0 or sample_rate_hz != int(sample_rate_hz):
+            raise ValueError(f"CLAP needs the sample rate of the waves, a whole number of Hz, got {sample_rate_hz}")
+        rate, window = self.towers.sample_rate_hz, self.towers.window_samples
+        mono_BN = wave_BCN.float().mean(dim=1)
+        mono_BN = torchaudio.functional.resample(mono_BN, int(sample_rate_hz), rate, **_RESAMPLER)
+        if self.int16:
+            mono_BN = int16_round_trip(mono_BN)
+        mono_BN = padded(mono_BN, window, self.padding)
+        starts = window_starts(mono_BN.shape[-1], window, self.windows)
+        return torch.stack([mono_BN[:, start : start + window] for start in starts], dim=1)
+
+    def embed_audio(self, wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
+        """(B, E) unit vectors, NaN in rows whose wave is not finite. Raises ``ValueError`` as ``cut`` does."""
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            windows = self.cut(wave_BCN, sample_rate_hz)
+            embedding_BWE = self.towers.embed_audio(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+            return F.normalize(embedding_BWE.mean(dim=1), dim=-1)
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """(B, E) unit vectors without gradient; each text is embedded once, on its own, so that padding plays no part."""
+        parameters = list(self.towers.parameters())
+        first = parameters[0]
+        state = (first.device, first.dtype, sum(parameter._version for parameter in parameters))
+        if state != self._texts_of:
+            self._texts.clear()
+            self._texts_of = state
+        rows = []
+        for text in texts:
+            if text not in self._texts:
+                self._texts[text] = self.towers.embed_text([text])[0]
+            self._texts.move_to_end(text)
+            rows.append(self._texts[text])
+        while len(self._texts) > _CACHED_TEXTS:
+            self._texts.popitem(last=False)
+        return torch.stack(rows)
+
+    def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Score (B,), the cosine, and the same number as the part ``clap/<checkpoint>``; NaN for a wave that is not finite.
+
+        Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a prompt without text.
+        """
+        if len(prompts) != len(wave_BCN):
+            raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
+        for prompt in prompts:
+            if not prompt.text.strip():
+                raise ValueError(f"prompt {prompt.id!r} has no text; CLAP compares a clip with its caption, so give it one")
+        audio_BE = self.embed_audio(wave_BCN, sample_rate_hz)
+        score_B = (audio_BE * self.embed_text([prompt.text for prompt in prompts]).to(audio_BE)).sum(dim=-1).float()
+        return RewardOutput(score_B, {f"clap/{self.checkpoint}": score_B.detach()})
