@@ -100,9 +100,9 @@ class PromptDataModule(L.LightningDataModule):
 
     Either ``template`` with ``words`` (mood -> words) and ``instruments`` (``template_prompts``; labels mood, word, instrument),
     or ``file`` (``file_prompts``), or ``prompts``: training and held-out prompts as ``scene_prompts`` makes them, with a
-    ``negative`` and ``seconds`` of their own. ``held_out`` lists [word, instrument] pairs that are never trained on; they, or the prompts of
-    ``val_file``, make the validation set; ``val_prompts`` keeps at most that many of them, evenly spread (None: all, 0: no
-    validation). ``negative``: text of guidance's unconditional side. ``seconds``: length of every sample.
+    ``negative`` and ``seconds`` of their own. ``held_out`` lists [word, instrument] pairs that are never trained on; they, or the
+    prompts of ``val_file``, make the validation set; ``val_prompts`` keeps at most that many of them, evenly spread (None: all,
+    0: no validation). ``negative``: text of guidance's unconditional side. ``seconds``: length of every sample.
 
     A round has ``prompts_per_round * repeats`` samples over all processes together, of which each takes a consecutive block
     (``shard``); an epoch has ``rounds_per_epoch`` rounds. Prompts and order of a round depend on ``seed`` and the round's index

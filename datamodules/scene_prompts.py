@@ -33,9 +33,9 @@ def scene_prompts(
 
     ``pairs`` of ``classes`` (None: all of them; ``count``: that many, drawn by ``seed``) in each of ``relations``: one caption
     for sounds "together" or in "overlap", two for "then", one an order. ``held_out_share`` of the pairs is held out in every
-    relation and order; each class stays in training with another partner. ``sources`` (names in the rule table) restricts whose words are
-    used. Labels: ``events`` (classes in order), ``relation``, ``audioset`` (accepted AudioSet names of each event), ``swapped``
-    (the caption in the other order, for "then" only).
+    relation and order; each class stays in training with another partner. ``sources`` (names in the rule table) restricts whose
+    words are used. Labels: ``events`` (classes in order), ``relation``, ``audioset`` (accepted AudioSet names of each event),
+    ``swapped`` (the caption in the other order, for "then" only).
 
     Raises ``ValueError`` for unknown names, a class with itself, and shares that cannot be held out.
     """
