@@ -74,8 +74,8 @@ SONIC_PI_SENTENCE = "All samples have been placed in\nthe public domain via the 
 
 
 def write_packages(root: Path, drums: int = 5) -> Path:
-    """Three packages below ``root``: a cow, a horse and a damaged sheep of OpenSFX, a dog and a cat of GCompris, ``drums`` bass drums,
-    a door and a crow (an exact copy of the first drum) of Sonic Pi. The catalogue's other sounds are empty.
+    """Three packages below ``root``: a cow, a horse and a damaged sheep of OpenSFX, a dog and a cat of GCompris, ``drums`` bass
+    drums, a door and a crow (an exact copy of the first drum) of Sonic Pi. The catalogue's other sounds are empty.
     """
     cat = [("Unused", riff(b""))] * 39
     cat[36] = (CC0_CREDIT.format("Sheep"), riff(b"WAVE"))
