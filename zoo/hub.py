@@ -19,7 +19,7 @@ from zoo.entries import ENTRIES
 from zoo.entry import UNKNOWN, ZooEntry, licence_words, needs_consent
 from zoo.errors import did_you_mean
 from zoo.files import folder_written_beside, sha256_of
-from zoo.hub_client import RemoteFile, connected, fetch, offline
+from zoo.hub_client import RemoteFile, cached_file, connected, fetch, offline
 from zoo.lock import LOCK_FILE, LockedFile, Pin, check_file, check_revision, read_lock, write_pin
 from zoo.publish import push
 from zoo.registry import looks_remote
@@ -141,11 +141,30 @@ def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
             if file.name in record.sha256:
                 wanted.check(file.name, file.sha256)
         return folder if to is None or folder == to else _copied(folder, to)
-    if offline():
-        which = f"{wanted.name} at {commit}" if commit else wanted.name
-        raise FileNotFoundError(f"{which} is not in {cache_root()}, and HF_HUB_OFFLINE is set: unset it and run "
-                                f"`python tools/zoo.py pull {wanted.name}` once")
-    return None
+    return _from_client_cache(wanted, to) if offline() else None
+
+
+def _from_client_cache(wanted: _Wanted, to: Path | None) -> Path:
+    """Offline: the files that the lock file pins, out of the Hub client's own cache, if it has all of them."""
+    pin, name = wanted.pin, wanted.name
+    pinned = {} if pin is None else {file: locked for file, locked in pin.files.items() if wanted.selects(file)}
+    paths = {file: cached_file(wanted.repo_id, file, pin.revision) for file in pinned}
+    missing = [file for file, path in paths.items() if path is None]
+    if pin is None or not pinned or missing:
+        lacks = f" (the Hub client's cache lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''})" if missing else ""
+        raise FileNotFoundError(f"{name} is not in {cache_root()}{lacks}, and HF_HUB_OFFLINE is set: unset it and run "
+                                f"`python tools/zoo.py pull {name}` once")
+    if to is not None:
+        _refuse_taken(to)
+    target = to if to is not None else place(name, pin.revision)
+    with folder_written_beside(target) as part:
+        for file, path in paths.items():
+            (part / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(path), part / file)
+            wanted.check(file, sha256_of(part / file))
+        licence = wanted.entry.licence if wanted.entry is not None else UNKNOWN
+        write_record(part, PullRecord(wanted.repo_id, pin.revision, licence, {file: pinned[file].sha256 for file in paths}))
+    return target
 
 
 def _from_hub(

@@ -114,13 +114,21 @@ def plain(error: Exception, repo_id: str, revision: str | None, endpoint: str, s
                            "the same command again and it goes on from there")
 
 
+def cached_file(repo_id: str, name: str, sha: str) -> Path | None:
+    """A file in the Hub client's own cache, None when it is not there. Its hash is not checked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo_id, name, revision=sha)
+    return Path(cached) if isinstance(cached, str) and Path(cached).is_file() else None
+
+
 def fetch(hub: HubRepo, sha: str, file: RemoteFile, waiting: Path, report: Callable[[int], None] | None) -> Path:
     """The bytes of a file in ``waiting``, from where an earlier attempt stopped. ``report(bytes)``: how many are there.
 
     A copy in the Hub client's own cache is taken instead of a download. Hashes are the caller's business. Raises the client's
     errors and ``OSError``.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -128,8 +136,8 @@ def fetch(hub: HubRepo, sha: str, file: RemoteFile, waiting: Path, report: Calla
     path = waiting / file.waiting_name
     if path.is_file() and path.stat().st_size > file.size_bytes:
         path.unlink()
-    cached = try_to_load_from_cache(hub.repo_id, file.name, revision=sha)
-    if isinstance(cached, str) and Path(cached).stat().st_size == file.size_bytes:
+    cached = cached_file(hub.repo_id, file.name, sha)
+    if cached is not None and cached.stat().st_size == file.size_bytes:
         waiting.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cached, path)
     url = hf_hub_url(hub.repo_id, file.name, revision=sha, endpoint=constants.ENDPOINT)
