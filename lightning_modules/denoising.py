@@ -131,17 +131,18 @@ class Denoising(L.LightningModule):
     def export(self, out_dir: str | Path) -> None:
         """Writes the backbone with averaged weights as an artefact (``model/`` in ``out_dir``, half precision).
 
-        Raises ``ValueError`` for a backbone that does not know its constructor's arguments (diffusers models are
-        exported by their own importers).
+        A backbone from outside (no row of ``zoo.backbones.BACKBONES``) has no artefact form: its weights are written as
+        ``backbone.safetensors``, and the run's config.yaml says how to build it (``zoo.open_model(out_dir)``).
         """
         from zoo.backbones import BACKBONES
-        from zoo.checkpoint import save_artifact
+        from zoo.checkpoint import save_artifact, save_weights
 
         here = f"{type(self.backbone).__module__}:{type(self.backbone).__name__}"
         architecture = next((key for key, place in BACKBONES.items() if place == here), None)
-        if architecture is None or not hasattr(self.backbone, "arguments"):
-            raise ValueError(f"{here} is not in zoo.backbones.BACKBONES with constructor arguments, so it has no artefact form")
         with self.ema.swapped():
+            if architecture is None or not hasattr(self.backbone, "arguments"):
+                save_weights(self.backbone.state_dict(), Path(out_dir) / "backbone.safetensors")
+                return
             save_artifact(
                 Path(out_dir) / "model",
                 kind="backbone",
