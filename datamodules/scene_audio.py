@@ -39,7 +39,7 @@ def _trim(wave: Tensor, frame: int) -> Tensor:
 def cut_event(wave: Tensor, shortest: int, longest: int, sample_rate_hz: int, rng: random.Random) -> Tensor:
     """One event of at most ``longest`` samples from a recording (N,), at RMS 1 over its active part.
 
-    Longer recordings are cropped where they are loud (the loudest of three random places); shorter ones are repeated after small
+    Longer recordings are cropped where they sound (the loudest of three random places); shorter ones are repeated after small
     gaps until they last ``shortest`` samples. Raises ``ValueError`` for silence.
     """
     if not len(wave) or not wave.abs().max() > 0:
@@ -47,7 +47,10 @@ def cut_event(wave: Tensor, shortest: int, longest: int, sample_rate_hz: int, rn
     frame = round(_FRAME_S * sample_rate_hz)
     piece = _trim(wave, frame)
     if len(piece) > longest:
-        crops = [piece[start : start + longest] for start in (rng.randrange(len(piece) - longest + 1) for _ in range(3))]
+        levels = _frames(piece, frame)
+        active = (levels > levels.max() * 10 ** (_QUIET_DB / 20)).nonzero().flatten().tolist()
+        starts = [rng.choice(active) * frame - rng.randrange(longest - frame) for _ in range(3)]  # each holds an active frame
+        crops = [piece[start : start + longest] for start in (min(max(0, s), len(piece) - longest) for s in starts)]
         piece = _trim(max(crops, key=lambda crop: float(crop.square().sum())), frame)
     levels = _frames(piece, frame)
     active = levels[levels > levels.max() * 10 ** (_QUIET_DB / 20)]

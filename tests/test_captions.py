@@ -114,6 +114,13 @@ def test_cuts_are_faded_and_silence_at_the_ends_does_not_count() -> None:
         cut_event(torch.zeros(100), 0, 50, RATE_HZ, random.Random(0))
 
 
+def test_a_crop_of_a_recording_that_is_mostly_silent_holds_its_sound() -> None:
+    wave = torch.cat([tone(500, 0.1), torch.zeros(20 * RATE_HZ), tone(500, 0.1)])
+    for seed in range(20):
+        event = cut_event(wave, 0, RATE_HZ // 2, RATE_HZ, random.Random(seed))
+        assert len(event) > 0.05 * RATE_HZ and math.isclose(float(event[60:-60].square().mean().sqrt()), 1, rel_tol=0.2)
+
+
 def test_sounds_have_places_in_the_stereo_field() -> None:
     sides = [compose(tone_bank(), seed, relation="single")[0].square().sum(dim=1) for seed in range(20)]
     balance_db = [10 * math.log10(float(side[0] / side[1])) for side in sides]
