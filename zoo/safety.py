@@ -25,13 +25,6 @@ _BITS = {
 }  # fmt: skip
 
 
-# keys of adapter_config.json that may hold a text: ``str`` any (they are shown, never looked up), else one of these
-_ADAPTER_TEXTS: Mapping[str, Any] = {
-    "peft_type": ("LORA",), "peft_version": str, "base_model_name_or_path": str, "revision": str, "bias": ("none",),
-    "init_lora_weights": ("gaussian",), "megatron_core": ("megatron.core",),
-}  # fmt: skip
-
-
 def safe_relative_path(name: str) -> PurePosixPath:
     """The path that a repository, an index or a config names, known to stay below the folder it is joined to.
 
@@ -170,27 +163,6 @@ def check_index(
                              f"{' ...' if len(differs) > 4 else ''}")
         shards[path] = tuple(tensors)
     return shards
-
-
-def check_adapter_config(path: str | Path) -> dict[str, Any]:
-    """The contents of an ``adapter_config.json`` that asks for a plain LoRA and names nothing that could be imported or fetched.
-
-    Numbers, booleans, null and empty values pass under any key, texts only under those of ``_ADAPTER_TEXTS``, other values never.
-    Raises ``ValueError`` naming the key, and ``FileNotFoundError``.
-    """
-    config = read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type must be 'LORA', got {config.get('peft_type')!r}")
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) and name for name in targets):
-        raise ValueError(f"{path}: target_modules must be a list of layer names, got {str(targets)[:80]}")
-    for key, value in config.items():
-        if key == "target_modules" or not value or isinstance(value, (bool, int, float)):
-            continue
-        allowed = _ADAPTER_TEXTS.get(key, ())
-        if not isinstance(value, str) or (allowed is not str and value not in allowed):
-            raise ValueError(f"{path}: {key} must not be set to {str(value)[:80]!r}; only plain LoRA adapters are read")
-    return config
 
 
 def _raise(error: OSError) -> None:
