@@ -30,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "golden",
         help="folder with the golden numbers of the reference implementations (default: tests/golden)",
     )
+    parser.addoption(
+        "--sounds-root",
+        type=Path,
+        default=Path("/"),
+        help="where the packages of recorded sounds lie (default: /); tests that need them are skipped without",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +45,17 @@ def golden_dir(pytestconfig: pytest.Config) -> Path:
     if not (folder / "README.md").is_file():
         pytest.fail(f"no golden numbers in {folder} (README.md is missing); give the right folder with --golden-dir")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sounds_root(pytestconfig: pytest.Config) -> Path:
+    """The root of the small set of sound packages. Tests that need it are skipped, saying what installs it, where it lacks."""
+    from datamodules.sound_bank import SMALL_SET, SOURCES, install_command
+
+    root = pytestconfig.getoption("--sounds-root").resolve()
+    if not all((root / SOURCES[name].place).exists() for name in ("opensfx", "gcompris", "sonic-pi", "simutrans")):
+        pytest.skip(f"the packages of recorded sounds are not below {root}; {install_command(SMALL_SET)}, and --sounds-root DIR")
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_sounds import write_packages
 
 import zoo
 from lightning_modules import run
@@ -62,3 +63,40 @@ def test_quickstarts(config: str, tmp_path: Path) -> None:
     assert [row["round"] for row in read_rows(tmp_path / "run" / "metrics.csv")][-1] == 2
     for made in ("config.yaml", "adapter/adapter_model.safetensors", "audio/before", "audio/after", "curve.png", "report.html"):
         assert (tmp_path / "run" / made).exists(), made
+
+
+SCENES = ["val_clips=4", "batch_size=4", "batches_per_epoch=2", "bank.cache_dir=null"]
+
+
+@pytest.fixture(params=["packages written here", "installed packages"])
+def sound_packages(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """Knobs of the scenes: small packages of tones, or the real small set where it is installed (CI installs it)."""
+    if request.param == "installed packages":
+        return [f"bank.root={request.getfixturevalue('sounds_root')}", *SCENES]
+    return [f"bank.root={write_packages(tmp_path / 'packages')}", "bank.licences=null", "three_share=0.0", *SCENES]
+
+
+@pytest.mark.slow
+def test_sounds_codec_then_denoiser(tmp_path: Path, sound_packages: list[str]) -> None:
+    data = [f"data.{item}" for item in sound_packages]
+    module = [*SCHEDULE, "module.codec.width=16"]
+    fit("embedded/sounds_codec.yaml", tmp_path / "codec", [*data, *module], "trainer.max_steps=2", "trainer.max_steps=4")
+    module = [f"module.backbone.codec={tmp_path / 'codec' / 'codec.safetensors'}", *SCHEDULE, "trainer.precision=32-true"]
+    module += [f"module.backbone.{item}" for item in ("codec_width=16", "width=16", "depth=1", "heads=2", "text_width=16")]
+    data = [f"data.source.{item}" for item in [*sound_packages, "clips=8", "seconds=2.048"]]
+    fit("embedded/sounds.yaml", tmp_path / "sounds", [*module, *data], "trainer.max_steps=2", "trainer.max_steps=4")
+    backbone = zoo.load(str(tmp_path / "sounds" / "model"))
+    (wave,) = zoo.generate(backbone, [Prompt("p", "a cow", seconds=0.512)], seeds=[0], steps=2)
+    assert wave.samples_CN.shape[0] == 2 and wave.samples_CN.isfinite().all()
+
+
+@pytest.mark.slow
+def test_clap(tmp_path: Path, sound_packages: list[str]) -> None:
+    data = [f"data.{item}" for item in sound_packages]
+    sizes = ("channels=[4,4,4,4]", "width=8", "depth=1", "text_depth=1", "embedding=8")
+    tower = [f"module.reward.arguments.{item}" for item in sizes]
+    fit("embedded/clap.yaml", tmp_path / "clap", [*data, *SCHEDULE, *tower], "trainer.max_steps=2", "trainer.max_steps=4")
+    reward = zoo.load(str(tmp_path / "clap" / "model"))
+    assert isinstance(reward, Reward)
+    output = reward(torch.randn(1, 2, 35_200), 16_000, [Prompt("p", "a cow mooing")])
+    assert -1 <= float(output.score_B) <= 1

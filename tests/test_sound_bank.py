@@ -201,12 +201,8 @@ def test_the_command_lists_classes_with_their_licences(packages: Path, capsys: p
     assert rows["bass_drum"] == ("bass_drum", "5", "1.2", "4 / 1", "CC0-1.0")
 
 
-REAL = all((Path("/") / SOURCES[name].place).exists() for name in ("opensfx", "gcompris", "sonic-pi", "simutrans"))
-
-
-@pytest.mark.skipif(not REAL, reason=f"the packages of recorded sounds are absent: {INSTALL}")
-def test_the_real_small_set_has_what_its_papers_say() -> None:
-    bank = load_bank("/", sources=["opensfx", "gcompris", "sonic-pi", "simutrans"], sample_rate_hz=11_025)
+def test_the_real_small_set_has_what_its_papers_say(sounds_root: Path) -> None:
+    bank = load_bank(sounds_root, sources=["opensfx", "gcompris", "sonic-pi", "simutrans"], sample_rate_hz=11_025)
     clips = {clip.id: clip for clip in bank.clips}
     assert len(bank) == 235 and len(bank.classes()) == 96
     assert clips["opensfx/24"].licence == "CC-BY-SA-3.0" and clips["opensfx/37"].licence == "CC0-1.0"
