@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.entry import is_repo_id, licence_words
+from zoo.entry import UNKNOWN, is_repo_id, licence_words
 from zoo.hub_client import connected
+from zoo.safety import read_json
 from zoo.verify import ADAPTER_CONFIG, CONFIG, CheckedFile, verify_folder
 
 CARD = "README.md"
@@ -72,10 +73,12 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
     if CARD not in names:
         raise ValueError(f"{folder} has no model card ({CARD}); an export writes one: python tools/zoo.py export RUN --to DIR")
     header, text = _front_matter(folder / CARD)
-    licence, inherited = str(header.get("license_name") or header.get("license") or ""), licence_of(folder)
+    licence, inherited = str(header.get("license_name") or header.get("license") or ""), licence_of(folder) or UNKNOWN
     if not licence:
-        raise ValueError(f"{folder / CARD} names no license in its header; it must be {inherited}")
-    if inherited and licence.lower() != inherited.lower():
+        raise ValueError(f"{folder / CARD} names no license in its header; its base says {inherited}")
+    is_own = inherited == UNKNOWN and not any(read_json(folder / name).get("base") for name in {CONFIG} & names) \
+        and ADAPTER_CONFIG not in names
+    if licence.lower() != inherited.lower() and not is_own:  # who derives from nothing chooses
         raise ValueError(f"{folder / CARD} says license {licence}, but what this model is derived from demands {inherited}; "
                          "correct the card")
     for file in files:
