@@ -1,0 +1,198 @@
+"""What the judges say of sets of clips with scenes' captions, and how it is shown: tables and a picture.
+
+Columns, intervals and their meaning: ``embedded_sounds.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.evaluation import Clips, markdown_table, shown
+from benchmarks.sound_judges import (
+    EventJudge,
+    Tagger,
+    TextAudioJudge,
+    in_order,
+    is_hit,
+    label_indices,
+    matched_above_random,
+    presence,
+)
+from datamodules.captions import RELATIONS
+from zoo.files import written_beside
+from zoo.metrics.intervals import mean_and_error, wilson_interval
+from zoo.types import Reward
+
+
+@dataclass(frozen=True)
+class EventVerdict:
+    """One event of a clip's caption. ``new_recording``: its class is split by recording, so its recordings were never trained on.
+
+    ``above_absent`` is None where every class of the model shares a label with the scene.
+    """
+
+    sound_class: str
+    relation: str
+    new_recording: bool
+    heard: bool
+    p: float
+    above_absent: float | None
+
+
+@dataclass(frozen=True)
+class ClipVerdict:
+    """``in_order``: "then" clips only; ``nearest``: the nearest class, clips of one sound only; the rest None where not asked."""
+
+    prompt: str
+    relation: str
+    sound_classes: tuple[str, ...]
+    in_order: bool | None
+    nearest: str | None
+    caption: float | None
+    reward: float | None
+
+
+@dataclass(frozen=True)
+class SetVerdicts:
+    events: tuple[EventVerdict, ...]
+    clips: tuple[ClipVerdict, ...]
+
+
+def verdicts(
+    clips: Clips, tagger: Tagger, judge: EventJudge, caption_judge: TextAudioJudge | None, reward: Reward | None
+) -> SetVerdicts:
+    """All verdicts on clips whose prompts carry the labels of ``datamodules/captions.py: scene_labels``."""
+    heard_BPK = tagger(clips.wave_BCN, clips.sample_rate_hz)
+    captions = [None] * len(clips.prompts)
+    if caption_judge is not None:
+        captions = matched_above_random(caption_judge.scores(heard_BPK, [prompt.text for prompt in clips.prompts])).tolist()
+    rewards = [None] * len(clips.prompts)
+    if reward is not None:
+        pairs = zip(clips.wave_BCN.split(16), (clips.prompts[i : i + 16] for i in range(0, len(clips.prompts), 16)))
+        rewards = torch.cat([reward(wave, clips.sample_rate_hz, prompts).score_B for wave, prompts in pairs]).tolist()
+    events, rows = [], []
+    for probability_PK, prompt, caption, score in zip(heard_BPK, clips.prompts, captions, rewards, strict=True):
+        relation, classes = prompt.labels["relation"], tuple(prompt.labels["events"])
+        indices = [label_indices(labels, judge.class_names) for labels in prompt.labels["audioset"]]
+        for name, new, own in zip(classes, prompt.labels["recording_split"], indices, strict=True):
+            above = judge.separation(probability_PK, own, indices)
+            verdict = (is_hit(probability_PK, own), presence(probability_PK, own), above)
+            events.append(EventVerdict(name, relation, bool(new), *verdict))
+        order = in_order(probability_PK, indices) if relation == "then" else None
+        nearest = judge.nearest_class(probability_PK) if relation == "single" else None
+        rows.append(ClipVerdict(prompt.id, relation, classes, order, nearest, caption, score))
+    return SetVerdicts(tuple(events), tuple(rows))
+
+
+def share(values: Sequence[bool]) -> str:
+    """``.83 [.74, .90] (60)``: a share, its Wilson interval and the number of values; a dash for none."""
+    if not values:
+        return "-"
+    low, high = wilson_interval(sum(values), len(values))
+    return f"{sum(values) / len(values):.2f} [{low:.2f}, {high:.2f}] ({len(values)})"
+
+
+def mean(values: Sequence[float | None]) -> str:
+    """``.83 ± .04`` of the values that are not None; a dash where there are fewer than two."""
+    known = [value for value in values if value is not None]
+    return shown(mean_and_error(known)) if len(known) > 1 else "-"
+
+
+def right_class(clip: ClipVerdict) -> bool:
+    return clip.nearest == clip.sound_classes[0]
+
+
+def set_table(sets: Mapping[str, SetVerdicts]) -> str:
+    """One row a set; the numbers in round brackets count the values."""
+    relations = [name for name in RELATIONS if any(clip.relation == name for rows in sets.values() for clip in rows.clips)]
+    has_caption, has_reward = (
+        any(getattr(clip, name) is not None for rows in sets.values() for clip in rows.clips) for name in ("caption", "reward")
+    )
+    header = ["clips", "n", "heard", "heard, new recordings", "heard, known recordings", f"heard: {', '.join(relations)}", "p"]
+    header += ["above absent", "order", "class", *(["caption"] if has_caption else []), *(["reward"] if has_reward else [])]
+    lines = []
+    for name, rows in sets.items():
+        events, clips = rows.events, rows.clips
+        by_relation = [[event.heard for event in events if event.relation == relation] for relation in relations]
+        line = [name, str(len(clips)), share([event.heard for event in events])]
+        line += [share([event.heard for event in events if event.new_recording is new]) for new in (True, False)]
+        line += [" ".join(f"{np.mean(heard):.2f}" for heard in by_relation), mean([event.p for event in events])]
+        line += [mean([event.above_absent for event in events])]
+        line += [share([clip.in_order for clip in clips if clip.in_order is not None])]
+        line += [share([right_class(clip) for clip in clips if clip.nearest is not None])]
+        line += [mean([clip.caption for clip in clips])] if has_caption else []
+        line += [mean([clip.reward for clip in clips])] if has_reward else []
+        lines.append(line)
+    return markdown_table(header, lines)
+
+
+def class_table(sets: Mapping[str, SetVerdicts]) -> str:
+    """One row a class, clips of one sound: heard / nearest class right in every set but the last (shuffled), and what the
+    generations that were not right were nearest to.
+    """
+    names = list(sets)[:-1]
+    classes = sorted({clip.sound_classes[0] for clip in sets[names[0]].clips if clip.relation == "single"})
+    known = {event.sound_class: not event.new_recording for event in sets[names[0]].events}
+    lines = []
+    for sound_class in classes:
+        line, own = [sound_class + (" *" if known[sound_class] else "")], []
+        for name in names:
+            own = [clip for clip in sets[name].clips if clip.relation == "single" and clip.sound_classes[0] == sound_class]
+            heard = [e.heard for e in sets[name].events if e.relation == "single" and e.sound_class == sound_class]
+            line.append(f"{sum(heard)} / {sum(map(right_class, own))} of {len(own)}")
+        wrong = Counter(clip.nearest for clip in own if not right_class(clip)).most_common(3)
+        lines.append([*line, ", ".join(f"{other} {count}" for other, count in wrong)])
+    text = markdown_table(["class", *(f"{name}: heard / nearest" for name in names), "nearest where not right"], lines)
+    return text + "\n\\* fewer than three recordings: new scenes of known recordings\n"
+
+
+def confusion(clips: Sequence[ClipVerdict], classes: Sequence[str]) -> np.ndarray:
+    """(classes, classes) counts of clips of one sound: row asked for, column nearest."""
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
+    for clip in clips:
+        if clip.nearest is not None:
+            counts[classes.index(clip.sound_classes[0]), classes.index(clip.nearest)] += 1
+    return counts
+
+
+def picture(sets: Mapping[str, SetVerdicts], classes: Sequence[str], path: Path) -> None:
+    """Left: heard, order and class of every set, with Wilson intervals. Right: confusion of the generated single sounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (bars, matrix) = pyplot.subplots(1, 2, figsize=(13, 6.5), layout="constrained", width_ratios=(1, 1.2))
+    for shift, measure in enumerate(("heard", "order", "class")):
+        for place, rows in enumerate(sets.values()):
+            values = {
+                "heard": [event.heard for event in rows.events],
+                "order": [clip.in_order for clip in rows.clips if clip.in_order is not None],
+                "class": [right_class(clip) for clip in rows.clips if clip.nearest is not None],
+            }[measure]
+            if values:
+                middle = sum(values) / len(values)
+                low, high = wilson_interval(sum(values), len(values))
+                error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
+                label = measure if place == 0 else None
+                bars.bar(place + 0.27 * (shift - 1), middle, 0.25, yerr=error, capsize=2, color=f"C{shift}", label=label)
+    bars.set_xticks(range(len(sets)), [name.replace(", ", ",\n") for name in sets], fontsize=8)
+    bars.set_ylim(0, 1.05)
+    bars.set_ylabel("share")
+    bars.legend(ncols=3, fontsize=8)
+    counts = confusion(sets["generated"].clips, classes)
+    matrix.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    size = max(3.0, min(8.0, 330 / max(len(classes), 1)))
+    matrix.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
+    matrix.set_yticks(range(len(classes)), classes, fontsize=size)
+    matrix.set_xlabel("nearest class by YAMNet")
+    matrix.set_ylabel("asked for")
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=150)
+    pyplot.close(figure)
