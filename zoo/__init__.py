@@ -24,7 +24,7 @@ __all__ = ["entries", "generate", "load", "names", "open_model", "pull", "push",
 
 def names(kind: str | None = None) -> tuple[str, ...]:
     """The names of the zoo's entries, of one kind ("backbone", "reward" ...) or of all."""
-    from zoo.entries import ENTRIES
+    from zoo.table import ENTRIES
 
     return tuple(name for name, entry in ENTRIES.items() if kind in (None, entry.kind))
 

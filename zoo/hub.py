@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.entries import ENTRIES
 from zoo.entry import UNKNOWN, ZooEntry, licence_words, needs_consent
 from zoo.errors import did_you_mean
 from zoo.files import folder_written_beside, sha256_of
@@ -25,6 +24,7 @@ from zoo.publish import push
 from zoo.registry import looks_remote
 from zoo.safety import check_folder, safe_relative_path
 from zoo.store import RECORD, PullRecord, cache_root, newest, place, read_record, write_record
+from zoo.table import ENTRIES
 from zoo.verify import verify_folder
 
 __all__ = ["pull", "push"]

@@ -6,10 +6,10 @@ import fnmatch
 from pathlib import Path
 
 from zoo.backbones import BACKBONES
-from zoo.entries import ENTRIES
 from zoo.entry import KINDS, ZooEntry, is_repo_id
 from zoo.errors import did_you_mean
 from zoo.rewards import REWARDS
+from zoo.table import ENTRIES
 
 _TABLES = {"backbone": BACKBONES, "reward": REWARDS, "adapter": BACKBONES, "classifier": REWARDS, "codec": BACKBONES}
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.entries import ENTRIES
 from zoo.files import sha256_of
 from zoo.safety import check_folder, check_index, check_safetensors_header, read_json
 from zoo.store import RECORD, read_record
+from zoo.table import ENTRIES
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _UNFINISHED = (".part", ".incomplete", ".tmp")
