@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones import BACKBONES
+from zoo.construction import build_within
 from zoo.errors import did_you_mean
 from zoo.files import folder_written_beside, sha256_of
 from zoo.rewards import REWARDS
@@ -105,9 +106,14 @@ def _plain(config: Mapping[str, Any], folder: Path) -> None:
         raise ValueError(f"artefact {folder}: arguments and facts must be plain JSON values ({error})") from error
 
 
+def is_own_file(name: str) -> bool:
+    """Whether a file or folder of this name belongs to an artefact (or to the tools that fetch one)."""
+    return _OWN_FILES.fullmatch(name.split("/")[0]) is not None
+
+
 def refuse_foreign_files(folder: Path) -> None:
     """Raises ``ValueError`` when ``folder``, which is about to be replaced, holds anything that is not part of an artefact."""
-    foreign = sorted(path.name for path in folder.iterdir() if not _OWN_FILES.fullmatch(path.name)) if folder.is_dir() else []
+    foreign = sorted(path.name for path in folder.iterdir() if not is_own_file(path.name)) if folder.is_dir() else []
     if foreign:
         more = " ..." if foreign[3:] else ""
         raise ValueError(f"{folder} holds other files ({', '.join(foreign[:3])}{more}), which would be lost; name a new folder")
@@ -146,8 +152,7 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu", dtype:
             raise
         raise ValueError(f"{error} (written by attune {written}, this is {ours}: a newer version may know it)") from error
     state = _stored_state(folder, config)
-    with torch.random.fork_rng(devices=[]):
-        model = found(**arguments)
+    model = build_within(found, arguments, state, where)
     _check_state(state, model.state_dict(), folder)
     model.load_state_dict(state, strict=True)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
