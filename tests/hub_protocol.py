@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 if TYPE_CHECKING:
     from hub_server import HubServer, Repo
 
@@ -66,8 +68,11 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, _: bytes, repo_id: str, revision: str | None = None) -> None:
         repo = self._repo(repo_id)
         if found := self._commit(repo, revision or "main"):
+            header = re.match(rb"---\n(.*?)\n---\n", found[1].get("README.md", b""), re.DOTALL)
+            card = yaml.safe_load(header[1]) if header else {}
             self._json({
-                "_id": "0", "id": repo_id, "modelId": repo_id, "sha": found[0], "private": repo.private, "tags": [],
+                "cardData": card, "_id": "0", "id": repo_id, "modelId": repo_id, "sha": found[0], "private": repo.private,
+                "tags": [f"license:{card['license']}"] if "license" in card else [],
                 "gated": "manual" if repo.gated else False, "siblings": [{"rfilename": path} for path in sorted(found[1])],
                 "downloads": 0, "likes": 0,
             })  # fmt: skip

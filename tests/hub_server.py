@@ -87,6 +87,9 @@ class HubServer:
         """Downloads of this content come with one changed bit, under the headers of the true one."""
         self._corrupt[content] = bytes([content[0] ^ 1]) + content[1:]
 
+    def mend(self, content: bytes) -> None:
+        self._corrupt.pop(content)
+
     def saw(self, *request: object) -> None:
         self.requests.append(Request(*request))
 
