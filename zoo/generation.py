@@ -9,25 +9,57 @@ from typing import Any
 
 import torch
 
-from zoo.checkpoint import CONFIG_FILE, load_artifact
+from zoo.checkpoint import CONFIG_FILE, load_artifact, read_config
 from zoo.diffusion import Sampler, noise_generator, rollout
-from zoo.registry import ENTRIES, find
+from zoo.registry import ENTRIES, find, looks_remote
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
 
 
-def load(name: str, device: torch.device | str = "cpu", dtype: str | torch.dtype | None = None) -> Any:
+def load(
+    name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    adapters: Sequence[tuple[str | Path, float]] = (),
+) -> Any:
     """The model of a zoo name, an artefact folder or an ``owner/name`` on the Hub: frozen, in eval mode.
 
-    What is on the Hub and not on this machine is pulled first (``zoo.pull``; a licence that needs consent must have been accepted
-    there). ``dtype``: such as "float16"; by default what the architecture computes in. Raises ``ValueError`` for unknown names
-    and entries that cannot be loaded yet, and what ``zoo.pull`` raises.
+    The name of an adapter gives the base that it was trained on, with it. ``adapters``: (name, strength) pairs that are put on a
+    backbone one over the other; strength 0 is the base, 1 the adapter as trained. What is on the Hub and not on this machine is
+    pulled first (``zoo.pull``; a licence that needs consent must have been accepted there). ``dtype``: such as "float16"; by
+    default what the architecture computes in. Raises ``ValueError`` for unknown names, entries that cannot be loaded yet and
+    adapters of another base, and what ``zoo.pull`` raises.
     """
-    if isinstance(dtype, str):
-        wanted = getattr(torch, dtype, None)
-        if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
-            raise ValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
-        dtype = wanted
-    return load_artifact(find_or_pull(name), device, dtype)
+    dtype, folder = as_dtype(dtype), find_or_pull(name)
+    stack = [(find_or_pull(adapter), strength) for adapter, strength in adapters]
+    if (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
+        name, stack = _base_of(folder), [(folder, 1.0), *stack]
+        folder = find_or_pull(name)
+    model = load_artifact(folder, device, dtype)
+    if stack:
+        from zoo.backbones.adapters import stack_adapters
+
+        if not isinstance(model, Backbone):
+            raise ValueError(f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone")
+        stack_adapters(model, stack, str(name))
+    return model
+
+
+def _base_of(folder: Path) -> str:
+    """The zoo name or ``owner/name`` of the base that an adapter names. Raises ``ValueError`` for anything else."""
+    base = read_config(folder).get("base")
+    name = base.get("name") if isinstance(base, dict) else None
+    if not isinstance(name, str) or not (name in ENTRIES or looks_remote(name)):
+        raise ValueError(f"the adapter in {folder} names {name!r} as its base, which is no zoo name or owner/name; "
+                         f"load it as zoo.load(BASE, adapters=[({str(folder)!r}, 1.0)])")
+    return name
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating-point dtype by its name. Raises ``ValueError``."""
+    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if wanted is not None and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point) or (wanted is None and dtype):
+        raise ValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
+    return wanted
 
 
 def find_or_pull(name: str | Path) -> Path:
@@ -46,8 +78,9 @@ def find_or_pull(name: str | Path) -> Path:
 def open_model(source: str, adapter: str | Path | None = None, strength: float = 1.0, device: torch.device | str = "cpu") -> Any:
     """A backbone from a zoo name, an artefact folder or a run folder, with an adapter on it.
 
-    A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``backbone.safetensors`` (a class
-    from outside this project), or with its ``adapter/`` (or the one that ``adapter`` names). Raises ``ValueError`` or ``FileNotFoundError``.
+    A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``backbone.safetensors`` (that of
+    a class from outside this project), or with its ``adapter/`` (or the one that ``adapter`` names).
+    Raises ``ValueError`` or ``FileNotFoundError``.
     """
     folder = find_or_pull(source)
     if (folder / CONFIG_FILE).is_file():
@@ -59,9 +92,9 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
         if adapter is None and not own_adapter.is_dir() and not weights.is_file():
             raise ValueError(f"the run in {folder} has left neither adapter/ nor model/; has it finished? (resume=true goes on)")
         adapter = own_adapter if adapter is None and own_adapter.is_dir() else adapter
-        backbone = _backbone_of(run_settings(folder), folder).to(device)
+        backbone = built_from(run_settings(folder), "backbone", folder).to(device)
         if weights.is_file():
-            _load_weights(backbone, weights)
+            load_weights(backbone, weights)
     else:
         raise ValueError(f"{folder} is neither a model ({CONFIG_FILE}) nor a run folder (config.yaml)")
     if not isinstance(backbone, Backbone):
@@ -87,17 +120,19 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _backbone_of(settings: dict[str, Any], folder: Path) -> Any:
+def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
+    """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it. Raises ``ValueError``."""
     from zoo.targets import check, instantiate
 
-    node = (settings.get("module") or {}).get("backbone")
+    node = (settings.get("module") or {}).get(role)
     if node is None:
-        raise ValueError(f"{folder / 'config.yaml'} has no module.backbone: this run trained no generator")
-    check(node, "module.backbone")
-    return instantiate(node, "module.backbone")
+        what = "generator" if role == "backbone" else role
+        raise ValueError(f"{folder / 'config.yaml'} has no module.{role}: this run trained no {what}")
+    check(node, f"module.{role}")
+    return instantiate(node, f"module.{role}")
 
 
-def _load_weights(module: torch.nn.Module, path: Path) -> None:
+def load_weights(module: torch.nn.Module, path: Path) -> None:
     """Every tensor of the file into ``module``, none left over. Raises ``ValueError``."""
     from safetensors.torch import load_file
 

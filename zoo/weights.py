@@ -44,6 +44,9 @@ def save_weights(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dty
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        mask = os.umask(0)  # the library's file is for its owner alone
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
 
 
 def save_state(

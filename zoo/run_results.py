@@ -1,0 +1,117 @@
+"""What a run folder holds that can become a model: its finished result, or the newest checkpoint that can be read.
+
+Checkpoints are read as plain data (``torch.load(weights_only=True)``): nothing of the trainer is needed to use one.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FINISHED = ("adapter/adapter_model.safetensors", "denoiser.safetensors", "model/config.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """``state``: name -> tensor of what learned. ``average``: averages of trained weights in order, None without an EMA.
+    ``base_sha256``: hashes of the base at training time (``base_hashes``), ``{}`` where the run is older than they are."""
+
+    path: Path
+    step: int
+    state: Mapping[str, Tensor] = field(repr=False)
+    average: Sequence[Tensor] | None = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+    base_sha256: Mapping[str, str]
+
+
+def newest_result(run: Path) -> Path | Checkpoint:
+    """The finished result (``adapter``, ``denoiser.safetensors`` or ``model``), or the newest readable checkpoint when that is
+    newer (the run was resumed and has not finished) or all there is.
+
+    Raises ``ValueError`` when there is neither.
+    """
+    finished = [run / name for name in FINISHED if (run / name).is_file()]
+    saved = [path for path in (run / "checkpoints").glob("*.ckpt") if path.is_file()]
+    saved.sort(key=lambda path: (path.stat().st_mtime_ns, path.name == "last.ckpt"), reverse=True)
+    done = max(finished, key=lambda path: path.stat().st_mtime_ns, default=None)
+    damaged = []
+    for path in saved:
+        if done is not None and path.stat().st_mtime_ns <= done.stat().st_mtime_ns:
+            break
+        try:
+            return read_checkpoint(path)
+        except Exception as error:  # torch raises several kinds for a file that was cut off
+            damaged.append(f"{path.name}: {type(error).__name__} {str(error)[:60]}".strip())
+    if done is not None:
+        return done if done.name == "denoiser.safetensors" else done.parent
+    if damaged:
+        raise ValueError(f"no checkpoint in {run / 'checkpoints'} can be read ({'; '.join(damaged[:3])})")
+    raise ValueError(f"the run in {run} has left nothing to export yet: no adapter/, no model/, no checkpoint; "
+                     "let it finish one round or epoch")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raises what ``torch.load`` raises for a damaged file, and ``ValueError`` for one that is no training checkpoint."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"{path} is no checkpoint of a run: it has no state_dict")
+    ema = content.get("ema") or (content.get("ddpo") or {}).get("ema")
+    recorded = (content.get("callbacks") or {}).get("AdapterExport") or {}
+    return Checkpoint(
+        path,
+        int(content.get("global_step", 0)),
+        content["state_dict"],
+        None if ema is None else ema["average"],
+        content.get("hyper_parameters") or {},
+        recorded.get("base_sha256") or {},
+    )
+
+
+@torch.no_grad()
+def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequence[str]) -> None:
+    """The weights of a checkpoint into ``module``; averages, where there are any, take the place of ``trained`` (names in order).
+
+    ``prefix``: what the module's names are called in the checkpoint ("backbone."). A checkpoint that holds only what was trained
+    is enough. Raises ``ValueError`` for tensors that are missing, left over or of another shape.
+    """
+    stored = {name.removeprefix(prefix): value for name, value in checkpoint.state.items() if name.startswith(prefix)}
+    own = {**dict(module.named_parameters()), **module.state_dict(keep_vars=True)}
+    wanted = own.keys() if stored.keys() > set(trained) else set(trained)
+    differing = sorted(wanted ^ stored.keys()) or [name for name in stored if stored[name].shape != own[name].shape]
+    if differing:
+        raise ValueError(f"{checkpoint.path} does not fit the model of config.yaml: {differing[0]} differs")
+    for name, value in stored.items():
+        own[name].copy_(value)
+    if checkpoint.average is None:
+        return
+    shapes = [tuple(value.shape) for value in checkpoint.average]
+    if shapes != [tuple(own[name].shape) for name in trained]:
+        raise ValueError(f"the averaged weights in {checkpoint.path} are of other parameters than config.yaml trains")
+    for name, value in zip(trained, checkpoint.average, strict=True):
+        own[name].copy_(value)
+
+
+def held_out_numbers(run: Path, step: int | None) -> dict[str, dict[str, float]]:
+    """name -> {"before", "after"} of the run's held-out numbers in metrics.csv, up to optimiser step ``step`` (None: the end).
+
+    ``before`` is there when the run was evaluated before training. Without a file, or without held-out numbers: ``{}``.
+    """
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+    rows = [row for row in rows if math.isfinite(row.get("held_out/mean", math.nan))]
+    rows = [row for row in rows if step is None or row.get("step", 0) <= step]
+    if not rows:
+        return {}
+    names = sorted(name for name in rows[-1] if name.startswith("held_out/") and name.endswith("/mean"))
+    before = rows[0] if rows[0].get("round") == 0 and len(rows) > 1 else {}
+    return {name: ({"before": before[name]} if name in before else {}) | {"after": rows[-1][name]} for name in names}
