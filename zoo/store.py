@@ -45,6 +45,12 @@ def newest(name: str, revision: str | None = None) -> Path | None:
     return max(there, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
 
 
+def is_downloaded(folder: str | Path) -> bool:
+    """Whether a folder is (or lies in) what a pull brought, or in the Hub client's cache: nothing in it may name code."""
+    above = [folder := Path(folder).resolve(), *folder.parents]
+    return any((path / RECORD).exists() for path in above) or any(path.name == "snapshots" for path in above[1:])
+
+
 def write_record(folder: Path, record: PullRecord) -> None:
     with written_beside(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
