@@ -82,7 +82,7 @@ def check_file(pin: Pin | None, repo_id: str, name: str, sha256: str, path: str 
     known = None if pin is None else pin.files.get(name)
     if known is not None and known.sha256 != sha256:
         raise ValueError(f"{name} of {repo_id} has sha256 {sha256}, but {path} pins {known.sha256}: it is not the file that was "
-                         "first pulled, nothing was kept; ask its publisher what changed")
+                         "first pulled; ask its publisher what changed")
 
 
 def write_pin(repo_id: str, pin: Pin, path: str | Path = LOCK_FILE) -> None:

@@ -174,13 +174,14 @@ def _verify(options: argparse.Namespace) -> None:
     if record is not None:
         pin = read_lock(options.lock).get(record.repo_id)
         check_revision(pin, record.repo_id, record.revision, options.lock)
+    lines = []
     for file in files:
         if record is not None:
             check_file(pin, record.repo_id, file.name, file.sha256, options.lock)
         known = [*file.known_by, *([str(options.lock)] if pin is not None and file.name in pin.files else [])]
         promise = f"as promised by {', '.join(known)}" if known else "promised by nobody"
-        print(f"{file.sha256}  {file.size_bytes:>13,}  {file.name}  ({promise})")
-    print(f"{folder} is whole: {len(files)} files")
+        lines.append(f"{file.sha256}  {file.size_bytes:>13,}  {file.name}  ({promise})")
+    print("\n".join([*lines, f"{folder} is whole: {len(files)} files"]))
 
 
 def _size(entry: ZooEntry) -> str:
