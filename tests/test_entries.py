@@ -16,6 +16,7 @@ import zoo
 from zoo import registry, store
 from zoo.entry import KINDS, UNKNOWN, ZooEntry, is_repo_id, licence_words, needs_consent
 from zoo.files import sha256_of
+from zoo.lock import Pin, write_pin
 from zoo.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,7 +167,8 @@ def test_what_cannot_be_found(monkeypatch, tmp_path, name, error, message) -> No
         registry.find(name)
 
 
-def test_a_pulled_repository_is_found_and_the_newest_wins() -> None:
+def test_a_pulled_repository_is_found_and_the_newest_wins(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
     assert store.newest("owner/model") is None
     for i, revision in enumerate(("a" * 40, "b" * 40)):
         folder = store.place("owner/model", revision)
@@ -176,6 +178,8 @@ def test_a_pulled_repository_is_found_and_the_newest_wins() -> None:
         os.utime(folder / store.RECORD, (i, i))
     assert registry.find("owner/model") == store.place("owner/model", "b" * 40) == store.newest("owner/model")
     assert store.newest("owner/model", "a" * 40) == store.place("owner/model", "a" * 40)
+    write_pin("owner/model", Pin("a" * 40, {}))
+    assert registry.find("owner/model") == store.place("owner/model", "a" * 40)  # what the lock file here pins
     assert store.read_record(store.newest("owner/model")).licence == "mit"
     (store.place("owner/model", "b" * 40) / store.RECORD).write_text('{"repo_id": "x"}')
     with pytest.raises(ValueError, match="is damaged .*pull again"):

@@ -99,6 +99,15 @@ def test_terms_are_shown_and_answered(there: HubServer, monkeypatch: pytest.Monk
     assert store.read_record(folder).licence == "cc-by-nc-4.0"
 
 
+@pytest.mark.parametrize(
+    ("known", "published", "expected"),
+    [(None, None, "unknown"), (None, "mit", "mit"), ("unknown", "mit", "mit"), ("unknown", None, "unknown"), ("mit", None, "mit"),
+     ("mit", "cc-by-nc-4.0", "cc-by-nc-4.0"), ("cc-by-nc-4.0", "mit", "cc-by-nc-4.0"), ("mit", "apache-2.0", "mit")],
+)  # fmt: skip
+def test_a_licence_only_becomes_stricter(known, published, expected) -> None:
+    assert zoo_hub._stricter(known, published) == expected
+
+
 def test_a_full_disk_is_seen_before_and_during(there: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
@@ -191,6 +200,8 @@ def test_offline_pinned_files_come_from_the_clients_cache_or_are_named(there, tm
     huggingface_hub.hf_hub_download("owner/model", "a.ckpt", revision=commit)
     connect(monkeypatch, there, tmp_path / "home", offline=True)
     there.requests.clear()
+    with pytest.raises(FileNotFoundError, match="cannot be asked which commit 'main' of owner/model is; name the commit"):
+        pull("owner/model", "main")
     folder = pull("owner/model")
     assert (folder / "sub/model.bin").read_bytes() == BIG and not (folder / "sub/model.bin").is_symlink()
     assert registry.find("owner/model") == folder and there.requests == []

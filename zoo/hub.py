@@ -124,6 +124,9 @@ def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
     commit = wanted.revision if wanted.revision is not None and len(wanted.revision) == 40 else None
     if commit is None and not offline():
         return None
+    if commit is None and wanted.revision is not None:
+        raise FileNotFoundError(f"HF_HUB_OFFLINE is set, so the Hub cannot be asked which commit {wanted.revision!r} of "
+                                f"{wanted.repo_id} is; name the commit, or unset it")
     stored = newest(wanted.name, commit)
     for folder in (to, stored):
         record = read_record(folder) if folder is not None and folder.is_dir() else None
@@ -175,7 +178,7 @@ def _from_hub(
     with connected(wanted.repo_id, wanted.revision, token) as hub:
         commit = hub.commit()
         check_revision(wanted.pin, wanted.repo_id, commit.sha, wanted.lock)
-        licence = wanted.entry.licence if wanted.entry is not None else commit.licence or UNKNOWN
+        licence = _stricter(wanted.entry.licence if wanted.entry is not None else None, commit.licence)
         _ask(wanted, licence, commit.gated or (wanted.entry is not None and wanted.entry.gated), accept)
         files = _chosen(wanted, hub.files(commit.sha))
         total = sum(file.size_bytes for file in files)
@@ -200,6 +203,13 @@ def _from_hub(
             write_pin(wanted.repo_id, pin, wanted.lock)
         shutil.rmtree(waiting, ignore_errors=True)
     return target
+
+
+def _stricter(known: str | None, published: str | None) -> str:
+    """The licence that the zoo's table knows, but not when the repository's page has become stricter, or knows more."""
+    if known in (None, UNKNOWN) or (published is not None and needs_consent(published, False) > needs_consent(known, False)):
+        return published or UNKNOWN
+    return str(known)
 
 
 def _ask(wanted: _Wanted, licence: str, gated: bool, accept: Consent) -> None:

@@ -61,7 +61,7 @@ def find(name_or_path: str | Path) -> Path:
         more = f" ({entry.note})" if entry.note else ""
         raise ValueError(f"{entry.name}: {reason}; `python tools/zoo.py show {entry.name}` says what is known{more}")
     if entry.path is None:
-        return _pulled(entry.name, entry.repo_id or "")
+        return _pulled(entry.name, str(entry.repo_id), entry.revision)
     if not (entry.path / "config.json").is_file():
         raise FileNotFoundError(f"the weights of {entry.name} are not in {entry.path}; install the package again")
     return entry.path
@@ -72,10 +72,13 @@ def looks_remote(text: str) -> bool:
     return is_repo_id(text) and not Path(text).exists() and not Path(text.split("/")[0]).is_dir()
 
 
-def _pulled(name: str, repo_id: str) -> Path:
+def _pulled(name: str, repo_id: str, revision: str | None = None) -> Path:
+    """The folder of the entry's commit, else of the one that the lock file here pins, else what was pulled last."""
+    from zoo.lock import read_lock
     from zoo.store import newest
 
-    folder = newest(name)
+    pin = read_lock().get(repo_id)
+    folder = newest(name, revision or (pin.revision if pin is not None else None))
     if folder is None:
         raise FileNotFoundError(f"{name} is not on this machine; fetch it with: python tools/zoo.py pull {name}"
                                 + (f" (from {repo_id} on the Hub)" if repo_id != name else ""))

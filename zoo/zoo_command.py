@@ -119,7 +119,10 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def _asked(terms: str) -> bool:
-    return input(f"{terms}.\nDo you agree? [yes/no] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{terms}.\nDo you agree? [yes/no] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 class _Bar:
