@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,23 @@ def test_a_damaged_store_is_pulled_again_and_a_damaged_target_is_named(there: Hu
         pull("owner/model", to="target")
 
 
+def test_another_project_pins_what_is_here_without_a_download(there: HubServer, tmp_path: Path) -> None:
+    folder = pull("owner/model")
+    there.requests.clear()
+    assert pull("owner/model", lock="another.json") == folder
+    assert pull("owner/model", folder.name, lock="third.json") == folder
+    assert read_lock("another.json") == read_lock("third.json") == read_lock()
+    assert not any("resolve" in request.path or request.on_cdn for request in there.requests)
+
+
+def test_processes_that_load_the_same_model_wait_for_each_other(there: HubServer, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: pull("owner/model"), range(4)))
+    assert len(folders) == 1
+    assert sum(request.method == "GET" and request.path.endswith("sub/model.bin") for request in there.requests) <= 1
+    assert sum(request.on_cdn for request in there.requests) == 1
+
+
 def test_the_lock_file_rules_on_another_machine(there: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = pull("owner/model")
     there.put("owner/model", {"config.json": b"{}"})
@@ -222,7 +240,7 @@ def test_a_listing_that_names_a_file_twice_or_nothing(there: HubServer, monkeypa
     with pytest.raises(ValueError, match="its listing names a file twice"):
         pull("owner/model")
     monkeypatch.setattr(hub_client.HubRepo, "files", lambda self, sha: [])
-    with pytest.raises(FileNotFoundError, match="at its newest commit does not hold any file"):
+    with pytest.raises(FileNotFoundError, match="owner/model at [0-9a-f]{40} does not hold any file"):
         pull("owner/model")
 
 

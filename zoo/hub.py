@@ -7,23 +7,33 @@ its name. ``push`` is in ``zoo.publish``. ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoo.entry import UNKNOWN, ZooEntry, licence_words, needs_consent
 from zoo.errors import did_you_mean
 from zoo.files import folder_written_beside, sha256_of
-from zoo.hub_client import RemoteFile, cached_file, connected, fetch, offline
+from zoo.hub_client import Commit, HubRepo, RemoteFile, cached_file, connected, fetch, offline, one_at_a_time
 from zoo.lock import LOCK_FILE, LockedFile, Pin, check_file, check_revision, read_lock, write_pin
 from zoo.publish import push
 from zoo.registry import looks_remote
-from zoo.safety import check_folder, safe_relative_path
-from zoo.store import RECORD, PullRecord, cache_root, newest, place, read_record, write_record
+from zoo.safety import safe_relative_path
+from zoo.store import (
+    RECORD,
+    PullRecord,
+    cache_root,
+    check_room,
+    copied,
+    newest,
+    place,
+    read_record,
+    refuse_taken,
+    write_record,
+)
 from zoo.table import ENTRIES
 from zoo.verify import verify_folder
 
@@ -105,18 +115,7 @@ def _embedded(entry: ZooEntry, to: Path | None) -> Path:
     if not (source / "config.json").is_file():
         raise FileNotFoundError(f"the weights of {entry.name} are not in {source}; install the package again")
     verify_folder(source, entry.sha256)
-    return source if to is None else _copied(source, to)
-
-
-def _copied(source: Path, to: Path) -> Path:
-    _refuse_taken(to)
-    _check_room(sum(path.stat().st_size for path in check_folder(source)), to)
-    with folder_written_beside(to) as part:
-        for path in check_folder(source):
-            place_in = part / path.relative_to(source)
-            place_in.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place_in)
-    return to
+    return source if to is None else copied(source, to)
 
 
 def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
@@ -140,10 +139,11 @@ def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
                 raise
             shutil.rmtree(folder)  # damaged in the store: it is pulled again
             continue
-        for file in files:
-            if file.name in record.sha256:
-                wanted.check(file.name, file.sha256)
-        return folder if to is None or folder == to else _copied(folder, to)
+        known = {file.name: LockedFile(file.sha256, file.size_bytes) for file in files if file.name in record.sha256}
+        for name, file in known.items():
+            wanted.check(name, file.sha256)
+        write_pin(wanted.repo_id, Pin(record.revision, known), wanted.lock)
+        return folder if to is None or folder == to else copied(folder, to)
     return _from_client_cache(wanted, to) if offline() else None
 
 
@@ -158,7 +158,7 @@ def _from_client_cache(wanted: _Wanted, to: Path | None) -> Path:
         raise FileNotFoundError(f"{name} is not in {cache_root()}{lacks}, and HF_HUB_OFFLINE is set: unset it and run "
                                 f"`python tools/zoo.py pull {name}` once")
     if to is not None:
-        _refuse_taken(to)
+        refuse_taken(to)
     target = to if to is not None else place(name, pin.revision)
     with folder_written_beside(target) as part:
         for file, path in paths.items():
@@ -173,35 +173,49 @@ def _from_client_cache(wanted: _Wanted, to: Path | None) -> Path:
 def _from_hub(
     wanted: _Wanted, to: Path | None, token: str | None, progress: Callable[[int, int], None] | None, accept: Consent
 ) -> Path:
-    if to is not None:
-        _refuse_taken(to)
     with connected(wanted.repo_id, wanted.revision, token) as hub:
         commit = hub.commit()
         check_revision(wanted.pin, wanted.repo_id, commit.sha, wanted.lock)
-        licence = _stricter(wanted.entry.licence if wanted.entry is not None else None, commit.licence)
-        _ask(wanted, licence, commit.gated or (wanted.entry is not None and wanted.entry.gated), accept)
-        files = _chosen(wanted, hub.files(commit.sha))
-        total = sum(file.size_bytes for file in files)
-        target = to if to is not None else place(wanted.name, commit.sha)
-        _check_room(total, cache_root())
-        _check_room(total, target)
-        waiting = cache_root() / "downloads" / wanted.repo_id.replace("/", "--") / commit.sha
-        done, hashes = 0, {}
-        with folder_written_beside(target) as part:
-            for file in files:
-                start = done
-                report = None if progress is None else lambda now, start=start: progress(start + now, total)
-                path = fetch(hub, commit.sha, file, waiting, report)
-                hashes[file.name] = _verified(wanted, file, path)
-                done += file.size_bytes
-            for file in files:
-                place_in = part / file.name
-                place_in.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(waiting / file.waiting_name, place_in)
-            write_record(part, PullRecord(wanted.repo_id, commit.sha, licence, hashes))
-            pin = Pin(commit.sha, {file.name: LockedFile(hashes[file.name], file.size_bytes) for file in files})
-            write_pin(wanted.repo_id, pin, wanted.lock)
-        shutil.rmtree(waiting, ignore_errors=True)
+        wanted = replace(wanted, revision=commit.sha)
+        with one_at_a_time(cache_root() / "downloads" / f"{wanted.repo_id.replace('/', '--')}.lock"):
+            here = _already_here(wanted, to)  # another process may have been faster
+            return here if here is not None else _downloaded(hub, commit, wanted, to, progress, accept)
+
+
+def _downloaded(
+    hub: HubRepo,
+    commit: Commit,
+    wanted: _Wanted,
+    to: Path | None,
+    progress: Callable[[int, int], None] | None,
+    accept: Consent,
+) -> Path:
+    if to is not None:
+        refuse_taken(to)
+    licence = _stricter(wanted.entry.licence if wanted.entry is not None else None, commit.licence)
+    _ask(wanted, licence, commit.gated or (wanted.entry is not None and wanted.entry.gated), accept)
+    files = _chosen(wanted, hub.files(commit.sha))
+    total = sum(file.size_bytes for file in files)
+    target = to if to is not None else place(wanted.name, commit.sha)
+    check_room(total, cache_root())
+    check_room(total, target)
+    waiting = cache_root() / "downloads" / wanted.repo_id.replace("/", "--") / commit.sha
+    done, hashes = 0, {}
+    with folder_written_beside(target) as part:
+        for file in files:
+            start = done
+            report = None if progress is None else lambda now, start=start: progress(start + now, total)
+            path = fetch(hub, commit.sha, file, waiting, report)
+            hashes[file.name] = _verified(wanted, file, path)
+            done += file.size_bytes
+        for file in files:
+            place_in = part / file.name
+            place_in.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(waiting / file.waiting_name, place_in)
+        write_record(part, PullRecord(wanted.repo_id, commit.sha, licence, hashes))
+        pin = Pin(commit.sha, {file.name: LockedFile(hashes[file.name], file.size_bytes) for file in files})
+        write_pin(wanted.repo_id, pin, wanted.lock)
+    shutil.rmtree(waiting, ignore_errors=True)
     return target
 
 
@@ -237,7 +251,7 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
         glob for glob in (wanted.entry.files if wanted.entry is not None else ()) if not fnmatch.filter(names, glob)]
     if missing or not files:
         what = ", ".join(missing) if missing else "any file"
-        raise FileNotFoundError(f"{wanted.repo_id} at {wanted.revision or 'its newest commit'} does not hold {what}")
+        raise FileNotFoundError(f"{wanted.repo_id} at {wanted.revision} does not hold {what}")
     for file in files:
         if file.sha256 is not None:
             wanted.check(file.name, file.sha256)
@@ -264,17 +278,3 @@ def _verified(wanted: _Wanted, file: RemoteFile, path: Path) -> str:
 def _git_hash(path: Path) -> str:
     content = path.read_bytes()  # files that git keeps itself are small
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _refuse_taken(to: Path) -> None:
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise FileExistsError(f"{to} exists and does not hold what is being pulled; name another folder, or remove it")
-
-
-def _check_room(size_bytes: int, folder: Path) -> None:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < size_bytes:
-        need = f"the disk has {free / 1e6:,.0f} MB left, {size_bytes / 1e6:,.0f} MB are needed"
-        raise OSError(errno.ENOSPC, need, str(folder))

@@ -114,6 +114,16 @@ def plain(error: Exception, repo_id: str, revision: str | None, endpoint: str, s
                            "the same command again and it goes on from there")
 
 
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Only one process is inside, the others wait: the ranks of a training load the same model."""
+    from huggingface_hub.utils import WeakFileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path):
+        yield
+
+
 def cached_file(repo_id: str, name: str, sha: str) -> Path | None:
     """A file in the Hub client's own cache, None when it is not there. Its hash is not checked."""
     from huggingface_hub import try_to_load_from_cache

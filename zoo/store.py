@@ -6,14 +6,16 @@ record in each folder says where the files came from and what their hashes are.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.files import written_beside
+from zoo.files import folder_written_beside, written_beside
 
 RECORD = ".attune-pull.json"
 
@@ -71,3 +73,34 @@ def read_record(folder: Path) -> PullRecord | None:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove the folder and pull again") from error
     return record
+
+
+def copied(source: Path, to: Path) -> Path:
+    """A copy of a model folder at ``to``, whole or not there. Raises ``FileExistsError``, ``OSError``."""
+    from zoo.safety import check_folder
+
+    files = check_folder(source)
+    refuse_taken(to)
+    check_room(sum(path.stat().st_size for path in files), to)
+    with folder_written_beside(to) as part:
+        for path in files:
+            place_in = part / path.relative_to(source)
+            place_in.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place_in)
+    return to
+
+
+def refuse_taken(to: Path) -> None:
+    """Raises ``FileExistsError`` for a place where something is."""
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise FileExistsError(f"{to} exists and does not hold what is being pulled; name another folder, or remove it")
+
+
+def check_room(size_bytes: int, folder: Path) -> None:
+    """Raises ``OSError`` (ENOSPC) when the disk below ``folder`` has less left."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        need = f"the disk has {free / 1e6:,.0f} MB left, {size_bytes / 1e6:,.0f} MB are needed"
+        raise OSError(errno.ENOSPC, need, str(folder))
