@@ -11,6 +11,8 @@ from toy_sounds import write_packages
 import zoo
 from lightning_modules import run
 from lightning_modules.report import read_rows
+from zoo.artifact_check import verify_artifact
+from zoo.export import export_run
 from zoo.types import Backbone, Prompt, Reward
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -63,6 +65,11 @@ def test_quickstarts(config: str, tmp_path: Path) -> None:
     assert [row["round"] for row in read_rows(tmp_path / "run" / "metrics.csv")][-1] == 2
     for made in ("config.yaml", "adapter/adapter_model.safetensors", "audio/before", "audio/after", "curve.png", "report.html"):
         assert (tmp_path / "run" / made).exists(), made
+    folder = export_run(tmp_path / "run", tmp_path / "exported", card="ddpo_quickstart")
+    assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder))
+    both = (zoo.load(folder), zoo.open_model(str(tmp_path / "run")))
+    (one,), (other,) = (zoo.generate(backbone, ["a sad piano"], steps=2, seconds=1.024) for backbone in both)
+    assert torch.equal(one.samples_CN, other.samples_CN)
 
 
 SCENES = ["val_clips=4", "batch_size=4", "batches_per_epoch=2", "bank.cache_dir=null"]

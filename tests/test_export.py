@@ -13,7 +13,7 @@ from toy_export import BASE, named_base, random_model, trained
 from toys import SMALL
 
 import zoo
-from zoo import export, weights
+from zoo import export, generate_command, weights
 from zoo.artifact_check import verify_artifact
 from zoo.backbones.adapter_files import base_sha256
 from zoo.backbones.lora import add_lora
@@ -68,6 +68,9 @@ def test_an_adapter_is_what_the_run_has_learned(run, tmp_path):
     assert torch.equal(heard(zoo.load(BASE, adapters=[(folder, 1.0)])), by_name)
     assert torch.equal(heard(zoo.load(BASE, adapters=[(folder, 0.0)])), heard(zoo.load(BASE)))
     assert torch.equal(heard(zoo.open_model(str(folder))), by_name)
+    assert torch.equal(heard(zoo.open_model(str(folder), strength=0.0)), heard(zoo.load(BASE)))
+    twice = heard(zoo.open_model(str(folder), folder))
+    assert torch.equal(twice, heard(zoo.load(BASE, adapters=[(folder, 1.0), (folder, 1.0)]))) and not torch.equal(twice, by_name)
     assert any("fits its base tiny-base" in fact for fact in verify_artifact(folder))
     again = export_run(run, tmp_path / "again")
     for name in ("adapter_config.json", "adapter_model.safetensors", "config.json"):
@@ -263,3 +266,80 @@ def test_loading_an_adapter_by_itself_needs_a_base_with_a_name(run, tmp_path):
         zoo.load(folder)
     with pytest.raises(ValueError, match="is a EmotionReward, which takes no adapter"):
         zoo.load("embedded/mood", adapters=[(folder, 1.0)])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_a_supervised_run_has_learned(tmp_path, finished):
+    from lightning_modules.denoising import Denoising
+
+    backbone = random_model(7)
+    module = Denoising(backbone, total_steps=4, warmup_steps=1, ema_decay=0.9)
+    with torch.no_grad():
+        for average in module.ema.average:
+            average.add_(0.01)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    node = {"_target_": "zoo.backbones.tiny.TinyAudio", **SMALL}
+    settings = {"module": {"_target_": "lightning_modules.denoising.Denoising", "backbone": node}}
+    (run / "config.yaml").write_text(json.dumps(settings))
+    module.export(run)
+    if not finished:
+        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 2}
+        module.on_save_checkpoint(content)
+        torch.save(content, run / "checkpoints" / "last.ckpt")
+        shutil.move(run / "model", tmp_path / "model")
+    folder = export_run(run, tmp_path / "out")
+    wanted = load_file((run if finished else tmp_path) / "model" / "model.safetensors")
+    found = load_file(folder / "model.safetensors")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert read_config(folder)["training"]["finished"] is finished
+    if not finished:
+        short = {**content["ema"], "average": content["ema"]["average"][1:]}
+        torch.save(content | {"ema": short}, run / "checkpoints" / "last.ckpt")
+        with pytest.raises(ValueError, match="averaged weights in .* are of other parameters"):
+            export_run(run, tmp_path / "out")
+        kept = {name: value for name, value in content["state_dict"].items() if "codec" not in name}
+        torch.save(content | {"state_dict": kept}, run / "checkpoints" / "last.ckpt")
+        with pytest.raises(ValueError, match="does not fit the model of config.yaml: .* differs"):
+            export_run(run, tmp_path / "out")
+
+
+def test_a_classifiers_unfinished_run(tmp_path):
+    from lightning_modules.emotion import Emotion
+    from zoo.rewards.emotion import EmotionReward
+
+    arguments = {**zoo.load("embedded/mood").arguments, "channels": (4,) * 7}
+    torch.manual_seed(3)
+    module = Emotion(EmotionReward(**arguments))
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    node = {"_target_": "zoo.rewards.emotion.EmotionReward", **arguments}
+    (run / "config.yaml").write_text(json.dumps({"module": {"_target_": "lightning_modules.emotion.Emotion", "reward": node}}))
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 5}
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    module.export(tmp_path)
+    folder = export_run(run, tmp_path / "out")
+    wanted, found = (load_file(place / "model.safetensors") for place in (tmp_path / "model", folder))
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert read_config(folder)["kind"] == "reward" and "audio-classification" in (folder / "README.md").read_text()
+
+
+def test_the_codecs_run_has_no_model_folder(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("module: {_target_: lightning_modules.codec.Codec}\n")
+    torch.save({"state_dict": {"codec.x": torch.ones(1)}, "hyper_parameters": {}}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="trained neither a backbone nor a reward"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(run, tmp_path, monkeypatch):
+    folder, seen = export_run(run, tmp_path / "out"), {}
+
+    def keep(backbone, prompts, seeds, paths, batch_size, sampling):
+        seen.update(sampling, seconds=prompts[0].seconds, heard=heard(backbone))
+
+    monkeypatch.setattr(generate_command, "_generate_files", keep)
+    generate_command.main([str(folder), "a piano", "--strength", "0", "--out", str(tmp_path / "waves")], None)
+    assert torch.equal(seen.pop("heard"), heard(zoo.load(BASE)))
+    assert seen == {"steps": 3, "guidance_scale": 1.5, "eta": 1.0, "rule": "ddim", "seconds": 0.256}

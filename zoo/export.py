@@ -93,7 +93,7 @@ def _export_trained(
     module = built_from(settings, role, run)
     trained = checkpoint.settings.get("trainable")
     names = [name for name, _ in module.named_parameters() if trained is None or name.split(".")[0] in trained]
-    fill(module, checkpoint, role + ".", names)
+    fill(module, checkpoint, role + ".", names, whole=True)
     _save_whole(module, part, dtype or torch.float16, facts)  # half precision, as a finished run's model/
 
 
@@ -127,7 +127,7 @@ def _export_policy(
             add_lora(backbone, knobs["lora_rank"], knobs["lora_alpha"], knobs["lora_targets"], knobs["lora_init"])
         else:
             backbone.denoiser.requires_grad_(True)
-        fill(backbone, result, "backbone.", [name for name, p in backbone.named_parameters() if p.requires_grad])
+        fill(backbone, result, "backbone.", [n for n, p in backbone.named_parameters() if p.requires_grad], whole=False)
     if not hasattr(backbone.denoiser, "peft_config"):
         _save_whole(backbone, part, dtype, facts)
     elif merge:

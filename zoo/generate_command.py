@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.audio_files import FORMATS, write_audio
-from zoo.generation import generate, open_model, run_settings
+from zoo.generation import generate, open_model, recorded_sampling, run_settings
 from zoo.types import Prompt
 
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
@@ -45,17 +45,18 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     """
     options = parser().parse_intermixed_args(argv)
     settings = run_settings(options.model)
-    module, data = settings.get("module") or {}, settings.get("data") or {}
-    steps = _first(options.steps, module.get("sample_steps"), 20)
-    guidance = _first(options.guidance, module.get("guidance_scale"), 3.0)
-    eta = _first(options.eta, module.get("eta"), 1.0)
+    module, data, said = settings.get("module") or {}, settings.get("data") or {}, recorded_sampling(options.model)
+    steps = _first(options.steps, module.get("sample_steps"), said.get("steps"), 20)
+    guidance = _first(options.guidance, module.get("guidance_scale"), said.get("guidance_scale"), 3.0)
+    eta = _first(options.eta, module.get("eta"), said.get("eta"), 1.0)
     eta = tuple(eta) if isinstance(eta, list) else eta
     if isinstance(eta, tuple) and len(eta) != steps:
         raise ValueError(f"the run has one eta for each of its {len(eta)} steps; give --eta when --steps is {steps}")
-    negative = _first(options.negative, data.get("negative"), "")
-    seconds = _first(options.seconds, data.get("seconds"), 4.096)
+    negative = _first(options.negative, data.get("negative"), said.get("negative"), "")
+    seconds = _first(options.seconds, data.get("seconds"), said.get("seconds"), 4.096)
     seeds = parse_seeds(options.seeds)
-    if options.adapter is None and options.strength != 1 and not (Path(options.model) / "adapter").is_dir():
+    own = [Path(options.model) / name for name in ("adapter", "adapter_config.json")]  # of a run, of an exported adapter
+    if options.adapter is None and options.strength != 1 and not any(path.exists() for path in own):
         raise ValueError(f"--strength is of an adapter, and {options.model} has none; give --adapter too")
     prompts = [Prompt(text, text.strip(), negative, seconds) for text in options.prompts if text.strip()]
     if len(prompts) < len(options.prompts):
@@ -70,8 +71,9 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         raise ValueError(f"{taken[0]} exists{f' (and {len(taken) - 1} more)' if taken[1:] else ''}; "
                          "give another --out, or --overwrite to replace")
     backbone = open_model(options.model, options.adapter, options.strength, options.device)
+    rule = _first(module.get("rule"), said.get("rule"), "ddim")
     _generate_files(backbone, prompts, seeds, paths, options.batch_size,
-                    {"steps": steps, "guidance_scale": guidance, "eta": eta, "rule": module.get("rule") or "ddim"})
+                    {"steps": steps, "guidance_scale": guidance, "eta": eta, "rule": rule})
 
 
 def _generate_files(

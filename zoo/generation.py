@@ -30,7 +30,7 @@ def load(
     adapters of another base, and what ``zoo.pull`` raises.
     """
     dtype, folder = as_dtype(dtype), find_or_pull(name)
-    stack = [(find_or_pull(adapter), strength) for adapter, strength in adapters]
+    stack = [(_adapter_folder(adapter), strength) for adapter, strength in adapters]
     if (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
         name, stack = _base_of(folder), [(folder, 1.0), *stack]
         folder = find_or_pull(name)
@@ -42,6 +42,10 @@ def load(
             raise ValueError(f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone")
         stack_adapters(model, stack, str(name))
     return model
+
+
+def _adapter_folder(name: str | Path) -> Path:
+    return find_or_pull(name) if str(name) in ENTRIES or looks_remote(str(name)) else Path(name)
 
 
 def _base_of(folder: Path) -> str:
@@ -79,12 +83,16 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
     """A backbone from a zoo name, an artefact folder or a run folder, with an adapter on it.
 
     A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``backbone.safetensors`` (that of
-    a class from outside this project), or with its ``adapter/`` (or the one that ``adapter`` names).
+    a class from outside this project), or with its ``adapter/`` (or the one that ``adapter`` names). An exported adapter gives
+    its base, with it. ``strength`` is that of ``adapter``, or else of the adapter that is opened.
     Raises ``ValueError`` or ``FileNotFoundError``.
     """
     folder = find_or_pull(source)
-    if (folder / CONFIG_FILE).is_file():
-        backbone = load(str(folder), device)
+    if (folder / CONFIG_FILE).is_file() and adapter is None and read_config(folder)["kind"] == "adapter":
+        backbone = load(_base_of(folder), device, adapters=[(folder, strength)])
+    elif (folder / CONFIG_FILE).is_file():
+        backbone = load(source, device, adapters=[] if adapter is None else [(adapter, strength)])
+        adapter = None
     elif (folder / "model" / CONFIG_FILE).is_file():
         backbone = load(str(folder / "model"), device)
     elif (folder / "config.yaml").is_file():
@@ -120,10 +128,21 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def recorded_sampling(folder: str | Path) -> dict[str, Any]:
+    """How the run sampled that a model folder was exported from (steps, guidance_scale ...), ``{}`` where nothing is said."""
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        return {}
+    sampling = read_config(folder).get("sampling")
+    return dict(sampling) if isinstance(sampling, dict) else {}
+
+
 def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
     """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it. Raises ``ValueError``."""
+    from zoo.store import is_downloaded
     from zoo.targets import check, instantiate
 
+    if is_downloaded(folder):
+        raise ValueError(f"{folder} was downloaded and has a config.yaml, which may name code; only runs of your own are opened")
     node = (settings.get("module") or {}).get(role)
     if node is None:
         what = "generator" if role == "backbone" else role

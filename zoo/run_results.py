@@ -75,15 +75,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequence[str]) -> None:
+def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequence[str], *, whole: bool) -> None:
     """The weights of a checkpoint into ``module``; averages, where there are any, take the place of ``trained`` (names in order).
 
-    ``prefix``: what the module's names are called in the checkpoint ("backbone."). A checkpoint that holds only what was trained
-    is enough. Raises ``ValueError`` for tensors that are missing, left over or of another shape.
+    ``prefix``: what the module's names are called in the checkpoint ("backbone."). ``whole``: the checkpoint holds every tensor
+    of the module; otherwise just the ``trained`` ones, on a base that the configuration names.
+    Raises ``ValueError`` for tensors that are missing, left over or of another shape.
     """
     stored = {name.removeprefix(prefix): value for name, value in checkpoint.state.items() if name.startswith(prefix)}
     own = {**dict(module.named_parameters()), **module.state_dict(keep_vars=True)}
-    wanted = own.keys() if stored.keys() > set(trained) else set(trained)
+    wanted = module.state_dict().keys() if whole else set(trained)
     differing = sorted(wanted ^ stored.keys()) or [name for name in stored if stored[name].shape != own[name].shape]
     if differing:
         raise ValueError(f"{checkpoint.path} does not fit the model of config.yaml: {differing[0]} differs")
