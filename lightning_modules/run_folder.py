@@ -26,15 +26,16 @@ from omegaconf import OmegaConf
 
 from zoo.errors import is_disk_full
 from zoo.files import written_beside
+from zoo.secrets import MASK, without_secrets
 
-MASK = "********"
 _SECRET = re.compile(r"(^|[_-])(tokens?|password|passwd|passphrase|secret|api_?key|access_?key|private_?key|credentials?)$", re.I)
 _PACKAGES = ("attune", "torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
 _FIXED = ("module", "data", "seed")  # a resumed run keeps these
 
 
 def masked(config: Any, inside_secret: bool = False) -> Any:
-    """``config`` with the values of keys that look like secrets masked, and every copy of such a value in other strings."""
+    """``config`` with the values of keys that look like secrets masked, every copy of such a value in other strings, and
+    whatever has the form of a token (``zoo.secrets``)."""
     secrets: set[str] = set()
 
     def mask(node: Any, secret: bool) -> Any:
@@ -55,6 +56,7 @@ def masked(config: Any, inside_secret: bool = False) -> Any:
         if isinstance(node, str):
             for secret in sorted(secrets, key=len, reverse=True):
                 node = node.replace(secret, MASK) if len(secret) >= 4 else node
+            return without_secrets(node)
         return node
 
     return erase(mask(config, inside_secret))
@@ -63,7 +65,8 @@ def masked(config: Any, inside_secret: bool = False) -> Any:
 def masked_command(words: Sequence[str]) -> str:
     """A command line with the values of ``key=value`` words masked where the key looks like a secret."""
     pairs = [(word, re.split(r"[.=]", word.partition("=")[0])[-1]) for word in words]
-    return " ".join(f"{word.partition('=')[0]}={MASK}" if "=" in word and _SECRET.search(key) else word for word, key in pairs)
+    masks = (f"{word.partition('=')[0]}={MASK}" if "=" in word and _SECRET.search(key) else word for word, key in pairs)
+    return without_secrets(" ".join(masks))
 
 
 def provenance(command_line: Sequence[str], checkpoint: Path | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from zoo.construction import build_within
 from zoo.errors import did_you_mean
 from zoo.files import folder_written_beside, sha256_of
 from zoo.rewards import REWARDS
-from zoo.safety import file_inside, read_json
+from zoo.safety import file_inside, read_json, safe_relative_path
 from zoo.targets import bind, locate
 from zoo.weights import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE, blobs_of, read_state, save_state, save_weights
 
@@ -189,9 +189,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     missing = [key for key in ("kind", "architecture", "arguments") if key not in config]
     if missing and (missing != ["arguments"] or config["kind"] != "adapter"):
         raise ValueError(f"{path} has no {', '.join(missing)}")
+    for key in ("kind", "architecture"):
+        if not isinstance(config[key], str):
+            raise ValueError(f"{path}: {key} must be a name, got {str(config[key])[:80]}")
     sha256 = config.get("sha256", {})
     if not isinstance(sha256, dict) or not all(isinstance(value, str) for value in sha256.values()):
-        raise ValueError(f"{path}: sha256 must be an object of file: hash, got {sha256!r}")
+        raise ValueError(f"{path}: sha256 must be an object of file: hash, got {str(sha256)[:80]}")
+    for name in sha256:
+        safe_relative_path(name)
     return config
 
 

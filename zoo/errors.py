@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from zoo.secrets import without_secrets
+
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
     """The end of a message about an unknown name: the nearest right one, else the choices (at most ``limit`` of them)."""
@@ -35,7 +37,11 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One message for a person: an ``OSError`` without its number, a full disk with the way on."""
+    """One message for a person: an ``OSError`` without its number, a full disk with the way on, tokens and passwords masked."""
+    return without_secrets(_described(error))
+
+
+def _described(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         advice = "" if "resume=true" in error.strerror or not is_disk_full(error) else "; free some space and start again"

@@ -1,0 +1,124 @@
+"""Tokens and passwords stay out of messages, logs, run configurations, cards and what is sent."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+
+import pytest
+from hub_server import WRITER, HubServer, connect
+from toy_artifacts import CARD, contents, model_folder
+from toy_run import config as toy_config
+
+from lightning_modules import run, run_folder
+from zoo.errors import reported
+from zoo.hub import pull, push
+from zoo.secrets import MASK, without_secrets
+from zoo.zoo_command import main
+
+OTHER = "hf_" + "Zz9" * 10
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (f"Bearer {OTHER} sent", f"Bearer {MASK} sent"),
+        ("key sk-proj-abcdefghijklmnopqrst.", f"key {MASK}."),
+        ("ghp_abcdefghijklmnopqrstuvwx", MASK),
+        ("http://me:pass1234@proxy:80/x and http://host:80/a@b", f"http://me:{MASK}@proxy:80/x and http://host:80/a@b"),
+        ("hf_hub_download of tokens_BLD sk-learn", "hf_hub_download of tokens_BLD sk-learn"),
+        ("correct horse, battery", f"{MASK}, battery"),
+        ("the word abc stays", "the word abc stays"),
+    ],
+)
+def test_what_is_masked(text: str, masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_LLM_API_KEY", "correct horse")
+    monkeypatch.setenv("SHORT_TOKEN", "abc")
+    assert without_secrets(text) == masked
+
+
+def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not under a key that says so, not under one that does not, not on the command line, not on a second start."""
+    monkeypatch.setenv("HF_TOKEN", "an-unusual-token")
+    words = [f"data.token={OTHER}", "provenance=[an-unusual-token]"]
+    settings = run.load([toy_config(tmp_path)], words[:1])
+    settings.module["kind"] = "a"
+    settings.data["note"] = f"pulled with {OTHER} and an-unusual-token"
+    run_folder.write_config(tmp_path / "run", settings.to_dict(), ["fit.py", *words, f"name={OTHER}"], None)
+    run_folder.write_config(tmp_path / "run", settings.to_dict(), ["fit.py", *words], None)
+    text = (tmp_path / "run/config.yaml").read_text()
+    assert OTHER not in text
+    assert "an-unusual-token" not in text
+    assert text.count(MASK) >= 6
+    assert run_folder.differing_keys(tmp_path / "run", settings.to_dict()) == []
+
+
+def test_a_trained_run_holds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file of a run folder, whatever wrote it."""
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    run.fit(run.load([toy_config(tmp_path)], [f"data.token={OTHER}"]), ["fit.py", f"data.token={OTHER}"])
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"config.yaml", "metrics.csv", "last.ckpt"} <= {path.name for path in files}
+    for path in files:
+        assert not {secret for secret in (OTHER, WRITER) if secret.encode() in path.read_bytes()}, path
+    shown = capsys.readouterr()
+    assert OTHER not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("case", ["missing", "private", "gated", "wrong hash", "wrong token", "nobody there", "refused push"])
+def test_failures_on_the_way_show_none(
+    case: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The message, its traceback with all causes, every log line at the finest level, and what was printed."""
+    model = model_folder(tmp_path / "made/model")
+    token = OTHER if case == "wrong token" else WRITER
+    connect(monkeypatch, hub, tmp_path / "home", token)
+    monkeypatch.chdir(tmp_path)
+    owner = "other" if case == "private" else "tester"
+    if case != "missing":
+        hub.put(f"{owner}/model", contents(model), private=case == "private", gated=case == "gated")
+    if case == "wrong hash":
+        hub.corrupt((model / "config.json").read_bytes())
+    if case == "nobody there":
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", "http://me:pass1234@127.0.0.1:9")
+    logging.getLogger("huggingface_hub").setLevel(logging.DEBUG)
+    caplog.set_level(logging.DEBUG)
+    words = ["push", str(model), "other/model", "--yes"] if case == "refused push" else [
+        "pull", f"{owner}/model", "--accept-licence"]
+    assert reported(main, words) == 2
+    shown = capsys.readouterr()
+    assert "error: " in shown.err
+    with pytest.raises((ValueError, OSError)) as caught:
+        main(words)
+    trace = "".join(traceback.format_exception(caught.value))
+    for secret in (WRITER, OTHER):
+        assert secret not in shown.out + shown.err + caplog.text + trace
+    assert "pass1234" not in shown.out + shown.err
+    assert len(caplog.records) > 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json"])
+def test_a_card_or_a_config_with_a_token_is_not_sent(
+    name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, hub, tmp_path / "home")
+    model = model_folder(tmp_path / "made/model", **({"note": OTHER} if name == "config.json" else {}))
+    if name == "README.md":
+        (model / name).write_text(f"{CARD}\nos.environ['HF_TOKEN'] = {OTHER!r}\n")
+    with pytest.raises(ValueError, match=rf"{name} in .* holds what looks like an access token") as caught:
+        push(model, "tester/model", yes=True)
+    assert OTHER not in str(caught.value)
+    assert hub.requests == []
+
+
+def test_no_token_is_written_by_a_pull(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, hub, tmp_path / "home", token=None)
+    monkeypatch.chdir(tmp_path)
+    hub.put("tester/model", contents(model_folder(tmp_path / "made/model")), private=True)
+    pull("tester/model", token=WRITER)
+    assert any(request.token == WRITER for request in hub.requests)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and WRITER.encode() in path.read_bytes()] == []
