@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from toy_paths import PATHS, SHAPE, conditioning_of, randn
 
 from zoo.diffusion import (
     Sampler,
-    Straight,
     VPCosine,
     VPDiscrete,
     guided_output,
@@ -21,21 +21,6 @@ from zoo.diffusion import (
 )
 from zoo.types import Conditioning, Path, Prompt, Trajectory
 
-AUDIOLDM2 = (0.0015, 0.0195)
-TANGO = (0.00085, 0.012)
-PATHS = {
-    "discrete-eps": VPDiscrete.from_betas(*AUDIOLDM2, "eps"),
-    "discrete-v": VPDiscrete.from_betas(*TANGO, "v"),
-    "cosine-v": VPCosine("v"),
-    "cosine-exponential": VPCosine("v", spacing="exponential"),
-    "straight": Straight(),
-}
-SHAPE = (3, 5)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
 
 def predict(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
     """A toy network that listens to its conditioning and its time."""
@@ -44,10 +29,6 @@ def predict(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         tokens = tokens + conditioning["mask"].float().mean(dim=1)
     shift = (tokens + 0.1 * torch.cos(time_B.float())).reshape(-1, *[1] * (x.ndim - 1))
     return 0.8 * x + torch.tanh(x + shift)
-
-
-def conditioning_of(count: int, seed: int = 1) -> Conditioning:
-    return Conditioning({"tokens": randn(count, 4, 2, seed=seed)})
 
 
 def sample(path: Path, sampler: Sampler, count: int = 4, shape: tuple[int, ...] = SHAPE, first: int = 0, **options) -> Trajectory:

@@ -1,0 +1,59 @@
+"""One round over two processes is the round of one process. This file is also what each of the two runs."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from toy_ddpo import Recorder, module, trainer, weights
+from toys import Given, ToyBackbone, prompt_round
+
+from datamodules.batches import PromptBatch
+
+SPREAD = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "train_step_share": 0.5, "kl_weight": 0.1}
+
+
+def one_of_two_ranks(folder: str, rank: int) -> None:
+    """Runs in a process of its own: half of the round, gradients and weights to a file."""
+    torch.set_num_threads(1)
+    batch, mine = prompt_round(8), slice(rank * 4, rank * 4 + 4)
+    own, recorder = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0), Recorder()
+    ddpo = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD)
+    run = trainer(devices=2, strategy="ddp", callbacks=[recorder], use_distributed_sampler=False)
+    run.fit(ddpo, Given(own), Given(own))
+    found = {"gradients": recorder.gradients, "weights": weights(ddpo), "metrics": recorder.rounds[0], "held_out": ddpo.held_out}
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared["PYTHONPATH"] = str(project_root)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path), str(rank)], env={**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        )
+        for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    ddpo, recorder = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD), Recorder()
+    trainer(callbacks=[recorder]).fit(ddpo, Given(prompt_round(8)), Given(prompt_round(8)))
+    scale = max(gradient.abs().max().item() for gradient in recorder.gradients.values())
+    for name, gradient in recorder.gradients.items():
+        assert torch.equal(first["gradients"][name], second["gradients"][name])
+        torch.testing.assert_close(first["gradients"][name], gradient, rtol=0, atol=1e-6 * scale)
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weights(ddpo)[name], rtol=1e-6, atol=1e-6)
+    assert first["held_out"] == pytest.approx(ddpo.held_out, rel=1e-6)
+    for name in ("reward/mean", "reward/std", "reward/happy/mean", "latent_norm", "grad_norm"):
+        assert first["metrics"][name] == pytest.approx(recorder.rounds[0][name], rel=1e-5)
+
+
+if __name__ == "__main__":
+    one_of_two_ranks(sys.argv[1], int(sys.argv[2]))
