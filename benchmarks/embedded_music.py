@@ -62,7 +62,7 @@ def table(rows: dict[str, Measured]) -> str:
     header += ["in tune", "onsets/s " + ", ".join(MOODS), "side/mid dB"]
     lines = []
     for name, row in rows.items():
-        line = [name, str(len(row.moods)), shown(row.estimate("accuracy"))]
+        line = [name, str(len(row.groups)), shown(row.estimate("accuracy"))]
         line += [f"{row.estimate('accuracy', mood)[0]:.2f}" for mood in MOODS]
         line += [shown(row.estimate(column)) for column in ("judge_accuracy", "judge_probability", "judge_quadrant") if judged]
         line += [shown(row.estimate("in_tune")), " ".join(f"{row.estimate('onsets_per_s', mood)[0]:.1f}" for mood in MOODS)]

@@ -84,18 +84,22 @@ def shuffled(clips: Clips, seed: int = 0) -> Clips:
 
 @dataclass(frozen=True)
 class Measured:
-    """One value a clip, by name; NaN nowhere."""
+    """``groups``: each clip's mood or relation. ``values``: by name one number a clip, or a shorter column (always of the same
+    clips) where only some are asked; NaN nowhere.
+    """
 
-    moods: list[str]
+    groups: list[str]
     values: Mapping[str, np.ndarray]
 
-    def estimate(self, name: str, mood: str | None = None) -> Estimate:
-        """Mean and standard error over all clips, or those of one mood."""
-        rows = [i for i, own in enumerate(self.moods) if mood in (None, own)]
-        return mean_and_error(self.values[name][rows].tolist())
+    def estimate(self, name: str, group: str | None = None) -> Estimate:
+        """Mean and standard error over clips, or over those of one group (of a column with one number a clip)."""
+        column = self.values[name].tolist()
+        if group is not None:
+            column = [value for value, own in zip(column, self.groups, strict=True) if own == group]
+        return mean_and_error(column)
 
     def to_json(self) -> dict:
-        return {"moods": self.moods, "values": {name: column.tolist() for name, column in self.values.items()}}
+        return {"groups": self.groups, "values": {name: column.tolist() for name, column in self.values.items()}}
 
 
 def measure(clips: Clips, reward: Reward, judge: MoodJudge | None, network: Outputs | None, batch_size: int = 32) -> Measured:

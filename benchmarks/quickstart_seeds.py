@@ -24,6 +24,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,34 @@ from datamodules.music_render import PROGRAMS
 from zoo.errors import reported
 from zoo.files import written_beside
 from zoo.metrics.intervals import mean_and_error
-from zoo.rewards.emotion import MOODS
-from zoo.types import Prompt
+from zoo.types import Backbone, Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 NOISE_SEED = 1_000_003
+JUDGE = "judge_probability"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A column of the table: ``name`` in ``Measured.values``; ``paired`` adds the difference ± its standard error; with a
+    ``legend`` it is in the picture.
+    """
+
+    name: str
+    title: str
+    digits: int = 2
+    paired: bool = False
+    legend: str = ""
+
+
+SCORES = (
+    Score("reward", "reward", 3, True, "training reward"),
+    Score("accuracy", "accuracy", legend="classifier accuracy"),
+    Score(JUDGE, "judge p(mood)", 3, True, "held-out judge p(mood)"),
+    Score("judge_accuracy", "judge accuracy"),
+    Score("in_tune", "in tune"),
+    Score("onsets_per_s", "onsets/s", 1),
+)
 
 
 def train(seed: int, config: Path, run_dir: Path, overrides: Sequence[str] = ()) -> None:
@@ -66,14 +90,16 @@ def train(seed: int, config: Path, run_dir: Path, overrides: Sequence[str] = ())
         subprocess.run([*command, *overrides], check=True, cwd=ROOT)
 
 
-def held_out_prompts(data_config: dict[str, Any]) -> tuple[Prompt, ...]:
-    """All held-out prompts of a run's data node. Raises ``ValueError`` when some mood has none."""
+def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, ...]:
+    """All held-out prompts of a run's data node. Raises ``ValueError`` when they lack a value of ``label`` that is trained on."""
     from zoo.targets import instantiate
 
-    prompts = instantiate({**data_config, "val_prompts": None}, "data").validation_prompts
-    absent = [mood for mood in MOODS if mood not in {prompt.labels.get("mood") for prompt in prompts}]
+    data = instantiate({**data_config, "val_prompts": None}, "data")
+    prompts = data.validation_prompts
+    held = {prompt.labels.get(label) for prompt in prompts}
+    absent = dict.fromkeys(str(prompt.labels.get(label)) for prompt in data.train_prompts if prompt.labels.get(label) not in held)
     if absent:
-        raise ValueError(f"the configuration holds out no prompt of {', '.join(absent)}; add pairs to data.held_out")
+        raise ValueError(f"the configuration holds out no prompt of {', '.join(absent)}; hold out more of the prompts in data")
     return prompts
 
 
@@ -91,48 +117,44 @@ def differences(before: Measured, after: Measured, name: str) -> Estimate:
     return mean_and_error((after.values[name] - before.values[name]).tolist())
 
 
-def table(before: Measured, after: dict[int, Measured]) -> str:
-    """One row a seed: reward, judge and guards, before -> after."""
-    judged = "judge_probability" in before.values
-    header = ["seed", "reward", "difference", "accuracy"]
-    header += ["judge p(mood)", "difference", "judge accuracy"] if judged else []
+def table(before: Measured, after: dict[int, Measured], scores: Sequence[Score], judge: str) -> str:
+    """One row a seed: before -> after of every score that was measured, and the verdict."""
+    scores = [score for score in scores if score.name in before.values]
+    header = ["seed", *(title for score in scores for title in ([score.title, "difference"] if score.paired else [score.title]))]
     lines = []
     for seed, row in after.items():
-
-        def change(name: str, row: Measured = row, digits: int = 2) -> str:
-            return f"{before.estimate(name)[0]:.{digits}f} -> {row.estimate(name)[0]:.{digits}f}"
-
-        line = [str(seed), change("reward", digits=3), shown(differences(before, row, "reward"), 3), change("accuracy")]
-        if judged:
-            line += [change("judge_probability", digits=3), shown(differences(before, row, "judge_probability"), 3)]
-            line += [change("judge_accuracy")]
-        lines.append([*line, change("in_tune"), change("onsets_per_s", digits=1), verdict(before, row)])
-    return markdown_table([*header, "in tune", "onsets/s", "verdict"], lines)
+        line = [str(seed)]
+        for score in scores:
+            old, new = (measured.estimate(score.name)[0] for measured in (before, row))
+            line.append(f"{old:.{score.digits}f} -> {new:.{score.digits}f}")
+            line += [shown(differences(before, row, score.name), score.digits)] if score.paired else []
+        lines.append([*line, verdict(before, row, judge)])
+    return markdown_table([*header, "verdict"], lines)
 
 
-def verdict(before: Measured, after: Measured) -> str:
-    """In words, by rule 4 of the protocol."""
+def verdict(before: Measured, after: Measured, judge: str) -> str:
+    """In words, by rule 4 of the protocol. ``judge`` names the held-out score."""
     mean, error = differences(before, after, "reward")
     words = "learned" if mean > 2 * error else "did not learn"
-    if "judge_probability" in before.values:
-        mean, error = differences(before, after, "judge_probability")
+    if judge in before.values:
+        mean, error = differences(before, after, judge)
         words += ", judge fell" if mean < -2 * error else ", judge rose" if mean > 2 * error else ", judge unchanged"
     return words
 
 
-def picture(before: Measured, after: dict[int, Measured], path: Path) -> None:
-    """Paired differences with two standard errors, one point a seed and score."""
+def picture(before: Measured, after: dict[int, Measured], scores: Sequence[Score], path: Path) -> None:
+    """Paired differences with two standard errors, one point a seed and score that has a legend."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    scores = {"reward": "training reward", "judge_probability": "held-out judge p(mood)", "accuracy": "classifier accuracy"}
     figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
-    for shift, (name, label) in enumerate((n, text) for n, text in scores.items() if n in before.values):
-        means, errors = zip(*(differences(before, row, name) for row in after.values()))
-        places = [place + 0.2 * (shift - 1) for place in range(len(after))]
-        axes.errorbar(places, means, [2 * error for error in errors], fmt="o", capsize=3, label=label)
+    drawn = [score for score in scores if score.legend and score.name in before.values]
+    for shift, score in enumerate(drawn):
+        means, errors = zip(*(differences(before, row, score.name) for row in after.values()))
+        places = [place + 0.2 * (shift - (len(drawn) - 1) / 2) for place in range(len(after))]
+        axes.errorbar(places, means, [2 * error for error in errors], fmt="o", capsize=3, label=score.legend)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(after)), [f"seed {seed}" for seed in after])
     axes.set_ylabel("after - before, ± 2 SE")
@@ -142,46 +164,44 @@ def picture(before: Measured, after: dict[int, Measured], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(argv: Sequence[str]) -> None:
+def option_parser(description: str, config: str, samples: int, out: str) -> argparse.ArgumentParser:
+    """The options of every protocol of seeds, with its defaults; paths are relative to the project and the working folder."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / config)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--samples", type=int, default=samples, help="clips a held-out prompt")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("overrides", nargs="*", help="key=value for tools/fit.py (a departure from the protocol: it is recorded)")
+    return parser
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration with its references filled in."""
     from omegaconf import OmegaConf
 
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+
+
+def built(config: dict[str, Any], run_dir: Path | None = None) -> Backbone:
+    """The base model of a configuration, with the adapter of a run if one is given."""
     from zoo.backbones.lora import load_adapter
     from zoo.targets import instantiate
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/ddpo/quickstart.yaml")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--samples", type=int, default=16, help="clips a held-out prompt")
-    parser.add_argument("--reference-clips", type=int, default=24, help="real clips a mood and instrument, for the judge")
-    parser.add_argument("--judge", default="vibenet", help="vibenet or none")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/quickstart"))
-    parser.add_argument("overrides", nargs="*", help="key=value for tools/fit.py (a departure from the protocol: it is recorded)")
-    options = parser.parse_args(argv)
-    network = loaded_network(options.judge)  # before any hour is spent
-    out = options.out.resolve()
-    config = OmegaConf.to_container(OmegaConf.load(options.config), resolve=True)
-    prompts, sampler = held_out_prompts(config["data"]), evaluation_sampler(config["module"])
-    for seed in options.seeds:
-        train(seed, options.config.resolve(), out / f"seed{seed}", options.overrides)
-    reward = instantiate(config["module"]["reward"], "module.reward")
-    base = instantiate(config["module"]["backbone"], "module.backbone")
-    judge = None
-    if network is not None:
-        # real clips exist of the instruments that can be rendered; the base plays those whatever else is asked for
-        instruments = sorted({prompt.labels["instrument"] for prompt in prompts} & set(PROGRAMS))
-        reference = real_clips(options.reference_clips, instruments, prompts[0].seconds, base.sample_rate_hz, REFERENCE_SEED)
-        judge = fitted_judge(reference, network)
+    backbone = instantiate(config["module"]["backbone"], "module.backbone")
+    if run_dir is not None:
+        load_adapter(backbone, run_dir / "adapter")
+    return backbone
 
-    def evaluated(backbone) -> Measured:
-        with torch.no_grad():
-            clips = generations(backbone, reward, sampler, prompts, options.samples, NOISE_SEED)
-        return measure(clips, reward, judge, network)
 
-    before, after = evaluated(base), {}
-    for seed in options.seeds:
-        backbone = instantiate(config["module"]["backbone"], "module.backbone")
-        load_adapter(backbone, out / f"seed{seed}" / "adapter")
-        after[seed] = evaluated(backbone)
+def publish(
+    options: argparse.Namespace,
+    prompts: Sequence[Prompt],
+    before: Measured,
+    after: dict[int, Measured],
+    scores: Sequence[Score],
+    judge: str,
+) -> None:
+    """Writes results.json, table.md and table.png into ``options.out`` and prints the table. Raises ``OSError``."""
     record = {
         "config": str(options.config),
         "overrides": options.overrides,
@@ -190,10 +210,42 @@ def main(argv: Sequence[str]) -> None:
         "before": before.to_json(),
         "after": {str(seed): row.to_json() for seed, row in after.items()},
     }
-    write_json(out / "results.json", record)
-    write_text(out / "table.md", table(before, after))
-    picture(before, after, out / "table.png")
-    print(table(before, after))
+    write_json(options.out / "results.json", record)
+    write_text(options.out / "table.md", table(before, after, scores, judge))
+    picture(before, after, scores, options.out / "table.png")
+    print(table(before, after, scores, judge))
+
+
+def main(argv: Sequence[str]) -> None:
+    from zoo.targets import instantiate
+
+    parser = option_parser(__doc__, "configs/ddpo/quickstart.yaml", 16, "out/benchmarks/quickstart")
+    parser.add_argument("--reference-clips", type=int, default=24, help="real clips a mood and instrument, for the judge")
+    parser.add_argument("--judge", default="vibenet", help="vibenet or none")
+    options = parser.parse_args(argv)
+    network = loaded_network(options.judge)  # before any hour is spent
+    out = options.out.resolve()
+    config = read_config(options.config)
+    prompts, sampler = held_out_prompts(config["data"], "mood"), evaluation_sampler(config["module"])
+    for seed in options.seeds:
+        train(seed, options.config.resolve(), out / f"seed{seed}", options.overrides)
+    reward = instantiate(config["module"]["reward"], "module.reward")
+    base = built(config)
+    judge = None
+    if network is not None:
+        # real clips exist of the instruments that can be rendered; the base plays those whatever else is asked for
+        instruments = sorted({prompt.labels["instrument"] for prompt in prompts} & set(PROGRAMS))
+        reference = real_clips(options.reference_clips, instruments, prompts[0].seconds, base.sample_rate_hz, REFERENCE_SEED)
+        judge = fitted_judge(reference, network)
+
+    def evaluated(backbone: Backbone) -> Measured:
+        with torch.no_grad():
+            clips = generations(backbone, reward, sampler, prompts, options.samples, NOISE_SEED)
+        return measure(clips, reward, judge, network)
+
+    before = evaluated(base)
+    after = {seed: evaluated(built(config, out / f"seed{seed}")) for seed in options.seeds}
+    publish(options, prompts, before, after, SCORES, JUDGE)
 
 
 if __name__ == "__main__":

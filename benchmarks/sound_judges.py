@@ -20,7 +20,7 @@ square roots of probabilities is right for 84 %, by accepted labels alone for 53
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ from zoo.importers.wheels import wheel_path
 from zoo.importers.yamnet import load_yamnet, patch_centres_s
 
 TOP = 10  # a hit: an accepted label among the ten likeliest of 521
-_PRIOR_FLOOR = 1e-4
+PRIOR_FLOOR = 1e-4  # of a label's mean probability, before it divides
 Tagger = Callable[[Tensor, int], Tensor]  # (wave_BCN, sample_rate_hz) -> probability_BPK
 
 
@@ -98,6 +98,22 @@ def in_order(probability_PK: Tensor, events: Sequence[Sequence[int]]) -> bool | 
     return all(early < late for early, late in zip(centroids, centroids[1:]))
 
 
+def above_absent(
+    relative_PK: Tensor, classes: Iterable[Sequence[int]], event: Sequence[int], present: Sequence[Sequence[int]]
+) -> float | None:
+    """Share of absent classes whose presence is below the event's: 1 right, 0.5 chance, ties count half.
+
+    ``relative_PK``: probabilities over the prior of each label; ``classes``: the accepted labels of every class. Absent are the
+    classes that share no label with the event or any of the ``present`` ones. None when there is none.
+    """
+    heard = {index for other in [event, *present] for index in other}
+    absent = [presence(relative_PK, other) for other in classes if not heard & set(other)]
+    if not absent:
+        return None
+    own = presence(relative_PK, event)
+    return sum((own > score) + 0.5 * (own == score) for score in absent) / len(absent)
+
+
 @dataclass(frozen=True)
 class EventJudge:
     """Answers about events, with facts from *real* reference clips: plain tensors.
@@ -130,21 +146,12 @@ class EventJudge:
         mean_K, scale_K = root_BK.mean(dim=0), root_BK.std(dim=0) + 1e-6
         centres = [root_BK[[i for i, own in enumerate(sound_classes) if own == name]].mean(dim=0) for name in labels]
         indices = {name: label_indices(own, class_names) for name, own in labels.items()}
-        prior_K = loudest_BK.mean(dim=0).clamp(min=_PRIOR_FLOOR)
+        prior_K = loudest_BK.mean(dim=0).clamp(min=PRIOR_FLOOR)
         return EventJudge(tuple(class_names), indices, prior_K, (torch.stack(centres) - mean_K) / scale_K, mean_K, scale_K)
 
     def separation(self, probability_PK: Tensor, event: Sequence[int], present: Sequence[Sequence[int]]) -> float | None:
-        """Share of absent classes whose presence (over the prior) is below the event's: 1 right, 0.5 chance, ties count half.
-
-        Absent are the classes that share no label with any of the ``present`` events. None when there is none.
-        """
-        relative_PK = probability_PK / self.prior_K
-        heard = {index for other in [event, *present] for index in other}
-        absent = [presence(relative_PK, other) for other in self.labels.values() if not heard & set(other)]
-        if not absent:
-            return None
-        own = presence(relative_PK, event)
-        return sum((own > score) + 0.5 * (own == score) for score in absent) / len(absent)
+        """``above_absent`` among the classes of the reference, over its prior."""
+        return above_absent(probability_PK / self.prior_K, self.labels.values(), event, present)
 
     def nearest_class(self, probability_PK: Tensor) -> str:
         """The class whose mean of square roots of probabilities is nearest (in units of the reference's spread)."""
@@ -192,7 +199,7 @@ class TextAudioJudge:
     @staticmethod
     def fit(probability_BPK: Tensor, class_names: Sequence[str], embed: Callable[[Sequence[str]], Tensor]) -> TextAudioJudge:
         """The prior from probabilities of reference clips."""
-        prior_K = probability_BPK.mean(dim=(0, 1)).clamp(min=_PRIOR_FLOOR)
+        prior_K = probability_BPK.mean(dim=(0, 1)).clamp(min=PRIOR_FLOOR)
         return TextAudioJudge(embed, embed([f"the sound of {name.lower()}" for name in class_names]), prior_K)
 
     def scores(self, probability_BPK: Tensor, captions: Sequence[str]) -> Tensor:

@@ -11,20 +11,30 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.batches import PromptBatch
 from lightning_modules.rollouts import ScoredSamples
+from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
+from zoo.types import Waveform
 
 INDEX = "samples.json"
 
 
 def spread(batch: PromptBatch, count: int) -> PromptBatch:
-    """``count`` rows of a batch (all, if it has fewer), evenly spread."""
-    count = min(count, len(batch))
-    rows = [i * len(batch) // count for i in range(count)]
+    """``count`` rows of a batch (all, if it has fewer) of as many prompts as there are, evenly spread over them; a prompt comes a
+    second time when every one is there, next to its first.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, prompt in enumerate(batch.prompts):
+        rows_of.setdefault(prompt.id, []).append(row)
+    chosen: list[tuple[int, int]] = []  # (prompt's first row, row)
+    for repeat in range(max(map(len, rows_of.values()), default=0)):
+        layer = [(rows[0], rows[repeat]) for rows in rows_of.values() if repeat < len(rows)]
+        wanted = min(count - len(chosen), len(layer))
+        chosen += [layer[i * len(layer) // wanted] for i in range(wanted)]
+    rows = [row for _, row in sorted(chosen)]
     return PromptBatch(tuple(batch.prompts[i] for i in rows), tuple(batch.sample_index[i] for i in rows), batch.round_index)
 
 
@@ -40,7 +50,7 @@ def joined(batches: Iterable[PromptBatch]) -> PromptBatch | None:
 def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: int) -> Path:
     """One 16-bit wav a sample and ``samples.json`` (file, prompt, score); an older folder is replaced when all is written.
 
-    Raises ``OSError``; the older folder stays then.
+    Raises ``OSError``, and ``ValueError`` for a wave with NaN or infinity; the older folder stays then.
     """
     folder = Path(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -50,7 +60,7 @@ def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: in
         index = []
         for i, prompt in enumerate(samples.prompts):
             file = f"{i:02d}_{re.sub(r'[^A-Za-z0-9_-]+', '-', prompt.id)[:60]}.wav"
-            soundfile.write(part / file, samples.wave_BCN[i].clamp(-1, 1).T.numpy(), sample_rate_hz, subtype="PCM_16")
+            write_audio(part / file, Waveform(samples.wave_BCN[i], sample_rate_hz))
             facts = {"id": prompt.id, "text": prompt.text, "negative": prompt.negative, "seconds": prompt.seconds}
             index.append({"file": file, **facts, "labels": dict(prompt.labels), "score": samples.score_B[i].item()})
         (part / INDEX).write_text(json.dumps(index, indent=1, default=str), encoding="utf-8")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from toys import small_audio
 
 from benchmarks import embedded_music, evaluation, judges, quickstart_seeds
 from benchmarks.judges import OUTPUTS, MoodJudge, vibenet_log_mel
@@ -91,7 +92,7 @@ def test_card_table_at_toy_size(tmp_path):
         rows = embedded_music.run(
             backbone, reward, loudness_network, Sampler(2, 2.0), ["piano"], 1.024, 2, repeats=2, seed=0, renderer="additive"
         )
-    assert [len(row.moods) for row in rows.values()] == [8, 8, 8, 24, 8]  # one instrument: 12 of 16 words are held out
+    assert [len(row.groups) for row in rows.values()] == [8, 8, 8, 24, 8]  # one instrument: 12 of 16 words are held out
     text = embedded_music.table(rows)
     assert len(text.splitlines()) == 7 and "held-out judge" in text and "nan" not in text
     assert rows["real"].estimate("in_tune")[0] > 0.6
@@ -103,12 +104,12 @@ def test_paired_differences_and_verdicts():
     base = np.arange(8.0)
     before = evaluation.Measured(list(MOODS) * 2, {"reward": base, "judge_probability": base})
     jitter = np.array([0.1, -0.1] * 4)
-    up = evaluation.Measured(before.moods, {"reward": base + 1 + jitter, "judge_probability": base - 1 + jitter})
+    up = evaluation.Measured(before.groups, {"reward": base + 1 + jitter, "judge_probability": base - 1 + jitter})
     mean, error = quickstart_seeds.differences(before, up, "reward")
     assert mean == pytest.approx(1) and error == pytest.approx(0.1 * np.sqrt(8 / 7) / np.sqrt(8))
-    assert quickstart_seeds.verdict(before, up) == "learned, judge fell"
-    same = evaluation.Measured(before.moods, {"reward": base + jitter, "judge_probability": base + jitter})
-    assert quickstart_seeds.verdict(before, same) == "did not learn, judge unchanged"
+    assert quickstart_seeds.verdict(before, up, quickstart_seeds.JUDGE) == "learned, judge fell"
+    same = evaluation.Measured(before.groups, {"reward": base + jitter, "judge_probability": base + jitter})
+    assert quickstart_seeds.verdict(before, same, quickstart_seeds.JUDGE) == "did not learn, judge unchanged"
 
 
 def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
@@ -116,7 +117,7 @@ def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
     config = {
         "module": {
             "_target_": "lightning_modules.ddpo.DDPO",
-            "backbone": {"_target_": "zoo.backbones.tiny.TinyAudio", **TINY},
+            "backbone": {"_target_": "toys.small_audio"},
             "reward": {"_target_": "zoo.rewards.emotion.EmotionReward", **SMALL},
             "sample_steps": 2,
             "guidance_scale": 2.0,
@@ -132,7 +133,7 @@ def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
         },
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-    backbone = TinyAudio(**TINY)
+    backbone = small_audio()
     add_lora(backbone, 2)
     save_adapter(backbone, tmp_path / "out" / "seed0" / "adapter")
     folders = ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
@@ -151,4 +152,4 @@ def test_quickstart_needs_a_held_out_prompt_of_every_mood():
         "held_out": [["happy", "harp"]],
     }
     with pytest.raises(ValueError, match="no prompt of angry, sad, tender"):
-        quickstart_seeds.held_out_prompts(data)
+        quickstart_seeds.held_out_prompts(data, "mood")

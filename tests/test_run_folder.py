@@ -9,11 +9,14 @@ import soundfile
 import torch
 from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
 
+from datamodules.prompts import PromptDataModule
+from datamodules.scene_prompts import scene_prompts
 from lightning_modules.audio_samples import AudioSamples, spread
 from lightning_modules.callbacks import MetricsCSV, default_callbacks
 from lightning_modules.ddpo import DDPO
 from lightning_modules.report import read_rows, write_report
 from zoo.backbones.lora import load_adapter
+from zoo.types import RewardOutput
 
 
 def module(**changes) -> DDPO:
@@ -83,6 +86,33 @@ def test_a_report_of_an_empty_folder_says_what_is_missing(tmp_path):
     assert "Nothing was measured" in report and "No samples were written" in report and "config.yaml was not written" in report
 
 
+class Loudness:
+    differentiable = True
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        return RewardOutput(wave_BCN.square().mean(dim=(1, 2)))
+
+
+def test_a_run_on_captions_of_two_sounds_tells_relations_apart_and_plays_one_clip_a_caption(tmp_path):
+    data = PromptDataModule(
+        prompts=scene_prompts(["cow", "crow", "explosion", "sheep"], held_out_share=0.34, seconds=1.0),
+        prompts_per_round=4, repeats=2, val_repeats=3,
+    )  # fmt: skip
+    settings = {"sample_steps": 2, "sample_batch_size": 4, "train_batch_size": 4, "lora_rank": 2, "clip_reference_elements": None}
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, num_sanity_val_steps=0, callbacks=default_callbacks(tmp_path, audio_count=4, progress=False),
+    )  # fmt: skip
+    trainer.fit(DDPO(ToyBackbone(), Loudness(), class_label="relation", **settings), data)
+    (row,) = read_rows(tmp_path / "metrics.csv")
+    assert {"reward/then/mean", "held_out/together/mean", "held_out/then/mean"} <= set(row)
+    samples = json.loads((tmp_path / "audio/after/samples.json").read_text())
+    assert len({sample["id"] for sample in samples}) == 4 and {s["labels"]["relation"] for s in samples} == {"together", "then"}
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert all(sample["text"] in page.text for sample in samples) and page.tags.count("audio") == 8 and "not:" not in page.text
+
+
 def test_metrics_survive_a_resume_without_doubled_or_lost_rows(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, 4)
@@ -145,6 +175,11 @@ def test_columns_that_come_later_do_not_shift_earlier_rows(tmp_path):
 def test_samples_are_spread_and_counted():
     assert [p.id for p in spread(prompt_round(8, repeats=1), 4).prompts] == ["p0", "p2", "p4", "p6"]
     assert len(spread(prompt_round(2, repeats=1), 4)) == 2
+    repeated = prompt_round(48, repeats=4)  # 12 prompts, four times each
+    assert [p.id for p in spread(repeated, 8).prompts] == ["p0", "p1", "p3", "p4", "p6", "p7", "p9", "p10"]
+    more = spread(repeated, 15)
+    assert [p.id for p in more.prompts] == [f"p{i}" for i in (0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11)]
+    assert more.sample_index[:3] == (0, 1, 0) and spread(repeated, 48).sample_index == (0, 1, 2, 3) * 12
     with pytest.raises(ValueError, match="at least 1"):
         AudioSamples("x", 0)
 

@@ -23,6 +23,20 @@ SMALL = {
     "text_depth": 1,
 }
 
+
+def small_audio():
+    """``SMALL`` with the same weights in every call: a base that adapters can be loaded on."""
+    from zoo.backbones.tiny import TinyAudio
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = TinyAudio(**SMALL)
+        for parameter in backbone.denoiser.parameters():
+            if not parameter.any():  # gates that start at zero would silence an adapter
+                torch.nn.init.normal_(parameter, std=0.3)
+    return backbone
+
+
 LEVELS = {"happy": 0.8, "sad": -0.8}
 
 
