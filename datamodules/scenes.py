@@ -60,7 +60,7 @@ class SceneSet:
         return self.request(recaption(self._scenes[index], rng, self.max_caption_bytes), rng)
 
     def request(self, scene: Scene, rng: random.Random) -> Prompt:
-        """The scene's caption; labels: ``scene_labels``, and ``negatives``: the caption with a wrong class (a list of 1, or 0)."""
+        """The scene's caption; labels: ``scene_labels``, and ``negatives``: the caption with a wrong class (one, or none)."""
         replaced = replace_class(scene, self.phrases, rng, self.max_caption_bytes)
         labels = {**scene_labels(scene), "negatives": [] if replaced is None else [replaced]}
         return Prompt(f"scene-{scene.seed}", scene.caption, seconds=self.seconds, labels=labels)

@@ -102,7 +102,7 @@ def from_codec(
 ) -> TinyAudio:
     """A ``TinyAudio`` with an untrained denoiser and the codec weights of the file ``codec`` (safetensors, strict).
 
-    ``codec_*`` and ``latent_channels`` as the codec was trained; the window has no weights, so a wrong one shows only in the sound.
+    ``codec_*`` and ``latent_channels`` as the codec was trained; a wrong window shows only in the sound (it has no weights).
     Raises ``FileNotFoundError`` when the file is missing and ``ValueError`` when its tensors do not fit.
     """
     from safetensors.torch import load_file
