@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from datamodules.batches import AudioBatch
 from zoo.metrics.intervals import wilson_interval
-from zoo.rewards.emotion import EmotionReward, class_indices
+from zoo.rewards.emotion import EmotionReward
 from zoo.types import Backbone
 
 LOSSES = ("cross_entropy", "softmax_of_sigmoids")
@@ -153,7 +153,7 @@ class Emotion(L.LightningModule):
         self.on_fit_start()
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
-        target_B = class_indices(batch.prompts, self.reward.label_key, self.reward.class_names).to(batch.wave_BCN.device)
+        target_B = self.reward.targets(batch.prompts).to(batch.wave_BCN.device)
         logits_BK = self.reward.classifier(self._training_chunks(batch))
         loss = emotion_loss(logits_BK, target_B, self.hparams.loss)
         accuracy = (logits_BK.argmax(dim=1) == target_B).float().mean()
@@ -187,7 +187,7 @@ class Emotion(L.LightningModule):
         return crop(mono_BN, start_B, chunk) * 10 ** (drawn(-h.gain_db, h.gain_db) / 20).unsqueeze(1)
 
     def _evaluate(self, batch: AudioBatch, name: str) -> None:
-        target_B = class_indices(batch.prompts, self.reward.label_key, self.reward.class_names).to(batch.wave_BCN.device)
+        target_B = self.reward.targets(batch.prompts).to(batch.wave_BCN.device)
         logits = self.reward.chunk_logits(batch.wave_BCN, batch.sample_rate_hz)
         loss = emotion_loss(logits.flatten(0, 1), target_B.repeat_interleave(logits.shape[1]), self.hparams.loss)
         self.log(f"{name}/loss", loss, batch_size=len(batch), prog_bar=name == "val", sync_dist=True)

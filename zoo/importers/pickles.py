@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,25 @@ import torch
 
 _NUMPY_SCALARS = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float16", "Float32",
                   "Float64", "Complex64", "Complex128", "Str", "Bytes")  # fmt: skip
+# Lightning before 1.5 kept the state of its callbacks under their classes, so the checkpoint names them.
+LIGHTNING_CALLBACKS = tuple(
+    f"pytorch_lightning.callbacks.{name}" for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
+)
 
 
-def load_pickle_weights(path: str | Path) -> dict[str, Any]:
+def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[str, Any]:
     """The dictionary in a file that ``torch.save`` wrote, on the CPU: often a state dict, or one under a key ``state_dict``.
 
-    Raises ``FileNotFoundError``, and ``ValueError`` when the file names anything but data (the name is told, nothing was run), is
-    damaged, unpacks to more than it weighs, or holds no dictionary.
+    ``blanks``: names of classes that the file may hold; each is read as an empty class that keeps and does nothing.
+    Raises ``FileNotFoundError``, and ``ValueError`` when the file names anything else than data (the name is told, nothing was
+    run), is damaged, unpacks to more than it weighs, or holds no dictionary.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     _check_archive(path)
     try:
-        with torch.serialization.safe_globals(_numpy_rebuilders()):
+        with torch.serialization.safe_globals([*_numpy_rebuilders(), *map(_blank, blanks)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -43,6 +49,13 @@ def load_pickle_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
     return content
+
+
+def _blank(name: str) -> tuple[type, str]:
+    """A class without content, and the name in the file that it stands for."""
+    nothing = {"__slots__": (), "__new__": lambda cls, *_: object.__new__(cls), "__init__": lambda self, *_: None,
+               "__setstate__": lambda self, state: None}  # fmt: skip
+    return type(name.rpartition(".")[2], (), nothing), name
 
 
 def _numpy_rebuilders() -> list[Any]:

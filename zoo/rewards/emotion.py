@@ -1,139 +1,28 @@
 """Does the music carry the mood that the prompt asked for: a short-chunk ResNet in the EMOPIA architecture, as a reward.
 
-Sources: Won et al., "Evaluation of CNN-based automatic music tagging models" (arXiv 2006.00751, short-chunk CNN with residual
-connections); Hung et al., "EMOPIA" (arXiv 2108.01374), whose checkpoint layout the submodule names follow.
+Sources: Hung et al., "EMOPIA" (arXiv 2108.01374) and its classifier's code; the network is in ``zoo/rewards/short_chunk.py``.
 The mood classes are the quadrants of valence and arousal: Q1 happy, Q2 angry, Q3 sad, Q4 tender.
 
-Shapes: ``K`` classes, ``M`` mel bins, ``F`` spectrogram frames; ``BN`` is a batch of mono clips.
+Shapes: ``K`` classes; ``BN`` is a batch of mono clips, ``BCN`` of clips with channels.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torchaudio
 from torch import Tensor, nn
-from torch.nn import functional
 
+from zoo.errors import did_you_mean
+from zoo.rewards.short_chunk import CHUNK_RULES, ShortChunkResNet, chunk_starts, cut_chunks
 from zoo.types import Prompt, RewardOutput
 
 MOODS = ("happy", "angry", "sad", "tender")
-CHUNK_RULES = ("full", "upstream", "overlap")
-VALUES = ("value", "label", "probability", "log_odds")
+VALUES = ("value", "label", "probability", "log_odds", "calibrated")
 ACTIVATIONS = ("softmax", "sigmoid")
-_DB_FLOOR = 1e-10  # power below this is -100 dB
 _SILENCE_POWER = 1e-12  # added to the mean square before the level is divided out: -120 dB
-
-
-class ResidualStage(nn.Module):
-    """conv 3x3 (stride 2) - BN - ReLU - conv 3x3 - BN, plus a strided conv 3x3 - BN shortcut, then ReLU."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.conv_1 = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
-        self.bn_1 = nn.BatchNorm2d(channels_out)
-        self.conv_2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.bn_2 = nn.BatchNorm2d(channels_out)
-        self.conv_3 = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
-        self.bn_3 = nn.BatchNorm2d(channels_out)
-
-    def forward(self, map_BCMF: Tensor) -> Tensor:
-        main = self.bn_2(self.conv_2(functional.relu(self.bn_1(self.conv_1(map_BCMF)))))
-        return functional.relu(main + self.bn_3(self.conv_3(map_BCMF)))
-
-
-class ShortChunkResNet(nn.Module):
-    """One chunk of mono audio to class logits.
-
-    With ``n_fft=1024, hop_samples=512, n_mels=128, channels=(128, 128, 256, 256, 256, 256, 512)`` at 22,050 Hz it is the
-    EMOPIA audio classifier (12.08 M parameters), whose sigmoid is left to the caller.
-    """
-
-    def __init__(
-        self,
-        sample_rate_hz: int,
-        n_fft: int,
-        hop_samples: int,
-        n_mels: int,
-        channels: Sequence[int],
-        n_classes: int,
-        dropout: float = 0.5,
-    ) -> None:
-        super().__init__()
-        if len(channels) != 7:
-            raise ValueError(f"channels needs one width for each of the 7 stages, got {len(channels)}: {list(channels)}")
-        if not 1 <= n_mels <= 128:
-            raise ValueError(f"n_mels must be 1..128 (seven halvings leave one row), got {n_mels}")
-        self.spec = torchaudio.transforms.MelSpectrogram(
-            sample_rate=sample_rate_hz, n_fft=n_fft, hop_length=hop_samples, n_mels=n_mels, f_min=0.0, f_max=sample_rate_hz / 2
-        )
-        self.spec_bn = nn.BatchNorm2d(1)
-        widths = [1, *channels]
-        for stage, (width_in, width_out) in enumerate(zip(widths[:-1], widths[1:]), start=1):
-            self.add_module(f"layer{stage}", ResidualStage(width_in, width_out))
-        self.dense1 = nn.Linear(channels[-1], channels[-1])
-        self.bn = nn.BatchNorm1d(channels[-1])
-        self.dropout = nn.Dropout(dropout)
-        self.dense2 = nn.Linear(channels[-1], n_classes)
-
-    def log_mel(self, wave_BN: Tensor) -> Tensor:
-        """(B, 1, M, F) power in dB (HTK mel, floor -100 dB), in float32 whatever the precision of the network."""
-        spectrogram = self.spec.spectrogram
-        with torch.autocast(wave_BN.device.type, enabled=False):
-            spectrum = torch.stft(
-                wave_BN.float(),
-                spectrogram.n_fft,
-                spectrogram.hop_length,
-                window=spectrogram.window.float(),
-                center=True,
-                pad_mode="reflect",
-                return_complex=True,
-            )
-            power_BFM = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2) @ self.spec.mel_scale.fb.float()
-            return 10 * torch.log10(power_BFM.clamp(min=_DB_FLOOR)).transpose(1, 2).unsqueeze(1)
-
-    def forward(self, wave_BN: Tensor) -> Tensor:
-        """(B, K) logits of chunks (B, N)."""
-        x = self.spec_bn(self.log_mel(wave_BN).to(self.dense1.weight.dtype))
-        for stage in range(1, 8):
-            x = getattr(self, f"layer{stage}")(x)
-        x = x.amax(dim=(2, 3))
-        return self.dense2(self.dropout(functional.relu(self.bn(self.dense1(x)))))
-
-
-def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = None) -> list[int]:
-    """First samples of the chunks that are judged in a clip of ``length`` samples.
-
-    ``full``: every whole chunk (a shorter clip is one padded chunk). ``upstream``: as the released EMOPIA code, which leaves
-    out the last one. ``overlap``: one every ``hop`` samples, and one that ends with the clip.
-    Raises ``ValueError`` when a rule leaves no chunk (EMOPIA's code returns NaN there).
-    """
-    if rule == "full":
-        return [index * chunk for index in range(max(1, length // chunk))]
-    if rule == "upstream":
-        count = (length - chunk) // chunk
-        if count < 1:
-            raise ValueError(
-                f"chunk rule 'upstream' leaves out the last chunk, so a clip of {length} samples has none of {chunk} samples; "
-                "use chunk_rule='full' or clips of at least two chunks"
-            )
-        return [index * chunk for index in range(count)]
-    if rule == "overlap":
-        if hop is None or hop < 1:
-            raise ValueError(f"chunk rule 'overlap' needs a positive hop_s, got {hop} samples")
-        last = max(0, length - chunk)
-        starts = list(range(0, last + 1, hop))
-        return starts if starts[-1] == last else [*starts, last]
-    raise ValueError(f"unknown chunk rule {rule!r}; choose from {', '.join(CHUNK_RULES)}")
-
-
-def cut_chunks(wave_BN: Tensor, starts: Sequence[int], chunk: int) -> Tensor:
-    """(B, len(starts), chunk); what lies beyond the end is zero."""
-    missing = max(0, max(starts) + chunk - wave_BN.shape[-1])
-    padded = functional.pad(wave_BN, (0, missing))
-    return torch.stack([padded[:, start : start + chunk] for start in starts], dim=1)
 
 
 def level_normalised(wave_BN: Tensor, rms: float) -> Tensor:
@@ -141,8 +30,14 @@ def level_normalised(wave_BN: Tensor, rms: float) -> Tensor:
     return wave_BN * (rms / (wave_BN.square().mean(dim=-1, keepdim=True) + _SILENCE_POWER).sqrt())
 
 
-def class_indices(prompts: Sequence[Prompt], label_key: str, class_names: Sequence[str]) -> Tensor:
-    """(B,) index of every prompt's class. Raises ``ValueError`` naming the prompt and the classes."""
+def class_indices(
+    prompts: Sequence[Prompt], label_key: str, class_names: Sequence[str], classes_of: Mapping[str, str] | None = None
+) -> Tensor:
+    """(B,) index of every prompt's class, which is the label itself or what ``classes_of`` maps it to.
+
+    Raises ``ValueError`` naming the prompt and the classes when the label is missing or unknown.
+    """
+    known = {name: name for name in class_names} | dict(classes_of or {})
     indices = []
     for prompt in prompts:
         if label_key not in prompt.labels:
@@ -151,22 +46,31 @@ def class_indices(prompts: Sequence[Prompt], label_key: str, class_names: Sequen
                 f"the emotion reward needs one of {', '.join(class_names)}"
             )
         mood = prompt.labels[label_key]
-        if mood not in class_names:
-            near = difflib.get_close_matches(str(mood).lower(), class_names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+        if not isinstance(mood, str) or mood not in known:
             raise ValueError(
-                f"prompt {prompt.id!r} asks for {label_key} {mood!r}, which the classifier does not know; {hint}"
-                f"its classes are {', '.join(class_names)}"
+                f"prompt {prompt.id!r} asks for {label_key} {mood!r}, which the classifier does not know; "
+                f"{did_you_mean(str(mood), known)} Its classes are {', '.join(class_names)}"
             )
-        indices.append(list(class_names).index(mood))
+        indices.append(list(class_names).index(known[mood]))
     return torch.tensor(indices)
 
 
-def emotion_score(logits_BK: Tensor, probability_BK: Tensor, target_B: Tensor, value: str) -> Tensor:
+def class_log_odds(logits_BK: Tensor) -> Tensor:
+    """(B, K): of every class z[k] - logsumexp of the other logits, in nats; for a softmax classifier log(p / (1 - p))."""
+    own = torch.eye(logits_BK.shape[1], dtype=torch.bool, device=logits_BK.device)
+    others_BKK = logits_BK.unsqueeze(1).expand(-1, logits_BK.shape[1], -1).masked_fill(own, float("-inf"))
+    return logits_BK - others_BKK.logsumexp(dim=2)
+
+
+def emotion_score(
+    logits_BK: Tensor, probability_BK: Tensor, target_B: Tensor, value: str, statistics: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """(B,) float32 score of the wanted class ``g`` with ``k*`` the most likely one.
 
     ``value``: p[g] - p[k*], in [-1, 0], 0 when right. ``label``: 1 when right. ``probability``: p[g].
-    ``log_odds``: z[g] - logsumexp of the other logits, unbounded.
+    ``log_odds``: z[g] - logsumexp of the other logits, unbounded. ``calibrated``: the log-odds of g less their mean, over their
+    standard deviation, both over the base model's own generations (``statistics``: mean (K,) and deviation (K,)): 0 is what the
+    base does unasked, 1 a deviation above, so a class that the classifier always favours or never names earns as any other.
     """
     rows = target_B.unsqueeze(1)
     wanted = probability_BK.gather(1, rows).squeeze(1)
@@ -177,7 +81,13 @@ def emotion_score(logits_BK: Tensor, probability_BK: Tensor, target_B: Tensor, v
     if value == "probability":
         return wanted
     others = logits_BK.scatter(1, rows, float("-inf"))
-    return logits_BK.gather(1, rows).squeeze(1) - others.logsumexp(dim=1)
+    log_odds = logits_BK.gather(1, rows).squeeze(1) - others.logsumexp(dim=1)
+    if value == "log_odds":
+        return log_odds
+    if statistics is None:
+        raise ValueError("the calibrated score needs statistics: mean and deviation of every class's log-odds")
+    mean_K, std_K = statistics
+    return (log_odds - mean_K[target_B]) / std_K[target_B]
 
 
 class EmotionReward(nn.Module):
@@ -186,7 +96,9 @@ class EmotionReward(nn.Module):
     All arguments are plain JSON values. Units: ``sample_rate_hz`` of the classifier, ``chunk_s`` and ``hop_s`` in seconds,
     ``hop_samples`` of the spectrogram in samples, ``rms`` the level every clip is brought to (None: as it comes, as EMOPIA).
     ``activation``: ``softmax`` for a classifier trained by cross-entropy, ``sigmoid`` for released EMOPIA weights.
-    Probabilities and logits are means over chunks.
+    Probabilities and logits are means over chunks. ``classes_of``: words that labels may also hold, with the class of each.
+    ``class_mean``, ``class_std``: of each class's log-odds (nats) over the base model's generations, as
+    ``zoo.rewards.emotion_calibration`` measures them; only ``calibrated`` needs them.
 
     The module stays in evaluation mode even inside a module that is switched to training: a reward must be deterministic.
     ``Emotion`` (lightning_modules/emotion.py) trains ``classifier`` itself.
@@ -208,6 +120,9 @@ class EmotionReward(nn.Module):
         chunk_rule: str = "full",
         hop_s: float = 0.5,
         label_key: str = "mood",
+        classes_of: Mapping[str, str] | None = None,
+        class_mean: Sequence[float] | None = None,
+        class_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         for name, given, choices in (
@@ -219,7 +134,17 @@ class EmotionReward(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
         if len(set(class_names)) != len(class_names) or len(class_names) < 2:
             raise ValueError(f"class_names must be at least two different names, got {list(class_names)}")
+        strangers = sorted(set((classes_of or {}).values()) - set(class_names))
+        if strangers:
+            raise ValueError(f"classes_of maps to {', '.join(strangers)}; the classes are {', '.join(class_names)}")
+        self.statistics = _checked_statistics(class_mean, class_std, class_names)
+        if value == "calibrated" and self.statistics is None:
+            raise ValueError(
+                "value 'calibrated' needs class_mean and class_std, measured on generations of the base model: "
+                "zoo.rewards.emotion_calibration.class_statistics"
+            )
         self.value, self.class_names, self.label_key = value, tuple(class_names), label_key
+        self.classes_of = dict(classes_of or {})
         self.sample_rate_hz, self.activation, self.rms = sample_rate_hz, activation, rms
         self.chunk_rule, self.hop_s, self.chunk_samples = chunk_rule, hop_s, round(chunk_s * sample_rate_hz)
         self.differentiable = value != "label"
@@ -241,6 +166,9 @@ class EmotionReward(nn.Module):
             "chunk_rule": chunk_rule,
             "hop_s": hop_s,
             "label_key": label_key,
+            "classes_of": None if classes_of is None else dict(classes_of),
+            "class_mean": None if class_mean is None else list(class_mean),
+            "class_std": None if class_std is None else list(class_std),
         }
         self.eval()
 
@@ -248,9 +176,13 @@ class EmotionReward(nn.Module):
         """Stays in evaluation mode (see the class)."""
         return super().train(False)
 
+    def targets(self, prompts: Sequence[Prompt]) -> Tensor:
+        """(B,) index of the class that each prompt asks for. Raises ``ValueError`` (see ``class_indices``)."""
+        return class_indices(prompts, self.label_key, self.class_names, self.classes_of)
+
     def prepare(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, N) mono at the classifier's rate and level. Raises ``ValueError`` for a bad shape or rate."""
-        if wave_BCN.ndim != 3 or not wave_BCN.shape[-1]:
+        if wave_BCN.ndim != 3 or 0 in wave_BCN.shape[1:]:
             raise ValueError(f"the emotion reward takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}")
         if not sample_rate_hz or sample_rate_hz <= 0:
             raise ValueError(f"the emotion reward needs the sample rate of the waves in Hz, got {sample_rate_hz}")
@@ -271,16 +203,37 @@ class EmotionReward(nn.Module):
         return logits.softmax(dim=-1) if self.activation == "softmax" else logits.sigmoid()
 
     def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Score (B,) and parts ``p_<class>`` (B,) and ``accuracy`` (B,) 0 or 1.
+        """Score (B,) and parts ``p_<class>`` (B,) and ``accuracy`` (B,) 0 or 1: the likeliest class is the one asked for.
 
+        With ``class_mean`` and ``class_std`` also ``calibrated_accuracy``: the class that is highest above the base model is it.
         Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a mood that is missing or unknown.
         """
         if len(prompts) != len(wave_BCN):
             raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
-        target_B = class_indices(prompts, self.label_key, self.class_names).to(wave_BCN.device)
+        target_B = self.targets(prompts).to(wave_BCN.device)
         logits = self.chunk_logits(wave_BCN, sample_rate_hz)
-        probability_BK = self.probabilities(logits).mean(dim=1)
-        score_B = emotion_score(logits.mean(dim=1), probability_BK, target_B, self.value)
+        probability_BK, logits_BK = self.probabilities(logits).mean(dim=1), logits.mean(dim=1)
+        statistics = None if self.statistics is None else torch.tensor(self.statistics, device=logits.device).unbind()
+        score_B = emotion_score(logits_BK, probability_BK, target_B, self.value, statistics)
         parts = {f"p_{name}": probability_BK[:, index].detach() for index, name in enumerate(self.class_names)}
         parts["accuracy"] = (probability_BK.argmax(dim=1) == target_B).float()
+        if statistics is not None:
+            above_BK = (class_log_odds(logits_BK.detach()) - statistics[0]) / statistics[1]
+            parts["calibrated_accuracy"] = (above_BK.argmax(dim=1) == target_B).float()
         return RewardOutput(score_B.float(), parts)
+
+
+def _checked_statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, class_names: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, deviation) of every class, or None. Raises ``ValueError`` for one without the other, counts and values."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ValueError("class_mean and class_std belong together: give both or neither")
+    for name, values in (("class_mean", mean), ("class_std", std)):
+        if len(values) != len(class_names):
+            raise ValueError(f"{name} needs one number for each of {', '.join(class_names)}, got {len(values)}")
+        if not all(math.isfinite(value) and (name == "class_mean" or value > 0) for value in values):
+            raise ValueError(f"{name} must be finite{'' if name == 'class_mean' else ' and positive'}, got {list(values)}")
+    return tuple(map(float, mean)), tuple(map(float, std))

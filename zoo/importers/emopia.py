@@ -1,0 +1,207 @@
+"""EMOPIA's audio classifiers (Hung et al. 2021, arXiv 2108.01374): their authors' ``best.ckpt`` as an ``EmotionReward``.
+
+The authors' folder is ``best_weight/wav/{ar_va,arousal,valence}/{best.ckpt,hparams.yaml}``: Lightning checkpoints, pickled, of a
+short-chunk ResNet. They are read as data, every tensor must find its place, and all sizes come from the tensors themselves.
+
+    reward = load_emopia("best_weight/wav/ar_va/best.ckpt")                # an EmotionReward: reward(wave_BCN, rate_hz, prompts)
+    kind, architecture, arguments = zoo.checkpoint.identity_of(reward)     # to keep it as safetensors:
+    zoo.checkpoint.save_artifact("emopia", kind=kind, architecture=architecture, arguments=arguments, module=reward)
+    zoo.load("emopia")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.construction import build_within
+from zoo.errors import did_you_mean
+from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
+from zoo.rewards.emotion import MOODS, EmotionReward
+from zoo.rewards.short_chunk import STAGES, ShortChunkResNet
+
+RATE_HZ, CHUNK_S = 22_050, 3.0
+PREFIX = "model."  # of every tensor in the file
+# The classes in the order of the outputs. Q1 happy: high valence, high arousal; Q2 angry: low, high; Q3 sad: low, low; Q4 tender.
+TASKS = {"ar_va": MOODS, "arousal": ("HA", "LA"), "valence": ("HV", "LV")}
+QUADRANTS = dict(zip(("Q1", "Q2", "Q3", "Q4"), MOODS))
+_CLASS_OF_MOOD = {
+    "ar_va": dict(zip(MOODS, MOODS)),
+    "arousal": {"happy": "HA", "angry": "HA", "sad": "LA", "tender": "LA"},
+    "valence": {"happy": "HV", "angry": "LV", "sad": "LV", "tender": "HV"},
+}
+_FILTERS, _WINDOW = "spec.mel_scale.fb", "spec.spectrogram.window"
+
+
+def load_emopia(
+    path: str | Path,
+    task: str | None = None,
+    value: str = "value",
+    chunk_rule: str = "full",
+    hop_s: float = 1.0,
+    label_key: str = "mood",
+    class_mean: Sequence[float] | None = None,
+    class_std: Sequence[float] | None = None,
+) -> EmotionReward:
+    """The classifier of a ``best.ckpt`` as a reward, frozen, on the CPU.
+
+    ``task``: "ar_va" (four moods), "arousal" or "valence"; by default the name of the file's folder, else by the number of
+    classes where only one task has as many. Prompts' labels may be moods ("happy") or quadrants ("Q1") for every task, and "HA",
+    "LA", "HV", "LV" for those two. Scores and chunk rules: see ``EmotionReward``; ``upstream`` is the authors' own.
+    ``hparams.yaml`` beside the file, or the settings inside it, must agree with the tensors.
+    Raises ``FileNotFoundError``, and ``ValueError`` naming tensors that are missing, unknown or of another shape, settings that
+    contradict them, and an unknown or ambiguous task.
+    """
+    path = Path(path)
+    content = load_pickle_weights(path, blanks=LIGHTNING_CALLBACKS)
+    state = _unprefixed(content.get("state_dict", content), path)
+    sizes = network_sizes(state, str(path))
+    _check_settings(_settings(content, path), state, sizes, path)
+    task = _task(task, sizes["n_classes"], path)
+    arguments = {
+        "value": value,
+        "class_names": list(TASKS[task]),
+        "sample_rate_hz": RATE_HZ,
+        "chunk_s": CHUNK_S,
+        **{name: sizes[name] for name in ("n_fft", "hop_samples", "n_mels", "channels")},
+        "activation": "sigmoid",
+        "rms": None,
+        "chunk_rule": chunk_rule,
+        "hop_s": hop_s,
+        "label_key": label_key,
+        "classes_of": {
+            word: _CLASS_OF_MOOD[task][mood] for quadrant, mood in QUADRANTS.items() for word in (mood, quadrant)
+        },
+        "class_mean": None if class_mean is None else list(class_mean),
+        "class_std": None if class_std is None else list(class_std),
+    }
+    reward = build_within(EmotionReward, arguments, state, str(path))
+    load_network(reward.classifier, state, str(path))
+    return reward.eval().requires_grad_(False)
+
+
+def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """``n_fft, hop_samples, n_mels, channels, n_classes`` of the network that these tensors belong to (names without prefix).
+
+    Raises ``ValueError`` naming a tensor that is missing or has another number of dimensions.
+    """
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in state:
+            raise ValueError(f"{where} is no EMOPIA audio classifier: it has no tensor {PREFIX}{name}")
+        if state[name].ndim != dimensions:
+            raise ValueError(f"{where}: {PREFIX}{name} has shape {tuple(state[name].shape)}, expected {dimensions} dimensions")
+        return tuple(state[name].shape)
+
+    n_fft = shape(_WINDOW, 1)[0]
+    return {
+        "n_fft": n_fft,
+        "hop_samples": n_fft // 2,  # torchaudio's default, which the authors left
+        "n_mels": shape(_FILTERS, 2)[1],
+        "channels": [shape(f"layer{stage}.conv_1.weight", 4)[0] for stage in range(1, STAGES + 1)],
+        "n_classes": shape("dense2.weight", 2)[0],
+    }
+
+
+def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: str) -> None:
+    """Puts the authors' tensors (names without prefix) into ``network``: all of them, and nothing else.
+
+    The window and filters in the file must be those that ``network`` computes (periodic Hann, HTK), or it would hear other bands.
+    Raises ``ValueError`` with the names.
+    """
+    wanted = network.state_dict()
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{PREFIX}{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    wrong = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}"
+        for what, names in (
+            ("missing", [PREFIX + name for name in missing]),
+            ("unknown", [PREFIX + name for name in unknown]),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if wrong:
+        raise ValueError(f"the tensors in {where} are not those of EMOPIA's audio classifier; {'; '.join(wrong)}")
+    infinite = [PREFIX + name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if infinite:
+        raise ValueError(f"{where}: {infinite[0]} holds numbers that are not finite; the file is damaged, fetch it again")
+    for name in (_WINDOW, _FILTERS):
+        worst = (state[name].float() - wanted[name]).abs().max().item()
+        if worst > 1e-3:
+            raise ValueError(
+                f"{where}: {PREFIX}{name} differs by {worst:.2g} from the one for {RATE_HZ} Hz, 0 to {RATE_HZ // 2} Hz; "
+                "it was trained with another front end, which this importer does not know"
+            )
+    network.load_state_dict(dict(state), strict=True)
+
+
+def _unprefixed(state: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} has no dictionary of tensors under state_dict; is it a checkpoint of EMOPIA's classifier?")
+    strangers = sorted(name for name in state if not str(name).startswith(PREFIX))
+    if strangers:
+        raise ValueError(
+            f"{path} holds {len(strangers)} tensors that do not begin with {PREFIX!r}, such as {strangers[0]}; "
+            "EMOPIA's checkpoints hold its network only"
+        )
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+
+
+def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The authors' settings: ``hparams.yaml`` beside the checkpoint, and over them those inside it; none is no error."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        """Python's own tags (an argparse namespace) read as the plain values below them."""
+
+    Plain.add_multi_constructor(
+        "tag:yaml.org,2002:python/",
+        lambda loader, _, node: loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None,
+    )
+    beside, settings = path.with_name("hparams.yaml"), {}
+    if beside.is_file():
+        try:
+            read = yaml.load(beside.read_text(encoding="utf-8"), Plain)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{beside} cannot be read: {error}; it belongs to {path.name}, fetch both again") from error
+        settings.update(read if isinstance(read, dict) else {})
+    inside = content.get("hyper_parameters", {})
+    return settings | (inside if isinstance(inside, dict) else {})
+
+
+def _check_settings(settings: Mapping[str, Any], state: Mapping[str, Tensor], sizes: Mapping[str, Any], path: Path) -> None:
+    found = {
+        "n_channels": sizes["channels"][0],
+        "n_fft": sizes["n_fft"],
+        "n_mels": sizes["n_mels"],
+        "sample_rate": RATE_HZ,
+        "f_min": 0,
+        "f_max": RATE_HZ / 2,
+    }
+    for name, here in found.items():
+        said = settings.get(name, here)
+        if isinstance(said, (int, float)) and said != here:
+            raise ValueError(f"{path}: its settings say {name} = {said:g}, its tensors and EMOPIA's front end say {here:g}")
+
+
+def _task(task: str | None, n_classes: int, path: Path) -> str:
+    if task is not None and task not in TASKS:
+        raise ValueError(f"there is no EMOPIA task {task!r}; {did_you_mean(task, TASKS)}")
+    fitting = [name for name, classes in TASKS.items() if len(classes) == n_classes]
+    if task is None:
+        folder = path.resolve().parent.name
+        task = folder if folder in TASKS else fitting[0] if len(fitting) == 1 else None
+    if task is None:
+        raise ValueError(f"{path} has {n_classes} classes: name its task, {' or '.join(fitting or TASKS)}")
+    if len(TASKS[task]) != n_classes:
+        raise ValueError(f"{path} has {n_classes} classes; task {task!r} has {len(TASKS[task])}: {', '.join(TASKS[task])}")
+    return task
