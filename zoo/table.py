@@ -15,6 +15,7 @@ _EMOPIA_NOTE = (
     "not on the Hub: the authors' Google Drive link is in github.com/SeungHeonDoh/EMOPIA_cls (best_weight/wav/{0}/best.ckpt); "
     "the data set is cc-by-nc-sa-4.0, no licence of the weights is known"
 )
+_EMOPIA_IMPORTER = "zoo.importers.emopia.load_emopia"
 # Diffusers folders that hold every weight twice: the safetensors files are taken.
 _SAFE_ONLY = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.onnx", "*.msgpack", "*.h5")
 
@@ -39,6 +40,24 @@ ENTRIES: dict[str, ZooEntry] = {
                 "model.safetensors": "69b2266724e3698c21fbf61dc0e3b3b951a6c73374ec682adbff7983d87ac4fc",
             },
             card="hub_cards/embedded_mood.md", metrics={"held-out clip vote": 1.0},
+        ),
+        ZooEntry(
+            "embedded/sounds", "backbone", "tiny_audio", "small text-to-sound model of 32 classes, stereo, 7.4 M parameters",
+            licence="apache-2.0", sample_rate_hz=16_000, folder="embedded/sounds", size_bytes=14_890_128,
+            sha256={
+                "config.json": "cdf01fa050630cab6a4c5fa0dec067cbc0a141842b4fa756095ba4227642558a",
+                "model.safetensors": "46a8ae947dc04cc2dfb10a3e23dc7a69e1d7f4f4914d2123562ed4774bec1737",
+            },
+            card="hub_cards/embedded_sounds.md",
+        ),
+        ZooEntry(
+            "embedded/clap", "reward", "clap", "small CLAP of recorded sounds: does a clip fit its caption, order included",
+            licence="apache-2.0", sample_rate_hz=16_000, folder="embedded/clap", size_bytes=1_764_468,
+            sha256={
+                "config.json": "5c21f174e3c50f6efe908c2e454c66e5b702e510061565184d029f02505bdcbf",
+                "model.safetensors": "b9fe975b7f78bf9feba9577df675b515d72003998382ba7513f03f3a2646459e",
+            },
+            card="hub_cards/embedded_clap.md", metrics={"caption to clip R@1 of 384": 0.878, "order accuracy": 0.933},
         ),
         # AudioLDM 2 (arXiv 2308.05734), diffusers folders.
         ZooEntry(
@@ -159,17 +178,17 @@ ENTRIES: dict[str, ZooEntry] = {
         ZooEntry(
             "emopia-ar-va", "classifier", "emotion", "mood of piano music in four quadrants (EMOPIA)",
             licence=UNKNOWN, sample_rate_hz=22_050, layout="original", note=_EMOPIA_NOTE.format("ar_va"),
-            metrics={"test accuracy, by its authors": 0.677},
+            importer=_EMOPIA_IMPORTER, metrics={"test accuracy, by its authors": 0.677},
         ),
         ZooEntry(
             "emopia-arousal", "classifier", "emotion", "arousal of piano music, high or low (EMOPIA)",
             licence=UNKNOWN, sample_rate_hz=22_050, layout="original", note=_EMOPIA_NOTE.format("arousal"),
-            metrics={"test accuracy, by its authors": 0.887},
+            importer=_EMOPIA_IMPORTER, metrics={"test accuracy, by its authors": 0.887},
         ),
         ZooEntry(
             "emopia-valence", "classifier", "emotion", "valence of piano music, high or low (EMOPIA)",
             licence=UNKNOWN, sample_rate_hz=22_050, layout="original", note=_EMOPIA_NOTE.format("valence"),
-            metrics={"test accuracy, by its authors": 0.704},
+            importer=_EMOPIA_IMPORTER, metrics={"test accuracy, by its authors": 0.704},
         ),
     )
 }
