@@ -154,7 +154,7 @@ def test_entries_by_kind_and_pattern() -> None:
     ("name", "error", "message"),
     [
         ("audioldm2", ValueError, "architecture 'audioldm2' planned, cannot be loaded yet"),
-        ("emopia-ar-va", ValueError, "importer for its original layout planned, cannot be loaded yet.*not on the Hub"),
+        ("emopia-ar-va", ValueError, "brought by hand and opened with zoo.importers.emopia.load_emopia.*not on the Hub"),
         ("owner/model", FileNotFoundError, "not on this machine; fetch it with: python tools/zoo.py pull owner/model"),
         ("folder/model", ValueError, "there is no model 'folder/model', neither a name nor a folder"),
         ("embedded/moos", ValueError, "did you mean 'embedded/mo"),

@@ -32,7 +32,8 @@ class ZooEntry:
     ``layout``: "attune" (config.json + safetensors of this project), or that of its authors.
     ``licence``: the Hub's identifier, the publisher's own name of it, or "unknown". ``base``: another entry's name or
     "owner/name". ``size_bytes``: of a pull, None where unknown. ``card``: the written body, below the project's root.
-    ``metrics``: short name -> measured value; the card has the protocol.
+    ``metrics``: short name -> measured value; the card has the protocol. ``importer``: the function that opens its authors' file,
+    for models whose files must be brought by hand.
 
     Raises ``ValueError`` for a field that cannot be meant.
     """
@@ -56,6 +57,7 @@ class ZooEntry:
     card: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     note: str = ""
+    importer: str | None = None
 
     def __post_init__(self) -> None:
         where = f"zoo entry {self.name!r}"

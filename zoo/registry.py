@@ -36,6 +36,8 @@ def why_not_loadable(entry: ZooEntry) -> str | None:
     """None when ``zoo.load`` can build this model, else the reason in words."""
     if entry.architecture not in _TABLES[entry.kind]:
         return f"architecture {entry.architecture!r} planned, cannot be loaded yet"
+    if entry.importer is not None:
+        return f"its file is brought by hand and opened with {entry.importer}(PATH)"
     if entry.layout != "attune":
         return f"importer for its {entry.layout} layout planned, cannot be loaded yet"
     return None

@@ -16,6 +16,7 @@ _EMOPIA_NOTE = (
     "the data set is cc-by-nc-sa-4.0, no licence of the weights is known"
 )
 _EMOPIA_IMPORTER = "zoo.importers.emopia.load_emopia"
+_EMOPIA_IMPORTER = "zoo.importers.emopia.load_emopia"
 # Diffusers folders that hold every weight twice: the safetensors files are taken.
 _SAFE_ONLY = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.onnx", "*.msgpack", "*.h5")
 

@@ -70,12 +70,15 @@ def _list(options: argparse.Namespace) -> None:
         table.add_column(column, overflow="fold")
     for entry in found:
         licence = entry.licence + (" (gated)" if entry.gated else "")
-        table.add_row(entry.name, entry.kind, _size(entry), licence, _cached(entry), "yes" if why_not_loadable(entry) is None
-                      else "planned", entry.summary)
+        table.add_row(entry.name, entry.kind, _size(entry), licence, _cached(entry), _loads(entry), entry.summary)
     console = Console()
     if not console.is_terminal:  # a pipe has no width to fold to
         console = Console(width=200)
     console.print(table)
+
+
+def _loads(entry: ZooEntry) -> str:
+    return "yes" if why_not_loadable(entry) is None else "planned" if entry.importer is None else "own file"
 
 
 def _show(options: argparse.Namespace) -> None:
