@@ -16,7 +16,6 @@ _EMOPIA_NOTE = (
     "the data set is cc-by-nc-sa-4.0, no licence of the weights is known"
 )
 _EMOPIA_IMPORTER = "zoo.importers.emopia.load_emopia"
-_EMOPIA_IMPORTER = "zoo.importers.emopia.load_emopia"
 # Diffusers folders that hold every weight twice: the safetensors files are taken.
 _SAFE_ONLY = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.onnx", "*.msgpack", "*.h5")
 
@@ -58,7 +57,7 @@ ENTRIES: dict[str, ZooEntry] = {
                 "config.json": "5c21f174e3c50f6efe908c2e454c66e5b702e510061565184d029f02505bdcbf",
                 "model.safetensors": "b9fe975b7f78bf9feba9577df675b515d72003998382ba7513f03f3a2646459e",
             },
-            card="hub_cards/embedded_clap.md", metrics={"caption to clip R@1 of 384": 0.878, "order accuracy": 0.933},
+            card="hub_cards/embedded_clap.md", metrics={"caption to clip R@1 of 384": 0.878, "order accuracy": 0.942},
         ),
         # AudioLDM 2 (arXiv 2308.05734), diffusers folders.
         ZooEntry(
