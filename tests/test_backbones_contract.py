@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import toy_tango
 
 from zoo.backbones import BACKBONES
 from zoo.backbones.lora import add_lora, attention_linears, reference
@@ -23,6 +24,7 @@ ARGUMENTS = {
         "codec_encoder_depth": 1,
         "codec_decoder_depth": 1,
     },
+    "tango": toy_tango.SMALL,
 }
 PROMPTS = (
     Prompt("a", "sad piano", "noise", 0.5),

@@ -37,6 +37,16 @@ def test_discrete_times_are_leading_and_never_use_a_final_alpha_of_one() -> None
     assert "prediction='eps'" in repr(path)
 
 
+def test_discrete_times_may_end_clean() -> None:
+    path = VPDiscrete.from_betas(*AUDIOLDM2, ends_clean=True)
+    assert path.times(10).tolist() == [901, 801, 701, 601, 501, 401, 301, 201, 101, 1, -1]
+    assert [part.item() for part in path.coefficients(torch.tensor(-1))] == [1, 0]
+    assert step_stds(path, Sampler(10))[-1] == 0 and (step_stds(path, Sampler(10))[:-1] > 0).all()
+    for wrong in (PATHS["discrete-eps"], path):
+        with pytest.raises(ValueError, match=r"a whole number in \[(0|-1), 999\]"):
+            wrong.coefficients(torch.tensor([-2 if wrong is path else -1]))
+
+
 def test_cosine_and_straight_times() -> None:
     assert VPCosine().times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert Straight().times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]

@@ -2,4 +2,5 @@
 
 BACKBONES: dict[str, str] = {
     "tiny_audio": "zoo.backbones.tiny:TinyAudio",
+    "tango": "zoo.backbones.tango:Tango",
 }

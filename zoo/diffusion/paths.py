@@ -51,29 +51,42 @@ class VPDiscrete:
 
     ``alphas_cumprod`` has one value a training step (usually 1000, float32 as in released schedulers). Grids use "leading"
     spacing: t = k * (count // steps) + ``steps_offset``, and the time after the last is clamped to 0, so a final alpha of 1
-    is never used and, with an offset of 1, every step keeps some noise.
+    is never used and, with an offset of 1, every step keeps some noise. ``ends_clean``: the time after the last is -1, where
+    alpha is 1 and no noise is left (DDPM sampling, as Tango's).
     """
 
-    def __init__(self, alphas_cumprod: Sequence[float] | Tensor, prediction: str = "eps", steps_offset: int = 1) -> None:
+    def __init__(
+        self,
+        alphas_cumprod: Sequence[float] | Tensor,
+        prediction: str = "eps",
+        steps_offset: int = 1,
+        ends_clean: bool = False,
+    ) -> None:
         self.alphas_cumprod = torch.as_tensor(alphas_cumprod, dtype=torch.float32).detach().cpu().clone()
         if self.alphas_cumprod.ndim != 1 or not bool(((self.alphas_cumprod > 0) & (self.alphas_cumprod < 1)).all()):
             raise ValueError("alphas_cumprod must be a flat list of numbers between 0 and 1 (both excluded)")
         self.prediction = require_known("prediction", prediction, PREDICTIONS)
-        self.steps_offset = int(steps_offset)
+        self.steps_offset, self._last_time = int(steps_offset), -1 if ends_clean else 0
 
     @classmethod
     def from_betas(
-        cls, beta_start: float, beta_end: float, prediction: str = "eps", count: int = 1000, steps_offset: int = 1
+        cls,
+        beta_start: float,
+        beta_end: float,
+        prediction: str = "eps",
+        count: int = 1000,
+        steps_offset: int = 1,
+        ends_clean: bool = False,
     ) -> VPDiscrete:
         """The "scaled_linear" schedule: sqrt(beta) runs linearly (float32, as released networks were trained with)."""
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, count, dtype=torch.float32) ** 2
-        return cls(torch.cumprod(1.0 - betas, dim=0), prediction, steps_offset)
+        return cls(torch.cumprod(1.0 - betas, dim=0), prediction, steps_offset, ends_clean)
 
     def __repr__(self) -> str:
         return f"VPDiscrete({len(self.alphas_cumprod)} steps, prediction={self.prediction!r}, steps_offset={self.steps_offset})"
 
     def times(self, steps: int) -> Tensor:
-        """(steps + 1,) long, descending, the last 0. ``ValueError`` when the grid does not fit into the training steps."""
+        """(steps + 1,) long, descending, the last 0 or -1. ``ValueError`` when the grid does not fit into the training steps."""
         steps, count = _require_steps(steps), len(self.alphas_cumprod)
         stride = count // steps
         if stride < 1 or (steps - 1) * stride + self.steps_offset > count - 1:
@@ -81,16 +94,16 @@ class VPDiscrete:
                 f"{steps} sampling steps do not fit into {count} training steps with steps_offset {self.steps_offset}; use fewer"
             )
         grid = torch.arange(steps - 1, -1, -1) * stride + self.steps_offset
-        return torch.cat([grid, (grid[-1:] - stride).clamp(min=0)])
+        return torch.cat([grid, (grid[-1:] - stride).clamp(min=self._last_time)])
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), float32, shaped like ``time`` (whole numbers). ``ValueError`` outside the training steps."""
         index = exact(time)
-        if bool((index != index.round()).any()) or bool(((index < 0) | (index >= len(self.alphas_cumprod))).any()):
-            raise ValueError(
-                f"a time of this path is a whole number in [0, {len(self.alphas_cumprod) - 1}], got {index.flatten().tolist()}"
-            )
-        alpha_squared = self.alphas_cumprod.double()[index.long()]
+        lowest, highest = self._last_time, len(self.alphas_cumprod) - 1
+        if bool((index != index.round()).any()) or bool(((index < lowest) | (index > highest)).any()):
+            raise ValueError(f"a time of this path is a whole number in [{lowest}, {highest}], got {index.flatten().tolist()}")
+        alpha_squared = self.alphas_cumprod.double()[index.long().clamp(min=0)]
+        alpha_squared = torch.where(index < 0, torch.ones_like(alpha_squared), alpha_squared)
         return alpha_squared.sqrt().float().to(time.device), (1 - alpha_squared).sqrt().float().to(time.device)
 
     def sample_times(self, uniform_B: Tensor) -> Tensor:

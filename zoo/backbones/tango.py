@@ -1,0 +1,209 @@
+"""Tango (arXiv 2304.13731) and Tango 2 (arXiv 2404.09956): text to mono 16 kHz audio, latent diffusion under a FLAN-T5 encoder.
+
+The parts are those of diffusers and transformers, built from the constants below: nothing is fetched to build one. The noise
+schedule is that of Stable Diffusion 2.1 (v-prediction), whose repository Tango's own configuration names and which is gone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.backbones.checkpointing import set_checkpointing
+from zoo.backbones.mel_codec import MelCodec, only_known
+from zoo.conditioners.tokenizer import PromptTokenizer
+from zoo.diffusion import VPDiscrete
+from zoo.types import Conditioning, Prompt
+
+# The released sizes. ``attention_head_dim`` holds counts of heads, as diffusers reads it here.
+UNET: dict[str, Any] = {
+    "sample_size": [32, 2], "in_channels": 8, "out_channels": 8, "center_input_sample": False, "flip_sin_to_cos": True,
+    "freq_shift": 0, "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "only_cross_attention": False, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "downsample_padding": 1,
+    "mid_block_scale_factor": 1, "act_fn": "silu", "norm_num_groups": 32, "norm_eps": 1e-5, "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True, "upcast_attention": True,
+}  # fmt: skip
+TEXT_ENCODER: dict[str, Any] = {  # google/flan-t5-large
+    "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16,
+    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu", "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+VAE: dict[str, Any] = {
+    "in_channels": 1, "out_channels": 1, "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3, "block_out_channels": [128, 256, 512], "layers_per_block": 2,
+    "latent_channels": 8, "norm_num_groups": 32, "scaling_factor": 0.9227914214134216,
+}  # fmt: skip
+VOCODER: dict[str, Any] = {
+    "model_in_dim": 64, "sampling_rate": 16_000, "upsample_initial_channel": 1024, "upsample_rates": [5, 4, 2, 2, 2],
+    "upsample_kernel_sizes": [16, 16, 8, 4, 4], "resblock_kernel_sizes": [3, 7, 11],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]], "leaky_relu_slope": 0.1,
+}  # fmt: skip
+CACHED_PROMPTS = 16_384  # encoded texts kept, in main memory: 60 kB each at full size
+_TEXT_KEYS = (*TEXT_ENCODER, "dropout_rate", "is_encoder_decoder", "use_cache", "tie_word_embeddings", "initializer_factor")
+
+
+class Tango(nn.Module):
+    """Text to mono 16 kHz audio of any length. All arguments are plain JSON values; None is the released size.
+
+    ``unet``, ``text_encoder``, ``vae``, ``vocoder``: settings of ``UNet2DConditionModel``, ``T5Config``, ``AutoencoderKL`` and
+    ``SpeechT5HifiGanConfig``. ``tokenizer``: the text encoder's, by ``zoo.conditioners.tokenizer.pack_tokenizer``; without one
+    prompts cannot be read. ``max_tokens``: of a prompt. Latents are (8, frames, 16), 25 frames a second.
+
+    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever ``train`` says. Every part runs on
+    the device it lies on. Raises ``ValueError`` for settings that a part does not have, and parts that do not fit each other.
+    """
+
+    channels = 1
+
+    def __init__(
+        self,
+        unet: Mapping[str, Any] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
+        vae: Mapping[str, Any] | None = None,
+        vocoder: Mapping[str, Any] | None = None,
+        tokenizer: str | None = None,
+        max_tokens: int = 512,
+    ) -> None:
+        from diffusers import UNet2DConditionModel
+        from transformers import T5Config, T5EncoderModel
+
+        super().__init__()
+        released = {"unet": UNET, "text_encoder": TEXT_ENCODER, "vae": VAE, "vocoder": VOCODER}
+        given = {"unet": unet, "text_encoder": text_encoder, "vae": vae, "vocoder": vocoder}
+        parts = {name: dict(released[name] if chosen is None else chosen) for name, chosen in given.items()}
+        self.arguments: dict[str, Any] | None = {**parts, "tokenizer": tokenizer, "max_tokens": max_tokens}
+        unet_keys = inspect.signature(UNet2DConditionModel.__init__).parameters
+        text = only_known(parts["text_encoder"], _TEXT_KEYS, "the text encoder")
+        self.denoiser = UNet2DConditionModel(**only_known(parts["unet"], unet_keys, "the U-Net"))
+        self.text_encoder = T5EncoderModel(T5Config(**text))
+        self.codec = MelCodec(parts["vae"], parts["vocoder"])
+        self.sample_rate_hz = self.codec.sample_rate_hz
+        with torch.device("cpu"):  # a table, also when the networks are made without memory
+            self.path = VPDiscrete.from_betas(0.00085, 0.012, "v", steps_offset=1, ends_clean=True)
+        wanted = (text["d_model"], self.codec.vae.config.latent_channels)
+        found = (self.denoiser.config.cross_attention_dim, self.denoiser.config.in_channels)
+        if wanted != found:
+            raise ValueError(f"the U-Net takes texts of width {found[0]} and {found[1]} latent channels, but the text encoder "
+                             f"gives {wanted[0]} and the autoencoder {wanted[1]}")  # fmt: skip
+        self._tokenizer = None if tokenizer is None else _fitting(PromptTokenizer(tokenizer, max_tokens, "T5"), text)
+        self._cache: dict[str, Conditioning] = {}
+        self.register_load_state_dict_post_hook(lambda module, _: module._cache.clear())
+        self.train(self.training)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        dtype: str | None = None,
+        checkpoint_activations: bool = False,
+        tokenizer: str | Path | None = None,
+    ) -> Tango:
+        """A released or saved Tango, frozen and in eval mode.
+
+        ``source``: a folder in the authors' layout or in ours, a zoo name ("tango2"), or an ``owner/name`` on the Hub, which is
+        pulled (``zoo.pull``; its licence is accepted there). ``dtype`` such as "bfloat16" (default float32).
+        ``checkpoint_activations``: ``set_checkpointing``. ``tokenizer``: the ``tokenizer.json`` of google/flan-t5-large, or its
+        folder; by default one that lies in ``source``, else the Hub's. Raises what ``zoo.importers.tango.open_tango`` raises.
+        """
+        from zoo.generation import as_dtype
+        from zoo.importers.tango import open_tango
+
+        model = open_tango(source, tokenizer).to(as_dtype(dtype))
+        model.set_checkpointing(checkpoint_activations)
+        return model
+
+    def set_checkpointing(self, enabled: bool = True) -> None:
+        """Keeps a tenth of the denoiser's activations for the backward pass, for one more forward. Outputs stay the same."""
+        set_checkpointing(self.denoiser, enabled)
+
+    def train(self, mode: bool = True) -> Tango:
+        super().train(mode)
+        for name, part in self.named_children():
+            if name != "denoiser":
+                part.eval()
+        return self
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and kept in main memory.
+
+        The model is told neither lengths in seconds nor sources. Raises ``ValueError`` without a tokenizer, for a prompt of too
+        many tokens, and for a text that was not encoded before the encoder was dropped.
+        """
+        rows = Conditioning.cat([self._encoded(prompt.text) for prompt in prompts])
+        return rows.to(self.denoiser.conv_in.weight.device)
+
+    def _encoded(self, text: str) -> Conditioning:
+        if text not in self._cache:
+            if self._tokenizer is None:
+                raise ValueError("this Tango has no tokenizer, so it cannot read prompts; give it the tokenizer.json of its text "
+                                 "encoder, google/flan-t5-large: Tango.from_pretrained(..., tokenizer=FILE)")  # fmt: skip
+            if self.text_encoder is None:
+                raise ValueError(f"the text encoder was dropped and {text[:60]!r} was not encoded before; give all prompts to "
+                                 "drop_text_encoder")  # fmt: skip
+            ids_BL = torch.tensor([self._tokenizer(text)])
+            if len(self._cache) >= CACHED_PROMPTS:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[text] = self.encode_tokens(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)).to("cpu")
+        return self._cache[text]
+
+    @torch.no_grad()
+    def encode_tokens(self, ids_BL: Tensor, mask_BL: Tensor) -> Conditioning:
+        """The conditioning of token ids (long) whose mask (bool) is true. Raises ``ValueError`` when the encoder overflows."""
+        device = self.text_encoder.device
+        ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device=device, dtype=torch.bool)
+        states_BLD = self.text_encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+        states_BLD = states_BLD.masked_fill(~mask_BL[..., None], 0)
+        if not torch.isfinite(states_BLD).all():
+            raise ValueError(f"the text encoder overflows in {states_BLD.dtype}; keep it in float32 or bfloat16 "
+                             "(backbone.text_encoder.float())")  # fmt: skip
+        return Conditioning({"tokens_BLD": states_BLD, "mask_BL": mask_BL})
+
+    def drop_text_encoder(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes ``prompts`` and their negatives, then frees the text encoder: no other text can be encoded from then on.
+
+        The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
+        """
+        texts = {text for prompt in prompts for text in (prompt.text, prompt.negative)}
+        if len(texts) > CACHED_PROMPTS - len(self._cache):
+            raise ValueError(f"{CACHED_PROMPTS} texts are kept at most; keep the text encoder for more prompts than that")
+        for text in texts:
+            self._encoded(text)
+        self.arguments = self.text_encoder = None
+
+    def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """The velocity alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""
+        dtype = self.denoiser.conv_in.weight.dtype
+        output = self.denoiser(
+            latent_BCTF.to(dtype),
+            time_B,
+            encoder_hidden_states=conditioning["tokens_BLD"].to(dtype),
+            encoder_attention_mask=conditioning["mask_BL"],
+            return_dict=False,
+        )
+        return output[0].float()
+
+    def encode(self, wave_BCN: Tensor) -> Tensor:
+        """Latents of mono waves at ``sample_rate_hz``, whose level is normalised as in training (silence stays silence)."""
+        return self.codec.encode(wave_BCN)
+
+    def decode(self, latent_BCTF: Tensor) -> Tensor:
+        """Waves (B, 1, N), float32; gradients flow to the latents."""
+        return self.codec.decode(latent_BCTF)
+
+    def latent_shape(self, seconds: float) -> tuple[int, ...]:
+        """(8, frames, 16): 256 frames for the 10.24 s of the released training, any other length as well."""
+        return self.codec.latent_shape(seconds)
+
+
+def _fitting(tokenizer: PromptTokenizer, text_encoder: Mapping[str, Any]) -> PromptTokenizer:
+    ids, last = tokenizer("a dog barks"), text_encoder.get("eos_token_id", 1)
+    if ids[-1] != last or max(ids) >= text_encoder["vocab_size"]:
+        raise ValueError(f"the tokenizer does not belong to the text encoder: it makes {ids}, expected ids below "
+                         f"{text_encoder['vocab_size']} that end with {last}")  # fmt: skip
+    return tokenizer

@@ -1,0 +1,63 @@
+"""Prompts to token ids with the tokenizer of a released text encoder, which travels inside the model's arguments as text."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+
+_PACKED_BYTES = 64 * 2**20  # of a tokenizer's JSON; the largest in use are a few megabytes
+
+
+def pack_tokenizer(json_text: str) -> str:
+    """The contents of a ``tokenizer.json`` as one short line of ASCII, for ``PromptTokenizer``: zlib, then base 64."""
+    return base64.b64encode(zlib.compress(json_text.encode("utf-8"), 9)).decode("ascii")
+
+
+def _unpacked(packed: str, what: str) -> str:
+    try:
+        stream = zlib.decompressobj()
+        content = stream.decompress(base64.b64decode(packed, validate=True), _PACKED_BYTES)
+        if stream.unconsumed_tail or not stream.eof:
+            raise ValueError(f"it is cut off, or unpacks to more than {_PACKED_BYTES} bytes")
+        return content.decode("utf-8")
+    except (ValueError, TypeError, zlib.error) as error:
+        made = "pack_tokenizer makes one of the text of a tokenizer.json"
+        raise ValueError(f"the {what} tokenizer cannot be read ({error}); {made}") from error
+
+
+class PromptTokenizer:
+    """``tokenizer(text) -> ids`` with the special tokens that its encoder expects, at most ``max_tokens`` of them.
+
+    ``packed``: by ``pack_tokenizer``. ``what`` names the encoder in errors. Raises ``ValueError`` when it is no tokenizer, or one
+    that cannot tell two captions apart (an empty stand-in).
+    """
+
+    def __init__(self, packed: str, max_tokens: int, what: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.max_tokens, self._what = max_tokens, what
+        try:
+            self._tokenizer = Tokenizer.from_str(_unpacked(packed, what))
+        except ValueError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            said = str(error)[:120]
+            raise ValueError(f"the {what} tokenizer is not the contents of a tokenizer.json ({said})") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if self._tokenizer.encode("a dog barks").ids == self._tokenizer.encode("rain falls on a roof").ids:
+            raise ValueError(f"the {what} tokenizer gives two different captions the same tokens: it is an empty stand-in")
+
+    def __call__(self, text: str, truncate: bool = False) -> list[int]:
+        """Raises ``ValueError`` for a text of too many tokens, unless ``truncate`` cuts it (special tokens stay)."""
+        ids = self._tokenizer.encode(text).ids
+        if len(ids) <= self.max_tokens:
+            return ids
+        if not truncate:
+            said = f"{text[:60]!r}... has {len(ids)} tokens, {self._what} takes {self.max_tokens}"
+            raise ValueError(f"the prompt {said}; shorten it")
+        self._tokenizer.enable_truncation(self.max_tokens)
+        try:
+            return self._tokenizer.encode(text).ids
+        finally:
+            self._tokenizer.no_truncation()
