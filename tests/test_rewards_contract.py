@@ -5,11 +5,13 @@ import json
 
 import pytest
 import torch
+from toy_clap import SHORT, tokenizer_file
 
 from zoo.rewards import REWARDS
 from zoo.types import Prompt, Reward, RewardOutput
 
-# the smallest arguments of each reward that need no weights of others, and prompts that it understands
+# the smallest arguments of each reward that need no weights of others, and prompts that it understands; REWARD/VARIANT where a
+# reward has several kinds of networks
 CASES = {
     "clap": (
         {
@@ -18,6 +20,7 @@ CASES = {
         },
         [{}, {}, {}],
     ),
+    "clap/transformers": ({"checkpoint": "random", "towers": "transformers", "arguments": SHORT}, [{}, {}, {}]),
     "emotion": (
         {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5},
         [{"mood": "happy"}, {"mood": "sad"}, {"mood": "tender"}],
@@ -26,14 +29,16 @@ CASES = {
 
 
 def test_every_reward_has_a_case():
-    assert set(CASES) == set(REWARDS)
+    assert {name.partition("/")[0] for name in CASES} == set(REWARDS)
 
 
-@pytest.fixture(params=sorted(REWARDS))
-def case(request):
+@pytest.fixture(params=sorted(CASES))
+def case(request, tmp_path):
     arguments, labels = CASES[request.param]
     assert json.loads(json.dumps(arguments)) == arguments  # config.json holds them
-    module, _, name = REWARDS[request.param].partition(":")
+    if arguments.get("towers") == "transformers":
+        arguments = arguments | {"arguments": {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}}
+    module, _, name = REWARDS[request.param.partition("/")[0]].partition(":")
     reward = getattr(importlib.import_module(module), name)(**arguments)
     prompts = [Prompt(id=f"p{i}", text="a piano solo", labels=label) for i, label in enumerate(labels)]
     return reward, prompts

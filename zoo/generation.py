@@ -11,7 +11,10 @@ import torch
 
 from zoo.checkpoint import CONFIG_FILE, load_artifact, read_config
 from zoo.diffusion import Sampler, noise_generator, rollout
+from zoo.entry import ZooEntry
+from zoo.importers import IMPORTERS
 from zoo.registry import ENTRIES, find, looks_remote
+from zoo.targets import locate
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
 
 
@@ -31,10 +34,11 @@ def load(
     """
     dtype, folder = as_dtype(dtype), find_or_pull(name)
     stack = [(_adapter_folder(adapter), strength) for adapter, strength in adapters]
-    if (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
+    foreign = _foreign(name)
+    if foreign is None and (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
         name, stack = _base_of(folder), [(folder, 1.0), *stack]
-        folder = find_or_pull(name)
-    model = load_artifact(folder, device, dtype)
+        folder, foreign = find_or_pull(name), _foreign(name)
+    model = load_artifact(folder, device, dtype) if foreign is None else _imported(foreign, folder).to(device=device, dtype=dtype)
     if stack:
         from zoo.backbones.adapters import stack_adapters
 
@@ -42,6 +46,18 @@ def load(
             raise ValueError(f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone")
         stack_adapters(model, stack, str(name))
     return model
+
+
+def _foreign(name: str | Path) -> ZooEntry | None:
+    """The entry of a name whose files are in its authors' layout, else None."""
+    entry = ENTRIES.get(str(name))
+    return None if entry is None or entry.layout == "attune" else entry
+
+
+def _imported(entry: ZooEntry, folder: Path) -> Any:
+    """The model of an entry in its authors' layout, from its pulled folder, frozen and in eval mode."""
+    place = IMPORTERS[entry.architecture, entry.layout].replace(":", ".")
+    return locate(place, entry.name)(entry.name, folder).eval().requires_grad_(False)
 
 
 def _adapter_folder(name: str | Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from zoo.backbones import BACKBONES
 from zoo.entry import KINDS, ZooEntry, is_repo_id
 from zoo.errors import did_you_mean
+from zoo.importers import IMPORTERS
 from zoo.rewards import REWARDS
 from zoo.table import ENTRIES
 
@@ -38,7 +39,7 @@ def why_not_loadable(entry: ZooEntry) -> str | None:
         return f"architecture {entry.architecture!r} planned, cannot be loaded yet"
     if entry.importer is not None:
         return f"its file is brought by hand and opened with {entry.importer}(PATH)"
-    if entry.layout != "attune":
+    if entry.layout != "attune" and (entry.architecture, entry.layout) not in IMPORTERS:
         return f"importer for its {entry.layout} layout planned, cannot be loaded yet"
     return None
 

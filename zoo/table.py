@@ -128,11 +128,11 @@ ENTRIES: dict[str, ZooEntry] = {
             licence="cc0-1.0", sample_rate_hz=48_000, repo_id=_CLAP, files=("630k-audioset-best.pt",), layout="original",
         ),
         ZooEntry(
-            "clap-630k-fusion-best", "reward", "clap", "LAION-CLAP, HTSAT-tiny with feature fusion: 630k",
+            "clap-630k-fusion-best", "reward", "clap_fusion", "LAION-CLAP, HTSAT-tiny with fusion: 630k",
             licence="cc0-1.0", sample_rate_hz=48_000, repo_id=_CLAP, files=("630k-fusion-best.pt",), layout="original",
         ),
         ZooEntry(
-            "clap-630k-audioset-fusion-best", "reward", "clap", "LAION-CLAP, HTSAT-tiny with feature fusion: 630k and AudioSet",
+            "clap-630k-audioset-fusion-best", "reward", "clap_fusion", "LAION-CLAP, HTSAT-tiny with fusion: 630k and AudioSet",
             licence="cc0-1.0", sample_rate_hz=48_000, repo_id=_CLAP, files=("630k-audioset-fusion-best.pt",), layout="original",
         ),
         ZooEntry(
@@ -156,7 +156,7 @@ ENTRIES: dict[str, ZooEntry] = {
             revision="8fa0f1c6d0433df6e97c127f64b2a1d6c0dcda8a", layout="transformers",
         ),
         ZooEntry(
-            "clap-htsat-fused", "reward", "clap", "transformers twin of clap-630k-audioset-fusion-best",
+            "clap-htsat-fused", "reward", "clap_fusion", "transformers twin of clap-630k-audioset-fusion-best",
             licence="apache-2.0", sample_rate_hz=48_000, repo_id="laion/clap-htsat-fused", layout="transformers",
         ),
         ZooEntry(

@@ -1,1 +1,7 @@
 """Released checkpoints in their authors' layouts, brought into ours: strict, every tensor accounted for, no foreign framework."""
+
+# (architecture, layout) of a zoo entry -> "module:function" that opens its pulled folder: function(name, folder) -> the model
+IMPORTERS = {
+    ("clap", "original"): "zoo.importers.pretrained_clap:pulled_clap",
+    ("clap", "transformers"): "zoo.importers.pretrained_clap:pulled_clap",
+}

@@ -11,6 +11,7 @@ Shapes: ``W`` windows a clip, ``E`` embedding.
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,9 +28,12 @@ from zoo.types import Prompt, RewardOutput
 
 CLAP_TOWERS = {
     "tiny": "zoo.rewards.tiny_clap:TinyClapTowers",
+    "transformers": "zoo.rewards.transformers_clap:TransformersClapTowers",
+    "laion_clap": "zoo.rewards.laion_package:LaionClapTowers",
 }
 WINDOWS = ("mean", "first")
 PADDINGS = ("repeat", "zero")
+_RESAMPLER_STEPS = 10**7  # product of the two rates over their divisor; the resampler's table has as many numbers
 _CACHED_TEXTS = 8192  # embeddings of 512 numbers: 16 MB
 # torchaudio's values for "kaiser_best" of resampy; one resampler for everything that is compared
 _RESAMPLER = {
@@ -45,6 +49,7 @@ class ClapTowers(Protocol):
 
     ``embed_audio`` takes mono windows (B, window_samples) at ``sample_rate_hz``; both return unit vectors (B, E), float32.
     Towers that ``lightning_modules.contrastive.Contrastive`` trains also have ``scale``, the factor on cosines in its loss.
+    Towers that read files have ``arguments``, which build the same sizes without them.
     """
 
     sample_rate_hz: int
@@ -86,6 +91,19 @@ def int16_round_trip(wave_BN: Tensor) -> Tensor:
     return (wave_BN.clamp(-1, 1) * 32767).trunc() / 32767
 
 
+def _check_rate(sample_rate_hz: Any, wanted_hz: int) -> None:
+    """Raises ``ValueError`` for no rate, and for one between which and ``wanted_hz`` no filter of reasonable size leads."""
+    is_number = isinstance(sample_rate_hz, numbers.Real) and not isinstance(sample_rate_hz, bool)
+    if not is_number or not 0 < sample_rate_hz < math.inf or sample_rate_hz != int(sample_rate_hz):
+        raise ValueError(f"CLAP needs the sample rate of the waves, a whole number of Hz, got {sample_rate_hz!r}")
+    step = math.gcd(int(sample_rate_hz), wanted_hz)
+    if (wanted_hz // step) * (int(sample_rate_hz) // step) > _RESAMPLER_STEPS:
+        raise ValueError(
+            f"CLAP hears {wanted_hz} Hz, and waves at {sample_rate_hz} Hz cannot well be brought there (greatest common divisor "
+            f"{step} Hz); resample them to a usual rate, such as 44100 or 48000 Hz"
+        )
+
+
 class ClapReward(nn.Module):
     """Scores clips by the cosine between clip and ``prompt.text``, in [-1, 1].
 
@@ -121,7 +139,7 @@ class ClapReward(nn.Module):
         self.arguments = {
             "checkpoint": checkpoint,
             "towers": towers,
-            "arguments": dict(arguments or {}),
+            "arguments": dict(getattr(self.towers, "arguments", None) or arguments or {}),
             "windows": windows,
             "padding": padding,
             "int16": int16,
@@ -143,9 +161,8 @@ class ClapReward(nn.Module):
             raise ValueError(f"CLAP takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}")
         if not wave_BCN.shape[2]:
             raise ValueError("CLAP was given waves of 0 samples; there is nothing to hear")
-        if not sample_rate_hz or sample_rate_hz <= 0 or sample_rate_hz != int(sample_rate_hz):
-            raise ValueError(f"CLAP needs the sample rate of the waves, a whole number of Hz, got {sample_rate_hz}")
         rate, window = self.towers.sample_rate_hz, self.towers.window_samples
+        _check_rate(sample_rate_hz, rate)
         mono_BN = wave_BCN.float().mean(dim=1)
         mono_BN = torchaudio.functional.resample(mono_BN, int(sample_rate_hz), rate, **_RESAMPLER)
         if self.int16:

@@ -1,0 +1,84 @@
+"""Texts to token ids for a CLAP whose tokenizer travels with its weights, as the bytes of a tokenizer.json.
+
+Kept as a tensor, so an artefact needs no other file and no network. The format is that of huggingface/tokenizers; it is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import did_you_mean
+
+LONG_TEXTS = ("refuse", "cut")
+_CHECK = ("dog barks", "rain falls")  # as many words, so that a tokenizer without words gives both the same ids
+
+
+class ClapTokenizer(nn.Module):
+    """Texts to ids with the tokenizer of ``json_bytes`` (a number: room for so many bytes, which come with the weights).
+
+    At most ``max_tokens`` tokens a text, start and end included. ``long_texts``: longer ones raise ``ValueError`` (``refuse``) or
+    lose what is too much before the end token (``cut``, as laion_clap does). ``vocab_size``: of the text tower. Raises
+    ``ValueError`` for an unknown rule, and for a tokenizer that is none or another tower's.
+    """
+
+    def __init__(
+        self, json_bytes: bytes | int, vocab_size: int, pad_id: int = 1, max_tokens: int = 77, long_texts: str = "refuse"
+    ) -> None:
+        super().__init__()
+        if long_texts not in LONG_TEXTS:
+            raise ValueError(f"unknown long_texts {long_texts!r}; {did_you_mean(long_texts, LONG_TEXTS)}")
+        if max_tokens < 3:
+            raise ValueError(f"max_tokens must leave room for one token between start and end, got {max_tokens}")
+        self.vocab_size, self.pad_id, self.max_tokens, self.long_texts = vocab_size, pad_id, max_tokens, long_texts
+        empty = isinstance(json_bytes, int)
+        content = bytearray(json_bytes)  # of a number: as many zeros
+        self.register_buffer("json", torch.frombuffer(content, dtype=torch.uint8).clone())
+        self._parsed: Any = None
+        self._parsed_of: tuple[int, int] | None = None
+        if not empty:
+            self._tokenizer()
+
+    def _tokenizer(self) -> Any:
+        """The tokenizer, read again when the bytes have changed. Raises ``ValueError`` for one that cannot be meant."""
+        key = (id(self.json), self.json._version)
+        if self._parsed_of == key:
+            return self._parsed
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_str(bytes(self.json.cpu().numpy()).decode("utf-8"))
+        except Exception as error:  # the library raises Exception itself
+            raise ValueError(f"tokenizer.json cannot be read ({error}); save the tokenizer again") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        first, second = (tokenizer.encode(text).ids for text in _CHECK)
+        if first == second or min(len(first), len(second)) < 3:
+            raise ValueError(
+                f"this tokenizer gives {first} and {second} for two different texts: it has no vocabulary or sets no start and "
+                "end tokens, and every text would mean the same"
+            )
+        if tokenizer.get_vocab_size() > self.vocab_size:
+            raise ValueError(f"this tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower knows {self.vocab_size}: "
+                             "they do not belong together")  # fmt: skip
+        self._parsed, self._parsed_of = tokenizer, key
+        return tokenizer
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, L), int64, padded on the right to the longest, on the buffer's device. Raises ``ValueError``."""
+        rows = [encoding.ids for encoding in self._tokenizer().encode_batch(list(texts))]
+        for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            if len(row) > self.max_tokens and self.long_texts == "refuse":
+                raise ValueError(
+                    f"a text has {len(row)} tokens, at most {self.max_tokens} are read: {text[:60]!r}...; shorten it, or set "
+                    "long_texts=cut"
+                )
+            rows[i] = row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]]
+        ids_BL = torch.full((len(rows), max(map(len, rows), default=0)), self.pad_id)
+        mask_BL = torch.zeros_like(ids_BL)
+        for i, row in enumerate(rows):
+            ids_BL[i, : len(row)], mask_BL[i, : len(row)] = torch.tensor(row), 1
+        return ids_BL.to(self.json.device), mask_BL.to(self.json.device)

@@ -1,0 +1,138 @@
+"""The ``laion_clap`` package itself as a CLAP's towers, for a cross-check; ``zoo.rewards.transformers_clap`` is the default.
+
+Imported only when such towers are built. Its import and its constructor fetch three tokenizers and RoBERTa's weights from the
+Hub, and without a network they try for minutes; here nothing is fetched: the checkpoint holds RoBERTa, and the tokenizer is ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.errors import did_you_mean
+from zoo.importers.laion_clap import TOKENIZER, laion_tensors
+from zoo.importers.pretrained_clap import tokenizer_json
+from zoo.rewards.clap_text import ClapTokenizer
+
+AUDIO_MODELS = ("HTSAT-tiny", "HTSAT-base")
+_ROBERTA = {
+    "vocab_size": 50_265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_NOT_IN_PACKAGE = "text_branch.embeddings.position_ids"  # in released files, not in current versions of RoBERTa
+
+
+class LaionClapTowers(nn.Module):
+    """``zoo.rewards.clap.ClapTowers`` around ``laion_clap.CLAP_Module`` (fusion off), in evaluation mode. float32 only.
+
+    ``pretrained``: a LAION .pt file; without it the weights are random. ``audio_model``: of ``AUDIO_MODELS``. ``tokenizer``,
+    ``tokenizer_bytes``, ``max_tokens``, ``long_texts``: as ``TransformersClapTowers`` has them (default "roberta-base" beside a
+    file). ``text_config``: settings of ``transformers.RobertaConfig`` that differ from roberta-base (its width stays 768).
+    Raises ``ValueError`` for an unknown name, a package that is missing, or tensors that do not fit.
+    """
+
+    differentiable = True
+    sample_rate_hz = 48_000
+    window_samples = 480_000
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        audio_model: str = "HTSAT-base",
+        tokenizer: str | None = None,
+        tokenizer_bytes: int = 0,
+        max_tokens: int = 77,
+        long_texts: str = "refuse",
+        text_config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if audio_model not in AUDIO_MODELS:
+            raise ValueError(f"unknown audio_model {audio_model!r}; {did_you_mean(audio_model, AUDIO_MODELS)}")
+        tensors = None if pretrained is None else laion_tensors(pretrained)
+        if pretrained is not None and tokenizer is None:
+            tokenizer = TOKENIZER
+        has_file = tokenizer is not None and tokenizer != "none"
+        content: bytes | int = tokenizer_json(str(tokenizer)) if has_file else tokenizer_bytes
+        sizes = {**_ROBERTA, **(text_config or {})}
+        self.package = package_module(audio_model, sizes)
+        if tensors is not None:
+            tensors.pop(_NOT_IN_PACKAGE, None)
+            try:
+                self.package.model.load_state_dict(tensors, strict=True)
+            except RuntimeError as error:
+                raise ValueError(f"the tensors of {pretrained} do not fit laion_clap's {audio_model}: {error}") from error
+        self.tokenizer = (
+            ClapTokenizer(content, sizes["vocab_size"], sizes["pad_token_id"], max_tokens, long_texts) if content else None
+        )
+        self.arguments = {
+            "audio_model": audio_model,
+            "tokenizer_bytes": len(content) if isinstance(content, bytes) else content,
+            "max_tokens": max_tokens,
+            "long_texts": long_texts,
+            "text_config": dict(text_config or {}),
+        }
+        self.eval()
+
+    def embed_audio(self, window_BN: Tensor) -> Tensor:
+        """(B, E) float32 unit vectors of mono windows (B, 480000) at 48 kHz. No 16-bit round trip (see ``ClapReward``)."""
+        return self.package.get_audio_embedding_from_data(x=window_BN, use_tensor=True).float()
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """(B, E) float32 unit vectors. Raises ``ValueError`` for a text that is too long, and without a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("this CLAP has no tokenizer, so it embeds no texts; name a folder with tokenizer.json (tokenizer)")
+        return self.package.get_text_embedding(list(texts), tokenizer=self._tokens, use_tensor=True).float()
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        ids_BL, mask_BL = self.tokenizer(texts)
+        return {"input_ids": ids_BL, "attention_mask": mask_BL}
+
+
+def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
+    """``laion_clap.CLAP_Module`` with random weights, on the CPU. The network is not asked for anything, and ``sys.path`` is left
+    as it was (the package puts its own folder there, with modules named ``training`` and ``evaluate``).
+
+    Raises ``ValueError`` when the package is not installed or does not import.
+    """
+    import transformers
+
+    tokenizers = {transformers.BertTokenizer, transformers.RobertaTokenizer, transformers.BartTokenizer}
+    roberta = transformers.RobertaConfig(**text_sizes)
+    with ExitStack() as replaced:
+        for kind in tokenizers:
+            replaced.enter_context(_from_pretrained(kind, lambda cls: None))
+        replaced.enter_context(_from_pretrained(transformers.RobertaModel, lambda cls: cls(roberta)))
+        before = list(sys.path)
+        try:
+            import laion_clap
+        except ImportError as error:
+            raise ValueError(
+                f"the laion_clap package cannot be imported ({error}); pip install 'laion-clap>=1.1.7,<2', or take "
+                "towers=transformers"
+            ) from error
+        finally:
+            sys.path[:] = before
+        return laion_clap.CLAP_Module(enable_fusion=False, device="cpu", amodel=audio_model, tmodel="roberta")
+
+
+@contextmanager
+def _from_pretrained(kind: type, made: Callable[[type], Any]) -> Iterator[None]:
+    """Inside, ``kind.from_pretrained(...)`` gives ``made(kind)``, whatever it is asked for."""
+    own = kind.__dict__.get("from_pretrained")
+    kind.from_pretrained = classmethod(lambda cls, *given, **settings: made(cls))
+    try:
+        yield
+    finally:
+        if own is None:
+            del kind.from_pretrained
+        else:
+            kind.from_pretrained = own
