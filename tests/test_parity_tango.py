@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from datamodules.mixing import first_weight, levels_db, mixed
 from lightning_modules.losses import min_snr_weights
 from zoo.backbones import mel_codec
 from zoo.backbones.mel_codec import MelCodec, log_mel, magnitudes, normalised, prepared, slaney_mel_bank
@@ -159,6 +160,15 @@ def test_tango_mel_frontend(golden_dir: Path) -> None:
     silence = prepared(torch.zeros(1, 4096), 4096)
     assert golden.facts["silence_prepared_all_nan"] and not silence.any()  # it is NaN there, and zeros before the mel
     assert_close(log_mel(silence), golden["silence.mel"], 1e-5, "silence")
+
+
+def test_tango_mixing(golden_dir: Path) -> None:
+    golden = Golden(golden_dir, "mixing")
+    sounds = golden["sound1"], golden["sound2"]
+    for number, sound in enumerate(sounds, 1):
+        assert_close(levels_db(sound, 16_000), golden[f"gain{number}_db"], 1e-3, f"levels of sound {number}")
+    assert first_weight(*sounds, 16_000) == pytest.approx(golden["weight1"].item(), abs=1e-5)
+    assert_close(mixed(*sounds, 16_000), golden["mixed"], 1e-5, "mixture")
 
 
 def test_tango_vae_and_vocoder(golden_dir: Path, codec: MelCodec) -> None:
