@@ -198,8 +198,10 @@ def test_the_zoo_opens_a_pulled_folder(tango, tmp_path, monkeypatch):
     (folder / "words.json").rename(folder / "tokenizer.json")
     monkeypatch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **SIZES))
     monkeypatch.setattr(zoo.generation, "find_or_pull", lambda name: {"tango2": folder}[name])
-    loaded = zoo.load("tango2")
-    assert torch.equal(sampled(loaded)[1].clean, sampled(tango)[1].clean)
+    (folder / "config.json").write_text('{"architectures": null}')  # what lies there is no configuration of ours
+    for loaded in (zoo.load("tango2"), zoo.open_model("tango2")):
+        assert torch.equal(sampled(loaded)[1].clean, sampled(tango)[1].clean)
+    assert zoo.generate(loaded, "a dog barks", steps=2, seconds=0.1)[0].samples_CN.shape == (1, 1600)
 
 
 def broken(folder, file, change):

@@ -104,7 +104,8 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
     Raises ``ValueError`` or ``FileNotFoundError``.
     """
     folder = find_or_pull(source)
-    if (folder / CONFIG_FILE).is_file() and adapter is None and read_config(folder)["kind"] == "adapter":
+    is_ours = _foreign(source) is None and (folder / CONFIG_FILE).is_file()
+    if is_ours and adapter is None and read_config(folder)["kind"] == "adapter":
         backbone = load(_base_of(folder), device, adapters=[(folder, strength)])
     elif (folder / CONFIG_FILE).is_file():
         backbone = load(source, device, adapters=[] if adapter is None else [(adapter, strength)])
