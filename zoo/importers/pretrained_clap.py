@@ -62,7 +62,7 @@ def open_clap(name: str) -> PretrainedClap:
     state = load_pickle_weights(path / _PICKLED) if pickled else read_state(path)
     extractor = path / "preprocessor_config.json"
     features = read_json(extractor) if extractor.is_file() else {}
-    return PretrainedClap(known_config(config, strict=False), state, str(path), features)
+    return PretrainedClap(known_config(config, refuse_others=False), state, str(path), features)
 
 
 def pulled_clap(name: str, folder: Path) -> nn.Module:
@@ -89,10 +89,10 @@ def _fetched(name: str) -> Path:
     return newest(name, None if entry is None else entry.revision) or pull(name)
 
 
-def known_config(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[str, Any]:
     """The keys of ``config`` that shape a ``ClapModel``, as plain values.
 
-    ``strict``: other keys raise ``ValueError`` with the nearest right one; else they are left out (published files hold many that
+    ``refuse_others``: other keys raise ``ValueError`` with the nearest right one; else they are left out (published files hold many that
     belong to the library's saving and generation).
     """
     from transformers.models.clap.configuration_clap import ClapAudioConfig, ClapConfig, ClapTextConfig
@@ -104,7 +104,7 @@ def known_config(config: Mapping[str, Any], strict: bool = True) -> dict[str, An
             raise ValueError(f"config.{part} of a CLAP must be an object, got {given!r}")
         known = {key for base in kind.__mro__ if base.__name__.startswith("Clap") for key in getattr(base, "__annotations__", {})}
         for key in given:
-            if strict and key not in known:
+            if refuse_others and key not in known:
                 where = f"config.{part}.{key}" if part else f"config.{key}"
                 raise ValueError(f"{where}: transformers' CLAP has no such setting; {did_you_mean(key, known)}")
         values = {key: value for key, value in given.items() if key in known and key not in ("text_config", "audio_config")}
