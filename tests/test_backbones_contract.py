@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import toy_audioldm2
 import toy_tango
 
 from zoo.backbones import BACKBONES
@@ -26,6 +27,7 @@ ARGUMENTS = {
     },
     "tango": toy_tango.SMALL,
 }
+ARGUMENTS["audioldm2"] = toy_audioldm2.arguments()
 PROMPTS = (
     Prompt("a", "sad piano", "noise", 0.5),
     Prompt("b", "a long and happy recording of an acoustic guitar with a bird in front", "noise", 0.5),

@@ -53,10 +53,11 @@ def test_prompts_are_frozen_hashable_and_have_a_length():
             Prompt("a", "x", seconds=seconds)
 
 
-def test_the_negative_side_keeps_the_length_only():
+def test_the_negative_side_keeps_the_length_and_sees_the_pair():
     prompt = Prompt("a", "sad piano", "noise", 2.0, (SourcePath(90.0),), {"mood": "sad"})
     negative = prompt.as_negative()
-    assert (negative.id, negative.text, negative.negative, negative.seconds, negative.sources) == ("a", "noise", "", 2.0, ())
+    assert (negative.id, negative.text, negative.seconds, negative.sources) == ("a", "noise", 2.0, ())
+    assert negative.negative == "sad piano"
 
 
 def test_conditioning_needs_one_row_a_sample():

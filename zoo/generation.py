@@ -107,7 +107,7 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
     is_ours = _foreign(source) is None and (folder / CONFIG_FILE).is_file()
     if is_ours and adapter is None and read_config(folder)["kind"] == "adapter":
         backbone = load(_base_of(folder), device, adapters=[(folder, strength)])
-    elif (folder / CONFIG_FILE).is_file():
+    elif source in ENTRIES or (folder / CONFIG_FILE).is_file():
         backbone = load(source, device, adapters=[] if adapter is None else [(adapter, strength)])
         adapter = None
     elif (folder / "model" / CONFIG_FILE).is_file():

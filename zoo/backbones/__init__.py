@@ -2,5 +2,6 @@
 
 BACKBONES: dict[str, str] = {
     "tiny_audio": "zoo.backbones.tiny:TinyAudio",
+    "audioldm2": "zoo.backbones.audioldm2:AudioLDM2",
     "tango": "zoo.backbones.tango:Tango",
 }

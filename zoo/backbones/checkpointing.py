@@ -39,6 +39,7 @@ def checkpoint_by_name(module: nn.Module, *args: Any) -> Any:
 
 def set_checkpointing(denoiser: nn.Module, enabled: bool) -> None:
     """Switches checkpointing of a diffusers U-Net, below an adapter too. Outputs and gradients are the same either way."""
+    from diffusers import AudioLDM2UNet2DConditionModel
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     unet = denoiser.get_base_model() if hasattr(denoiser, "get_base_model") else denoiser
@@ -46,6 +47,7 @@ def set_checkpointing(denoiser: nn.Module, enabled: bool) -> None:
         unet.disable_gradient_checkpointing()
         return
     unet.enable_gradient_checkpointing(checkpoint_by_name)
-    for module in unet.modules():
-        if isinstance(module, Transformer2DModel):  # it is checkpointed whole: its parts would be computed a third time
-            module.gradient_checkpointing = False
+    if isinstance(unet, AudioLDM2UNet2DConditionModel):  # its attention blocks are checkpointed whole: their parts would be
+        for module in unet.modules():  # computed a third time. Other U-Nets checkpoint the parts only.
+            if isinstance(module, Transformer2DModel):
+                module.gradient_checkpointing = False

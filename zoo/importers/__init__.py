@@ -2,6 +2,7 @@
 
 # (architecture, layout) of a zoo entry -> "module:function" that opens its pulled folder: function(name, folder) -> the model
 IMPORTERS = {
+    ("audioldm2", "diffusers"): "zoo.importers.audioldm2:pulled_audioldm2",
     ("tango", "original"): "zoo.importers.tango:pulled_tango",
     ("clap", "original"): "zoo.importers.pretrained_clap:pulled_clap",
     ("clap", "transformers"): "zoo.importers.pretrained_clap:pulled_clap",
