@@ -168,10 +168,65 @@ def test_refusals_name_the_prompt_and_the_classes():
         reward(wave, 16_000, prompts("sad", "sad"))
 
 
+def chord(rate_hz: int) -> torch.Tensor:
+    """(1, 1, 1 s) two tones below 3 kHz, the same sound at any rate."""
+    time = torch.arange(rate_hz) / rate_hz
+    return (0.1 * torch.sin(2 * math.pi * 440 * time) + 0.05 * torch.sin(2 * math.pi * 2500 * time)).view(1, 1, -1)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 44_100, 192_000])
+def test_any_rate_is_brought_to_its_own(rate_hz):
+    heard = small(rms=None).prepare(chord(rate_hz), rate_hz)
+    assert heard.shape == (1, 16_000)
+    assert torch.allclose(heard[0, 400:-400], chord(16_000)[0, 0, 400:-400], atol=5e-3)
+
+
+def test_stereo_is_heard_as_the_mean_of_its_channels():
+    reward, wave = small(rms=None), torch.randn(2, 2, 16_000) * 0.1
+    stereo, mono = (reward(one, 16_000, prompts("sad", "happy")) for one in (wave, wave.mean(dim=1, keepdim=True)))
+    assert torch.equal(stereo.score_B, mono.score_B)
+    opposite = torch.stack([wave[:1, 0], -wave[:1, 0]], dim=1)  # cancels itself: judged as the silence that it is in mono
+    silent = reward(torch.zeros(1, 1, 16_000), 16_000, prompts("sad"))
+    assert torch.equal(reward(opposite, 16_000, prompts("sad")).score_B, silent.score_B)
+
+
+@pytest.mark.parametrize("rms", [0.08, None])
+@pytest.mark.parametrize("value", ["value", "label", "probability", "log_odds", "calibrated"])
+def test_silent_clipped_and_one_sample_clips_have_finite_scores(value, rms):
+    reward = small(value=value, rms=rms, class_mean=[0.0, 0.5, -0.5, 0.0], class_std=[1.0, 2.0, 0.5, 1.0])
+    square = (torch.arange(16_000) // 40 % 2 * 2.0 - 1).view(1, 1, -1)
+    for wave in (torch.zeros(1, 1, 16_000), square, 30 * square, torch.ones(1, 1, 16_000), torch.ones(1, 1, 1)):
+        output = reward(wave, 16_000, prompts("tender"))
+        assert all(torch.isfinite(part).all() for part in (output.score_B, *output.parts.values()))
+
+
+def test_a_clip_without_samples_or_channels_is_refused():
+    for shape in ((1, 1, 0), (1, 0, 100)):
+        with pytest.raises(ValueError, match=r"batch, channels, samples.*got shape \(1, \d, \d+\)"):
+            small()(torch.zeros(shape), 16_000, prompts("sad"))
+
+
+def test_labels_may_be_words_that_stand_for_classes():
+    words = {"joyful": "happy", "mournful": "sad", "Q3": "sad"}
+    reward = small(classes_of=words)
+    assert reward.targets(prompts("joyful", "Q3", "mournful", "angry")).tolist() == [0, 2, 2, 1]
+    with pytest.raises(ValueError, match=r"'joyfull'.*did you mean 'joyful'\? Its classes are happy, angry, sad, tender"):
+        reward.targets(prompts("joyfull"))
+    with pytest.raises(ValueError, match=r"mood \['sad'\], which the classifier does not know"):
+        reward.targets([Prompt("a", "x", labels={"mood": ["sad"]})])
+    with pytest.raises(ValueError, match="classes_of maps to merry; the classes are happy"):
+        small(classes_of={"joyful": "merry"})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"value": "vale"}, "value must be one of"),
+        ({"value": "calibrated"}, "'calibrated' needs class_mean and class_std, measured .*class_statistics"),
+        ({"class_mean": [0.0] * 4}, "belong together"),
+        ({"class_mean": [0.0] * 3, "class_std": [1.0] * 4}, "class_mean needs one number for each of happy.*got 3"),
+        ({"class_mean": [0.0] * 4, "class_std": [1.0, 1.0, 0.0, 1.0]}, "class_std must be finite and positive"),
+        ({"class_mean": [0.0, 0.0, 0.0, math.nan], "class_std": [1.0] * 4}, "class_mean must be finite"),
         ({"activation": "relu"}, "activation must be one of"),
         ({"chunk_rule": "half"}, "chunk_rule must be one of"),
         ({"class_names": ["a", "a"]}, "different names"),

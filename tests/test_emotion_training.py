@@ -158,6 +158,14 @@ def test_batch_norm_learns_although_the_reward_stays_in_evaluation_mode():
     assert not torch.equal(before, module.reward.classifier.spec_bn.running_mean)
 
 
+def test_a_two_class_task_learns_from_prompts_that_ask_for_moods():
+    arousal = {"happy": "HA", "angry": "HA", "sad": "LA", "tender": "LA"}
+    module = Emotion(small(class_names=["HA", "LA"], classes_of=arousal))
+    results = trainer().test(module, loader([tones(8, 0)]), verbose=False)[0]
+    assert set(module.report.recall) == {"HA", "LA"} and 0 <= results["test/accuracy"] <= 1
+    assert module.training_step(tones(4, 1), 0).isfinite()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
