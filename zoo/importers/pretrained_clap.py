@@ -92,8 +92,8 @@ def _fetched(name: str) -> Path:
 def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[str, Any]:
     """The keys of ``config`` that shape a ``ClapModel``, as plain values.
 
-    ``refuse_others``: other keys raise ``ValueError`` with the nearest right one; else they are left out (published files hold many that
-    belong to the library's saving and generation).
+    ``refuse_others``: other keys raise ``ValueError`` with the nearest right one; else they are left out (published files hold
+    many that belong to the library's saving and generation).
     """
     from transformers.models.clap.configuration_clap import ClapAudioConfig, ClapConfig, ClapTextConfig
 
