@@ -230,3 +230,21 @@ def test_long_prompts_are_refused_or_cut():
         model.encode_prompts([Prompt("x", text)])
     model.truncate_prompts = True
     assert model.encode_prompts([Prompt("x", text)])["t5_BLD"].shape[1] == 80
+
+
+def test_half_precision_keeps_the_adapter_in_float32():
+    model = small_model().to(torch.bfloat16)
+    add_lora(model, rank=2)
+    assert {p.dtype for p in model.denoiser.parameters() if p.requires_grad} == {torch.float32}
+    conditioning = model.encode_prompts(PROMPTS)
+    assert conditioning["loa_BLD"].dtype == torch.bfloat16
+    x = torch.randn(3, *model.latent_shape(0.2))
+    output = model.predict(x, torch.tensor([900, 500, 100]), conditioning)
+    output.square().mean().backward()
+    assert output.dtype == torch.float32 and output.isfinite().all()
+    with torch.no_grad():
+        full = small_model()
+        plain = full.predict(x, torch.tensor([900, 500, 100]), full.encode_prompts(PROMPTS))
+        wave = model.decode(x)
+    assert wave.dtype == torch.float32 and wave.isfinite().all()
+    assert (output - plain).abs().max() < 0.15 * plain.abs().max()

@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
+from diffusers import AudioLDM2UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from toy_audioldm2 import small_model, written_folder
 
-from benchmarks.audioldm2_memory import measure, saved_bytes
+from benchmarks.audioldm2_memory import SIZES, measure, saved_bytes
 from zoo import registry
 from zoo.backbones.audioldm2 import AudioLDM2
 from zoo.backbones.checkpointing import checkpoint_by_name
@@ -193,3 +194,14 @@ def test_another_call_of_the_library_is_refused(model):
 def test_bytes_are_counted_without_computing():
     real, counted = (measure("small", 0.2, True, computed) for computed in (True, False))
     assert real == counted > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "cross", "every"), [("base", 346_943_496, 128, 384), ("large", 718_012_296, 256, 1024)]
+)
+def test_the_benchmark_measures_the_released_sizes(size, parameters, cross, every):
+    """346.94 M is the released file's size in bytes over four; a third of the second attentions is no cross-attention."""
+    with torch.device("meta"):
+        unet = AudioLDM2UNet2DConditionModel(**SIZES[size])
+    assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
+    assert (len(attention_linears(unet, cross_only=True)), len(attention_linears(unet))) == (cross, every)
