@@ -22,7 +22,7 @@ SMALLEST = {
     "embedded/denoiser.yaml": [f"data.source.{knob}" for knob in SMALL_MUSIC],
     "embedded/mood.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
     "embedded/sounds_codec.yaml": [f"data.{knob}" for knob in SMALL_SCENES],
-    "embedded/sounds.yaml": [f"data.source.{knob}" for knob in SMALL_SCENES],
+    "embedded/sounds.yaml": [f"data.source.{knob}" for knob in (*SMALL_SCENES, "classes=null")],
     "embedded/clap.yaml": [f"data.{knob}" for knob in SMALL_SCENES],
 }
 DENOISERS = {"embedded/denoiser.yaml": "embedded/codec.yaml", "embedded/sounds.yaml": "embedded/sounds_codec.yaml"}

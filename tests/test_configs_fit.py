@@ -90,7 +90,7 @@ def test_sounds_codec_then_denoiser(tmp_path: Path, sound_packages: list[str]) -
     fit("embedded/sounds_codec.yaml", tmp_path / "codec", [*data, *module], "trainer.max_steps=2", "trainer.max_steps=4")
     module = [f"module.backbone.codec={tmp_path / 'codec' / 'codec.safetensors'}", *SCHEDULE, "trainer.precision=32-true"]
     module += [f"module.backbone.{item}" for item in ("codec_width=16", "width=16", "depth=1", "heads=2", "text_width=16")]
-    data = [f"data.source.{item}" for item in [*sound_packages, "clips=8", "seconds=2.048"]]
+    data = [f"data.source.{item}" for item in [*sound_packages, "clips=8", "seconds=2.048", "classes=null"]]
     fit("embedded/sounds.yaml", tmp_path / "sounds", [*module, *data], "trainer.max_steps=2", "trainer.max_steps=4")
     backbone = zoo.load(str(tmp_path / "sounds" / "model"))
     (wave,) = zoo.generate(backbone, [Prompt("p", "a cow", seconds=0.512)], seeds=[0], steps=2)

@@ -61,7 +61,7 @@ class Prompt:
             raise ValueError(f"prompt {self.id!r}: seconds must be positive, got {self.seconds}")
 
     def as_negative(self) -> Prompt:
-        """The unconditional side of guidance: text and negative change places (a backbone may need to see the pair), no sources."""
+        """The unconditional side of guidance: text and negative change places (backbones may need the pair); no sources."""
         return replace(self, text=self.negative, negative=self.text, sources=())
 
 
