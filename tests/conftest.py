@@ -54,7 +54,7 @@ def sounds_root(pytestconfig: pytest.Config) -> Path:
 
     root = pytestconfig.getoption("--sounds-root").resolve()
     if not all((root / SOURCES[name].place).exists() for name in ("opensfx", "gcompris", "sonic-pi", "simutrans")):
-        pytest.skip(f"the packages of recorded sounds are not below {root}; {install_command(SMALL_SET)}, and --sounds-root DIR")
+        pytest.skip(f"the packages of recorded sounds are not below {root}; {install_command(SMALL_SET)}, and --sounds-root=DIR")
     return root
 
 
