@@ -202,7 +202,9 @@ def test_the_quickstarts_adapter_goes_round_and_sounds_the_same(hub: HubServer, 
     exported = export_run(run, tmp_path / "exported")
     push(exported, "tester/playful", yes=True)
     command = [sys.executable, "-c", PULL_AND_PLAY, "tester/playful", str(tmp_path / "wave.pt")]
-    settings = os.environ | environment(hub, tmp_path / "another_home") | {"PYTHONPATH": str(project_root)}
+    # as many threads as here: the order of summation, and so the last bits, depends on them
+    settings = os.environ | {"PYTHONPATH": str(project_root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    settings |= environment(hub, tmp_path / "another_home")
     done = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pulled = Path(done.stdout.split()[-1])
