@@ -178,14 +178,10 @@ def _decoded(root: Path, found: Sequence[tuple[str, Rule, Entry]], sample_rate_h
             quarantined[clip_id] = "is speech whose words are not beside it"
             continue
         try:
-            wave_N, digest = decode(entry.read(), sample_rate_hz)
+            wave_N = decode(entry.read(), sample_rate_hz, clip_id, first_with)
         except ValueError as error:
             quarantined[clip_id] = str(error)
             continue
-        if digest in first_with:
-            quarantined[clip_id] = f"is a copy of {first_with[digest]}"
-            continue
-        first_with[digest] = clip_id
         licence, credit, original = licence_of(entry, SOURCES[name], *papers[name])
         caption = rule.caption.replace("{words}", (entry.words or "").rstrip("."))
         seconds = len(wave_N) / sample_rate_hz

@@ -153,10 +153,11 @@ def draw_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
     return tuple(map(split_of, clips))
 
 
-def decode(data: bytes, sample_rate_hz: int) -> tuple[Tensor, str]:
-    """(wave (N,) mono in [-1, 1] at ``sample_rate_hz``, hash of the samples as they were stored).
+def decode(data: bytes, sample_rate_hz: int, name: str, first_with: dict[str, str]) -> Tensor:
+    """Wave (N,) mono in [-1, 1] at ``sample_rate_hz``. ``first_with``: hash of the stored samples -> the first
+    name that had them; ``name`` is entered.
 
-    Raises ``ValueError`` with the reason for bytes that are no audio, shorter than 0.05 s, silent, or NaN.
+    Raises ``ValueError`` with the reason for bytes that are no audio, shorter than 0.05 s, silent, NaN, or a copy of another clip.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -176,8 +177,11 @@ def decode(data: bytes, sample_rate_hz: int) -> tuple[Tensor, str]:
     mono_1N = wave_CN.mean(0, keepdim=True)
     if mono_1N.abs().max() < SILENT:
         raise ValueError(f"is silent (no sample above {SILENT})")
+    if digest in first_with:
+        raise ValueError(f"is a copy of {first_with[digest]}")
+    first_with[digest] = name
     wave_N = resample(Waveform(mono_1N, rate_hz), sample_rate_hz).samples_CN[0]
-    return wave_N / wave_N.abs().max().clamp(min=1.0), digest
+    return wave_N / wave_N.abs().max().clamp(min=1.0)
 
 
 @dataclass(frozen=True)

@@ -181,14 +181,10 @@ def _decoded(found: Sequence[tuple[int, Row, Path]], folder: Path, form: Layout,
         clip_id = f"{name}#{number}" if name in read else name
         if name not in read:
             try:
-                wave_N, digest = decode(path.read_bytes(), sample_rate_hz)
+                read[name] = decode(path.read_bytes(), sample_rate_hz, name, first_with)
             except ValueError as error:
                 quarantined[clip_id] = str(error)
                 continue
-            if digest in first_with:
-                quarantined[clip_id] = f"is a copy of {first_with[digest]}"
-                continue
-            first_with[digest], read[name] = name, wave_N
         waves[clip_id] = wave_N = read[name]
         blank = BankClip(
             id=clip_id,
