@@ -26,6 +26,12 @@ def fit(config: str, out_dir: Path, overrides: list[str], first: str, then: str)
     run.fit(run.load([CONFIGS / config], [f"out_dir={out_dir}", *overrides, then, "resume=true"]))
 
 
+def assert_whole_after_two_rounds(folder: Path) -> None:
+    assert [row["round"] for row in read_rows(folder / "metrics.csv")][-1] == 2
+    for made in ("config.yaml", "adapter/adapter_model.safetensors", "audio/before", "audio/after", "curve.png", "report.html"):
+        assert (folder / made).exists(), made
+
+
 @pytest.mark.slow
 def test_codec_then_denoiser(tmp_path: Path) -> None:
     data = [f"data.{item}" for item in [*MUSIC, "seconds=0.512", "crop_seconds=0.256"]]
@@ -62,14 +68,25 @@ def test_quickstarts(config: str, tmp_path: Path) -> None:
     small += ["module.sample_steps=4", "module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2"]
     small += ["module.train_steps=null", "module.backbone.name=embedded/music", "data.seconds=2.2"]
     fit(config, tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
-    assert [row["round"] for row in read_rows(tmp_path / "run" / "metrics.csv")][-1] == 2
-    for made in ("config.yaml", "adapter/adapter_model.safetensors", "audio/before", "audio/after", "curve.png", "report.html"):
-        assert (tmp_path / "run" / made).exists(), made
+    assert_whole_after_two_rounds(tmp_path / "run")
     folder = export_run(tmp_path / "run", tmp_path / "exported", card="ddpo_quickstart")
     assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder))
     both = (zoo.load(folder), zoo.open_model(str(tmp_path / "run")))
     (one,), (other,) = (zoo.generate(backbone, ["a sad piano"], steps=2, seconds=1.024) for backbone in both)
     assert torch.equal(one.samples_CN, other.samples_CN)
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_sounds(tmp_path: Path) -> None:
+    """It needs no sound packages: captions come from the rule table."""
+    small = ["data.prompts_per_round=2", "data.repeats=2", "data.val_prompts=1", "data.val_repeats=1"]
+    small += ["module.sample_steps=3", "module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2"]
+    small += ["module.train_steps=null", "data.prompts.seconds=1.024"]
+    fit("ddpo/quickstart_sounds.yaml", tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
+    assert_whole_after_two_rounds(tmp_path / "run")
+    backbone = zoo.load("embedded/sounds", adapters=[(tmp_path / "run" / "adapter", 1.0)])
+    (wave,) = zoo.generate(backbone, [Prompt("p", "a cow, then a car horn", seconds=1.024)], seeds=[0], steps=2)
+    assert wave.samples_CN.isfinite().all()
 
 
 SCENES = ["val_clips=4", "batch_size=4", "batches_per_epoch=2", "bank.cache_dir=null"]
