@@ -157,7 +157,7 @@ def decode(data: bytes, sample_rate_hz: int, name: str, first_with: dict[str, st
     """Wave (N,) mono in [-1, 1] at ``sample_rate_hz``. ``first_with``: hash of the stored samples -> the first
     name that had them; ``name`` is entered.
 
-    Raises ``ValueError`` with the reason for bytes that are no audio, shorter than 0.05 s, silent, NaN, or a copy of another clip.
+    Raises ``ValueError`` for bytes that are no audio, shorter than 0.05 s, silent or NaN, or a copy of another clip
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
