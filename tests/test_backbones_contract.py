@@ -162,14 +162,19 @@ def test_only_the_adapter_learns_and_off_it_is_the_base(backbone):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
-    sampler = Sampler(steps=3, guidance_scale=guidance_scale)
+def test_a_sample_does_not_depend_on_its_batch(key, backbone, guidance_scale):
+    """In float64 where the network can: rounding in float32 depends on the size of the batch, which is not what is tested."""
+    dtype = torch.float32 if key == "tiny_audio" else torch.float64  # its embeddings of time and length are float32
+    sampler, backbone = Sampler(steps=3, guidance_scale=guidance_scale), backbone.to(dtype)
+
+    def predict(latent, time_B, conditioning):
+        return backbone.predict(latent.to(dtype), time_B.to(dtype), conditioning)
 
     def sample(prompts):
         conditioning, negative = (backbone.encode_prompts(side) for side in (prompts, [p.as_negative() for p in prompts]))
         generators = [noise_generator(7, 0, prompt.id, 0) for prompt in prompts]
         shape = backbone.latent_shape(prompts[0].seconds)
-        return rollout(backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators)
+        return rollout(predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators)
 
     with torch.no_grad():
         three, one = sample(PROMPTS), sample(PROMPTS[1:2])
