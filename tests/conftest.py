@@ -73,6 +73,27 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def pulled_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of pulled models that are small and random (``toy_zoo``); written once."""
+    import toy_zoo
+
+    return toy_zoo.pulled(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def small_zoo(pulled_models: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """AudioLDM 2, Tango and CLAP by their names in the zoo, and EMOPIA by its path, are small random models of their classes.
+
+    Gives the working directory, which is empty but for ``models/``.
+    """
+    import toy_zoo
+
+    folder = tmp_path_factory.mktemp("work")
+    toy_zoo.use(monkeypatch, pulled_models, folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
     """Every test starts from the same seed, whichever tests ran before it."""

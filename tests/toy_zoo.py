@@ -1,0 +1,105 @@
+"""The zoo's big models as tiny random ones of the real classes, pulled: what names them is built without a network.
+
+``pulled`` writes them once into a cache; ``small_zoo`` (a fixture of conftest.py) makes a test see that cache and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import toy_clap
+
+from zoo import store
+from zoo.table import ENTRIES
+
+EMOPIA_FILE = "models/emopia/{0}/best.ckpt"  # where configurations look for EMOPIA's checkpoints, below the working directory
+_NO_COMMIT = "0" * 40  # of entries whose commit the table does not know
+# words that the small tokenizers can tell apart; all others are one unknown word to the CLAP and the Tango
+WORDS = ("a", "an", "happy", "angry", "sad", "tender", "piano", "violin", "recording", "solo", "quality", "low", "dog", "barks",
+         "rain", "falls", "then", "birds", "engine", "speaks")  # fmt: skip
+CLAP_WORDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{word: i + 4 for i, word in enumerate((*WORDS, "on", "leaves"))}}
+
+
+def write_audioldm2(folder: Path) -> None:
+    from toy_audioldm2 import small_model, written_folder
+
+    written_folder(small_model(), folder)
+
+
+def write_tango(folder: Path) -> None:
+    from toy_tango import SMALL, TOKENIZER, released_folder
+
+    from zoo.backbones.tango import Tango
+
+    released_folder(Tango(**SMALL).eval(), folder.parent).rename(folder)
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys((*TOKENIZER["model"]["vocab"], *WORDS)))}
+    text = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": vocabulary}}
+    (folder / "tokenizer.json").write_text(json.dumps(text), encoding="utf-8")
+
+
+def write_clap(folder: Path) -> None:
+    toy_clap.random_clap().save_pretrained(folder)
+    toy_clap.tokenizer_file(folder, CLAP_WORDS)
+
+
+def write_laion_clap(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    torch.save({"state_dict": toy_clap.laion_state(toy_clap.random_clap().state_dict())}, folder / "small.pt")
+
+
+def write_emopia(file: Path) -> None:
+    from zoo.importers.emopia import RATE_HZ, TASKS
+    from zoo.rewards.short_chunk import ShortChunkResNet
+
+    network = ShortChunkResNet(RATE_HZ, 256, 128, 16, (4, 4, 4, 6, 6, 6, 8), len(TASKS[file.parent.name]))
+    file.parent.mkdir(parents=True)
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in network.state_dict().items()}}, file)
+
+
+# (architecture, layout) of entries on the Hub -> what writes a small model as their authors would
+WRITERS: dict[tuple[str, str], Callable[[Path], None]] = {
+    ("audioldm2", "diffusers"): write_audioldm2,
+    ("tango", "original"): write_tango,
+    ("clap", "transformers"): write_clap,
+    ("clap", "original"): write_laion_clap,
+}
+
+
+def pulled(root: Path) -> Path:
+    """Every entry that ``WRITERS`` knows, as a pull leaves it in the cache ``root``/cache; EMOPIA's files and CLAP's tokenizer
+    below ``root``. The same weights in every call."""
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTUNE_CACHE", str(root / "cache"))
+        torch.manual_seed(0)
+        for key, write in WRITERS.items():
+            write(root / "-".join(key))
+            for entry in ENTRIES.values():
+                if entry.repo_id is not None and (entry.architecture, entry.layout) == key:
+                    place = store.place(entry.name, entry.revision or _NO_COMMIT)
+                    shutil.copytree(root / "-".join(key), place)
+                    store.write_record(place, store.PullRecord(entry.repo_id, place.name, entry.licence, {}))
+        for task in ("ar_va", "arousal", "valence"):
+            write_emopia(root / EMOPIA_FILE.format(task))
+    toy_clap.tokenizer_file(root / "roberta-base", CLAP_WORDS)
+    return root
+
+
+def use(patch: pytest.MonkeyPatch, root: Path, folder: Path) -> None:
+    """Inside the test the working directory is ``folder``, with EMOPIA's files in it, and the zoo's names mean small models."""
+    from toy_tango import SMALL
+
+    import zoo.importers.laion_clap
+    import zoo.importers.tango as importer
+
+    patch.setenv("ATTUNE_CACHE", str(root / "cache"))
+    (folder / "models").symlink_to(root / "models")
+    patch.chdir(folder)  # no lock file here
+    sizes = {name: SMALL[name] for name in ("unet", "text_encoder", "vae", "vocoder")}
+    patch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **sizes))
+    patch.setattr(zoo.importers.laion_clap, "TOKENIZER", str(root / "roberta-base"))
