@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lightning_modules.page import page, picture, player
 from zoo.files import written_beside
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .5rem; border-bottom: 1px solid #d8dee5 }
-td.number { text-align: right; font-variant-numeric: tabular-nums } audio { width: 16rem; display: block }
-img { max-width: 100% } pre { background: #f4f6f8; padding: 1rem; overflow: auto; font-size: 13px } .note { color: #5b6b7b }
-"""
 
 
 def read_rows(path: str | Path) -> list[dict[str, float]]:
@@ -65,20 +57,6 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         figure.savefig(part, format="png")
 
 
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _player(path: Path) -> str:
-    """An ``<audio>`` element with the file in it (as FLAC: lossless and half the size; every browser plays it)."""
-    import soundfile
-
-    wave, rate = soundfile.read(path, dtype="int16", always_2d=True)
-    packed = io.BytesIO()
-    soundfile.write(packed, wave, rate, format="FLAC", subtype="PCM_16")
-    return f'<audio controls preload="none" src="{_data_uri("audio/flac", packed.getvalue())}"></audio>'
-
-
 def _samples(folder: Path) -> dict[str, dict]:
     index = folder / "samples.json"
     if not index.is_file():
@@ -89,7 +67,7 @@ def _samples(folder: Path) -> dict[str, dict]:
 def _cell(folder: Path, sample: dict | None) -> str:
     if sample is None or not (folder / sample["file"]).is_file():
         return '<td class="note">none</td>'
-    return f"<td>{_player(folder / sample['file'])}reward {sample['score']:+.3f}</td>"
+    return f"<td>{player(folder / sample['file'])}reward {sample['score']:+.3f}</td>"
 
 
 def _table(audio: Path) -> str:
@@ -131,23 +109,17 @@ def write_report(out_dir: str | Path) -> Path:
     curve, config = '<p class="note">Nothing was measured.</p>', out_dir / "config.yaml"
     if rows:
         draw_curve(rows, out_dir / "curve.png")
-        curve = f'<img alt="rewards over rounds" src="{_data_uri("image/png", (out_dir / "curve.png").read_bytes())}">'
+        curve = picture(out_dir / "curve.png", "rewards over rounds")
     settings = config.read_text(encoding="utf-8") if config.is_file() else "config.yaml was not written"
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(out_dir.resolve().name)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(out_dir.resolve().name)}</h1>
-<h2>Rewards</h2>
+    body = f"""<h2>Rewards</h2>
 {_numbers(rows)}
 {curve}
 <h2>Before and after</h2>
 <p class="note">The same prompts with the same noise.</p>
 {_table(out_dir / "audio")}
 <h2>Settings</h2>
-<pre>{html.escape(settings)}</pre>
-</body></html>
-"""
+<pre>{html.escape(settings)}</pre>"""
     path = out_dir / "report.html"
     with written_beside(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page(out_dir.resolve().name, body), encoding="utf-8")
     return path
