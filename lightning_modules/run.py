@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks
+from lightning_modules.config_files import drop_replaced, read_all
 from zoo.errors import did_you_mean
 from zoo.targets import bind, check, instantiate
 
@@ -57,13 +58,14 @@ class Built:
 
 
 def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
-    """Merges YAML files (later ones win), then ``key=value`` overrides, then resolves interpolations.
+    """Merges YAML files (each after those that its ``base:`` names; later ones win), then ``key=value`` overrides, then resolves
+    interpolations. A node of a later file with another ``_target_`` replaces the earlier node whole.
 
     Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest right one.
     """
     config = OmegaConf.structured(Run)
-    for path in paths:
-        config = _merged(config, _read(Path(path)), str(path))
+    for where, content in read_all(paths):
+        config = _merged(config, content, where)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.\[\]-]*", key):
@@ -85,21 +87,9 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
         raise _readable(error, "configuration", error.full_key or "") from error
 
 
-def _read(path: Path) -> DictConfig:
-    if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else "no such folder"
-        raise FileNotFoundError(f"there is no configuration {path}; {near}")
-    try:
-        content = OmegaConf.create(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, DictConfig) or not content or all(value is None for value in content.values()):
-        raise ValueError(f"{path} must hold keys such as module:, data:, trainer:, out_dir:")
-    return content
-
-
 def _merged(config: DictConfig, other: DictConfig, where: str) -> DictConfig:
     try:
+        drop_replaced(config, other)
         return OmegaConf.merge(config, other)
     except OmegaConfBaseException as error:
         raise _readable(error, where, error.full_key or "") from error
