@@ -125,7 +125,14 @@ class MusicSet:
 
     def prompt(self, index: int, rng: random.Random) -> Prompt:
         clip = self.clips[index]
-        labels = {"mood": clip.mood, "instrument": clip.instrument}
+        labels = {
+            "mood": clip.mood,
+            "instrument": clip.instrument,
+            "events": [f"{clip.mood} {clip.instrument}"],
+            "relation": "single",
+        }
+        if clip.flawed:
+            labels["events"] = ["two pieces under noise"]
         return Prompt(f"clip-{clip.seed}", caption(clip, rng, self.held_out), seconds=self.seconds, labels=labels)
 
 

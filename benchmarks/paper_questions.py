@@ -1,0 +1,263 @@
+"""The questions of "RLHF on conditional music generation", asked again on the embedded music model: six conditions, five seeds.
+
+    python tools/fit.py --config configs/embedded/clap_music.yaml                 # the CLAP of condition "clap", once
+    python benchmarks/paper_questions.py --out out/benchmarks/paper_questions
+
+Protocol
+1. For every condition below and every seed k in 0..4: ``configs/ddpo/paper_questions.yaml`` with that condition's overrides,
+   ``seed=k``, nothing else changed: always 20 rounds of 48 rollouts and 2 trained steps a sample. A run that holds an adapter
+   is not run again.
+2. Base and adapters play the prompts of Table 1 of the paper (4 emotions, piano), ``--samples`` clips each (32, n = 128), and
+   the grid that their condition was trained on (n = 128 or close), with the configuration's evaluation sampler and noise
+   keyed by (1000003, prompt id, sample index): the same noise before and after, and for all runs. Training never uses that
+   seed. The prompts themselves are those that are trained on, as in the paper.
+3. Scores: accuracy of the emotion classifier (its mean over classes of equal size is the balanced accuracy), its value reward,
+   CLAP cosine, and the held-out judge (VibeNet, ``benchmarks/judges.py``), fitted once on real clips: its probability of the
+   asked mood. Neither VibeNet nor, but for condition "clap", the CLAP is ever trained on.
+4. Each comparison is paired by clip: mean of after - before ± its standard error. *Rose* / *fell*: by more than 2 standard
+   errors. The aim for "4 emotions": balanced accuracy rose on at least 4 of 5 seeds, and the judge's probability with it.
+5. All runs are published, whatever they say. No seed, prompt or clip is left out.
+
+Writes table.md (summary and every run), results.json (every value of every clip) and table.png.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from benchmarks.evaluation import (
+    REFERENCE_SEED,
+    Clips,
+    Measured,
+    fitted_judge,
+    generations,
+    loaded_network,
+    markdown_table,
+    measure,
+    real_clips,
+    shown,
+    write_json,
+    write_text,
+)
+from benchmarks.quickstart_seeds import (
+    JUDGE,
+    NOISE_SEED,
+    built,
+    differences,
+    evaluation_sampler,
+    option_parser,
+    read_config,
+    train,
+)
+from zoo.errors import reported
+from zoo.files import written_beside
+from zoo.types import Prompt, Reward
+
+SIXTEEN = (
+    "data.words={happy: [happy, joyful, cheerful, upbeat], angry: [angry, aggressive, intense, ferocious], "
+    "sad: [sad, mournful, somber, sorrowful], tender: [tender, gentle, soft, soothing]}"
+)
+THREE = "data.instruments=[piano, guitar, harp]"
+SCORES = {"accuracy": "balanced accuracy", "reward": "value reward", JUDGE: "held-out judge p(mood)", "clap": "CLAP cosine"}
+TABLE1, OWN = "table1", "own"  # the two sets of prompts
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``overrides`` of the configuration; ``{clap}`` in them is the folder of the trained CLAP."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...] = ()
+
+
+CONDITIONS = (
+    Condition("emotions_4", "4 emotions, piano"),
+    Condition("emotions_16", "16 emotions, piano", (SIXTEEN, "data.prompts_per_round=16", "data.repeats=3")),
+    Condition("instruments_3", "4 emotions, 3 instruments", (THREE, "data.prompts_per_round=12", "data.repeats=4")),
+    Condition("first_steps", "first 2 of 3 steps", ("module.train_steps=[0, 2]", "module.train_step_share=1.0")),
+    Condition("last_steps", "last 2 of 3 steps", ("module.train_steps=[1, 3]", "module.train_step_share=1.0")),
+    Condition("clap", "CLAP reward", ("module.reward.name={clap}",)),
+)  # fmt: skip
+
+
+def overrides(condition: Condition, clap: Path) -> list[str]:
+    return [text.replace("{clap}", str(clap)) if "{clap}" in text else text for text in condition.overrides]
+
+
+def condition_prompts(config: Mapping[str, Any]) -> tuple[Prompt, ...]:
+    """The prompts that a run trains on."""
+    from zoo.targets import instantiate
+
+    return instantiate(dict(config["data"]), "data").train_prompts
+
+
+def clap_scores(clap: Reward, clips: Clips) -> np.ndarray:
+    """(clips,) cosines of each clip with its prompt."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(clips.prompts), 16):
+            rows = slice(start, start + 16)
+            parts.append(clap(clips.wave_BCN[rows], clips.sample_rate_hz, clips.prompts[rows]).score_B.numpy())
+    return np.concatenate(parts).astype(np.float64)
+
+
+def verdict(before: Measured, after: Measured, name: str) -> str:
+    mean, error = differences(before, after, name)
+    return "rose" if mean > 2 * error else "fell" if mean < -2 * error else "unchanged"
+
+
+Runs = Mapping[tuple[str, int], Mapping[str, Measured]]  # (condition, seed) -> set of prompts -> what was measured
+Bases = Mapping[str, Mapping[str, Measured]]  # condition -> set of prompts
+
+
+def summary(bases: Bases, runs: Runs, which: str) -> str:
+    """One row a condition: the base, the mean over seeds after, and on how many seeds each score rose and fell."""
+    lines = []
+    for condition in CONDITIONS:
+        rows = [row[which] for (name, _), row in runs.items() if name == condition.name and which in row]
+        if not rows:
+            continue
+        before, line = bases[condition.name][which], [condition.title]
+        for name in SCORES:
+            verdicts = [verdict(before, row, name) for row in rows]
+            after = np.mean([row.values[name].mean() for row in rows])
+            line.append(f"{before.values[name].mean():.3f} -> {after:.3f}")
+            line.append(f"{verdicts.count('rose')} / {verdicts.count('fell')} of {len(rows)}")
+        lines.append(line)
+    header = ["condition", *(text for title in SCORES.values() for text in (title, "rose / fell"))]
+    return markdown_table(header, lines)
+
+
+def every_run(bases: Bases, runs: Runs, which: str) -> str:
+    """One row a run: after, and the paired difference ± its standard error."""
+    lines = []
+    for (name, seed), row in runs.items():
+        if which in row:
+            before, line = bases[name][which], [name, str(seed)]
+            for score in SCORES:
+                line += [f"{row[which].values[score].mean():.3f}", shown(differences(before, row[which], score), 3)]
+            lines.append(line)
+    return markdown_table(["condition", "seed", *(text for title in SCORES.values() for text in (title, "difference"))], lines)
+
+
+def by_emotion(bases: Bases, runs: Runs) -> str:
+    """Table 1 of the paper: accuracy of each emotion, base and mean over seeds of every condition."""
+    base = bases[CONDITIONS[0].name][TABLE1]
+    moods = list(dict.fromkeys(base.groups))
+    lines = [["base", *(f"{base.estimate('accuracy', mood)[0]:.2f}" for mood in moods)]]
+    for condition in CONDITIONS:
+        rows = [row[TABLE1] for (name, _), row in runs.items() if name == condition.name]
+        if rows:
+            means = [np.mean([row.estimate("accuracy", mood)[0] for row in rows]) for mood in moods]
+            lines.append([condition.title, *(f"{mean:.2f}" for mean in means)])
+    return markdown_table(["trained on", *moods], lines)
+
+
+def picture(bases: Bases, runs: Runs, path: Path) -> None:
+    """Paired differences on the prompts of Table 1, one point a seed with two standard errors, one panel a score."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(SCORES), figsize=(13, 3.6), sharey=True, layout="constrained")
+    for axes, (score, title) in zip(panels, SCORES.items(), strict=True):
+        for place, condition in enumerate(CONDITIONS):
+            rows = [row[TABLE1] for (name, _), row in runs.items() if name == condition.name]
+            for shift, row in enumerate(rows):
+                mean, error = differences(bases[condition.name][TABLE1], row, score)
+                height = -place + 0.14 * ((len(rows) - 1) / 2 - shift)
+                axes.errorbar(mean, height, xerr=2 * error, fmt="o", markersize=4, capsize=2, color=f"C{place}")
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("after - before, ± 2 SE", fontsize=9)
+    panels[0].set_yticks([-place for place in range(len(CONDITIONS))], [condition.title for condition in CONDITIONS])
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=150)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str]) -> None:
+    from omegaconf import OmegaConf
+    from rich.progress import track
+
+    import zoo
+
+    parser = option_parser(__doc__, "configs/ddpo/paper_questions.yaml", 32, "out/benchmarks/paper_questions")
+    parser.add_argument("--clap", type=Path, default=Path("runs/embedded/clap_music/model"), help="folder of the trained CLAP")
+    parser.add_argument("--conditions", nargs="+", default=[c.name for c in CONDITIONS], choices=[c.name for c in CONDITIONS])
+    parser.add_argument("--judge", default="vibenet", help="vibenet or none")
+    parser.add_argument("--reference-clips", type=int, default=25, help="real clips a mood and instrument to fit the judge")
+    parser.add_argument("--train-only", action="store_true", help="stop before the evaluation (to spread seeds over processes)")
+    options = parser.parse_args(argv)
+    network, clap = loaded_network(options.judge), zoo.load(str(options.clap.resolve()))  # before any hour is spent
+    out, chosen = options.out.resolve(), [c for c in CONDITIONS if c.name in options.conditions]
+    for seed in options.seeds:
+        for condition in chosen:
+            own = [*overrides(condition, options.clap.resolve()), *options.overrides]
+            train(seed, options.config.resolve(), out / f"{condition.name}-{seed}", own)
+    if options.train_only:
+        return
+    config = read_config(options.config)
+    mood, sampler = zoo.load("embedded/mood"), evaluation_sampler(config["module"])
+    instruments, seconds = ["guitar", "harp", "piano"], config["data"]["seconds"]
+    judge = None
+    if network is not None:
+        reference = real_clips(options.reference_clips, instruments, seconds, clap.sample_rate_hz, REFERENCE_SEED)
+        judge = fitted_judge(reference, network)
+    table1, grids = condition_prompts(config), {}
+    for condition in chosen:
+        dotted = OmegaConf.from_dotlist(overrides(condition, options.clap.resolve()))
+        grids[condition.name] = condition_prompts(OmegaConf.to_container(OmegaConf.merge(config, dotted), resolve=True))
+
+    def evaluated(run_dir: Path | None, prompts: Sequence[Prompt], file: Path) -> Measured:
+        """What was measured is kept beside the run, so that a stopped evaluation goes on."""
+        if file.is_file():
+            record = json.loads(file.read_text(encoding="utf-8"))
+            return Measured(record["groups"], {name: np.asarray(column) for name, column in record["values"].items()})
+        repeats = max(1, options.samples * len(table1) // len(prompts))
+        with torch.no_grad():
+            clips = generations(built(config, run_dir), mood, sampler, prompts, repeats, NOISE_SEED)
+        measured = measure(clips, mood, judge, network)
+        measured = Measured(measured.groups, {**measured.values, "clap": clap_scores(clap, clips)})
+        write_json(file, measured.to_json())
+        return measured
+
+    def both(run_dir: Path | None, condition: str, folder: Path) -> dict[str, Measured]:
+        folder.mkdir(parents=True, exist_ok=True)
+        sets = {TABLE1: table1, **({} if grids[condition] == table1 else {OWN: grids[condition]})}
+        return {which: evaluated(run_dir, prompts, folder / f"measured-{which}.json") for which, prompts in sets.items()}
+
+    bases = {condition.name: both(None, condition.name, out / f"base-{condition.name}") for condition in chosen}
+    runs = {}
+    for name, seed in track([(c.name, seed) for c in chosen for seed in options.seeds], "evaluating", transient=True):
+        runs[name, seed] = both(out / f"{name}-{seed}", name, out / f"{name}-{seed}")
+    sections = {
+        "Prompts of Table 1 (4 emotions, piano)": summary(bases, runs, TABLE1),
+        "The grid that was trained on, where it is another": summary(bases, runs, OWN),
+        "Accuracy by emotion": by_emotion(bases, runs),
+        "Every run, prompts of Table 1": every_run(bases, runs, TABLE1),
+        "Every run, its own grid": every_run(bases, runs, OWN),
+    }
+    text = "\n".join(f"{title}\n\n{table}" for title, table in sections.items())
+    write_text(out / "table.md", text)
+    record = {f"{name}-{seed}": {which: m.to_json() for which, m in row.items()} for (name, seed), row in runs.items()}
+    record["base"] = {name: {which: m.to_json() for which, m in row.items()} for name, row in bases.items()}
+    write_json(out / "results.json", {"overrides": options.overrides, "samples": options.samples, "clips": record})
+    picture(bases, runs, out / "table.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(reported(main))
