@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ class RewardError(ValueError):
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """B samples in the order of their prompts. ``score_B`` and ``parts`` are float32 on the CPU and may hold NaN.
+    """B samples in the order of their prompts. ``score_B``, ``parts`` and ``vectors`` (the reward's) are float32 on the CPU and
+    may hold NaN.
 
     ``trajectory`` or ``wave_BCN`` (CPU) are None unless asked for. Times in seconds.
     """
@@ -35,6 +36,7 @@ class ScoredSamples:
     wave_BCN: Tensor | None
     seconds_sampling: float
     seconds_reward: float
+    vectors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Stopwatch:
@@ -77,6 +79,8 @@ def score(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequen
     name, texts = type(reward).__name__, ", ".join(repr(prompt.text) for prompt in prompts[:3])
     try:
         output = reward(wave_BCN, sample_rate_hz, prompts)
+    except RewardError:  # of a reward that asks another one, which is named
+        raise
     except Exception as error:
         raise RewardError(
             f"the reward {name} raised {type(error).__name__}: {error} (on {len(prompts)} samples of {texts}, ...); "
@@ -88,6 +92,9 @@ def score(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequen
         if not isinstance(value, Tensor) or tuple(value.shape) != (len(prompts),):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise RewardError(f"the reward {name} must return one number a sample: {what} needs ({len(prompts)},), got {got}")
+    for key, value in output.vectors.items():
+        if value.ndim != 2 or len(value) != len(prompts):
+            raise RewardError(f"the reward {name}: vectors[{key!r}] needs ({len(prompts)}, D), got shape {tuple(value.shape)}")
     return output
 
 
@@ -150,6 +157,7 @@ def sample_and_score(
         trajectories.append(trajectory if keep == "trajectory" else None)
         waves.append(wave_BCN.cpu() if keep == "wave" else None)
     names = sorted(set(outputs[0].parts).intersection(*(output.parts for output in outputs)))
+    vectors = sorted(set(outputs[0].vectors).intersection(*(output.vectors for output in outputs)))
     return ScoredSamples(
         prompts=batch.prompts,
         score_B=_joined([output.score_B for output in outputs]),
@@ -158,6 +166,7 @@ def sample_and_score(
         wave_BCN=torch.cat(waves) if keep == "wave" else None,
         seconds_sampling=sampling.seconds,
         seconds_reward=rewarding.seconds,
+        vectors={name: _joined([output.vectors[name] for output in outputs]) for name in vectors},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from datamodules.batches import PromptBatch
 from lightning_modules.advantages import PromptTracker, batch_advantages, group_advantages
 from lightning_modules.distributed import gather
 from lightning_modules.rollouts import RewardError, ScoredSamples
-from zoo.types import Prompt
+from zoo.types import Prompt, RewardOutput
+
+Combine = Callable[[RewardOutput, Sequence[Prompt]], RewardOutput]
 
 
 def reward_summary(
@@ -42,6 +44,23 @@ class Judged:
     metrics: dict[str, float]
 
 
+def combined(combine: Combine, whole: RewardOutput, prompts: Sequence[Prompt], round_index: int) -> RewardOutput:
+    """``combine`` of a whole round, checked: one finite score and one number of each part for every prompt. ``RewardError``."""
+    try:
+        output = combine(whole, prompts)
+    except Exception as error:
+        raise RewardError(f"combining the rewards of round {round_index} raised {type(error).__name__}: {error}") from error
+    for what, value in {"score_B": output.score_B, **output.parts}.items():
+        if tuple(value.shape) != (len(prompts),):
+            raise RewardError(f"combining the rewards of round {round_index}: {what} needs ({len(prompts)},), "
+                              f"got {tuple(value.shape)}")  # fmt: skip
+    if not torch.isfinite(output.score_B).all():
+        worst = prompts[int((~torch.isfinite(output.score_B)).nonzero()[0])]
+        raise RewardError(f"combining the rewards of round {round_index} gave a score that is not finite, of {worst.id!r}; "
+                          "mend the reward; the last checkpoint is kept")  # fmt: skip
+    return output
+
+
 def judge(
     batch: PromptBatch,
     samples: ScoredSamples,
@@ -50,39 +69,50 @@ def judge(
     *,
     drop_bad: bool,
     class_label: str,
+    combine: Combine | None = None,
 ) -> Judged:
     """Advantages from the rewards of all processes: "prompt" (``tracker``, which is updated), "batch", "group", or
     "group_global" (each prompt's own mean, but the deviation of the whole round, so that a prompt that is solved stays quiet).
 
-    Rewards that are not finite raise ``RewardError`` naming their prompts, or with ``drop_bad`` are left out and counted (unless
-    none is left). The result does not depend on how the samples are spread over processes.
+    ``combine`` (of a ``zoo.types.Reward`` that has it) turns the round's scores, parts and vectors into the scores that are
+    learned from (metrics ``reward_combined/...``) and the parts that are logged; ``reward/*`` stays the scores of single
+    calls. Rewards that are not finite raise ``RewardError`` naming their prompts, or with ``drop_bad`` are left out and counted
+    (unless none is left). The result does not depend on how the samples are spread over processes.
     Raises ``ValueError`` when two processes hold the same sample.
     """
     keys = [(prompt.id, index) for prompt, index in zip(batch.prompts, batch.sample_index, strict=True)]
-    part_names = sorted(samples.parts)
+    part_names, vector_names = sorted(samples.parts), sorted(samples.vectors) if combine is not None else []
     clean = samples.trajectory.clean.flatten(1)
     extras = torch.stack([*(samples.parts[name] for name in part_names), clean.pow(2).mean(dim=1).sqrt().cpu()], dim=1).tolist()
-    own = list(zip(keys, samples.score_B.tolist(), batch.prompts, extras, strict=True))
+    vectors = [[samples.vectors[name][i] for name in vector_names] for i in range(len(keys))]
+    own = list(zip(keys, samples.score_B.tolist(), batch.prompts, extras, vectors, strict=True))
     rows = sorted((row for rank in gather(own) for row in rank), key=lambda row: row[0])
     if len({row[0] for row in rows}) < len(rows):
         raise ValueError("two processes hold the same (prompt id, sample index); split a round's prompts over the processes")
     bad = [row for row in rows if not math.isfinite(row[1])]
     good = [row for row in rows if math.isfinite(row[1])]
     if bad and not (drop_bad and good):
-        named = "; ".join(f"{prompt.id!r} ({prompt.text!r}): {value}" for _, value, prompt, _ in bad[:5])
+        named = "; ".join(f"{prompt.id!r} ({prompt.text!r}): {value}" for _, value, prompt, *_ in bad[:5])
         raise RewardError(
             f"{len(bad)} of {len(rows)} rewards in round {batch.round_index} are not finite: {named}; mend the reward, or set "
             "on_bad_reward=drop to leave such samples out; the last checkpoint is kept"
         )
-    ids, scores = [row[0][0] for row in good], [row[1] for row in good]
+    ids, scores, prompts = [row[0][0] for row in good], [row[1] for row in good], [row[2] for row in good]
+    *columns, norm_B = torch.tensor([row[3] for row in good], dtype=torch.float64).unbind(dim=1)
+    parts, learned = dict(zip(part_names, columns, strict=True)), scores
+    metrics = reward_summary(prompts, scores, class_label)
+    if combine is not None:
+        stacked = {name: torch.stack([row[4][i] for row in good]) for i, name in enumerate(vector_names)}
+        whole = RewardOutput(torch.tensor(scores, dtype=torch.float64), parts, stacked)
+        output = combined(combine, whole, prompts, batch.round_index)
+        parts, learned = dict(output.parts), output.score_B.double().tolist()
+        metrics |= reward_summary(prompts, learned, class_label, "reward_combined")
     if advantage == "prompt":
-        advantages = tracker.update(ids, scores)
+        advantages = tracker.update(ids, learned)
     else:
         std = "batch" if advantage == "group_global" else "group"
-        advantages = batch_advantages(scores) if advantage == "batch" else group_advantages(scores, ids, std)
+        advantages = batch_advantages(learned) if advantage == "batch" else group_advantages(learned, ids, std)
     by_key = {row[0]: float(value) for row, value in zip(good, advantages, strict=True)}
-    *part_means, norm = torch.tensor([row[3] for row in good], dtype=torch.float64).mean(dim=0).tolist()
-    metrics = reward_summary([row[2] for row in good], scores, class_label)
-    metrics |= {f"reward_part/{name}": value for name, value in zip(part_names, part_means, strict=True)}
-    metrics |= {"latent_norm": norm, "dropped_samples": float(len(bad))}
+    metrics |= {f"reward_part/{name}": float(part_B.double().mean()) for name, part_B in parts.items()}
+    metrics |= {"latent_norm": float(norm_B.mean()), "dropped_samples": float(len(bad))}
     return Judged(torch.tensor([by_key.get(key, 0.0) for key in keys]), [key in by_key for key in keys], metrics)

@@ -225,10 +225,14 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """``score_B``: float32, higher is better. ``parts``: named per-sample numbers (B,) that are logged beside it."""
+    """``score_B``: float32, higher is better. ``parts``: named per-sample numbers (B,) that are logged beside it.
+
+    ``vectors``: named per-sample vectors (B, D) that are not logged; a reward's ``combine`` may need them (see ``Reward``).
+    """
 
     score_B: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -273,6 +277,10 @@ class Reward(Protocol):
     """A scorer: deterministic, higher is better, resamples by itself.
 
     ``differentiable`` states whether gradients flow from the score to the wave.
+
+    A reward that judges a sample by the others of its prompt may also have ``combine(output, prompts) -> RewardOutput``: a pure
+    function of the answers to all samples of a round, from all processes, in the order of (prompt id, sample index). Its score
+    is what training learns from; the score of a single call stays what is logged, so that curves can be read over rounds.
     """
 
     differentiable: bool
