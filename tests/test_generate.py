@@ -20,6 +20,7 @@ from zoo.checkpoint import save_artifact
 from zoo.errors import reported
 from zoo.generate_command import output_paths, parse_seeds
 from zoo.generation import open_model, run_settings
+from zoo.sample_files import read_samples
 from zoo.types import Prompt, Waveform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +73,7 @@ def sound(path: Path) -> torch.Tensor:
 
 def test_files_for_prompts_and_seeds(model, tmp_path, capsys):
     run(model, "A sad piano", "Größe / ..\\x", "--seeds", "0-1", "--steps", 2, "--seconds", 0.5, "--out", tmp_path / "o")
-    names = sorted(path.name for path in (tmp_path / "o").iterdir())
+    names = sorted(path.name for path in (tmp_path / "o").glob("*.wav"))
     assert names == [f"00{i}_{slug}_seed{s}.wav" for i, slug in enumerate(("a-sad-piano", "groe-x")) for s in (0, 1)]
     assert names[0] in capsys.readouterr().out
     assert sound(tmp_path / "o" / names[0]).shape == (2, 8000)
@@ -81,6 +82,8 @@ def test_files_for_prompts_and_seeds(model, tmp_path, capsys):
     before = sound(tmp_path / "o" / names[0])
     run(model, "A sad piano", "--out", tmp_path / "o", "--overwrite", "--steps", 3, "--seconds", 0.5)
     assert not torch.equal(sound(tmp_path / "o" / names[0]), before)
+    listed = read_samples(tmp_path / "o")
+    assert [(sample.path.name, sample.seed) for sample in listed] == [(name, i % 2) for i, name in enumerate(names)]
     run(model, "A sad piano", "--out", tmp_path / "one.flac", "--steps", 2, "--seconds", 0.5)
     assert torch.allclose(sound(tmp_path / "one.flac"), before, atol=1e-3)
 
@@ -130,13 +133,15 @@ def test_batch_files(model, tmp_path, suffix, content):
         "--out",
         tmp_path / "o",
     )
-    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["000_a-sad-piano_seed0.wav", "001_a-happy-harp_seed0.wav"]
+    names = ["000_a-sad-piano_seed0.wav", "001_a-happy-harp_seed0.wav", "samples.json"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
+    assert [sample.prompt.text for sample in read_samples(tmp_path / "o")] == ["a sad piano", "a happy harp"]
 
 
 def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
     (tmp_path / "p.txt").write_bytes("Flöte\n".encode("latin-1"))
     run(model, "--batch-file", tmp_path / "p.txt", "--seconds", 0.5, "--steps", 1, "--out", tmp_path / "o")
-    assert [path.name for path in (tmp_path / "o").iterdir()] == ["000_flote_seed0.wav"]
+    assert [path.name for path in (tmp_path / "o").glob("*.wav")] == ["000_flote_seed0.wav"]
     assert "not UTF-8, read as Latin-1" in caplog.text
 
 
@@ -226,5 +231,6 @@ def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch
     monkeypatch.setattr(generate_command, "write_audio", write)
     with pytest.raises(OSError, match="No space left"):
         run(model, "one", "two", "--steps", 1, "--seconds", 0.5, "--batch-size", 1, "--out", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["000_one_seed0.wav"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000_one_seed0.wav", "samples.json"]
+    assert [sample.prompt.text for sample in read_samples(tmp_path)] == ["one"], "the index lists what is there"
     assert json.dumps(sound(written[0]).shape) == "[2, 8000]"

@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo.audio_files import FORMATS, write_audio
 from zoo.generation import generate, open_model, recorded_sampling, run_settings
+from zoo.sample_files import INDEX, Sample, checked_entries, write_index
 from zoo.types import Prompt
 
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add("model", help="a zoo name (embedded/music), a run folder, or a model folder")
     add("prompts", nargs="*", help="what should be heard")
     add("--batch-file", help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)")
-    add("--out", default="generated", help="folder, or a file name for a single sample")
+    add("--out", default="generated", help=f"folder (gets an index, {INDEX}), or a file name for a single sample")
     add("--format", default="wav", choices=[suffix[1:] for suffix in FORMATS])
     add("--seeds", default="0", help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed")
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
@@ -68,12 +69,24 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     paths = output_paths(prompts, seeds, Path(options.out), options.format)
     taken = [path for path in paths if path.exists()]
     if taken and not options.overwrite:
-        raise ValueError(f"{taken[0]} exists{f' (and {len(taken) - 1} more)' if taken[1:] else ''}; "
-                         "give another --out, or --overwrite to replace")
+        raise ValueError(
+            f"{taken[0]} exists{f' (and {len(taken) - 1} more)' if taken[1:] else ''}; "
+            "give another --out, or --overwrite to replace"
+        )
+    if Path(options.out).is_dir():
+        checked_entries(Path(options.out))
     backbone = open_model(options.model, options.adapter, options.strength, options.device)
     rule = _first(module.get("rule"), said.get("rule"), "ddim")
-    _generate_files(backbone, prompts, seeds, paths, options.batch_size,
-                    {"steps": steps, "guidance_scale": guidance, "eta": eta, "rule": rule})
+    folder = None if Path(options.out).suffix.lower() in FORMATS else Path(options.out)
+    _generate_files(
+        backbone,
+        prompts,
+        seeds,
+        paths,
+        folder,
+        options.batch_size,
+        {"steps": steps, "guidance_scale": guidance, "eta": eta, "rule": rule},
+    )
 
 
 def _generate_files(
@@ -81,18 +94,22 @@ def _generate_files(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     paths: Sequence[Path],
+    folder: Path | None,
     batch_size: int,
     sampling: dict[str, Any],
 ) -> None:
-    """A few prompts at a time, so that what is finished is on disk."""
+    """A few prompts at a time, so that what is finished is on disk, and in the index of ``folder`` (``zoo.sample_files``)."""
     from rich.progress import track
 
     count = max(1, batch_size // len(seeds))
+    samples = [Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))]
     for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
         some = prompts[start : start + count]
         waves = generate(backbone, some, seeds=seeds, batch_size=batch_size, **sampling)
         for path, wave in zip(paths[start * len(seeds) :], waves):
             write_audio(path, wave)
+        if folder is not None:
+            write_index(folder, samples[start * len(seeds) : (start + count) * len(seeds)])
     for path in paths:
         print(path)
 
