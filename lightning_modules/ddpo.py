@@ -22,6 +22,7 @@ from lightning_modules.ddpo_settings import CLIP_REFERENCE_ELEMENTS, check_setti
 from lightning_modules.distributed import gather, sum_gradients
 from lightning_modules.ema import EMA
 from lightning_modules.losses import rescaled_clip_range
+from lightning_modules.optimizers import build_optimizer
 from lightning_modules.policy_update import (
     backward_steps,
     check_ratio,
@@ -51,12 +52,12 @@ class DDPO(LightningModule):
     (None: all with noise), without the last one if ``skip_last_step``; of these a random ``train_step_share``, drawn for each
     "sample" or once a "batch". Batches count samples per process: a round must be a multiple of ``sample_batch_size`` and of
     ``train_batch_size * updates_per_round``. ``clip_range`` is for ``clip_reference_elements`` scored latent elements and is
-    rescaled to the backbone's (None: used as it is). ``decay_rounds``: the learning rate falls linearly to a tenth over so many
-    rounds (None: constant). ``advantage``: "prompt" (running statistics per prompt, ``tracker_*``),
-    "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an adapter: a
-    whole denoiser is not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a tolerance.
-    ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averaged weights; ``eval_*`` None: as
-    in training. Raises ``ValueError`` on values that cannot be meant."""
+    rescaled to the backbone's (None: used as it is). ``optimizer``: one of ``optimizers.OPTIMIZERS``. ``decay_rounds``: the rate
+    falls linearly to a tenth over so many rounds (None: constant). ``advantage``: "prompt" (running statistics per prompt,
+    ``tracker_*``), "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an
+    adapter: a whole denoiser is not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a
+    tolerance. ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averages. ``eval_*``
+    None: as in training. Raises ``ValueError`` on values that cannot be meant."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class DDPO(LightningModule):
         lora_alpha: float | None = None,
         lora_targets: str | list[str] = "cross",
         lora_init: str = "gaussian",
+        optimizer: str = "adamw",
         learning_rate: float = 3e-4,
         decay_rounds: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -133,9 +135,7 @@ class DDPO(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         h = self.hparams
-        return torch.optim.AdamW(
-            self.trainable().values(), lr=h.learning_rate, betas=tuple(h.betas), eps=h.adam_epsilon, weight_decay=h.weight_decay
-        )
+        return build_optimizer(h.optimizer, self.trainable().values(), h.learning_rate, h.betas, h.adam_epsilon, h.weight_decay)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Trainable weights only: the base is named by the run's configuration."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_modules.optimizers import optimizer_class
 from zoo.diffusion import Sampler
 from zoo.errors import did_you_mean
 
@@ -43,6 +44,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"decay_rounds must be at least 1 (or null for a constant rate), got {settings['decay_rounds']}")
     if settings["train_step_share"] > 1:
         raise ValueError(f"train_step_share is a share of the steps, at most 1, got {settings['train_step_share']}")
+    optimizer_class(settings["optimizer"])
     for name in ("kl_weight", "lora_rank"):
         if settings[name] < 0:
             raise ValueError(f"{name} must be at least 0, got {settings[name]}")

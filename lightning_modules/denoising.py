@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.batches import AudioBatch, LatentBatch
 from lightning_modules.ema import EMA
 from lightning_modules.losses import min_snr_weights
+from lightning_modules.optimizers import optimizer_class
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.diffusion import denoising_error, noise_generator
 from zoo.errors import did_you_mean
@@ -25,11 +26,11 @@ class Denoising(L.LightningModule):
 
     ``trainable`` names the backbone's submodules that learn. ``condition_dropout`` is the share of samples whose text is
     emptied, so that guidance has an unconditional side. ``min_snr_gamma`` (None = plain error) follows arXiv 2303.09556.
-    ``total_steps`` and ``warmup_steps`` are optimiser steps of the cosine schedule. Sample weights of a batch
-    (``weight_B``) multiply its errors. Times, noise and dropped captions depend on ``seed``, the step and the process only,
-    so a run resumed at the end of an epoch continues exactly. Validation uses the averaged weights, fixed noise, and also
-    scores every clip under the next clip's caption (``val/error_shuffled``): a model that listens has the lower error under
-    the right one. Raises ``ValueError`` for unknown parts, and for audio at another rate than the backbone's.
+    ``optimizer`` is one of ``optimizers.OPTIMIZERS``; ``total_steps`` and ``warmup_steps`` are steps of its cosine schedule.
+    Sample weights of a batch (``weight_B``) multiply its errors. Times, noise and dropped captions depend on ``seed``, the step
+    and the process only, so a run resumed at the end of an epoch continues exactly. Validation uses the averaged weights, fixed
+    noise, and also scores every clip under the next clip's caption (``val/error_shuffled``): a model that listens has the lower
+    error under the right one. Raises ``ValueError`` for unknown parts, and for audio at another rate than the backbone's.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Denoising(L.LightningModule):
         ema_decay: float = 0.999,
         max_grad_norm: float = 1.0,
         trainable: Sequence[str] = ("denoiser", "text", "duration", "spatial"),
+        optimizer: str = "adamw",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -52,6 +54,7 @@ class Denoising(L.LightningModule):
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
         check_schedule(warmup_steps, total_steps)
+        optimizer_class(optimizer)
         self.backbone = backbone
         backbone.requires_grad_(False)
         parts = dict(backbone.named_children())
@@ -117,7 +120,7 @@ class Denoising(L.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        return adamw_with_cosine(self.ema.parameters, h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)
+        return adamw_with_cosine(self.ema.parameters, h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps, h.optimizer)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_modules.optimizers import build_optimizer
+
 
 def check_schedule(warmup_steps: int, total_steps: int) -> None:
     """Raises ``ValueError`` unless the warm-up takes at least one step and ends before the schedule does."""
@@ -16,14 +18,22 @@ def check_schedule(warmup_steps: int, total_steps: int) -> None:
 
 
 def adamw_with_cosine(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, warmup_steps: int, total_steps: int
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int,
+    total_steps: int,
+    optimizer: str = "adamw",
 ) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns: the rate rises over ``warmup_steps`` and falls to 2 % at ``total_steps``."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=warmup_steps)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps - warmup_steps, eta_min=0.02 * learning_rate)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [warmup_steps])
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    """What ``configure_optimizers`` returns: the rate rises over ``warmup_steps`` and falls to 2 % at ``total_steps``.
+
+    ``optimizer`` is one of ``optimizers.OPTIMIZERS``; ``ValueError`` for another name or a missing package.
+    """
+    adam = build_optimizer(optimizer, parameters, learning_rate, (0.9, 0.98), 1e-8, weight_decay)
+    warmup = torch.optim.lr_scheduler.LinearLR(adam, 1e-3, total_iters=warmup_steps)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, total_steps - warmup_steps, eta_min=0.02 * learning_rate)
+    schedule = torch.optim.lr_scheduler.SequentialLR(adam, [warmup, decay], [warmup_steps])
+    return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def decay_rate(optimizer: torch.optim.Optimizer, learning_rate: float, decay_rounds: int | None, round_index: int) -> None:

@@ -1,0 +1,73 @@
+"""Optimisers by name: the table, errors before anything is built, eight-bit moments and their resume."""
+
+import sys
+import types
+
+import pytest
+import torch
+from toy_ddpo import fitted, module, trainer, weights
+from toys import Rounds, ToyBackbone, small_audio
+
+from lightning_modules.denoising import Denoising
+from lightning_modules.optimizers import OPTIMIZERS, build_optimizer, optimizer_class
+
+
+class Rounded(torch.optim.AdamW):
+    """A stand-in for AdamW8bit."""
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    found = types.SimpleNamespace(AdamW8bit=Rounded)
+    monkeypatch.setitem(sys.modules, "stand_in", found)
+    monkeypatch.setitem(OPTIMIZERS, "adamw_8bit", ("stand_in", "AdamW8bit", ""))
+
+
+def test_adamw_is_torchs_with_the_values_given():
+    weight = torch.nn.Parameter(torch.ones(3))
+    adam = build_optimizer("adamw", [weight], 0.5, [0.8, 0.9], 1e-6, 0.25)
+    group = adam.param_groups[0]
+    assert type(adam) is torch.optim.AdamW is optimizer_class("adamw")
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.5, (0.8, 0.9), 1e-6, 0.25)
+
+
+def test_both_trainers_take_the_name(stand_in):
+    assert type(module(optimizer="adamw_8bit").configure_optimizers()) is Rounded
+    assert type(module().configure_optimizers()) is torch.optim.AdamW
+    for name, kind in (("adamw_8bit", Rounded), ("adamw", torch.optim.AdamW)):
+        made = Denoising(small_audio(), optimizer=name).configure_optimizers()["optimizer"]
+        assert type(made) is kind and made.defaults["betas"] == (0.9, 0.98)
+
+
+def test_a_name_that_is_none_is_refused_when_the_module_is_built():
+    for make in (lambda name: module(optimizer=name), lambda name: Denoising(small_audio(), optimizer=name)):
+        with pytest.raises(ValueError, match="unknown optimizer 'adamw_8bits'; did you mean 'adamw_8bit'"):
+            make("adamw_8bits")
+
+
+def test_a_missing_package_says_what_installs_it_before_a_run_starts(monkeypatch):
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"needs the package bitsandbytes.*pip install 'bitsandbytes>=0\.50,<1'"):
+        module(optimizer="adamw_8bit")
+    assert set(OPTIMIZERS) == {"adamw", "adamw_8bit"}
+
+
+def whole_denoiser(**settings):
+    """Its attention has weights of 4096 numbers, whose moments take eight bits; those of smaller tensors stay in 32."""
+    return module(backbone=ToyBackbone(width=64), optimizer="adamw_8bit", lora_rank=0, sample_steps=3, **settings)
+
+
+def test_eight_bit_moments_are_saved_and_resumed(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install 'bitsandbytes>=0.50,<1' (it computes on a CPU too)")
+    whole, half, resumed = whole_denoiser(), whole_denoiser(), whole_denoiser()
+    before = weights(whole)
+    run = fitted(whole, epochs=2)
+    moments = [state["state1"] for state in run.optimizers[0].state.values()]
+    assert {moment.dtype for moment in moments} == {torch.uint8, torch.float32}
+    assert all((moment.dtype == torch.uint8) == (moment.numel() >= 4096) for moment in moments)
+    assert all(not torch.equal(before[name], weight) for name, weight in weights(whole).items())
+    fitted(half, epochs=1).save_checkpoint(tmp_path / "half.ckpt")
+    trainer(2).fit(resumed, Rounds(8, start=1), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(resumed)[name]), name
