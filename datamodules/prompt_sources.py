@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.prompt_grids import article_of
 from datamodules.tables import read_table
 from zoo.errors import did_you_mean
 from zoo.types import Prompt
 
 log = logging.getLogger(__name__)
-_FIELDS = ("word", "mood", "instrument")
+_FIELDS = ("word", "mood", "instrument", "article")
 _OWN_COLUMNS = ("text", "id", "negative", "seconds", "labels")
 
 
@@ -35,8 +36,9 @@ def template_prompts(
 ) -> tuple[Prompt, ...]:
     """Every word with every instrument, in the order mood, word, instrument; labels ``mood``, ``word``, ``instrument``.
 
-    ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to) and ``{instrument}``. Raises ``ValueError``
-    for other fields, an empty list, and when two combinations give the same text (without ``{word}``, give one word a mood).
+    ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to), ``{instrument}`` and ``{article}`` ("a" or
+    "an", as the word takes it). Raises ``ValueError`` for other fields, an empty list, and when two combinations give the same
+    text (without ``{word}``, give one word a mood).
     """
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -52,7 +54,7 @@ def template_prompts(
         for word in mood_words:
             for instrument in instruments:
                 labels = {"mood": mood, "word": word, "instrument": instrument}
-                prompt = _prompt(template.format(**labels), negative, seconds, labels)
+                prompt = _prompt(template.format(**labels, article=article_of(word)), negative, seconds, labels)
                 if prompt.id in prompts:
                     first = dict(prompts[prompt.id].labels)
                     raise ValueError(
@@ -98,7 +100,7 @@ def _file_prompt(row: dict[str, Any], where: str, negative: str, seconds: float)
         raise ValueError(f"{where}: seconds must be a number, got {wanted!r}") from None
     labels = row.get("labels") or {}
     if not isinstance(labels, dict):
-        raise ValueError(f"{where}: labels must be an object such as {{\"mood\": \"sad\"}}, got {labels!r}")
+        raise ValueError(f'{where}: labels must be an object such as {{"mood": "sad"}}, got {labels!r}')
     others = {key: value for key, value in row.items() if key not in _OWN_COLUMNS}
     wanted_negative = negative if row.get("negative") in (None, "") else str(row["negative"])
     try:

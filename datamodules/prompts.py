@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 
 from datamodules.batches import PromptBatch
+from datamodules.prompt_grids import emotion_words, instrument_names
 from datamodules.prompt_sources import file_prompts, template_prompts
 from zoo.errors import did_you_mean
 from zoo.types import Prompt
@@ -62,7 +63,6 @@ class PromptRounds:
     ``next_round`` is the cursor, which resume restores. Rows are those of process ``rank`` of ``world_size`` (``shard``).
     """
 
-
     prompts: tuple[Prompt, ...]
     prompts_per_round: int
     repeats: int
@@ -99,10 +99,11 @@ class PromptDataModule(L.LightningDataModule):
     """Rounds of prompts from a template, a file or elsewhere, and held-out prompts for evaluation.
 
     Either ``template`` with ``words`` (mood -> words) and ``instruments`` (``template_prompts``; labels mood, word, instrument),
-    or ``file`` (``file_prompts``), or ``prompts``: training and held-out prompts as ``scene_prompts`` makes them, with a
-    ``negative`` and ``seconds`` of their own. ``held_out`` lists [word, instrument] pairs that are never trained on; they, or the
-    prompts of ``val_file``, make the validation set; ``val_prompts`` keeps at most that many of them, evenly spread (None: all,
-    0: no validation). ``negative``: text of guidance's unconditional side. ``seconds``: length of every sample.
+    each of them literal or the name of a list in ``prompt_grids``, or ``file`` (``file_prompts``), or ``prompts``: training and
+    held-out prompts as ``scene_prompts`` makes them, with a ``negative`` and ``seconds`` of their own. The validation set is one
+    of: ``held_out``, [word, instrument] pairs that are never trained on; ``val_template``, every word and instrument of training
+    in this wording, with noise that no training round has; ``val_file``. ``val_prompts`` keeps at most that many of them, evenly
+    spread (None: all, 0: none). ``negative``: text of guidance's unconditional side. ``seconds``: length of every sample.
 
     A round has ``prompts_per_round * repeats`` samples over all processes together, of which each takes a consecutive block
     (``shard``); an epoch has ``rounds_per_epoch`` rounds. Prompts and order of a round depend on ``seed`` and the round's index
@@ -115,9 +116,10 @@ class PromptDataModule(L.LightningDataModule):
     def __init__(
         self,
         template: str | None = None,
-        words: dict[str, list[str]] | None = None,
-        instruments: list[str] | None = None,
+        words: dict[str, list[str]] | str | None = None,
+        instruments: list[str] | str | None = None,
         held_out: list[list[str]] | None = None,
+        val_template: str | None = None,
         file: str | None = None,
         negative: str = "",
         seconds: float = 4.096,
@@ -140,10 +142,15 @@ class PromptDataModule(L.LightningDataModule):
         if sum(source is not None for source in (template, file, prompts)) != 1:
             raise ValueError("give one of template (with words and instruments), file and prompts, and not two of them")
         if template is not None:
-            everything = template_prompts(template, words or {}, instruments or [], negative, seconds)
-            train, validation = _hold_out(everything, held_out or [])
-        elif words or instruments or held_out:
-            raise ValueError("words, instruments and held_out belong to a template; with file, give held-out prompts as val_file")
+            grid = (emotion_words(words or {}), instrument_names(instruments or []), negative, seconds)
+            train, validation = _hold_out(template_prompts(template, *grid), held_out or [])
+            if val_template is not None and held_out:
+                raise ValueError("held_out and val_template both name the validation prompts; drop one of them")
+            validation = validation if val_template is None else template_prompts(val_template, *grid)
+        elif words or instruments or held_out or val_template is not None:
+            raise ValueError(
+                "words, instruments, held_out and val_template belong to a template; with file, give held-out prompts as val_file"
+            )
         elif prompts is not None:
             if negative or seconds != 4.096:
                 raise ValueError("negative and seconds belong to the prompts here; set them below data.prompts")
@@ -152,13 +159,14 @@ class PromptDataModule(L.LightningDataModule):
             train, validation = file_prompts(file, negative, seconds), ()
         if val_file is not None:
             if validation:
-                raise ValueError("held_out and val_file both name the validation prompts; drop one of them")
+                raise ValueError("held_out (or val_template) and val_file both name the validation prompts; drop one of them")
             validation = file_prompts(val_file, negative, seconds)
         if not train:
             raise ValueError("every prompt is held out, so none is left to train on; shorten held_out")
         if val_prompts is not None and val_prompts < len(validation):
             validation = tuple(validation[i * len(validation) // val_prompts] for i in range(val_prompts))
         self.train_prompts, self.validation_prompts, self.val_repeats = train, validation, val_repeats
+        self.val_round = 0 if val_template is None else -1  # prompts that are trained on get noise of no training round
         self.rounds = PromptRounds(train, prompts_per_round, repeats, rounds_per_epoch, seed)
 
     def setup(self, stage: str | None = None) -> None:
@@ -182,10 +190,10 @@ class PromptDataModule(L.LightningDataModule):
         return self.rounds
 
     def val_dataloader(self) -> HeldOut | list:
-        """One batch, as round 0: every held-out prompt ``val_repeats`` times in a fixed order. Empty without held-out prompts."""
+        """One batch: held-out prompts ``val_repeats`` times in a fixed order, always from the same noise. Empty without any."""
         if not self.validation_prompts:
             return []
-        batch = _numbered(list(self.validation_prompts) * self.val_repeats, 0)
+        batch = _numbered(list(self.validation_prompts) * self.val_repeats, self.val_round)
         return HeldOut(shard(batch, self.rounds.rank, self.rounds.world_size))
 
     def state_dict(self) -> dict[str, Any]:

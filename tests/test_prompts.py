@@ -118,6 +118,12 @@ def test_held_out_pairs_are_validated_and_never_trained_on() -> None:
         ({"template": None}, "give one of template"),
         ({"template": None, "file": "p.txt"}, "belong to a template"),
         ({"val_file": "p.txt"}, "drop one of them"),
+        ({"val_template": "a {word} {instrument}"}, "held_out and val_template both"),
+        ({"held_out": [], "val_template": "a {word} {instrument}", "val_file": "p.txt"}, "drop one of them"),
+        ({"held_out": [], "val_template": "a {wort} {instrument}"}, "did you mean 'word'"),
+        ({"template": None, "words": None, "instruments": None, "held_out": None, "val_template": "x", "file": "p"}, "belong"),
+        ({"words": "emotion_16"}, "no words 'emotion_16'; did you mean 'emotions_16'"),
+        ({"instruments": "instrument_3"}, "no list of instruments 'instrument_3'; did you mean 'instruments_3'"),
     ],
 )
 def test_settings_that_contradict_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
@@ -131,6 +137,17 @@ def test_files_for_training_and_validation(tmp_path: Path) -> None:
     data = PromptDataModule(file=str(tmp_path / "a.txt"), val_file=str(tmp_path / "b.txt"), prompts_per_round=2, repeats=1)
     assert {p.text for p in next(iter(data.train_dataloader())).prompts} == {"rain", "wind"}
     assert [p.text for p in next(iter(data.val_dataloader())).prompts] == ["hail"]
+
+
+def test_words_that_are_trained_on_are_validated_in_other_wording_or_other_noise() -> None:
+    data = module(held_out=[], val_template="a recording of {article} {word} {instrument}", words="emotions_4", val_repeats=3)
+    (batch,) = data.val_dataloader()
+    assert len(batch) == 3 * 4 * 2 and {p.text for p in batch.prompts} >= {"a recording of an angry piano"}
+    assert [p.labels["mood"] for p in batch.prompts[:8]] == ["happy", "happy", "angry", "angry", "sad", "sad", "tender", "tender"]
+    (same,) = module(held_out=[], val_template=TEMPLATE).val_dataloader()
+    assert set(same.prompts) == set(data_of := module(held_out=[]).train_prompts) and len(data_of) == 8
+    rounds = {batch.round_index for batch in module(held_out=[], rounds_per_epoch=5).train_dataloader()}
+    assert same.round_index == -1 and rounds == {0, 1, 2, 3, 4}, "noise is keyed by the round"
 
 
 def test_epochs_go_on_where_the_last_stopped() -> None:

@@ -66,6 +66,7 @@ def _prompt(config: Mapping[str, Any]) -> str:
     if isinstance(template, str) and isinstance(words, Mapping) and words and isinstance(instruments, list) and instruments:
         mood, some = next(iter(words.items()))
         fields = {"{word}": str(some[0]), "{mood}": str(mood), "{instrument}": str(instruments[0])}
+        fields["{article}"] = "an" if fields["{word}"][:1] in tuple("aeiou") else "a"
         for field, value in fields.items():
             template = template.replace(field, value)
         return template
