@@ -13,7 +13,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.advantages import PromptTracker, batch_advantages, group_advantages
 from lightning_modules.distributed import gather
 from lightning_modules.rollouts import RewardError, ScoredSamples
-from zoo.types import Prompt, RewardOutput
+from zoo.types import Prompt, Reward, RewardOutput
 
 Combine = Callable[[RewardOutput, Sequence[Prompt]], RewardOutput]
 
@@ -64,22 +64,23 @@ def combined(combine: Combine, whole: RewardOutput, prompts: Sequence[Prompt], r
 def judge(
     batch: PromptBatch,
     samples: ScoredSamples,
+    reward: Reward,
     advantage: str,
     tracker: PromptTracker,
     *,
     drop_bad: bool,
     class_label: str,
-    combine: Combine | None = None,
 ) -> Judged:
     """Advantages from the rewards of all processes: "prompt" (``tracker``, which is updated), "batch", "group", or
     "group_global" (each prompt's own mean, but the deviation of the whole round, so that a prompt that is solved stays quiet).
 
-    ``combine`` (of a ``zoo.types.Reward`` that has it) turns the round's scores, parts and vectors into the scores that are
-    learned from (metrics ``reward_combined/...``) and the parts that are logged; ``reward/*`` stays the scores of single
-    calls. Rewards that are not finite raise ``RewardError`` naming their prompts, or with ``drop_bad`` are left out and counted
-    (unless none is left). The result does not depend on how the samples are spread over processes.
-    Raises ``ValueError`` when two processes hold the same sample.
+    ``combine`` of the ``reward``, where there is one (see ``zoo.types.Reward``), turns the round's scores, parts and vectors into
+    the scores that are learned from (metrics ``reward_combined/...``) and the parts that are logged; ``reward/*`` stays the
+    scores of single calls. Rewards that are not finite raise ``RewardError`` naming their prompts, or with ``drop_bad`` are left
+    out and counted (unless none is left). The result does not depend on how the samples are spread over processes. Raises
+    ``ValueError`` when two processes hold the same sample.
     """
+    combine: Combine | None = getattr(reward, "combine", None)
     keys = [(prompt.id, index) for prompt, index in zip(batch.prompts, batch.sample_index, strict=True)]
     part_names, vector_names = sorted(samples.parts), sorted(samples.vectors) if combine is not None else []
     clean = samples.trajectory.clean.flatten(1)
