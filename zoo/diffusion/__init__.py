@@ -14,11 +14,23 @@ from zoo.diffusion.sampling import (
     step_log_prob,
     step_stds,
 )
-from zoo.diffusion.steps import RULES, denoising_error, gaussian_step, log_prob, scored_mean, split, step_std, target
+from zoo.diffusion.steps import (
+    RULES,
+    SOLVERS,
+    denoising_error,
+    gaussian_step,
+    log_prob,
+    scored_mean,
+    second_order_term,
+    split,
+    step_std,
+    target,
+)
 
 __all__ = [
     "PREDICTIONS",
     "RULES",
+    "SOLVERS",
     "Sampler",
     "Straight",
     "VPCosine",
@@ -31,6 +43,7 @@ __all__ = [
     "noise_generator",
     "rollout",
     "scored_mean",
+    "second_order_term",
     "split",
     "step_log_prob",
     "step_std",

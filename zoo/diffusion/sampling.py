@@ -11,15 +11,17 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from zoo.diffusion.paths import require_known
-from zoo.diffusion.steps import RULES, gaussian_step, log_prob, scored_mean, step_std
+from zoo.diffusion.steps import RULES, SOLVERS, gaussian_step, log_prob, scored_mean, second_order_term, split, step_std
 from zoo.types import Conditioning, Path, Prompt, Trajectory
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
+Transition = Callable[[Tensor, Tensor, Conditioning, Conditioning | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Sampler:
 
     ``eta`` in [0, 1] is the share of fresh noise: one number, or one a step (a window of 1s among 0s is stochastic there and
     an ODE elsewhere). ``guidance_scale`` 1 is no guidance. ``detach_unconditional`` keeps gradients out of the unconditional
-    branch, at the price of two forwards instead of one of double size. Raises ``ValueError`` on values that cannot be meant.
+    branch, at the price of two forwards instead of one of double size. ``rule``: "ddim" or "cps" (see ``step_std``), or a solver
+    for sampling only, which cannot be trained: "dpmpp_2m_sde", Stable Audio Open's own, of second order, with eta 1.
+    Raises ``ValueError`` on values that cannot be meant.
     """
 
     steps: int
@@ -42,7 +46,7 @@ class Sampler:
             raise ValueError(f"Sampler: steps must be a whole number of at least 1, got {self.steps}")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise ValueError(f"Sampler: guidance_scale must be a number of at least 0, got {self.guidance_scale}")
-        require_known("Sampler: rule", self.rule, RULES)
+        require_known("Sampler: rule", self.rule, (*RULES, *SOLVERS))
         if not isinstance(self.eta, (int, float)):
             object.__setattr__(self, "eta", tuple(float(eta) for eta in self.eta))
             if len(self.eta) != self.steps:
@@ -50,6 +54,8 @@ class Sampler:
         outside = [eta for eta in self.etas if not 0 <= eta <= 1]
         if outside:
             raise ValueError(f"Sampler: eta lies in [0, 1] (0 deterministic, 1 fully stochastic), got {outside}")
+        if self.rule in SOLVERS and set(self.etas) != {1.0}:
+            raise ValueError(f"Sampler: rule {self.rule!r} draws fresh noise at every step: eta must be 1, got {self.eta}")
 
     @property
     def etas(self) -> tuple[float, ...]:
@@ -106,10 +112,33 @@ def _checked(output: Tensor, x: Tensor) -> Tensor:
 
 
 def step_stds(path: Path, sampler: Sampler) -> Tensor:
-    """(steps,) float32: the standard deviation of every step, 0 where it is deterministic. No network is needed."""
+    """(steps,) float32: the standard deviation of every step, 0 where it is deterministic. No network is needed.
+
+    Raises ``ValueError`` for a solver, whose steps are not those of a policy: they look at earlier predictions too.
+    """
+    if sampler.rule in SOLVERS:
+        raise ValueError(f"rule {sampler.rule!r} uses the predictions of earlier steps, so its steps have no log-probability; "
+                         f"train with one of {', '.join(map(repr, RULES))} and keep it for evaluation")  # fmt: skip
     alpha, sigma = path.coefficients(path.times(sampler.steps))
     eta = torch.tensor(sampler.etas, dtype=torch.float64)
     return step_std(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], eta=eta, rule=sampler.rule).float()
+
+
+def _guided_step(
+    predict: Predict,
+    path: Path,
+    sampler: Sampler,
+    x: Tensor,
+    step_B: Tensor,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The guided output, and alpha, sigma, alpha', sigma' of row i of ``x`` before step ``step_B[i]`` (long, CPU)."""
+    times = path.times(sampler.steps)
+    coefficients = (*path.coefficients(times[step_B]), *path.coefficients(times[step_B + 1]))
+    time_B = network_time(times[step_B]).to(x.device)
+    output = guided_output(predict, x, time_B, conditioning, negative, sampler.guidance_scale, sampler.detach_unconditional)
+    return output, coefficients
 
 
 def _transition(
@@ -122,17 +151,28 @@ def _transition(
     negative: Conditioning | None,
 ) -> tuple[Tensor, Tensor]:
     """Mean and std of the next latents; row i of ``x`` stands before step ``step_B[i]`` (long, CPU)."""
-    times = path.times(sampler.steps)
-    alpha, sigma = path.coefficients(times[step_B])
-    alpha_next, sigma_next = path.coefficients(times[step_B + 1])
-    time_B = network_time(times[step_B]).to(x.device)
-    output = guided_output(
-        predict, x, time_B, conditioning, negative, sampler.guidance_scale, sampler.detach_unconditional
-    )
+    output, coefficients = _guided_step(predict, path, sampler, x, step_B, conditioning, negative)
     eta = torch.tensor(sampler.etas, dtype=torch.float64)[step_B]
-    return gaussian_step(
-        x, output, alpha, sigma, alpha_next, sigma_next, prediction=path.prediction, eta=eta, rule=sampler.rule
-    )
+    return gaussian_step(x, output, *coefficients, prediction=path.prediction, eta=eta, rule=sampler.rule)
+
+
+def _solver(predict: Predict, path: Path, sampler: Sampler) -> Transition:
+    """DPM-Solver++(2M) SDE in the place of ``_transition``; it remembers the last step's clean latents and noise level."""
+    last: tuple[Tensor, Tensor] | None = None
+
+    def step(x: Tensor, step_B: Tensor, conditioning: Conditioning, negative: Conditioning | None) -> tuple[Tensor, Tensor]:
+        nonlocal last
+        output, coefficients = _guided_step(predict, path, sampler, x, step_B, conditioning, negative)
+        alpha, sigma, alpha_next, sigma_next = coefficients
+        clean, level = split(output, x, alpha, sigma, path.prediction)[0], sigma.double() / alpha.double()
+        mean, std_B = gaussian_step(x, output, *coefficients, prediction=path.prediction, eta=1.0)
+        if last is not None and bool((sigma_next > 0).all()):
+            levels = (last[1], level, sigma_next.double() / alpha_next.double())
+            mean = mean + second_order_term(clean, last[0], alpha_next, levels)
+        last = (clean, level)
+        return mean, std_B
+
+    return step
 
 
 @torch.no_grad()
@@ -154,8 +194,8 @@ def rollout(
 
     Every sample draws, on the CPU in float32 from its own generator, its start noise and then one noise a step (also where the
     step is deterministic), so its noise does not depend on the batch it is in. ``scored_mask`` broadcasts against (B, *latent).
-    ``progress(done, steps)`` is called after each step.
-    Raises ``ValueError`` when counts differ, or guidance is asked for without ``negative``.
+    ``progress(done, steps)`` is called after each step. A solver's trajectory has ``std_S`` and ``log_prob_SB`` 0: it is for
+    listening. Raises ``ValueError`` when counts differ, or guidance is asked for without ``negative``.
     """
     prompts, generators = tuple(prompts), tuple(generators)
     counts = {"prompts": len(prompts), "conditioning": len(conditioning), "generators": len(generators)}
@@ -177,17 +217,15 @@ def rollout(
     latents, log_probs = [draw()], []
     if mask is not None:
         scored_mean(latents[0], mask)  # a mask that does not fit is refused before the first forward
-    stds = step_stds(path, sampler)
+    is_solver = sampler.rule in SOLVERS
+    stds = torch.zeros(steps) if is_solver else step_stds(path, sampler)
+    transition = _solver(predict, path, sampler) if is_solver else partial(_transition, predict, path, sampler)
     for step in range(steps):
-        step_B = torch.full((count,), step)
-        mean, std_B = _transition(predict, path, sampler, latents[-1], step_B, conditioning, negative)
-        noise = draw()
-        if stds[step] > 0:
-            latents.append(mean + std_B.reshape(-1, *[1] * (mean.ndim - 1)) * noise)
-            log_probs.append(log_prob(latents[-1], mean, std_B, mask))
-        else:
-            latents.append(mean)
-            log_probs.append(torch.zeros(count, device=mean.device))
+        mean, std_B = transition(latents[-1], torch.full((count,), step), conditioning, negative)
+        noise, is_scored = draw(), bool(stds[step] > 0)
+        moved = mean + std_B.reshape(-1, *[1] * (mean.ndim - 1)) * noise
+        latents.append(moved if is_scored or is_solver else mean)
+        log_probs.append(log_prob(moved, mean, std_B, mask) if is_scored else torch.zeros(count, device=mean.device))
         if progress is not None:
             progress(step + 1, steps)
     return Trajectory(

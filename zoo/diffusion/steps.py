@@ -16,6 +16,7 @@ from zoo.diffusion.paths import PREDICTIONS, exact, require_known
 from zoo.types import Conditioning, Path
 
 RULES = ("ddim", "cps")
+SOLVERS = ("dpmpp_2m_sde",)  # several predictions a step: for sampling only, they have no log-probability of one step
 
 
 def _like(coefficient_B: Tensor, x: Tensor) -> Tensor:
@@ -104,6 +105,21 @@ def gaussian_step(
     std = step_std(alpha, sigma, alpha_next, sigma_next, eta=eta, rule=rule)
     direction = (exact(sigma_next) ** 2 - std**2).clamp(min=0).sqrt()
     return _like(alpha_next, clean) * clean + _like(direction, clean) * noise, std.float().to(clean.device)
+
+
+def second_order_term(clean: Tensor, clean_before: Tensor, alpha_next: Tensor, levels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """What DPM-Solver++(2M) SDE adds to the mean of a first-order step with eta 1 (arXiv 2211.01095; its midpoint form).
+
+    ``clean`` and ``clean_before`` (B, ...): the clean latents by this step's and the last step's prediction. ``levels``: noise
+    levels sigma / alpha (B,) before the last step, before this one and after it. alpha' (1 - l'^2/l^2) h / (2 h0) times the
+    change of the clean latents, with h = log(l/l') and h0 = log(l0/l). Raises ``ValueError`` for a step that ends at level 0.
+    """
+    before, now, after = (exact(level) for level in levels)
+    if bool((after <= 0).any()):
+        raise ValueError("a step to noise level 0 is of first order; leave the second-order term out")
+    share = torch.log(now / after) / torch.log(before / now)
+    factor = exact(alpha_next) * 0.5 * (1 - (after / now) ** 2) * share
+    return _like(factor, clean) * (clean - clean_before)
 
 
 def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
