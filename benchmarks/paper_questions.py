@@ -121,6 +121,12 @@ Runs = Mapping[tuple[str, int], Mapping[str, Measured]]  # (condition, seed) -> 
 Bases = Mapping[str, Mapping[str, Measured]]  # condition -> set of prompts
 
 
+def scored(bases: Bases) -> dict[str, str]:
+    """Those of ``SCORES`` that were measured: all, or without the judge's."""
+    measured = next(iter(bases.values()))[TABLE1].values
+    return {name: title for name, title in SCORES.items() if name in measured}
+
+
 def summary(bases: Bases, runs: Runs, which: str) -> str:
     """One row a condition: the base, the mean over seeds after, and on how many seeds each score rose and fell."""
     lines = []
@@ -129,13 +135,13 @@ def summary(bases: Bases, runs: Runs, which: str) -> str:
         if not rows:
             continue
         before, line = bases[condition.name][which], [condition.title]
-        for name in SCORES:
+        for name in scored(bases):
             verdicts = [verdict(before, row, name) for row in rows]
             after = np.mean([row.values[name].mean() for row in rows])
             line.append(f"{before.values[name].mean():.3f} -> {after:.3f}")
             line.append(f"{verdicts.count('rose')} / {verdicts.count('fell')} of {len(rows)}")
         lines.append(line)
-    header = ["condition", *(text for title in SCORES.values() for text in (title, "rose / fell"))]
+    header = ["condition", *(text for title in scored(bases).values() for text in (title, "rose / fell"))]
     return markdown_table(header, lines)
 
 
@@ -145,10 +151,12 @@ def every_run(bases: Bases, runs: Runs, which: str) -> str:
     for (name, seed), row in runs.items():
         if which in row:
             before, line = bases[name][which], [name, str(seed)]
-            for score in SCORES:
+            for score in scored(bases):
                 line += [f"{row[which].values[score].mean():.3f}", shown(differences(before, row[which], score), 3)]
             lines.append(line)
-    return markdown_table(["condition", "seed", *(text for title in SCORES.values() for text in (title, "difference"))], lines)
+    return markdown_table(
+        ["condition", "seed", *(text for title in scored(bases).values() for text in (title, "difference"))], lines
+    )
 
 
 def by_emotion(bases: Bases, runs: Runs) -> str:
@@ -171,8 +179,9 @@ def picture(bases: Bases, runs: Runs, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(SCORES), figsize=(13, 3.6), sharey=True, layout="constrained")
-    for axes, (score, title) in zip(panels, SCORES.items(), strict=True):
+    drawn = scored(bases)
+    figure, panels = pyplot.subplots(1, len(drawn), figsize=(13, 3.6), sharey=True, layout="constrained")
+    for axes, (score, title) in zip(panels, drawn.items(), strict=True):
         for place, condition in enumerate(CONDITIONS):
             rows = [row[TABLE1] for (name, _), row in runs.items() if name == condition.name]
             for shift, row in enumerate(rows):

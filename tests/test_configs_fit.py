@@ -18,6 +18,9 @@ from zoo.types import Backbone, Prompt, Reward
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MUSIC = ["renderer=additive", "clips=8", "val_clips=4", "batch_size=4", "batches_per_epoch=2", "workers=1", "cache_dir=null"]
 SCHEDULE = ["module.total_steps=4", "module.warmup_steps=1"]
+SMALL_TOWERS = [
+    f"module.reward.arguments.{size}" for size in ("channels=[4,4,4,4]", "width=8", "depth=1", "text_depth=1", "embedding=8")
+]
 
 
 def fit(config: str, out_dir: Path, overrides: list[str], first: str, then: str) -> None:
@@ -89,6 +92,19 @@ def test_the_quickstart_of_sounds(tmp_path: Path) -> None:
     assert wave.samples_CN.isfinite().all()
 
 
+@pytest.mark.slow
+def test_the_papers_questions_with_a_clap_of_music(tmp_path: Path) -> None:
+    data = [f"data.{item}" for item in [*MUSIC, "seconds=1.024"]]
+    module = [*SCHEDULE, *SMALL_TOWERS, "module.codec=null"]
+    fit("embedded/clap_music.yaml", tmp_path / "clap", [*data, *module], "trainer.max_steps=2", "trainer.max_steps=4")
+    small = ["data.prompts_per_round=2", "data.repeats=2", "data.seconds=2.2", "module.train_steps=null"]
+    small += ["module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2"]
+    small += [f"module.reward.name={tmp_path / 'clap' / 'model'}"]
+    fit("ddpo/paper_questions.yaml", tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
+    assert [row["round"] for row in read_rows(tmp_path / "run" / "metrics.csv")][-1] == 2
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
 SCENES = ["val_clips=4", "batch_size=4", "batches_per_epoch=2", "bank.cache_dir=null"]
 
 
@@ -117,9 +133,7 @@ def test_sounds_codec_then_denoiser(tmp_path: Path, sound_packages: list[str]) -
 @pytest.mark.slow
 def test_clap(tmp_path: Path, sound_packages: list[str]) -> None:
     data = [f"data.{item}" for item in sound_packages]
-    sizes = ("channels=[4,4,4,4]", "width=8", "depth=1", "text_depth=1", "embedding=8")
-    tower = [f"module.reward.arguments.{item}" for item in sizes]
-    fit("embedded/clap.yaml", tmp_path / "clap", [*data, *SCHEDULE, *tower], "trainer.max_steps=2", "trainer.max_steps=4")
+    fit("embedded/clap.yaml", tmp_path / "clap", [*data, *SCHEDULE, *SMALL_TOWERS], "trainer.max_steps=2", "trainer.max_steps=4")
     reward = zoo.load(str(tmp_path / "clap" / "model"))
     assert isinstance(reward, Reward)
     output = reward(torch.randn(1, 2, 35_200), 16_000, [Prompt("p", "a cow mooing")])

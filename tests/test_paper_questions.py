@@ -1,0 +1,90 @@
+"""The paper's questions at toy size: conditions do what they say, verdicts, tables, and the protocol from runs to its files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import small_audio
+
+from benchmarks import paper_questions as pq
+from benchmarks.evaluation import Measured
+from lightning_modules import run
+from zoo.backbones.lora import add_lora, save_adapter
+from zoo.rewards.emotion import MOODS
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ddpo" / "paper_questions.yaml"
+SMALL = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
+
+
+def measured(shift: float) -> Measured:
+    base = np.arange(8.0) + shift + np.array([0.1, -0.1] * 4) * shift
+    return Measured(list(MOODS) * 2, dict.fromkeys(pq.SCORES, base))
+
+
+@pytest.mark.parametrize("condition", pq.CONDITIONS, ids=lambda condition: condition.name)
+def test_every_condition_is_the_same_amount_of_work(condition):
+    config = run.load([CONFIG], pq.overrides(condition, Path("clap")))
+    module, data = config.module, config.data
+    assert data["prompts_per_round"] * data["repeats"] == 48
+    window = range(*module["train_steps"])
+    assert round(len(window) * module["train_step_share"]) == 2 and window.stop < module["sample_steps"]
+    assert len(pq.condition_prompts({"data": data})) == data["prompts_per_round"], "every prompt comes up in every round"
+
+
+def test_the_conditions_differ_in_what_their_names_say():
+    loaded = {c.name: run.load([CONFIG], pq.overrides(c, Path("clap"))) for c in pq.CONDITIONS}
+    base = loaded["emotions_4"]
+    words = {name: {p.labels["word"] for p in pq.condition_prompts({"data": c.data})} for name, c in loaded.items()}
+    instruments = {name: {p.labels["instrument"] for p in pq.condition_prompts({"data": c.data})} for name, c in loaded.items()}
+    assert {name: len(words[name]) for name in words} == {name: 16 if name == "emotions_16" else 4 for name in words}
+    assert {name: len(i) for name, i in instruments.items()} == {n: 3 if n == "instruments_3" else 1 for n in instruments}
+    assert loaded["first_steps"].module["train_steps"] == [0, 2] and loaded["last_steps"].module["train_steps"] == [1, 3]
+    assert loaded["clap"].module["reward"]["name"] == "clap" != base.module["reward"]["name"]
+
+
+def test_verdicts_need_two_standard_errors():
+    before = measured(0.0)
+    assert pq.verdict(before, measured(1.0), "clap") == "rose" and pq.verdict(before, measured(-1.0), "clap") == "fell"
+    assert pq.verdict(before, before, "clap") == "unchanged"
+    noisy = Measured(before.groups, {"clap": before.values["clap"] + np.array([1.0, -0.9] * 4)})
+    assert pq.verdict(before, noisy, "clap") == "unchanged"
+
+
+def test_tables_count_seeds():
+    bases = {"emotions_4": {pq.TABLE1: measured(0.0)}}
+    runs = {("emotions_4", seed): {pq.TABLE1: measured(shift)} for seed, shift in enumerate((1.0, 1.0, -1.0))}
+    text = pq.summary(bases, runs, pq.TABLE1)
+    assert "| 4 emotions, piano | 3.500 -> 3.833 | 2 / 1 of 3 |" in text
+    assert text.count("\n") == 3, "conditions without runs have no row"
+    assert pq.every_run(bases, runs, pq.TABLE1).count("| emotions_4 |") == 3
+    assert "| base | 2.00 | 3.00 | 4.00 | 5.00 |" in pq.by_emotion(bases, runs)
+
+
+def test_the_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
+    import zoo
+    from zoo.rewards.emotion import EmotionReward
+
+    reward = {"_target_": "zoo.rewards.emotion.EmotionReward", **SMALL}
+    module = {"_target_": "lightning_modules.ddpo.DDPO", "backbone": {"_target_": "toys.small_audio"}, "reward": reward}
+    data = {"_target_": "datamodules.prompts.PromptDataModule", "template": "a {word} {instrument} solo", "seconds": 1.024}
+    data |= {"words": {mood: [mood] for mood in MOODS}, "instruments": ["piano"]}
+    (tmp_path / "config.yaml").write_text(json.dumps({"module": {**module, "sample_steps": 2}, "data": data}))  # JSON is YAML
+    for name in ("emotions_4-0", "instruments_3-0"):
+        backbone = small_audio()
+        add_lora(backbone, 2)
+        save_adapter(backbone, tmp_path / "out" / name / "adapter")
+    monkeypatch.setattr(zoo, "load", lambda name: EmotionReward(**SMALL))
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out"), "--clap", str(tmp_path)]
+    arguments += ["--conditions", "emotions_4", "instruments_3", "--seeds", "0", "--samples", "3", "--judge", "none"]
+    with pytest.raises(ValueError, match="vibenet or none"):
+        pq.main([*arguments, "--judge", "Vibe"])
+    pq.main(arguments)
+    first = capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "results.json").read_text())["clips"]
+    assert len(record["emotions_4-0"]["table1"]["values"]["clap"]) == 12 and "own" not in record["emotions_4-0"]
+    assert len(record["instruments_3-0"]["own"]["values"]["clap"]) == 12, "12 prompts, one clip each"
+    assert (tmp_path / "out" / "table.png").stat().st_size > 5000 and "4 emotions, 3 instruments" in first
+    monkeypatch.setattr(pq, "generations", None)
+    pq.main(arguments)  # nothing is generated a second time
+    assert capsys.readouterr().out == first
