@@ -10,21 +10,27 @@ from toy_clap import SHORT, tokenizer_file
 from zoo.rewards import REWARDS
 from zoo.types import Prompt, Reward, RewardOutput
 
+SMALL_EMOTION = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
+SMALL_CLAP = {
+    "checkpoint": "untrained",
+    "arguments": {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1},
+}
+TWO = {
+    "mood": {"architecture": "emotion", "arguments": SMALL_EMOTION},
+    "clap": {"reward": {"architecture": "clap", "arguments": SMALL_CLAP}, "weight": 2.0},
+}
+IN_ONE_UNIT = {name: {"reward": value.get("reward", value), "mean": -0.1, "std": 0.2} for name, value in TWO.items()}
+MOODS = [{"mood": "happy"}, {"mood": "sad"}, {"mood": "tender"}]
 # the smallest arguments of each reward that need no weights of others, and prompts that it understands; REWARD/VARIANT where a
 # reward has several kinds of networks
 CASES = {
-    "clap": (
-        {
-            "checkpoint": "untrained",
-            "arguments": {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1},
-        },
-        [{}, {}, {}],
-    ),
+    "clap": (SMALL_CLAP, [{}, {}, {}]),
     "clap/transformers": ({"checkpoint": "random", "towers": "transformers", "arguments": SHORT}, [{}, {}, {}]),
-    "emotion": (
-        {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5},
-        [{"mood": "happy"}, {"mood": "sad"}, {"mood": "tender"}],
-    ),
+    "emotion": (SMALL_EMOTION, MOODS),
+    "ensemble": ({"members": TWO, "penalties": {"guards": {"architecture": "guards"}}}, MOODS),
+    "ensemble/calibrated": ({"members": IN_ONE_UNIT, "spread_weight": 0.3}, MOODS),
+    "ensemble/worst": ({"members": IN_ONE_UNIT, "aggregation": "worst"}, MOODS),
+    "guards": ({"flatness": 0.4, "diversity": 2.0}, [{}, {}, {}]),
 }
 
 

@@ -3,4 +3,6 @@
 REWARDS = {
     "clap": "zoo.rewards.clap:ClapReward",
     "emotion": "zoo.rewards.emotion:EmotionReward",
+    "ensemble": "zoo.rewards.ensemble:EnsembleReward",
+    "guards": "zoo.rewards.guards:GuardReward",
 }

@@ -1,0 +1,209 @@
+"""Several rewards as one: the weighted mean of per-prompt z-scores less their disagreement, or the worst of them.
+
+A single reward that is optimised is soon over-optimised; an ensemble of scorers that were pretrained differently mitigates that
+(Coste et al., arXiv 2310.02743: mean, worst case and uncertainty-weighted; Eisenstein et al., arXiv 2312.09244). Members come in
+different units and prompts differ in difficulty, so every member is brought to deviations from the mean of its own prompt first.
+
+That needs all samples of a prompt, while a reward is called for one micro-batch (in which a prompt hardly comes twice) on one
+process. So the work is divided:
+
+- a call gives every member's raw score as a part, and a score in fixed units that does not depend on what else is in the batch;
+- ``combine``, a pure function, gets the whole round gathered over processes, and gives what training learns from.
+
+There is no state between rounds: nothing to be resumed, and the result does not depend on batch sizes or processes.
+
+Shapes: ``M`` members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import did_you_mean
+from zoo.rewards.members import Member, members_of, networks
+from zoo.types import Prompt, RewardOutput
+
+AGGREGATIONS = ("mean", "worst")
+DEVIATIONS = ("prompt", "round")
+_EPSILON = 1e-6  # added to deviations; scores that are all equal are 0 whatever it is
+
+
+def prompt_z_scores(score_B: Tensor, prompt_ids: Sequence[str], deviation: str = "prompt", min_count: int = 4) -> Tensor:
+    """(score - mean) / deviation, float64 (B,), with mean and population deviation over the samples of the same prompt.
+
+    ``deviation`` "round" takes that of all samples instead, so that prompts on which all samples are about equal stay quiet. A
+    prompt with fewer than ``min_count`` samples has the mean and deviation of the whole round, as in DDPO's tracker. Where all
+    scores are equal they are 0.
+    """
+    score_B = score_B.detach().double()
+    rows_of: dict[str, list[int]] = {}
+    for row, prompt_id in enumerate(prompt_ids):
+        rows_of.setdefault(prompt_id, []).append(row)
+    whole, z_B = (score_B.mean(), _deviation(score_B)), torch.zeros_like(score_B)
+    for rows in rows_of.values():
+        own = score_B[rows]
+        mean, std = whole if len(rows) < min_count else (own.mean(), whole[1] if deviation == "round" else _deviation(own))
+        z_B[rows] = (own - mean) / (std + _EPSILON) if std > 0 else torch.zeros_like(own)
+    return z_B
+
+
+def _deviation(score_B: Tensor) -> Tensor:
+    """Population deviation, exactly 0 when all are equal."""
+    return score_B.std(correction=0) if score_B.min() < score_B.max() else score_B.new_zeros(())
+
+
+def aggregate(z_MB: Tensor, weight_M: Tensor, spread_weight: float, aggregation: str = "mean") -> tuple[Tensor, Tensor]:
+    """(score (B,), spread (B,)) of members in one unit. Weights count relative to their sum.
+
+    ``mean``: weighted mean less ``spread_weight`` times the spread, which is the members' weighted deviation from that mean.
+    ``worst``: the lowest member, whatever its weight. With two members of equal weight ``spread_weight`` 1 is the worst case.
+    """
+    share_M1 = (weight_M / weight_M.sum()).to(z_MB).unsqueeze(1)
+    mean_B = (share_M1 * z_MB).sum(dim=0)
+    variance_B = (share_M1 * (z_MB - mean_B).square()).sum(dim=0)
+    spread_B = torch.where(variance_B > 0, variance_B, 1.0).sqrt() * (variance_B > 0)  # with a finite gradient where it is 0
+    return (z_MB.amin(dim=0) if aggregation == "worst" else mean_B - spread_weight * spread_B), spread_B
+
+
+class EnsembleReward(nn.Module):
+    """``members`` that agree or not, and ``penalties`` that are added as they are.
+
+    ``members`` maps names to rewards: a zoo name or folder, ``{architecture: key of REWARDS, arguments: {...}}``, an object, or
+    ``{reward: one of these, weight: 1, mean:, std:}``. Weights are above 0 and count relative to their sum. ``penalties`` are
+    given alike; ``weight`` times their scores is added to the members' result, in deviations: guards (``zoo.rewards.guards``)
+    belong here, because a z-score would forget how far out of bounds a sample is, and punish the loudest of good ones.
+
+    ``aggregation`` "mean": less ``spread_weight`` (default 0.5) times the spread; "worst": the lowest member, without a
+    ``spread_weight``. Mind that a ``spread_weight`` above sqrt(w / (1 - w)), w the smallest share of a member, makes the score
+    fall when that member alone rises far enough (1 for two equal members, 0.58 for four). ``deviation`` and ``min_count``: see
+    ``prompt_z_scores``.
+
+    ``combine`` (the round) gives the score described above. A single call cannot know the prompt's other samples: where all
+    members have ``mean`` and ``std`` (of their scores over generations of the base model), its score is the same expression in
+    those units; otherwise it is the weighted mean of raw scores and of penalties, with neither spread nor worst case, for numbers
+    of different units have none. Either is what curves show. Parts: ``<member>`` (raw), ``<member>/<its part>``, and where
+    members are in one unit ``z/<member>`` and ``spread``.
+
+    Raises ``ValueError`` for unknown names and keys, weights that are not positive, and settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, Any],
+        penalties: Mapping[str, Any] | None = None,
+        aggregation: Literal["mean", "worst"] = "mean",
+        spread_weight: float | None = None,
+        deviation: Literal["prompt", "round"] = "prompt",
+        min_count: int = 4,
+    ) -> None:
+        super().__init__()
+        for name, given, known in (("aggregation", aggregation, AGGREGATIONS), ("deviation", deviation, DEVIATIONS)):
+            if given not in known:
+                raise ValueError(f"{name} {given!r} is unknown; {did_you_mean(str(given), known)}")
+        if aggregation == "worst" and spread_weight is not None:
+            raise ValueError(f"aggregation 'worst' takes the lowest member and no spread_weight, got {spread_weight}")
+        if not (spread_weight or 0.0) >= 0 or min_count < 2:
+            raise ValueError(f"spread_weight must be at least 0 and min_count 2, got {spread_weight} and {min_count}")
+        self.members, self.penalties = members_of(members, "members"), members_of(penalties or {}, "penalties")
+        if not self.members:
+            raise ValueError("an ensemble needs at least one member; penalties alone rank nothing")
+        twice = {member.name for member in self.members} & {penalty.name for penalty in self.penalties}
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))} names a member and a penalty; give one of them another name")
+        self.aggregation, self.deviation, self.min_count = aggregation, deviation, min_count
+        self.spread_weight = 0.5 if spread_weight is None else spread_weight
+        self._everyone = (*self.members, *self.penalties)
+        self.networks = networks(tuple(one.reward for one in self._everyone))
+        self.differentiable = all(one.reward.differentiable for one in self._everyone)
+        parts = [{one.name: one.described() for one in group} for group in (self.members, self.penalties)]
+        settings = {"aggregation": aggregation, "spread_weight": spread_weight, "deviation": deviation, "min_count": min_count}
+        plain = all(value is not None for part in parts for value in part.values())
+        self.arguments = {"members": parts[0], "penalties": parts[1], **settings} if plain else None
+        self.eval()
+
+    def train(self, mode: bool = True) -> EnsembleReward:
+        """Stays in evaluation mode: a reward must be deterministic."""
+        return super().train(False)
+
+    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Prompt id -> what is too long for which member's encoder."""
+        found: dict[str, str] = {}
+        for one in self._everyone:
+            if hasattr(one.reward, "too_long"):
+                found = {name: f"{one.name}: {what}" for name, what in one.reward.too_long(prompts).items()} | found
+        return found
+
+    def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Score and parts (B,) of each sample alone (see the class); ``vectors`` of members as ``<member>/<name>``.
+
+        Raises ``ValueError`` beginning with the member that refused, or that did not return one number a sample.
+        """
+        if len(prompts) != len(wave_BCN):
+            raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
+        scores, parts, vectors = {}, {}, {}
+        for one in self._everyone:
+            output = _asked(one, wave_BCN, sample_rate_hz, prompts)
+            scores[one.name] = parts[one.name] = output.score_B.float().to(wave_BCN.device)
+            parts |= {f"{one.name}/{name}": part for name, part in output.parts.items()}
+            vectors |= {f"{one.name}/{name}": vector for name, vector in output.vectors.items()}
+        if all(member.std is not None for member in self.members):
+            z = {member.name: (scores[member.name] - member.mean) / member.std for member in self.members}
+            score_B, spread_B = self._aggregated(z)
+            parts |= {f"z/{name}": value for name, value in z.items()} | {"spread": spread_B}
+        else:
+            weight_M = self._weights()
+            score_B = sum(share * scores[one.name] for share, one in zip(weight_M / weight_M.sum(), self.members))
+        score_B = self._penalised(score_B, scores).float()
+        score_B = score_B if self.differentiable else score_B.detach()
+        return RewardOutput(score_B, {name: part.detach() for name, part in parts.items()}, vectors)
+
+    @torch.no_grad()
+    def combine(self, output: RewardOutput, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Of a whole round: per-prompt z-scores of the members, aggregated, and the penalties. See ``zoo.types.Reward``.
+
+        A member with a ``combine`` of its own is combined first (its part ``<member>/combined``). Parts of others stay.
+        """
+        ids, parts, scores = [prompt.id for prompt in prompts], dict(output.parts), {}
+        for one in self._everyone:
+            scores[one.name] = output.parts[one.name].double()
+            if hasattr(one.reward, "combine"):
+                own = one.reward.combine(
+                    RewardOutput(scores[one.name], _below(one, output.parts), _below(one, output.vectors)), prompts
+                )
+                parts |= {f"{one.name}/{name}": part for name, part in own.parts.items()}
+                scores[one.name] = parts[f"{one.name}/combined"] = own.score_B.double()
+        z = {member.name: prompt_z_scores(scores[member.name], ids, self.deviation, self.min_count) for member in self.members}
+        score_B, spread_B = self._aggregated(z)
+        parts |= {f"z/{name}": value for name, value in z.items()} | {"spread": spread_B}
+        return RewardOutput(self._penalised(score_B, scores), parts)
+
+    def _weights(self) -> Tensor:
+        return torch.tensor([member.weight for member in self.members], dtype=torch.float64)
+
+    def _aggregated(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        z_MB = torch.stack([z[member.name] for member in self.members])
+        return aggregate(z_MB, self._weights().to(z_MB.device), self.spread_weight, self.aggregation)
+
+    def _penalised(self, score_B: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
+        return score_B + sum(penalty.weight * scores[penalty.name] for penalty in self.penalties)
+
+
+def _asked(one: Member, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+    try:
+        output = one.reward(wave_BCN, sample_rate_hz, prompts)
+    except ValueError as error:
+        raise ValueError(f"member {one.name!r}: {error}") from error
+    given = getattr(output, "score_B", None)
+    if not isinstance(given, Tensor) or tuple(given.shape) != (len(prompts),):
+        got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(output).__name__
+        raise ValueError(f"member {one.name!r} must return one number a sample, ({len(prompts)},), got {got}")
+    return output
+
+
+def _below(one: Member, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What belongs to a member, by the names that it gave."""
+    return {name.removeprefix(f"{one.name}/"): value for name, value in named.items() if name.startswith(f"{one.name}/")}

@@ -1,0 +1,247 @@
+"""Guards: what no reward of content hears and every one can be cheated by. Too loud, too quiet, silent, clipped, noise, the same.
+
+Each guard is 0 while its measure is within bounds and falls to -1 at worst; no network is needed (but for an optional embedding).
+Silence that scores well, clipping that sounds bright and one clip for every seed are the known ways in which optimised audio
+degenerates (diversity: SMART, arXiv 2504.16839).
+
+Shapes: ``F`` frames, ``D`` features of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from zoo.rewards.members import described, open_reward
+from zoo.types import Prompt, RewardOutput
+
+SILENCE_FLOOR_DBFS = -120.0  # the level of digital silence, so that it is a number
+_FLATNESS_BAND_HZ = (50.0, 8000.0)
+_MELS = 40
+_MEL_FLOOR = 1e-8  # 80 dB below a clip's own level
+
+
+def level_dbfs(wave_BCN: Tensor) -> Tensor:
+    """(B,) root mean square over channels and time, dB re full scale; a full-scale sine is -3.01, digital silence -120."""
+    return 10 * (wave_BCN.double().square().mean(dim=(1, 2)) + 10 ** (SILENCE_FLOOR_DBFS / 10)).log10().float()
+
+
+def silence_share(wave_BCN: Tensor, frame: int, below_dbfs: float) -> Tensor:
+    """(B,) share of frames (``frame`` samples, none overlapping, a shorter rest left out) whose level is below ``below_dbfs``."""
+    frame = min(frame, wave_BCN.shape[-1])
+    frames_BCF = wave_BCN.double().unfold(-1, frame, frame)
+    return (frames_BCF.square().mean(dim=(1, 3)) < 10 ** (below_dbfs / 10)).float().mean(dim=1)
+
+
+def clipping_share(wave_BCN: Tensor, level: float) -> Tensor:
+    """(B,) share of samples of all channels at or beyond ``level`` (1 is full scale)."""
+    return (wave_BCN.abs() >= level).float().mean(dim=(1, 2))
+
+
+def _power_BFT(wave_BCN: Tensor, n_fft: int) -> Tensor:
+    """(B, n_fft // 2 + 1, frames) power of the channels' mean, half overlapping Hann frames; a short clip is padded."""
+    mono_BN = wave_BCN.float().mean(dim=1)
+    mono_BN = torch.nn.functional.pad(mono_BN, (0, max(0, n_fft - mono_BN.shape[-1])))
+    window = torch.hann_window(n_fft, device=mono_BN.device)
+    return torch.stft(mono_BN, n_fft, n_fft // 2, window=window, center=False, return_complex=True).abs().square()
+
+
+def spectral_flatness(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
+    """(B,) geometric over arithmetic mean of the power between 50 Hz and 8 kHz (or the Nyquist frequency), in frames of about
+    40 ms, averaged over frames by their energy. White noise has exp(-gamma) = 0.56, a tone nearly 0; silence counts as 0.
+    """
+    n_fft = max(64, round(0.04 * sample_rate_hz))
+    frequencies = torch.fft.rfftfreq(n_fft, 1 / sample_rate_hz, device=wave_BCN.device)
+    inside = (frequencies >= _FLATNESS_BAND_HZ[0]) & (frequencies <= _FLATNESS_BAND_HZ[1])
+    power = _power_BFT(wave_BCN, n_fft)[:, inside].double()
+    mean = power.mean(dim=1)
+    flat = ((power + 1e-30).log().mean(dim=1)).exp() / mean.clamp_min(1e-30)
+    return ((flat * mean).sum(dim=1) / mean.sum(dim=1).clamp_min(1e-30)).float()
+
+
+@lru_cache(maxsize=8)
+def _mel_filters(n_fft: int, sample_rate_hz: int) -> Tensor:
+    top = min(8000.0, sample_rate_hz / 2)
+    bands = _MELS if top == 8000 else max(4, int(_MELS * top / 8000))
+    return torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 50.0, top, bands, sample_rate_hz)
+
+
+def mel_statistics(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
+    """(B, D) mean and deviation over time of a clip's log-mel bands in dB (to 8 kHz), at one level: what it sounds like on
+    average.
+
+    The root mean square difference of two clips is a distance in dB. Frames of 64 ms.
+    """
+    n_fft = max(256, round(0.064 * sample_rate_hz))
+    level = wave_BCN.float().square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).sqrt()
+    power = _power_BFT(wave_BCN / level, n_fft) / n_fft
+    mel_BMT = torch.einsum("bft,fm->bmt", power, _mel_filters(n_fft, sample_rate_hz).to(power.device))
+    mel_db = 10 * (mel_BMT + _MEL_FLOOR).log10()
+    return torch.cat([mel_db.mean(dim=2), mel_db.std(dim=2, correction=0)], dim=1)
+
+
+def distance_to_others(vector_BD: Tensor, prompt_ids: Sequence[str], cosine: bool) -> tuple[Tensor, Tensor]:
+    """(B,) mean distance of a sample to the others of its prompt, and (B,) whether there are any (0 where there are none).
+
+    Distance: 1 - cosine, or the root mean square difference. With s_i this number, n samples and D their mean pairwise distance,
+    what sample i contributes is D - D(without i) = 2 (s_i - D) / (n - 2): the order of both is the same.
+    """
+    distance_B, has_others = vector_BD.new_zeros(len(vector_BD)), torch.zeros(len(vector_BD), dtype=torch.bool)
+    for prompt_id in dict.fromkeys(prompt_ids):
+        rows = [row for row, name in enumerate(prompt_ids) if name == prompt_id]
+        if len(rows) < 2:
+            continue
+        own = vector_BD[rows].double()
+        if cosine:
+            unit = torch.nn.functional.normalize(own, dim=1)
+            apart = 1 - unit @ unit.T
+        else:
+            apart = (own[:, None] - own[None]).square().mean(dim=2).sqrt()
+        apart.fill_diagonal_(0.0)
+        distance_B[rows] = (apart.sum(dim=1) / (len(rows) - 1)).to(distance_B)
+        has_others[rows] = True
+    return distance_B, has_others
+
+
+def _beyond(value_B: Tensor, limit: float, worst: float) -> Tensor:
+    """(B,) 0 up to ``limit``, then linearly to -1 at ``worst`` (which may lie on either side)."""
+    return -((value_B - limit) / (worst - limit)).clamp(0, 1)
+
+
+class GuardReward(nn.Module):
+    """The sum of the guards that are on (a limit of None switches one off); 0 when all is well. Not differentiable.
+
+    ``loudness_dbfs`` (low, high): bounds of the level; -1 at ``loudness_scale_db`` outside. ``silence_share``: largest share of
+    frames of ``frame_s`` seconds below ``silence_dbfs``. ``clipping_share``: largest share of samples at or beyond
+    ``clipping_level``. ``flatness``: largest spectral flatness (noise 0.56; leave it off where prompts ask for rain or wind).
+    Shares and flatness are -1 at 1.
+
+    ``diversity``: smallest mean distance of a sample to the others of its prompt in the round, -1 when it is their copy; so a
+    round needs at least two samples of a prompt, and only ``combine`` knows it: a single call counts the other guards alone. In
+    dB of log-mel statistics (``mel_statistics``), or 1 - cosine of the audio embeddings of ``embedder``, a reward with
+    ``embed_audio`` such as a CLAP (a zoo name, ``{architecture:, arguments:}`` or an object).
+
+    Parts: what was measured (``level_dbfs``, ``silence_share``, ``clipping_share``, ``flatness``, ``diversity_db`` or
+    ``diversity_cosine``) and ``<guard>_penalty`` in [-1, 0]. A wave that is not finite scores NaN.
+    Raises ``ValueError`` for limits that cannot be meant.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        loudness_dbfs: Sequence[float] | None = (-40.0, -6.0),
+        loudness_scale_db: float = 20.0,
+        silence_share: float | None = 0.8,
+        silence_dbfs: float = -60.0,
+        frame_s: float = 0.05,
+        clipping_share: float | None = 0.01,
+        clipping_level: float = 0.999,
+        flatness: float | None = None,
+        diversity: float | None = None,
+        embedder: Any = None,
+    ) -> None:
+        super().__init__()
+        if loudness_dbfs is not None and (len(loudness_dbfs) != 2 or not loudness_dbfs[0] < loudness_dbfs[1]):
+            raise ValueError(f"loudness_dbfs must be (low, high) in dB re full scale, low below high, got {loudness_dbfs}")
+        for name, value in {"silence_share": silence_share, "clipping_share": clipping_share, "flatness": flatness}.items():
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1) or null, got {value}")
+        positive = {"loudness_scale_db": loudness_scale_db, "frame_s": frame_s, "clipping_level": clipping_level}
+        for name, value in (positive | ({} if diversity is None else {"diversity": diversity})).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if silence_dbfs <= SILENCE_FLOOR_DBFS:
+            raise ValueError(f"silence_dbfs must be above {SILENCE_FLOOR_DBFS}, the level of digital silence, got {silence_dbfs}")
+        if all(limit is None for limit in (loudness_dbfs, silence_share, clipping_share, flatness, diversity)):
+            raise ValueError("all guards are off; give at least one limit")
+        if embedder is not None and diversity is None:
+            raise ValueError("embedder is only for diversity, which is off; give its smallest distance")
+        self.embedder = None if embedder is None else open_reward(embedder, "embedder")
+        if self.embedder is not None and not hasattr(self.embedder, "embed_audio"):
+            raise ValueError(f"embedder: a {type(self.embedder).__name__} has no embed_audio; name a CLAP")
+        self.loudness_dbfs = None if loudness_dbfs is None else tuple(float(value) for value in loudness_dbfs)
+        self.loudness_scale_db, self.silence_dbfs, self.frame_s = loudness_scale_db, silence_dbfs, frame_s
+        self.silence_limit, self.clipping_limit, self.clipping_level = silence_share, clipping_share, clipping_level
+        self.flatness, self.diversity = flatness, diversity
+        named = None if self.embedder is None else described(self.embedder)
+        self.arguments = {
+            "loudness_dbfs": None if self.loudness_dbfs is None else list(self.loudness_dbfs),
+            "loudness_scale_db": loudness_scale_db,
+            "silence_share": silence_share,
+            "silence_dbfs": silence_dbfs,
+            "frame_s": frame_s,
+            "clipping_share": clipping_share,
+            "clipping_level": clipping_level,
+            "flatness": flatness,
+            "diversity": diversity,
+            "embedder": named,
+        }
+        if self.embedder is not None and named is None:
+            self.arguments = None  # an object of a foreign class: this reward cannot be saved as an artefact
+        self.eval()
+
+    def train(self, mode: bool = True) -> GuardReward:
+        """Stays in evaluation mode: a reward must be deterministic."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Score and parts (B,); with ``diversity`` on, ``vectors["diversity"]`` (B, D) for ``combine``.
+
+        Raises ``ValueError`` for a wrong shape, no samples, no rate, or another number of prompts.
+        """
+        if wave_BCN.ndim != 3 or 0 in wave_BCN.shape[1:]:
+            raise ValueError(f"guards take waves (batch, channels, samples) with samples, got shape {tuple(wave_BCN.shape)}")
+        rate = sample_rate_hz
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < rate < math.inf or rate != int(rate):
+            raise ValueError(f"guards need the sample rate of the waves, a whole number of Hz, got {rate!r}")
+        if len(prompts) != len(wave_BCN):
+            raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
+        rate, measured, penalty = int(rate), {}, {}
+        if self.loudness_dbfs is not None:
+            low, high = self.loudness_dbfs
+            measured["level_dbfs"] = level = level_dbfs(wave_BCN)
+            penalty["loudness"] = _beyond(level, low, low - self.loudness_scale_db) + _beyond(
+                level, high, high + self.loudness_scale_db
+            )
+        if self.silence_limit is not None:
+            share = silence_share(wave_BCN, max(1, round(self.frame_s * rate)), self.silence_dbfs)
+            measured["silence_share"], penalty["silence"] = share, _beyond(share, self.silence_limit, 1.0)
+        if self.clipping_limit is not None:
+            share = clipping_share(wave_BCN, self.clipping_level)
+            measured["clipping_share"], penalty["clipping"] = share, _beyond(share, self.clipping_limit, 1.0)
+        if self.flatness is not None:
+            measured["flatness"] = flat = spectral_flatness(wave_BCN, rate)
+            penalty["flatness"] = _beyond(flat, self.flatness, 1.0)
+        score_B = torch.stack([wave_BCN.new_zeros(len(wave_BCN)).float(), *penalty.values()]).sum(dim=0)
+        score_B = torch.where(torch.isfinite(wave_BCN).all(dim=(1, 2)), score_B, torch.nan)
+        vectors = {}
+        if self.diversity is not None:
+            embed = mel_statistics if self.embedder is None else self.embedder.embed_audio
+            vectors["diversity"] = embed(wave_BCN, rate).float()
+        parts = measured | {f"{name}_penalty": value for name, value in penalty.items()}
+        return RewardOutput(score_B, parts, vectors)
+
+    def combine(self, output: RewardOutput, prompts: Sequence[Prompt]) -> RewardOutput:
+        """With the diversity of a whole round (see ``zoo.types.Reward``): parts ``diversity_db`` (or ``_cosine``) and
+        ``diversity_penalty``. A sample without others, because they were dropped, is not punished, and its part is the mean of
+        the rest. Raises ``ValueError`` when no prompt has two samples.
+        """
+        if self.diversity is None:
+            return output
+        cosine = self.embedder is not None
+        distance_B, has_others = distance_to_others(output.vectors["diversity"], [prompt.id for prompt in prompts], cosine)
+        if not has_others.any():
+            raise ValueError("diversity needs at least two samples of a prompt in a round; raise data.repeats, or switch it off")
+        distance_B = torch.where(has_others, distance_B, distance_B[has_others].mean())
+        penalty_B = torch.where(has_others, _beyond(distance_B, self.diversity, 0.0), 0.0).to(output.score_B)
+        found = {f"diversity_{'cosine' if cosine else 'db'}": distance_B, "diversity_penalty": penalty_B}
+        return RewardOutput(output.score_B + penalty_B, {**output.parts, **found}, output.vectors)
