@@ -5,7 +5,9 @@ Every batch has ``to(device)``, which is how Lightning moves it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, device
 
@@ -29,6 +31,19 @@ class PromptBatch:
 
     def to(self, device: device | str) -> PromptBatch:
         return self
+
+
+@runtime_checkable
+class PromptSource(Protocol):
+    """A data module that knows all its prompts before training starts, so that a module can look at them then.
+
+    ``all_prompts``: of training and validation. ``drop_prompts`` leaves those with these ids out of both from then on; it raises
+    ``ValueError`` when none is left to train on.
+    """
+
+    def all_prompts(self) -> tuple[Prompt, ...]: ...
+
+    def drop_prompts(self, ids: Collection[str]) -> None: ...
 
 
 @dataclass(frozen=True)

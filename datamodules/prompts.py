@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +185,21 @@ class PromptDataModule(L.LightningDataModule):
                 f"{len(self.validation_prompts)} held-out prompts * val_repeats = {held_out} samples do not divide over {world} "
                 f"processes; set val_repeats to a multiple of {world}"
             )
+
+    def all_prompts(self) -> tuple[Prompt, ...]:
+        """Of training, then those of validation that are not among them."""
+        return tuple(dict.fromkeys((*self.train_prompts, *self.validation_prompts)))
+
+    def drop_prompts(self, ids: Collection[str]) -> None:
+        """Leaves these prompts out from now on. Raises ``ValueError`` when none is left to train on, and as ``setup`` does."""
+        kept, held_out = (
+            tuple(prompt for prompt in prompts if prompt.id not in ids)
+            for prompts in (self.train_prompts, self.validation_prompts)
+        )
+        if not kept:
+            raise ValueError(f"all {len(self.train_prompts)} training prompts would be left out, so there is nothing to train on")
+        self.train_prompts, self.validation_prompts, self.rounds.prompts = kept, held_out, kept
+        self.setup()
 
     def train_dataloader(self) -> PromptRounds:
         return self.rounds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,30 +16,21 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
-from datamodules.batches import PromptBatch
+from datamodules.batches import PromptBatch, PromptSource
 from lightning_modules.advantages import PromptTracker
-from lightning_modules.ddpo_settings import CLIP_REFERENCE_ELEMENTS, check_settings, check_weights, samplers
+from lightning_modules.ddpo_settings import CLIP_REFERENCE_ELEMENTS, check_settings, check_weights, make_trainable, samplers
 from lightning_modules.distributed import gather, sum_gradients
 from lightning_modules.ema import EMA
-from lightning_modules.losses import rescaled_clip_range
+from lightning_modules.held_out import HeldOutSample, held_out_samples, held_out_summary, scorers, watched
+from lightning_modules.offload import move, present, put_text_encoders_away
 from lightning_modules.optimizers import build_optimizer
-from lightning_modules.policy_update import (
-    backward_steps,
-    check_ratio,
-    check_sizes,
-    is_full_precision,
-    plan_round,
-    recomputed_log_prob,
-    scored_elements,
-    trainable_steps,
-    update_metrics,
-    worst_ratio,
-)
+from lightning_modules.policy_update import check_ratio, is_full_precision, plan_round, trainable_steps
+from lightning_modules.prompt_checks import check_round, settle_long_prompts
 from lightning_modules.random_state import random_state, set_random_state
 from lightning_modules.rollouts import RewardError, ScoredSamples, Stopwatch, sample_and_score
-from lightning_modules.round_rewards import judge, reward_summary
+from lightning_modules.round_rewards import judge
+from lightning_modules.round_update import update_round
 from lightning_modules.schedules import decay_rate
-from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler, step_stds
 from zoo.types import Backbone, Reward, Trajectory
 
@@ -56,13 +47,18 @@ class DDPO(LightningModule):
     falls linearly to a tenth over so many rounds (None: constant). ``advantage``: "prompt" (running statistics per prompt,
     ``tracker_*``), "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an
     adapter: a whole denoiser is not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a
-    tolerance. ``on_bad_reward``: "stop" or "drop" (counted). ``ema_decay``: evaluation and export use averages. ``eval_*``
-    None: as in training. Raises ``ValueError`` on values that cannot be meant."""
+    tolerance. ``on_bad_reward``, ``long_prompts`` (for an encoder): "stop" or "drop" (counted). ``reward_workers``: threads that
+    score while sampling goes on (0: in line). ``text_encoders`` "offload" (to main memory) or "drop" once all prompts are
+    encoded, ``decoder`` "offload" during updates; else "keep". ``ema_decay``: evaluation and export use averages. ``eval_*``
+    None: as in training. ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also for each round).
+    Raises ``ValueError`` on values that cannot be meant."""
 
     def __init__(
         self,
         backbone: Backbone,
         reward: Reward,
+        held_out_reward: Reward | None = None,
+        held_out_on_training: bool = False,
         lora_rank: int = 8,
         lora_alpha: float | None = None,
         lora_targets: str | list[str] = "cross",
@@ -97,6 +93,10 @@ class DDPO(LightningModule):
         recompute_old_log_prob: bool = False,
         ratio_check: Literal["auto"] | bool | float = "auto",
         on_bad_reward: Literal["stop", "drop"] = "stop",
+        reward_workers: int = 0,
+        long_prompts: Literal["stop", "drop"] = "stop",
+        text_encoders: Literal["keep", "offload", "drop"] = "keep",
+        decoder: Literal["keep", "offload"] = "keep",
         ema_decay: float | None = None,
         eval_sample_steps: int | None = None,
         eval_eta: float | list[float] | None = None,
@@ -106,28 +106,23 @@ class DDPO(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.save_hyperparameters(ignore=["backbone", "reward"])
+        self.save_hyperparameters(ignore=["backbone", "reward", "held_out_reward"])
         if not isinstance(backbone, nn.Module):
             raise ValueError(f"the backbone must be a torch module, got {type(backbone).__name__}")
         check_settings(self.hparams)
         self.sampler, self.eval_sampler = samplers(self.hparams)
         self.trained_steps = trainable_steps(step_stds(backbone.path, self.sampler), train_steps, skip_last_step)
-        self.backbone, self.reward = backbone, reward
-        backbone.requires_grad_(False)
-        if lora_rank:
-            add_lora(backbone, lora_rank, lora_alpha, lora_targets, lora_init)
-        else:
-            backbone.denoiser.requires_grad_(True)
-            if any(p.dtype not in (torch.float32, torch.float64) for p in backbone.denoiser.parameters()):
-                raise ValueError("lora_rank=0 trains the whole denoiser, whose weights must be float32; load it in float32")
+        self.backbone = backbone
+        self.reward, self.held_out_reward = scorers(reward, held_out_reward, held_out_on_training)
+        make_trainable(backbone, lora_rank, lora_alpha, lora_targets, lora_init)
         self.tracker = PromptTracker(tracker_buffer_size, tracker_min_count)
         self.ema = None if ema_decay is None else EMA(self.trainable().values(), ema_decay)
         self.report: Callable[[str, int, int], None] = lambda phase, done, total: None
         self.held_out: dict[str, float] = {}
-        self._held_out_scores: list[tuple[Any, float]] = []
+        self.held_out_samples: list[HeldOutSample] = []
         self._next_round: int | None = None
         self._saved_random_state: dict[str, Any] | None = None
-        self._ratio_checked, self._grad_norm = ratio_check is False, math.nan
+        self._ratio_checked, self._grad_norm, self._dropped_prompts = ratio_check is False, math.nan, 0
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that learns."""
@@ -172,12 +167,27 @@ class DDPO(LightningModule):
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         return batch  # prompts are text
 
+    def setup(self, stage: str) -> None:
+        source, h = self.trainer.datamodule, self.hparams
+        if isinstance(source, PromptSource):
+            guided, drop = {self.sampler.guidance_scale, self.eval_sampler.guidance_scale} != {1.0}, h.long_prompts == "drop"
+            rewards = (self.reward, self.held_out_reward)
+            self._dropped_prompts += settle_long_prompts(source, self.backbone, rewards, guided=guided, drop=drop)
+        elif h.text_encoders != "keep":
+            raise ValueError(f"text_encoders={h.text_encoders} needs a data module that knows all its prompts beforehand")
+
     def on_fit_start(self) -> None:
         if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             raise ValueError(f"DDPO runs on one device or with strategy ddp, not with {type(self.trainer.strategy).__name__}")
         if self._saved_random_state is None:
             self._next_round = None
         self._ratio_checked = self.hparams.ratio_check is False
+        if self.hparams.text_encoders != "keep":
+            put_text_encoders_away(
+                self.backbone, self.trainer.datamodule.all_prompts(), drop=self.hparams.text_encoders == "drop"
+            )
+        if self.hparams.decoder == "offload":
+            move(self.backbone, "decoder", "cpu")
 
     def on_train_start(self) -> None:
         if self._saved_random_state is not None:
@@ -186,14 +196,7 @@ class DDPO(LightningModule):
 
     def check_round(self, batch: PromptBatch) -> None:
         """Raises ``ValueError`` when this round cannot be trained as configured: called before anything is sampled."""
-        h, count = self.hparams, len(batch)
-        if count % h.sample_batch_size:
-            raise ValueError(f"a round of {count} samples a process is no multiple of sample_batch_size={h.sample_batch_size}")
-        check_sizes(count, h.train_batch_size, h.updates_per_round)
-        if len({(p.id, i) for p, i in zip(batch.prompts, batch.sample_index, strict=True)}) < count:
-            raise ValueError("a round holds the same (prompt id, sample index) twice; number the repeats of a prompt")
-        if self._next_round is not None and batch.round_index != self._next_round:
-            raise ValueError(f"the data module gave round {batch.round_index}, but round {self._next_round} is next")
+        check_round(batch, self.hparams, self._next_round)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.check_round(batch)
@@ -208,69 +211,61 @@ class DDPO(LightningModule):
             raise RewardError(problems[0]) from problem
         h = self.hparams
         drop_bad = h.on_bad_reward == "drop"
-        judged = judge(batch, samples, h.advantage, self.tracker, drop_bad=drop_bad, class_label=h.class_label)
+        judged = judge(batch, samples, self.reward, h.advantage, self.tracker, drop_bad=drop_bad, class_label=h.class_label)
         metrics = dict(judged.metrics)
         updating = Stopwatch(self.device)
         with updating():
             metrics |= self._update(batch, samples.trajectory, judged.advantage_B.to(self.device), judged.kept_B)
         self._next_round = batch.round_index + 1
         seconds = {"sampling": samples.seconds_sampling, "reward": samples.seconds_reward, "update": updating.seconds}
+        seconds |= {"reward_waited": samples.seconds_reward_waited} if h.reward_workers else {}
         metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()} | {"round": float(self._next_round)}
+        metrics |= {"dropped_prompts": float(self._dropped_prompts)} if h.long_prompts == "drop" else {}
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=len(batch))
 
     def _settle(self) -> None:
         """Rollout and training run the same network: no dropout, no batch statistics."""
-        self.backbone.eval()
-        if isinstance(self.reward, nn.Module):
-            self.reward.eval()
+        for network in (self.backbone, self.reward, self.held_out_reward):
+            if isinstance(network, nn.Module):
+                network.eval()
 
     def _sample(self, batch: PromptBatch, sampler: Sampler, keep: str) -> ScoredSamples:
-        sizes = {"seed": self.hparams.seed, "sample_batch_size": self.hparams.sample_batch_size}
-        return sample_and_score(
-            self.backbone, self.reward, sampler, batch, **sizes, device=self.device, keep=keep, report=self.report
-        )
+        h = self.hparams
+        reward = watched(self.reward, self.held_out_reward, keep == "wave" or h.held_out_on_training)
+        with present(self.backbone, "decoder", self.device) if h.decoder == "offload" else nullcontext():
+            return sample_and_score(
+                self.backbone, reward, sampler, batch, seed=h.seed, sample_batch_size=h.sample_batch_size,
+                device=self.device, keep=keep, report=self.report, reward_workers=h.reward_workers,
+            )  # fmt: skip
 
     def _update(self, batch: PromptBatch, trajectory: Trajectory, advantage_B: Tensor, kept_B: list[bool]) -> dict[str, float]:
         """All optimiser steps of one round; returns what to log."""
-        h, clip_range = self.hparams, self.hparams.clip_range
-        if h.clip_reference_elements is not None:
-            clip_range = rescaled_clip_range(clip_range, h.clip_reference_elements, scored_elements(trajectory))
-        plans = plan_round(self.trained_steps, batch, kept_B, h)
-        old_SB, gap = trajectory.log_prob_SB, 0.0
-        if h.recompute_old_log_prob:
-            old_SB, gap = recomputed_log_prob(self.backbone, self.sampler, trajectory, sum(plans, []))
-        optimizer, parameters = self.optimizers(), list(self.trainable().values())
+        h, optimizer = self.hparams, self.optimizers()
         decay_rate(optimizer, h.learning_rate, h.decay_rounds, batch.round_index)
-        records, norms, done = [], [], 0
-        for plan in plans:
-            optimizer.zero_grad(set_to_none=True)
-            terms = sum(gather(sum(micro.terms for micro in plan)))
-            worst = (0.0, "nothing")
-            for micro in plan:
-                record = backward_steps(
-                    self.backbone, self.sampler, trajectory, micro, old_SB, advantage_B, terms, self.manual_backward,
-                    clip_range=clip_range, advantage_clip=h.advantage_clip, kl_weight=h.kl_weight,
-                )  # fmt: skip
-                records.append(record)
-                worst = max(worst, worst_ratio(record, micro, batch.prompts), key=lambda pair: pair[0])
-                done += 1
-                self.report("update", done, sum(map(len, plans)))
-            if terms and not self._ratio_checked:
-                self._check_first_ratio(max(gather(worst), key=lambda pair: pair[0]), clip_range)
-            sum_gradients(parameters)
-            optimizer.step()  # calls on_before_optimizer_step, after any unscaling
-            norms.append(self._grad_norm)
-            if self.ema is not None:
-                self.ema.update()
-        metrics = update_metrics([record for rank in gather(records) for record in rank], clip_range)
-        metrics |= {"grad_norm": sum(norms) / len(norms), "clip_range": clip_range, "old_log_prob_gap": max(gather(gap))}
+        optimizer.zero_grad(set_to_none=True)
+        plans = plan_round(self.trained_steps, batch, kept_B, h)
+        metrics = update_round(
+            self.backbone, self.sampler, batch, trajectory, plans, advantage_B, h,
+            backward=self.manual_backward, step=self._step, check=self._check_first_ratio, report=self.report,
+        )  # fmt: skip
         return metrics | {"learning_rate": optimizer.param_groups[0]["lr"]}
 
-    def _check_first_ratio(self, worst: tuple[float, str], clip_range: float) -> None:
+    def _step(self) -> float:
+        """Applies the gradients of all processes; returns their norm."""
+        sum_gradients(self.trainable().values())
+        self.optimizers().step()  # calls on_before_optimizer_step, after any unscaling
+        self.optimizers().zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        return self._grad_norm
+
+    def _check_first_ratio(self, deviation: float, where: str, clip_range: float) -> None:
+        if self._ratio_checked:
+            return
         full = is_full_precision(self.backbone.denoiser, self.device.type)
         wanted = self.hparams.ratio_check
         tolerance = (1e-6 if full else clip_range / 2) if isinstance(wanted, (str, bool)) else wanted
-        check_ratio(*worst, tolerance, full)
+        check_ratio(deviation, where, tolerance, full)
         self._ratio_checked = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -287,14 +282,14 @@ class DDPO(LightningModule):
             return self._sample(batch, self.eval_sampler, "wave")
 
     def on_validation_epoch_start(self) -> None:
-        self._held_out_scores = []
+        self.held_out_samples = []
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> ScoredSamples:
         samples = self.evaluate(batch)
-        self._held_out_scores += zip(samples.prompts, samples.score_B.tolist())
+        self.held_out_samples += held_out_samples(batch, samples)
         return samples
 
     def on_validation_epoch_end(self) -> None:
-        scored = [pair for rank in gather(self._held_out_scores) for pair in rank if math.isfinite(pair[1])]
-        self.held_out = reward_summary(*zip(*scored), self.hparams.class_label, "held_out") if scored else {}
+        self.held_out_samples = [sample for rank in gather(self.held_out_samples) for sample in rank]
+        self.held_out = held_out_summary(self.held_out_samples, self.hparams.class_label)
         self.log_dict(self.held_out)

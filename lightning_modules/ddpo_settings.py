@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_modules.optimizers import optimizer_class
+from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler
 from zoo.errors import did_you_mean
+from zoo.types import Backbone
 
 CLIP_REFERENCE_ELEMENTS = 16384  # Stable Diffusion's 4 x 64 x 64, for which DDPO's clip range of 1e-4 was found
 
@@ -29,6 +32,9 @@ _CHOICES = {
     "train_step_draw": ("sample", "batch"),
     "advantage": ("prompt", "batch", "group", "group_global"),
     "on_bad_reward": ("stop", "drop"),
+    "long_prompts": ("stop", "drop"),
+    "text_encoders": ("keep", "offload", "drop"),
+    "decoder": ("keep", "offload"),
 }
 
 
@@ -45,7 +51,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if settings["train_step_share"] > 1:
         raise ValueError(f"train_step_share is a share of the steps, at most 1, got {settings['train_step_share']}")
     optimizer_class(settings["optimizer"])
-    for name in ("kl_weight", "lora_rank"):
+    for name in ("kl_weight", "lora_rank", "reward_workers"):
         if settings[name] < 0:
             raise ValueError(f"{name} must be at least 0, got {settings[name]}")
     if settings["lora_rank"] == 0 and settings["kl_weight"] > 0:
@@ -74,6 +80,20 @@ def samplers(settings: Mapping[str, Any]) -> tuple[Sampler, Sampler]:
         training.detach_unconditional,
     )
     return training, evaluation
+
+
+def make_trainable(backbone: Backbone, rank: int, alpha: float | None, targets: str | Sequence[str], init: str) -> None:
+    """Freezes ``backbone`` but for a new adapter (``zoo.backbones.lora.add_lora``) or, with ``rank`` 0, but for its denoiser.
+
+    Raises ``ValueError`` as ``add_lora`` does, and for a whole denoiser in half precision.
+    """
+    backbone.requires_grad_(False)
+    if rank:
+        add_lora(backbone, rank, alpha, targets, init)
+        return
+    backbone.denoiser.requires_grad_(True)
+    if any(p.dtype not in (torch.float32, torch.float64) for p in backbone.denoiser.parameters()):
+        raise ValueError("lora_rank=0 trains the whole denoiser, whose weights must be float32; load it in float32")
 
 
 def check_weights(own: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:

@@ -141,7 +141,7 @@ def test_prompts_without_a_tokenizer_or_too_long_or_after_the_encoder_is_gone(ta
     with pytest.raises(ValueError, match="has 9 tokens, T5 takes 4"):
         Tango(**SMALL, max_tokens=4).encode_prompts(PROMPTS[1:])
     before = tango.encode_prompts(PROMPTS)
-    tango.drop_text_encoder(PROMPTS)
+    tango.drop_text_encoders(PROMPTS)
     assert torch.equal(tango.encode_prompts(PROMPTS)["tokens_BLD"], before["tokens_BLD"]) and tango.arguments is None
     tango.encode_prompts([PROMPTS[0].as_negative()])
     with pytest.raises(ValueError, match="'sad piano' was not encoded before"):

@@ -252,8 +252,13 @@ class Path(Protocol):
 class Backbone(Protocol):
     """A generator. Its constructor takes plain JSON values (kept as ``arguments``), which become ``config.json``.
 
-    A backbone may also have ``scored_mask(prompts) -> Tensor | None``: which latent elements reach the listener (bool,
-    broadcast against (B, *latent)); only those count in log-probabilities.
+    A backbone may also have
+
+    - ``scored_mask(prompts) -> Tensor | None``: which latent elements reach the listener (bool, broadcast against (B, *latent));
+      only those count in log-probabilities;
+    - ``too_long(prompts) -> dict[str, str]``: prompt id -> what is too long for its encoders (a reward may have this too);
+    - ``parts``: "text" and "decoder" -> names of its modules that may lie on another device; with "text" also
+      ``remember(prompts)`` (encodes them and their negatives, and keeps that) and ``drop_text_encoders(prompts)``.
     """
 
     sample_rate_hz: int

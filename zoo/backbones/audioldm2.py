@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from zoo.backbones.checkpointing import set_checkpointing
 from zoo.backbones.mel_codec import MelCodec, only_known
 from zoo.conditioners.loa import loa_tokens
-from zoo.conditioners.tokenizer import PromptTokenizer
+from zoo.conditioners.tokenizer import PromptTokenizer, refused
 from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 
@@ -69,6 +69,7 @@ class AudioLDM2(nn.Module):
     """
 
     channels = 1
+    parts = {"text": ("clap_text", "t5", "gpt2", "projection"), "decoder": ("codec",)}
 
     def __init__(
         self,
@@ -127,9 +128,10 @@ class AudioLDM2(nn.Module):
         Raises ``ValueError`` when a tensor is missing, left over or of another shape, and what ``zoo.pull`` raises.
         """
         from zoo.generation import as_dtype
-        from zoo.importers.audioldm2 import folder_of, read_folder
+        from zoo.importers.audioldm2 import read_folder
+        from zoo.importers.diffusers_folders import folder_of
 
-        model = read_folder(folder_of(source), truncate_prompts=truncate_prompts).to(dtype=as_dtype(dtype))
+        model = read_folder(folder_of(source, "audioldm2"), truncate_prompts=truncate_prompts).to(dtype=as_dtype(dtype))
         model.set_checkpointing(checkpoint_activations)
         return model
 
@@ -187,16 +189,37 @@ class AudioLDM2(nn.Module):
         mask = torch.ones(t5.shape[:2], dtype=torch.bool)
         return {"loa_BLD": loa.cpu(), "t5_BLD": t5.cpu(), "t5_mask_BL": mask}
 
+    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Prompt id -> what an encoder says of its text or negative that it does not take (none with ``truncate_prompts``)."""
+
+        def read(text: str) -> None:
+            for tokenizer in (self.clap_tokenizer, self.t5_tokenizer):
+                tokenizer(text, self.truncate_prompts)
+
+        negatives = refused({prompt.id: prompt.negative for prompt in prompts}, read)
+        return negatives | refused({prompt.id: prompt.text for prompt in prompts}, read)
+
+    def remember(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
+        for prompt in prompts:
+            for text, other in ((prompt.text, prompt.negative), (prompt.negative, prompt.text)):
+                if len(self._cache) >= CACHED_PROMPTS:
+                    raise ValueError(f"fewer than {CACHED_PROMPTS} texts are kept; keep the text encoders for more prompts")
+                self._encoded(text, other)
+
     def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
         """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be encoded from then on.
 
         The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
         """
-        self.encode_prompts([*prompts, *(prompt.as_negative() for prompt in prompts)])
-        if len(self._cache) >= CACHED_PROMPTS:
-            raise ValueError(f"at most {CACHED_PROMPTS - 1} texts are kept; keep the encoders for more prompts than that")
+        self.remember(prompts)
         self.arguments, self._asks_encoders = None, False
         self.clap_text = self.t5 = self.gpt2 = self.projection = None
+
+    def drop_decoder(self) -> None:
+        """Frees autoencoder and vocoder: latents can be sampled and learned from, but not heard. It cannot be saved whole."""
+        self.arguments = None
+        self.codec.drop()
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the denoiser's own type."""

@@ -107,13 +107,23 @@ class MelCodec(nn.Module):
         self.hop = math.prod(vocoder["upsample_rates"])
         self.shrinkage = 2 ** (len(self.vae.config.block_out_channels) - 1)  # of frames and of mels
         self.samples_per_latent = self.hop * self.shrinkage
+        self.latent_channels = int(self.vae.config.latent_channels)
         if self.mels % self.shrinkage:
             raise ValueError(f"{self.mels} mels do not divide by {self.shrinkage}, which the autoencoder's levels ask for")
 
     def latent_shape(self, seconds: float) -> tuple[int, int, int]:
         """(channels, frames, mels / f) of a clip of any length; the last frame is whole."""
         frames = max(1, math.ceil(seconds * self.sample_rate_hz / self.samples_per_latent - 1e-6))
-        return (self.vae.config.latent_channels, frames, self.mels // self.shrinkage)
+        return (self.latent_channels, frames, self.mels // self.shrinkage)
+
+    def drop(self) -> None:
+        """Frees both networks; ``latent_shape`` still works, encoding and decoding are refused."""
+        self.vae = self.vocoder = None
+
+    def _networks(self) -> tuple[nn.Module, nn.Module]:
+        if self.vae is None:
+            raise ValueError("the autoencoder and the vocoder of this model were dropped; load it again to hear or encode audio")
+        return self.vae, self.vocoder
 
     def encode(self, wave_BCN: Tensor) -> Tensor:
         """The posterior's mean of normalised waves, filled with zeros up to a whole latent frame; float32.
@@ -133,18 +143,20 @@ class MelCodec(nn.Module):
 
     def posterior(self, mel_B1FM: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of log-mels (B, 1, frames, mels), float32, at the latents' unit scale."""
-        found = self.vae.encode(mel_B1FM.to(self.vae.device, self.vae.dtype)).latent_dist
-        scale = self.vae.config.scaling_factor
+        vae, _ = self._networks()
+        found, scale = vae.encode(mel_B1FM.to(vae.device, vae.dtype)).latent_dist, vae.config.scaling_factor
         return scale * found.mean.float(), scale * found.std.float()
 
     def to_mel(self, latent_BCFM: Tensor) -> Tensor:
         """Log-mels (B, 1, frames, mels) of latents, float32."""
-        scaled = latent_BCFM.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(scaled).sample.float()
+        vae, _ = self._networks()
+        scaled = latent_BCFM.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        return vae.decode(scaled).sample.float()
 
     def vocode(self, mel_BFM: Tensor) -> Tensor:
         """Waves (B, N) in [-1, 1] of log-mels (B, frames, mels), float32; 32 samples longer than frames * hop at 16 kHz."""
-        return self.vocoder(mel_BFM.to(self.vocoder.device, self.vocoder.dtype)).float()
+        _, vocoder = self._networks()
+        return vocoder(mel_BFM.to(vocoder.device, vocoder.dtype)).float()
 
     def decode(self, latent_BCFM: Tensor) -> Tensor:
         """Waves (B, 1, frames * f * hop), a few clips at a time. What the vocoder adds beyond the last frame is cut off."""

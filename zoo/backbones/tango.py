@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.checkpointing import set_checkpointing
 from zoo.backbones.mel_codec import MelCodec, only_known
-from zoo.conditioners.tokenizer import PromptTokenizer
+from zoo.conditioners.tokenizer import PromptTokenizer, refused
 from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 
@@ -60,6 +60,7 @@ class Tango(nn.Module):
     """
 
     channels = 1
+    parts = {"text": ("text_encoder",), "decoder": ("codec",)}
 
     def __init__(
         self,
@@ -145,7 +146,7 @@ class Tango(nn.Module):
                                  "encoder, google/flan-t5-large: Tango.from_pretrained(..., tokenizer=FILE)")  # fmt: skip
             if self.text_encoder is None:
                 raise ValueError(f"the text encoder was dropped and {text[:60]!r} was not encoded before; give all prompts to "
-                                 "drop_text_encoder")  # fmt: skip
+                                 "drop_text_encoders")  # fmt: skip
             ids_BL = torch.tensor([self._tokenizer(text)])
             if len(self._cache) >= CACHED_PROMPTS:
                 self._cache.pop(next(iter(self._cache)))
@@ -164,17 +165,29 @@ class Tango(nn.Module):
                              "(backbone.text_encoder.float())")  # fmt: skip
         return Conditioning({"tokens_BLD": states_BLD, "mask_BL": mask_BL})
 
-    def drop_text_encoder(self, prompts: Sequence[Prompt]) -> None:
+    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Prompt id -> what the tokenizer says of its text if that has too many tokens."""
+        return refused({prompt.id: prompt.text for prompt in prompts}, self._tokenizer or (lambda text: None))
+
+    def remember(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
+        for text in dict.fromkeys(text for prompt in prompts for text in (prompt.text, prompt.negative)):
+            if text not in self._cache and len(self._cache) >= CACHED_PROMPTS:
+                raise ValueError(f"{CACHED_PROMPTS} texts are kept at most; keep the text encoders for more prompts than that")
+            self._encoded(text)
+
+    def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
         """Encodes ``prompts`` and their negatives, then frees the text encoder: no other text can be encoded from then on.
 
         The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
         """
-        texts = {text for prompt in prompts for text in (prompt.text, prompt.negative)}
-        if len(texts) > CACHED_PROMPTS - len(self._cache):
-            raise ValueError(f"{CACHED_PROMPTS} texts are kept at most; keep the text encoder for more prompts than that")
-        for text in texts:
-            self._encoded(text)
+        self.remember(prompts)
         self.arguments = self.text_encoder = None
+
+    def drop_decoder(self) -> None:
+        """Frees autoencoder and vocoder: latents can be sampled and learned from, but not heard. It cannot be saved whole."""
+        self.arguments = None
+        self.codec.drop()
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""

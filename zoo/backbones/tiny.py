@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.backbones.tiny_denoiser import DiffusionTransformer
 from zoo.conditioners.duration import DurationToken
 from zoo.conditioners.spatial import SpatialTokens
-from zoo.conditioners.text import TextEncoder
+from zoo.conditioners.text import TextEncoder, tokenize
+from zoo.conditioners.tokenizer import refused
 from zoo.diffusion import VPCosine
 from zoo.types import Conditioning, Prompt
 
@@ -72,6 +74,10 @@ class TinyAudio(nn.Module):
         always = torch.ones_like(text_mask[:, :1])
         tokens_BLD = torch.cat([length, text, where], dim=1)
         return Conditioning({"tokens_BLD": tokens_BLD, "mask_BL": torch.cat([always, text_mask, where_mask], dim=1)})
+
+    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Prompt id -> what the tokenizer says of its text if that has too many tokens."""
+        return refused({prompt.id: prompt.text for prompt in prompts}, partial(tokenize, max_tokens=self.text.max_tokens))
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         return self.denoiser(latent_BCT, time_B, conditioning["tokens_BLD"], conditioning["mask_BL"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 _PACKED_BYTES = 64 * 2**20  # of a tokenizer's JSON; the largest in use are a few megabytes
 
@@ -23,6 +25,17 @@ def _unpacked(packed: str, what: str) -> str:
     except (ValueError, TypeError, zlib.error) as error:
         made = "pack_tokenizer makes one of the text of a tokenizer.json"
         raise ValueError(f"the {what} tokenizer cannot be read ({error}); {made}") from error
+
+
+def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, str]:
+    """Of ``texts`` (name -> text) those for which ``read``, a tokenizer, raises ``ValueError``: name -> what it says."""
+    found = {}
+    for name, text in texts.items():
+        try:
+            read(text)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 class PromptTokenizer:

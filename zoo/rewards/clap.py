@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.conditioners.tokenizer import refused
 from zoo.errors import did_you_mean
 from zoo.targets import bind, locate
 from zoo.types import Prompt, RewardOutput
@@ -35,6 +37,7 @@ WINDOWS = ("mean", "first")
 PADDINGS = ("repeat", "zero")
 _RESAMPLER_STEPS = 10**7  # product of the two rates over their divisor; the resampler's table has as many numbers
 _CACHED_TEXTS = 8192  # embeddings of 512 numbers: 16 MB
+_TEXTS_AT_WORK = threading.Lock()  # rewards may be asked from several threads; not of the object, which can be copied
 # torchaudio's values for "kaiser_best" of resampy; one resampler for everything that is compared
 _RESAMPLER = {
     "resampling_method": "sinc_interp_kaiser",
@@ -49,7 +52,8 @@ class ClapTowers(Protocol):
 
     ``embed_audio`` takes mono windows (B, window_samples) at ``sample_rate_hz``; both return unit vectors (B, E), float32.
     Towers that ``lightning_modules.contrastive.Contrastive`` trains also have ``scale``, the factor on cosines in its loss.
-    Towers that read files have ``arguments``, which build the same sizes without them.
+    Towers that read files have ``arguments``, which build the same sizes without them. Towers may have ``check_text(text)``,
+    which raises ``ValueError`` for a text that ``embed_text`` refuses.
     """
 
     sample_rate_hz: int
@@ -110,7 +114,10 @@ class ClapReward(nn.Module):
     All arguments are plain JSON values. ``checkpoint`` names the weights; it becomes part of the logged number's name
     (``clap/<checkpoint>``). ``towers`` is a key of ``CLAP_TOWERS`` and ``arguments`` are that class's. ``windows`` and
     ``padding``: see ``window_starts`` and ``padded``; embeddings of several windows are averaged and brought to unit length.
-    ``int16``: a round trip through 16 bits, only for comparison with numbers made that way; no gradient passes it.
+    ``int16``: a round trip through 16 bits; no gradient passes it. ``compat``: as laion_clap's own front end hears, only for
+    comparison with numbers made that way: ``int16`` is on, and the number's name ends with ``/compat``. ``assume_rate_hz``, only
+    under ``compat``: waves are heard as if they had this rate whatever they have, which the number's name says too (16 kHz audio
+    heard as 48 kHz is a third as long and 19 semitones higher; published rewards were made so).
 
     Embeddings of texts are kept and made again when weights, device or precision change. The module stays in evaluation mode
     even inside a module that is switched to training. Raises ``ValueError`` for unknown names.
@@ -124,6 +131,8 @@ class ClapReward(nn.Module):
         windows: str = "mean",
         padding: str = "repeat",
         int16: bool = False,
+        compat: bool = False,
+        assume_rate_hz: int | None = None,
     ) -> None:
         super().__init__()
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", checkpoint):
@@ -134,8 +143,13 @@ class ClapReward(nn.Module):
                 raise ValueError(f"unknown {name} {given!r}; {did_you_mean(given, known)}")
         found = locate(CLAP_TOWERS[towers].replace(":", "."), "CLAP_TOWERS")
         self.towers: ClapTowers = found(**bind(found, arguments or {}, "arguments"))
-        self.checkpoint, self.windows, self.padding, self.int16 = checkpoint, windows, padding, int16
-        self.differentiable = bool(self.towers.differentiable) and not int16
+        self.checkpoint, self.windows, self.padding, self.int16 = checkpoint, windows, padding, int16 or compat
+        if assume_rate_hz is not None and (not compat or assume_rate_hz < 1):
+            raise ValueError(f"assume_rate_hz is for comparison with published numbers: set compat and a rate in Hz, got "
+                             f"compat={compat}, assume_rate_hz={assume_rate_hz}")  # fmt: skip
+        self.assume_rate_hz = assume_rate_hz
+        self.name = f"clap/{checkpoint}" + ("/compat" if compat else "") + (f"/as-{assume_rate_hz}-hz" if assume_rate_hz else "")
+        self.differentiable = bool(self.towers.differentiable) and not self.int16
         self.arguments = {
             "checkpoint": checkpoint,
             "towers": towers,
@@ -143,6 +157,8 @@ class ClapReward(nn.Module):
             "windows": windows,
             "padding": padding,
             "int16": int16,
+            "compat": compat,
+            "assume_rate_hz": assume_rate_hz,
         }
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._texts_of: tuple = ()
@@ -162,9 +178,10 @@ class ClapReward(nn.Module):
         if not wave_BCN.shape[2]:
             raise ValueError("CLAP was given waves of 0 samples; there is nothing to hear")
         rate, window = self.towers.sample_rate_hz, self.towers.window_samples
-        _check_rate(sample_rate_hz, rate)
+        for given_hz in (sample_rate_hz, *([self.assume_rate_hz] if self.assume_rate_hz else [])):
+            _check_rate(given_hz, rate)
         mono_BN = wave_BCN.float().mean(dim=1)
-        mono_BN = torchaudio.functional.resample(mono_BN, int(sample_rate_hz), rate, **_RESAMPLER)
+        mono_BN = torchaudio.functional.resample(mono_BN, int(self.assume_rate_hz or sample_rate_hz), rate, **_RESAMPLER)
         if self.int16:
             mono_BN = int16_round_trip(mono_BN)
         mono_BN = padded(mono_BN, window, self.padding)
@@ -178,9 +195,18 @@ class ClapReward(nn.Module):
             embedding_BWE = self.towers.embed_audio(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
             return F.normalize(embedding_BWE.mean(dim=1), dim=-1)
 
+    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Prompt id -> what the towers say of its text if they refuse it (too many tokens)."""
+        read = getattr(self.towers, "check_text", lambda text: None)
+        return {name: f"the reward: {why}" for name, why in refused({p.id: p.text for p in prompts}, read).items()}
+
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E) unit vectors without gradient; each text is embedded once, on its own, so that padding plays no part."""
+        with _TEXTS_AT_WORK:
+            return self._kept_texts(texts)
+
+    def _kept_texts(self, texts: Sequence[str]) -> Tensor:
         parameters = list(self.towers.parameters())
         first = parameters[0]
         state = (first.device, first.dtype, sum(parameter._version for parameter in parameters))
@@ -198,7 +224,7 @@ class ClapReward(nn.Module):
         return torch.stack(rows)
 
     def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Score (B,), the cosine, and the same number as the part ``clap/<checkpoint>``; NaN for a wave that is not finite.
+        """Score (B,), the cosine, and the same number as the part ``name``; NaN for a wave that is not finite.
 
         Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a prompt without text.
         """
@@ -209,4 +235,4 @@ class ClapReward(nn.Module):
                 raise ValueError(f"prompt {prompt.id!r} has no text; CLAP compares a clip with its caption, so give it one")
         audio_BE = self.embed_audio(wave_BCN, sample_rate_hz)
         score_B = (audio_BE * self.embed_text([prompt.text for prompt in prompts]).to(audio_BE)).sum(dim=-1).float()
-        return RewardOutput(score_B, {f"clap/{self.checkpoint}": score_B.detach()})
+        return RewardOutput(score_B, {self.name: score_B.detach()})

@@ -86,6 +86,11 @@ class LaionClapTowers(nn.Module):
         """(B, E) float32 unit vectors of mono windows (B, 480000) at 48 kHz. No 16-bit round trip (see ``ClapReward``)."""
         return self.package.get_audio_embedding_from_data(x=window_BN, use_tensor=True).float()
 
+    def check_text(self, text: str) -> None:
+        """Raises ``ValueError`` for a text that is too long."""
+        if self.tokenizer is not None:
+            self.tokenizer([text])
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E) float32 unit vectors. Raises ``ValueError`` for a text that is too long, and without a tokenizer."""
         if self.tokenizer is None:

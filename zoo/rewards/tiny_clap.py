@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.tiny_denoiser import sinusoid
-from zoo.conditioners.text import TextEncoder
+from zoo.conditioners.text import TextEncoder, tokenize
 from zoo.rewards.emotion import level_normalised
 
 _TIME_STRIDE, _MEL_STRIDE = 4, 16  # of the four convolutions together
@@ -159,6 +159,10 @@ class TinyClapTowers(nn.Module):
     def embed_audio(self, window_BN: Tensor) -> Tensor:
         """(B, E) float32 unit vectors of mono windows (B, window_samples) at ``sample_rate_hz``."""
         return self.audio(self.log_mel(level_normalised(window_BN, self.rms)))
+
+    def check_text(self, text: str) -> None:
+        """Raises ``ValueError`` for a text of more than ``max_tokens`` tokens."""
+        tokenize(text, self.text.max_tokens)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E) float32 unit vectors. Raises ``ValueError`` for a text of more than ``max_tokens`` tokens."""

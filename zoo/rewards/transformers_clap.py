@@ -125,6 +125,11 @@ class TransformersClapTowers(nn.Module):
         mel_B1FM = self.mel(window_BN).to(self.clap.logit_scale_a.dtype)
         return F.normalize(self.clap.get_audio_features(input_features=mel_B1FM).pooler_output.float(), dim=-1)
 
+    def check_text(self, text: str) -> None:
+        """Raises ``ValueError`` for a text that is too long."""
+        if self.tokenizer is not None:
+            self.tokenizer([text])
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E) float32 unit vectors. Raises ``ValueError`` for a text that is too long, and without a tokenizer."""
         if self.tokenizer is None:

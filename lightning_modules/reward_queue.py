@@ -1,0 +1,206 @@
+"""The rewards of a round's waves, in line or in worker threads while sampling goes on; the results are the same.
+
+Worker threads help where reward and sampling use different machinery: a reward on the CPU beside sampling on a GPU, one that
+waits for a server, or two that each use a part of the cores. On CUDA a worker uses the stream of sampling, so that its kernels
+come after those that made the wave and no tensor changes streams: what overlaps is the reward's work outside the GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from zoo.types import Prompt, Reward, RewardOutput
+
+WAITING = 2  # waves that may wait beside those that are being scored: what bounds the memory
+
+
+class RewardError(ValueError):
+    """A reward raised, or returned something that is not one score a sample."""
+
+
+class Stopwatch:
+    """Sums wall-clock seconds of ``with`` blocks; waits for the accelerator at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, 0.0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds += self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def score(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+    """The reward's answer, checked, float32 on the CPU. Raises ``RewardError`` naming the reward and what was wrong."""
+    name, texts = type(reward).__name__, ", ".join(repr(prompt.text) for prompt in prompts[:3])
+    try:
+        output = reward(wave_BCN, sample_rate_hz, prompts)
+    except RewardError:  # of a reward that this one asked: its message names it
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"the reward {name} raised {type(error).__name__}: {error} (on {len(prompts)} samples of {texts}, ...); "
+            "nothing since the last checkpoint is kept; mend the reward, then go on with resume=true"
+        ) from error
+    if not isinstance(output, RewardOutput):
+        raise RewardError(f"the reward {name} must return a RewardOutput, got {type(output).__name__}")
+    for what, value in {"score_B": output.score_B, **{f"parts[{key!r}]": part for key, part in output.parts.items()}}.items():
+        if not isinstance(value, Tensor) or tuple(value.shape) != (len(prompts),):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise RewardError(f"the reward {name} must return one number a sample: {what} needs ({len(prompts)},), got {got}")
+    for key, value in output.vectors.items():
+        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(prompts):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise RewardError(f"the reward {name} must return a vector a sample: vectors[{key!r}] needs ({len(prompts)}, D), "
+                              f"got {got}")  # fmt: skip
+    return RewardOutput(_plain(output.score_B), *(_all_plain(named) for named in (output.parts, output.vectors)))
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.detach().float().cpu()
+
+
+def _all_plain(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _plain(value) for name, value in named.items()}
+
+
+@dataclass(frozen=True)
+class _Modes:
+    """What torch keeps for each thread, of the thread that samples: a reward must not notice that it runs in another one."""
+
+    is_inference: bool
+    has_grad: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    stream: torch.cuda.Stream | None
+
+    @staticmethod
+    def of_this_thread(device: torch.device) -> _Modes:
+        kinds = sorted({"cpu", device.type})
+        return _Modes(
+            torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(),
+            tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds),
+            torch.cuda.current_stream(device) if device.type == "cuda" else None,
+        )
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.stream is not None:
+                stack.enter_context(torch.cuda.stream(self.stream))  # sets the thread's device too
+            stack.enter_context(torch.inference_mode(self.is_inference))
+            stack.enter_context(torch.set_grad_enabled(self.has_grad))
+            for kind, enabled, dtype in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            yield
+
+
+class RewardQueue:
+    """Takes waves with ``put`` and gives all their rewards, in that order, with ``collect``; a context manager.
+
+    ``workers`` 0 scores inside ``put``. Otherwise so many threads score while ``put`` returns; when ``WAITING`` more waves than
+    that are on hand it waits, so few waves exist at a time. The reward must then bear to be called from several threads at once
+    (with 1 worker: from another thread than the one that made it).
+
+    ``put`` and ``collect`` raise the ``RewardError`` of the earliest wave that failed, as scoring in line would; errors of
+    further waves are its notes (``__notes__``). Leaving the context ends all threads: waves that wait are not scored any more.
+    ``seconds``: spent in the reward, summed over threads; ``seconds_waited``: of the caller, in ``put`` and ``collect``.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        sample_rate_hz: int,
+        device: torch.device,
+        workers: int = 0,
+        report: Callable[[int], None] | None = None,
+    ) -> None:
+        self._reward, self._rate, self._device = reward, sample_rate_hz, device
+        self._report = report or (lambda samples: None)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reward") if workers else None
+        self._room = threading.BoundedSemaphore(workers + WAITING)
+        self._waves: list[Future[tuple[RewardOutput, float]]] = []
+        self._sizes: list[int] = []
+        self.seconds = self.seconds_waited = 0.0
+
+    def __enter__(self) -> RewardQueue:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is None:
+            return
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if error is not None and not isinstance(error, RewardError):  # sampling failed: say so, and what else did
+            for other in self._failures():
+                error.add_note(f"meanwhile, {other}")
+
+    def put(self, wave_BCN: Tensor, prompts: Sequence[Prompt]) -> None:
+        """Scores ``wave_BCN`` (B, C, N), now or soon; it must not be changed any more. Raises ``RewardError``."""
+        self._sizes.append(len(prompts))
+        if self._pool is None:
+            future: Future[tuple[RewardOutput, float]] = Future()
+            watch = Stopwatch(self._device)
+            with watch():
+                output = score(self._reward, wave_BCN, self._rate, prompts)
+            future.set_result((output, watch.seconds))
+            self.seconds_waited += watch.seconds
+        else:
+            start = time.perf_counter()
+            self._room.acquire()
+            self.seconds_waited += time.perf_counter() - start
+            self._stop_if_one_failed()
+            future = self._pool.submit(self._work, wave_BCN, prompts, _Modes.of_this_thread(self._device))
+            future.add_done_callback(lambda _: self._room.release())
+        self._waves.append(future)
+        self._report(sum(size for size, wave in zip(self._sizes, self._waves, strict=True) if wave.done()))
+
+    def collect(self) -> list[RewardOutput]:
+        """Waits for what is left; the rewards of all waves in the order of ``put``. Raises ``RewardError``."""
+        outputs: list[RewardOutput] = []
+        for index, wave in enumerate(self._waves):
+            start = time.perf_counter()
+            try:
+                output, seconds = wave.result()
+            except BaseException:
+                self._stop_if_one_failed()
+                raise
+            self.seconds_waited += time.perf_counter() - start
+            self.seconds += seconds
+            outputs.append(output)
+            self._report(max(sum(self._sizes[: index + 1]), sum(s for s, w in zip(self._sizes, self._waves) if w.done())))
+        return outputs
+
+    def _work(self, wave_BCN: Tensor, prompts: Sequence[Prompt], modes: _Modes) -> tuple[RewardOutput, float]:
+        with modes():
+            start = time.perf_counter()
+            output = score(self._reward, wave_BCN, self._rate, prompts)  # on the CPU: the GPU has finished
+            return output, time.perf_counter() - start
+
+    def _failures(self) -> list[BaseException]:
+        done = [wave for wave in self._waves if wave.done() and not wave.cancelled()]
+        return [error for error in (wave.exception() for wave in done) if error is not None]
+
+    def _stop_if_one_failed(self) -> None:
+        """Threads take waves in order, so when one has failed, every earlier one is done as soon as the threads have ended."""
+        if not self._failures():
+            return
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        first, *others = self._failures()
+        for other in others:
+            first.add_note(f"and another wave: {other}")
+        raise first
