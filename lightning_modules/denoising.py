@@ -77,7 +77,8 @@ class Denoising(L.LightningModule):
 
     def _errors(self, clean: Tensor, prompts: Sequence[Prompt], time_B: Tensor, noise: Tensor) -> Tensor:
         conditioning = self.backbone.encode_prompts(prompts)
-        return denoising_error(self.backbone.predict, self.backbone.path, clean, time_B, noise, conditioning)
+        mask = self.backbone.scored_mask(prompts) if hasattr(self.backbone, "scored_mask") else None
+        return denoising_error(self.backbone.predict, self.backbone.path, clean, time_B, noise, conditioning, mask)
 
     def training_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> Tensor:
         clean = self._latents(batch)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import toy_audioldm2
+import toy_stable_audio
 import toy_tango
 
 from zoo.backbones import BACKBONES
@@ -28,6 +29,7 @@ ARGUMENTS = {
     "tango": toy_tango.SMALL,
 }
 ARGUMENTS["audioldm2"] = toy_audioldm2.arguments()
+ARGUMENTS["stable_audio"] = toy_stable_audio.arguments() | {"frame_window": "heard"}  # None denoises its full length always
 PROMPTS = (
     Prompt("a", "sad piano", "noise", 0.5),
     Prompt("b", "a long and happy recording of an acoustic guitar with a bird in front", "noise", 0.5),

@@ -276,4 +276,4 @@ def test_load_pulls_what_is_on_the_hub_only(there: HubServer, monkeypatch: pytes
     monkeypatch.setattr(zoo_hub, "pull", lambda name: pytest.fail("it is here"))
     assert find_or_pull("owner/model") == folder
     with pytest.raises(ValueError, match="cannot be loaded yet"):
-        find_or_pull("stable-audio-open-1.0")
+        find_or_pull("bewo-nl")

@@ -63,7 +63,7 @@ def test_list(run, refused) -> None:
     assert set(rows) == set(ENTRIES)
     assert "apache-2.0" in rows["embedded/music"] and "18.9 MB" in rows["embedded/music"]
     assert "in the package" in rows["embedded/music"] and "yes" in rows["embedded/music"]
-    assert "stable-audio-community (gated)" in rows["stable-audio-open-1.0"] and " no " in rows["stable-audio-open-1.0"]
+    assert "stable-audio-community (gated)" in rows["stable-audio-open-1.0"] and "planned" not in rows["stable-audio-open-1.0"]
     assert "planned" in rows["tangoflux"] and "unknown" in rows["bewo-nl"]
     assert {line.split()[0] for line in run("list", "--pattern", "emb", "--kind", "reward").splitlines()[1:]} == {
         name for name, entry in ENTRIES.items() if entry.kind == "reward" and "emb" in name}
@@ -78,7 +78,7 @@ def test_show(run, refused) -> None:
         "44100 Hz",
         "cached:       no",
         "gated: access is granted on its Hub page",
-        "no: architecture 'stable_audio' planned, cannot be loaded yet",
+        "loads:        yes",
     ):
         assert words in text
     text = run("show", "embedded/music")

@@ -3,5 +3,6 @@
 BACKBONES: dict[str, str] = {
     "tiny_audio": "zoo.backbones.tiny:TinyAudio",
     "audioldm2": "zoo.backbones.audioldm2:AudioLDM2",
+    "stable_audio": "zoo.backbones.stable_audio:StableAudio",
     "tango": "zoo.backbones.tango:Tango",
 }

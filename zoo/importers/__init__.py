@@ -3,6 +3,7 @@
 # (architecture, layout) of a zoo entry -> "module:function" that opens its pulled folder: function(name, folder) -> the model
 IMPORTERS = {
     ("audioldm2", "diffusers"): "zoo.importers.audioldm2:pulled_audioldm2",
+    ("stable_audio", "diffusers"): "zoo.importers.stable_audio:pulled_stable_audio",
     ("tango", "original"): "zoo.importers.tango:pulled_tango",
     ("clap", "original"): "zoo.importers.pretrained_clap:pulled_clap",
     ("clap", "transformers"): "zoo.importers.pretrained_clap:pulled_clap",

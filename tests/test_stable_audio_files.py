@@ -1,0 +1,210 @@
+"""Stable Audio and the world: released folders, artefacts, peft's adapters on the plain network, checkpointing, a DDPO run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from toy_ddpo import module, trainer
+from toy_stable_audio import RATE_HZ, small_model, written_folder
+from toys import Given
+
+import zoo
+from benchmarks.audioldm2_memory import saved_bytes
+from datamodules.batches import PromptBatch
+from lightning_modules.denoising import Denoising
+from zoo import registry
+from zoo.backbones.lora import add_lora, attention_linears, load_adapter, save_adapter
+from zoo.backbones.stable_audio import StableAudio
+from zoo.checkpoint import identity_of, load_artifact, save_artifact
+from zoo.diffusion import Sampler, denoising_error, noise_generator, rollout
+from zoo.importers.stable_audio import pulled_stable_audio
+from zoo.types import Prompt, RewardOutput
+
+PROMPTS = (Prompt("a", "a dog barks", "rain", 0.2), Prompt("b", "calm piano melody", "", 0.2))
+HEARD = {"frame_window": "heard"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model(**HEARD)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return written_folder(model, tmp_path_factory.mktemp("released") / "stable-audio")
+
+
+def latents(predict, model):
+    conditioning, negative = (model.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS]))
+    generators = [noise_generator(0, 0, prompt.id, 0) for prompt in PROMPTS]
+    sampler = Sampler(2, guidance_scale=2.0)
+    return rollout(predict, model.path, sampler, PROMPTS, conditioning, negative, model.latent_shape(0.2), generators).clean
+
+
+def predicting(network):
+    """``predict`` of a plain diffusers network, as a user of diffusers would call it."""
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    def predict(x, time_B, conditioning):
+        positions = get_1d_rotary_pos_embed(4, x.shape[-1] + 1, use_real=True, repeat_interleave_real=False)
+        return network(
+            x, time_B, encoder_hidden_states=conditioning["tokens_BLD"], rotary_embedding=positions,
+            global_hidden_states=conditioning["timing_BD"].unsqueeze(1), return_dict=False,
+        )[0]  # fmt: skip
+
+    return predict
+
+
+def shaken(network):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return network
+
+
+def test_a_released_folder_gives_the_same_model(model, folder):
+    again = StableAudio.from_pretrained(str(folder), **HEARD)
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
+    assert not any(tensor.is_meta for tensor in again.state_dict().values())
+    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    with torch.no_grad():
+        ours, theirs = latents(model.predict, model), latents(again.predict, again)
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)  # where weights lie in memory shows in the last bits
+        torch.testing.assert_close(again.decode(ours), model.decode(ours), atol=1e-5, rtol=1e-5)
+    built = StableAudio(**json.loads(json.dumps(again.arguments)))
+    assert {n: t.shape for n, t in built.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+
+
+def test_the_zoo_opens_a_pulled_folder(folder):
+    assert registry.why_not_loadable(registry.ENTRIES["stable-audio-open-1.0"]) is None
+    opened = pulled_stable_audio("stable-audio-open-1.0", folder)
+    assert isinstance(opened, StableAudio) and opened.frame_window is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "left over", "scheduler", "no vae"])
+def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    file = copied / "projection_model" / "diffusion_pytorch_model.safetensors"
+    state, name = load_file(file), "start_number_conditioner.time_positional_embedding.1.bias"
+    kind, message = ValueError, rf"do not fit StableAudioProjectionModel: 1 {damage} \(({name}|stray)\)"
+    if damage == "missing":
+        del state[name]
+    elif damage == "left over":
+        state["stray"] = torch.zeros(1)
+    elif damage == "scheduler":
+        said = json.loads((copied / "scheduler" / "scheduler_config.json").read_text())
+        (copied / "scheduler" / "scheduler_config.json").write_text(json.dumps({**said, "_class_name": "DDIMScheduler"}))
+        message = "is a DDIMScheduler, expected CosineDPMSolverMultistepScheduler"
+    else:
+        shutil.rmtree(copied / "vae")
+        kind, message = FileNotFoundError, "no Stable Audio in diffusers layout: it has no folder vae"
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(kind, match=message):
+        StableAudio.from_pretrained(str(copied))
+
+
+def test_an_artefact_holds_the_whole_model(model, tmp_path):
+    kind, architecture, arguments = identity_of(model)
+    save_artifact(tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model)
+    again = load_artifact(tmp_path / "saved")
+    assert again.frame_window == "heard"
+    with torch.no_grad():
+        torch.testing.assert_close(latents(again.predict, again), latents(model.predict, model), atol=1e-5, rtol=1e-5)
+
+
+def test_cross_attention_is_chosen_by_the_modules_own_attribute(model):
+    cross, every = attention_linears(model.denoiser, cross_only=True), attention_linears(model.denoiser)
+    assert {name.split(".")[2] for name in cross} == {"attn2"} and len(cross) == 2 * 4
+    assert {name.split(".")[2] for name in every} == {"attn1", "attn2"} and len(every) == 2 * 8
+
+
+@pytest.mark.parametrize("targets", ["cross", "all"])
+def test_our_adapter_on_the_plain_network(model, tmp_path, targets):
+    backbone, plain = small_model(**HEARD), small_model(**HEARD).denoiser
+    before = latents(backbone.predict, model)
+    add_lora(backbone, rank=2, targets=targets)
+    shaken(backbone.denoiser)
+    ours = latents(backbone.predict, model)
+    save_adapter(backbone, tmp_path / "adapter")
+    theirs = latents(predicting(PeftModel.from_pretrained(plain, tmp_path / "adapter")), model)
+    assert (ours - before).abs().max() > 1e-3
+    torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-6)
+
+
+def test_an_adapter_of_the_plain_network_on_ours(model, tmp_path):
+    backbone, plain = small_model(**HEARD), small_model(**HEARD).denoiser
+    made = shaken(get_peft_model(plain, LoraConfig(r=2, lora_alpha=4, target_modules=attention_linears(plain))))
+    made.save_pretrained(tmp_path / "adapter")
+    load_adapter(backbone, tmp_path / "adapter")
+    torch.testing.assert_close(latents(backbone.predict, model), latents(predicting(made), model), atol=1e-6, rtol=1e-6)
+
+
+def gradients(backbone, x, time_B, conditioning):
+    backbone.denoiser.zero_grad()
+    output = backbone.predict(x, time_B, conditioning)
+    output.square().mean().backward()
+    return output.detach(), {name: p.grad.clone() for name, p in backbone.denoiser.named_parameters() if p.grad is not None}
+
+
+def test_checkpointing_keeps_outputs_and_gradients_and_saves_memory(model):
+    backbone = small_model(**HEARD)
+    add_lora(backbone, rank=2)
+    shaken(backbone.denoiser)
+    x, time_B = torch.randn(2, *model.latent_shape(0.5)), torch.tensor([0.9, 0.1])
+    conditioning = model.encode_prompts(PROMPTS)
+    output, wanted = gradients(backbone, x, time_B, conditioning)
+    with saved_bytes(backbone) as plain:
+        backbone.predict(x, time_B, conditioning)
+    backbone.set_checkpointing()
+    again, found = gradients(backbone, x, time_B, conditioning)
+    with saved_bytes(backbone) as checkpointed:
+        backbone.predict(x, time_B, conditioning)
+    assert torch.equal(again, output) and wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert 0 < 2 * checkpointed() < plain()
+
+
+class Loudness:
+    """A stereo reward: the level of the left channel."""
+
+    differentiable = False
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        assert wave_BCN.shape[1:] == (2, round(0.2 * RATE_HZ)) and sample_rate_hz == RATE_HZ
+        return RewardOutput(wave_BCN[:, 0].square().mean(dim=1).log())
+
+
+@pytest.mark.parametrize("window", [None, "heard"])
+def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
+    """Text, audio, reward, update, export, reload; at the full length with a mask, and in the window that is heard."""
+    backbone = small_model(frame_window=window)
+    ddpo = module(backbone=backbone, reward=Loudness(), sample_steps=3)
+    batch = PromptBatch(PROMPTS * 2, (0, 0, 1, 1), 0)
+    trainer().fit(ddpo, Given(batch))
+    save_adapter(backbone, tmp_path / "adapter")
+    again = small_model(frame_window=window)
+    load_adapter(again, tmp_path / "adapter")
+    base, trained, reloaded = (
+        zoo.generate(each, [PROMPTS[0]], steps=2)[0].samples_CN
+        for each in (small_model(frame_window=window), backbone.eval(), again)
+    )
+    assert torch.equal(trained, reloaded) and not torch.allclose(base, reloaded, atol=1e-6)
+
+
+def test_learning_from_clean_audio_counts_what_is_heard():
+    backbone = small_model()
+    denoising = Denoising(backbone, trainable=("denoiser",))
+    clean = backbone.encode(0.1 * torch.randn(2, 2, round(0.2 * RATE_HZ)))
+    time_B, noise, conditioning = torch.tensor([0.3, 0.7]), torch.randn(clean.shape), backbone.encode_prompts(PROMPTS)
+    found = denoising._errors(clean, PROMPTS, time_B, noise)
+    heard, every = (
+        denoising_error(backbone.predict, backbone.path, clean, time_B, noise, conditioning, mask)
+        for mask in (backbone.scored_mask(PROMPTS), None)
+    )
+    assert torch.equal(found, heard) and (found - every).abs().min() > 1e-3

@@ -1,0 +1,68 @@
+"""Stereo waves <-> latents at 21.5 Hz: Stable Audio's autoencoder (Oobleck, arXiv 2407.14358), a clip at a time."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.backbones.mel_codec import only_known
+
+
+class OobleckCodec(nn.Module):
+    """(B, channels, N) waves <-> latents (B, C, frames). ``vae``: arguments of diffusers' ``AutoencoderOobleck``.
+
+    It runs on the device it lies on; gradients flow both ways. Raises ``ValueError`` for settings that it does not have.
+    """
+
+    def __init__(self, vae: Mapping[str, Any]) -> None:
+        from diffusers import AutoencoderOobleck
+
+        super().__init__()
+        self.vae = AutoencoderOobleck(**only_known(vae, inspect.signature(AutoencoderOobleck.__init__).parameters, "vae"))
+        config = self.vae.config
+        self.sample_rate_hz, self.channels = int(config.sampling_rate), int(config.audio_channels)
+        self.samples_per_latent, self.latent_channels = int(self.vae.hop_length), int(config.decoder_input_channels)
+        if config.encoder_hidden_size != 2 * self.latent_channels:  # mean and scale
+            raise ValueError(f"vae: encoder_hidden_size must be twice decoder_input_channels, got {config.encoder_hidden_size} "
+                             f"and {self.latent_channels}")  # fmt: skip
+
+    def frames(self, seconds: float, whole: bool = True) -> int:
+        """Latent frames that cover ``seconds``, or (``whole`` False) that it covers: 216 or 215 for 10 s at 44.1 kHz."""
+        exact = seconds * self.sample_rate_hz / self.samples_per_latent
+        return max(1, math.ceil(exact - 1e-6) if whole else math.floor(exact + 1e-6))
+
+    def encode(self, wave_BCN: Tensor, frames: int) -> Tensor:
+        """The posterior's means (B, C, frames), float32; the wave is cut, or filled with zeros at its end, to ``frames``.
+
+        Raises ``ValueError`` for another number of channels, no samples, NaN or infinity.
+        """
+        if wave_BCN.ndim != 3 or wave_BCN.shape[1] != self.channels or wave_BCN.shape[-1] == 0:
+            raise ValueError(f"this codec takes waves (batch, {self.channels}, samples), got shape {tuple(wave_BCN.shape)}; "
+                             "a mono wave becomes stereo by wave.expand(-1, 2, -1)")  # fmt: skip
+        if not torch.isfinite(wave_BCN).all():
+            raise ValueError("the wave holds NaN or infinity")
+        vae, samples = self._network(), frames * self.samples_per_latent
+        wave_BCN = F.pad(wave_BCN, (0, max(0, samples - wave_BCN.shape[-1])))[..., :samples]
+        clips = wave_BCN.to(vae.device, vae.dtype).split(1)
+        return torch.cat([vae.encode(clip).latent_dist.mean.float() for clip in clips]).to(wave_BCN.device)
+
+    def decode(self, latent_BCT: Tensor) -> Tensor:
+        """Waves (B, channels, frames * samples_per_latent), float32."""
+        vae = self._network()
+        clips = latent_BCT.to(vae.device, vae.dtype).split(1)
+        return torch.cat([vae.decode(clip).sample.float() for clip in clips]).to(latent_BCT.device)
+
+    def drop(self) -> None:
+        """Frees the network; ``frames`` still works, encoding and decoding are refused."""
+        self.vae = None
+
+    def _network(self) -> nn.Module:
+        if self.vae is None:
+            raise ValueError("the autoencoder of this model was dropped; load it again to hear or encode audio")
+        return self.vae

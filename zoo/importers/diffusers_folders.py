@@ -1,0 +1,82 @@
+"""Models in diffusers layout (``model_index.json``, one folder a part), strict: every tensor accounted for, safetensors only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.safety import check_safetensors_header
+from zoo.table import ENTRIES
+
+# buffers of older versions and the head of a language model: no weights of the networks used here
+_NO_WEIGHTS = re.compile(r"(^|\.)(position_ids|attn\.(masked_)?bias|num_batches_tracked)$|^lm_head\.weight$")
+
+
+def folder_of(source: str, architecture: str) -> Path:
+    """The folder of a zoo name, an ``owner/name`` (pulled when it is not here) or a path. Raises as ``zoo.pull``."""
+    from zoo.generation import find_or_pull
+
+    if Path(source).is_dir():
+        return Path(source)
+    names = [entry.name for entry in ENTRIES.values() if entry.repo_id == source and entry.architecture == architecture]
+    return find_or_pull(names[0] if names else source)
+
+
+def check_folders(folder: Path, names: Iterable[str], what: str) -> None:
+    """Raises ``FileNotFoundError`` naming the parts of ``what`` that are not there."""
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is no {what} in diffusers layout: it has no folder {', '.join(missing)}")
+
+
+def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
+    """(packed tokenizer, its longest sequence in tokens, 512 at most) of transformers' class ``kind``."""
+    import transformers
+
+    from zoo.conditioners.tokenizer import pack_tokenizer
+
+    tokenizer = getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
+    return pack_tokenizer(tokenizer.backend_tokenizer.to_str()), min(int(tokenizer.model_max_length), 512)
+
+
+def _loaded(empty: nn.Module, folder: Path, settings: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    if hasattr(empty, "config_name"):  # diffusers: reads its configuration from the folder, which has been looked at
+        return type(empty).from_pretrained(str(folder), torch_dtype=torch.float32, **settings)
+    return type(empty).from_pretrained(str(folder), config=empty.config, dtype=torch.float32, **settings)
+
+
+def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Module:
+    """A network of the class and configuration of ``empty`` with the weights of ``folder``, float32.
+
+    ``other_parts``: a pattern for names of tensors that belong to networks which are not used here. Raises ``ValueError`` when
+    tensors are missing, left over or of another shape.
+    """
+    from transformers.utils import logging
+
+    for file in folder.glob("*.safetensors"):
+        check_safetensors_header(file)
+    settings: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it lists CLAP's audio tower as unexpected; what counts is looked at below
+    try:
+        part, said = _loaded(empty, folder, settings)
+    finally:
+        logging.set_verbosity(level)
+    left = [key for key in said["unexpected_keys"] if not _NO_WEIGHTS.search(key) and not re.match(other_parts, key)]
+    wrong = [
+        f"{len(names)} {what} ({', '.join(map(str, list(names)[:3]))})"
+        for what, names in (
+            ("missing", sorted(said["missing_keys"])),
+            ("left over", sorted(left)),
+            ("of another shape", list(said["mismatched_keys"])),
+        )
+        if names
+    ]
+    if wrong:
+        raise ValueError(f"the tensors in {folder} do not fit {type(empty).__name__}: {'; '.join(wrong)}")
+    return part
