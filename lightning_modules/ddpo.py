@@ -101,6 +101,7 @@ class DDPO(LightningModule):
         eval_sample_steps: int | None = None,
         eval_eta: float | list[float] | None = None,
         eval_guidance_scale: float | None = None,
+        eval_rule: str | None = None,
         class_label: str = "mood",
         seed: int = 0,
     ) -> None:

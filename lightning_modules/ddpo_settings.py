@@ -76,7 +76,7 @@ def samplers(settings: Mapping[str, Any]) -> tuple[Sampler, Sampler]:
         training.steps if steps is None else steps,
         training.guidance_scale if scale is None else scale,
         training.eta if eta is None else _plain(eta),
-        training.rule,
+        training.rule if s["eval_rule"] is None else s["eval_rule"],  # also a solver, which cannot be trained
         training.detach_unconditional,
     )
     return training, evaluation

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from toys import ToyBackbone
+from toy_ddpo import fitted, module
+from toys import Rounds, ToyBackbone
 
 import zoo
 from zoo.diffusion import Sampler, VPCosine, VPDiscrete, rollout, second_order_term, step_log_prob, step_stds
@@ -98,6 +99,15 @@ def test_it_cannot_be_trained():
         Sampler(4, rule=SOLVER, eta=0.5)
     with pytest.raises(ValueError, match="did you mean 'dpmpp_2m_sde'"):
         Sampler(4, rule="dpmpp_2m")
+
+
+def test_a_run_is_evaluated_with_it_and_never_trained():
+    ddpo = module(eval_rule=SOLVER)
+    assert (ddpo.sampler.rule, ddpo.eval_sampler.rule) == ("ddim", SOLVER)
+    fitted(ddpo, val=Rounds(2))
+    assert ddpo.held_out
+    with pytest.raises(ValueError, match="train with one of 'ddim', 'cps' and keep it for evaluation"):
+        module(rule=SOLVER)
 
 
 def test_generate_takes_it():

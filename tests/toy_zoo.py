@@ -32,6 +32,12 @@ def write_audioldm2(folder: Path) -> None:
     written_folder(small_model(), folder)
 
 
+def write_stable_audio(folder: Path) -> None:
+    from toy_stable_audio import small_model, written_folder
+
+    written_folder(small_model(), folder)
+
+
 def write_tango(folder: Path) -> None:
     from toy_tango import SMALL, TOKENIZER, released_folder
 
@@ -65,6 +71,7 @@ def write_emopia(file: Path) -> None:
 # (architecture, layout) of entries on the Hub -> what writes a small model as their authors would
 WRITERS: dict[tuple[str, str], Callable[[Path], None]] = {
     ("audioldm2", "diffusers"): write_audioldm2,
+    ("stable_audio", "diffusers"): write_stable_audio,
     ("tango", "original"): write_tango,
     ("clap", "transformers"): write_clap,
     ("clap", "original"): write_laion_clap,
