@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.audiocaps import caption_prompts, is_audiocaps
 from datamodules.prompt_grids import article_of
 from datamodules.tables import read_table
 from zoo.errors import did_you_mean
@@ -69,9 +70,12 @@ def file_prompts(path: str | Path, negative: str = "", seconds: float = 4.096) -
     """Prompts of a ``.txt`` (one a line), ``.csv``/``.tsv`` (column ``text``) or ``.jsonl`` file (key ``text``).
 
     Columns ``id``, ``negative`` and ``seconds`` override the defaults; ``labels`` (jsonl, an object) and all other columns become
-    labels. Empty lines and repeated prompts are dropped and counted in the log. Raises ``ValueError`` for a file without
-    prompts, a record without text and seconds that are no positive number.
+    labels. A CSV with the header of AudioCaps gives all its captions (``datamodules.audiocaps``, which also chooses among them).
+    Empty lines and repeated prompts are dropped and counted in the log. Raises ``ValueError`` for a file without prompts, a
+    record without text and seconds that are no positive number.
     """
+    if is_audiocaps(path):
+        return caption_prompts(path, negative=negative, seconds=seconds)
     table = read_table(path, "text")
     prompts: dict[str, Prompt] = {}
     doubled = 0
