@@ -193,7 +193,7 @@ class AudioLDM2(nn.Module):
         """Prompt id -> what an encoder says of its text or negative that it does not take (none with ``truncate_prompts``)."""
 
         def read(text: str) -> None:
-            for tokenizer in (self.clap_tokenizer, self.t5_tokenizer):
+            for tokenizer in (self.t5_tokenizer, self.clap_tokenizer):
                 tokenizer(text, self.truncate_prompts)
 
         negatives = refused({prompt.id: prompt.negative for prompt in prompts}, read)

@@ -1,0 +1,137 @@
+"""Whatever is swapped, lent or rounded between rollout and update stops a run before anything is learned.
+
+The checks that a reinforcement learner of diffusion models should have, and where each is held here (numbers of the literature
+notes; DDPO only):
+
+ 1 steps equal diffusers            test_diffusion: test_step_equals_diffusers_ddim, ..._first_order_..., test_tango_ddpm_...
+ 2 log-probability is the Normal's  test_log_prob: test_log_prob_equals_torch_normal; test_sampling: test_steps_without_noise_...;
+                                    here: test_log_probabilities_of_the_papers_settings_are_finite
+ 3 ratio 1, foreign conditioning    test_sampling: test_ratio_...; test_ddpo: test_the_ratio_..., test_the_check_...; here
+ 4 permuted time, batched steps     test_losses: test_shuffled_time_...; test_diffusion: test_batched_times_equal_a_loop
+ 5 signs of the clipped loss        test_losses: test_clip_signs
+ 6 REINFORCE at ratio 1             test_losses: test_gradient_at_ratio_one_is_reinforce
+ 7 accumulation, two processes      test_ddpo: test_eight_samples_at_once_...; test_ddpo_processes
+ 8 per-prompt statistics            test_advantages
+ 9 KL 0, adapter off is the base    test_ddpo: test_kl_is_zero_..., test_adapter_off_...; test_lora
+12 a toy mixture converges          test_losses: test_ddpo_moves_...; test_ddpo_mixture (the whole module)
+13 resume is an uninterrupted run   test_ddpo_runs: test_a_resumed_run_...; test_reward_queue
+14 rewards are deterministic        test_rewards_contract; test_reward_rates (a tone at 16, 44.1 and 48 kHz)
+15 storage in half precision        here: test_a_trajectory_that_is_stored_in_half_precision_stops_the_run
+"""
+
+import dataclasses
+
+import pytest
+import torch
+import toy_audioldm2
+import toy_tango
+from toy_ddpo import Recorder, fitted, module, trainer, weights
+from toys import Given, ToyBackbone, ToyReward
+
+from datamodules.batches import PromptBatch
+from lightning_modules import rollouts
+from lightning_modules.policy_update import trainable_steps
+from zoo.backbones.audioldm2 import path_of
+from zoo.backbones.tango import Tango
+from zoo.diffusion import Sampler, noise_generator, rollout, step_stds
+from zoo.types import Conditioning, Prompt, RewardOutput
+
+PROMPTS = (
+    Prompt("a", "a dog barks", "low quality noise and rain on strings", 0.1),
+    Prompt("b", "calm piano melody with warm strings while rain falls", "noise", 0.1),
+    Prompt("c", "bird", "a sad piano and a dog", 0.1),
+)
+
+
+class Level(ToyReward):
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        return RewardOutput(wave_BCN.square().mean(dim=(1, 2)).sqrt())
+
+
+def tango():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tango(**toy_tango.SMALL).eval()
+
+
+MODELS = {"audioldm2": toy_audioldm2.small_model, "tango": tango}
+STREAMS = {"audioldm2": ("loa_BLD", "t5_BLD", "t5_mask_BL"), "tango": ("tokens_BLD", "mask_BL")}
+
+
+def run(backbone, change=lambda trajectory: trajectory, **changes):
+    """One round of three different prompts, the trajectory changed before the update; (module, what the round logged)."""
+    sizes = {"sample_batch_size": 3, "train_batch_size": 3, "advantage": "batch", "guidance_scale": 3.5}
+    ddpo, recorder = module(backbone=backbone, reward=Level(), sample_steps=4, **{**sizes, **changes}), Recorder()
+    update = ddpo._update
+    ddpo._update = lambda batch, trajectory, *rest: update(batch, change(trajectory), *rest)
+    trainer(1, callbacks=[recorder]).fit(ddpo, Given(PromptBatch(PROMPTS, (0, 0, 0))))
+    return ddpo, recorder.rounds[0]
+
+
+def lent(side: str, stream: str):
+    """One stream of one side of guidance moved on by a sample; everything else stays."""
+
+    def change(trajectory):
+        streams = dict(getattr(trajectory, side).streams)
+        streams[stream] = streams[stream].roll(1, dims=0)
+        return dataclasses.replace(trajectory, **{side: Conditioning(streams)})
+
+    return change
+
+
+def swapped(trajectory):
+    return dataclasses.replace(trajectory, conditioning=trajectory.negative, negative=trajectory.conditioning)
+
+
+CASES = [(kind, side, stream) for kind in MODELS for side in ("conditioning", "negative") for stream in STREAMS[kind]]
+
+
+@pytest.mark.parametrize(("kind", "side", "stream"), [*CASES, *((kind, "halves", "") for kind in MODELS)])
+def test_any_stream_of_another_sample_and_swapped_halves_stop_the_run(kind, side, stream):
+    backbone = MODELS[kind]()
+    assert set(STREAMS[kind]) == set(backbone.encode_prompts(PROMPTS).streams)
+    with pytest.raises(ValueError, match=r"importance ratio must be 1 within 1e-06.*conditioning of other prompts, swapped"):
+        run(backbone, swapped if side == "halves" else lent(side, stream))
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_precision(kind):
+    _, full = run(MODELS[kind](), clip_range=1e-4)
+    assert abs(full["ratio/min"] - 1) <= 1e-6 and abs(full["ratio/max"] - 1) <= 1e-6 and full["grad_norm"] > 0
+    half = MODELS[kind]().to(torch.bfloat16)
+    ddpo, metrics = run(half, clip_range=1e-4, ratio_check=1e-4)
+    assert abs(metrics["ratio/min"] - 1) <= 1e-4 and abs(metrics["ratio/max"] - 1) <= 1e-4 and metrics["grad_norm"] > 0
+    assert {p.dtype for p in ddpo.trainable().values()} == {torch.float32}
+    assert next(ddpo.backbone.denoiser.parameters()).dtype == torch.bfloat16
+
+
+SCHEDULES = {"audioldm2": path_of(toy_audioldm2.arguments()["scheduler"]), "tango": tango().path}
+
+
+@pytest.mark.parametrize("steps", [10, 19, 38, 50, 200])
+@pytest.mark.parametrize("kind", sorted(SCHEDULES))
+def test_log_probabilities_of_the_papers_settings_are_finite(kind, steps):
+    path, sampler = SCHEDULES[kind], Sampler(steps)
+    generators = [noise_generator(0, 0, "p", i) for i in range(2)]
+    empty = Conditioning({"none": torch.zeros(2)})
+    found = rollout(lambda x, t, c: x, path, sampler, [PROMPTS[0]] * 2, empty, None, (8, 4), generators)
+    for window in (None, (0, min(20, steps - 1)), (max(0, steps - 21), steps - 1)):
+        trained = trainable_steps(step_stds(path, sampler), window, skip_last_step=True)
+        assert found.log_prob_SB[trained].isfinite().all() and (found.std_S[trained] > 0).all() and steps - 1 not in trained
+
+
+@pytest.mark.parametrize("stored", ["latents_SB", "log_prob_SB"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["network-float32", "network-bfloat16"])
+def test_a_trajectory_that_is_stored_in_half_precision_stops_the_run(monkeypatch, stored, dtype):
+    """Sampled in float32, kept in bfloat16 (as published code does): the ratio is off long before anything was learned."""
+
+    def rounded(*given, **settings):
+        trajectory = rollout(*given, **settings)
+        return dataclasses.replace(trajectory, **{stored: getattr(trajectory, stored).bfloat16()})
+
+    monkeypatch.setattr(rollouts, "rollout", rounded)
+    ddpo = module(backbone=ToyBackbone(dtype=dtype), clip_range=1e-4)
+    before = weights(ddpo)
+    with pytest.raises(ValueError, match="before the first update the importance ratio must be 1 within"):
+        fitted(ddpo)
+    assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
