@@ -8,6 +8,7 @@ import torch
 import toy_audioldm2
 import toy_stable_audio
 import toy_tango
+import toy_tangoflux
 
 from zoo.backbones import BACKBONES
 from zoo.backbones.lora import add_lora, attention_linears, reference
@@ -30,6 +31,7 @@ ARGUMENTS = {
 }
 ARGUMENTS["audioldm2"] = toy_audioldm2.arguments()
 ARGUMENTS["stable_audio"] = toy_stable_audio.arguments() | {"frame_window": "heard"}  # None denoises its full length always
+ARGUMENTS["tangoflux"] = toy_tangoflux.ARGUMENTS | {"frame_window": "heard"}
 PROMPTS = (
     Prompt("a", "sad piano", "noise", 0.5),
     Prompt("b", "a long and happy recording of an acoustic guitar with a bird in front", "noise", 0.5),

@@ -20,7 +20,7 @@ from zoo.lock import Pin, write_pin
 from zoo.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
-PLANNED = {"clap_fusion", "spatial_stable_audio", "tangoflux"}
+PLANNED = {"clap_fusion", "spatial_stable_audio"}
 PLAIN = {"name": "one", "kind": "backbone", "architecture": "tiny_audio", "summary": "x", "licence": "mit", "sample_rate_hz": 8}
 HUB = {  # what the systems need, by name: repository, licence
     "audioldm2": ("cvssp/audioldm2", "cc-by-nc-sa-4.0"),

@@ -64,7 +64,7 @@ def test_list(run, refused) -> None:
     assert "apache-2.0" in rows["embedded/music"] and "18.9 MB" in rows["embedded/music"]
     assert "in the package" in rows["embedded/music"] and "yes" in rows["embedded/music"]
     assert "stable-audio-community (gated)" in rows["stable-audio-open-1.0"] and "planned" not in rows["stable-audio-open-1.0"]
-    assert "planned" in rows["tangoflux"] and "unknown" in rows["bewo-nl"]
+    assert "planned" in rows["bewo-nl"] and "unknown" in rows["bewo-nl"]
     assert {line.split()[0] for line in run("list", "--pattern", "emb", "--kind", "reward").splitlines()[1:]} == {
         name for name, entry in ENTRIES.items() if entry.kind == "reward" and "emb" in name}
     assert "no entry matches 'nothing'" in refused("list", "--pattern", "nothing")

@@ -39,14 +39,27 @@ def write_stable_audio(folder: Path) -> None:
 
 
 def write_tango(folder: Path) -> None:
-    from toy_tango import SMALL, TOKENIZER, released_folder
+    from toy_tango import SMALL, released_folder
 
     from zoo.backbones.tango import Tango
 
     released_folder(Tango(**SMALL).eval(), folder.parent).rename(folder)
+    write_words(folder / "tokenizer.json")
+
+
+def write_tangoflux(folder: Path) -> None:
+    from toy_tangoflux import released_folder, small_model
+
+    write_words(released_folder(small_model(), folder) / "tokenizer.json")
+
+
+def write_words(file: Path) -> None:
+    """The tokenizer of the T5 of both Tangos."""
+    from toy_tango import TOKENIZER
+
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys((*TOKENIZER["model"]["vocab"], *WORDS)))}
     text = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": vocabulary}}
-    (folder / "tokenizer.json").write_text(json.dumps(text), encoding="utf-8")
+    file.write_text(json.dumps(text), encoding="utf-8")
 
 
 def write_clap(folder: Path) -> None:
@@ -73,6 +86,7 @@ WRITERS: dict[tuple[str, str], Callable[[Path], None]] = {
     ("audioldm2", "diffusers"): write_audioldm2,
     ("stable_audio", "diffusers"): write_stable_audio,
     ("tango", "original"): write_tango,
+    ("tangoflux", "original"): write_tangoflux,
     ("clap", "transformers"): write_clap,
     ("clap", "original"): write_laion_clap,
 }
@@ -100,13 +114,17 @@ def pulled(root: Path) -> Path:
 def use(patch: pytest.MonkeyPatch, root: Path, folder: Path) -> None:
     """Inside the test the working directory is ``folder``, with EMOPIA's files in it, and the zoo's names mean small models."""
     from toy_tango import SMALL
+    from toy_tangoflux import ARGUMENTS
 
     import zoo.importers.laion_clap
     import zoo.importers.tango as importer
+    import zoo.importers.tangoflux as flux
 
     patch.setenv("ATTUNE_CACHE", str(root / "cache"))
     (folder / "models").symlink_to(root / "models")
     patch.chdir(folder)  # no lock file here
     sizes = {name: SMALL[name] for name in ("unet", "text_encoder", "vae", "vocoder")}
     patch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **sizes))
+    sizes = {name: ARGUMENTS[name] for name in ("transformer", "text_encoder", "vae")}
+    patch.setattr(flux, "load_tangoflux", functools.partial(flux.load_tangoflux, **sizes))
     patch.setattr(zoo.importers.laion_clap, "TOKENIZER", str(root / "roberta-base"))

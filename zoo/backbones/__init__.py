@@ -5,4 +5,5 @@ BACKBONES: dict[str, str] = {
     "audioldm2": "zoo.backbones.audioldm2:AudioLDM2",
     "stable_audio": "zoo.backbones.stable_audio:StableAudio",
     "tango": "zoo.backbones.tango:Tango",
+    "tangoflux": "zoo.backbones.tangoflux:TangoFlux",
 }

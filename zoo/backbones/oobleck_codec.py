@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.mel_codec import only_known
+from zoo.types import Prompt
+
+FRAME_WINDOWS = ("heard", "bewo")
 
 
 class OobleckCodec(nn.Module):
@@ -36,6 +39,24 @@ class OobleckCodec(nn.Module):
         """Latent frames that cover ``seconds``, or (``whole`` False) that it covers: 216 or 215 for 10 s at 44.1 kHz."""
         exact = seconds * self.sample_rate_hz / self.samples_per_latent
         return max(1, math.ceil(exact - 1e-6) if whole else math.floor(exact + 1e-6))
+
+    def latent_shape(self, seconds: float, full: int, window: str | None) -> tuple[int, int]:
+        """(C, frames) of what is denoised by a network of ``full`` frames; ``window``: None, or one of ``FRAME_WINDOWS``.
+
+        Raises ``ValueError`` for more seconds than ``full`` frames are.
+        """
+        frames = self.frames(seconds, whole=window != "bewo")
+        if frames > full:
+            longest = full * self.samples_per_latent / self.sample_rate_hz
+            raise ValueError(f"{seconds:g} s are more than the {longest:.3f} s of this model's clips; ask for less")
+        return (self.latent_channels, full if window is None else frames)
+
+    def heard(self, prompts: Sequence[Prompt], full: int, window: str | None) -> Tensor | None:
+        """(B, 1, full), bool: the frames within a prompt's ``seconds``; None with a ``window``, which has no others."""
+        if window is not None:
+            return None
+        heard_B = torch.tensor([self.frames(prompt.seconds) for prompt in prompts])
+        return (torch.arange(full)[None] < heard_B[:, None])[:, None]
 
     def encode(self, wave_BCN: Tensor, frames: int) -> Tensor:
         """The posterior's means (B, C, frames), float32; the wave is cut, or filled with zeros at its end, to ``frames``.

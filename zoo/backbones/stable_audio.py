@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from zoo.backbones.audioldm2 import settings_of
 from zoo.backbones.checkpointing import set_checkpointing
 from zoo.backbones.mel_codec import only_known
-from zoo.backbones.oobleck_codec import OobleckCodec
+from zoo.backbones.oobleck_codec import FRAME_WINDOWS, OobleckCodec
 from zoo.conditioners.frozen_t5 import FrozenT5
 from zoo.diffusion import VPCosine
 from zoo.diffusion.paths import require_known
 from zoo.types import Conditioning, Prompt
 
-FRAME_WINDOWS = ("heard", "bewo")
 # what a scheduler must say: all that VPCosine computes. The order of the solver is the sampler's choice here.
 _SCHEDULE = {"sigma_schedule": "exponential", "prediction_type": "v_prediction", "sigma_data": 1.0, "final_sigmas_type": "zero"}
 
@@ -176,7 +175,7 @@ class StableAudio(nn.Module):
 
     def remember(self, prompts: Sequence[Prompt]) -> None:
         """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
-        self.text.remember(prompts)
+        self.text.remember((text, None) for prompt in prompts for text in (prompt.text, prompt.negative))
 
     def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
         """Encodes ``prompts`` and their negatives, then frees the text encoder: no other text can be encoded from then on.
@@ -218,15 +217,8 @@ class StableAudio(nn.Module):
 
     def latent_shape(self, seconds: float) -> tuple[int, int]:
         """(channels, frames) of what is denoised for ``seconds``. Raises ``ValueError`` for more than the model's length."""
-        frames = self.codec.frames(seconds, whole=self.frame_window != "bewo")
-        if frames > self._frames:
-            longest = self._frames * self.codec.samples_per_latent / self.sample_rate_hz
-            raise ValueError(f"{seconds:g} s are more than the {longest:.3f} s of this model's clips; ask for less")
-        return (self.codec.latent_channels, self._frames if self.frame_window is None else frames)
+        return self.codec.latent_shape(seconds, self._frames, self.frame_window)
 
     def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
         """(B, 1, frames): the frames that are heard within a prompt's ``seconds``; None with a ``frame_window``: all are."""
-        if self.frame_window is not None:
-            return None
-        heard_B = torch.tensor([self.codec.frames(prompt.seconds) for prompt in prompts])
-        return (torch.arange(self._frames)[None] < heard_B[:, None])[:, None]
+        return self.codec.heard(prompts, self._frames, self.frame_window)

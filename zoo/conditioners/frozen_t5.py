@@ -1,8 +1,8 @@
-"""A frozen T5 encoder that reads each text once: states of all texts in main memory, padded with zeros to one length."""
+"""A frozen T5 encoder that reads each text once: its states of all texts stay in main memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class FrozenT5(nn.Module):
             if ids[-1] != last or max(ids) >= words:
                 raise ValueError(f"the tokenizer does not belong to the text encoder: it makes {ids}, expected ids below {words} "
                                  f"that end with {last}")  # fmt: skip
-        self._cache: dict[str, Tensor] = {}
+        self._cache: dict[tuple[str, int], Tensor] = {}
 
     def tokens(self, text: str) -> list[int]:
         """Ids with their end. Raises ``ValueError`` without a tokenizer, and for too many tokens unless they are cut."""
@@ -46,29 +46,32 @@ class FrozenT5(nn.Module):
 
         In main memory. Raises ``ValueError`` for a text of too many tokens, and one that was not read before ``drop``.
         """
-        rows = [self._states(text) for text in texts]
+        rows = [self.read(text) for text in texts]
         length = length or max(len(row) for row in rows)
         states = torch.stack([nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
         return states, torch.arange(length)[None] < torch.tensor([[len(row)] for row in rows])
 
-    def _states(self, text: str) -> Tensor:
-        if text not in self._cache:
+    def read(self, text: str, length: int | None = None) -> Tensor:
+        """States (L, D) in main memory, kept. L: its tokens, or ``length`` with padding that is read (and masked) as well.
+
+        Raises as ``forward``.
+        """
+        key = (text, length or 0)
+        if key not in self._cache:
             if self.encoder is None:
                 raise ValueError(f"the text encoder was dropped and {text[:60]!r} was not encoded before; give all prompts to "
                                  "drop_text_encoders")  # fmt: skip
             if len(self._cache) >= CACHED_TEXTS:
                 self._cache.pop(next(iter(self._cache)))
-            ids_BL = torch.tensor([self.tokens(text)])
-            self._cache[text] = self.encode_tokens(ids_BL, torch.ones_like(ids_BL))[0].cpu()
-        return self._cache[text]
+            self._cache[key] = self._encoded(self.tokens(text), length).cpu()
+        return self._cache[key]
 
     @torch.no_grad()
-    def encode_tokens(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """States (B, L, D) of token ids where the mask is true, else 0. Raises ``ValueError`` when the encoder overflows."""
-        device = self.encoder.device
-        ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
-        states = self.encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
-        states = states.masked_fill(~mask_BL.bool()[..., None], 0)
+    def _encoded(self, ids: list[int], length: int | None) -> Tensor:
+        padding = [self.encoder.config.pad_token_id] * (0 if length is None else length - len(ids))
+        ids_BL = torch.tensor([ids + padding], device=self.encoder.device)
+        mask_BL = torch.tensor([[1] * len(ids) + [0] * len(padding)], device=self.encoder.device)
+        states = self.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state[0]
         if not torch.isfinite(states).all():
             raise ValueError(f"the text encoder overflows in {states.dtype}; keep it in float32 or bfloat16 "
                              "(backbone.text.float())")  # fmt: skip
@@ -78,12 +81,12 @@ class FrozenT5(nn.Module):
         """Prompt id -> what the tokenizer says of its text if that has too many tokens."""
         return refused({prompt.id: prompt.text for prompt in prompts}, self.tokens if self._tokenizer else len)
 
-    def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Reads the texts and negatives of ``prompts``. Raises ``ValueError`` for more texts than are kept."""
-        for text in dict.fromkeys(text for prompt in prompts for text in (prompt.text, prompt.negative)):
-            if text not in self._cache and len(self._cache) >= CACHED_TEXTS:
+    def remember(self, texts: Iterable[tuple[str, int | None]]) -> None:
+        """Reads texts at their lengths (``read``). Raises ``ValueError`` for more than are kept."""
+        for text, length in dict.fromkeys(texts):
+            if (text, length or 0) not in self._cache and len(self._cache) >= CACHED_TEXTS:
                 raise ValueError(f"{CACHED_TEXTS} texts are kept at most; keep the text encoder for more prompts than that")
-            self._states(text)
+            self.read(text, length)
 
     def forget(self) -> None:
         """For new weights: texts are read again."""

@@ -5,6 +5,7 @@ IMPORTERS = {
     ("audioldm2", "diffusers"): "zoo.importers.audioldm2:pulled_audioldm2",
     ("stable_audio", "diffusers"): "zoo.importers.stable_audio:pulled_stable_audio",
     ("tango", "original"): "zoo.importers.tango:pulled_tango",
+    ("tangoflux", "original"): "zoo.importers.tangoflux:pulled_tangoflux",
     ("clap", "original"): "zoo.importers.pretrained_clap:pulled_clap",
     ("clap", "transformers"): "zoo.importers.pretrained_clap:pulled_clap",
 }

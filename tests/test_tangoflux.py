@@ -1,0 +1,221 @@
+"""TangoFlux: equal to the original on its golden numbers, and its own promises."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from toy_ddpo import module, trainer
+from toy_stable_audio import FRAMES
+from toy_tangoflux import ARGUMENTS, released_folder, small_model
+from toys import Given
+
+import zoo
+from datamodules.batches import PromptBatch
+from zoo.backbones.lora import add_lora, attention_linears, load_adapter, save_adapter
+from zoo.backbones.tangoflux import TangoFlux
+from zoo.diffusion import Sampler, Straight, denoising_error, noise_generator, rollout
+from zoo.importers.tangoflux import load_tangoflux, main_state
+from zoo.types import Conditioning, Prompt, RewardOutput
+
+PROMPTS = (Prompt("a", "a dog barks", "rain", 0.2), Prompt("b", "sad piano and rain on roof", "", 0.2))
+PARTS = {name: ARGUMENTS[name] for name in ("text_encoder", "vae", "transformer")}
+
+
+def golden(golden_dir, topic):
+    folder = golden_dir / "dpo"
+    facts, arrays = json.loads((folder / f"{topic}.json").read_text()), np.load(folder / f"{topic}.npz")
+    spec = importlib.util.spec_from_file_location("seeded_weights", golden_dir / "seeded_weights.py")
+    seeded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeded)
+    manifest = json.loads((folder / facts["weights"]["manifest"]).read_text())
+    state = main_state(seeded.seeded_state_dict(manifest["tensors"], facts["weights"]["seed"]), topic)
+    sizes = manifest["config"]["model"]
+    network = {key: sizes[key] for key in ("num_layers", "num_single_layers", "in_channels", "attention_head_dim",
+                                           "joint_attention_dim", "num_attention_heads")}  # fmt: skip
+    width = manifest["config"]["text_encoder"]["d_model"]
+    vae = {**ARGUMENTS["vae"], "encoder_hidden_size": 128, "decoder_input_channels": 64}
+    model = TangoFlux({**network, "pooled_projection_dim": width}, manifest["config"]["text_encoder"], vae, None,
+                      frames=sizes["audio_seq_len"], max_seconds=sizes["max_duration"])  # fmt: skip
+    lost = model.load_state_dict(state, strict=False)
+    assert not lost.unexpected_keys and all(name.startswith("codec.") for name in lost.missing_keys)
+    return facts, {key: torch.from_numpy(arrays[key]) for key in arrays.files}, model.eval().requires_grad_(False)
+
+
+def told(model, ids_BL, mask_BL, seconds):
+    """The conditioning of given token ids, with the padding of their batch, as the original reads it."""
+    states = model.text.encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+    duration = model.duration(seconds)
+    pooled = model.fc((states * mask_BL[..., None]).sum(dim=1) / mask_BL.sum(dim=1, keepdim=True))
+    tokens = torch.cat([duration, states], dim=1)
+    return Conditioning({"tokens_BLD": tokens, "mask_BL": torch.ones(tokens.shape[:2]).bool(), "pooled_BD": pooled})
+
+
+@pytest.mark.parity
+def test_network_and_errors_equal_the_originals(golden_dir):
+    facts, arrays, model = golden(golden_dir, "tangoflux_tiny")
+    pairs = len(arrays["input_ids"])
+    conditioning = told(model, arrays["input_ids"], arrays["text_mask"].bool(), arrays["duration"].float().reshape(-1))
+    torch.testing.assert_close(conditioning["pooled_BD"], arrays["pooled"], atol=1e-5, rtol=1e-5)
+    rows = Conditioning.cat([conditioning] * (len(arrays["latents"]) // pairs))
+    time_B = arrays["timesteps"] / 1000
+    noise = torch.cat([arrays["noise"]] * 2)
+    with torch.no_grad():
+        output = model.predict(arrays["network_input"].transpose(1, 2), time_B, rows).transpose(1, 2)
+        errors = denoising_error(
+            model.predict, Straight(), arrays["latents"].transpose(1, 2), time_B, noise.transpose(1, 2), rows
+        )
+    torch.testing.assert_close(output, arrays["model_pred"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(errors, arrays["err_model"], atol=0, rtol=1e-5)
+
+
+@pytest.mark.parity
+def test_inference_equals_the_originals(golden_dir):
+    facts, arrays, model = golden(golden_dir, "tangoflux_inference_tiny")
+    words = json.loads((golden_dir / "dpo" / "tangoflux_tiny.json").read_text())["prompt_token_ids"]
+    words |= {"": [1], **facts.get("prompt_token_ids", {})}
+    model.text.tokens = words.__getitem__
+    prompt = Prompt("p", facts["prompt"], "", facts["duration"])
+    start = arrays["init_latent"].transpose(1, 2)
+    conditioning, negative = model.encode_prompts([prompt]), model.encode_prompts([prompt.as_negative()])
+    generator, draw = torch.Generator(), torch.randn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *shape, **kwargs: start[0] if kwargs.get("generator") is generator else draw(*shape))
+        sampler = Sampler(facts["num_steps"], facts["guidance"], eta=0.0)
+        shape = tuple(start.shape[1:])
+        result = rollout(model.predict, model.path, sampler, [prompt], conditioning, negative, shape, [generator])
+    torch.testing.assert_close(result.times_S, arrays["sigmas"].float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(result.clean.transpose(1, 2), arrays["latents"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parity
+def test_the_released_names_are_ours(golden_dir):
+    """Names and shapes of the released file, at full size, without its memory."""
+    manifest = json.loads((golden_dir / "dpo" / "manifest_tangoflux.json").read_text())
+    with torch.device("meta"):
+        model = TangoFlux()
+        theirs = {name: torch.empty(entry["shape"]) for name, entry in manifest["tensors"].items() if "alias_of" not in entry}
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.startswith("codec.")}
+    assert {name: tuple(tensor.shape) for name, tensor in main_state(theirs, "manifest").items()} == ours
+    assert sum(p.numel() for p in model.denoiser.parameters()) == manifest["n_params"]["transformer."]
+    assert len(attention_linears(model.denoiser, cross_only=True)) == 6 * 4
+    assert len(attention_linears(model.denoiser)) == 6 * 4 + 18 * 3
+    assert model.latent_shape(10.0) == (64, 645) and model.scored_mask([Prompt("p", "", "", 10.0)]).sum() == 216
+
+
+def latents(predict, model):
+    conditioning, negative = (model.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS]))
+    generators = [noise_generator(0, 0, prompt.id, 0) for prompt in PROMPTS]
+    sampler = Sampler(2, guidance_scale=2.0, rule="cps")
+    return rollout(predict, model.path, sampler, PROMPTS, conditioning, negative, model.latent_shape(0.2), generators).clean
+
+
+def test_a_released_folder_gives_the_same_model(tmp_path):
+    model = small_model()
+    folder = released_folder(model, tmp_path / "released")
+    again = load_tangoflux(folder, **PARTS)
+    assert not any(p.requires_grad for p in again.parameters()) and again.arguments["max_seconds"] == 30
+    with torch.no_grad():
+        torch.testing.assert_close(latents(again.predict, again), latents(model.predict, model), atol=1e-5, rtol=1e-5)
+    state = load_file(folder / "tangoflux.safetensors")
+    save_file({**state, "stray.weight": torch.zeros(1)}, folder / "tangoflux.safetensors")
+    with pytest.raises(ValueError, match="the tensor 'stray.weight' is of none of transformer, text_encoder"):
+        load_tangoflux(folder, **PARTS)
+    del state["fc.0.bias"]
+    save_file(state, folder / "tangoflux.safetensors")
+    with pytest.raises(ValueError, match="do not fit this TangoFlux"):
+        load_tangoflux(folder, **PARTS)
+    (folder / "config.json").write_text(json.dumps({"text_encoder_name": "t5-small"}))
+    with pytest.raises(ValueError, match="text_encoder_name is 't5-small'"):
+        load_tangoflux(folder, **PARTS)
+
+
+def predicting(network):
+    def predict(x, time_B, conditioning):
+        tokens, frames = conditioning["tokens_BLD"], x.shape[-1]
+        attended = torch.cat([conditioning["mask_BL"], torch.ones(len(x), frames).bool()], dim=1)[:, None, None]
+        return network(
+            hidden_states=x.transpose(1, 2), timestep=time_B, pooled_projections=conditioning["pooled_BD"],
+            encoder_hidden_states=tokens, txt_ids=torch.zeros(tokens.shape[1], 3),
+            img_ids=torch.arange(frames)[:, None].expand(-1, 3), joint_attention_kwargs={"attention_mask": attended},
+            return_dict=False,
+        )[0].transpose(1, 2)  # fmt: skip
+
+    return predict
+
+
+def shaken(network):
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    return network
+
+
+def test_adapters_go_both_ways(tmp_path):
+    model, before = small_model(), small_model()
+    add_lora(model, rank=2)
+    shaken(model.denoiser)
+    save_adapter(model, tmp_path / "ours")
+    plain = PeftModel.from_pretrained(small_model().denoiser, tmp_path / "ours")
+    torch.testing.assert_close(latents(predicting(plain), before), latents(model.predict, before), atol=1e-6, rtol=1e-6)
+    assert (latents(model.predict, before) - latents(before.predict, before)).abs().max() > 1e-3
+    theirs = small_model().denoiser
+    made = shaken(get_peft_model(theirs, LoraConfig(r=2, lora_alpha=4, target_modules=attention_linears(theirs))))
+    made.save_pretrained(tmp_path / "theirs")
+    other = small_model()
+    load_adapter(other, tmp_path / "theirs")
+    torch.testing.assert_close(latents(other.predict, before), latents(predicting(made), before), atol=1e-6, rtol=1e-6)
+
+
+def test_checkpointing_keeps_outputs_and_gradients():
+    model, conditioning = small_model(), small_model().encode_prompts(PROMPTS)
+    add_lora(model, rank=2)
+    shaken(model.denoiser)
+    x, found = torch.randn(2, 4, FRAMES), []
+    for enabled in (False, True):
+        model.set_checkpointing(enabled)
+        model.denoiser.zero_grad()
+        output = model.predict(x, torch.tensor([0.9, 0.1]), conditioning)
+        output.square().mean().backward()
+        found.append([output.detach(), *(p.grad for p in model.denoiser.parameters() if p.grad is not None)])
+    assert len(found[0]) > 1 and all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_encoder_can_go_and_long_prompts_are_named():
+    model = small_model(max_tokens=8)
+    assert list(model.too_long([Prompt("x", "rain " * 9), *PROMPTS])) == ["x"]
+    wanted = model.encode_prompts(PROMPTS)
+    model.drop_text_encoders(PROMPTS)
+    again = model.encode_prompts(PROMPTS)
+    assert all(torch.equal(again[name], wanted[name]) for name in wanted.streams)
+    with pytest.raises(ValueError, match="was not encoded before"):
+        model.encode_prompts([Prompt("c", "bird")])
+
+
+class Loudness:
+    """The level of the left channel."""
+
+    differentiable = False
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        return RewardOutput(wave_BCN[:, 0].square().mean(dim=1).log())
+
+
+@pytest.mark.parametrize("window", [None, "heard"])
+def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
+    backbone = small_model(frame_window=window)
+    ddpo = module(backbone=backbone, reward=Loudness(), sample_steps=3, rule="cps", eta=0.7)
+    trainer().fit(ddpo, Given(PromptBatch(PROMPTS * 2, (0, 0, 1, 1), 0)))
+    save_adapter(backbone, tmp_path / "adapter")
+    again = small_model(frame_window=window)
+    load_adapter(again, tmp_path / "adapter")
+    base, trained, reloaded = (
+        zoo.generate(each, [PROMPTS[0]], steps=2, rule="cps", eta=0.7)[0].samples_CN
+        for each in (small_model(frame_window=window), backbone.eval(), again)
+    )
+    assert trained.shape == (2, 3200)
+    assert torch.equal(trained, reloaded) and not torch.allclose(base, reloaded, atol=1e-6)

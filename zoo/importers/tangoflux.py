@@ -1,0 +1,92 @@
+"""TangoFlux as its authors released it: ``config.json``, ``tangoflux.safetensors`` and ``vae.safetensors``, strict.
+
+The tokenizer is not in it (google/flan-t5-large). The codec's file has diffusers' own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.backbones.tangoflux import TEXT_ENCODER, TRANSFORMER, VAE, TangoFlux
+from zoo.conditioners.tokenizer import pack_tokenizer
+from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text
+from zoo.safety import check_safetensors_header, file_inside, read_json
+from zoo.weights import blobs_of
+
+CONFIG_FILE, MAIN_FILE, VAE_FILE = "config.json", "tangoflux.safetensors", "vae.safetensors"
+# prefix in their file -> in ours (the third is spelt like this there)
+_PREFIXES = {"transformer": "denoiser", "text_encoder": "text.encoder", "fc": "fc", "duration_emebdder": "duration"}
+_SIZES = ("num_layers", "num_single_layers", "in_channels", "attention_head_dim", "joint_attention_dim", "num_attention_heads")
+
+
+def pulled_tangoflux(name: str, folder: Path) -> TangoFlux:
+    """The model of a zoo entry from its pulled folder (``zoo.load``)."""
+    return load_tangoflux(folder)
+
+
+def load_tangoflux(
+    folder: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    text_encoder: Mapping[str, Any] = TEXT_ENCODER,
+    vae: Mapping[str, Any] = VAE,
+    transformer: Mapping[str, Any] = TRANSFORMER,
+    frame_window: str | None = None,
+) -> TangoFlux:
+    """The model of a released folder, float32 on the CPU, frozen and in eval mode. Every tensor of its files is accounted for.
+
+    ``text_encoder``, ``vae`` and what of ``transformer`` its file does not say are as released, unless you trained others.
+    ``tokenizer``: see ``zoo.importers.tango.tokenizer_text``. Raises ``FileNotFoundError`` for missing files and ``ValueError``
+    for tensors that are missing, unknown or of another shape, and for another text encoder.
+    """
+    folder = Path(folder)
+    config = read_json(_file(folder, CONFIG_FILE))
+    if config.get("text_encoder_name", TEXT_ENCODER_REPO) != TEXT_ENCODER_REPO:
+        raise ValueError(f"{folder / CONFIG_FILE}: text_encoder_name is {config['text_encoder_name']!r}; the released model has "
+                         f"{TEXT_ENCODER_REPO!r}, and no other is known here")  # fmt: skip
+    sizes = {**transformer, **{key: int(config[key]) for key in _SIZES if key in config}}
+    words = pack_tokenizer(tokenizer_text(folder, tokenizer))
+    with torch.device("meta"):
+        model = TangoFlux(
+            {**sizes, "pooled_projection_dim": text_encoder["d_model"]}, text_encoder, vae, words,
+            frames=int(config.get("audio_seq_len", 645)), max_seconds=config.get("max_duration", 30), frame_window=frame_window,
+        )  # fmt: skip
+    state = main_state(_tensors(folder, MAIN_FILE), str(folder / MAIN_FILE))
+    state |= {f"codec.vae.{name}": tensor for name, tensor in _tensors(folder, VAE_FILE).items()}
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the tensors in {folder} do not fit this TangoFlux: {error}") from error
+    return model.float().eval().requires_grad_(False)
+
+
+def main_state(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """State of ``TangoFlux`` without its codec, from ``tangoflux.safetensors``. Raises ``ValueError`` for other names."""
+    state = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in _PREFIXES:
+            raise ValueError(f"{where}: the tensor {name!r} is of none of {', '.join(_PREFIXES)}")
+        state[f"{_PREFIXES[part]}.{rest}"] = tensor
+    twins = ("text.encoder.shared.weight", "text.encoder.encoder.embed_tokens.weight")  # one table; a file may hold one name
+    there = [state[name] for name in twins if name in state]
+    if len(there) == 2 and not torch.equal(*there):
+        raise ValueError(f"{where}: the two names of the table of words hold different tables")
+    return state | {name: there[0] for name in twins if there}
+
+
+def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    path = _file(folder, name)
+    check_safetensors_header(path)
+    return load_file(str(path))
+
+
+def _file(folder: Path, name: str) -> Path:
+    return file_inside(folder, name, blobs_of(folder))
