@@ -116,8 +116,8 @@ ENTRIES: dict[str, ZooEntry] = {
         ZooEntry(
             "tangoflux", "backbone", "tangoflux", "TangoFlux (arXiv 2412.21037): rectified flow, stereo, up to 30 s",
             licence="tangoflux-non-commercial", sample_rate_hz=44_100, repo_id="declare-lab/TangoFlux", layout="original",
-            note="Stability AI Community License for its codec, and academic, non-commercial use only (WavCaps); its tokenizer, that of "
-            "google/flan-t5-large, is not in this repository",
+            note="Stability AI Community License for its codec, and academic, non-commercial use only (WavCaps); its tokenizer, "
+            "that of google/flan-t5-large, is not in this repository",
         ),
         # LAION-CLAP (arXiv 2211.06687): checkpoints in their authors' layout (pickled), then their transformers twins.
         ZooEntry(
