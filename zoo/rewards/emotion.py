@@ -180,6 +180,10 @@ class EmotionReward(nn.Module):
         """(B,) index of the class that each prompt asks for. Raises ``ValueError`` (see ``class_indices``)."""
         return class_indices(prompts, self.label_key, self.class_names, self.classes_of)
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ``ValueError`` for a prompt whose class is missing or unknown, as ``forward`` would after sampling."""
+        self.targets(prompts)
+
     def prepare(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, N) mono at the classifier's rate and level. Raises ``ValueError`` for a bad shape or rate."""
         if wave_BCN.ndim != 3 or 0 in wave_BCN.shape[1:]:
@@ -206,6 +210,7 @@ class EmotionReward(nn.Module):
         """Score (B,) and parts ``p_<class>`` (B,) and ``accuracy`` (B,) 0 or 1: the likeliest class is the one asked for.
 
         With ``class_mean`` and ``class_std`` also ``calibrated_accuracy``: the class that is highest above the base model is it.
+        The score of a wave that is not finite is NaN.
         Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a mood that is missing or unknown.
         """
         if len(prompts) != len(wave_BCN):
@@ -215,6 +220,7 @@ class EmotionReward(nn.Module):
         probability_BK, logits_BK = self.probabilities(logits).mean(dim=1), logits.mean(dim=1)
         statistics = None if self.statistics is None else torch.tensor(self.statistics, device=logits.device).unbind()
         score_B = emotion_score(logits_BK, probability_BK, target_B, self.value, statistics)
+        score_B = torch.where(logits_BK.isfinite().all(dim=1), score_B, torch.nan)  # also where a label would still be a number
         parts = {f"p_{name}": probability_BK[:, index].detach() for index, name in enumerate(self.class_names)}
         parts["accuracy"] = (probability_BK.argmax(dim=1) == target_B).float()
         if statistics is not None:

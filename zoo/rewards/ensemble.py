@@ -137,6 +137,14 @@ class EnsembleReward(nn.Module):
                 found = {name: f"{one.name}: {what}" for name, what in one.reward.too_long(prompts).items()} | found
         return found
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ``ValueError`` beginning with the member that could not judge one of them."""
+        for one in self._everyone:
+            try:
+                getattr(one.reward, "check_prompts", lambda prompts: None)(prompts)
+            except ValueError as error:
+                raise ValueError(f"{one.name}: {error}") from error
+
     def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
         """Score and parts (B,) of each sample alone (see the class); ``vectors`` of members as ``<member>/<name>``.
 

@@ -25,7 +25,7 @@ from zoo.types import Prompt, RewardOutput
 SILENCE_FLOOR_DBFS = -120.0  # the level of digital silence, so that it is a number
 _FLATNESS_BAND_HZ = (50.0, 8000.0)
 _MELS = 40
-_MEL_FLOOR = 1e-8  # 80 dB below a clip's own level
+_MEL_FLOOR = 1e-8  # 80 dB below a clip's own level (power of a tone)
 
 
 def level_dbfs(wave_BCN: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def mel_statistics(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
     """
     n_fft = max(256, round(0.064 * sample_rate_hz))
     level = wave_BCN.float().square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).sqrt()
-    power = _power_BFT(wave_BCN / level, n_fft) / n_fft
+    power = _power_BFT(wave_BCN / level, n_fft) / (n_fft / 2) ** 2  # of a tone at level 1: 0.5 at its frequency, at any rate
     mel_BMT = torch.einsum("bft,fm->bmt", power, _mel_filters(n_fft, sample_rate_hz).to(power.device))
     mel_db = 10 * (mel_BMT + _MEL_FLOOR).log10()
     return torch.cat([mel_db.mean(dim=2), mel_db.std(dim=2, correction=0)], dim=1)
