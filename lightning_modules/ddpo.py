@@ -25,7 +25,7 @@ from lightning_modules.held_out import HeldOutSample, held_out_samples, held_out
 from lightning_modules.offload import move, present, put_text_encoders_away
 from lightning_modules.optimizers import build_optimizer
 from lightning_modules.policy_update import check_ratio, is_full_precision, plan_round, trainable_steps
-from lightning_modules.prompt_checks import check_round, settle_long_prompts
+from lightning_modules.prompt_checks import check_judged, check_round, settle_long_prompts
 from lightning_modules.random_state import random_state, set_random_state
 from lightning_modules.rollouts import RewardError, ScoredSamples, Stopwatch, sample_and_score
 from lightning_modules.round_rewards import judge
@@ -174,6 +174,7 @@ class DDPO(LightningModule):
             guided, drop = {self.sampler.guidance_scale, self.eval_sampler.guidance_scale} != {1.0}, h.long_prompts == "drop"
             rewards = (self.reward, self.held_out_reward)
             self._dropped_prompts += settle_long_prompts(source, self.backbone, rewards, guided=guided, drop=drop)
+            check_judged(rewards, source.all_prompts())
         elif h.text_encoders != "keep":
             raise ValueError(f"text_encoders={h.text_encoders} needs a data module that knows all its prompts beforehand")
 

@@ -1,4 +1,5 @@
-"""Which prompts a run can train on, decided before anything is sampled: too long ones, and rounds that do not fit."""
+"""Which prompts a run can train on, decided before anything is sampled: too long ones, ones that a reward could not judge, and
+rounds that do not fit."""
 
 from __future__ import annotations
 
@@ -43,6 +44,13 @@ def settle_long_prompts(
     source.drop_prompts(found)
     rank_zero_warn(f"{said}. They are left out (long_prompts=drop)")
     return len(found)
+
+
+def check_judged(rewards: Sequence[Reward | None], prompts: Sequence[Prompt]) -> None:
+    """Asks every reward that has ``check_prompts``, which raises ``ValueError`` for a prompt that it could not judge."""
+    for reward in rewards:
+        if hasattr(reward, "check_prompts"):
+            reward.check_prompts(prompts)
 
 
 def check_round(batch: PromptBatch, settings: Mapping[str, Any], next_round: int | None) -> None:

@@ -286,6 +286,8 @@ class Reward(Protocol):
     A reward that judges a sample by the others of its prompt may also have ``combine(output, prompts) -> RewardOutput``: a pure
     function of the answers to all samples of a round, from all processes, in the order of (prompt id, sample index). Its score
     is what training learns from; the score of a single call stays what is logged, so that curves can be read over rounds.
+    It may also have ``check_prompts(prompts)``, which raises ``ValueError`` for a prompt that it could not judge (asked of all
+    prompts before anything is sampled).
     """
 
     differentiable: bool
