@@ -91,7 +91,8 @@ def _table(audio: Path) -> str:
 
 def _numbers(rows: Sequence[Mapping[str, float]]) -> str:
     lines = []
-    for title, name in (("training reward", "reward/mean"), ("held-out reward", "held_out/mean")):
+    named = {"training reward": "reward/mean", "held-out reward": "held_out/mean", "held-out scorer": "held_out_scorer/mean"}
+    for title, name in named.items():
         x, y = _series(rows, name)
         if y:
             lines.append(f"<li>{title}: {y[0]:+.3f} (round {x[0]:.0f}) to {y[-1]:+.3f} (round {x[-1]:.0f})</li>")
