@@ -148,9 +148,7 @@ class EmotionReward(nn.Module):
         self.sample_rate_hz, self.activation, self.rms = sample_rate_hz, activation, rms
         self.chunk_rule, self.hop_s, self.chunk_samples = chunk_rule, hop_s, round(chunk_s * sample_rate_hz)
         self.differentiable = value != "label"
-        self.classifier = ShortChunkResNet(
-            sample_rate_hz, n_fft, hop_samples, n_mels, channels, len(self.class_names), dropout
-        )
+        self.classifier = ShortChunkResNet(sample_rate_hz, n_fft, hop_samples, n_mels, channels, len(self.class_names), dropout)
         self.arguments = {
             "value": value,
             "class_names": list(class_names),
