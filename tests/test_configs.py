@@ -19,6 +19,8 @@ SELF_EVIDENT = ("_target_", "out_dir", "seed", "sample_rate_hz")
 SMALL_MUSIC = ("clips=8", "val_clips=8", "batch_size=4", "renderer=additive", "workers=0", "cache_dir=null")
 SMALL_SCENES = ("val_clips=2", "batch_size=2", "bank.cache_dir=null", "bank.licences=null", "three_share=0.0")
 # What a config needs to be built in seconds: little rendered data (denoisers also get a codec of their own, see below).
+CAPTIONS = {"train": "captions_train.csv", "validation": "captions_val.csv"}  # in the form of AudioCaps' files
+SMALL_CAPTIONS = [f"data.prompts.{knob}={ROOT / 'tests' / 'outside' / name}" for knob, name in CAPTIONS.items()]
 SMALLEST = {
     "embedded/codec.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
     "embedded/denoiser.yaml": [f"data.source.{knob}" for knob in SMALL_MUSIC],
@@ -27,7 +29,9 @@ SMALLEST = {
     "embedded/sounds.yaml": [f"data.source.{knob}" for knob in (*SMALL_SCENES, "classes=null")],
     "embedded/clap_music.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
     "embedded/clap.yaml": [f"data.{knob}" for knob in SMALL_SCENES],
+    "ddpo/ensemble_music.yaml": ["module.held_out_reward.name=embedded/clap"],  # its own is trained first
 }
+SMALLEST |= {f"ddpo/{name}.yaml": [*SMALL_CAPTIONS, "data.prompts.count=null"] for name in ("clap_tta", "clap_tta_tango")}
 DENOISERS = {"embedded/denoiser.yaml": "embedded/codec.yaml", "embedded/sounds.yaml": "embedded/sounds_codec.yaml"}
 
 

@@ -80,6 +80,24 @@ def test_quickstarts(config: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_ensemble_of_music(tmp_path: Path) -> None:
+    """With another CLAP as the held-out scorer: its own is trained first."""
+    small = ["data.prompts_per_round=2", "data.repeats=4", "data.val_prompts=2", "data.val_repeats=1", "data.seconds=1.024"]
+    small += ["module.sample_steps=3", "module.sample_batch_size=4", "module.train_batch_size=4", "module.updates_per_round=2"]
+    small += ["module.held_out_reward.name=embedded/clap", "trainer.check_val_every_n_epoch=1"]
+    fit("ddpo/ensemble_music.yaml", tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
+    assert_whole_after_two_rounds(tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    assert [row["round"] for row in rows] == [0, 1, 2]  # the base model, and each round once
+    assert all({"held_out_scorer/mean", "held_out_scorer/rise_errors"} <= set(row) for row in rows)
+    assert {"reward_part/mood", "reward_part/guards/diversity_db", "reward_combined/std"} <= set(rows[2])
+    assert rows[0]["held_out_scorer/rise_errors"] == 0 != rows[2]["held_out_scorer/rise_errors"]  # the reference was kept
+    assert "<li>held-out scorer: " in (tmp_path / "run" / "report.html").read_text("utf-8")
+    reward = run.build(run.load([tmp_path / "run" / "config.yaml"])).module.reward
+    assert reward.members[0].weight == 1 and not reward.differentiable
+
+
+@pytest.mark.slow
 def test_the_quickstart_of_sounds(tmp_path: Path) -> None:
     """It needs no sound packages: captions come from the rule table."""
     small = ["data.prompts_per_round=2", "data.repeats=2", "data.val_prompts=1", "data.val_repeats=1"]
