@@ -49,11 +49,10 @@ def encode_all(backbone: Backbone, prompts: Sequence[Prompt], size: int) -> Cond
 
 def one_latent_shape(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[int, ...]:
     """The shape (without the batch axis) that all prompts share. Raises ``ValueError`` when their lengths differ."""
-    shapes = {tuple(backbone.latent_shape(prompt.seconds)) for prompt in prompts}
-    if len(shapes) > 1:
-        lengths = sorted({prompt.seconds for prompt in prompts})
+    lengths = sorted({prompt.seconds for prompt in prompts})
+    if len(lengths) > 1:  # also where a backbone always denoises its full length: waves are cut to one length
         raise ValueError(f"the prompts of a round must have one length, got {lengths} seconds; give all the same `seconds`")
-    return shapes.pop()
+    return tuple(backbone.latent_shape(lengths[0]))
 
 
 @torch.no_grad()

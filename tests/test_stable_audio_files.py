@@ -124,6 +124,25 @@ def test_cross_attention_is_chosen_by_the_modules_own_attribute(model):
     assert {name.split(".")[2] for name in every} == {"attn1", "attn2"} and len(every) == 2 * 8
 
 
+def test_the_released_size():
+    """1,056.9 million weights; torch's own attention in every layer."""
+    from diffusers import StableAudioDiTModel
+    from diffusers.models.attention_processor import StableAudioAttnProcessor2_0
+
+    with torch.device("meta"):
+        network = StableAudioDiTModel()
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e5) == 10_569
+    assert (len(attention_linears(network, cross_only=True)), len(attention_linears(network))) == (96, 192)
+    assert {type(processor) for processor in network.attn_processors.values()} == {StableAudioAttnProcessor2_0}
+
+
+def test_a_round_has_one_length_also_where_all_latents_have_one_shape():
+    """At the full length every prompt's latents have one shape; waves are cut to one length all the same."""
+    batch = PromptBatch((PROMPTS[0], Prompt("long", "rain", "", 0.4)), (0, 0), 0)
+    with pytest.raises(ValueError, match=r"must have one length, got \[0.2, 0.4\] seconds"):
+        trainer().fit(module(backbone=small_model(), reward=Loudness(), sample_batch_size=2, train_batch_size=2), Given(batch))
+
+
 @pytest.mark.parametrize("targets", ["cross", "all"])
 def test_our_adapter_on_the_plain_network(model, tmp_path, targets):
     backbone, plain = small_model(**HEARD), small_model(**HEARD).denoiser
