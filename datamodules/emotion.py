@@ -9,7 +9,8 @@ Quadrants: Q1 high valence, high arousal; Q2 low, high; Q3 low, low; Q4 high, lo
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,14 @@ import soundfile
 import torch
 import torchaudio
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.batches import AudioBatch
 from zoo.types import Prompt
 
 MOOD_OF_QUADRANT = {"Q1": "happy", "Q2": "angry", "Q3": "sad", "Q4": "tender"}
 SPLITS = ("train", "val", "test")
+_PRE_ROLL_S = 0.6  # decoded and dropped: an mp3 frame leans on up to 511 bytes before it, 20 frames of a quiet file
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,21 @@ def read_mono(path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: fl
     """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded. Raises ``ValueError`` naming a bad file."""
     try:
         with soundfile.SoundFile(path) as file:
-            file.seek(min(file.frames, round(start_s * file.samplerate)))
-            frames = -1 if seconds is None else round(seconds * file.samplerate)
-            wave, rate = file.read(frames, dtype="float32", always_2d=True), file.samplerate
+            start = min(file.frames, round(start_s * file.samplerate))
+            early = max(0, start - round(_PRE_ROLL_S * file.samplerate))
+            file.seek(early)
+            frames = -1 if seconds is None else round(seconds * file.samplerate) + start - early
+            wave, rate = file.read(frames, dtype="float32", always_2d=True)[start - early :], file.samplerate
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be read as audio: {error}") from error
     return torchaudio.functional.resample(torch.from_numpy(wave).mean(dim=1), rate, sample_rate_hz)
 
 
 class EmopiaDataset(Dataset):
-    """``(wave_N, Prompt)`` per clip: a random part of ``crop_s`` seconds (zeros after a short clip), or the whole clip."""
+    """``(wave_N, Prompt)`` per ``(index, share)``: the whole clip, or ``crop_s`` seconds of it (zeros after a short clip).
+
+    ``share`` 0..1 says where a part begins: 0 with the clip, 1 so that both end together.
+    """
 
     def __init__(self, clips: Sequence[EmopiaClip], sample_rate_hz: int, crop_s: float | None = None) -> None:
         self.clips, self.sample_rate_hz, self.crop_s = list(clips), sample_rate_hz, crop_s
@@ -129,14 +136,15 @@ class EmopiaDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Prompt]:
+    def __getitem__(self, item: tuple[int, float]) -> tuple[Tensor, Prompt]:
+        index, share = item
         clip = self.clips[index]
         mood = MOOD_OF_QUADRANT[clip.quadrant]
         if self.crop_s is None:
             wave = read_mono(clip.path, self.sample_rate_hz)
         else:
             spare_s = max(0.0, soundfile.info(clip.path).duration - self.crop_s)
-            part = read_mono(clip.path, self.sample_rate_hz, float(torch.rand(())) * spare_s, self.crop_s)
+            part = read_mono(clip.path, self.sample_rate_hz, share * spare_s, self.crop_s)
             wave = torch.zeros(round(self.crop_s * self.sample_rate_hz))
             wave[: len(part)] = part[: len(wave)]
         labels = {"mood": mood, "quadrant": clip.quadrant, "song": clip.song, "instrument": "piano"}
@@ -146,11 +154,31 @@ class EmopiaDataset(Dataset):
         return wave, prompt
 
 
+class _Parts(Sampler):
+    """(clip, where its part begins) for one epoch: every clip once, a pure function of (seed, split, epoch)."""
+
+    def __init__(self, data: EmopiaDataModule, split: str) -> None:
+        self.data, self.split = data, split
+
+    def __len__(self) -> int:
+        return len(self.data.splits[self.split])
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        epoch = self.data.trainer.current_epoch if self.data.trainer is not None else 0
+        rng = random.Random(f"{self.data.seed}/{self.split}/{epoch}")
+        order = list(range(len(self)))
+        if self.split == "train":
+            rng.shuffle(order)
+        return iter([(index, rng.random()) for index in order])
+
+
 class EmopiaDataModule(L.LightningDataModule):
     """EMOPIA as ``AudioBatch`` (mono). ``audio_dir`` holds the clips, ``split_dir`` the three csv files.
 
-    Training batches hold one random part of ``crop_s`` seconds a clip; validation and test batches hold one whole clip each,
-    because clips differ in length and a clip's verdict is a vote over all of its chunks.
+    Training batches hold one random part of ``crop_s`` seconds a clip, another one each epoch; test batches hold one whole clip
+    each, because clips differ in length and a clip's verdict is a vote over all of its chunks. ``val_crop``: validation hears one
+    random part a clip, as EMOPIA's own, instead of whole clips. What is drawn depends on ``seed`` and the epoch only, so a
+    resumed run hears what it would have heard.
     """
 
     def __init__(
@@ -159,14 +187,17 @@ class EmopiaDataModule(L.LightningDataModule):
         split_dir: str,
         sample_rate_hz: int = 22_050,
         crop_s: float = 3.0,
+        val_crop: bool = False,
         batch_size: int = 32,
         num_workers: int = 2,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if crop_s <= 0:
             raise ValueError(f"crop_s must be positive, got {crop_s}")
         self.audio_dir, self.split_dir = Path(audio_dir), Path(split_dir)
-        self.sample_rate_hz, self.crop_s, self.batch_size, self.num_workers = sample_rate_hz, crop_s, batch_size, num_workers
+        self.sample_rate_hz, self.crop_s, self.val_crop = sample_rate_hz, crop_s, val_crop
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.splits: dict[str, list[EmopiaClip]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -180,10 +211,14 @@ class EmopiaDataModule(L.LightningDataModule):
         return AudioBatch(torch.stack(waves).unsqueeze(1), self.sample_rate_hz, tuple(prompts))
 
     def _loader(self, split: str) -> DataLoader:
-        train = split == "train"
-        dataset = EmopiaDataset(self.splits[split], self.sample_rate_hz, self.crop_s if train else None)
+        cropped = split == "train" or (split == "val" and self.val_crop)
         return DataLoader(
-            dataset, self.batch_size if train else 1, shuffle=train, num_workers=self.num_workers, collate_fn=self.collate
+            EmopiaDataset(self.splits[split], self.sample_rate_hz, self.crop_s if cropped else None),
+            self.batch_size if cropped else 1,
+            sampler=_Parts(self, split),
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            generator=torch.Generator(),  # of the workers' seeds: the global generator is left to the module
         )
 
     def train_dataloader(self) -> DataLoader:

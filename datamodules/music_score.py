@@ -40,7 +40,7 @@ class MoodRules:
 
     scale: tuple[int, ...]
     progression: tuple[int, ...]
-    tempo_bpm: tuple[int, int]
+    tempo_bpm: tuple[float, float]
     velocity: tuple[int, int]
     melody_pitch: int
     bass_pitch: int
@@ -57,21 +57,23 @@ RULES = {
 }
 
 
-def compose(mood: str, seed: int, seconds: float) -> list[Note]:
+def compose(mood: str, seed: int, seconds: float, rules: MoodRules | None = None, pattern: str | None = None) -> list[Note]:
     """Notes that fill ``seconds``. The piece starts at a random bar of its progression, on the beat.
 
+    ``rules``: in place of the mood's own; ``pattern``: the mood whose left hand accompanies (by default its own).
     Raises ``ValueError`` for a mood that has no rules.
     """
-    if mood not in RULES:
-        raise ValueError(f"no rules for the mood {mood!r}; known moods: {', '.join(RULES)}")
-    rules, rng = RULES[mood], random.Random(f"{mood}/{seed}")
+    for name in (mood, pattern or mood):
+        if name not in RULES:
+            raise ValueError(f"no rules for the mood {name!r}; known moods: {', '.join(RULES)}")
+    rules, rng = rules or RULES[mood], random.Random(f"{mood}/{seed}")
     beat_s = 60.0 / rng.uniform(*rules.tempo_bpm)
     key, first_bar, degree = rng.randrange(-3, 4), rng.randrange(8), rng.randrange(5)
     notes: list[Note] = []
     bar = 0
     while bar * 4 * beat_s < seconds:
         chord = rules.progression[(first_bar + bar) % 8]
-        beats = list(_accompaniment(mood, rules, chord, key, rng))
+        beats = list(_accompaniment(pattern or mood, rules, chord, key, rng))
         melody, degree = _melody(rules, chord, key, degree, rng)
         for beat, length, pitch, velocity in beats + melody:
             start_s = (bar * 4 + beat) * beat_s

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.batches import AudioBatch
+from lightning_modules.degradations import add_noise, codec_round_trip
 from lightning_modules.ema import EMA
-from lightning_modules.emotion import add_noise, codec_round_trip
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.rewards.clap import ClapReward

@@ -12,19 +12,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
 from datamodules.batches import AudioBatch
+from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
+from lightning_modules.random_state import random_state, set_random_state
 from zoo.metrics.intervals import wilson_interval
 from zoo.rewards.emotion import EmotionReward
 from zoo.types import Backbone
 
 LOSSES = ("cross_entropy", "softmax_of_sigmoids")
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def emotion_loss(logits_BK: Tensor, target_B: Tensor, loss: str) -> Tensor:
@@ -34,39 +37,6 @@ def emotion_loss(logits_BK: Tensor, target_B: Tensor, loss: str) -> Tensor:
     the released EMOPIA training; with 4 classes it cannot fall below ln(1 + 3/e) = 0.744.
     """
     return functional.cross_entropy(logits_BK if loss == "cross_entropy" else logits_BK.sigmoid(), target_B)
-
-
-def add_noise(wave_BN: Tensor, noise_BN: Tensor, snr_db_B: Tensor) -> Tensor:
-    """The clips with noise at a signal-to-noise ratio in dB, measured over the whole clip; silence stays silent."""
-    power = wave_BN.square().mean(dim=1) / noise_BN.square().mean(dim=1).clamp(min=1e-12)
-    return wave_BN + noise_BN * (power * 10 ** (-snr_db_B / 10)).sqrt().unsqueeze(1)
-
-
-def low_pass(wave_BN: Tensor, cutoff_hz_B: Tensor, sample_rate_hz: int, order: int = 4) -> Tensor:
-    """Zero-phase Butterworth-shaped low-pass, -3 dB at each clip's own cutoff."""
-    frequency = torch.fft.rfftfreq(wave_BN.shape[1], 1 / sample_rate_hz).to(wave_BN.device)
-    response = (1 + (frequency / cutoff_hz_B.unsqueeze(1)) ** (2 * order)).rsqrt()
-    return torch.fft.irfft(torch.fft.rfft(wave_BN) * response, wave_BN.shape[1])
-
-
-def crop(wave_BN: Tensor, start_B: Tensor, length: int) -> Tensor:
-    """(B, length): from each clip the part that starts at its own sample; what lies beyond the end is zero."""
-    padded = functional.pad(wave_BN, (0, max(0, int(start_B.max()) + length - wave_BN.shape[1])))
-    return padded.gather(1, start_B.unsqueeze(1) + torch.arange(length, device=wave_BN.device))
-
-
-def codec_round_trip(codec: Backbone, wave_BCN: Tensor, sample_rate_hz: int, noise_scale_B: Tensor) -> Tensor:
-    """(B, C', N') mono or stereo audio at the codec's rate: encoded, disturbed, decoded, without gradient.
-
-    ``noise_scale_B``: standard deviation of the latent noise as a share of the batch's latent standard deviation.
-    """
-    with torch.no_grad():
-        wave = torchaudio.functional.resample(wave_BCN, sample_rate_hz, codec.sample_rate_hz)
-        if wave.shape[1] != codec.channels:
-            wave = wave.mean(dim=1, keepdim=True).expand(-1, codec.channels, -1)
-        latent = codec.encode(wave)
-        scale = (noise_scale_B * latent.std()).view(-1, *[1] * (latent.ndim - 1))
-        return codec.decode(latent + scale * torch.randn_like(latent))[..., : wave.shape[-1]]
 
 
 @dataclass(frozen=True)
@@ -108,7 +78,12 @@ class Emotion(L.LightningModule):
       ``low_pass_hz`` (log-uniform). ``gain_db``: a chunk's level is drawn from +-this. Time shift: chunks start anywhere.
     - ``codec``: a backbone; ``codec_share`` of every batch goes through it, with latent noise of up to
       ``codec_latent_noise`` of the latents' standard deviation. It is neither trained nor saved.
-    - ``learning_rate``/``weight_decay``: AdamW. ``total_steps``: cosine decay over as many optimiser steps (None = constant).
+    - ``optimizer``: ``adamw`` or ``adam`` (whose ``weight_decay`` is an L2 term of the gradient, as EMOPIA's).
+    - ``learning_rate``: constant, or with ``total_steps`` a cosine over as many optimiser steps, or with ``restart_epochs`` a
+      cosine to zero over as many epochs, again and again (Loshchilov and Hutter 2017, arXiv 1608.03983).
+    - ``keep_best``: after fitting the weights are those of the epoch with the highest ``val/accuracy`` (the first of equals).
+
+    A resumed run ends with the weights of one that was never stopped, on one device.
     """
 
     def __init__(
@@ -118,6 +93,9 @@ class Emotion(L.LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
         total_steps: int | None = None,
+        optimizer: str = "adamw",
+        restart_epochs: int | None = None,
+        keep_best: bool = False,
         gain_db: float = 6.0,
         noise_share: float = 0.3,
         snr_db: Sequence[float] = (5.0, 40.0),
@@ -128,18 +106,25 @@ class Emotion(L.LightningModule):
         codec_latent_noise: float = 0.3,
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        for name, given, choices in (("loss", loss, LOSSES), ("optimizer", optimizer, OPTIMIZERS)):
+            if given not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
         for name, share in (("noise_share", noise_share), ("low_pass_share", low_pass_share), ("codec_share", codec_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share of the batch, 0..1, got {share}")
-        if loss == "softmax_of_sigmoids" and reward.activation != "sigmoid":
-            raise ValueError("loss 'softmax_of_sigmoids' trains sigmoid outputs; give the reward activation='sigmoid'")
+        activation = "sigmoid" if loss == "softmax_of_sigmoids" else "softmax"
+        if reward.activation != activation:
+            raise ValueError(f"loss {loss!r} trains {activation} outputs; give the reward activation={activation!r}")
+        if total_steps is not None and restart_epochs is not None:
+            raise ValueError("total_steps and restart_epochs are two schedules; leave one of them null")
         self.save_hyperparameters(ignore=["reward", "codec"])
         self.reward = reward
         self._codec = (codec,)  # in a tuple: not a submodule, so neither trained nor saved
         self.report: ClassificationReport | None = None
+        self._split = "val"  # that ``report`` is of
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._best: dict[str, Any] | None = None  # accuracy, epoch, report and classifier of the best epoch so far
+        self._saved_random_state: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         if isinstance(self._codec[0], torch.nn.Module):
@@ -149,8 +134,25 @@ class Emotion(L.LightningModule):
         for module in self.reward.modules():  # EmotionReward.train() keeps evaluation mode, so the flag is set directly
             module.training = True
 
+    def on_train_start(self) -> None:
+        if self._saved_random_state is not None and self.trainer.world_size == 1:
+            set_random_state(self._saved_random_state)
+        self._saved_random_state = None
+
     def on_train_epoch_start(self) -> None:
         self.on_fit_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["emotion"] = {"best": self._best, "random_state": random_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("emotion", {})
+        self._best, self._saved_random_state = state.get("best"), state.get("random_state")
+
+    def on_fit_end(self) -> None:
+        if self._best is not None:
+            self.reward.classifier.load_state_dict(self._best["classifier"])
+            self.report, self._split = ClassificationReport(**self._best["report"]), "val"
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
         target_B = self.reward.targets(batch.prompts).to(batch.wave_BCN.device)
@@ -199,7 +201,7 @@ class Emotion(L.LightningModule):
         rows = [torch.cat(column) for column in zip(*self._rows)]
         self._rows = []
         share_B, right_B, target_B = (self.all_gather(column).flatten().cpu() for column in rows)
-        self.report = classification_report(share_B, right_B, target_B, self.reward.class_names)
+        self.report, self._split = classification_report(share_B, right_B, target_B, self.reward.class_names), name
         values = {
             f"{name}/accuracy": self.report.clip_vote,
             f"{name}/accuracy_low": self.report.clip_vote_interval[0],
@@ -209,13 +211,19 @@ class Emotion(L.LightningModule):
             f"{name}/accuracy_chunks_high": self.report.chunk_share_interval[1],
             **{f"{name}/recall_{mood}": value for mood, value in self.report.recall.items()},
         }
-        self.log_dict(values, rank_zero_only=True)
+        self.log_dict(values, sync_dist=True)  # the same on every process; a stopping rule reads them on every process
 
     def validation_step(self, batch: AudioBatch, batch_index: int) -> None:
         self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
+        accuracy = self.report.clip_vote
+        if self.hparams.keep_best and not self.trainer.sanity_checking:
+            if self._best is None or accuracy > self._best["accuracy"]:
+                classifier = {name: value.detach().cpu().clone() for name, value in self.reward.classifier.state_dict().items()}
+                facts = {"accuracy": accuracy, "epoch": self.current_epoch, "report": asdict(self.report)}
+                self._best = {**facts, "classifier": classifier}
 
     def test_step(self, batch: AudioBatch, batch_index: int) -> None:
         self._evaluate(batch, "test")
@@ -224,18 +232,22 @@ class Emotion(L.LightningModule):
         self._finish("test")
 
     def configure_optimizers(self):
-        h = self.hparams
-        optimizer = torch.optim.AdamW(self.reward.classifier.parameters(), lr=h.learning_rate, weight_decay=h.weight_decay)
+        h, schedules = self.hparams, torch.optim.lr_scheduler
+        parameters = self.reward.classifier.parameters()
+        optimizer = OPTIMIZERS[h.optimizer](parameters, lr=h.learning_rate, weight_decay=h.weight_decay)
+        if h.restart_epochs is not None:
+            schedule = schedules.CosineAnnealingWarmRestarts(optimizer, h.restart_epochs)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
         if h.total_steps is None:
             return optimizer
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, h.total_steps, eta_min=0.01 * h.learning_rate)
+        schedule = schedules.CosineAnnealingLR(optimizer, h.total_steps, eta_min=0.01 * h.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, out_dir: str | Path) -> None:
         """Writes the reward to ``out_dir``/model, an artefact that ``zoo.load`` reads, in half precision."""
         from zoo.checkpoint import save_artifact
 
-        facts = {} if self.report is None else {"evaluation": asdict(self.report)}
+        facts = {} if self.report is None else {"evaluation": {"split": self._split, **asdict(self.report)}}
         save_artifact(
             Path(out_dir) / "model",
             kind="reward",

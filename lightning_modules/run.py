@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -161,7 +162,8 @@ def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = No
 
 
 def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
-    """Trains, from the last intact checkpoint with ``resume``; afterwards calls ``module.export(out_dir)`` where there is one.
+    """Trains, from the last intact checkpoint with ``resume``; afterwards tests where module and data both have a test, and
+    calls ``module.export(out_dir)`` where there is one.
 
     Raises ``ValueError`` before anything is written when ``out_dir`` holds another run, or ``OSError`` when the disk is full.
     """
@@ -176,6 +178,8 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
         raise ValueError(str(error)) from error
     if built.trainer.interrupted:
         return built
+    if built.data is not None and is_overridden("test_step", built.module) and is_overridden("test_dataloader", built.data):
+        built.trainer.test(built.module, datamodule=built.data)
     if hasattr(built.module, "export") and built.trainer.is_global_zero:
         built.module.export(out_dir)
     return built

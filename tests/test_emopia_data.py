@@ -1,6 +1,7 @@
 """The EMOPIA reader on a generated folder in its layout."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -57,13 +58,39 @@ def test_training_batches_are_crops_with_moods(emopia):
     }
 
 
-def test_a_short_clip_is_padded_and_a_long_one_cropped_at_random(emopia):
-    data = module(emopia)
-    waves = {prompt.id: wave for wave, prompt in (data._loader("train").dataset[i] for i in range(4))}
-    assert waves["Q1_ab_cd-efgh_0"][-4000:].abs().max() == 0  # 1.5 s of sound in 2 s
-    assert waves["Q4_song0000004_12"][-4000:].abs().max() > 0.1
-    again, _ = data._loader("train").dataset[3]
-    assert not torch.equal(again, waves["Q4_song0000004_12"])
+def test_a_short_clip_is_padded_and_a_part_begins_where_it_is_told(emopia):
+    dataset = module(emopia, sample_rate_hz=22_050).train_dataloader().dataset
+    short, _ = dataset[0, 0.5]
+    assert short[-4000:].abs().max() == 0 and short[:4000].abs().max() > 0.1  # 1.5 s of sound in 2 s
+    whole = read_mono(dataset.clips[3].path, 22_050)
+    (first, _), (middle, _) = dataset[3, 0.0], dataset[3, 0.501]  # 4.5 s of sound: a part begins within 2.5 s
+    assert torch.allclose(first, whole[:44_100], atol=1e-5) and not torch.allclose(first, middle, atol=0.1)
+    begin = round(0.501 * 2.5 * 22_050)
+    assert torch.allclose(middle, whole[begin : begin + 44_100], atol=1e-5)
+
+
+def test_a_part_of_an_mp3_is_that_part_from_its_first_sample_on(tmp_path):
+    """Frames lean on those before them: decoded from the wanted place on, a part would begin with another sound."""
+    noise = np.convolve(np.random.default_rng(0).standard_normal(22_050 * 4) * 0.1, np.ones(8) / 8, "same")
+    soundfile.write(tmp_path / "x.mp3", noise, 22_050)
+    whole = read_mono(tmp_path / "x.mp3", 22_050)
+    for start in (100, 22_050, 50_000, 60_000):
+        part = read_mono(tmp_path / "x.mp3", 22_050, start / 22_050, 0.2)
+        assert torch.allclose(part, whole[start : start + 4410], atol=1e-5)
+
+
+def test_parts_are_new_each_epoch_and_the_same_for_a_resumed_one(emopia):
+    def heard(epoch: int, seed: int = 0, split: str = "train", **settings) -> torch.Tensor:
+        data = module(emopia, seed=seed, **settings)
+        data.trainer = types.SimpleNamespace(current_epoch=epoch)
+        state = torch.get_rng_state()
+        waves = torch.cat([batch.wave_BCN for batch in data._loader(split)])
+        assert torch.equal(torch.get_rng_state(), state), "the global generator belongs to the module"
+        return waves
+
+    assert torch.equal(heard(2), heard(2))
+    assert not torch.equal(heard(2), heard(3)) and not torch.equal(heard(2), heard(2, seed=1))
+    assert heard(0, split="val", val_crop=True).shape[-1] == 32_000 != heard(0, split="val").shape[-1]
 
 
 def test_test_batches_are_whole_clips(emopia):

@@ -8,15 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.batches import AudioBatch
-from lightning_modules.emotion import (
-    Emotion,
-    add_noise,
-    classification_report,
-    codec_round_trip,
-    crop,
-    emotion_loss,
-    low_pass,
-)
+from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
+from lightning_modules.emotion import Emotion, classification_report, emotion_loss
 from zoo.rewards.emotion import MOODS, EmotionReward
 from zoo.types import Prompt
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.importers.emopia import CHUNK_S, PREFIX, QUADRANTS, RATE_HZ, TASKS, load_emopia
+from zoo.importers.emopia import CHUNK_S, PREFIX, RATE_HZ, TASKS, load_emopia
 from zoo.rewards.emotion import EmotionReward
+from zoo.rewards.emotion_tasks import QUADRANTS
 from zoo.rewards.short_chunk import ShortChunkResNet
 from zoo.types import Prompt
 

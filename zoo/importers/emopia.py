@@ -21,19 +21,11 @@ from torch import Tensor
 from zoo.construction import build_within
 from zoo.errors import did_you_mean
 from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
-from zoo.rewards.emotion import MOODS, EmotionReward
+from zoo.rewards.emotion import EmotionReward
+from zoo.rewards.emotion_tasks import CHUNK_S, RATE_HZ, TASKS, classes_of
 from zoo.rewards.short_chunk import STAGES, ShortChunkResNet
 
-RATE_HZ, CHUNK_S = 22_050, 3.0
 PREFIX = "model."  # of every tensor in the file
-# The classes in the order of the outputs. Q1 happy: high valence, high arousal; Q2 angry: low, high; Q3 sad: low, low; Q4 tender.
-TASKS = {"ar_va": MOODS, "arousal": ("HA", "LA"), "valence": ("HV", "LV")}
-QUADRANTS = dict(zip(("Q1", "Q2", "Q3", "Q4"), MOODS))
-_CLASS_OF_MOOD = {
-    "ar_va": dict(zip(MOODS, MOODS)),
-    "arousal": {"happy": "HA", "angry": "HA", "sad": "LA", "tender": "LA"},
-    "valence": {"happy": "HV", "angry": "LV", "sad": "LV", "tender": "HV"},
-}
 _FILTERS, _WINDOW = "spec.mel_scale.fb", "spec.spectrogram.window"
 
 
@@ -73,9 +65,7 @@ def load_emopia(
         "chunk_rule": chunk_rule,
         "hop_s": hop_s,
         "label_key": label_key,
-        "classes_of": {
-            word: _CLASS_OF_MOOD[task][mood] for quadrant, mood in QUADRANTS.items() for word in (mood, quadrant)
-        },
+        "classes_of": classes_of(task),
         "class_mean": None if class_mean is None else list(class_mean),
         "class_std": None if class_std is None else list(class_std),
     }
