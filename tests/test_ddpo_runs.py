@@ -39,6 +39,9 @@ def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of
         trainer(2).fit(module(), Rounds(8), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="does not fit this run"):
         trainer(2).fit(module(lora_rank=3), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
+    other = ToyBackbone(width=24)
+    with pytest.raises(ValueError, match="does not fit this run: .* trainable weights differ, first .*same backbone"):
+        trainer(2).fit(module(backbone=other), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="ema_decay"):
         trainer(2).fit(module(ema_decay=0.5), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="not of a DDPO run"):

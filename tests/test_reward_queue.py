@@ -9,6 +9,7 @@ from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
 
 from lightning_modules.reward_queue import WAITING, RewardError, RewardQueue
 from lightning_modules.rollouts import sample_and_score
+from lightning_modules.run_folder import every_epoch
 from zoo.diffusion import Sampler
 from zoo.types import RewardOutput
 
@@ -140,6 +141,35 @@ def test_few_waves_exist_at_a_time(workers):
     gate.set()
     feeder.join(PATIENCE_S)
     assert [output.parts["level"][0].item() for output in outputs] == list(range(workers + WAITING + 3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_reward_that_fails_in_a_later_round_costs_that_round_only(tmp_path, workers):
+    """What was learned lies in the last checkpoint; mended and resumed, the run ends as if nothing had happened."""
+
+    class FailsInThirdRound(ToyReward):
+        calls = 0
+
+        def __call__(self, wave_BCN, sample_rate_hz, prompts):
+            self.calls += 1
+            if self.calls == 10:  # 4 waves a round
+                raise OSError("the server is gone")
+            return super().__call__(wave_BCN, sample_rate_hz, prompts)
+
+    def made(reward):
+        return module(reward=reward, sample_batch_size=2, reward_workers=workers)
+
+    def run(epochs):
+        return trainer(epochs, callbacks=[every_epoch(tmp_path)], enable_checkpointing=True)
+
+    whole = made(ToyReward())
+    trainer(4).fit(whole, Rounds(8))
+    with pytest.raises(RewardError, match="the reward FailsInThirdRound raised OSError: the server is gone"):
+        run(4).fit(made(FailsInThirdRound()), Rounds(8))
+    mended, last = made(ToyReward()), tmp_path / "checkpoints" / "last.ckpt"
+    run(4).fit(mended, Rounds(8, start=2), ckpt_path=last, weights_only=True)
+    assert all(torch.equal(value, weights(mended)[name]) for name, value in weights(whole).items())
+    assert whole.tracker.state_dict() == mended.tracker.state_dict()
 
 
 class Faulty(ToyReward):
