@@ -31,7 +31,8 @@ SMALLEST = {
     "embedded/clap.yaml": [f"data.{knob}" for knob in SMALL_SCENES],
     "ddpo/ensemble_music.yaml": ["module.held_out_reward.name=embedded/clap"],  # its own is trained first
 }
-SMALLEST |= {f"ddpo/{name}.yaml": [*SMALL_CAPTIONS, "data.prompts.count=null"] for name in ("clap_tta", "clap_tta_tango")}
+CAPTIONED = ("clap_tta", "clap_tta_tango", "clap_tta_stable_audio")
+SMALLEST |= {f"ddpo/{name}.yaml": [*SMALL_CAPTIONS, "data.prompts.count=null"] for name in CAPTIONED}
 DENOISERS = {"embedded/denoiser.yaml": "embedded/codec.yaml", "embedded/sounds.yaml": "embedded/sounds_codec.yaml"}
 
 
