@@ -1,11 +1,16 @@
-"""Activation memory of AudioLDM 2's denoiser with and without gradient checkpointing.
+"""Memory of AudioLDM 2 at its released sizes, counted on shapes: activations of a DDPO step, and what a whole run holds.
 
     python benchmarks/audioldm2_memory.py --size base --seconds 10       # shapes only: no weights, no arithmetic, a minute
     python benchmarks/audioldm2_memory.py --size small --seconds 1 --real
 
-Counts the bytes that autograd keeps for the backward pass of one guided prediction (two rows, LoRA on cross-attention, text
-mask on), parameters not counted. By default on fake tensors, which have shapes and no contents; ``--real`` computes. What is
-held while a checkpointed block is computed again comes on top. float32; half of it in 16 bits.
+For one guided prediction (two rows, LoRA on cross-attention, text mask on), with and without gradient checkpointing:
+
+- *kept*: the bytes that autograd keeps for the backward pass, parameters not counted. The limit, with checkpointing, is 0.2 GiB;
+- *peak*: the most bytes of tensors alive at once in forward and backward, what is computed again among them.
+
+By default on fake tensors, which have shapes and no contents; ``--real`` computes. float32; half of it in 16 bits. Then the sum
+for a run: weights, activations of so many samples at once, and the latents of a round. Not counted: the CUDA context, workspaces
+of its libraries and what the allocator leaves unused between blocks (1 to 2 GB).
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,22 +27,19 @@ from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
+from benchmarks.live_bytes import peak_live_bytes
+from benchmarks.random_audioldm2 import LOA, SIZES, TOKENS, random_unet
 from zoo.backbones.checkpointing import set_checkpointing
 from zoo.backbones.lora import attention_linears
 
-# constructor arguments of the released networks (their config.json); what is not said is the library's default
-_BASE = {
-    "in_channels": 8, "out_channels": 8, "sample_size": 256, "block_out_channels": [128, 256, 384, 640],
-    "cross_attention_dim": [[None, 768, 1024]] * 4, "attention_head_dim": 8, "layers_per_block": 2,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-}  # fmt: skip
-SIZES = {
-    "small": {**_BASE, "block_out_channels": [16, 16, 16, 32], "cross_attention_dim": [[None, 24, 32]] * 4,
-              "attention_head_dim": 2, "norm_num_groups": 8},
-    "base": _BASE,
-    "large": {**_BASE, "cross_attention_dim": [[None, 768, 1024, None]] * 4, "transformer_layers_per_block": 2},
-}  # fmt: skip
+KEPT_LIMIT = 0.2 * 2**30  # bytes of one guided prediction of 10 s with checkpointing
+# weights in millions, by the published configurations: the denoiser, and the parts beside it
+DENOISER = {"base": 346.9, "large": 718.0}
+TEXT, CODEC, REWARD = 592.1, 110.7, 193.9  # CLAP 125.3, T5 341.2, GPT-2 124.4, projection 1.2; VAE, vocoder; HTSAT-base, RoBERTa
+# checkpointing -> peak bytes of one guided sample of 10 s of the base size, as counted below (the test counts again)
+PEAK = {False: 1_449_244_000, True: 160_475_000}
+
+Predicting = tuple[nn.Module, Callable[[], torch.Tensor]]
 
 
 @contextmanager
@@ -62,14 +65,22 @@ def without_contents(module: nn.Module) -> None:
             part._parameters[name] = nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device="cpu"), old.requires_grad)
 
 
-def measure(size: str, seconds: float, checkpointing: bool, real: bool, rank: int = 8, tokens: int = 20) -> int:
-    """Bytes kept for one prediction of two rows of ``seconds`` (25 latent frames a second, 16 bands)."""
-    from diffusers import AudioLDM2UNet2DConditionModel
+@dataclass(frozen=True)
+class Activations:
+    """Bytes: ``kept`` for the backward pass, ``peak`` of all tensors alive in forward and backward."""
+
+    kept: int
+    peak: int
+
+
+@contextmanager
+def prediction(size: str, seconds: float, checkpointing: bool, real: bool, rank: int = 8, rows: int = 2) -> Iterator[Predicting]:
+    """Yields the network with its adapter and what predicts ``rows`` of ``seconds`` (25 latent frames a second, 16 bands)."""
     from peft import LoraConfig, get_peft_model
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.device("cpu" if real else "meta"):
-        unet = AudioLDM2UNet2DConditionModel(**SIZES[size]).requires_grad_(False)
+        unet = random_unet(size)
         names = attention_linears(unet, cross_only=True)
         unet = get_peft_model(unet, LoraConfig(r=rank, lora_alpha=rank, target_modules=names))
     set_checkpointing(unet, checkpointing)
@@ -78,15 +89,42 @@ def measure(size: str, seconds: float, checkpointing: bool, real: bool, rank: in
         if not real:
             without_contents(unet)
         inputs = {
-            "sample": torch.zeros(2, 8, round(seconds * 25), 16), "timestep": torch.tensor([500, 500]),
-            "encoder_hidden_states": torch.zeros(2, 8, widths[1]), "encoder_hidden_states_1": torch.zeros(2, tokens, widths[2]),
-            "encoder_attention_mask_1": torch.ones(2, tokens, dtype=torch.bool),
+            "sample": torch.zeros(rows, 8, round(seconds * 25), 16), "timestep": torch.tensor([500] * rows),
+            "encoder_hidden_states": torch.zeros(rows, LOA, widths[1]),
+            "encoder_hidden_states_1": torch.zeros(rows, TOKENS, widths[2]),
+            "encoder_attention_mask_1": torch.ones(rows, TOKENS, dtype=torch.bool),
         }  # fmt: skip
-        with saved_bytes(unet) as kept:
-            output = unet(**inputs, return_dict=False)[0]
-            count = kept()
+        yield unet, lambda: unet(**inputs, return_dict=False)[0]
+
+
+def measure(size: str, seconds: float, checkpointing: bool, real: bool) -> int:
+    """Bytes that autograd keeps for one guided prediction."""
+    with prediction(size, seconds, checkpointing, real) as (unet, predict), saved_bytes(unet) as kept:
+        output = predict()
+        count = kept()
         del output
     return count
+
+
+def activations(size: str, seconds: float, checkpointing: bool, real: bool = False) -> Activations:
+    """Of one guided prediction and its backward pass."""
+    with prediction(size, seconds, checkpointing, real) as (_, predict), peak_live_bytes() as peak:
+        predict().sum().backward()
+    return Activations(measure(size, seconds, checkpointing, real), peak())
+
+
+def latents_bytes(seconds: float, steps: int, samples: int) -> int:
+    """Bytes of the float32 trajectories of a round: one latent more than steps, (8, 25 frames a second, 16)."""
+    return samples * (steps + 1) * 8 * round(seconds * 25) * 16 * 4
+
+
+def run_parts(
+    size: str, peak_bytes: float, samples: int, latents: int, text_encoders: bool = True, bytes_each: int = 4
+) -> dict[str, float]:
+    """What a run holds, in GB: weights of ``bytes_each``, activations of ``samples`` a forward, latents of a round."""
+    weights = {"denoiser": DENOISER[size], "text encoders": TEXT * text_encoders, "VAE and vocoder": CODEC, "CLAP reward": REWARD}
+    parts = {f"weights, {name}": millions * bytes_each / 1e3 for name, millions in weights.items()}
+    return {**parts, "activations": samples * peak_bytes / 1e9, "latents": latents / 1e9}
 
 
 def main() -> None:
@@ -94,10 +132,23 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="base")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the audio (25 latent frames a second)")
     parser.add_argument("--real", action="store_true", help="compute with weights instead of counting shapes")
+    parser.add_argument("--samples", type=int, default=8, help="samples in a forward, for the sum of a run")
+    parser.add_argument("--round", type=int, default=32, help="samples in a round, for the sum of a run")
+    parser.add_argument("--steps", type=int, default=19, help="sampling steps, for the sum of a run")
     options = parser.parse_args()
-    plain, checkpointed = (measure(options.size, options.seconds, on, options.real) / 2**20 for on in (False, True))
-    print(f"{options.size}, {options.seconds:g} s, two rows, float32: {plain:.1f} MiB kept for the backward pass, "
-          f"with checkpointing {checkpointed:.1f} MiB, 1/{plain / checkpointed:.1f}")
+    plain, less = (activations(options.size, options.seconds, on, options.real) for on in (False, True))
+    print(f"{options.size}, {options.seconds:g} s, two rows, float32: {plain.kept / 2**20:.1f} MiB kept for the backward pass, "
+          f"with checkpointing {less.kept / 2**20:.1f} MiB, 1/{plain.kept / less.kept:.1f}; "
+          f"peak {plain.peak / 2**20:.1f} and {less.peak / 2**20:.1f} MiB")  # fmt: skip
+    verdict = "inside" if less.kept <= KEPT_LIMIT else "ABOVE"
+    print(f"kept with checkpointing: {verdict} the limit of {KEPT_LIMIT / 2**20:.1f} MiB (0.2 GiB)")
+    latents = latents_bytes(options.seconds, options.steps, options.round)
+    for name, one in (("plain", plain), ("checkpointed", less)) if options.size in DENOISER else ():
+        parts = run_parts(options.size, one.peak, options.samples, latents)
+        said = ", ".join(f"{part} {gigabytes:.2f}" for part, gigabytes in parts.items())
+        print(f"{name}, {options.samples} samples a forward: {sum(parts.values()):.1f} GB = {said}")
+    if less.kept > KEPT_LIMIT and options.seconds <= 10:
+        raise SystemExit("more than the limit")
 
 
 if __name__ == "__main__":

@@ -1,107 +1,196 @@
-"""Activation memory of a DDPO update: backward at every step (ours) against one backward over the summed loss.
+"""Memory of a DDPO update as the number of trained steps grows: ours against the schedule of the reference.
 
-    python benchmarks/ddpo_memory.py
+    python benchmarks/ddpo_memory.py                    # some minutes on one core; writes JSON and PNG to runs/ddpo_memory
+    python benchmarks/ddpo_memory.py --steps 2 4 8
 
-Counts the bytes that autograd holds at the worst moment, for more and more trained steps, on the embedded architecture
-with random weights (the count does not depend on weights or on the machine). Prints one line per number of steps, with the
-ratio of the two.
+Ours runs forward and backward of one step after the other. The reference (the DDPO loop of the music RLHF experiments) calls
+backward at every step, too, but with ``retain_graph=True``, and keeps each step's loss for its log, so no graph is freed before
+the last step is done. Both give the same gradient. Counted on random weights, on the real class of AudioLDM 2's denoiser (made
+narrow) and on the embedded architecture:
+
+- *activations*: the most bytes that autograd held for backward passes, weights not counted;
+- *live*: the most bytes of tensors alive at once that the update made, the latents of its samples (float32, one more than steps)
+  among them. These grow with the steps by their definition; what is left without them does not.
+
+The counts depend on shapes only, not on the machine.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from rich.progress import track
+from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
+from benchmarks.live_bytes import peak_live_bytes, peak_saved_bytes
+from benchmarks.random_audioldm2 import RandomAudioLDM2
 from lightning_modules.losses import clipped_policy_loss
 from lightning_modules.policy_update import MicroBatch, backward_steps
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
+from zoo.files import written_beside
 from zoo.types import Backbone, Prompt, Trajectory
 
-
-class Held:
-    """A saved tensor; ``live`` and ``peak`` count the bytes of distinct storages that graphs hold."""
-
-    live = peak = 0
-    counts: dict[int, int] = {}
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        storage = tensor.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
-        Held.counts[key] = Held.counts.get(key, 0) + 1
-        if Held.counts[key] == 1:
-            Held.live += size
-            Held.peak = max(Held.peak, Held.live)
-        weakref.finalize(self, Held.release, key, size)
-
-    @staticmethod
-    def release(key: int, size: int) -> None:
-        Held.counts[key] -= 1
-        if Held.counts[key] == 0:
-            Held.live -= size
+STEPS, SECONDS, CLIP_RANGE = (10, 50, 200), 1.024, 1e-4
+TOLERANCE = 0.01  # activations at the most steps are at most this share above those at the fewest
 
 
-@contextmanager
-def peak_saved_bytes() -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the most bytes that autograd held inside the block (parameters among them)."""
-    Held.live = Held.peak = 0
-    Held.counts = {}
-    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-        yield lambda: Held.peak
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one update of ``steps`` steps: activations of both schedules, all live tensors of both, latents of its samples."""
+
+    model: str
+    steps: int
+    ours: int
+    reference: int
+    ours_live: int
+    reference_live: int
+    latents: int
 
 
-def make(backbone: Backbone, steps: int, samples: int) -> tuple[Sampler, Trajectory]:
-    """A rollout of ``samples`` different prompts with guidance."""
-    prompts = [Prompt(f"p{i}", f"sad piano {i}", negative="low quality", seconds=1.024) for i in range(samples)]
-    sampler = Sampler(steps, guidance_scale=3.0, detach_unconditional=True)
+@dataclass(frozen=True)
+class Update:
+    """One micro-batch of ``len(trajectory)`` samples, each trained at ``steps`` steps."""
+
+    backbone: Backbone
+    sampler: Sampler
+    trajectory: Trajectory
+    steps: int
+    advantage_B: Tensor
+
+    def ours(self) -> None:
+        count, trajectory = len(self.trajectory), self.trajectory
+        steps_KN = torch.arange(self.steps)[:, None].expand(self.steps, count)
+        micro = MicroBatch(tuple(range(count)), steps_KN, torch.ones(count))
+        backward_steps(
+            self.backbone, self.sampler, trajectory, micro, trajectory.log_prob_SB, self.advantage_B, micro.terms,
+            lambda loss: loss.backward(), clip_range=CLIP_RANGE, advantage_clip=5.0, kl_weight=0.0,
+        )  # fmt: skip
+
+    def reference(self) -> None:
+        latents = self.trajectory.latents_SB
+        now, after = latents[:-1].clone(), latents[1:].clone()  # its two copies
+        kept = []
+        for step in range(self.steps):
+            part = self.trajectory
+            step_B = torch.full((len(part),), step)
+            log_prob, _, _ = step_log_prob(self.backbone.predict, self.backbone.path, self.sampler, part, step_B)
+            loss = clipped_policy_loss(log_prob, part.log_prob_SB[step], self.advantage_B, CLIP_RANGE).loss / self.steps
+            loss.backward(retain_graph=True)
+            kept.append(loss)
+        del now, after, kept
+
+
+def prepared(backbone: Backbone, steps: int, samples: int) -> Update:
+    """A rollout of ``samples`` different prompts with guidance, one step longer than is trained."""
+    prompts = [Prompt(f"p{i}", f"sad piano {i}", negative="low quality", seconds=SECONDS) for i in range(samples)]
+    sampler = Sampler(steps + 1, guidance_scale=3.0, detach_unconditional=True)
     with torch.no_grad():
         conditioning = backbone.encode_prompts(prompts)
         negative = backbone.encode_prompts([prompt.as_negative() for prompt in prompts])
     generators = [noise_generator(0, 0, prompt.id, 0) for prompt in prompts]
-    shape = backbone.latent_shape(1.024)
-    return sampler, rollout(backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators)
+    shape = backbone.latent_shape(SECONDS)
+    trajectory = rollout(backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators)
+    return Update(backbone, sampler, trajectory, steps, torch.linspace(-1, 1, samples))
 
 
-def measure(backbone: Backbone, trained: int, samples: int = 4) -> tuple[int, int]:
-    """(bytes with a backward at every step, bytes with one backward at the end) for ``trained`` steps."""
-    sampler, trajectory = make(backbone, trained + 1, samples)
-    steps_KN = torch.arange(trained)[:, None].expand(trained, samples)
-    advantage = torch.linspace(-1, 1, samples)
-    micro = MicroBatch(tuple(range(samples)), steps_KN, torch.ones(samples))
-    with peak_saved_bytes() as per_step:
-        backward_steps(
-            backbone, sampler, trajectory, micro, trajectory.log_prob_SB, advantage, micro.terms, lambda loss: loss.backward(),
-            clip_range=1e-4, advantage_clip=5.0, kl_weight=0.0,
-        )  # fmt: skip
-        ours = per_step()
-    with peak_saved_bytes() as at_once:
-        total = torch.zeros(())
-        for step_N in steps_KN:
-            log_prob, _, _ = step_log_prob(backbone.predict, backbone.path, sampler, trajectory, step_N)
-            total = total + clipped_policy_loss(log_prob, trajectory.log_prob_SB[step_N[0]], advantage, 1e-4).loss
-        total.backward()
-        return ours, at_once()
+def measure(backbone: Backbone, steps: int, samples: int = 2, name: str = "", live: bool = True) -> Memory:
+    """Both schedules on the same rollout; gradients are cleared before each. Without ``live`` only activations are counted, which
+    is faster. Raises ``AssertionError`` if the gradients differ."""
+    update = prepared(backbone, steps, samples)
+    trained = [parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad]
+
+    def counted(schedule: Callable[[], None]) -> tuple[int, int, list[Tensor]]:
+        for parameter in trained:
+            parameter.grad = None
+        with peak_saved_bytes(backbone.denoiser) as saved, peak_live_bytes() if live else nullcontext(int) as alive:
+            schedule()
+        return saved(), alive(), [parameter.grad for parameter in trained]
+
+    ours, ours_live, mine = counted(update.ours)
+    reference, reference_live, theirs = counted(update.reference)
+    scale = max(gradient.abs().max() for gradient in theirs)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * scale.item())
+    return Memory(name, steps, ours, reference, ours_live, reference_live, update.trajectory.latents_SB.nbytes)
 
 
-def main() -> None:
+def models() -> dict[str, Backbone]:
+    """Name -> backbone with an adapter of rank 8."""
     from zoo.backbones.tiny import TinyAudio
 
     torch.manual_seed(0)
-    backbone = TinyAudio(codec_width=16, codec_encoder_depth=1, codec_decoder_depth=1).requires_grad_(False)
-    add_lora(backbone, 8, targets="all")
-    for trained in (1, 2, 4, 8, 16):
-        ours, theirs = measure(backbone, trained)
-        each, once = ours / 2**20, theirs / 2**20
-        print(f"{trained:3d} steps: backward per step {each:7.1f} MiB, at the end {once:7.1f} MiB, x {theirs / ours:.1f}")
+    embedded = TinyAudio(width=64, depth=2, heads=2, codec_width=16, codec_encoder_depth=1, codec_decoder_depth=1)
+    found = {"AudioLDM 2, narrow": RandomAudioLDM2("tiny"), "embedded, narrow": embedded}
+    for backbone in found.values():
+        add_lora(backbone.requires_grad_(False).eval(), 8, targets="all")
+    return found
+
+
+def table(rows: Sequence[Memory]) -> str:
+    """Markdown; MiB."""
+    lines = ["| model | trained steps | ours, activations | reference, activations | ratio | ours, live | of which latents | "
+             "reference, live |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for row in rows:
+        ours, reference, live, latents, other = (
+            f"{value / 2**20:.2f} MiB" for value in (row.ours, row.reference, row.ours_live, row.latents, row.reference_live)
+        )
+        ratio = f"{row.reference / row.ours:.1f}"
+        lines.append(f"| {row.model} | {row.steps} | {ours} | {reference} | {ratio} | {live} | {latents} | {other} |")
+    return "\n".join(lines)
+
+
+def growth(rows: Sequence[Memory]) -> float:
+    """How much more activations ours has at any number of steps than at the fewest steps of the same model, as a share."""
+    fewest = {row.model: min((r for r in rows if r.model == row.model), key=lambda r: r.steps).ours for row in rows}
+    return max(row.ours / fewest[row.model] - 1 for row in rows)
+
+
+def picture(rows: Sequence[Memory], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row.model for row in rows))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4.5 * len(names), 3.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        own = [row for row in rows if row.model == name]
+        for label, values in (("reference", [row.reference for row in own]), ("ours", [row.ours for row in own])):
+            axis.loglog([row.steps for row in own], [value / 2**20 for value in values], marker="o", label=label)
+        axis.set(title=name, xlabel="trained steps", ylabel="activations at the worst moment, MiB")
+        axis.legend()
+    figure.tight_layout()
+    with written_beside(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="numbers of trained steps")
+    parser.add_argument("--samples", type=int, default=2, help="samples in the micro-batch")
+    parser.add_argument("--out", type=Path, default=Path("runs/ddpo_memory"), help="folder for memory.json and memory.png")
+    options = parser.parse_args(argv)
+    pairs = [(name, backbone, steps) for name, backbone in models().items() for steps in options.steps]
+    rows = [measure(backbone, steps, options.samples, name) for name, backbone, steps in track(pairs, "measuring")]
+    print(table(rows))
+    print(f"ours: activations at more steps are at most {growth(rows):.2%} above those at the fewest (allowed: {TOLERANCE:.0%})")
+    with written_beside(options.out / "memory.json") as path:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", "utf-8")
+    picture(rows, options.out / "memory.png")
+    if growth(rows) > TOLERANCE:
+        raise SystemExit("memory grows with the steps")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -43,15 +43,16 @@ class Schedule:
 
 @dataclass
 class Phases:
-    """Seconds spent in each phase of a round."""
+    """Seconds spent in each phase of a round, by ``clock``."""
 
+    clock: Callable[[], float] = perf_counter
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = perf_counter()
+        start = self.clock()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - start
 
 
 @dataclass(frozen=True)
