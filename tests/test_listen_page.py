@@ -127,7 +127,7 @@ def test_it_is_served_on_this_machine_and_shares_no_folder(
     serve(Page(), [tmp_path / "before", tmp_path / "after"])
     assert asked["server_name"] == "127.0.0.1" and asked["share"] is False and asked["allowed_paths"] == []
     assert asked["blocked_paths"] == [str((tmp_path / name).resolve()) for name in ("before", "after")]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "open http://127.0.0.1:7860\n"
     serve(Page(), [], host="0.0.0.0", port=80)
     assert "there is no password" in capsys.readouterr().out
     for knobs, message in (
@@ -136,6 +136,13 @@ def test_it_is_served_on_this_machine_and_shares_no_folder(
     ):
         with pytest.raises(ValueError, match=message):
             serve(Page(), [], **knobs)
+
+    def taken(**knobs: Any) -> None:
+        raise OSError("Cannot find empty port in range")
+
+    monkeypatch.setattr(Page, "launch", staticmethod(taken))
+    with pytest.raises(OSError, match="cannot serve at 127.0.0.1:7860 .*Give another --port"):
+        serve(Page(), [])
 
 
 def test_without_gradio_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, test: BlindTest) -> None:

@@ -15,6 +15,7 @@ from zoo.errors import describe
 from zoo.pages.trials import BlindTest, View, give_answer, heard, next_view, playable
 
 QUESTION = "Which sound fits the text better?"
+_CACHE_S = (3600, 86_400)  # how often Gradio looks for sounds that it was given, and how old those are that it deletes
 CHOICES = {"A fits better": "A", "No difference": "none", "B fits better": "B"}
 WELCOME = (
     "Listen to both sounds as often as you like, with headphones if you can. Your answers are saved at once; give the same name "
@@ -72,7 +73,7 @@ def build(test: BlindTest) -> Any:
 
         return answered
 
-    with gr.Blocks(title="Listening test", analytics_enabled=False) as page:
+    with gr.Blocks(title="Listening test", analytics_enabled=False, delete_cache=_CACHE_S) as page:
         listener, number = gr.State(""), gr.State(0)
         gr.Markdown(f"# {QUESTION}")
         with gr.Column(visible=True) as door:
@@ -110,6 +111,11 @@ def serve(page: Any, folders: Sequence[str | Path], host: str = "127.0.0.1", por
     if not is_here:
         print(f"everybody who can reach {host}:{port} can listen and answer; there is no password")
     gr = gradio()
+    print(f"open http://{f'[{host}]' if ':' in host else host}:{port}")
     plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from another server
-    page.launch(server_name=host, server_port=port, share=False, allowed_paths=[], theme=plain, footer_links=[], ssr_mode=False,
-                blocked_paths=[str(Path(folder).resolve()) for folder in folders])  # fmt: skip
+    hidden = [str(Path(folder).resolve()) for folder in folders]
+    try:
+        page.launch(server_name=host, server_port=port, share=False, allowed_paths=[], blocked_paths=hidden, theme=plain,
+                    footer_links=[], quiet=True, ssr_mode=False)  # fmt: skip
+    except OSError as error:
+        raise OSError(f"cannot serve at {host}:{port} ({error}); is the port taken? Give another --port") from error
