@@ -12,6 +12,7 @@ from typing import Any
 from zoo.audio_files import FORMATS, write_audio
 from zoo.generation import generate, open_model, recorded_sampling, run_settings
 from zoo.sample_files import INDEX, Sample, checked_entries, write_index
+from zoo.sampling_settings import sampling_settings
 from zoo.types import Prompt
 
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
@@ -46,24 +47,17 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     """
     options = parser().parse_intermixed_args(argv)
     settings = run_settings(options.model)
-    module, data, said = settings.get("module") or {}, settings.get("data") or {}, recorded_sampling(options.model)
-    steps = _first(options.steps, module.get("sample_steps"), said.get("steps"), 20)
-    guidance = _first(options.guidance, module.get("guidance_scale"), said.get("guidance_scale"), 3.0)
-    eta = _first(options.eta, module.get("eta"), said.get("eta"), 1.0)
-    eta = tuple(eta) if isinstance(eta, list) else eta
-    if isinstance(eta, tuple) and len(eta) != steps:
-        raise ValueError(f"the run has one eta for each of its {len(eta)} steps; give --eta when --steps is {steps}")
-    negative = _first(options.negative, data.get("negative"), said.get("negative"), "")
-    seconds = _first(options.seconds, data.get("seconds"), said.get("seconds"), 4.096)
+    asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
+    how = sampling_settings({**asked, "guidance_scale": options.guidance}, settings, recorded_sampling(options.model))
     seeds = parse_seeds(options.seeds)
     own = [Path(options.model) / name for name in ("adapter", "adapter_config.json")]  # of a run, of an exported adapter
     if options.adapter is None and options.strength != 1 and not any(path.exists() for path in own):
         raise ValueError(f"--strength is of an adapter, and {options.model} has none; give --adapter too")
-    prompts = [Prompt(text, text.strip(), negative, seconds) for text in options.prompts if text.strip()]
+    prompts = [Prompt(text, text.strip(), how.negative, how.seconds) for text in options.prompts if text.strip()]
     if len(prompts) < len(options.prompts):
         raise ValueError("a prompt must not be empty; say what should be heard")
     if options.batch_file is not None:
-        prompts += read_prompts(options.batch_file, negative, seconds)
+        prompts += read_prompts(options.batch_file, how.negative, how.seconds)
     if not prompts:
         raise ValueError("no prompt: write one after the model, or give --batch-file")
     paths = output_paths(prompts, seeds, Path(options.out), options.format)
@@ -76,7 +70,6 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     if Path(options.out).is_dir():
         checked_entries(Path(options.out))
     backbone = open_model(options.model, options.adapter, options.strength, options.device)
-    rule = _first(module.get("rule"), said.get("rule"), "ddim")
     folder = None if Path(options.out).suffix.lower() in FORMATS else Path(options.out)
     _generate_files(
         backbone,
@@ -85,7 +78,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         paths,
         folder,
         options.batch_size,
-        {"steps": steps, "guidance_scale": guidance, "eta": eta, "rule": rule},
+        {"steps": how.steps, "guidance_scale": how.guidance_scale, "eta": how.eta, "rule": how.rule},
     )
 
 
@@ -112,10 +105,6 @@ def _generate_files(
             write_index(folder, samples[start * len(seeds) : (start + count) * len(seeds)])
     for path in paths:
         print(path)
-
-
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
 
 
 def parse_seeds(text: str) -> list[int]:

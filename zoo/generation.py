@@ -69,8 +69,10 @@ def _base_of(folder: Path) -> str:
     base = read_config(folder).get("base")
     name = base.get("name") if isinstance(base, dict) else None
     if not isinstance(name, str) or not (name in ENTRIES or looks_remote(name)):
-        raise ValueError(f"the adapter in {folder} names {name!r} as its base, which is no zoo name or owner/name; "
-                         f"load it as zoo.load(BASE, adapters=[({str(folder)!r}, 1.0)])")
+        raise ValueError(
+            f"the adapter in {folder} names {name!r} as its base, which is no zoo name or owner/name; "
+            f"load it as zoo.load(BASE, adapters=[({str(folder)!r}, 1.0)])"
+        )
     return name
 
 
@@ -210,12 +212,22 @@ def generate(
         raise ValueError(f"expected at least one prompt, one seed and a batch of one, got {counts}")
     if isinstance(backbone, str):
         backbone = open_model(backbone, device=device)
-    parameter = next(backbone.denoiser.parameters())
     jobs = [(prompt, seed) for prompt in wanted for seed in seeds]
+    return generate_each(backbone, jobs, sampler, batch_size, progress)
+
+
+def generate_each(
+    backbone: Backbone,
+    jobs: Sequence[tuple[Prompt, int]],
+    sampler: Sampler,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Waveform]:
+    """One wave for every (prompt, seed), in order, as ``generate`` makes them. Raises ``ValueError`` when the model gives NaN."""
+    device = next(backbone.denoiser.parameters()).device
     waves: dict[int, Waveform] = {}
     for place in _batches([prompt.seconds for prompt, _ in jobs], batch_size):
-        batch = [jobs[i] for i in place]
-        for i, wave in zip(place, _sample(backbone, sampler, batch, parameter.device), strict=True):
+        for i, wave in zip(place, _sample(backbone, sampler, [jobs[i] for i in place], device), strict=True):
             waves[i] = wave
         if progress is not None:
             progress(len(waves), len(jobs))
@@ -240,9 +252,7 @@ def _batches(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _sample(
-    backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device
-) -> list[Waveform]:
+def _sample(backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device) -> list[Waveform]:
     prompts = [prompt for prompt, _ in jobs]
     conditioning = backbone.encode_prompts(prompts)
     guided = sampler.guidance_scale != 1

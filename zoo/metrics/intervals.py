@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -27,3 +28,72 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p of McNemar's exact test: how odd so uneven a split is, if a clip is as likely to be right only on either side.
+
+    ``only_first``, ``only_second``: clips right on one side only. 1 when there are none. Raises ``ValueError`` below 0.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"counts of clips must not be negative, got {only_first} and {only_second}")
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(count, hits) for hits in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def clips_needed(first: float, second: float, power: float = 0.8) -> float:
+    """Independent clips an arm for a two-sided 5 % test to tell two proportions apart with ``power`` (Fleiss 1981, without
+    correction for continuity); infinite when they are equal. Raises ``ValueError`` outside 0..1.
+    """
+    if not (0 <= first <= 1 and 0 <= second <= 1 and 0 < power < 1):
+        raise ValueError(f"proportions lie in 0..1 and power between them, got {first}, {second}, power {power}")
+    if first == second:
+        return math.inf
+    mean = (first + second) / 2
+    alike, apart = math.sqrt(2 * mean * (1 - mean)), math.sqrt(first * (1 - first) + second * (1 - second))
+    return ((NormalDist().inv_cdf(0.975) * alike + NormalDist().inv_cdf(power) * apart) / (second - first)) ** 2
+
+
+def smallest_rise(share: float, count: int, power: float = 0.8) -> float | None:
+    """The smallest rise above the proportion ``share`` that ``count`` independent clips an arm show with ``power`` (see
+    ``clips_needed``), to 1e-6; None when even 1 would not be told apart. Raises ``ValueError`` as ``clips_needed``.
+    """
+    if clips_needed(share, 1.0, power) > count:
+        return None
+    low, high = share, 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if clips_needed(share, middle, power) > count else (low, middle)
+    return high - share
+
+
+def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """(low, high) of the mean of independent proportions, given as (successes, count): Wilson's intervals put together by the
+    method of variance estimates recovery (Zou, Huang and Zhang 2009); 95 %. Unlike a bootstrap it knows that 0 hits of 25 are no
+    certainty. Raises ``ValueError`` as ``wilson_interval``, and for no proportions.
+    """
+    if not hits:
+        raise ValueError("a mean of proportions needs at least one")
+    shares = [(successes / count, *wilson_interval(successes, count)) for successes, count in hits]
+    mean = sum(share for share, _, _ in shares) / len(shares)
+    below = math.sqrt(sum((share - low) ** 2 for share, low, _ in shares)) / len(shares)
+    above = math.sqrt(sum((high - share) ** 2 for share, _, high in shares)) / len(shares)
+    return mean - below, mean + above
+
+
+def paired_shares_interval(changes: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
+    """(low, high) of the mean over classes of paired differences of proportions, 95 %; a class is (clips right only after, clips
+    right only before, clips). One clip is added to each kind of change (Bonett and Price 2012): no change is no certainty.
+
+    Raises ``ValueError`` for no classes, and for more changes than clips.
+    """
+    if not changes or any(min(gained, lost) < 0 or gained + lost > count or not count for gained, lost, count in changes):
+        raise ValueError(f"paired differences need classes with 0 <= gained + lost <= clips, got {list(changes)}")
+    centre = variance = 0.0
+    for gained, lost, count in changes:
+        up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
+        centre += (up - down) / len(changes)
+        variance += (up + down - (up - down) ** 2) / (count + 2) / len(changes) ** 2
+    half = NormalDist().inv_cdf(0.975) * math.sqrt(variance)
+    return centre - half, centre + half

@@ -1,0 +1,247 @@
+"""What is evaluated: a folder of generated audio with its table, or clips that a model makes for the occasion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.evaluation_scores import Progress, fingerprint
+from zoo.audio_files import FORMATS, write_audio
+from zoo.errors import did_you_mean
+from zoo.files import written_beside
+from zoo.generate_command import output_paths
+from zoo.generation import built_from, generate_each, load, open_model, run_settings
+from zoo.sample_files import INDEX, Sample, read_samples, write_index
+from zoo.sampling_settings import SamplingSettings
+from zoo.targets import check, instantiate
+from zoo.types import Backbone, Prompt
+
+TABLES = ("prompts.csv", "prompts.tsv", "prompts.jsonl")
+WHICH = ("held_out", "train", "all")
+BASE = "base"
+_SOURCE = "source.json"
+_OWN_COLUMNS = ("file", "prompt", "text", "id", "negative", "seconds", "seed", "label", "labels")
+ReadTable = Callable[[Path, str], Any]  # (path, column that must be there) -> rows (dictionaries) and lines (numbers)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The plain values of a run: of YAML files, or (``folder``) of a run folder's config.yaml; ``{}`` where there is none."""
+
+    settings: Mapping[str, Any]
+    folder: Path | None = None
+
+    @property
+    def reward(self) -> Mapping[str, Any] | None:
+        return (self.settings.get("module") or {}).get("reward")
+
+    def require_own(self) -> None:
+        """Raises ``ValueError`` when the run folder was downloaded: its config.yaml may name code."""
+        from zoo.store import is_downloaded
+
+        if self.folder is not None and is_downloaded(self.folder):
+            raise ValueError(
+                f"{self.folder} was downloaded, and its config.yaml may name code; give --prompts and --rewards by name"
+            )
+
+    def backbone(self) -> Backbone:
+        """The untrained base, built as the run builds it. Raises ``ValueError``."""
+        if self.folder is not None:
+            return built_from(dict(self.settings), "backbone", self.folder)
+        node = (self.settings.get("module") or {}).get("backbone")
+        if node is None:
+            raise ValueError("the configuration has no module.backbone; name a model with --model")
+        check(node, "module.backbone")
+        return instantiate(node, "module.backbone")
+
+    def prompts(self, which: str) -> tuple[Prompt, ...]:
+        """Held-out or training prompts of its data, or both. Raises ``ValueError`` when there are none."""
+        node = self.settings.get("data")
+        if node is None:
+            raise ValueError("no prompts: give --prompts FILE, or --config with a data node (a run folder has one)")
+        self.require_own()
+        check(node, "data")
+        data = instantiate({**node, "val_prompts": None} if "val_prompts" in node else node, "data")
+        held_out, train = getattr(data, "validation_prompts", ()), getattr(data, "train_prompts", ())
+        found = {"held_out": held_out, "train": train, "all": (*train, *(p for p in held_out if p not in train))}[which]
+        if not found:
+            raise ValueError(f"the data of the configuration has no {which} prompts; take --which "
+                             f"{'train' if train else 'held_out'}, or --prompts FILE")  # fmt: skip
+        return tuple(found)
+
+
+def configuration(files: Sequence[str], model: str | None) -> Configuration:
+    """Of ``--config`` files, else of the run folder ``model``, else empty. Raises ``ValueError``, ``FileNotFoundError``."""
+    if files:
+        from lightning_modules import run
+
+        return Configuration(run.load(files).to_dict())
+    folder = Path(model) if model is not None else None
+    return Configuration(run_settings(folder), folder) if folder is not None and folder.is_dir() else Configuration({})
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+    """``NAME`` or ``NAME=STRENGTH``. Raises ``ValueError``."""
+    name, equals, strength = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(strength)
+    except ValueError:
+        raise ValueError(f"--adapter {text!r}: expected NAME or NAME=STRENGTH, such as runs/one/adapter=0.5") from None
+
+
+def open_backbone(model: str, adapters: Sequence[tuple[str, float]], config: Configuration, device: str) -> Backbone:
+    """``model``: as ``zoo.generation.open_model`` takes it, or ``base``: that of the configuration, untrained. Raises as that."""
+    if model == BASE:
+        backbone = config.backbone().to(device).eval()
+        if adapters:
+            from zoo.backbones.adapters import stack_adapters
+
+            stack_adapters(backbone, adapters, BASE)
+        return backbone
+    if len(adapters) > 1:
+        return load(model, device, adapters=adapters)
+    return open_model(model, *(adapters[0] if adapters else (None, 1.0)), device)
+
+
+def model_clips(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    sampling: SamplingSettings,
+    folder: Path,
+    facts: Mapping[str, Any],
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> tuple[tuple[Sample, ...], dict[str, Any]]:
+    """One wav a prompt and seed in ``folder``, with the noise of ``tools/generate.py``, and what is said of their source.
+
+    Files that are there from an interrupted evaluation with the same settings are kept. What is scored is the file, in 16 bits.
+    Raises ``ValueError`` when the folder holds clips of other settings.
+    """
+    how = {name: value for name, value in asdict(sampling).items() if name not in ("negative", "seconds")}
+    asked = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, default=str)
+    source = {
+        **facts,
+        **how,
+        "denoiser": fingerprint(backbone.denoiser),
+        "prompts": hashlib.sha256(asked.encode()).hexdigest()[:12],
+    }
+    source = json.loads(json.dumps(source))
+    sampler = sampling.sampler
+    _claim(folder, source)
+    paths = output_paths(prompts, seeds, folder, "wav")
+    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    for start in range(0, len(missing), batch_size):
+        rows = missing[start : start + batch_size]
+        for i, wave in zip(rows, generate_each(backbone, [jobs[i] for i in rows], sampler, batch_size), strict=True):
+            write_audio(paths[i], wave)
+        if progress is not None:
+            progress(len(jobs) - len(missing) + start + len(rows), len(jobs))
+    samples = tuple(Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, jobs, strict=True))
+    write_index(folder, samples)
+    return samples, {**source, "first_seed": seeds[0], "samples_a_prompt": len(seeds)}
+
+
+def _claim(folder: Path, source: Mapping[str, Any]) -> None:
+    path = folder / _SOURCE
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in sorted({*there, *source}) if there.get(name) != source.get(name)]
+        if differing:
+            name = differing[0]
+            raise ValueError(f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there, {source.get(name)} "
+                             "now); name another --out, or remove that folder")  # fmt: skip
+        return
+    with written_beside(path) as part:
+        part.write_text(json.dumps(source, indent=1), encoding="utf-8")
+
+
+def is_generations(place: str) -> bool:
+    """Whether a folder holds generated audio with a table that says which file answers which prompt."""
+    return any((Path(place) / name).is_file() for name in (INDEX, *TABLES))
+
+
+def folder_samples(
+    folder: Path, table: Path | None, read_table: ReadTable, label_keys: Iterable[str], prompts: Sequence[Prompt] = ()
+) -> tuple[Sample, ...]:
+    """The clips of a folder by its ``samples.json``, or by a table with the columns ``file`` and ``prompt`` (or ``text``).
+
+    A table may also have ``label`` (taken for every key of ``label_keys``), ``seed``, ``id``, ``negative``, ``seconds``; other
+    columns become labels. ``prompts`` lend their labels to clips of the same text. Raises ``FileNotFoundError`` for no folder, no
+    table or absent files, and ``ValueError`` naming the row for what cannot be meant, and for audio files without a row.
+    """
+    if not folder.is_dir():
+        near = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        raise FileNotFoundError(f"there is no folder {folder}; {did_you_mean(folder.name, near, limit=4)}")
+    found = next((folder / name for name in TABLES if (folder / name).is_file()), None) if table is None else table
+    if table is None and (folder / INDEX).is_file():
+        samples = read_samples(folder)
+    elif found is None:
+        raise FileNotFoundError(
+            f"{folder} has no {INDEX} (tools/generate.py writes one) and none of {', '.join(TABLES)}; write a CSV with the "
+            "header file,prompt,label and one row a file, or name it with --table"
+        )
+    else:
+        samples = _table_samples(folder, found, read_table, tuple(label_keys))
+    listed = {sample.path.name for sample in samples}
+    stray = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in FORMATS and path.name not in listed)
+    if stray:
+        raise ValueError(f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add rows for them, "
+                         "or move them away: no clip is left out in silence")  # fmt: skip
+    lent = {prompt.text: prompt.labels for prompt in prompts}
+    return tuple(
+        replace(one, prompt=replace(one.prompt, labels={**lent.get(one.prompt.text, {}), **one.prompt.labels})) for one in samples
+    )
+
+
+def _table_samples(folder: Path, table: Path, read_table: ReadTable, label_keys: tuple[str, ...]) -> tuple[Sample, ...]:
+    content = read_table(table, "file")
+    if not content.rows:
+        raise ValueError(f"{table} has no row; write one a file: file,prompt,label")
+    samples = []
+    for line, row in zip(content.lines, content.rows, strict=True):
+        samples.append(_row_sample(folder, row, f"{table}, line {line}", label_keys))
+    names = [sample.path.name for sample in samples]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise ValueError(f"{table} has more than one row for {doubled}; keep one")
+    return tuple(samples)
+
+
+def _row_sample(folder: Path, row: Mapping[str, Any], where: str, label_keys: tuple[str, ...]) -> Sample:
+    import soundfile
+
+    name, text = str(row.get("file") or ""), str(row.get("prompt") or row.get("text") or "").strip()
+    if not name or not text:
+        raise ValueError(
+            f"{where}: expected a file and a prompt, got file {name!r} and prompt {text!r}; columns: {', '.join(row)}"
+        )
+    path = folder / name
+    if path.name != name:
+        raise ValueError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
+    if not path.is_file():
+        near = did_you_mean(name, [other.name for other in folder.iterdir() if other.suffix.lower() in FORMATS], limit=4)
+        raise FileNotFoundError(f"{where}: there is no file {path}; {near}")
+    seed, seconds = row.get("seed"), row.get("seconds")
+    try:
+        seed = None if seed in (None, "") else int(seed)
+        seconds = soundfile.info(str(path)).duration if seconds in (None, "") else float(seconds)
+        if not seconds > 0:
+            raise ValueError(f"{seconds} seconds")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where}: {error}; seed is a whole number, seconds are positive, and {name} must be audio") from error
+    label = row.get("label")
+    labels = {} if label in (None, "") else dict.fromkeys(label_keys or ("label",), label)
+    others = {key: value for key, value in row.items() if key not in _OWN_COLUMNS and value not in (None, "")}
+    own = row.get("labels") or {}
+    if not isinstance(own, dict):
+        raise ValueError(f'{where}: labels must be an object such as {{"mood": "sad"}}, got {own!r}')
+    prompt = Prompt(str(row.get("id") or text), text, str(row.get("negative") or ""), seconds, labels={**others, **labels, **own})
+    return Sample(path, prompt, seed)

@@ -1,0 +1,169 @@
+"""Pictures and page of an evaluation: ``confusion.png``, ``tables.png`` and a ``report.html`` that opens offline."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.evaluation_results import ClipSet, Results, ScoredClip, ScorerFacts
+from lightning_modules.evaluation_statistics import SCORE, Accuracy, Estimate, accuracy, has, mean
+from lightning_modules.evaluation_tables import Line, Table, as_html, lines
+from lightning_modules.page import page, picture, player
+from zoo.files import written_beside
+
+CONFUSION, TABLES, REPORT = "confusion.png", "tables.png", "report.html"
+_COLUMNS = 4  # confusion matrices side by side
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    with written_beside(path) as part:
+        figure.savefig(part, format="png")
+
+
+def draw_confusion(results: Results, path: Path) -> bool:
+    """Share of each asked-for class (row) that is called each class (column), one matrix a set and classifier.
+
+    Draws nothing and gives False when nothing was classified. Raises ``OSError``.
+    """
+    drawn = [(one, scorer, accuracy(one, scorer)) for scorer in results.scorers for one in results.sets if scorer.class_names]
+    drawn = [(one, scorer, found) for one, scorer, found in drawn if found is not None]
+    if not drawn:
+        return False
+    columns = min(_COLUMNS, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = _figure(3.6 * columns, 3.7 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (one, scorer, found) in zip(axes, drawn):
+        _matrix(axis, found, f"{one.title}\n{scorer.name}, n = {found.count}")
+    for axis in axes[len(drawn) :]:
+        axis.axis("off")
+    _save(figure, path)
+    return True
+
+
+def _matrix(axis: Any, found: Accuracy, title: str) -> None:
+    shares = [[hits / max(1, sum(row)) for hits in row] for row in found.confusion]
+    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    names = range(len(found.class_names))
+    axis.set_xticks(names, found.class_names, rotation=30, fontsize=8)
+    axis.set_yticks(names, found.class_names, fontsize=8)
+    axis.set_xlabel("called", fontsize=8)
+    axis.set_ylabel("asked for", fontsize=8)
+    axis.set_title(title, fontsize=8, wrap=True)
+    for i in names:
+        for j in names:
+            colour = "white" if shares[i][j] > 0.5 else "black"
+            axis.text(j, i, f"{shares[i][j]:.2f}\n({found.confusion[i][j]})", ha="center", va="center", color=colour, fontsize=7)
+
+
+def draw_tables(results: Results, path: Path) -> None:
+    """Every scorer's numbers of every set with 95 % intervals: accuracies by class, else the mean score. Raises ``OSError``."""
+    figure = _figure(11, 3.6 * len(results.scorers))
+    for axis, scorer in zip(figure.subplots(len(results.scorers), 1, squeeze=False).flatten(), results.scorers):
+        if scorer.class_names:
+            _bars(axis, results.sets, [*scorer.class_names, "mean"], _of_classes(scorer))
+            axis.axhline(1 / len(scorer.class_names), color="gray", lw=0.8, ls=":")
+            axis.set(title=f"accuracy by {scorer.title}", ylim=(0, 1.02))
+        else:
+            _bars(axis, results.sets, ["all clips"], lambda one, own=scorer: [mean(one, own)])
+            axis.set(title=f"mean score by {scorer.title}")
+        axis.grid(alpha=0.3, axis="y")
+    _save(figure, path)
+
+
+def _of_classes(scorer: ScorerFacts) -> Callable[[ClipSet], list[Estimate | None]]:
+    def estimates(one: ClipSet) -> list[Estimate | None]:
+        found = accuracy(one, scorer)
+        empty: list[Estimate | None] = [None] * (len(scorer.class_names) + 1)
+        return empty if found is None else [*found.classes.values(), found.balanced]
+
+    return estimates
+
+
+def _bars(
+    axis: Any, sets: Sequence[ClipSet], names: Sequence[str], estimates: Callable[[ClipSet], list[Estimate | None]]
+) -> None:
+    width = 0.8 / len(sets)
+    for shift, one in enumerate(sets):
+        found = [(place, each) for place, each in enumerate(estimates(one)) if each is not None]
+        if not found:
+            continue
+        places = [place - 0.4 + width * (shift + 0.5) for place, _ in found]
+        values = [each.value for _, each in found]
+        below, above = [each.value - each.low for _, each in found], [each.high - each.value for _, each in found]
+        errors = [[max(0.0, value) for value in side] for side in (below, above)]
+        axis.bar(places, values, width * 0.95, label=f"{one.title} (n = {len(one.clips)})")
+        axis.errorbar(places, values, errors, fmt="none", ecolor="black", capsize=3, lw=1)
+    axis.set_xticks(range(len(names)), names)
+    axis.legend(fontsize=7)
+
+
+def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[ScoredClip]]:
+    """Class (or "" without classes) -> ``count`` of its clips from best to worst score, evenly spread over the ranks."""
+    groups: dict[str, list[ScoredClip]] = {}
+    for clip in one.clips:
+        groups.setdefault(clip.wanted.get(scorer.name, ""), []).append(clip)
+    order = [name for name in scorer.class_names if name in groups] or list(groups)
+    picked = {}
+    for name in order:
+        ranked = sorted(groups[name], key=lambda clip: (-clip.values[scorer.name][SCORE], clip.key))
+        many = min(count, len(ranked))
+        picked[name] = [ranked[round(i * (len(ranked) - 1) / max(1, many - 1))] for i in range(many)]
+    return picked
+
+
+def _cell(clip: ScoredClip | None) -> str:
+    if clip is None:
+        return '<td class="note">none</td>'
+    numbers = []
+    for name, values in clip.values.items():
+        called = f", called {clip.predicted[name]}" if name in clip.predicted else ""
+        numbers.append(html.escape(f"{name} {values[SCORE]:+.3f}{called}"))
+    sound = player(Path(clip.file)) if Path(clip.file).is_file() else '<span class="note">the file is not here</span>'
+    return f"<td>{sound}{'<br>'.join(numbers)}</td>"
+
+
+def _players(line: Line, scorers: Sequence[ScorerFacts], count: int) -> str:
+    scorer = next((each for each in scorers if has(line.some, each, SCORE)), None)
+    if scorer is None:
+        return ""
+    sides = [(name, one) for name, one in (("original", line.original), ("trained", line.trained)) if one is not None]
+    found = [{clip.key: clip for clip in one.clips} for _, one in sides]
+    rows = []
+    for name, clips in chosen(line.some, scorer, count).items():
+        for place, clip in enumerate(clips):
+            rank = "best" if place == 0 else "worst" if place == len(clips) - 1 else "between"
+            what = html.escape(f"{name or 'all'}: {rank}")
+            cells = "".join(_cell(side.get(clip.key)) for side in found)
+            rows.append(
+                f'<tr><td>{what}<br><span class="note">{html.escape(clip.text)} (sample {clip.sample})</span></td>{cells}</tr>'
+            )
+    head = "".join(f"<th>{name}: {html.escape(one.name)}</th>" for name, one in sides)
+    by = html.escape(f"Best and worst of {'the trained model' if line.trained else 'the model'} by {scorer.title}.")
+    return f'<h2>{html.escape(line.title)}</h2><p class="note">{by}</p><table><tr><th>clip</th>{head}</tr>{"".join(rows)}</table>'
+
+
+def write_page(folder: Path, title: str, results: Results, tables: Sequence[Table], players: int = 3) -> Path:
+    """``report.html`` with tables, pictures and ``players`` clips a class; both pictures are drawn first.
+
+    Raises ``OSError``, and ``ValueError`` for a clip that cannot be read.
+    """
+    draw_tables(results, folder / TABLES)
+    is_classified = draw_confusion(results, folder / CONFUSION)
+    body = [as_html(table) for table in tables]
+    body.append(picture(folder / TABLES, "the tables' numbers with their intervals"))
+    if is_classified:
+        body.append(picture(folder / CONFUSION, "confusion matrices: asked for and called"))
+    if players:
+        body += [_players(line, results.scorers, players) for line in lines(results)]
+    with written_beside(folder / REPORT) as part:
+        part.write_text(page(title, "\n".join(body)), encoding="utf-8")
+    return folder / REPORT

@@ -1,0 +1,146 @@
+"""What an evaluation knows of every clip, and its file ``results.json``, from which all tables and pages can be made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import did_you_mean
+from zoo.files import written_beside
+
+RESULTS = "results.json"
+FORMAT = 1
+ORIGINAL, TRAINED = "original", "trained"
+
+
+@dataclass(frozen=True)
+class ScorerFacts:
+    """``name``: the scorer's checkpoint, part of every number's name. ``fingerprint``: hash of its weights and settings.
+
+    ``class_names``: of a classifier, in its order; empty for a scorer that only gives a number. ``title`` heads its columns.
+    """
+
+    name: str
+    title: str
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoredClip:
+    """One clip: its file, its prompt, and by scorer the numbers (``score`` and every part) and classes.
+
+    ``sample``: number of the clip among those of its prompt: the seed of its noise where that is known. ``wanted`` and
+    ``predicted``: scorer -> class, of classifiers only.
+    """
+
+    file: str
+    id: str
+    text: str
+    sample: int
+    labels: Mapping[str, Any]
+    values: Mapping[str, Mapping[str, float]]
+    wanted: Mapping[str, str] = field(default_factory=dict)
+    predicted: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.id, self.sample
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """The clips of one model: ``setting`` is its row of Table 2, such as "19-step, 10 sec."; ``role``: original or trained.
+
+    ``source``: where the clips came from and how they were sampled, as plain values.
+    """
+
+    name: str
+    setting: str
+    role: str
+    clips: tuple[ScoredClip, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.setting} {self.role}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Results:
+    scorers: tuple[ScorerFacts, ...]
+    sets: tuple[ClipSet, ...]
+
+
+def pairs(first: ClipSet, second: ClipSet) -> list[tuple[ScoredClip, ScoredClip]] | None:
+    """The clips of both sets side by side, by prompt and sample number; None when the sets are not of the same clips."""
+    others = {clip.key: clip for clip in second.clips}
+    if len(others) < len(second.clips) or {clip.key for clip in first.clips} != others.keys() or len(first.clips) != len(others):
+        return None
+    return [(clip, others[clip.key]) for clip in first.clips]
+
+
+def baseline_of(trained: ClipSet, sets: Sequence[ClipSet]) -> ClipSet | None:
+    """The original of a trained model's setting; of several the one with the same clips, else the first. None: there is none."""
+    originals = [other for other in sets if other.role == ORIGINAL and other.setting == trained.setting]
+    return next((other for other in originals if pairs(trained, other) is not None), originals[0] if originals else None)
+
+
+def write_results(path: Path, results: Results, summary: Mapping[str, Any]) -> None:
+    """Raises ``OSError``."""
+    record = {"format": FORMAT, "summary": summary, **asdict(results)}
+    with written_beside(path) as part:
+        part.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_results(folder: Path) -> Results:
+    """Of an evaluated folder; files of clips as paths that can be opened from here.
+
+    Raises ``FileNotFoundError`` for no ``results.json``, ``ValueError`` for one that is none.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        near = did_you_mean(folder.name, [place.name for place in folder.parent.glob("*") if (place / RESULTS).is_file()])
+        raise FileNotFoundError(f"{folder} has no {RESULTS}, so it was not evaluated with tools/evaluate.py --out; {near}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r} is not {FORMAT}")
+        scorers = tuple(ScorerFacts(**{**facts, "class_names": tuple(facts["class_names"])}) for facts in record["scorers"])
+        sets = []
+        for facts in record["sets"]:
+            clips = tuple(replace(clip, file=str(folder / clip.file)) for clip in (ScoredClip(**row) for row in facts["clips"]))
+            sets.append(ClipSet(**{**facts, "clips": clips}))
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path} is not what tools/evaluate.py writes ({error!r}); evaluate again into that folder") from error
+    return Results(scorers, tuple(sets))
+
+
+def combined(parts: Mapping[str, Results]) -> Results:
+    """All sets of several results (by name of their folder), each set once; all scorers.
+
+    Sets of equal name but other clips or numbers get their folder's name as well. A set lacks the numbers of scorers that it was
+    not evaluated with. Raises ``ValueError`` when one name stands for two scorers.
+    """
+    scorers: dict[str, ScorerFacts] = {}
+    sets: list[ClipSet] = []
+    for folder, results in parts.items():
+        for facts in results.scorers:
+            if scorers.setdefault(facts.name, facts) != facts:
+                raise ValueError(
+                    f"{folder} was scored by another {facts.name} (fingerprint {facts.fingerprint}) than the folders before "
+                    f"({scorers[facts.name].fingerprint}); their numbers do not belong in one table: evaluate them with the same"
+                )
+        for one in results.sets:
+            same_name = [other for other in sets if other.title == one.title]
+            if any(_numbers(other) == _numbers(one) for other in same_name):
+                continue
+            sets.append(replace(one, name=f"{one.name} ({folder})") if same_name else one)
+    return Results(tuple(scorers.values()), tuple(sets))
+
+
+def _numbers(one: ClipSet) -> list[tuple]:
+    return sorted((clip.key, json.dumps(clip.values, sort_keys=True)) for clip in one.clips)

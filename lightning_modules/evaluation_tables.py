@@ -1,0 +1,203 @@
+"""Tables 1 and 2 of "RLHF on conditional music generation" from an evaluation, as Markdown and HTML.
+
+Table 1: accuracy of a mood classifier for every mood, and their mean. Table 2: CLAP similarity and accuracy of the original
+and of the trained model. Here every number also says how sure it is and of how many clips.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning_modules.evaluation_results import TRAINED, ClipSet, Results, ScorerFacts, baseline_of
+from lightning_modules.evaluation_statistics import (
+    SCORE,
+    Difference,
+    Estimate,
+    accuracy,
+    accuracy_difference,
+    has,
+    mean,
+    mean_difference,
+    power_note,
+)
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """``notes`` stand below it, one a line."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of Table 2: one side is None where a setting has only the other."""
+
+    original: ClipSet | None
+    trained: ClipSet | None
+
+    @property
+    def some(self) -> ClipSet:
+        return self.trained or self.original
+
+    @property
+    def title(self) -> str:
+        return self.some.setting if self.trained is None else f"{self.trained.setting} ({self.trained.name})"
+
+
+def lines(results: Results) -> list[Line]:
+    """Every trained model with the original of its setting, then the originals that nothing was trained from, in order."""
+    pairs = [Line(baseline_of(one, results.sets), one) for one in results.sets if one.role == TRAINED]
+    used = [line.original for line in pairs]
+    return pairs + [Line(one, None) for one in results.sets if one.role != TRAINED and one not in used]
+
+
+def shown(estimate: Estimate | None, digits: int = 2, signed: bool = False) -> str:
+    """``0.36 [0.27, 0.46]``."""
+    if estimate is None:
+        return NONE
+    sign = "+" if signed else ""
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+def shown_difference(difference: Difference | None, digits: int = 2) -> str:
+    if difference is None:
+        return NONE
+    p = "" if difference.p is None else f", p = {difference.p:.2g}"
+    return shown(difference.estimate, digits, signed=True) + p + ("" if difference.is_paired else ", unpaired")
+
+
+def sizes(one: ClipSet) -> str:
+    return f"{len(one.clips)} ({len({clip.id for clip in one.clips})})"
+
+
+def table_1(results: Results, scorer: ScorerFacts) -> Table:
+    """One row a set: accuracy for every class, and the balanced mean."""
+    rows, notes = [], []
+    for one in results.sets:
+        found = accuracy(one, scorer)
+        if found is None:
+            continue
+        cells = []
+        for each in found.classes.values():
+            cells.append(NONE if each is None else f"{shown(each)} ({round(each.value * each.count)}/{each.count})")
+        rows.append((one.title, sizes(one), *cells, shown(found.balanced)))
+        notes.append(f"{one.title}: {power_note(found)}.")
+        absent = [name for name, each in found.classes.items() if each is None]
+        if absent:
+            notes.append(f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other classes.")
+        if found.prompts <= len(scorer.class_names):
+            notes.append(f"{one.title}: {found.prompts} prompts, so its intervals are of clips of these prompts only.")
+    always = f"Calling every clip the same class gives a mean of {1 / len(scorer.class_names):.2f}."
+    how = ("Classes: Wilson intervals, 95 %, hits / clips. Mean over classes: the wider of a bootstrap over prompts and their "
+           "clips and of Wilson's intervals put together.")  # fmt: skip
+    header = ("setting, model", "clips (prompts)", *scorer.class_names, "mean")
+    return Table(f"Table 1: accuracy by {scorer.title}", header, tuple(rows), (how, always, _fingerprint(scorer), *notes))
+
+
+def table_2(results: Results) -> Table:
+    """One row a trained model: original, trained and difference of every scorer: accuracy of classifiers, else the mean score."""
+    header = ["setting (trained model)", "clips (prompts)"]
+    for scorer in results.scorers:
+        what = "accuracy" if scorer.class_names else "similarity" if scorer.title.startswith("clap/") else "score"
+        header += [f"{what} by {scorer.title}: original", "trained", "difference"]
+    rows = []
+    for line in lines(results):
+        row = [line.title, sizes(line.some)]
+        for scorer in results.scorers:
+            row += _triple(line, scorer)
+        rows.append(tuple(row))
+    how = ("95 % intervals by bootstrap over prompts and their clips (of accuracies at least as wide as by formula). Differences "
+           "are paired clip by clip (same prompt and sample number) unless they say otherwise; p: McNemar, exact.")  # fmt: skip
+    return Table("Table 2: original and trained", tuple(header), tuple(rows), (how, *map(_fingerprint, results.scorers)))
+
+
+def _triple(line: Line, scorer: ScorerFacts) -> list[str]:
+    sides = (line.original, line.trained)
+    if scorer.class_names:
+        found = [None if one is None else accuracy(one, scorer) for one in sides]
+        cells = [NONE if each is None else shown(each.balanced) for each in found]
+        both = None if None in found else accuracy_difference(*sides, scorer)
+        return [*cells, shown_difference(both)]
+    cells = [NONE if one is None else shown(mean(one, scorer), 3) for one in sides]
+    both = None if None in sides else mean_difference(*sides, scorer)
+    return [*cells, shown_difference(both, 3)]
+
+
+def parts_table(results: Results, scorer: ScorerFacts) -> Table:
+    """Mean of the score and of every part that the scorer gave, original, trained and difference."""
+    rows = []
+    for line in lines(results):
+        for part in dict.fromkeys(part for clip in line.some.clips for part in clip.values.get(scorer.name, {})):
+            if not has(line.some, scorer, part):
+                continue
+            sides = [None if one is None else mean(one, scorer, part) for one in (line.original, line.trained)]
+            both = None if None in sides else mean_difference(line.original, line.trained, scorer, part)
+            rows.append((line.title, part, *(shown(side, 3) for side in sides), shown_difference(both, 3)))
+    header = ("setting (trained model)", "number", "original", "trained", "difference")
+    return Table(f"All numbers by {scorer.title}", header, tuple(rows))
+
+
+def _fingerprint(scorer: ScorerFacts) -> str:
+    return f"{scorer.name}: fingerprint {scorer.fingerprint} (of weights and settings; equal ones give equal numbers)."
+
+
+def all_tables(results: Results) -> tuple[list[Table], list[Table], list[Table]]:
+    """Table 1 for every classifier, Table 2, and all numbers of every scorer."""
+    first = [table_1(results, scorer) for scorer in results.scorers if scorer.class_names]
+    return first, [table_2(results)], [parts_table(results, scorer) for scorer in results.scorers]
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Every estimate as plain values, for ``results.json``."""
+    sets = {}
+    for one in results.sets:
+        record: dict[str, Any] = {}
+        for scorer in results.scorers:
+            found, score = accuracy(one, scorer), mean(one, scorer)
+            record[scorer.name] = {
+                "score": None if score is None else asdict(score),
+                "accuracy": None if found is None else asdict(found),
+            }
+        sets[one.title] = record
+    differences = {}
+    for line in lines(results):
+        if line.original is None or line.trained is None:
+            continue
+        record = {}
+        for scorer in results.scorers:
+            by_kind = {
+                "score": mean_difference(line.original, line.trained, scorer, SCORE),
+                "accuracy": accuracy_difference(line.original, line.trained, scorer),
+            }
+            record[scorer.name] = {name: None if each is None else asdict(each) for name, each in by_kind.items()}
+        differences[f"{line.trained.title} - {line.original.title}"] = record
+    return {"sets": sets, "differences": differences}
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """A bar in a cell is escaped, a line end becomes a space."""
+    parts = []
+    for table in tables:
+        rows = [table.header, ["---"] * len(table.header), *table.rows]
+        body = "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows)
+        notes = "".join(f"\n- {note}" for note in table.notes)
+        parts.append(f"## {table.title}\n\n{body}\n{notes}\n" if notes else f"## {table.title}\n\n{body}\n")
+    return "\n".join(parts)
+
+
+def as_html(table: Table) -> str:
+    """Everything is escaped."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    return f'<h2>{html.escape(table.title)}</h2><table><tr>{head}</tr>{body}</table><ul class="note">{notes}</ul>'

@@ -1,0 +1,240 @@
+"""tools/evaluate.py: from folders and models to tables, pictures and page, and every way to ask wrongly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from toy_evaluation import LoudnessJudge, evaluate, reward_file, sine, sines
+from toys import SMALL
+
+from lightning_modules.evaluation_results import read_results
+from lightning_modules.evaluation_scores import fingerprint
+from zoo.audio_files import read_audio
+from zoo.backbones.lora import add_lora, save_adapter
+from zoo.checkpoint import save_artifact
+from zoo.errors import reported
+from zoo.generation import open_model
+from zoo.rewards.emotion import MOODS, EmotionReward
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {"table1.md", "table2.md", "results.json", "scores.json", "confusion.png", "tables.png", "report.html"}
+BASE = {"happy": [0.9, 0.9, 0.2, 0.2], "sad": [0.9, 0.2, 0.9, 0.9]}  # loud is happy: 2 of 4 and 1 of 4 are right
+TRAINED = {"happy": [0.9, 0.9, 0.9, 0.2], "sad": [0.2, 0.2, 0.9, 0.9]}
+
+
+@pytest.fixture
+def rewards(tmp_path):
+    return reward_file(tmp_path), reward_file(tmp_path, "similar", "Similarity")
+
+
+def test_folders_of_files_become_tables_pictures_and_a_page(tmp_path, rewards, capsys):
+    base, trained = sines(tmp_path / "base", BASE, prompts=2), sines(tmp_path / "trained", TRAINED, prompts=2)
+    out = tmp_path / "out"
+    words = ["--setting", "1-step", "--rewards", *rewards, "--out", out, "--players", 2]
+    evaluate("--generations", trained, "--baseline", base, *words)
+    assert {path.name for path in out.iterdir()} == FILES
+    first, second = (out / "table1.md").read_text(), (out / "table2.md").read_text()
+    assert (
+        "| 1-step original: base | 8 (4) | 0.50 [" in first
+        and "(2/4)" in first
+        and "| 1-step trained: trained | 8 (4) |" in first
+    )
+    assert "by loudness" in first and "similarity by clap/toy" in second and "+0.25 [" in second
+    record = json.loads((out / "results.json").read_text())
+    original, after = record["sets"]
+    assert (original["role"], after["role"]) == ("original", "trained") and len(after["clips"]) == 8
+    clip = after["clips"][0]
+    assert clip["file"] == "../trained/happy_0.wav" and clip["values"]["loudness"]["p_happy"] == pytest.approx(1.0)
+    assert clip["wanted"] == clip["predicted"] == {"loudness": "happy"}
+    assert clip["values"]["toy"]["clap/toy"] == clip["values"]["toy"]["score"] == pytest.approx(0.9 / 2**0.5, rel=1e-2)
+    change = record["summary"]["differences"]["1-step trained: trained - 1-step original: base"]["loudness"]["accuracy"]
+    assert change["is_paired"] and change["estimate"]["value"] == pytest.approx(0.25)
+    page = (out / "report.html").read_text()
+    assert page.count("<audio") == 2 * 2 * 2 and page.count('src="data:image/png') == 2 and "http" not in page.split("<style>")[1]
+    assert "&lt;take&gt;" in page and "<take>" not in page and "best" in page and "worst" in page
+    assert (out / "confusion.png").read_bytes()[:4] == (out / "tables.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out
+    assert "Table 1: accuracy by loudness" in printed and "report.html" in printed
+    assert read_results(out).sets[1].clips[0].file == str(out / "../trained/happy_0.wav")
+
+
+def test_scored_clips_are_not_scored_again_and_a_killed_run_goes_on(tmp_path, rewards, monkeypatch):
+    folder = sines(tmp_path / "g", BASE)
+    LoudnessJudge.calls = 0
+    breaking = reward_file(tmp_path, "breaking", raise_after=1)
+    with pytest.raises(ValueError, match="killed"):
+        evaluate("--generations", folder, "--rewards", breaking, "--out", tmp_path / "o", "--batch-size", 4)
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"scores.json"}
+    LoudnessJudge.calls = 0
+    evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o", "--batch-size", 4)
+    assert LoudnessJudge.calls == 1  # the second four
+    text = (tmp_path / "o" / "table1.md").read_text()
+    evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
+    assert LoudnessJudge.calls == 1 and (tmp_path / "o" / "table1.md").read_text() == text
+    sine(folder / "sad_0.wav", 0.1)  # other bytes: that clip is scored again
+    evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
+    assert LoudnessJudge.calls == 2 and (tmp_path / "o" / "table1.md").read_text() != text
+
+
+def test_combine_puts_runs_into_one_table(tmp_path, rewards, capsys):
+    base = sines(tmp_path / "base", BASE)
+    for name, levels in (("one", TRAINED), ("two", BASE)):
+        run = sines(tmp_path / name, levels)
+        evaluate(
+            "--generations", run, "--baseline", base, "--setting", "s", "--rewards", rewards[0], "--out", tmp_path / f"e_{name}"
+        )
+    evaluate(
+        "--generations", base, "--setting", "200-step", "--role", "original", "--rewards", rewards[1], "--out", tmp_path / "e_3"
+    )
+    capsys.readouterr()
+    evaluate("--combine", *(tmp_path / name for name in ("e_one", "e_two", "e_3")), "--out", tmp_path / "all", "--players", 1)
+    text = (tmp_path / "all" / "table2.md").read_text()
+    rows = [line for line in text.split("## ")[1].splitlines() if line.startswith(("| s ", "| 200"))]
+    assert [row.split(" | ")[0] for row in rows] == ["| s (one)", "| s (two)", "| 200-step"]
+    assert "+0.25 [" in rows[0] and "+0.00 [" in rows[1] and rows[2].count("| - ") >= 3
+    record = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert [one["name"] for one in record["sets"]] == ["base", "one", "two", "base"]
+    assert (tmp_path / "all" / "report.html").read_text().count("<audio") == 2 * 2 + 2 * 2 + 1
+    (tmp_path / "e_3" / "results.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="is not what tools/evaluate.py writes"):
+        evaluate("--combine", tmp_path / "e_3", "--out", tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match=r"has no results.json.*did you mean 'e_one'"):
+        evaluate("--combine", tmp_path / "e_onee", "--out", tmp_path / "x")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model, a run folder with an adapter on it, and a classifier, all small and random, saved as training saves them."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    from zoo.backbones.tiny import TinyAudio
+
+    backbone = TinyAudio(**SMALL)
+    with torch.no_grad():
+        for parameter in backbone.denoiser.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    save_artifact(folder / "tiny", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=backbone)
+    reward = EmotionReward(channels=[4] * 7, n_mels=32, chunk_s=0.25)
+    save_artifact(folder / "mood", kind="reward", architecture="emotion", arguments=reward.arguments, module=reward)
+    backbone = open_model(str(folder / "tiny"))
+    add_lora(backbone, rank=2)
+    with torch.no_grad():
+        for name, parameter in backbone.denoiser.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    save_adapter(backbone, folder / "run" / "adapter")
+    words = {mood: [mood] for mood in MOODS}
+    config = {
+        "module": {
+            "backbone": {"_target_": "zoo.load", "name": str(folder / "tiny")},
+            "reward": {"_target_": "zoo.load", "name": str(folder / "mood")},
+            "sample_steps": 3,
+            "eval_sample_steps": 2,
+            "guidance_scale": 2.0,
+        },
+        "data": {
+            "_target_": "datamodules.prompts.PromptDataModule",
+            "template": "a {word} {instrument}",
+            "words": words,
+            "instruments": ["piano", "harp"],
+            "held_out": [[mood, "harp"] for mood in MOODS],
+            "seconds": 0.5,
+        },
+    }
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+def test_a_run_folder_against_its_base_pairs_noise_and_goes_on(trained, tmp_path):
+    out = tmp_path / "out"
+    words = ["--model", trained / "run", "--baseline", "base", "--samples", 2, "--out", out, "--players", 0]
+    evaluate(*words)
+    record = json.loads((out / "results.json").read_text())
+    original, after = record["sets"]
+    assert (original["name"], after["name"], after["setting"]) == ("base", "run", "2-step, 0.5 sec.")
+    assert [clip["text"] for clip in after["clips"]][::2] == [f"a {mood} harp" for mood in MOODS]
+    assert (
+        after["source"]["steps"] == 2 and after["source"]["guidance_scale"] == 2.0 and after["source"]["first_seed"] == 1_000_003
+    )
+    assert original["source"]["denoiser"] != after["source"]["denoiser"] and record["scorers"][0]["name"] == "mood"
+    assert {clip["sample"] for clip in after["clips"]} == {1_000_003, 1_000_004}
+    assert next(iter(record["summary"]["differences"].values()))["mood"]["accuracy"]["is_paired"]
+    wavs = sorted((out / "clips" / "trained").glob("*.wav"))
+    assert len(wavs) == 8 and "<audio" not in (out / "report.html").read_text()
+    kept, lost = wavs[0].stat().st_mtime_ns, read_audio(wavs[5]).samples_CN
+    wavs[5].unlink()
+    evaluate(*words)
+    assert wavs[0].stat().st_mtime_ns == kept  # the lost one is made again, alone in its batch: equal but for rounding
+    assert torch.allclose(read_audio(wavs[5]).samples_CN, lost, atol=1e-3)
+    with pytest.raises(ValueError, match=r"holds clips of another evaluation \(steps: 2 there, 3 now\)"):
+        evaluate(*words, "--steps", 3)
+    again = ["--generations", out / "clips" / "trained", "--rewards", trained / "mood", "--out", tmp_path / "again"]
+    evaluate(*again)  # a folder that an evaluation made is a folder of generations
+    same = json.loads((tmp_path / "again" / "results.json").read_text())["sets"][0]
+    assert [clip["values"] for clip in same["clips"]] == [clip["values"] for clip in after["clips"]]
+
+
+def test_a_configuration_alone_evaluates_its_untrained_model(trained, tmp_path):
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    config = {**config, "out_dir": "x", "data": {**config["data"], "held_out": []}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    words = ["--config", tmp_path / "c.yaml", "--samples", 1, "--out", tmp_path / "o", "--players", 1]
+    with pytest.raises(ValueError, match="no held_out prompts; take --which train"):
+        evaluate(*words)
+    evaluate(*words, "--which", "train")
+    (one,) = json.loads((tmp_path / "o" / "results.json").read_text())["sets"]
+    assert one["role"] == "original" and len(one["clips"]) == 8
+    adapter = f"{trained / 'run' / 'adapter'}=0.5"
+    evaluate("--model", "base", "--adapter", adapter, *words[:-2], "--out", tmp_path / "p", "--which", "train")
+    (other,) = json.loads((tmp_path / "p" / "results.json").read_text())["sets"]
+    assert other["role"] == "trained" and other["name"] == "base + adapter x 0.5"
+
+
+def test_the_embedded_model_is_evaluated_by_embedded_scorers(tmp_path):
+    (tmp_path / "p.csv").write_text("text,mood\na sad piano,sad\na happy piano,happy\n")
+    words = ["--model", "embedded/music", "--prompts", tmp_path / "p.csv", "--rewards", "embedded/mood", "embedded/clap"]
+    evaluate(*words, "--samples", 1, "--steps", 2, "--seconds", 1, "--out", tmp_path / "o")
+    text = (tmp_path / "o" / "table1.md").read_text()
+    assert "happy | angry | sad | tender | mean" in text and "nothing asked for angry, tender" in text
+    text = (tmp_path / "o" / "table2.md").read_text()
+    assert "similarity by clap/embedded/clap" in text and "accuracy by embedded/mood" in text
+
+
+def test_fingerprints_follow_weights_and_settings():
+    torch.manual_seed(0)
+    small = {"channels": [4] * 7, "n_mels": 32}
+    one = EmotionReward(**small)
+    first = fingerprint(one)
+    assert first == fingerprint(one) and len(first) == 12
+    other = EmotionReward(**small, value="label")
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(other) != first
+    with torch.no_grad():
+        next(one.parameters()).view(-1)[0].add_(1)
+    assert fingerprint(one) != first
+
+
+def test_a_page_without_its_clips_says_so(tmp_path, rewards):
+    folder = sines(tmp_path / "g", BASE)
+    evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
+    shutil.rmtree(folder)
+    evaluate("--combine", tmp_path / "o", "--out", tmp_path / "c")
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "the file is not here" in page and "<audio" not in page
+
+
+def test_the_command(tmp_path, rewards, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", ["tools", *sys.path])
+    scope: dict = {"__file__": str(ROOT / "tools" / "evaluate.py"), "__name__": "evaluate"}
+    exec(compile((ROOT / "tools" / "evaluate.py").read_text(), "evaluate.py", "exec"), scope)
+    folder = sines(tmp_path / "g", BASE)
+    assert reported(scope["main"], ["--generations", str(folder), "--rewards", rewards[0], "--out", str(tmp_path / "o")]) == 0
+    assert "## Table 2" in capsys.readouterr().out
+    assert reported(scope["main"], ["--generations", str(tmp_path), "--rewards", rewards[0]]) == 2
+    assert "error: " in capsys.readouterr().err

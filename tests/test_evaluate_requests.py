@@ -1,0 +1,88 @@
+"""tools/evaluate.py: every way to ask wrongly says what was wrong and leaves no table; tables and labels of folders."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from toy_evaluation import evaluate, reward_file, sines
+
+from lightning_modules.evaluation_results import read_results
+
+BASE = {"happy": [0.9, 0.9, 0.2, 0.2], "sad": [0.9, 0.2, 0.9, 0.9]}
+
+
+@pytest.fixture
+def rewards(tmp_path):
+    return reward_file(tmp_path), reward_file(tmp_path, "similar", "Similarity")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "say what is evaluated: one of --generations, --model, --combine"),
+        (["--generations", "{g}", "--model", "x"], "got --generations and --model"),
+        (["--generations", "{g}"], "--rewards is missing"),
+        (["--generations", "{g}", "--rewards", "config"], "give --config too"),
+        (["--generations", "{g}", "--rewards", "embedded/moood"], "did you mean 'embedded/mood'"),
+        (["--generations", "{g}", "--rewards", "embedded/music"], "scores nothing; name a reward"),
+        (["--generations", "{g}", "--rewards", "{j}", "{j}"], "names loudness twice"),
+        (["--generations", "{g}", "--rewards", "no.yaml"], "there is no file no.yaml"),
+        (["--generations", "{g}x", "--rewards", "{j}"], "did you mean 'g'"),
+        (["--generations", "{empty}", "--rewards", "{j}"], "write a CSV with the header file,prompt,label"),
+        (["--generations", "{g}", "--table", "{rows}", "--rewards", "{j}"], "has no row"),
+        (["--generations", "{g}", "--table", "{bare}", "--rewards", "{j}"], r"has the mood None.*a column 'mood' or 'label'"),
+        (["--generations", "{g}", "--table", "{missing}", "--rewards", "{j}"], "line 2: there is no file .*happy_9.wav; did"),
+        (["--generations", "{g}", "--table", "{part}", "--rewards", "{j}"], "7 audio files are in no row of its table, first"),
+        (["--generations", "{g}", "--table", "{twice}", "--rewards", "{j}"], "more than one row for happy_0.wav"),
+        (["--generations", "{g}", "--table", "{outside}", "--rewards", "{j}"], "is not a file of .* itself"),
+        (["--generations", "{g}", "--table", "{seeds}", "--rewards", "{j}"], "seed is a whole number"),
+        (["--generations", "{g}", "--rewards", "{nan}"], "gave score = nan for .*wav; listen to that clip"),
+        (["--combine", "{g}", "--rewards", "{j}"], "--rewards and --baseline belong to the evaluations"),
+        (["--generations", "{g}", "--baseline", "{g}", "--role", "original"], "drop --role original"),
+        (["--generations", "{g}", "--adapter", "a"], "give --model too"),
+        (["--model", "embedded/music", "--adapter", "a=b", "--prompts", "{p}", "--rewards", "{j}"], "expected NAME or NAME="),
+        (["--model", "embedded/music", "--rewards", "{j}"], "no prompts: give --prompts FILE"),
+        (["--model", "embedded/music", "--prompts", "{p}", "--rewards", "{j}", "--samples", "0"], "--samples must be at least 1"),
+        (["--model", "base", "--prompts", "{p}", "--rewards", "{j}"], "no module.backbone; name a model"),
+    ],
+)  # fmt: skip
+def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
+    places = {"g": sines(tmp_path / "g", BASE), "j": reward_file(tmp_path), "nan": reward_file(tmp_path, "nan", nan=True)}
+    (tmp_path / "empty").mkdir()
+    rows = "".join(f"{mood}_{i}.wav,a piano\n" for mood in BASE for i in range(4))
+    tables = {
+        "rows": "file,prompt\n",
+        "bare": f"file,prompt\n{rows}",
+        "missing": "file,prompt\nhappy_9.wav,a piano\n",
+        "part": "file,prompt,label\nhappy_0.wav,a piano,happy\n",
+        "twice": "file,prompt\nhappy_0.wav,a piano\nhappy_0.wav,a piano\n",
+        "outside": "file,prompt\n../g/happy_0.wav,a piano\n",
+        "seeds": "file,prompt,seed\nhappy_0.wav,a piano,x\n",
+        "p": "text,mood\na sad piano,sad\n",
+    }
+    for name, text in tables.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    places |= {name: tmp_path / f"{name}.csv" for name in tables} | {"empty": tmp_path / "empty"}
+    with pytest.raises((ValueError, OSError), match=error):
+        evaluate(*(word.format(**places) for word in words), "--out", tmp_path / "o")
+    assert not list(tmp_path.glob("o/table*")) and not list(tmp_path.glob("o/results.json"))
+
+
+def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
+    folder = sines(tmp_path / "g", {"happy": [0.9], "sad": [0.1]}, table="")
+    entries = [{"file": f"{mood}_0.wav", "id": mood, "text": f"a {mood} piano", "seed": 3} for mood in ("happy", "sad")]
+    (folder / "samples.json").write_text(json.dumps(entries))
+    words = ["--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o"]
+    with pytest.raises(ValueError, match="prompt 'happy' has the mood None"):
+        evaluate(*words)
+    (tmp_path / "p.csv").write_text("text,mood\na happy piano,happy\na sad piano,sad\n")
+    evaluate(*words, "--prompts", tmp_path / "p.csv")
+    (one,) = read_results(tmp_path / "o").sets
+    assert [(clip.sample, clip.labels["mood"], clip.predicted["loudness"]) for clip in one.clips] == [
+        (3, "happy", "happy"),
+        (3, "sad", "sad"),
+    ]
+    (folder / "samples.json").write_text(json.dumps([{**entry, "id": "one"} for entry in entries]))
+    with pytest.raises(ValueError, match="two clips answer prompt 'one' with seed 3"):
+        evaluate(*words, "--prompts", tmp_path / "p.csv")

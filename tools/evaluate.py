@@ -1,0 +1,21 @@
+"""Evaluate: python tools/evaluate.py --model runs/one --baseline base --rewards embedded/mood embedded/clap --out evaluation"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from zoo.errors import reported
+
+
+def main(argv: Sequence[str]) -> None:
+    from datamodules.prompt_sources import file_prompts
+    from datamodules.tables import read_table
+    from lightning_modules import evaluate_command
+
+    evaluate_command.main(argv, file_prompts, read_table)
+
+
+if __name__ == "__main__":
+    sys.exit(reported(main))
