@@ -172,6 +172,13 @@ class _Parts(Sampler):
         return iter([(index, rng.random()) for index in order])
 
 
+class _LateLoader(DataLoader):
+    """Draws and reads nothing before the first batch is asked for: the trainer makes iterators before a resumed epoch is known."""
+
+    def __iter__(self) -> Iterator[AudioBatch]:
+        yield from super().__iter__()
+
+
 class EmopiaDataModule(L.LightningDataModule):
     """EMOPIA as ``AudioBatch`` (mono). ``audio_dir`` holds the clips, ``split_dir`` the three csv files.
 
@@ -212,7 +219,7 @@ class EmopiaDataModule(L.LightningDataModule):
 
     def _loader(self, split: str) -> DataLoader:
         cropped = split == "train" or (split == "val" and self.val_crop)
-        return DataLoader(
+        return _LateLoader(
             EmopiaDataset(self.splits[split], self.sample_rate_hz, self.crop_s if cropped else None),
             self.batch_size if cropped else 1,
             sampler=_Parts(self, split),

@@ -28,6 +28,16 @@ def rows(out_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def exported(out_dir: Path) -> dict[str, torch.Tensor]:
+    """The weights of the best epoch."""
+    return load_file(out_dir / "model" / "model.safetensors")
+
+
+def last(out_dir: Path) -> dict[str, torch.Tensor]:
+    """The weights of the last epoch."""
+    return torch.load(out_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "task"),
@@ -39,12 +49,14 @@ def rows(out_dir: Path) -> list[dict[str, str]]:
     ],
 )
 def test_fits_resumes_tests_exports_and_reloads(tmp_path: Path, config: str, task: str) -> None:
-    small = write_tiny_set(tmp_path / "set")
+    workers = 1 if config == "piano_demo.yaml" else 0  # workers read ahead, which must not confuse a resumed epoch
+    small = [*write_tiny_set(tmp_path / "set"), f"data.num_workers={workers}"]
     fit(config, tmp_path / "run", *small, "trainer.max_epochs=1")
     fit(config, tmp_path / "run", *small, "trainer.max_epochs=2", "resume=true")
     fit(config, tmp_path / "straight", *small, "trainer.max_epochs=2")
-    resumed, straight = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "straight"))
-    assert all(torch.equal(straight[name], value) for name, value in resumed.items()), "a stop changed the run"
+    for weights in (exported, last):
+        resumed, straight = (weights(tmp_path / name) for name in ("run", "straight"))
+        assert all(torch.equal(straight[name], value) for name, value in resumed.items()), "a stop changed the run"
     reward = zoo.load(str(tmp_path / "run" / "model"))
     assert isinstance(reward, Reward) and reward.class_names == TASKS[task]
     evaluation = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["evaluation"]
