@@ -173,7 +173,7 @@ class _Parts(Sampler):
 
 
 class _LateLoader(DataLoader):
-    """Draws and reads nothing before the first batch is asked for: the trainer makes iterators before a resumed epoch is known."""
+    """Reads nothing before the first batch is asked for: the trainer makes iterators before it knows the resumed epoch."""
 
     def __iter__(self) -> Iterator[AudioBatch]:
         yield from super().__iter__()
