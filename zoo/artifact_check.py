@@ -56,12 +56,13 @@ def _loaded(folder: Path, config: dict[str, Any]) -> str:
         return f"loads strictly: {len(state)} tensors, {sum(tensor.numel() for tensor in state.values()):,} numbers"
     from zoo.backbones.adapter_files import read_adapter
     from zoo.backbones.adapters import stack_adapters
+    from zoo.generation import load
 
     _, weights, _ = read_adapter(folder)
     name = (config.get("base") or {}).get("name")
     count = f"{len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} numbers"
     try:
-        base = load_artifact(find(name)) if name in ENTRIES else None
+        base = load(name) if name in ENTRIES and find(name) else None  # nothing is fetched: find knows this machine only
     except (ValueError, FileNotFoundError) as error:
         return f"adapter of {count}; not tried on its base {name}: {error}"
     if base is None:
