@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
     instruments, seconds = ["guitar", "harp", "piano"], config["data"]["seconds"]
     judge = None
     if network is not None:
-        reference = real_clips(options.reference_clips, instruments, seconds, clap.sample_rate_hz, REFERENCE_SEED)
+        reference = real_clips(options.reference_clips, instruments, seconds, built(config).sample_rate_hz, REFERENCE_SEED)
         judge = fitted_judge(reference, network)
     table1, grids = condition_prompts(config), {}
     for condition in chosen:
