@@ -199,3 +199,20 @@ def test_the_towers_that_ship_are_small():
     reward = ClapReward("x")
     assert reward.towers.window_samples == 65_536  # 4.096 s
     assert 2 * sum(value.numel() for value in reward.state_dict().values()) < 2e6  # bytes in half precision
+
+
+def test_an_assumed_rate_is_heard_instead_of_the_real_one_and_says_so(tmp_path):
+    wave, plain, reward = noise(), small(compat=True), small(compat=True, assume_rate_hz=48_000)
+    reward.load_state_dict(plain.state_dict())
+    output = reward(wave, RATE, PROMPTS)
+    assert torch.equal(output.score_B, plain(wave, 48_000, PROMPTS).score_B)
+    assert not torch.equal(output.score_B, plain(wave, RATE, PROMPTS).score_B)
+    assert list(output.parts) == ["clap/small/compat/as-48000-hz"]
+    assert reward.cut(wave, RATE).shape == (2, 1, WINDOW), "a third as long, then repeated to a window"
+    save_artifact(tmp_path / "out", kind="reward", architecture="clap", arguments=reward.arguments, module=reward)
+    assert torch.equal(load_artifact(tmp_path / "out")(wave, RATE, PROMPTS).score_B, output.score_B)
+    for wrong in ({"assume_rate_hz": 48_000}, {"assume_rate_hz": 0, "compat": True}):
+        with pytest.raises(ValueError, match="for comparison with published numbers: set compat and a rate in Hz"):
+            small(**wrong)
+    with pytest.raises(ValueError, match="needs the sample rate"):
+        reward(wave, None, PROMPTS)
