@@ -130,3 +130,24 @@ def test_a_row_runs_when_made_small(
     assert [row["round"] for row in rows] == [0, 1] and column in rows[-1], sorted(rows[-1])
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     assert zoo.open_model(str(tmp_path / "run")).sample_rate_hz == 16_000
+
+
+def test_a_row_is_resumed_where_it_stopped(small_zoo: Path, tmp_path: Path) -> None:
+    small = [f"out_dir={tmp_path / 'run'}", *SMALL, "trainer.num_sanity_val_steps=0"]
+    run.fit(load("table2_19x10", overrides=[*small, "trainer.max_epochs=1"]))
+    run.fit(load("table2_19x10", overrides=[*small, "trainer.max_epochs=2", "resume=true"]))
+    assert [row["round"] for row in read_rows(tmp_path / "run" / "metrics.csv")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "seconds"), [("table1_19x10", 19, 10), ("table2_38x5", 38, 5), ("table1_200x5", 200, 5)]
+)
+def test_the_tables_are_evaluated_on_the_four_emotions(name: str, steps: int, seconds: float) -> None:
+    """What tools/evaluate.py --config asks: 4 prompts, of which it makes 25 clips each."""
+    from lightning_modules.evaluation_inputs import configuration
+
+    config = configuration([str(FOLDER / f"{name}.yaml")], None)
+    prompts = config.prompts("held_out")
+    assert [prompt.labels["mood"] for prompt in prompts] == ["happy", "angry", "sad", "tender"]
+    assert {prompt.seconds for prompt in prompts} == {seconds}
+    assert config.settings["module"]["sample_steps"] == steps
