@@ -151,3 +151,16 @@ def test_the_tables_are_evaluated_on_the_four_emotions(name: str, steps: int, se
     assert [prompt.labels["mood"] for prompt in prompts] == ["happy", "angry", "sad", "tender"]
     assert {prompt.seconds for prompt in prompts} == {seconds}
     assert config.settings["module"]["sample_steps"] == steps
+
+
+def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
+    """The command in the head of table1_*.yaml, on the small models."""
+    from lightning_modules import evaluate_command
+
+    run.fit(load("table1_19x10", overrides=["out_dir=run", *SMALL, "trainer.max_epochs=1", "trainer.num_sanity_val_steps=0"]))
+    asked = ["--model", "run", "--baseline", "base", "--rewards", "config", CLAP, "--samples", "2", "--out", "tables"]
+    evaluate_command.main(asked, None, None)
+    one, two = (Path(f"tables/table{number}.md").read_text() for number in (1, 2))
+    assert all(mood in one.lower() for mood in ("happy", "angry", "sad", "tender")), one
+    assert "3-step, 0.2 sec." in one and "3-step, 0.2 sec." in two and CLAP in two, two
+    assert len(list(Path("tables/clips").rglob("*.wav"))) == 2 * 4 * 2, "base and trained, 4 prompts, 2 clips each"
