@@ -35,6 +35,15 @@ def assert_whole_after_two_rounds(folder: Path) -> None:
         assert (folder / made).exists(), made
 
 
+def assert_exports_and_reloads(tmp_path: Path) -> None:
+    """A run on ``embedded/music`` in ``tmp_path / "run"``: its export plays bitwise as the run itself."""
+    folder = export_run(tmp_path / "run", tmp_path / "exported", card="ddpo_quickstart")
+    assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder))
+    both = (zoo.load(folder), zoo.open_model(str(tmp_path / "run")))
+    (one,), (other,) = (zoo.generate(backbone, ["a sad piano"], steps=2, seconds=1.024) for backbone in both)
+    assert torch.equal(one.samples_CN, other.samples_CN)
+
+
 @pytest.mark.slow
 def test_codec_then_denoiser(tmp_path: Path) -> None:
     data = [f"data.{item}" for item in [*MUSIC, "seconds=0.512", "crop_seconds=0.256"]]
@@ -72,11 +81,7 @@ def test_quickstarts(config: str, tmp_path: Path) -> None:
     small += ["module.train_steps=null", "module.backbone.name=embedded/music", "data.seconds=2.2"]
     fit(config, tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
     assert_whole_after_two_rounds(tmp_path / "run")
-    folder = export_run(tmp_path / "run", tmp_path / "exported", card="ddpo_quickstart")
-    assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder))
-    both = (zoo.load(folder), zoo.open_model(str(tmp_path / "run")))
-    (one,), (other,) = (zoo.generate(backbone, ["a sad piano"], steps=2, seconds=1.024) for backbone in both)
-    assert torch.equal(one.samples_CN, other.samples_CN)
+    assert_exports_and_reloads(tmp_path)
 
 
 @pytest.mark.slow
@@ -95,6 +100,7 @@ def test_the_ensemble_of_music(tmp_path: Path) -> None:
     assert "<li>held-out scorer: " in (tmp_path / "run" / "report.html").read_text("utf-8")
     reward = run.build(run.load([tmp_path / "run" / "config.yaml"])).module.reward
     assert reward.members[0].weight == 1 and not reward.differentiable
+    assert_exports_and_reloads(tmp_path)
 
 
 @pytest.mark.slow
