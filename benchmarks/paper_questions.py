@@ -16,8 +16,8 @@ Protocol
    asked mood. Neither VibeNet nor, but for condition "clap", the CLAP is ever trained on.
 4. Each comparison is paired by clip: mean of after - before ± its standard error. *Rose* / *fell*: by more than 2 standard
    errors. The aim for "4 emotions": balanced accuracy rose on at least 4 of 5 seeds, and the judge's probability with it.
-5. Condition "emotions_4_kl" was added when the scores of the first six had been seen (the judge did not follow them), with a weight
-   chosen by the training reward of one trial seed; it is no question of the paper.
+5. Condition "emotions_4_kl" was added when the scores of the first six had been seen (the judge did not follow them), with a
+   weight chosen by the training reward of one trial seed; it is no question of the paper.
 6. All runs are published, whatever they say. No seed, prompt or clip is left out.
 
 Writes table.md (summary and every run), results.json (every value of every clip) and table.png.
