@@ -72,7 +72,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--prompts", help=".txt, .csv or .jsonl; further columns are labels (mood). Default: those of the configuration")
     add("--which", choices=WHICH, default="held_out", help="which prompts of the configuration")
-    add("--rewards", nargs="+", metavar="NAME", help="zoo names, folders, .yaml with a _target_, or config: that of the run")
+    add(
+        "--rewards",
+        nargs="+",
+        metavar="NAME",
+        help="zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the run",
+    )
     add("--samples", type=int, default=25, help="clips a prompt")
     add("--seed", type=int, default=SEED, help="of a prompt's first clip; the next has the next seed, for all models alike")
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")

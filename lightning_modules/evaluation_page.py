@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from lightning_modules.evaluation_results import ClipSet, Results, ScoredClip, ScorerFacts
@@ -42,7 +44,7 @@ def draw_confusion(results: Results, path: Path) -> bool:
     figure = _figure(3.6 * columns, 3.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (one, scorer, found) in zip(axes, drawn):
-        _matrix(axis, found, f"{one.title}\n{scorer.name}, n = {found.count}")
+        _matrix(axis, found, "\n".join([*wrap(one.title, 36), *wrap(f"{scorer.name}, n = {found.count}", 36)]))
     for axis in axes[len(drawn) :]:
         axis.axis("off")
     _save(figure, path)
@@ -57,7 +59,7 @@ def _matrix(axis: Any, found: Accuracy, title: str) -> None:
     axis.set_yticks(names, found.class_names, fontsize=8)
     axis.set_xlabel("called", fontsize=8)
     axis.set_ylabel("asked for", fontsize=8)
-    axis.set_title(title, fontsize=8, wrap=True)
+    axis.set_title(title, fontsize=8)
     for i in names:
         for j in names:
             colour = "white" if shares[i][j] > 0.5 else "black"
@@ -66,14 +68,15 @@ def _matrix(axis: Any, found: Accuracy, title: str) -> None:
 
 def draw_tables(results: Results, path: Path) -> None:
     """Every scorer's numbers of every set with 95 % intervals: accuracies by class, else the mean score. Raises ``OSError``."""
-    figure = _figure(11, 3.6 * len(results.scorers))
+    figure = _figure(11, 4 * len(results.scorers))
     for axis, scorer in zip(figure.subplots(len(results.scorers), 1, squeeze=False).flatten(), results.scorers):
         if scorer.class_names:
             _bars(axis, results.sets, [*scorer.class_names, "mean"], _of_classes(scorer))
             axis.axhline(1 / len(scorer.class_names), color="gray", lw=0.8, ls=":")
             axis.set(title=f"accuracy by {scorer.title}", ylim=(0, 1.02))
         else:
-            _bars(axis, results.sets, ["all clips"], lambda one, own=scorer: [mean(one, own)])
+            classes = next((other.class_names for other in results.scorers if other.class_names), ())
+            _bars(axis, results.sets, [*classes, "all clips"], _of_scores(scorer, classes))
             axis.set(title=f"mean score by {scorer.title}")
         axis.grid(alpha=0.3, axis="y")
     _save(figure, path)
@@ -84,6 +87,14 @@ def _of_classes(scorer: ScorerFacts) -> Callable[[ClipSet], list[Estimate | None
         found = accuracy(one, scorer)
         empty: list[Estimate | None] = [None] * (len(scorer.class_names) + 1)
         return empty if found is None else [*found.classes.values(), found.balanced]
+
+    return estimates
+
+
+def _of_scores(scorer: ScorerFacts, classes: Sequence[str]) -> Callable[[ClipSet], list[Estimate | None]]:
+    def estimates(one: ClipSet) -> list[Estimate | None]:
+        asked = [replace(one, clips=tuple(clip for clip in one.clips if name in clip.wanted.values())) for name in classes]
+        return [mean(each, scorer) for each in (*asked, one)]
 
     return estimates
 
@@ -103,7 +114,7 @@ def _bars(
         axis.bar(places, values, width * 0.95, label=f"{one.title} (n = {len(one.clips)})")
         axis.errorbar(places, values, errors, fmt="none", ecolor="black", capsize=3, lw=1)
     axis.set_xticks(range(len(names)), names)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=min(3, len(sets)))
 
 
 def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[ScoredClip]]:

@@ -18,10 +18,10 @@ from lightning_modules.evaluation_results import ScoredClip, ScorerFacts
 from zoo.audio_files import read_audio
 from zoo.files import sha256_of, written_beside
 from zoo.generation import load, score
-from zoo.registry import ENTRIES, looks_remote
+from zoo.registry import ENTRIES
 from zoo.sample_files import Sample
-from zoo.targets import instantiate
-from zoo.types import Prompt, Reward, Waveform
+from zoo.targets import check, instantiate
+from zoo.types import Prompt, Reward, RewardOutput, Waveform
 
 _SAVED_EVERY_S = 5.0
 Progress = Callable[[int, int], None]  # (done, total)
@@ -56,32 +56,52 @@ def as_scorer(name: str, reward: Reward) -> Scorer:
 
 
 def open_scorers(names: Sequence[str], config_reward: Mapping[str, Any] | None, device: str) -> tuple[Scorer, ...]:
-    """Scorers of zoo names, model folders, ``.yaml`` files that hold a ``_target_``, or ``config``: the ``module.reward`` of the
-    configuration. Raises ``ValueError`` for an unknown name, one given twice, and a model that is no reward.
+    """Scorers of zoo names, model folders, ``.yaml`` files (a ``_target_``, or a run's configuration: its ``module.reward``), or
+    ``config``: that of the configuration. Raises ``ValueError`` for an unknown name, one given twice, and what is no reward.
     """
     scorers: dict[str, Scorer] = {}
     for text in names:
-        if text == "config":
-            if config_reward is None:
-                raise ValueError("--rewards config is the reward of a configuration with module.reward; give --config too")
-            reward, name = instantiate(dict(config_reward), "module.reward"), str(config_reward.get("name") or "config")
-        elif text.endswith((".yaml", ".yml")):
-            from omegaconf import OmegaConf
-
-            if not Path(text).is_file():
-                raise FileNotFoundError(f"--rewards: there is no file {text}")
-            reward, name = instantiate(OmegaConf.to_container(OmegaConf.load(text), resolve=True), text), Path(text).stem
+        if text == "config" and config_reward is None:
+            raise ValueError("--rewards config is the reward of a configuration with module.reward; give --config too")
+        if text == "config" or text.endswith((".yaml", ".yml")):
+            node = dict(config_reward or {}) if text == "config" else _reward_node(text)
+            check(node, text)
+            reward = instantiate(node, text)
+            name = _node_name(node) or str(getattr(reward, "checkpoint", "") or Path(text).stem)
         else:
             reward, name = load(text), text
         if not callable(reward) or not hasattr(reward, "differentiable"):
             raise ValueError(f"--rewards: {text} is a {type(reward).__name__}, which scores nothing; name a reward")
         if isinstance(reward, nn.Module):
             reward = reward.to(device).eval()
-        name = name if name in ENTRIES or looks_remote(name) else str(getattr(reward, "checkpoint", "") or short_name(name))
+        if Path(name).is_dir() and name not in ENTRIES:
+            name = str(getattr(reward, "checkpoint", "") or short_name(name))
         if name in scorers:
             raise ValueError(f"--rewards names {name} twice; give each scorer once, or its folder another name")
         scorers[name] = as_scorer(name, reward)
     return tuple(scorers.values())
+
+
+def _reward_node(path: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--rewards: there is no file {path}")
+    content = OmegaConf.load(path)
+    if isinstance(content, Mapping) and "_target_" in content:
+        return dict(OmegaConf.to_container(content, resolve=True))
+    from lightning_modules import run
+
+    node = run.load([path]).module.get("reward")
+    if node is None:
+        raise ValueError(f"--rewards: {path} has neither a _target_ nor a module.reward")
+    return dict(node)
+
+
+def _node_name(node: Mapping[str, Any]) -> str:
+    """What a reward's weights are called where it is built: name in the zoo, or file and folder of its checkpoint; else empty."""
+    path = node.get("path")
+    return str(node.get("name") or node.get("checkpoint") or ("/".join(Path(str(path)).parts[-2:]) if path else ""))
 
 
 def short_name(path: str) -> str:
@@ -106,7 +126,10 @@ class ScoreCache:
 
     def __init__(self, path: Path) -> None:
         self.path, self._last = path, time.monotonic()
-        self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); remove it, and the clips are scored again") from error
 
     def put(self, key: str, entry: dict[str, Any]) -> None:
         self.entries[key] = entry
@@ -147,11 +170,27 @@ def scored_clips(
                 done += len(rows)
                 if progress is not None:
                     progress(done, total)
-            for own, key in zip(found, keys, strict=True):
-                own[scorer.facts.name] = cache.entries[key]
+            entries = [cache.entries[key] for key in keys]
+            for own, entry, more in zip(found, entries, _of_the_set(scorer, entries, samples), strict=True):
+                own[scorer.facts.name] = {**entry, "values": {**entry["values"], **more}}
     finally:
         cache.save()
     return tuple(_clip(sample, number, own) for sample, number, own in zip(samples, sample_numbers(samples), found, strict=True))
+
+
+def _of_the_set(scorer: Scorer, entries: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> list[dict[str, float]]:
+    """The parts that a reward gives by looking at all clips of a prompt (its ``combine``), such as diversity; its score stays the
+    one that it gives a single clip. ``{}`` for other rewards, and where no prompt has two clips.
+    """
+    prompts = [sample.prompt for sample in samples]
+    names = list(entries[0].get("vectors", ()))
+    if not names or len({prompt.id for prompt in prompts}) == len(prompts):
+        return [{} for _ in samples]
+    parts = {name: torch.tensor([entry["values"][name] for entry in entries]) for name in entries[0]["values"]}
+    vectors = {name: torch.tensor([entry["vectors"][name] for entry in entries]) for name in names}
+    output = scorer.reward.combine(RewardOutput(parts.pop("score"), parts, vectors), prompts)
+    more = {name: part.tolist() for name, part in output.parts.items() if name not in parts}
+    return [{name: column[i] for name, column in more.items()} for i in range(len(samples))]
 
 
 def sample_numbers(samples: Sequence[Sample]) -> list[int]:
@@ -185,6 +224,9 @@ def _scored(scorer: Scorer, samples: Sequence[Sample], device: str) -> list[dict
     entries: list[dict[str, Any]] = [
         {"values": {name: column[i] for name, column in columns.items()}} for i in range(len(samples))
     ]
+    if hasattr(scorer.reward, "combine") and output.vectors:
+        for i, entry in enumerate(entries):
+            entry["vectors"] = {name: vector[i].tolist() for name, vector in output.vectors.items()}
     for entry, sample in zip(entries, samples, strict=True):
         for name, value in entry["values"].items():
             if not math.isfinite(value):

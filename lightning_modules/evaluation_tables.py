@@ -25,6 +25,7 @@ from lightning_modules.evaluation_statistics import (
 )
 
 NONE = "-"
+FEW_PROMPTS = 10  # below, a bootstrap over prompts has too few of them to know how they differ
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,11 @@ def table_1(results: Results, scorer: ScorerFacts) -> Table:
         for each in found.classes.values():
             cells.append(NONE if each is None else f"{shown(each)} ({round(each.value * each.count)}/{each.count})")
         rows.append((one.title, sizes(one), *cells, shown(found.balanced)))
-        notes.append(f"{one.title}: {power_note(found)}.")
+        if baseline_of(one, results.sets) in (None, one):
+            notes.append(f"{one.title}: {power_note(found)}.")
         absent = [name for name, each in found.classes.items() if each is None]
         if absent:
             notes.append(f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other classes.")
-        if found.prompts <= len(scorer.class_names):
-            notes.append(f"{one.title}: {found.prompts} prompts, so its intervals are of clips of these prompts only.")
     always = f"Calling every clip the same class gives a mean of {1 / len(scorer.class_names):.2f}."
     how = ("Classes: Wilson intervals, 95 %, hits / clips. Mean over classes: the wider of a bootstrap over prompts and their "
            "clips and of Wilson's intervals put together.")  # fmt: skip
@@ -118,7 +118,11 @@ def table_2(results: Results) -> Table:
         rows.append(tuple(row))
     how = ("95 % intervals by bootstrap over prompts and their clips (of accuracies at least as wide as by formula). Differences "
            "are paired clip by clip (same prompt and sample number) unless they say otherwise; p: McNemar, exact.")  # fmt: skip
-    return Table("Table 2: original and trained", tuple(header), tuple(rows), (how, *map(_fingerprint, results.scorers)))
+    few = sorted({line.title for line in lines(results) if len({clip.id for clip in line.some.clips}) < FEW_PROMPTS})
+    rough = [f"Fewer than {FEW_PROMPTS} prompts ({'; '.join(few)}): intervals of scores over prompts are rough, and those of "
+             "accuracies hold for these prompts more than for others."] if few else []  # fmt: skip
+    notes = (how, *rough, *map(_fingerprint, results.scorers))
+    return Table("Table 2: original and trained", tuple(header), tuple(rows), notes)
 
 
 def _triple(line: Line, scorer: ScorerFacts) -> list[str]:

@@ -14,7 +14,7 @@ from toy_evaluation import LoudnessJudge, evaluate, reward_file, sine, sines
 from toys import SMALL
 
 from lightning_modules.evaluation_results import read_results
-from lightning_modules.evaluation_scores import fingerprint
+from lightning_modules.evaluation_scores import fingerprint, open_scorers
 from zoo.audio_files import read_audio
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.checkpoint import save_artifact
@@ -80,6 +80,9 @@ def test_scored_clips_are_not_scored_again_and_a_killed_run_goes_on(tmp_path, re
     sine(folder / "sad_0.wav", 0.1)  # other bytes: that clip is scored again
     evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
     assert LoudnessJudge.calls == 2 and (tmp_path / "o" / "table1.md").read_text() != text
+    (tmp_path / "o" / "scores.json").write_text("{")
+    with pytest.raises(ValueError, match="scores.json cannot be read .*; remove it, and the clips are scored again"):
+        evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
 
 
 def test_combine_puts_runs_into_one_table(tmp_path, rewards, capsys):
@@ -204,6 +207,32 @@ def test_the_embedded_model_is_evaluated_by_embedded_scorers(tmp_path):
     assert "happy | angry | sad | tender | mean" in text and "nothing asked for angry, tender" in text
     text = (tmp_path / "o" / "table2.md").read_text()
     assert "similarity by clap/embedded/clap" in text and "accuracy by embedded/mood" in text
+
+
+def test_diversity_within_a_prompt_is_measured_over_the_whole_set(tmp_path):
+    folder = sines(tmp_path / "g", {"happy": [0.5, 0.5, 0.5, 0.5]})
+    guards = tmp_path / "guards.yaml"
+    guards.write_text("{_target_: zoo.rewards.guards.GuardReward, diversity: 1.0, loudness_dbfs: [-60, -1]}")
+    for words in ([], ["--batch-size", 1]):
+        evaluate("--generations", folder, "--rewards", guards, "--out", tmp_path / f"o{len(words)}", *words)
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["sets"][0]["clips"] for name in ("o0", "o2"))
+    assert [clip["values"] for clip in one] == [clip["values"] for clip in two]
+    found = one[0]["values"]["guards"]
+    assert found["diversity_db"] == pytest.approx(0, abs=1e-3) and found["diversity_penalty"] == pytest.approx(-1, abs=1e-3)
+    assert found["score"] == 0 and found["level_dbfs"] == pytest.approx(-9.03, abs=0.01)
+    assert "| diversity_db |" in (tmp_path / "o0" / "table2.md").read_text()
+
+
+def test_a_scorer_is_called_after_its_checkpoint(trained, tmp_path):
+    (tmp_path / "overlay.yaml").write_text(f"{{base: {trained / 'run' / 'config.yaml'}, out_dir: x}}")
+    node = {"_target_": "toy_evaluation.LoudnessJudge", "checkpoint": "other"}
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(node))
+    names = [str(tmp_path / "overlay.yaml"), str(tmp_path / "named.yaml"), "embedded/clap"]
+    scorers = open_scorers([*names, "config"], {"_target_": "toy_evaluation.Similarity"}, "cpu")
+    assert [scorer.facts.name for scorer in scorers] == ["mood", "other", "embedded/clap", "toy"]
+    assert scorers[0].facts.class_names == MOODS and scorers[2].facts.title == "clap/embedded/clap"
+    with pytest.raises(ValueError, match="embedded/clap twice"):
+        open_scorers(["embedded/clap", "embedded/clap"], None, "cpu")
 
 
 def test_fingerprints_follow_weights_and_settings():

@@ -28,6 +28,7 @@ def rewards(tmp_path):
         (["--generations", "{g}", "--rewards", "embedded/music"], "scores nothing; name a reward"),
         (["--generations", "{g}", "--rewards", "{j}", "{j}"], "names loudness twice"),
         (["--generations", "{g}", "--rewards", "no.yaml"], "there is no file no.yaml"),
+        (["--generations", "{g}", "--rewards", "{run}"], "neither a _target_ nor a module.reward"),
         (["--generations", "{g}x", "--rewards", "{j}"], "did you mean 'g'"),
         (["--generations", "{empty}", "--rewards", "{j}"], "write a CSV with the header file,prompt,label"),
         (["--generations", "{g}", "--table", "{rows}", "--rewards", "{j}"], "has no row"),
@@ -61,9 +62,10 @@ def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
         "seeds": "file,prompt,seed\nhappy_0.wav,a piano,x\n",
         "p": "text,mood\na sad piano,sad\n",
     }
+    (tmp_path / "run.yaml").write_text("{module: {_target_: toy_run.Line, width: 1}, out_dir: x}")
     for name, text in tables.items():
         (tmp_path / f"{name}.csv").write_text(text)
-    places |= {name: tmp_path / f"{name}.csv" for name in tables} | {"empty": tmp_path / "empty"}
+    places |= {name: tmp_path / f"{name}.csv" for name in tables} | {"empty": tmp_path / "empty", "run": tmp_path / "run.yaml"}
     with pytest.raises((ValueError, OSError), match=error):
         evaluate(*(word.format(**places) for word in words), "--out", tmp_path / "o")
     assert not list(tmp_path.glob("o/table*")) and not list(tmp_path.glob("o/results.json"))

@@ -167,7 +167,8 @@ def test_tables_pair_originals_with_trained_models_of_their_setting():
     accuracies = table_1(results, JUDGE)
     assert accuracies.header == ("setting, model", "clips (prompts)", "happy", "angry", "sad", "tender", "mean")
     assert accuracies.rows[0][2] == f"1.00 [{wilson_interval(25, 25)[0]:.2f}, 1.00] (25/25)"
-    assert any("4 prompts, so its intervals are of clips of these prompts only" in note for note in accuracies.notes)
+    assert "Fewer than 10 prompts (19-step, 10 sec. (clap); 19-step, 10 sec. (emopia); 38-step, 5 sec.)" in table.notes[1]
+    assert sum("80 % power" in note for note in accuracies.notes) == 2  # once a setting
     assert any("a mean of 0.25" in note for note in accuracies.notes) and any(
         "fingerprint abc" in note for note in accuracies.notes
     )

@@ -287,4 +287,5 @@ def score(reward: str | Reward, waves: Sequence[Waveform], prompts: Sequence[Pro
         outputs.append(reward(torch.stack([waves[i].samples_CN for i in place]), rate_hz, [prompts[i] for i in place]))
     order = torch.tensor([i for place in groups.values() for i in place]).argsort()
     parts = {name: torch.cat([output.parts[name] for output in outputs])[order] for name in outputs[0].parts}
-    return RewardOutput(torch.cat([output.score_B for output in outputs])[order], parts)
+    vectors = {name: torch.cat([output.vectors[name] for output in outputs])[order] for name in outputs[0].vectors}
+    return RewardOutput(torch.cat([output.score_B for output in outputs])[order], parts, vectors)
