@@ -39,6 +39,8 @@ def sampling_settings(
     Raises ``ValueError`` when there is one eta a step for another number of steps.
     """
     module, data = run.get("module") or {}, run.get("data") or {}
+    if isinstance(data.get("prompts"), Mapping):  # prompts from elsewhere carry their own negative and seconds
+        data = {**data, **data["prompts"]}
     found = {}
     for name, default in DEFAULTS.items():
         own = _OF_RUN.get(name)
