@@ -1,7 +1,11 @@
-"""The laion_clap package as CLAP's towers, with a stand-in for the package: imported on request, nothing fetched."""
+"""The laion_clap package as CLAP's towers, with a stand-in for the package (once with itself): on request, nothing fetched."""
 
+import os
+import re
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,3 +113,13 @@ def test_the_speed_benchmark_measures_both_sides_on_the_same_clips():
     assert seen == [(1, 480_000)] * 3 and result.pop("apart") == pytest.approx(0.5, abs=1e-3)
     assert set(result) == {"ours", "theirs", "our front end", "their front end"}
     assert 0 < result["our front end"] < result["ours"] < 60
+
+
+@pytest.mark.slow
+def test_the_package_itself_imports_offline_and_agrees_with_our_towers():
+    """In a process of its own: its import takes half a minute and leaves modules named ``tests`` and ``training`` behind."""
+    root = str(Path(__file__).resolve().parents[1])
+    command = [sys.executable, "-m", "benchmarks.clap_speed", "1", "1", "cpu", "HTSAT-tiny"]
+    done = subprocess.run(command, cwd=root, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"embeddings (\S+) apart", done.stdout)[1]) < 1e-5
