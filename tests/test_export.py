@@ -271,7 +271,7 @@ def test_loading_an_adapter_by_itself_needs_a_base_with_a_name(run, tmp_path):
 def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(run, tmp_path, monkeypatch):
     folder, seen = export_run(run, tmp_path / "out"), {}
 
-    def keep(backbone, prompts, seeds, paths, batch_size, sampling):
+    def keep(backbone, prompts, seeds, paths, folder, batch_size, sampling):
         seen.update(sampling, seconds=prompts[0].seconds, heard=heard(backbone))
 
     monkeypatch.setattr(generate_command, "_generate_files", keep)
