@@ -66,10 +66,26 @@ def drop_replaced(config: DictConfig, other: DictConfig) -> None:
         old, new = (node._get_node(key) if key in node else None for node in (config, other))
         if not (_is_tree(old) and _is_tree(new)):
             continue
-        if "_target_" in old and "_target_" in new and old["_target_"] != new["_target_"]:
+        if _has_other_target(old, new):
             config[key] = {}
         else:
             drop_replaced(old, new)
+
+
+def drop_replaced_at(config: DictConfig, key: str, value: Any) -> None:
+    """The same for one override: ``value`` at ``key`` (dotted), such as ``module.reward`` and ``{"_target_": ...}``."""
+    old = OmegaConf.select(config, key) if isinstance(value, dict) else None
+    if not isinstance(old, DictConfig):
+        return
+    new = OmegaConf.create(value)
+    if _has_other_target(old, new):
+        OmegaConf.update(config, key, {}, merge=False)
+    else:
+        drop_replaced(old, new)
+
+
+def _has_other_target(old: DictConfig, new: DictConfig) -> bool:
+    return "_target_" in old and "_target_" in new and old["_target_"] != new["_target_"]
 
 
 def _is_tree(node: Any) -> bool:

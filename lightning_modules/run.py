@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks
-from lightning_modules.config_files import drop_replaced, read_all
+from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
 from zoo.errors import did_you_mean
 from zoo.targets import bind, check, instantiate
 
@@ -60,7 +60,7 @@ class Built:
 
 def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
     """Merges YAML files (each after those that its ``base:`` names; later ones win), then ``key=value`` overrides, then resolves
-    interpolations. A node of a later file with another ``_target_`` replaces the earlier node whole.
+    interpolations. A node of a later file or override with another ``_target_`` replaces the earlier node whole.
 
     Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest right one.
     """
@@ -77,6 +77,7 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
             if key.split(".")[0].split("[")[0] not in {f.name for f in fields(Run)}:
                 raise ConfigKeyError(key)
+            drop_replaced_at(config, key, value)
             OmegaConf.update(config, key, value, merge=True)
         except (OmegaConfBaseException, yaml.YAMLError, IndexError, TypeError, ValueError) as error:
             raise _readable(error, f"override {override!r}", key) from error

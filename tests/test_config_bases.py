@@ -50,6 +50,18 @@ def test_another_target_replaces_the_node_with_its_arguments(tmp_path: Path) -> 
     assert loaded.data == {"_target_": "toy_run.Points", "width": 2}, "another target: nothing of the old node is left"
 
 
+def test_another_target_on_the_command_line_replaces_the_node_too(tmp_path: Path) -> None:
+    """As the README has it: ``module.reward={_target_: my_package.MyReward}`` on a run whose reward has arguments."""
+    reward = "{_target_: zoo.load, name: embedded/mood}"
+    written(tmp_path, a=f"module: {{_target_: toy_run.Line, width: 3, reward: {reward}}}\nout_dir: x")
+    mine = "{_target_: my_package.MyReward, depth: 2}"
+    expected = {"_target_": "my_package.MyReward", "depth": 2}
+    assert run.load([tmp_path / "a.yaml"], [f"module.reward={mine}"]).module["reward"] == expected
+    assert run.load([tmp_path / "a.yaml"], [f"module={{reward: {mine}}}"]).module["reward"] == expected
+    same = run.load([tmp_path / "a.yaml"], ["module.reward={_target_: zoo.load, device: cpu}", "module.width=4"]).module
+    assert same["reward"] == {"_target_": "zoo.load", "name": "embedded/mood", "device": "cpu"} and same["width"] == 4
+
+
 @pytest.mark.parametrize(
     ("files", "error", "message"),
     [
