@@ -55,7 +55,7 @@ def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
         (["module._target_=lightning_module.ddpo.DDPO"], "no package 'lightning_module'.*did you mean 'lightning_modules'"),
         (["module._target_=toy_run.ROOT"], "toy_run.ROOT is not a class or function"),
         (
-            ["module={_target_: toy_run.WithoutLoop}", "module._target_=toy_run.WithoutLoop"],
+            ["module._target_=toy_run.WithoutLoop"],
             "takes no 'width'; there is nothing to",
         ),
         (["data._target_=toy_run.Line"], "data: toy_run.Line is not a LightningDataModule"),
