@@ -16,8 +16,8 @@ Protocol
    asked mood. Neither VibeNet nor, but for condition "clap", the CLAP is ever trained on.
 4. Each comparison is paired by clip: mean of after - before ± its standard error. *Rose* / *fell*: by more than 2 standard
    errors. The aim for "4 emotions": balanced accuracy rose on at least 4 of 5 seeds, and the judge's probability with it.
-5. Condition "emotions_4_kl" was added when the scores of the first six had been seen (the judge did not follow them), with a
-   weight chosen by the training reward of one trial seed; it is no question of the paper.
+5. Conditions "emotions_4_kl" and "ensemble" were added when the scores of the first six had been seen (the judge did not follow
+   them), the KL's weight chosen by the training reward of one trial seed; they are no questions of the paper.
 6. All runs are published, whatever they say. No seed, prompt or clip is left out.
 
 Writes table.md (summary and every run), results.json (every value of every clip) and table.png.
@@ -69,6 +69,10 @@ SIXTEEN = (
     "data.words={happy: [happy, joyful, cheerful, upbeat], angry: [angry, aggressive, intense, ferocious], "
     "sad: [sad, mournful, somber, sorrowful], tender: [tender, gentle, soft, soothing]}"
 )
+BOTH = (
+    "module.reward={_target_: zoo.rewards.ensemble.EnsembleReward, members: {mood: {reward: embedded/mood, weight: 1.0}, "
+    "clap: {reward: {clap}, weight: 1.0}}, spread_weight: 0.5, deviation: round}"
+)
 THREE = "data.instruments=[piano, guitar, harp]"
 SCORES = {"accuracy": "balanced accuracy", "reward": "value reward", JUDGE: "held-out judge p(mood)", "clap": "CLAP cosine"}
 TABLE1, OWN = "table1", "own"  # the two sets of prompts
@@ -91,6 +95,7 @@ CONDITIONS = (
     Condition("last_steps", "last 2 of 3 steps", ("module.train_steps=[1, 3]", "module.train_step_share=1.0")),
     Condition("clap", "CLAP reward", ("module.reward.name={clap}",)),
     Condition("emotions_4_kl", "4 emotions, KL to the base", ("module.kl_weight=0.3",)),
+    Condition("ensemble", "emotion and CLAP rewards together", (BOTH,)),
 )  # fmt: skip
 
 
