@@ -40,7 +40,19 @@ def test_the_conditions_differ_in_what_their_names_say():
     assert {name: len(words[name]) for name in words} == {name: 16 if name == "emotions_16" else 4 for name in words}
     assert {name: len(i) for name, i in instruments.items()} == {n: 3 if n == "instruments_3" else 1 for n in instruments}
     assert loaded["first_steps"].module["train_steps"] == [0, 2] and loaded["last_steps"].module["train_steps"] == [1, 3]
+    guided = {name: c.module["guidance_scale"] for name, c in loaded.items()}
+    assert guided == {name: 0.25 if name == "weak_guidance" else 0.5 for name in guided}
     assert loaded["clap"].module["reward"]["name"] == "clap" != base.module["reward"]["name"]
+
+
+def test_drawn_seeds_stand_for_their_numbers():
+    conditions = {condition.name: condition for condition in pq.CONDITIONS}
+    assert [pq.run_seed(conditions["emotions_4"], seed) for seed in range(7)] == list(range(7))
+    drawn = [pq.run_seed(conditions["drawn_seeds"], seed) for seed in range(5)]
+    assert len(set(drawn)) == 5 and min(drawn) > 4
+    for seed in (5, -1):
+        with pytest.raises(ValueError, match=f"has the seeds 0 to 4, got {seed}"):
+            pq.run_seed(conditions["drawn_seeds"], seed)
 
 
 def test_verdicts_need_two_standard_errors():
