@@ -24,12 +24,13 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from omegaconf import OmegaConf
 
+from zoo import __version__
 from zoo.errors import is_disk_full
 from zoo.files import written_beside
 from zoo.secrets import MASK, without_secrets
 
 _SECRET = re.compile(r"(^|[_-])(tokens?|password|passwd|passphrase|secret|api_?key|access_?key|private_?key|credentials?)$", re.I)
-_PACKAGES = ("attune", "torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
+_PACKAGES = ("torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
 _FIXED = ("module", "data", "seed")  # a resumed run keeps these
 
 
@@ -71,7 +72,7 @@ def masked_command(words: Sequence[str]) -> str:
 
 def provenance(command_line: Sequence[str], checkpoint: Path | None) -> dict[str, Any]:
     """Versions, git commit and command line of this start; ``None`` stands for what is not known here."""
-    versions = {}
+    versions: dict[str, str | None] = {"attune": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from toys import SMALL
 
+import zoo
 from zoo import files, weights
 from zoo.backbones.tiny import TinyAudio
 from zoo.checkpoint import load_artifact, read_config, save_artifact, save_weights
@@ -110,6 +112,17 @@ def test_bad_configurations(copy, changes, message):
     edit(copy, **changes)
     with pytest.raises(ValueError, match=message):
         load_artifact(copy)
+
+
+def test_a_checkout_that_was_never_installed_knows_its_version(copy, monkeypatch):
+    def nothing_is_installed(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing_is_installed)
+    edit(copy, versions={"attune": zoo.__version__})
+    assert isinstance(load_artifact(copy), TinyAudio)
+    save(copy)
+    assert read_config(copy)["versions"]["attune"] == zoo.__version__
 
 
 def test_every_tensor_is_accounted_for(copy):

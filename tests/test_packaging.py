@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+import zoo
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -43,7 +45,8 @@ def test_every_embedded_file_is_package_data(setup: configparser.ConfigParser) -
 
 
 def test_the_version_is_the_same_everywhere(setup: configparser.ConfigParser) -> None:
-    version = setup["metadata"]["version"]
+    assert setup["metadata"]["version"] == "attr: zoo.__version__"
+    version = zoo.__version__
     citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
     assert citation and citation[1].strip("\"'") == version
     newest = re.search(r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo import __version__
 from zoo.backbones import BACKBONES
 from zoo.construction import build_within
 from zoo.errors import did_you_mean
@@ -35,7 +36,7 @@ _OWN_FILES = re.compile(
     r"config\.json|README\.md|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
     r"adapter_config\.json|adapter_model\.safetensors|\.gitattributes|\.cache|\.attune-pull\.json"
 )
-_VERSIONED = ("attune", "torch", "diffusers", "transformers", "peft")
+_VERSIONED = ("torch", "diffusers", "transformers", "peft")
 
 
 def architecture_class(kind: str, architecture: str, where: str) -> type[nn.Module]:
@@ -147,10 +148,10 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu", dtype:
             raise ValueError(f"{where}: arguments must be an object, got {config['arguments']!r}")
         arguments = bind(found, config["arguments"], f"{where}: arguments")
     except ValueError as error:
-        written, ours = _writer(config), _versions()["attune"]
-        if _numbers(written) <= _numbers(ours):
+        written = _writer(config)
+        if _numbers(written) <= _numbers(__version__):
             raise
-        raise ValueError(f"{error} (written by attune {written}, this is {ours}: a newer version may know it)") from error
+        raise ValueError(f"{error} (written by attune {written}, this is {__version__}: a newer version may know it)") from error
     state = _stored_state(folder, config)
     model = build_within(found, arguments, state, where)
     _check_state(state, model.state_dict(), folder)
@@ -201,12 +202,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _refuse_newer(config: Mapping[str, Any], path: Path) -> None:
-    written_format, written, ours = config.get("format", 1), _writer(config), _versions()["attune"]
+    written_format, written = config.get("format", 1), _writer(config)
     if not isinstance(written_format, int) or isinstance(written_format, bool) or written_format < 1:
         raise ValueError(f"{path}: format must be a whole number of at least 1, got {written_format!r}")
-    if written_format > FORMAT or _numbers(written)[:1] > _numbers(ours)[:1]:
+    if written_format > FORMAT or _numbers(written)[:1] > _numbers(__version__)[:1]:
         raise ValueError(f"{path} was written by a newer version (format {written_format}, attune {written}); this is attune "
-                         f"{ours}, which reads format {FORMAT}: install a newer attune")
+                         f"{__version__}, which reads format {FORMAT}: install a newer attune")
 
 
 def _writer(config: Mapping[str, Any]) -> str:
@@ -225,7 +226,7 @@ def _holds_target(node: Any) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    installed = {}
+    installed = {"attune": __version__}
     for package in _VERSIONED:
         try:
             installed[package] = importlib.metadata.version(package)
