@@ -8,18 +8,20 @@ import pytest
 from toys import small_audio
 
 from benchmarks import paper_questions as pq
+from benchmarks import paper_tables as pt
 from benchmarks.evaluation import Measured
 from lightning_modules import run
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.rewards.emotion import MOODS
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ddpo" / "paper_questions.yaml"
+TITLES = {condition.name: condition.title for condition in pq.CONDITIONS}
 SMALL = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
 
 
 def measured(shift: float) -> Measured:
     base = np.arange(8.0) + shift + np.array([0.1, -0.1] * 4) * shift
-    return Measured(list(MOODS) * 2, dict.fromkeys(pq.SCORES, base))
+    return Measured(list(MOODS) * 2, dict.fromkeys(pt.SCORES, base))
 
 
 @pytest.mark.parametrize("condition", pq.CONDITIONS, ids=lambda condition: condition.name)
@@ -41,7 +43,7 @@ def test_the_conditions_differ_in_what_their_names_say():
     assert {name: len(i) for name, i in instruments.items()} == {n: 3 if n == "instruments_3" else 1 for n in instruments}
     assert loaded["first_steps"].module["train_steps"] == [0, 2] and loaded["last_steps"].module["train_steps"] == [1, 3]
     guided = {name: c.module["guidance_scale"] for name, c in loaded.items()}
-    assert guided == {name: 0.25 if name == "weak_guidance" else 0.5 for name in guided}
+    assert guided == {name: 0.25 if name.startswith("weak") else 0.5 for name in guided}
     assert loaded["clap"].module["reward"]["name"] == "clap" != base.module["reward"]["name"]
 
 
@@ -57,20 +59,28 @@ def test_drawn_seeds_stand_for_their_numbers():
 
 def test_verdicts_need_two_standard_errors():
     before = measured(0.0)
-    assert pq.verdict(before, measured(1.0), "clap") == "rose" and pq.verdict(before, measured(-1.0), "clap") == "fell"
-    assert pq.verdict(before, before, "clap") == "unchanged"
+    assert pt.verdict(before, measured(1.0), "clap") == "rose" and pt.verdict(before, measured(-1.0), "clap") == "fell"
+    assert pt.verdict(before, before, "clap") == "unchanged"
     noisy = Measured(before.groups, {"clap": before.values["clap"] + np.array([1.0, -0.9] * 4)})
-    assert pq.verdict(before, noisy, "clap") == "unchanged"
+    assert pt.verdict(before, noisy, "clap") == "unchanged"
 
 
 def test_tables_count_seeds():
-    bases = {"emotions_4": {pq.TABLE1: measured(0.0)}}
-    runs = {("emotions_4", seed): {pq.TABLE1: measured(shift)} for seed, shift in enumerate((1.0, 1.0, -1.0))}
-    text = pq.summary(bases, runs, pq.TABLE1)
+    bases = {"emotions_4": {pt.TABLE1: measured(0.0)}}
+    runs = {("emotions_4", seed): {pt.TABLE1: measured(shift)} for seed, shift in enumerate((1.0, 1.0, -1.0))}
+    text = pt.summary(TITLES, bases, runs, pt.TABLE1)
     assert "| 4 emotions, piano | 3.500 -> 3.833 | 2 / 1 of 3 |" in text
     assert text.count("\n") == 3, "conditions without runs have no row"
-    assert pq.every_run(bases, runs, pq.TABLE1).count("| emotions_4 |") == 3
-    assert "| base | 2.00 | 3.00 | 4.00 | 5.00 |" in pq.by_emotion(bases, runs)
+    assert pt.every_run(bases, runs, pt.TABLE1).count("| emotions_4 |") == 3
+    assert "| base | 2.00 | 3.00 | 4.00 | 5.00 |" in pt.by_emotion(TITLES, bases, runs)
+
+
+def test_a_condition_with_another_base_shows_it():
+    bases = {name: {pt.TABLE1: measured(shift)} for name, shift in (("clap", 0.0), ("ensemble", 0.0), ("weak_guidance", -1.0))}
+    runs = {(name, 0): {pt.TABLE1: measured(2.0)} for name in bases}
+    rows = [line.split(" | ")[0].strip("| ") for line in pt.by_emotion(TITLES, bases, runs).splitlines()[2:]]
+    weak = TITLES["weak_guidance"]
+    assert rows == ["base", TITLES["clap"], TITLES["ensemble"], f"base of: {weak}", weak]
 
 
 def test_the_protocol_at_toy_size(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,110 @@
+"""Tables and picture of ``benchmarks/paper_questions.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.evaluation import Measured, markdown_table, shown
+from benchmarks.quickstart_seeds import JUDGE, differences
+from zoo.files import written_beside
+
+SCORES = {"accuracy": "balanced accuracy", "reward": "value reward", JUDGE: "held-out judge p(mood)", "clap": "CLAP cosine"}
+TABLE1, OWN = "table1", "own"  # the two sets of prompts
+Titles = Mapping[str, str]  # condition -> what the tables call it
+Runs = Mapping[tuple[str, int], Mapping[str, Measured]]  # (condition, seed) -> set of prompts -> what was measured
+Bases = Mapping[str, Mapping[str, Measured]]  # condition -> set of prompts
+
+
+def verdict(before: Measured, after: Measured, name: str) -> str:
+    mean, error = differences(before, after, name)
+    return "rose" if mean > 2 * error else "fell" if mean < -2 * error else "unchanged"
+
+
+def scored(bases: Bases) -> dict[str, str]:
+    """Those of ``SCORES`` that were measured: all, or without the judge's."""
+    measured = next(iter(bases.values()))[TABLE1].values
+    return {name: title for name, title in SCORES.items() if name in measured}
+
+
+def summary(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
+    """One row a condition: the base, the mean over seeds after, and on how many seeds each score rose and fell."""
+    lines = []
+    for condition, title in titles.items():
+        rows = [row[which] for (name, _), row in runs.items() if name == condition and which in row]
+        if not rows:
+            continue
+        before, line = bases[condition][which], [title]
+        for score in scored(bases):
+            verdicts = [verdict(before, row, score) for row in rows]
+            after = np.mean([row.values[score].mean() for row in rows])
+            line.append(f"{before.values[score].mean():.3f} -> {after:.3f}")
+            line.append(f"{verdicts.count('rose')} / {verdicts.count('fell')} of {len(rows)}")
+        lines.append(line)
+    header = ["condition", *(text for title in scored(bases).values() for text in (title, "rose / fell"))]
+    return markdown_table(header, lines)
+
+
+def every_run(bases: Bases, runs: Runs, which: str) -> str:
+    """One row a run: after, and the paired difference ± its standard error."""
+    lines = []
+    for (name, seed), row in runs.items():
+        if which in row:
+            before, line = bases[name][which], [name, str(seed)]
+            for score in scored(bases):
+                line += [f"{row[which].values[score].mean():.3f}", shown(differences(before, row[which], score), 3)]
+            lines.append(line)
+    return markdown_table(
+        ["condition", "seed", *(text for title in scored(bases).values() for text in (title, "difference"))], lines
+    )
+
+
+def by_emotion(titles: Titles, bases: Bases, runs: Runs) -> str:
+    """Table 1 of the paper: accuracy of each emotion, each base and the mean over seeds of every condition."""
+    moods = list(dict.fromkeys(next(iter(bases.values()))[TABLE1].groups))
+    lines = []
+
+    def line(title: str, rows: Sequence[Measured]) -> None:
+        means = [np.mean([row.estimate("accuracy", mood)[0] for row in rows]) for mood in moods]
+        lines.append([title, *(f"{mean:.2f}" for mean in means)])
+
+    seen: list[list[float]] = []  # conditions with the same sampler have the same base
+    for condition, title in titles.items():
+        rows = [row[TABLE1] for (name, _), row in runs.items() if name == condition]
+        if rows:
+            base = bases[condition][TABLE1]
+            if (accuracy := base.values["accuracy"].tolist()) not in seen:
+                line(f"base of: {title}" if seen else "base", [base])
+                seen.append(accuracy)
+            line(title, rows)
+    return markdown_table(["trained on", *moods], lines)
+
+
+def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
+    """Paired differences on the prompts of Table 1, one point a seed with two standard errors, one panel a score."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn = scored(bases)
+    shown_titles = {condition: title for condition, title in titles.items() if condition in bases}
+    figure, panels = pyplot.subplots(
+        1, len(drawn), figsize=(13, 0.9 + 0.34 * len(shown_titles)), sharey=True, layout="constrained"
+    )
+    for axes, (score, title) in zip(panels, drawn.items(), strict=True):
+        for place, condition in enumerate(shown_titles):
+            rows = [row[TABLE1] for (name, _), row in runs.items() if name == condition]
+            for shift, row in enumerate(rows):
+                mean, error = differences(bases[condition][TABLE1], row, score)
+                height = -place + 0.14 * ((len(rows) - 1) / 2 - shift)
+                axes.errorbar(mean, height, xerr=2 * error, fmt="o", markersize=4, capsize=2, color=f"C{place % 10}")
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("after - before, ± 2 SE", fontsize=9)
+    panels[0].set_yticks([-place for place in range(len(shown_titles))], list(shown_titles.values()))
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=150)
+    pyplot.close(figure)
