@@ -13,8 +13,8 @@ import yaml
 from toy_evaluation import LoudnessJudge, evaluate, reward_file, sine, sines
 from toys import SMALL
 
-from lightning_modules.evaluation_results import read_results
-from lightning_modules.evaluation_scores import fingerprint, open_scorers
+from lightning_modules.evaluation.results import read_results
+from lightning_modules.evaluation.scores import fingerprint, open_scorers
 from zoo.audio_files import read_audio
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.checkpoint import save_artifact

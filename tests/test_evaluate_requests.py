@@ -7,7 +7,7 @@ import json
 import pytest
 from toy_evaluation import evaluate, reward_file, sines
 
-from lightning_modules.evaluation_results import read_results
+from lightning_modules.evaluation.results import read_results
 
 BASE = {"happy": [0.9, 0.9, 0.2, 0.2], "sad": [0.9, 0.2, 0.9, 0.9]}
 

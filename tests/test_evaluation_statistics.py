@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from lightning_modules.evaluation_results import ClipSet, Results, ScoredClip, ScorerFacts, baseline_of, combined, pairs
-from lightning_modules.evaluation_statistics import (
+from lightning_modules.evaluation.results import ClipSet, Results, ScoredClip, ScorerFacts, baseline_of, combined, pairs
+from lightning_modules.evaluation.statistics import (
     accuracy,
     accuracy_difference,
     confusion_matrix,
@@ -16,7 +16,7 @@ from lightning_modules.evaluation_statistics import (
     mean_difference,
     power_note,
 )
-from lightning_modules.evaluation_tables import Table, as_html, as_markdown, lines, table_1, table_2
+from lightning_modules.evaluation.tables import Table, as_html, as_markdown, lines, table_1, table_2
 from zoo.metrics.bootstrap import bootstrap_means, percentile_interval
 from zoo.metrics.intervals import (
     clips_needed,

@@ -144,7 +144,7 @@ def test_a_row_is_resumed_where_it_stopped(small_zoo: Path, tmp_path: Path) -> N
 )
 def test_the_tables_are_evaluated_on_the_four_emotions(name: str, steps: int, seconds: float) -> None:
     """What tools/evaluate.py --config asks: 4 prompts, of which it makes 25 clips each."""
-    from lightning_modules.evaluation_inputs import configuration
+    from lightning_modules.evaluation.inputs import configuration
 
     config = configuration([str(FOLDER / f"{name}.yaml")], None)
     prompts = config.prompts("held_out")
@@ -155,11 +155,11 @@ def test_the_tables_are_evaluated_on_the_four_emotions(name: str, steps: int, se
 
 def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
     """The command in the head of table1_*.yaml, on the small models."""
-    from lightning_modules import evaluate_command
+    from lightning_modules.evaluation import command
 
     run.fit(load("table1_19x10", overrides=["out_dir=run", *SMALL, "trainer.max_epochs=1", "trainer.num_sanity_val_steps=0"]))
     asked = ["--model", "run", "--baseline", "base", "--rewards", "config", CLAP, "--samples", "2", "--out", "tables"]
-    evaluate_command.main(asked, None, None)
+    command.main(asked, None, None)
     one, two = (Path(f"tables/table{number}.md").read_text() for number in (1, 2))
     assert all(mood in one.lower() for mood in ("happy", "angry", "sad", "tender")), one
     assert "3-step, 0.2 sec." in one and "3-step, 0.2 sec." in two and CLAP in two, two

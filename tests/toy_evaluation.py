@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_modules import evaluate_command
+from lightning_modules.evaluation import command
 from zoo.audio_files import write_audio
 from zoo.types import Prompt, RewardOutput, Waveform
 
@@ -86,4 +86,4 @@ def evaluate(*words: object) -> None:
     from datamodules.prompt_sources import file_prompts
     from datamodules.tables import read_table
 
-    evaluate_command.main([str(word) for word in words], file_prompts, read_table)
+    command.main([str(word) for word in words], file_prompts, read_table)

@@ -12,9 +12,9 @@ from zoo.errors import reported
 def main(argv: Sequence[str]) -> None:
     from datamodules.prompt_sources import file_prompts
     from datamodules.tables import read_table
-    from lightning_modules import evaluate_command
+    from lightning_modules.evaluation import command
 
-    evaluate_command.main(argv, file_prompts, read_table)
+    command.main(argv, file_prompts, read_table)
 
 
 if __name__ == "__main__":

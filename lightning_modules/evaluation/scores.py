@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_modules.evaluation_results import ScoredClip, ScorerFacts
+from lightning_modules.evaluation.results import ScoredClip, ScorerFacts
 from zoo.audio_files import read_audio
 from zoo.files import sha256_of, written_beside
 from zoo.generation import load, score

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightning_modules.evaluation_results import ClipSet, ScorerFacts, pairs
+from lightning_modules.evaluation.results import ClipSet, ScorerFacts, pairs
 from zoo.metrics.bootstrap import bootstrap_means, percentile_interval
 from zoo.metrics.intervals import (
     clips_needed,

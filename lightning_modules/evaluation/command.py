@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.evaluation_inputs import (
+from lightning_modules.evaluation.inputs import (
     BASE,
     WHICH,
     Configuration,
@@ -21,8 +21,8 @@ from lightning_modules.evaluation_inputs import (
     open_backbone,
     parse_adapter,
 )
-from lightning_modules.evaluation_page import write_page
-from lightning_modules.evaluation_results import (
+from lightning_modules.evaluation.page import write_page
+from lightning_modules.evaluation.results import (
     ORIGINAL,
     RESULTS,
     TRAINED,
@@ -32,7 +32,7 @@ from lightning_modules.evaluation_results import (
     read_results,
     write_results,
 )
-from lightning_modules.evaluation_scores import (
+from lightning_modules.evaluation.scores import (
     ScoreCache,
     Scorer,
     check_prompts,
@@ -41,7 +41,7 @@ from lightning_modules.evaluation_scores import (
     scored_clips,
     short_name,
 )
-from lightning_modules.evaluation_tables import all_tables, as_markdown, summary
+from lightning_modules.evaluation.tables import all_tables, as_markdown, summary
 from zoo.files import written_beside
 from zoo.generation import recorded_sampling
 from zoo.sample_files import Sample

@@ -9,9 +9,9 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from lightning_modules.evaluation_results import ClipSet, Results, ScoredClip, ScorerFacts
-from lightning_modules.evaluation_statistics import SCORE, Accuracy, Estimate, accuracy, has, mean
-from lightning_modules.evaluation_tables import Line, Table, as_html, lines
+from lightning_modules.evaluation.results import ClipSet, Results, ScoredClip, ScorerFacts
+from lightning_modules.evaluation.statistics import SCORE, Accuracy, Estimate, accuracy, has, mean
+from lightning_modules.evaluation.tables import Line, Table, as_html, lines
 from lightning_modules.page import page, picture, player
 from zoo.files import written_beside
 

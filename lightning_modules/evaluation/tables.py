@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_modules.evaluation_results import TRAINED, ClipSet, Results, ScorerFacts, baseline_of
-from lightning_modules.evaluation_statistics import (
+from lightning_modules.evaluation.results import TRAINED, ClipSet, Results, ScorerFacts, baseline_of
+from lightning_modules.evaluation.statistics import (
     SCORE,
     Difference,
     Estimate,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.evaluation_scores import Progress, fingerprint
+from lightning_modules.evaluation.scores import Progress, fingerprint
 from zoo.audio_files import FORMATS, write_audio
 from zoo.errors import did_you_mean
 from zoo.files import written_beside
