@@ -114,6 +114,24 @@ def test_texts_are_embedded_once_until_the_weights_change(monkeypatch):
     assert reward.double().embed_text(["rain"]).shape == (1, 8) and len(asked) == 5
 
 
+def test_kept_texts_belong_to_the_weights_however_those_came():
+    """Weights that are put in the place of others count no writes, and those made in inference mode count none at all."""
+    reward, other = small(), small()
+    for source in (reward, other):
+        weights = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+        reward.load_state_dict(weights, assign=True)
+        assert torch.equal(reward.embed_text(["rain"]), source.embed_text(["rain"]))
+    with torch.inference_mode():
+        assert small().embed_text(["rain"]).isfinite().all()
+
+
+def test_kept_texts_do_not_depend_on_who_asked_first():
+    reward = small()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = reward.embed_text(["rain"])
+    assert torch.equal(first, reward.towers.embed_text(["rain"]).detach())
+
+
 def test_the_cache_of_texts_is_bounded(monkeypatch):
     monkeypatch.setattr("zoo.rewards.clap._CACHED_TEXTS", 3)
     reward = small()

@@ -201,8 +201,8 @@ def test_silent_clipped_and_one_sample_clips_have_finite_scores(value, rms):
 
 
 def test_a_clip_without_samples_or_channels_is_refused():
-    for shape in ((1, 1, 0), (1, 0, 100)):
-        with pytest.raises(ValueError, match=r"batch, channels, samples.*got shape \(1, \d, \d+\)"):
+    for shape, message in (((1, 1, 0), "0 samples"), ((1, 0, 100), r"batch, channels, samples.*got shape \(1, 0, 100\)")):
+        with pytest.raises(ValueError, match=message):
             small()(torch.zeros(shape), 16_000, prompts("sad"))
 
 

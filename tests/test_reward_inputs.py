@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,52 @@ def test_a_wave_that_is_not_finite_has_no_score(reward):
     wave[1, 0, 100] = math.nan
     score_B = reward(wave, 16_000, asked(2)).score_B
     assert score_B.isfinite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "judge",
+    [
+        lambda: EmotionReward(**EMOTION, value="label"),
+        lambda: EmotionReward(**EMOTION, value="label", chunk_rule="upstream", rms=None),
+        lambda: ClapReward(**CLAP, windows="first"),
+        lambda: ClapReward(**CLAP, int16=True),
+    ],
+    ids=["emotion", "emotion without the last chunk", "clap of the first window", "clap of 16 bits"],
+)
+def test_what_is_not_finite_counts_also_where_a_reward_does_not_hear_it(judge, value):
+    """The last chunk of the authors' rule, what follows the only window, an infinity that 16 bits clip to full scale."""
+    wave = chord(16_000, seconds=1.24).repeat(2, 1, 1)
+    wave[1, 0, -1] = value
+    output = judge()(wave, 16_000, asked(2))
+    assert all(one.isfinite().tolist() == [True, False] for one in (output.score_B, *output.parts.values()))
+
+
+@pytest.mark.parametrize("rate_hz", [None, 0, -1, True, 16_000.5, math.nan, math.inf, "16000"])
+def test_a_rate_that_is_none_is_refused_and_not_rounded(reward, rate_hz):
+    with pytest.raises(ValueError, match="sample rate of the waves, a whole number of Hz"):
+        reward(chord(16_000), rate_hz, asked())
+
+
+@pytest.mark.parametrize("name", ["emotion", "clap"])
+def test_rates_without_a_common_divisor_are_refused_before_they_fill_the_memory(name):
+    with pytest.raises(ValueError, match="resample them to a usual rate"):
+        REWARDS[name]()(chord(16_000), 44_099, asked())
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (torch.zeros(1, 1, 16_000, dtype=torch.int16), "floating point.*int16"),  # heard as it is, 90 dB too loud
+        (np.zeros((1, 1, 16_000), np.float32), "a tensor.*ndarray"),
+        (torch.zeros(0, 1, 16_000), "0 waves"),
+        (torch.zeros(16_000), "shape"),
+    ],
+    ids=["int16", "numpy", "empty batch", "no batch"],
+)
+def test_what_is_no_batch_of_waves_is_refused(reward, wave, message):
+    with pytest.raises(ValueError, match=message):
+        reward(wave, 16_000, asked(len(wave)))
 
 
 def test_a_label_reward_does_not_call_a_broken_clip_right_or_wrong():

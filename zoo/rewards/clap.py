@@ -11,7 +11,6 @@ Shapes: ``W`` windows a clip, ``E`` embedding.
 from __future__ import annotations
 
 import math
-import numbers
 import re
 import threading
 from collections import OrderedDict
@@ -19,12 +18,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.conditioners.tokenizer import refused
 from zoo.errors import did_you_mean
+from zoo.rewards.clap_text import contents_key
+from zoo.rewards.waves import check_waves, finite_rows, mono_at
 from zoo.targets import bind, locate
 from zoo.types import Prompt, RewardOutput
 
@@ -35,7 +35,6 @@ CLAP_TOWERS = {
 }
 WINDOWS = ("mean", "first")
 PADDINGS = ("repeat", "zero")
-_RESAMPLER_STEPS = 10**7  # product of the two rates over their divisor; the resampler's table has as many numbers
 _CACHED_TEXTS = 8192  # embeddings of 512 numbers: 16 MB
 _TEXTS_AT_WORK = threading.Lock()  # rewards may be asked from several threads; not of the object, which can be copied
 # torchaudio's values for "kaiser_best" of resampy; one resampler for everything that is compared
@@ -95,19 +94,6 @@ def int16_round_trip(wave_BN: Tensor) -> Tensor:
     return (wave_BN.clamp(-1, 1) * 32767).trunc() / 32767
 
 
-def _check_rate(sample_rate_hz: Any, wanted_hz: int) -> None:
-    """Raises ``ValueError`` for no rate, and for one between which and ``wanted_hz`` no filter of reasonable size leads."""
-    is_number = isinstance(sample_rate_hz, numbers.Real) and not isinstance(sample_rate_hz, bool)
-    if not is_number or not 0 < sample_rate_hz < math.inf or sample_rate_hz != int(sample_rate_hz):
-        raise ValueError(f"CLAP needs the sample rate of the waves, a whole number of Hz, got {sample_rate_hz!r}")
-    step = math.gcd(int(sample_rate_hz), wanted_hz)
-    if (wanted_hz // step) * (int(sample_rate_hz) // step) > _RESAMPLER_STEPS:
-        raise ValueError(
-            f"CLAP hears {wanted_hz} Hz, and waves at {sample_rate_hz} Hz cannot well be brought there (greatest common divisor "
-            f"{step} Hz); resample them to a usual rate, such as 44100 or 48000 Hz"
-        )
-
-
 class ClapReward(nn.Module):
     """Scores clips by the cosine between clip and ``prompt.text``, in [-1, 1].
 
@@ -144,7 +130,7 @@ class ClapReward(nn.Module):
         found = locate(CLAP_TOWERS[towers].replace(":", "."), "CLAP_TOWERS")
         self.towers: ClapTowers = found(**bind(found, arguments or {}, "arguments"))
         self.checkpoint, self.windows, self.padding, self.int16 = checkpoint, windows, padding, int16 or compat
-        if assume_rate_hz is not None and (not compat or assume_rate_hz < 1):
+        if assume_rate_hz is not None and not (compat and isinstance(assume_rate_hz, int) and assume_rate_hz > 0):
             raise ValueError(f"assume_rate_hz is for comparison with published numbers: set compat and a rate in Hz, got "
                              f"compat={compat}, assume_rate_hz={assume_rate_hz}")  # fmt: skip
         self.assume_rate_hz = assume_rate_hz
@@ -171,17 +157,11 @@ class ClapReward(nn.Module):
     def cut(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, W, window_samples) mono windows at the towers' rate, on the wave's device.
 
-        Raises ``ValueError`` for a bad shape, no samples, or a sample rate that is not given.
+        Raises ``ValueError`` for a bad shape or type, no samples, or a sample rate that is not given.
         """
-        if wave_BCN.ndim != 3 or not wave_BCN.shape[1]:
-            raise ValueError(f"CLAP takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}")
-        if not wave_BCN.shape[2]:
-            raise ValueError("CLAP was given waves of 0 samples; there is nothing to hear")
-        rate, window = self.towers.sample_rate_hz, self.towers.window_samples
-        for given_hz in (sample_rate_hz, *([self.assume_rate_hz] if self.assume_rate_hz else [])):
-            _check_rate(given_hz, rate)
-        mono_BN = wave_BCN.float().mean(dim=1)
-        mono_BN = torchaudio.functional.resample(mono_BN, int(self.assume_rate_hz or sample_rate_hz), rate, **_RESAMPLER)
+        given_hz = check_waves(wave_BCN, sample_rate_hz, "CLAP")
+        window = self.towers.window_samples
+        mono_BN = mono_at(wave_BCN, self.assume_rate_hz or given_hz, self.towers.sample_rate_hz, "CLAP", **_RESAMPLER)
         if self.int16:
             mono_BN = int16_round_trip(mono_BN)
         mono_BN = padded(mono_BN, window, self.padding)
@@ -193,7 +173,8 @@ class ClapReward(nn.Module):
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             windows = self.cut(wave_BCN, sample_rate_hz)
             embedding_BWE = self.towers.embed_audio(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
-            return F.normalize(embedding_BWE.mean(dim=1), dim=-1)
+            embedding_BE = F.normalize(embedding_BWE.mean(dim=1), dim=-1)
+            return torch.where(finite_rows(wave_BCN).unsqueeze(1), embedding_BE, torch.nan)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
         """Prompt id -> what the towers say of its text if they refuse it (too many tokens)."""
@@ -207,16 +188,16 @@ class ClapReward(nn.Module):
             return self._kept_texts(texts)
 
     def _kept_texts(self, texts: Sequence[str]) -> Tensor:
-        parameters = list(self.towers.parameters())
-        first = parameters[0]
-        state = (first.device, first.dtype, sum(parameter._version for parameter in parameters))
-        if state != self._texts_of:
+        tensors = [*self.towers.parameters(), *self.towers.buffers()]
+        key = contents_key(tensors)
+        if key != self._texts_of:
             self._texts.clear()
-            self._texts_of = state
+            self._texts_of = key
         rows = []
         for text in texts:
             if text not in self._texts:
-                self._texts[text] = self.towers.embed_text([text])[0]
+                with torch.autocast(tensors[0].device.type, enabled=False):  # what is kept serves callers with and without it
+                    self._texts[text] = self.towers.embed_text([text])[0]
             self._texts.move_to_end(text)
             rows.append(self._texts[text])
         while len(self._texts) > _CACHED_TEXTS:
@@ -228,8 +209,7 @@ class ClapReward(nn.Module):
 
         Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a prompt without text.
         """
-        if len(prompts) != len(wave_BCN):
-            raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
+        check_waves(wave_BCN, sample_rate_hz, "CLAP", len(prompts))
         for prompt in prompts:
             if not prompt.text.strip():
                 raise ValueError(f"prompt {prompt.id!r} has no text; CLAP compares a clip with its caption, so give it one")

@@ -5,7 +5,7 @@ Kept as a tensor, so an artefact needs no other file and no network. The format 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,13 @@ from zoo.errors import did_you_mean
 
 LONG_TEXTS = ("refuse", "cut")
 _CHECK = ("dog barks", "rain falls")  # as many words, so that a tokenizer without words gives both the same ids
+
+
+def contents_key(tensors: Iterable[Tensor]) -> tuple:
+    """Another one after the tensors were written to, replaced, cast or moved. (A write through ``.data`` is not seen.)"""
+    return tuple(
+        (tensor.data_ptr(), None if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype) for tensor in tensors
+    )
 
 
 class ClapTokenizer(nn.Module):
@@ -38,13 +45,13 @@ class ClapTokenizer(nn.Module):
         content = bytearray(json_bytes)  # of a number: as many zeros
         self.register_buffer("json", torch.frombuffer(content, dtype=torch.uint8).clone())
         self._parsed: Any = None
-        self._parsed_of: tuple[int, int] | None = None
+        self._parsed_of: tuple | None = None
         if not empty:
             self._tokenizer()
 
     def _tokenizer(self) -> Any:
         """The tokenizer, read again when the bytes have changed. Raises ``ValueError`` for one that cannot be meant."""
-        key = (id(self.json), self.json._version)
+        key = contents_key([self.json])
         if self._parsed_of == key:
             return self._parsed
         from tokenizers import Tokenizer

@@ -12,16 +12,17 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 from zoo.errors import did_you_mean
 from zoo.rewards.short_chunk import CHUNK_RULES, ShortChunkResNet, chunk_starts, cut_chunks
+from zoo.rewards.waves import check_waves, finite_rows, mono_at
 from zoo.types import Prompt, RewardOutput
 
 MOODS = ("happy", "angry", "sad", "tender")
 VALUES = ("value", "label", "probability", "log_odds", "calibrated")
 ACTIVATIONS = ("softmax", "sigmoid")
+_WHO = "the emotion reward"  # in messages
 _SILENCE_POWER = 1e-12  # added to the mean square before the level is divided out: -120 dB
 
 
@@ -183,13 +184,9 @@ class EmotionReward(nn.Module):
         self.targets(prompts)
 
     def prepare(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
-        """(B, N) mono at the classifier's rate and level. Raises ``ValueError`` for a bad shape or rate."""
-        if wave_BCN.ndim != 3 or 0 in wave_BCN.shape[1:]:
-            raise ValueError(f"the emotion reward takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}")
-        if not sample_rate_hz or sample_rate_hz <= 0:
-            raise ValueError(f"the emotion reward needs the sample rate of the waves in Hz, got {sample_rate_hz}")
-        mono_BN = wave_BCN.float().mean(dim=1)
-        mono_BN = torchaudio.functional.resample(mono_BN, int(sample_rate_hz), self.sample_rate_hz)
+        """(B, N) mono at the classifier's rate and level. Raises ``ValueError`` for a bad shape, type or rate."""
+        given_hz = check_waves(wave_BCN, sample_rate_hz, _WHO)
+        mono_BN = mono_at(wave_BCN, given_hz, self.sample_rate_hz, _WHO)
         return mono_BN if self.rms is None else level_normalised(mono_BN, self.rms)
 
     def chunk_logits(self, wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
@@ -208,23 +205,23 @@ class EmotionReward(nn.Module):
         """Score (B,) and parts ``p_<class>`` (B,) and ``accuracy`` (B,) 0 or 1: the likeliest class is the one asked for.
 
         With ``class_mean`` and ``class_std`` also ``calibrated_accuracy``: the class that is highest above the base model is it.
-        The score of a wave that is not finite is NaN.
+        Score and parts of a wave that is not finite are NaN.
         Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a mood that is missing or unknown.
         """
-        if len(prompts) != len(wave_BCN):
-            raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
+        check_waves(wave_BCN, sample_rate_hz, _WHO, len(prompts))
         target_B = self.targets(prompts).to(wave_BCN.device)
         logits = self.chunk_logits(wave_BCN, sample_rate_hz)
         probability_BK, logits_BK = self.probabilities(logits).mean(dim=1), logits.mean(dim=1)
         statistics = None if self.statistics is None else torch.tensor(self.statistics, device=logits.device).unbind()
         score_B = emotion_score(logits_BK, probability_BK, target_B, self.value, statistics)
-        score_B = torch.where(logits_BK.isfinite().all(dim=1), score_B, torch.nan)  # also where a label would still be a number
         parts = {f"p_{name}": probability_BK[:, index].detach() for index, name in enumerate(self.class_names)}
         parts["accuracy"] = (probability_BK.argmax(dim=1) == target_B).float()
         if statistics is not None:
             above_BK = (class_log_odds(logits_BK.detach()) - statistics[0]) / statistics[1]
             parts["calibrated_accuracy"] = (above_BK.argmax(dim=1) == target_B).float()
-        return RewardOutput(score_B.float(), parts)
+        known_B = finite_rows(wave_BCN) & logits_BK.isfinite().all(dim=1)  # else a label or a share would still be a number
+        score_B, parts = score_B.float(), {name: torch.where(known_B, part, torch.nan) for name, part in parts.items()}
+        return RewardOutput(torch.where(known_B, score_B, torch.nan), parts)
 
 
 def _checked_statistics(

@@ -10,7 +10,6 @@ Shapes: ``F`` frames, ``D`` features of a clip.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -20,6 +19,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from zoo.rewards.members import described, open_reward
+from zoo.rewards.waves import check_waves, finite_rows
 from zoo.types import Prompt, RewardOutput
 
 SILENCE_FLOOR_DBFS = -120.0  # the level of digital silence, so that it is a number
@@ -93,7 +93,8 @@ def distance_to_others(vector_BD: Tensor, prompt_ids: Sequence[str], cosine: boo
     Distance: 1 - cosine, or the root mean square difference. With s_i this number, n samples and D their mean pairwise distance,
     what sample i contributes is D - D(without i) = 2 (s_i - D) / (n - 2): the order of both is the same.
     """
-    distance_B, has_others = vector_BD.new_zeros(len(vector_BD)), torch.zeros(len(vector_BD), dtype=torch.bool)
+    distance_B = vector_BD.new_zeros(len(vector_BD))
+    has_others = torch.zeros_like(distance_B, dtype=torch.bool)
     for prompt_id in dict.fromkeys(prompt_ids):
         rows = [row for row, name in enumerate(prompt_ids) if name == prompt_id]
         if len(rows) < 2:
@@ -198,14 +199,7 @@ class GuardReward(nn.Module):
 
         Raises ``ValueError`` for a wrong shape, no samples, no rate, or another number of prompts.
         """
-        if wave_BCN.ndim != 3 or 0 in wave_BCN.shape[1:]:
-            raise ValueError(f"guards take waves (batch, channels, samples) with samples, got shape {tuple(wave_BCN.shape)}")
-        rate = sample_rate_hz
-        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < rate < math.inf or rate != int(rate):
-            raise ValueError(f"guards need the sample rate of the waves, a whole number of Hz, got {rate!r}")
-        if len(prompts) != len(wave_BCN):
-            raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
-        rate, measured, penalty = int(rate), {}, {}
+        rate, measured, penalty = check_waves(wave_BCN, sample_rate_hz, "the guard", len(prompts)), {}, {}
         if self.loudness_dbfs is not None:
             low, high = self.loudness_dbfs
             measured["level_dbfs"] = level = level_dbfs(wave_BCN)
@@ -221,8 +215,8 @@ class GuardReward(nn.Module):
         if self.flatness is not None:
             measured["flatness"] = flat = spectral_flatness(wave_BCN, rate)
             penalty["flatness"] = _beyond(flat, self.flatness, 1.0)
-        score_B = torch.stack([wave_BCN.new_zeros(len(wave_BCN)).float(), *penalty.values()]).sum(dim=0)
-        score_B = torch.where(torch.isfinite(wave_BCN).all(dim=(1, 2)), score_B, torch.nan)
+        score_B = sum(penalty.values(), start=wave_BCN.new_zeros(len(wave_BCN)).float())
+        score_B = torch.where(finite_rows(wave_BCN), score_B, torch.nan)
         vectors = {}
         if self.diversity is not None:
             embed = mel_statistics if self.embedder is None else self.embedder.embed_audio
