@@ -72,6 +72,13 @@ def test_z_scores_by_arithmetic():
     assert torch.allclose(mixed, wanted[order], atol=1e-5)
 
 
+def test_a_score_that_is_not_finite_stays_so_and_leaves_the_others_alone():
+    broken = prompt_z_scores(torch.tensor([1.0, math.nan, 3.0, math.inf, 5.0]), ["a", "a", "a", "b", "a"], min_count=2)
+    assert broken.isfinite().tolist() == [True, False, True, False, True]
+    torch.testing.assert_close(broken[[0, 2, 4]], prompt_z_scores(torch.tensor([1.0, 3.0, 5.0]), ["a"] * 3, min_count=2))
+    assert prompt_z_scores(torch.full((2,), math.nan), ["a", "a"]).isnan().all()
+
+
 def test_equal_scores_are_zero_and_not_noise():
     assert prompt_z_scores(torch.full((4,), 0.1), ["a"] * 4).tolist() == [0, 0, 0, 0]
     assert prompt_z_scores(torch.tensor([0.1] * 4 + [0.0, 1.0, 2.0, 3.0]), ["a"] * 4 + ["b"] * 4, "round")[:4].tolist() == [0] * 4

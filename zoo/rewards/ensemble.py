@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from zoo.errors import did_you_mean
 from zoo.rewards.members import Member, members_of, networks
+from zoo.rewards.waves import check_waves
 from zoo.types import Prompt, RewardOutput
 
 AGGREGATIONS = ("mean", "worst")
@@ -37,13 +38,16 @@ def prompt_z_scores(score_B: Tensor, prompt_ids: Sequence[str], deviation: str =
 
     ``deviation`` "round" takes that of all samples instead, so that prompts on which all samples are about equal stay quiet. A
     prompt with fewer than ``min_count`` samples has the mean and deviation of the whole round, as in DDPO's tracker. Where all
-    scores are equal they are 0.
+    scores are equal they are 0. A score that is not finite is NaN, and counts for nothing among the others.
     """
     score_B = score_B.detach().double()
-    rows_of: dict[str, list[int]] = {}
-    for row, prompt_id in enumerate(prompt_ids):
-        rows_of.setdefault(prompt_id, []).append(row)
-    whole, z_B = (score_B.mean(), _deviation(score_B)), torch.zeros_like(score_B)
+    finite_B, rows_of = torch.isfinite(score_B), {}
+    for row in finite_B.nonzero().flatten().tolist():
+        rows_of.setdefault(prompt_ids[row], []).append(row)
+    z_B = torch.full_like(score_B, torch.nan)
+    if not rows_of:
+        return z_B
+    whole = score_B[finite_B].mean(), _deviation(score_B[finite_B])
     for rows in rows_of.values():
         own = score_B[rows]
         mean, std = whole if len(rows) < min_count else (own.mean(), whole[1] if deviation == "round" else _deviation(own))
@@ -150,8 +154,7 @@ class EnsembleReward(nn.Module):
 
         Raises ``ValueError`` beginning with the member that refused, or that did not return one number a sample.
         """
-        if len(prompts) != len(wave_BCN):
-            raise ValueError(f"{len(wave_BCN)} waves came with {len(prompts)} prompts; every wave needs its own")
+        check_waves(wave_BCN, sample_rate_hz, "the ensemble", len(prompts))
         scores, parts, vectors = {}, {}, {}
         for one in self._everyone:
             output = _asked(one, wave_BCN, sample_rate_hz, prompts)
