@@ -8,9 +8,9 @@ Quadrants: Q1 high valence, high arousal; Q2 low, high; Q3 low, low; Q4 high, lo
 
 from __future__ import annotations
 
-import csv
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.batches import AudioBatch
+from datamodules.tables import read_table
 from zoo.types import Prompt
 
 MOOD_OF_QUADRANT = {"Q1": "happy", "Q2": "angry", "Q3": "sad", "Q4": "tender"}
@@ -56,31 +57,31 @@ def parse_clip_name(name: str) -> tuple[str, str, str]:
 
 
 def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
-    """The clips of one split file, in its order.
+    """The clips of one split file, in its order. Files of other kinds beside the audio (.pt, .mid) are left alone.
 
     Raises ``FileNotFoundError`` for a missing split file or clip (with the number of missing ones), ``ValueError`` for other
-    columns, a label that contradicts the name, a clip listed twice, or an empty split.
+    columns, a label that is missing or contradicts the name, a clip listed twice, or an empty split.
     """
     csv_path, audio_dir = Path(csv_path), Path(audio_dir)
     if not csv_path.is_file():
         raise FileNotFoundError(f"EMOPIA split file {csv_path} is missing; the splits are train.csv, val.csv and test.csv")
-    files = {path.stem: path for path in sorted(audio_dir.glob("Q[1-4]_*")) if path.is_file()}
+    table = read_table(csv_path, "fname")
+    kinds = soundfile.available_formats()
+    found = sorted(path for path in audio_dir.glob("Q[1-4]_*") if path.suffix[1:].upper() in kinds)
+    files = {path.stem: path for path in found if path.is_file()}
     clips, missing = [], []
-    with csv_path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"fname", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{csv_path} needs the columns fname,label; it has {','.join(reader.fieldnames or ()) or 'none'}")
-        for row in reader:
-            name = _stem(row["fname"].strip())
+    for line, row in zip(table.lines, table.rows):
+        name, where = _stem(row.get("fname", "")), f"{csv_path}, line {line}"
+        try:
             quadrant, song, segment = parse_clip_name(name)
-            if row["label"].strip() != quadrant:
-                raise ValueError(
-                    f"{csv_path}, line {reader.line_num}: {name} has the label {row['label']!r}, its name says {quadrant}"
-                )
-            if name in files:
-                clips.append(EmopiaClip(files[name], quadrant, song, segment))
-            else:
-                missing.append(name)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if row.get("label") != quadrant:
+            raise ValueError(f"{where}: {name} has the label {row.get('label')!r}, its name says {quadrant}")
+        if name in files:
+            clips.append(EmopiaClip(files[name], quadrant, song, segment))
+        else:
+            missing.append(name)
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of the clips in {csv_path} are not in {audio_dir}, for example {missing[0]}; "
@@ -110,18 +111,39 @@ def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
                 )
 
 
-def read_mono(path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: float | None = None) -> Tensor:
-    """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded. Raises ``ValueError`` naming a bad file."""
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """An audio file with samples. Raises ``ValueError`` naming it where it is none, also for what fails inside."""
     try:
         with soundfile.SoundFile(path) as file:
-            start = min(file.frames, round(start_s * file.samplerate))
-            early = max(0, start - round(_PRE_ROLL_S * file.samplerate))
-            file.seek(early)
-            frames = -1 if seconds is None else round(seconds * file.samplerate) + start - early
-            wave, rate = file.read(frames, dtype="float32", always_2d=True)[start - early :], file.samplerate
+            if not file.frames:
+                raise ValueError(f"{path} holds no samples")
+            yield file
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be read as audio: {error}") from error
-    return torchaudio.functional.resample(torch.from_numpy(wave).mean(dim=1), rate, sample_rate_hz)
+
+
+def duration_s(path: Path) -> float:
+    """Seconds of a file. Raises ``ValueError`` naming a bad one."""
+    with _opened(path) as file:
+        return file.frames / file.samplerate
+
+
+def read_mono(path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: float | None = None) -> Tensor:
+    """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded.
+
+    Raises ``ValueError`` naming a file that is no audio, has no samples, or NaN or infinity among them.
+    """
+    with _opened(path) as file:
+        start = min(file.frames, round(start_s * file.samplerate))
+        early = max(0, start - round(_PRE_ROLL_S * file.samplerate))
+        file.seek(early)
+        frames = -1 if seconds is None else round(seconds * file.samplerate) + start - early
+        wave_NC, rate_hz = file.read(frames, dtype="float32", always_2d=True)[start - early :], file.samplerate
+    mono_N = torch.from_numpy(wave_NC).mean(dim=1)
+    if not torch.isfinite(mono_N).all():
+        raise ValueError(f"{path} holds NaN or infinite samples; render it again")
+    return torchaudio.functional.resample(mono_N, rate_hz, sample_rate_hz)
 
 
 class EmopiaDataset(Dataset):
@@ -143,7 +165,7 @@ class EmopiaDataset(Dataset):
         if self.crop_s is None:
             wave = read_mono(clip.path, self.sample_rate_hz)
         else:
-            spare_s = max(0.0, soundfile.info(clip.path).duration - self.crop_s)
+            spare_s = max(0.0, duration_s(clip.path) - self.crop_s)
             part = read_mono(clip.path, self.sample_rate_hz, share * spare_s, self.crop_s)
             wave = torch.zeros(round(self.crop_s * self.sample_rate_hz))
             wave[: len(part)] = part[: len(wave)]

@@ -150,6 +150,7 @@ class Emotion(L.LightningModule):
         self._best, self._saved_random_state = state.get("best"), state.get("random_state")
 
     def on_fit_end(self) -> None:
+        self.reward.eval()
         if self._best is not None:
             self.reward.classifier.load_state_dict(self._best["classifier"])
             self.report, self._split = ClassificationReport(**self._best["report"]), "val"

@@ -120,9 +120,12 @@ def test_a_song_in_two_splits_is_refused(emopia):
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ("name,label\nQ1_ab_cd-efgh_0,Q1\n", ValueError, "columns fname,label; it has name,label"),
+        ("name,label\nQ1_ab_cd-efgh_0,Q1\n", ValueError, "must name a column 'fname', it has 'name', 'label'"),
         ("fname,label\nQ1_ab_cd-efgh_0,Q2\n", ValueError, "line 2.*its name says Q1"),
         ("fname,label\nQ1_missing0000_0,Q1\n", FileNotFoundError, "1 of the clips"),
+        ("fname,label\nQ1_ab_cd-efgh_0\n", ValueError, "line 2.*the label None"),
+        ("fname,label\nQ1_ab_cd-efgh_0,Q1,piano\n", ValueError, "line 2: more cells"),
+        ("label,fname\nQ1\n", ValueError, "line 2.*not an EMOPIA clip name"),
         ("fname,label\n", ValueError, "lists no clips"),
         ("fname,label\nQ1_ab_cd-efgh_0,Q1\nQ1_ab_cd-efgh_0.mp3,Q1\n", ValueError, "more than once"),
         ("\ufefffname,label\nnonsense,Q1\n", ValueError, "not an EMOPIA clip name"),
@@ -132,6 +135,33 @@ def test_bad_split_files(emopia, content, error, message):
     (emopia / "bad.csv").write_text(content, encoding="utf-8")
     with pytest.raises(error, match=message):
         read_split(emopia / "bad.csv", emopia / "audio")
+
+
+def test_spaces_and_files_of_other_kinds_do_no_harm(emopia):
+    """The authors' own preprocessing leaves a tensor beside each clip."""
+    for suffix in ("pt", "mid", "txt"):
+        (emopia / "audio" / f"Q1_ab_cd-efgh_0.{suffix}").write_bytes(b"no audio")
+    (emopia / "loose.csv").write_text("fname, label\n\n Q1_ab_cd-efgh_0 , Q1\n", encoding="utf-16")
+    (clip,) = read_split(emopia / "loose.csv", emopia / "audio")
+    assert clip.path.suffix == ".mp3" and clip.quadrant == "Q1"
+
+
+def test_a_bad_file_is_named_in_a_training_batch_too(emopia):
+    """Else a run stops with an error of the library's, or learns from silence or NaN under a mood's name."""
+    path = emopia / "audio" / "Q1_ab_cd-efgh_0.wav"
+    (emopia / "train.csv").write_text("fname,label\nQ1_ab_cd-efgh_0,Q1\n")
+
+    def message() -> str:
+        with pytest.raises(ValueError, match=path.name) as caught:
+            list(module(emopia).train_dataloader())
+        return str(caught.value)
+
+    path.write_bytes(b"not audio")
+    assert "cannot be read" in message()
+    soundfile.write(path, np.zeros(0), 22_050)
+    assert "no samples" in message()
+    soundfile.write(path, np.full(22_050, np.nan), 22_050, subtype="FLOAT")
+    assert "NaN" in message()
 
 
 def test_missing_split_and_bad_crop(emopia):

@@ -151,6 +151,14 @@ def test_batch_norm_learns_although_the_reward_stays_in_evaluation_mode():
     assert not torch.equal(before, module.reward.classifier.spec_bn.running_mean)
 
 
+def test_after_the_run_the_reward_is_one_again():
+    module = Emotion(small(), noise_share=0, low_pass_share=0)
+    batch = tones(2, 0)
+    trainer(max_epochs=1).fit(module, loader([batch]))
+    first, second = (module.reward(batch.wave_BCN, batch.sample_rate_hz, batch.prompts).score_B for _ in range(2))
+    assert torch.equal(first, second), "dropout"
+
+
 def test_a_two_class_task_learns_from_prompts_that_ask_for_moods():
     arousal = {"happy": "HA", "angry": "HA", "sad": "LA", "tender": "LA"}
     module = Emotion(small(class_names=["HA", "LA"], classes_of=arousal))
