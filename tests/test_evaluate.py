@@ -258,6 +258,27 @@ def test_a_page_without_its_clips_says_so(tmp_path, rewards):
     assert "the file is not here" in page and "<audio" not in page
 
 
+def test_names_with_signs_of_other_languages_are_text_everywhere(tmp_path, rewards):
+    """A dollar sign begins a formula in matplotlib, which also leaves labels out that begin with a line below."""
+    folder, name = sines(tmp_path / "g", BASE), "a $ x^{ $ \\frac <script>"
+    evaluate("--generations", folder, "--rewards", *rewards, "--name", name, "--setting", "_one|two", "--out", tmp_path / "o")
+    page, table = ((tmp_path / "o" / file).read_text() for file in ("report.html", "table1.md"))
+    assert "<script" not in page and "a $ x^{ $ \\frac &lt;script&gt;" in page and "_one\\|two trained: a $ x^{ $" in table
+
+
+def test_every_set_is_in_the_legend_and_a_class_without_clips_has_dashes(tmp_path, rewards, monkeypatch):
+    from lightning_modules.evaluation import page
+
+    figures = []
+    monkeypatch.setattr(page, "_save", lambda figure, path: figures.append(figure) or path.write_bytes(b""))
+    folder = sines(tmp_path / "g", {"happy": [0.9, 0.1]})
+    evaluate("--generations", folder, "--rewards", *rewards, "--setting", "_one", "--name", "$", "--out", tmp_path / "o")
+    bars, matrix = figures
+    (legend,) = bars.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one class for every clip", r" _one trained: \$ (n = 2)"]
+    assert [text.get_text() for text in matrix.axes[0].texts] == ["0.50\n(1)", "0.50\n(1)", "-", "-"]
+
+
 def test_the_command(tmp_path, rewards, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", ["tools", *sys.path])
     scope: dict = {"__file__": str(ROOT / "tools" / "evaluate.py"), "__name__": "evaluate"}

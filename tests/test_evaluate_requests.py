@@ -39,7 +39,16 @@ def rewards(tmp_path):
         (["--generations", "{g}", "--table", "{outside}", "--rewards", "{j}"], "is not a file of .* itself"),
         (["--generations", "{g}", "--table", "{seeds}", "--rewards", "{j}"], "seed is a whole number"),
         (["--generations", "{g}", "--rewards", "{nan}"], "gave score = nan for .*wav; listen to that clip"),
-        (["--combine", "{g}", "--rewards", "{j}"], "--rewards and --baseline belong to the evaluations"),
+        (["--combine", "{g}", "--rewards", "{j}"], "--rewards belongs to evaluations, and --combine puts together"),
+        (["--combine", "{g}", "--name", "x"], "--name belongs to evaluations"),
+        (["--generations", "{g}", "--rewards", "{j}", "--steps", "5"], "--steps is for models that are sampled"),
+        (["--generations", "{g}", "--baseline", "{g}", "--samples", "5"], "would be compared with itself"),
+        (["--generations", "{g}", "--baseline", "{g2}", "--samples", "5"], "--samples is for models that are sampled"),
+        (["--model", "base", "--config", "{run}", "--seconds", "5"], "--seconds belongs to --prompts; those of a configuration"),
+        (["--model", "base", "--config", "{run}", "--negative", ""], "--negative belongs to --prompts"),
+        (["--model", "base", "--config", "{run}", "--prompts", "{p}", "--which", "all"], "--which chooses among the prompts"),
+        (["--model", "embedded/music", "--table", "{p}", "--prompts", "{p}"], "--table says what the files of a folder answer"),
+        (["--generations", "{g}", "--rewards", "{j}", "--out", "{p}"], "p.csv is a file; name a folder"),
         (["--generations", "{g}", "--baseline", "{g}", "--role", "original"], "drop --role original"),
         (["--generations", "{g}", "--adapter", "a"], "give --model too"),
         (["--model", "embedded/music", "--adapter", "a=b", "--prompts", "{p}", "--rewards", "{j}"], "expected NAME or NAME="),
@@ -49,7 +58,12 @@ def rewards(tmp_path):
     ],
 )  # fmt: skip
 def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
-    places = {"g": sines(tmp_path / "g", BASE), "j": reward_file(tmp_path), "nan": reward_file(tmp_path, "nan", nan=True)}
+    places = {
+        "g": sines(tmp_path / "g", BASE),
+        "g2": sines(tmp_path / "g2", BASE),
+        "j": reward_file(tmp_path),
+        "nan": reward_file(tmp_path, "nan", nan=True),
+    }
     (tmp_path / "empty").mkdir()
     rows = "".join(f"{mood}_{i}.wav,a piano\n" for mood in BASE for i in range(4))
     tables = {
@@ -67,7 +81,7 @@ def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
         (tmp_path / f"{name}.csv").write_text(text)
     places |= {name: tmp_path / f"{name}.csv" for name in tables} | {"empty": tmp_path / "empty", "run": tmp_path / "run.yaml"}
     with pytest.raises((ValueError, OSError), match=error):
-        evaluate(*(word.format(**places) for word in words), "--out", tmp_path / "o")
+        evaluate("--out", tmp_path / "o", *(word.format(**places) for word in words))
     assert not list(tmp_path.glob("o/table*")) and not list(tmp_path.glob("o/results.json"))
 
 

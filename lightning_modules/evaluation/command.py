@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,9 @@ from zoo.sampling_settings import SamplingSettings, sampling_settings
 from zoo.types import Prompt
 
 SEED = 1_000_003  # far from the seeds of runs: no noise of an evaluation was trained on
+SAMPLES = 25
+_OF_SAMPLING = ("samples", "seed", "steps", "guidance", "eta", "seconds", "negative", "which")
+_OF_EVALUATIONS = ("baseline", "config", "prompts", "rewards", "setting", "name", "role", "adapter", "table", *_OF_SAMPLING)
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
 
 
@@ -71,20 +75,20 @@ def parser() -> argparse.ArgumentParser:
         help="YAML of a run: its prompts, sampling and reward (a run folder brings its own)",
     )
     add("--prompts", help=".txt, .csv or .jsonl; further columns are labels (mood). Default: those of the configuration")
-    add("--which", choices=WHICH, default="held_out", help="which prompts of the configuration")
+    add("--which", choices=WHICH, help="which prompts of the configuration (default: held_out)")
     add(
         "--rewards",
         nargs="+",
         metavar="NAME",
         help="zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the run",
     )
-    add("--samples", type=int, default=25, help="clips a prompt")
-    add("--seed", type=int, default=SEED, help="of a prompt's first clip; the next has the next seed, for all models alike")
+    add("--samples", type=int, help=f"clips a prompt (default: {SAMPLES})")
+    add("--seed", type=int, help=f"of a prompt's first clip; the next has the next seed, for all models alike (default: {SEED})")
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
     add("--guidance", type=float, help="guidance scale (default: that of the run, else 3)")
     add("--eta", type=float, help="share of fresh noise (default: that of the run, else 1)")
-    add("--seconds", type=float, help="length of prompts that say none (default: that of the run)")
-    add("--negative", help="negative of prompts that say none (default: that of the run)")
+    add("--seconds", type=float, help="length of prompts of --prompts that say none (default: that of the run)")
+    add("--negative", help="negative of prompts of --prompts that say none (default: that of the run)")
     add(
         "--setting", help='row of Table 2, such as "19-step, 10 sec."; trained and original models with the same one are compared'
     )
@@ -113,20 +117,47 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts, read_table: ReadTable) 
 
 
 def _check(options: argparse.Namespace) -> None:
+    """What contradicts itself, and options that would have no effect. Raises ``ValueError``."""
     sources = {"--generations": options.generations, "--model": options.model, "--combine": options.combine}
     given = [name for name, value in sources.items() if value]
     if len(given) > 1 or not (given or options.config):
         raise ValueError(f"say what is evaluated: one of {', '.join(sources)}, or --config (its untrained model); got "
                          f"{' and '.join(given) or 'none'}")  # fmt: skip
-    if options.combine and (options.rewards or options.baseline):
-        raise ValueError("--combine puts together what was evaluated already; --rewards and --baseline belong to the evaluations")
+    if options.combine:
+        _without(options, _OF_EVALUATIONS, "belongs to evaluations, and --combine puts together what was evaluated already")
     if options.baseline and options.role == ORIGINAL:
         raise ValueError("with --baseline the model is the trained one; drop --role original, or the baseline")
+    if options.baseline and options.baseline in (options.generations, options.model) and not options.adapter:
+        raise ValueError(f"{options.baseline} would be compared with itself; name another --baseline")
     if options.adapter and not options.model:
         raise ValueError("--adapter is put on a model; give --model too")
+    if options.table and not options.generations:
+        raise ValueError("--table says what the files of a folder answer; give --generations too")
+    if not options.combine and not _is_sampled(options):
+        _without(options, _OF_SAMPLING, "is for models that are sampled, and here are only clips that were made already")
+    elif options.prompts is None:
+        how = "belongs to --prompts; those of a configuration have their own (lay a second --config with other data over it)"
+        _without(options, ("seconds", "negative"), how)
+    else:
+        _without(options, ("which",), "chooses among the prompts of a configuration, and --prompts names others")
     for name, least in (("samples", 1), ("batch_size", 1), ("players", 0), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; name a folder")
+
+
+def _without(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises ``ValueError`` when one of the options was given all the same."""
+    for name in names:
+        if getattr(options, name) not in (None, []):
+            raise ValueError(f"--{name} {why}")
+
+
+def _is_sampled(options: argparse.Namespace) -> bool:
+    """Whether clips are made for the occasion: of the model, or of the baseline of a folder of clips."""
+    return not options.generations or (options.baseline is not None and not is_generations(options.baseline))
 
 
 def evaluate(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: ReadTable) -> Results:
@@ -143,7 +174,7 @@ def evaluate(options: argparse.Namespace, read_prompts: ReadPrompts, read_table:
     asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
     recorded = recorded_sampling(model) if model is not None and Path(model).is_dir() else {}
     how = sampling_settings({**asked, "guidance_scale": options.guidance}, config.settings, recorded, evaluation=True)
-    wanted = _prompts(options, config, how, model, read_prompts)
+    wanted = _prompts(options, config, how, read_prompts)
     own = options.role or (ORIGINAL if model == BASE and not options.adapter and not options.baseline else TRAINED)
     sides = {own: options.generations or model} | ({ORIGINAL: options.baseline} if options.baseline else {})
     if wanted:
@@ -169,13 +200,12 @@ def evaluate(options: argparse.Namespace, read_prompts: ReadPrompts, read_table:
 
 
 def _prompts(
-    options: argparse.Namespace, config: Configuration, how: SamplingSettings, model: str | None, read_prompts: ReadPrompts
+    options: argparse.Namespace, config: Configuration, how: SamplingSettings, read_prompts: ReadPrompts
 ) -> tuple[Prompt, ...]:
     """Those to sample; for a folder of generations those that lend their labels, if any were named."""
     if options.prompts is not None:
         return tuple(read_prompts(options.prompts, how.negative, how.seconds))
-    is_sampled = model is not None or (options.baseline is not None and not is_generations(options.baseline))
-    return config.prompts(options.which) if is_sampled else ()
+    return config.prompts(options.which or WHICH[0]) if _is_sampled(options) else ()
 
 
 def _name(place: str, adapters: Sequence[tuple[str, float]]) -> str:
@@ -203,7 +233,8 @@ def _sampled(
     folder: Path,
 ) -> tuple[tuple[Sample, ...], dict[str, Any]]:
     backbone = open_backbone(model, adapters, config, options.device)
-    seeds = range(options.seed, options.seed + options.samples)
+    first = SEED if options.seed is None else options.seed
+    seeds = range(first, first + (options.samples or SAMPLES))
     facts = {"model": _name(model, ()), "adapters": [list(adapter) for adapter in adapters]}
     with _bar(f"sampling {folder.name}") as progress:
         return model_clips(backbone, prompts, seeds, how, folder, facts, options.batch_size, progress)
@@ -220,7 +251,7 @@ def _scored_set(
     options: argparse.Namespace,
 ) -> ClipSet:
     keys = [(sample.prompt.id, number) for sample, number in zip(samples, sample_numbers(samples), strict=True)]
-    doubled = next((key for key in keys if keys.count(key) > 1), None)
+    doubled = next((key for key, count in Counter(keys).items() if count > 1), None)
     if doubled is not None:
         raise ValueError(f"{name}: two clips answer prompt {doubled[0]!r} with seed {doubled[1]}; a clip must not count twice")
     with _bar(f"scoring {role}") as progress:
@@ -254,5 +285,5 @@ def publish(out: Path, results: Results, players: int) -> str:
             part.write_text(text, encoding="utf-8")
     here = [replace(one, clips=tuple(replace(c, file=os.path.relpath(c.file, out)) for c in one.clips)) for one in results.sets]
     write_results(out / RESULTS, replace(results, sets=tuple(here)), summary(results))
-    write_page(out, f"Evaluation: {out.resolve().name}", results, [*first, *second, *parts], players)
+    write_page(out, f"Evaluation: {out.resolve().name}", results, [*first, *second], parts, players)
     return as_markdown([*first, *second]) + f"\n{out / 'report.html'}\n"

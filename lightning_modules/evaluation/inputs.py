@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -209,7 +210,7 @@ def _table_samples(folder: Path, table: Path, read_table: ReadTable, label_keys:
     for line, row in zip(content.lines, content.rows, strict=True):
         samples.append(_row_sample(folder, row, f"{table}, line {line}", label_keys))
     names = [sample.path.name for sample in samples]
-    doubled = next((name for name in names if names.count(name) > 1), None)
+    doubled = next((name for name, count in Counter(names).items() if count > 1), None)
     if doubled is not None:
         raise ValueError(f"{table} has more than one row for {doubled}; keep one")
     return tuple(samples)

@@ -9,20 +9,25 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from lightning_modules.evaluation.results import ClipSet, Results, ScoredClip, ScorerFacts
+from lightning_modules.evaluation.results import ORIGINAL, ClipSet, Results, ScoredClip, ScorerFacts
 from lightning_modules.evaluation.statistics import SCORE, Accuracy, Estimate, accuracy, has, mean
 from lightning_modules.evaluation.tables import Line, Table, as_html, lines
 from lightning_modules.page import page, picture, player
 from zoo.files import written_beside
 
 CONFUSION, TABLES, REPORT = "confusion.png", "tables.png", "report.html"
-_COLUMNS = 4  # confusion matrices side by side
+_COLUMNS = 3  # confusion matrices side by side
 
 
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _plain(text: str) -> str:
+    """Text as matplotlib draws it and no formula: a dollar sign would start one."""
+    return text.replace("$", r"\$")
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -52,33 +57,39 @@ def draw_confusion(results: Results, path: Path) -> bool:
 
 
 def _matrix(axis: Any, found: Accuracy, title: str) -> None:
+    """A row that nothing asked for has dashes."""
     shares = [[hits / max(1, sum(row)) for hits in row] for row in found.confusion]
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    names = range(len(found.class_names))
-    axis.set_xticks(names, found.class_names, rotation=30, fontsize=8)
-    axis.set_yticks(names, found.class_names, fontsize=8)
+    places, names = range(len(found.class_names)), [_plain(name) for name in found.class_names]
+    axis.set_xticks(places, names, rotation=30, fontsize=8)
+    axis.set_yticks(places, names, fontsize=8)
     axis.set_xlabel("called", fontsize=8)
     axis.set_ylabel("asked for", fontsize=8)
-    axis.set_title(title, fontsize=8)
-    for i in names:
-        for j in names:
-            colour = "white" if shares[i][j] > 0.5 else "black"
-            axis.text(j, i, f"{shares[i][j]:.2f}\n({found.confusion[i][j]})", ha="center", va="center", color=colour, fontsize=7)
+    axis.set_title(_plain(title), fontsize=8)
+    for i, row in enumerate(found.confusion):
+        for j, hits in enumerate(row):
+            colour = "white" if shares[i][j] > 0.5 else "black" if hits else "darkgray"
+            cell = f"{shares[i][j]:.2f}\n({hits})" if sum(row) else "-"
+            axis.text(j, i, cell, ha="center", va="center", color=colour, fontsize=7)
 
 
 def draw_tables(results: Results, path: Path) -> None:
     """Every scorer's numbers of every set with 95 % intervals: accuracies by class, else the mean score. Raises ``OSError``."""
-    figure = _figure(11, 4 * len(results.scorers))
+    figure = _figure(11, 3.6 * len(results.scorers) + 0.4)
     for axis, scorer in zip(figure.subplots(len(results.scorers), 1, squeeze=False).flatten(), results.scorers):
         if scorer.class_names:
             _bars(axis, results.sets, [*scorer.class_names, "mean"], _of_classes(scorer))
-            axis.axhline(1 / len(scorer.class_names), color="gray", lw=0.8, ls=":")
-            axis.set(title=f"accuracy by {scorer.title}", ylim=(0, 1.02))
+            axis.axhline(1 / len(scorer.class_names), color="black", lw=0.8, ls=":", label="one class for every clip")
+            axis.set(title=_plain(f"accuracy by {scorer.title}"), ylim=(0, 1.02))
         else:
             classes = next((other.class_names for other in results.scorers if other.class_names), ())
             _bars(axis, results.sets, [*classes, "all clips"], _of_scores(scorer, classes))
-            axis.set(title=f"mean score by {scorer.title}")
+            axis.set(title=_plain(f"mean score by {scorer.title}"))
         axis.grid(alpha=0.3, axis="y")
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    drawn = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(drawn.values(), drawn.keys(), fontsize=8, loc="outside lower center", ncols=min(3, len(drawn)), frameon=False)
     _save(figure, path)
 
 
@@ -102,7 +113,10 @@ def _of_scores(scorer: ScorerFacts, classes: Sequence[str]) -> Callable[[ClipSet
 def _bars(
     axis: Any, sets: Sequence[ClipSet], names: Sequence[str], estimates: Callable[[ClipSet], list[Estimate | None]]
 ) -> None:
-    width = 0.8 / len(sets)
+    """A group of bars a name, the last one (of all clips) set apart; a setting has one colour, pale where it is untrained."""
+    from matplotlib import colormaps
+
+    width, settings = 0.8 / len(sets), list(dict.fromkeys(one.setting for one in sets))
     for shift, one in enumerate(sets):
         found = [(place, each) for place, each in enumerate(estimates(one)) if each is not None]
         if not found:
@@ -111,10 +125,14 @@ def _bars(
         values = [each.value for _, each in found]
         below, above = [each.value - each.low for _, each in found], [each.high - each.value for _, each in found]
         errors = [[max(0.0, value) for value in side] for side in (below, above)]
-        axis.bar(places, values, width * 0.95, label=f"{one.title} (n = {len(one.clips)})")
+        colour = colormaps["tab20"](2 * (settings.index(one.setting) % 10) + (one.role == ORIGINAL))
+        # matplotlib leaves labels out that begin with a line below: a space before them shows them
+        label = " " * one.title.startswith("_") + _plain(f"{one.title} (n = {len(one.clips)})")
+        axis.bar(places, values, width * 0.95, label=label, color=colour)
         axis.errorbar(places, values, errors, fmt="none", ecolor="black", capsize=3, lw=1)
-    axis.set_xticks(range(len(names)), names)
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=min(3, len(sets)))
+    axis.axvline(len(names) - 1.5, color="lightgray", lw=0.8)
+    axis.set_xticks(range(len(names)), [_plain(name) for name in names])
+    axis.margins(x=0.02)
 
 
 def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[ScoredClip]]:
@@ -162,8 +180,10 @@ def _players(line: Line, scorers: Sequence[ScorerFacts], count: int) -> str:
     return f'<h2>{html.escape(line.title)}</h2><p class="note">{by}</p><table><tr><th>clip</th>{head}</tr>{"".join(rows)}</table>'
 
 
-def write_page(folder: Path, title: str, results: Results, tables: Sequence[Table], players: int = 3) -> Path:
-    """``report.html`` with tables, pictures and ``players`` clips a class; both pictures are drawn first.
+def write_page(
+    folder: Path, title: str, results: Results, tables: Sequence[Table], more: Sequence[Table], players: int = 3
+) -> Path:
+    """``report.html`` with ``tables``, pictures, ``players`` clips a class, and ``more`` tables; both pictures are drawn first.
 
     Raises ``OSError``, and ``ValueError`` for a clip that cannot be read.
     """
@@ -175,6 +195,7 @@ def write_page(folder: Path, title: str, results: Results, tables: Sequence[Tabl
         body.append(picture(folder / CONFUSION, "confusion matrices: asked for and called"))
     if players:
         body += [_players(line, results.scorers, players) for line in lines(results)]
+    body += [as_html(table) for table in more]
     with written_beside(folder / REPORT) as part:
         part.write_text(page(title, "\n".join(body)), encoding="utf-8")
     return folder / REPORT
