@@ -91,12 +91,8 @@ def test_sounds_leave_without_the_names_of_their_files(gradio: Any, test: BlindT
     audio.GRADIO_CACHE = str(tmp_path / "cache")
     sent = audio.postprocess(a)
     path = Path(sent.path)
-    assert (
-        path.is_relative_to(tmp_path / "cache")
-        and path.name == "audio.wav"
-        and not sent.orig_name
-        or sent.orig_name == "audio.wav"
-    )
+    assert path.is_relative_to(tmp_path / "cache") and path.name == "audio.wav"
+    assert sent.orig_name in (None, "", "audio.wav")
     samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
     assert rate == a[0] and samples.tolist() == a[1].tolist()
     assert soundfile.SoundFile(str(path)).copy_metadata() == {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy_listening import RATE_HZ, folders, tone
 
+from zoo.audio_files import write_audio
 from zoo.pages.answers import read_answers, summarise
 from zoo.pages.pairs import paired_difference, pairs_fingerprint, read_pairs, spread_pairs
 from zoo.pages.trials import (
@@ -172,6 +173,7 @@ def test_other_sounds_are_another_test(tmp_path: Path) -> None:
         ("", 1, "A", "give a name or code of 1 to 64"),
         ("x" * 65, 1, "A", "give a name or code"),
         ("=cmd|x,", 1, "A", "give a name or code"),
+        ("@SUM", 1, "A", "a letter or digit first"),
         ("ann", 1, "C", "the answer 'C' is unknown"),
         ("ann", 5, "A", "there is no trial 5; this test has 1 to 4"),
         ("ann", 0, "A", "there is no trial 0"),
@@ -182,13 +184,21 @@ def test_answers_that_make_no_sense_are_not_saved(tmp_path: Path, listener: str,
     with pytest.raises(ValueError, match=message):
         give_answer(test, listener, number, answer)
     assert not test.answers.exists()
-    assert listener_name("Ann-Marie O. 7") == "Ann-Marie O. 7"
+
+
+def test_names_are_of_any_language() -> None:
+    for name in ("Ann-Marie O. 7", "O'Brien", "नमिता", "Ñandú", "山田 太郎", "7"):
+        assert listener_name(f"  {name} ") == name
+    assert listener_name("Jose\u0301") == listener_name("Jos\u00e9"), "two ways to write one letter are one listener"
 
 
 def test_mistakes_show_before_anybody_listens(tmp_path: Path) -> None:
     pairs = read_pairs(*folders(tmp_path)).pairs
     with pytest.raises(ValueError, match="at least one pair"):
         listening_test([], tmp_path / "a.csv")
-    pairs[2].tuned.path.write_bytes(b"")
+    write_audio(pairs[1].tuned.path, Waveform(tone(0.5, 300).samples_CN[:, :-500], RATE_HZ))
+    with pytest.raises(ValueError, match=r"lasts .* s and .* s: players show that, so it would tell the sides apart"):
+        listening_test(pairs, tmp_path / "a.csv")
+    pairs[1].tuned.path.write_bytes(b"")
     with pytest.raises(ValueError, match="is empty"):
         listening_test(pairs, tmp_path / "a.csv")

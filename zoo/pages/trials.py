@@ -8,8 +8,8 @@ fine-tuned one is A. Nothing that is shown depends on which side is which.
 from __future__ import annotations
 
 import random
-import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from zoo.pages.pairs import Pair, pairs_fingerprint
 from zoo.types import Waveform
 
 MAX_NAME = 64
+_ALIKE_S = 0.05  # lengths that no player shows as different
 _SILENT = 1e-4  # RMS, -80 dB
 _MAX_GAIN_RATIO = 10.0  # 20 dB
 
@@ -63,13 +64,18 @@ class View:
 def listening_test(pairs: Sequence[Pair], answers: str | Path, seed: int = 0, equal_level: bool = True) -> BlindTest:
     """Opens a test, so that mistakes show before anybody listens: every clip is read once, and the answers that are there.
 
-    Raises ``ValueError`` and ``OSError`` for no pairs, audio that cannot be read, and an answers file of another kind.
+    Raises ``ValueError`` and ``OSError`` for no pairs, audio that cannot be read, sides of different lengths, and an answers file
+    of another kind.
     """
     if not pairs:
         raise ValueError("a listening test needs at least one pair of sounds")
     for pair in pairs:
-        for sample in (pair.base, pair.tuned):
-            read_audio(sample.path)
+        lengths_s = [
+            wave.samples_CN.shape[1] / wave.sample_rate_hz for wave in map(read_audio, (pair.base.path, pair.tuned.path))
+        ]
+        if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
+            raise ValueError(f"{pair.base.path} lasts {lengths_s[0]:g} s and {pair.tuned.path} {lengths_s[1]:g} s: players show "
+                             "that, so it would tell the sides apart; generate both with the same --seconds")  # fmt: skip
     read_answers(answers)
     return BlindTest(pairs_fingerprint(pairs), tuple(pairs), Path(answers), seed, equal_level)
 
@@ -84,10 +90,15 @@ def trials(count: int, listener: str, seed: int) -> tuple[Trial, ...]:
 
 
 def listener_name(text: str) -> str:
-    """A name or code without spaces at its ends. Raises ``ValueError`` for none, a long one, and other than plain characters."""
-    name = " ".join(str(text).split())
-    if not name or len(name) > MAX_NAME or not re.fullmatch(r"[\w .@-]+", name):
-        raise ValueError(f"give a name or code of 1 to {MAX_NAME} letters, digits, spaces and . _ - @")
+    """A name or code of any language, one form for letters that Unicode writes in several, without spaces at its ends.
+
+    Raises ``ValueError`` for none, a long one, other characters, and a first one that a spreadsheet might take for a formula.
+    """
+    name = " ".join(unicodedata.normalize("NFC", str(text)).split())
+    kinds = [unicodedata.category(letter)[0] for letter in name]  # letters, their marks, numbers
+    is_plain = all(kind in "LMN" or letter in " ._-@'’" for kind, letter in zip(kinds, name, strict=True))
+    if not is_plain or len(name) > MAX_NAME or kinds[:1] not in (["L"], ["N"]):
+        raise ValueError(f"give a name or code of 1 to {MAX_NAME} letters, digits, spaces and . _ - @ ', a letter or digit first")
     return name
 
 
