@@ -16,7 +16,7 @@ WINDOW = 16_384
 
 
 def small(**settings) -> ClapReward:
-    return ClapReward("small", arguments=SMALL, **settings).requires_grad_(False)
+    return ClapReward("small", "tiny", SMALL, **settings).requires_grad_(False)
 
 
 def noise(count: int = 2, samples: int = WINDOW, channels: int = 1, seed: int = 1) -> torch.Tensor:
@@ -192,11 +192,12 @@ def test_what_it_refuses():
         ({"checkpoint": "x", "towers": "tinny"}, "did you mean 'tiny'"),
         ({"checkpoint": "x", "windows": "frist"}, "did you mean 'first'"),
         ({"checkpoint": "x", "padding": "loop"}, "choose from repeat, zero"),
+        ({"checkpoint": "x"}, "pretrained"),  # transformers' ClapModel is the default, and has sizes of many kinds
         ({"checkpoint": "x", "arguments": {"n_mel": 32}}, "did you mean 'n_mels'"),
-        ({"checkpoint": "x", "arguments": {"n_mels": "32"}}, "expects int"),
-        ({"checkpoint": "x", "arguments": {"n_mels": 40}}, "multiple of 16"),
-        ({"checkpoint": "x", "arguments": {"window_s": 1.0}}, r"multiple of 4 \* hop_samples = 1024"),
-        ({"checkpoint": "x", "arguments": {"channels": [4, 4]}}, "4 convolutions"),
+        ({"checkpoint": "x", "towers": "tiny", "arguments": {"n_mels": "32"}}, "expects int"),
+        ({"checkpoint": "x", "towers": "tiny", "arguments": {"n_mels": 40}}, "multiple of 16"),
+        ({"checkpoint": "x", "towers": "tiny", "arguments": {"window_s": 1.0}}, r"multiple of 4 \* hop_samples = 1024"),
+        ({"checkpoint": "x", "towers": "tiny", "arguments": {"channels": [4, 4]}}, "4 convolutions"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -214,7 +215,7 @@ def test_an_artefact_gives_the_same_score_to_the_bit(tmp_path):
 
 
 def test_the_towers_that_ship_are_small():
-    reward = ClapReward("x")
+    reward = ClapReward("x", "tiny")
     assert reward.towers.window_samples == 65_536  # 4.096 s
     assert 2 * sum(value.numel() for value in reward.state_dict().values()) < 2e6  # bytes in half precision
 

@@ -22,7 +22,7 @@ TONES = {"low": 250, "middle": 700, "high": 2000}
 
 
 def small() -> ClapReward:
-    return ClapReward("toy", arguments=SMALL)
+    return ClapReward("toy", "tiny", SMALL)
 
 
 def tones(count: int, seed: int) -> AudioBatch:
@@ -230,4 +230,4 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_a_reward_that_no_gradient_passes_is_refused():
     with pytest.raises(ValueError, match="no gradient passes"):
-        Contrastive(ClapReward("toy", arguments=SMALL, int16=True))
+        Contrastive(ClapReward("toy", "tiny", SMALL, int16=True))

@@ -148,7 +148,7 @@ def test_clap_knows_the_texts_that_it_would_refuse(tmp_path):
     small = {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1}
     arguments = {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}
     rewards = [
-        ClapReward("x", arguments={**small, "max_tokens": 20}),
+        ClapReward("x", "tiny", {**small, "max_tokens": 20}),
         ClapReward("x", "transformers", {**arguments, "max_tokens": 20}),
     ]
     asked = [Prompt("short", "a dog"), Prompt("long", "a dog barks " * 40)]

@@ -27,8 +27,8 @@ def chord(rate_hz: int, channels: int = 1) -> torch.Tensor:
 
 def rewards(tmp_path):
     return {
-        "clap": ClapReward("tiny", arguments=SMALL),
-        "clap/compat": ClapReward("tiny", arguments=SMALL, compat=True),
+        "clap": ClapReward("tiny", "tiny", SMALL),
+        "clap/compat": ClapReward("tiny", "tiny", SMALL, compat=True),
         "clap/transformers": ClapReward("random", "transformers", {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}),
         "emotion": EmotionReward("log_odds", channels=[4] * 7, n_mels=32, chunk_s=0.5),
     }
@@ -48,7 +48,7 @@ def test_a_tone_scores_alike_at_every_rate_and_always(tmp_path, name):
 
 
 def test_compat_is_a_switch_of_its_own_and_part_of_the_number_s_name():
-    plain, compat = ClapReward("tiny", arguments=SMALL), ClapReward("tiny", arguments=SMALL, compat=True)
+    plain, compat = ClapReward("tiny", "tiny", SMALL), ClapReward("tiny", "tiny", SMALL, compat=True)
     compat.load_state_dict(plain.state_dict())
     assert not plain.int16 and compat.int16 and plain.differentiable and not compat.differentiable
     assert (plain.arguments["compat"], compat.arguments["compat"], compat.arguments["int16"]) == (False, True, False)

@@ -13,6 +13,7 @@ from zoo.types import Prompt, Reward, RewardOutput
 SMALL_EMOTION = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
 SMALL_CLAP = {
     "checkpoint": "untrained",
+    "towers": "tiny",
     "arguments": {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1},
 }
 TWO = {

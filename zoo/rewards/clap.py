@@ -112,7 +112,7 @@ class ClapReward(nn.Module):
     def __init__(
         self,
         checkpoint: str,
-        towers: str = "tiny",
+        towers: str = "transformers",
         arguments: dict[str, Any] | None = None,
         windows: str = "mean",
         padding: str = "repeat",
