@@ -164,6 +164,9 @@ def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
         (["{model}", "piano", "--batch-file", "{tmp}/none.txt"], "none.txt"),
         (["{model}", "a", "b", "--out", "{tmp}/a.wav"], "is one file, but there are 2 samples; name a folder"),
         (["{model}", "a", "--out", "{tmp}/file"], "is a file without audio suffix"),
+        (["{model}", "a", "--out", "{tmp}/a.aac"], "a.aac is of a format that is not written here; name a folder or one of .wav"),
+        (["{model}", "a", "--device", "gpu"], "the device 'gpu' cannot be used .*; this machine has cpu"),
+        (["{model}", "a", "--device", "cuda:99"], "the device 'cuda:99' cannot be used .*; this machine has cpu"),
     ],
 )
 def test_bad_requests_say_so_and_write_nothing(model, tmp_path, words, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import mimetypes
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -126,6 +127,8 @@ def output_paths(prompts: Sequence[Prompt], seeds: Sequence[int], out: Path, suf
         if len(prompts) * len(seeds) > 1:
             raise ValueError(f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name a folder")
         return [out]
+    if (mimetypes.guess_type(out.name)[0] or "").startswith("audio/") and not out.is_dir():
+        raise ValueError(f"--out {out} is of a format that is not written here; name a folder or one of {', '.join(FORMATS)}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file without audio suffix; name a folder or one of {', '.join(FORMATS)}")
     width = max(3, len(str(len(prompts) - 1)))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from zoo.checkpoint import CONFIG_FILE, load_artifact, read_config
+from zoo.devices import usable_device
 from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.entry import ZooEntry
 from zoo.importers import IMPORTERS
@@ -29,10 +30,10 @@ def load(
     The name of an adapter gives the base that it was trained on, with it. ``adapters``: (name, strength) pairs that are put on a
     backbone one over the other; strength 0 is the base, 1 the adapter as trained. What is on the Hub and not on this machine is
     pulled first (``zoo.pull``; a licence that needs consent must have been accepted there). ``dtype``: such as "float16"; by
-    default what the architecture computes in. Raises ``ValueError`` for unknown names, entries that cannot be loaded yet and
-    adapters of another base, and what ``zoo.pull`` raises.
+    default what the architecture computes in. Raises ``ValueError`` for unknown names, a device that is not here, entries that
+    cannot be loaded yet and adapters of another base, and what ``zoo.pull`` raises.
     """
-    dtype, folder = as_dtype(dtype), find_or_pull(name)
+    device, dtype, folder = usable_device(device), as_dtype(dtype), find_or_pull(name)
     stack = [(_adapter_folder(adapter), strength) for adapter, strength in adapters]
     foreign = _foreign(name)
     if foreign is None and (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
@@ -105,7 +106,7 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
     its base, with it. ``strength`` is that of ``adapter``, or else of the adapter that is opened.
     Raises ``ValueError`` or ``FileNotFoundError``.
     """
-    folder = find_or_pull(source)
+    device, folder = usable_device(device), find_or_pull(source)
     is_ours = _foreign(source) is None and (folder / CONFIG_FILE).is_file()
     if is_ours and adapter is None and read_config(folder)["kind"] == "adapter":
         backbone = load(_base_of(folder), device, adapters=[(folder, strength)])

@@ -43,6 +43,7 @@ from lightning_modules.evaluation.scores import (
     short_name,
 )
 from lightning_modules.evaluation.tables import all_tables, as_markdown, summary
+from zoo.devices import usable_device
 from zoo.files import written_beside
 from zoo.generation import recorded_sampling
 from zoo.sample_files import Sample
@@ -169,7 +170,7 @@ def evaluate(options: argparse.Namespace, read_prompts: ReadPrompts, read_table:
         raise ValueError("--rewards is missing: name what scores the clips, such as embedded/mood")
     if "config" in names:
         config.require_own()
-    scorers = open_scorers(names, config.reward, options.device)
+    scorers = open_scorers(names, config.reward, usable_device(options.device))
     keys = list(dict.fromkeys(scorer.label_key for scorer in scorers if scorer.label_key))
     asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
     recorded = recorded_sampling(model) if model is not None and Path(model).is_dir() else {}
