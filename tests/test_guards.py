@@ -47,6 +47,7 @@ def test_shares():
     assert silence_share(half, 800, -60.0).item() == 0.5
     assert silence_share(tone(seconds=0.01), 800, -60.0).item() == 0  # shorter than a frame: one frame
     assert silence_share(torch.zeros(1, 1, 1), 800, -60.0).item() == 1
+    assert silence_share(torch.cat([tone(), torch.zeros_like(tone())], dim=1), 800, -60.0).item() == 0  # heard on one side
     wave = torch.zeros(1, 2, 10)
     wave[0, 0, :3], wave[0, 1, 0] = 1.0, -1.5
     assert clipping_share(wave, 0.999).item() == pytest.approx(4 / 20)
@@ -57,6 +58,8 @@ def test_flatness_of_noise_tone_and_silence_at_any_rate(rate_hz):
     assert spectral_flatness(noise(rate_hz), rate_hz).item() == pytest.approx(math.exp(-0.5772), abs=0.03)
     assert spectral_flatness(tone(rate_hz=rate_hz), rate_hz).item() < 0.01
     assert spectral_flatness(torch.zeros(1, 1, rate_hz), rate_hz).item() == 0
+    offset = spectral_flatness(noise(rate_hz) + 5.0, rate_hz).item()  # below 50 Hz, so it is not heard as a tone
+    assert offset == pytest.approx(spectral_flatness(noise(rate_hz), rate_hz).item(), abs=0.02)
 
 
 def test_a_good_clip_is_not_punished_and_the_parts_are_measurements():
@@ -83,6 +86,13 @@ def test_penalties_grow_from_the_bound_to_the_worst(wave, guard, penalty):
     assert output.parts[f"{guard}_penalty"].item() == pytest.approx(penalty, abs=0.03)
     names = [name for name in output.parts if name.endswith("_penalty")]
     assert output.score_B.item() == pytest.approx(sum(output.parts[name].item() for name in names), abs=1e-6)
+
+
+@pytest.mark.parametrize("level_db", [-30, 0])
+def test_loudness_is_at_worst_by_its_scale_outside_either_bound(level_db):
+    wave = tone(amplitude=2**0.5 * 10 ** (level_db / 20))
+    reward = GuardReward(loudness_dbfs=(-20, -10), loudness_scale_db=40.0, silence_share=None, clipping_share=None)
+    assert reward(wave, RATE_HZ, asked("p")).score_B.item() == pytest.approx(-0.25, abs=1e-3)  # 10 of 40 dB
 
 
 def test_a_guard_without_limit_is_off():

@@ -118,6 +118,15 @@ def test_it_goes_on_when_both_fall_or_noise_is_all_there_is_or_the_start_is_what
     assert [stage.says(*pair) for pair in ((0, 0), (1, 1), (2, 0.5), (3, -0.5))] == [False, False, False, True]
 
 
+def test_the_check_before_a_resumed_run_is_no_evaluation():
+    stage = Stage(HeldOutWatch(patience=2))
+    stage.says(0, 0), stage.says(1, -1)
+    stage.trainer.sanity_checking = True
+    assert not stage.says(1, -1) and stage.watch.fallen_for == 1
+    stage.trainer.sanity_checking = False
+    assert not stage.says(2, 0.5) and stage.watch.fallen_for == 0
+
+
 def test_patience_counts_evaluations_in_a_row():
     stage = Stage(HeldOutWatch(patience=2))
     assert [stage.says(*pair) for pair in ((0, 0), (1, -1), (1, 0.5), (2, -1), (3, -1))] == [False] * 4 + [True]

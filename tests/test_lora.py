@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from torch import nn
@@ -36,6 +35,24 @@ def test_targets(targets, layers):
     assert len(learning) == 2 * layers and all("lora_" in name for name in learning)
     if targets == "cross":
         assert all(".cross." in name for name in learning)
+
+
+def test_a_target_is_a_whole_name_or_the_end_of_one_after_a_dot():
+    backbone = ToyBackbone()
+    backbone.denoiser.not_into = nn.Linear(2, 2)
+    add_lora(backbone, 2, targets=["into"])
+    assert not any("not_into" in name for name, p in backbone.denoiser.named_parameters() if p.requires_grad)
+
+
+def test_alpha_over_rank_scales_the_adapter():
+    base, one, two, usual = ToyBackbone(), trained(alpha=2), trained(alpha=4), trained(alpha=None)
+    for name, parameter in [*two.denoiser.named_parameters(), *usual.denoiser.named_parameters()]:
+        parameter.data.copy_(dict(one.denoiser.named_parameters())[name])
+    weights = [b.denoiser.base_model.model.cross.to_q for b in (one, two, usual)]
+    changes = [layer.get_delta_weight("default") for layer in weights]
+    torch.testing.assert_close(changes[1], 2 * changes[0])
+    torch.testing.assert_close(changes[2], changes[0])  # alpha is the rank unless it is said
+    assert changes[0].abs().max() > 0 and torch.equal(weights[0].base_layer.weight, base.denoiser.cross.to_q.weight)
 
 
 def test_diffusers_attention_is_found_by_the_same_names():

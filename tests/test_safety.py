@@ -80,6 +80,13 @@ def test_links_into_the_cache_are_files(tmp_path: Path) -> None:
     (snapshot / "config.json").symlink_to("../../blobs/1234")
     assert safety.check_folder(snapshot, links_into=blobs) == (snapshot / "config.json",)
     assert safety.file_inside(snapshot, "config.json", links_into=blobs) == snapshot / "config.json"
+    beside = tmp_path / "blobs-of-another" / "1234"
+    beside.parent.mkdir()
+    beside.write_text("y")
+    (snapshot / "near").symlink_to(beside)
+    with pytest.raises(ValueError, match="near ->"):
+        safety.check_folder(snapshot, links_into=blobs)
+    (snapshot / "near").unlink()
     (snapshot / "outside").symlink_to(__file__)
     with pytest.raises(ValueError, match="outside -> "):
         safety.check_folder(snapshot, links_into=blobs)

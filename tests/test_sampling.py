@@ -153,6 +153,15 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
     assert torch.equal(ode.latents_SB[:2], alone.latents_SB[:2]) and ode.std_S[1] == 0
 
 
+@pytest.mark.parametrize("eta", [1.0, 0.0, (1.0, 0.0, 0.0, 1.0)])
+def test_every_step_draws_once_also_where_it_adds_no_noise(eta) -> None:
+    conditioning, generator, other = conditioning_of(1), torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    rollout(predict, VPCosine(), Sampler(4, eta=eta), [Prompt("p", "text")], conditioning, None, SHAPE, [generator])
+    for _ in range(5):
+        torch.randn(SHAPE, generator=other)
+    assert torch.equal(torch.randn(3, generator=generator), torch.randn(3, generator=other))
+
+
 def test_a_half_precision_network_leaves_the_trajectory_in_float32() -> None:
     half = rollout(
         lambda x, t, c: (x * 0.5).bfloat16(), VPCosine(), Sampler(3), [Prompt("p", "")], conditioning_of(1), None, (4,),
