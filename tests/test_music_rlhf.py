@@ -38,6 +38,8 @@ ROWS = {
     "instruments_3": (CLAP, 4, 3, 38, 5, 8, None),
     "instruments_30": (CLAP, 4, 30, 38, 5, 8, None),
     "emotions_59": (EMOPIA, 59, 1, 19, 10, 8, None),
+    "label_reward": (EMOPIA, 4, 1, 19, 10, 8, None),
+    "negative_low_quality": (CLAP, 4, 1, 19, 10, 8, None),
 }
 SHARED = ("base", "emopia", "seed_compat", "seed_compat_prompts")
 SMALL = [
@@ -75,6 +77,13 @@ def test_a_row_is_that_of_the_paper(name: str) -> None:
 def test_the_seeds_of_figure_5() -> None:
     assert [load(name).seed for name in ("fig5a", "fig5b", "fig5c", "fig5d")] == [1, 2, 777, 3]
     assert load("fig5c", overrides=["seed=4"]).module["seed"] == 4
+
+
+def test_sections_without_a_figure_differ_in_one_knob() -> None:
+    label, value = (load(name).module["reward"] for name in ("label_reward", "fig8d"))
+    assert {key: label[key] for key in label if label[key] != value[key]} == {"value": "label"}
+    less, both = (load(name).data for name in ("negative_low_quality", "base"))
+    assert {key: less[key] for key in less if less[key] != both[key]} == {"negative": "Low quality"}
 
 
 def test_transfer_judges_by_the_other_reward() -> None:
