@@ -54,7 +54,7 @@ from benchmarks.evaluation import (
     write_json,
     write_text,
 )
-from benchmarks.paper_tables import OWN, TABLE1, by_emotion, every_run, picture, summary
+from benchmarks.paper_tables import OWN, TABLE1, by_emotion, every_run, over_seeds, picture, summary
 from benchmarks.quickstart_seeds import (
     NOISE_SEED,
     built,
@@ -194,6 +194,7 @@ def main(argv: Sequence[str]) -> None:
     titles = {condition.name: condition.title for condition in chosen}
     sections = {
         "Prompts of Table 1 (4 emotions, piano)": summary(titles, bases, runs, TABLE1),
+        "Mean difference over seeds ± standard error over seeds": over_seeds(titles, bases, runs, TABLE1),
         "The grid that was trained on, where it is another": summary(titles, bases, runs, OWN),
         "Accuracy by emotion": by_emotion(titles, bases, runs),
         "Every run, prompts of Table 1": every_run(bases, runs, TABLE1),

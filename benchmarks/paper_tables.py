@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.evaluation import Measured, markdown_table, shown
 from benchmarks.quickstart_seeds import JUDGE, differences
 from zoo.files import written_beside
+from zoo.metrics.intervals import mean_and_error
 
 SCORES = {"accuracy": "balanced accuracy", "reward": "value reward", JUDGE: "held-out judge p(mood)", "clap": "CLAP cosine"}
 TABLE1, OWN = "table1", "own"  # the two sets of prompts
@@ -45,6 +46,18 @@ def summary(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
         lines.append(line)
     header = ["condition", *(text for title in scored(bases).values() for text in (title, "rose / fell"))]
     return markdown_table(header, lines)
+
+
+def over_seeds(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
+    """One row a condition: the mean over seeds of the differences ± its standard error over seeds (of two or more)."""
+    lines = []
+    for condition, title in titles.items():
+        rows = [row[which] for (name, _), row in runs.items() if name == condition and which in row]
+        if len(rows) > 1:
+            before = bases[condition][which]
+            means = [[differences(before, row, score)[0] for row in rows] for score in scored(bases)]
+            lines.append([title, *(shown(mean_and_error(column), 3) for column in means)])
+    return markdown_table(["condition", *scored(bases).values()], lines)
 
 
 def every_run(bases: Bases, runs: Runs, which: str) -> str:

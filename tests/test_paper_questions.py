@@ -75,6 +75,13 @@ def test_tables_count_seeds():
     assert "| base | 2.00 | 3.00 | 4.00 | 5.00 |" in pt.by_emotion(TITLES, bases, runs)
 
 
+def test_the_mean_over_seeds_has_the_error_over_seeds():
+    bases = {"clap": {pt.TABLE1: measured(0.0)}}
+    runs = {("clap", seed): {pt.TABLE1: measured(shift)} for seed, shift in enumerate((1.0, 2.0, 6.0))}
+    row = pt.over_seeds(TITLES, bases, runs, pt.TABLE1).splitlines()[-1]
+    assert row == "| CLAP reward |" + " 3.000 ± 1.528 |" * 4  # sqrt(7) deviation of 1, 2, 6, over sqrt(3)
+
+
 def test_a_condition_with_another_base_shows_it():
     bases = {name: {pt.TABLE1: measured(shift)} for name, shift in (("clap", 0.0), ("ensemble", 0.0), ("weak_guidance", -1.0))}
     runs = {(name, 0): {pt.TABLE1: measured(2.0)} for name in bases}
