@@ -11,6 +11,7 @@ from lightning_modules.losses import clipped_policy_loss
 from zoo.backbones.audioldm2 import AudioLDM2, path_of
 from zoo.backbones.lora import add_lora, attention_linears
 from zoo.conditioners.loa import loa_tokens
+from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
 from zoo.types import Conditioning, Prompt
 
@@ -99,16 +100,16 @@ def test_padding_of_the_batch_changes_nothing(model):
 
 def test_each_text_is_encoded_once_and_never_stands_for_another(model, monkeypatch):
     calls = []
-    encode = model._encode
-    monkeypatch.setattr(model, "_encode", lambda text, length: calls.append((text, length)) or encode(text, length))
-    monkeypatch.setattr(model, "_cache", {})
+    memory = PromptMemory(lambda text, length: calls.append((text, length)) or model._encode(text, length), model._tokens, True)
+    monkeypatch.setattr(model, "memory", memory)
     first = model.encode_prompts(PROMPTS)
     again = model.encode_prompts([PROMPTS[2], PROMPTS[0], PROMPTS[1], PROMPTS[0]])
     assert len(calls) == len(set(calls)) == 3
     for row, source in enumerate((2, 0, 1, 0)):
         assert all(torch.equal(again[name][row], first[name][source]) for name in first.streams)
     model.load_state_dict(model.state_dict())
-    assert model._cache == {}
+    model.encode_prompts(PROMPTS)
+    assert len(calls) == 6
 
 
 def test_ratio_is_one_with_guidance_and_moves_with_the_adapter():
@@ -183,24 +184,6 @@ def test_only_true_cross_attention_is_adapted(model):
     chosen = {name.rsplit(".attn2.", 1)[0] for name in cross}
     assert all(".attn2." in name for name in cross) and len(every) > 2 * len(cross)
     assert 3 * len(chosen) == 2 * len(second)  # one attn2 of three is self-attention
-
-
-def test_frozen_parts_stay_in_eval_mode(model):
-    model.train()
-    assert model.denoiser.training and not any(m.training for n, m in model.named_modules() if n and not n.startswith("denoiser"))
-    model.eval()
-
-
-def test_encoders_can_be_dropped():
-    model = small_model()
-    before = sides(model, PROMPTS)
-    model.drop_text_encoders(PROMPTS)
-    after = sides(model, PROMPTS)
-    for left, right in zip(before, after, strict=True):
-        assert all(torch.equal(left[name], right[name]) for name in left.streams)
-    assert not any(name.startswith(("t5", "clap", "gpt2", "projection")) for name in model.state_dict())
-    with pytest.raises(ValueError, match="text encoders were dropped and 'a cat'"):
-        model.encode_prompts([Prompt("x", "a cat")])
 
 
 @pytest.mark.parametrize(

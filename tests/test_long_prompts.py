@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 import toy_audioldm2
+import toy_stable_audio
 import toy_tango
+import toy_tangoflux
 from toy_clap import SHORT, tokenizer_file
 from toy_ddpo import Recorder, module, trainer
 from toys import SMALL, ToyBackbone, ToyReward, prompts
@@ -123,6 +125,8 @@ def tango():
 BACKBONES = {
     "audioldm2": (toy_audioldm2.small_model, "rain falls " * 40, "T5 takes 80"),
     "tango": (tango, "a dog barks " * 8, "has 25 tokens, T5 takes 12"),
+    "stable_audio": (toy_stable_audio.small_model, "rain falls " * 40, "T5 takes 80"),
+    "tangoflux": (partial(toy_tangoflux.small_model, max_tokens=12), "a dog barks " * 8, "has 25 tokens, T5 takes 12"),
     "tiny_audio": (partial(TinyAudio, **SMALL), "rain falls " * 33, "needs 231 tokens, the model takes 64"),
 }
 
@@ -138,8 +142,12 @@ def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
     for prompt in (asked[1], asked[2].as_negative()):
         with pytest.raises(ValueError, match=message):
             backbone.encode_prompts([prompt])
-    if kind == "audioldm2":  # reads the negative beside each prompt, and can cut
-        assert set(backbone.too_long(asked)) == {"long", "negative"}
+    in_pairs = kind in ("audioldm2", "tangoflux")  # these read the negative beside each prompt, with guidance or without
+    assert set(backbone.too_long(asked)) == ({"long", "negative"} if in_pairs else {"long"})
+    if in_pairs:
+        with pytest.raises(ValueError, match=message):
+            backbone.encode_prompts([asked[2]])
+    if kind == "audioldm2":  # it can cut
         backbone.truncate_prompts = True
         assert backbone.too_long(asked) == {}
 

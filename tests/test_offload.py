@@ -9,20 +9,13 @@ from toys import Rounds, ToyBackbone, ToyReward
 
 from datamodules.prompts import PromptDataModule
 from lightning_modules.offload import move, part_modules, present
-from zoo.backbones.tango import Tango
 from zoo.types import Prompt
 
 TEXTS = ("a dog barks", "rain falls on a roof and a bird")
 PROMPTS = tuple(Prompt(f"p{i}", text, "noise and rain", 0.1) for i, text in enumerate(TEXTS))
 
 
-def tango():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Tango(**toy_tango.SMALL).eval().requires_grad_(False)
-
-
-MODELS = {"audioldm2": toy_audioldm2.small_model, "tango": tango}
+MODELS = {"audioldm2": toy_audioldm2.small_model, "tango": toy_tango.small_model}
 
 
 class Level(ToyReward):
@@ -104,7 +97,7 @@ def test_a_decoder_that_is_dropped_leaves_latents_and_is_named(kind):
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_more_texts_than_are_kept_stop_before_the_encoders_go(kind, monkeypatch):
     backbone = MODELS[kind]()
-    monkeypatch.setattr(f"zoo.backbones.{kind}.CACHED_PROMPTS", 2)
+    monkeypatch.setattr("zoo.conditioners.prompt_memory.CAPACITY", 2)
     with pytest.raises(ValueError, match=r"2 texts are kept.*keep the text encoders for more prompts"):
         backbone.drop_text_encoders(PROMPTS)
     assert part_modules(backbone, "text") and backbone.arguments is not None

@@ -21,7 +21,7 @@ def test_texts_that_were_encoded_are_all_that_is_needed(toy, drop):
     asked = []
     text.encoder.register_forward_hook(lambda *_: asked.append(1))
     put_text_encoders_away(backbone, PROMPTS, drop=drop)
-    assert asked and (text.encoder is None) == drop
+    assert asked and (backbone.text is None) == drop
     asked.clear()
     again = [backbone.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS])]
     for one, other in zip(wanted, again, strict=True):

@@ -195,20 +195,6 @@ def test_half_precision_with_an_adapter_of_full_precision():
     assert model.decode(trajectory.clean).dtype == torch.float32
 
 
-def test_texts_are_read_once_and_the_encoder_can_go():
-    model = small_model()
-    whole, negative = (model.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS]))
-    model.drop_text_encoders(PROMPTS)
-    for side, wanted in ((PROMPTS, whole), ([p.as_negative() for p in PROMPTS], negative)):
-        assert all(torch.equal(model.encode_prompts(side)[name], wanted[name]) for name in wanted.streams)
-    with pytest.raises(ValueError, match="the text encoder was dropped and 'warm' was not encoded before"):
-        model.encode_prompts([Prompt("d", "warm")])
-    model.drop_decoder()
-    assert model.latent_shape(0.2) == (4, FRAMES) and model.arguments is None
-    with pytest.raises(ValueError, match="the autoencoder of this model was dropped"):
-        model.decode(torch.zeros(1, 4, 8))
-
-
 def test_too_long_prompts():
     model, text = small_model(), "strong techno drum " * 20
     assert list(model.too_long([Prompt("x", text), *PROMPTS])) == ["x"]

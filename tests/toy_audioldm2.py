@@ -123,3 +123,15 @@ def written_folder(model, folder: Path) -> Path:
     model.gpt2.config.max_new_tokens = 8
     model.gpt2.save_pretrained(str(folder / "language_model"))
     return folder
+
+
+def predicting(unet):
+    """``predict`` of a plain diffusers network, as a user of diffusers would call it."""
+
+    def predict(x, time_B, conditioning):
+        return unet(
+            x, time_B, encoder_hidden_states=conditioning["loa_BLD"], encoder_hidden_states_1=conditioning["t5_BLD"],
+            encoder_attention_mask_1=conditioning["t5_mask_BL"], return_dict=False,
+        )[0]  # fmt: skip
+
+    return predict

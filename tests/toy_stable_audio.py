@@ -67,3 +67,17 @@ def written_folder(model, folder: Path) -> Path:
     """``model`` as its authors publish it."""
     pipeline(model).save_pretrained(str(folder))
     return folder
+
+
+def predicting(network):
+    """``predict`` of a plain diffusers network, as a user of diffusers would call it."""
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    def predict(x, time_B, conditioning):
+        positions = get_1d_rotary_pos_embed(4, x.shape[-1] + 1, use_real=True, repeat_interleave_real=False)
+        return network(
+            x, time_B, encoder_hidden_states=conditioning["tokens_BLD"], rotary_embedding=positions,
+            global_hidden_states=conditioning["timing_BD"].unsqueeze(1), return_dict=False,
+        )[0]  # fmt: skip
+
+    return predict

@@ -49,6 +49,19 @@ SMALL = {
 }  # fmt: skip
 
 
+def small_model(seed: int = 0) -> Tango:
+    """The same weights in every call; the denoiser listens to its text more than a random one does."""
+    from zoo.backbones.tango import Tango
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Tango(**SMALL).eval().requires_grad_(False)
+        for name, parameter in model.denoiser.named_parameters():
+            if "attn2.to_out.0.weight" in name:
+                parameter.mul_(4)
+    return model
+
+
 def released_folder(tango: Tango, parent: Path) -> Path:
     """A folder in the layout of the released Tangos, with the weights of ``tango`` under their authors' names."""
     from zoo.backbones.mel_codec import slaney_mel_bank
@@ -89,3 +102,13 @@ def released_folder(tango: Tango, parent: Path) -> Path:
     for file, content in configs.items():
         (folder / file).write_text(json.dumps(content))
     return folder
+
+
+def predicting(unet):
+    """``predict`` of a plain diffusers network, as a user of diffusers would call it."""
+
+    def predict(x, time_B, conditioning):
+        text, mask = conditioning["tokens_BLD"], conditioning["mask_BL"]
+        return unet(x, time_B, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False)[0]
+
+    return predict

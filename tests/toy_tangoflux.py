@@ -59,3 +59,18 @@ def released_folder(model, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(sizes | said))
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     return folder
+
+
+def predicting(network):
+    """``predict`` of a plain diffusers network, as a user of diffusers would call it."""
+    def predict(x, time_B, conditioning):
+        tokens, frames = conditioning["tokens_BLD"], x.shape[-1]
+        attended = torch.cat([conditioning["mask_BL"], torch.ones(len(x), frames).bool()], dim=1)[:, None, None]
+        return network(
+            hidden_states=x.transpose(1, 2), timestep=time_B, pooled_projections=conditioning["pooled_BD"],
+            encoder_hidden_states=tokens, txt_ids=torch.zeros(tokens.shape[1], 3),
+            img_ids=torch.arange(frames)[:, None].expand(-1, 3), joint_attention_kwargs={"attention_mask": attended},
+            return_dict=False,
+        )[0].transpose(1, 2)  # fmt: skip
+
+    return predict

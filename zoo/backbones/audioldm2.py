@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones.checkpointing import set_checkpointing
-from zoo.backbones.mel_codec import MelCodec, only_known
+from zoo.backbones import frozen_parts
+from zoo.backbones.mel_codec import MelCodec
+from zoo.backbones.settings import checked
 from zoo.conditioners.loa import loa_tokens
-from zoo.conditioners.tokenizer import PromptTokenizer, refused
+from zoo.conditioners.prompt_memory import PromptMemory
+from zoo.conditioners.t5 import fitting_tokenizer, t5_states
+from zoo.conditioners.tokenizer import PromptTokenizer
 from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 
-CACHED_PROMPTS = 16_384  # encoded texts kept, in main memory: 100 kB each at full size
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 # what a scheduler must say (key -> (default of diffusers' DDIMScheduler, the only value that VPDiscrete computes))
 _SCHEDULE = {
@@ -29,15 +30,6 @@ _SCHEDULE = {
     "rescale_betas_zero_snr": (False, False),
     "trained_betas": (None, None),
 }
-# keys of every configuration of transformers; no network depends on them
-_COMMON = {"dtype", "architectures", "id2label", "label2id", "transformers_version", "model_type", "problem_type"}
-
-
-def settings_of(kind: type) -> tuple[str, ...]:
-    """What the configuration of a part may say: a diffusers network's arguments, or the keys of a transformers configuration."""
-    if hasattr(kind, "to_dict"):
-        return tuple(key for key in kind().to_dict() if not key.startswith("_") and key not in _COMMON)
-    return tuple(key for key in inspect.signature(kind.__init__).parameters if key != "self")
 
 
 def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
@@ -68,8 +60,11 @@ class AudioLDM2(nn.Module):
     keeps it off the accelerator.
     """
 
-    channels = 1
     parts = {"text": ("clap_text", "t5", "gpt2", "projection"), "decoder": ("codec",)}
+    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
+    too_long, remember = frozen_parts.too_long, frozen_parts.remember
+    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
+    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
 
     def __init__(
         self,
@@ -95,27 +90,21 @@ class AudioLDM2(nn.Module):
 
         if loa_count < 1:
             raise ValueError(f"loa_count must be at least 1, got {loa_count}")
-        self.clap_tokenizer = PromptTokenizer(clap_tokenizer, clap_max_tokens, "CLAP")
-        self.t5_tokenizer = PromptTokenizer(t5_tokenizer, t5_max_tokens, "T5")
         self.loa_count, self.truncate_prompts = loa_count, truncate_prompts
         with torch.device("cpu"):  # a table, also when the networks are made without memory
             self.path = path_of(scheduler)
 
-        def checked(kind: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
-            return only_known(given, settings_of(kind), what)
-
-        unet = checked(AudioLDM2UNet2DConditionModel, unet, "unet")
-        projection = checked(AudioLDM2ProjectionModel, projection, "projection")
-        self.denoiser = AudioLDM2UNet2DConditionModel(**unet)
+        self.denoiser = AudioLDM2UNet2DConditionModel(**checked(AudioLDM2UNet2DConditionModel, unet, "unet"))
         self.codec = MelCodec(vae, vocoder)
-        self.projection = AudioLDM2ProjectionModel(**projection)
+        self.projection = AudioLDM2ProjectionModel(**checked(AudioLDM2ProjectionModel, projection, "projection"))
         self.clap_text = tf.ClapTextModelWithProjection(tf.ClapTextConfig(**checked(tf.ClapTextConfig, clap_text, "clap_text")))
         self.t5 = tf.T5EncoderModel(tf.T5Config(**checked(tf.T5Config, t5, "t5")))
         self.gpt2 = tf.GPT2Model(tf.GPT2Config(**checked(tf.GPT2Config, gpt2, "gpt2")))
-        self.sample_rate_hz = self.codec.sample_rate_hz
-        self._cache: dict[tuple[str, int], dict[str, Tensor]] = {}
-        self._asks_encoders = True
-        self.register_load_state_dict_post_hook(lambda module, _: module._cache.clear())
+        self.clap_tokenizer = PromptTokenizer(clap_tokenizer, clap_max_tokens, "CLAP")
+        self.t5_tokenizer = fitting_tokenizer(t5_tokenizer, t5_max_tokens, self.t5.config)
+        self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
+        self.memory = PromptMemory(self._encode, self._tokens, in_pairs=True)
+        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     @classmethod
@@ -135,17 +124,6 @@ class AudioLDM2(nn.Module):
         model.set_checkpointing(checkpoint_activations)
         return model
 
-    def set_checkpointing(self, enabled: bool = True) -> None:
-        """Keeps a tenth of the denoiser's activations for the backward pass, for one more forward. Outputs stay the same."""
-        set_checkpointing(self.denoiser, enabled)
-
-    def train(self, mode: bool = True) -> AudioLDM2:
-        super().train(mode)
-        for name, part in self.named_children():
-            if name != "denoiser":
-                part.eval()
-        return self
-
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Streams ``loa_BLD`` (B, loa_count, D), ``t5_BLD`` and its ``t5_mask_BL``; each text is encoded once and kept.
 
@@ -153,73 +131,33 @@ class AudioLDM2(nn.Module):
         padding), each pair for itself: what a prompt means does not depend on the others of its batch.
         Raises ``ValueError`` for a text that is longer than an encoder takes.
         """
-        rows = [Conditioning(self._encoded(prompt.text, prompt.negative)) for prompt in prompts]
-        return Conditioning.cat(rows).to(next(self.denoiser.parameters()).device)
+        rows = Conditioning.cat([self.memory(prompt) for prompt in prompts])
+        return rows.to(next(self.denoiser.parameters()).device)
 
-    def _encoded(self, text: str, other: str) -> dict[str, Tensor]:
-        length = max(len(self.t5_tokenizer(side, self.truncate_prompts)) for side in (text, other))
-        key = (text, length)
-        if key not in self._cache:
-            if not self._asks_encoders:
-                raise ValueError(f"the text encoders were dropped and {text[:60]!r} (of {length} tokens) was not encoded before; "
-                                 "give all prompts to drop_text_encoders")
-            if len(self._cache) >= CACHED_PROMPTS:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = self._encode(text, length)
-        return self._cache[key]
+    def _tokens(self, text: str) -> list[int]:
+        ids = self.t5_tokenizer(text, self.truncate_prompts)
+        self.clap_tokenizer(text, self.truncate_prompts)
+        return ids
 
     @torch.no_grad()
-    def _encode(self, text: str, length: int) -> dict[str, Tensor]:
-        """One row of each stream, in main memory; the sequence for the language model is padded to ``length`` T5 tokens."""
-        device = self.projection.sos_embed.device
+    def _encode(self, text: str, length: int) -> Conditioning:
+        """One row, in main memory; the sequence for the language model is padded to ``length`` T5 tokens."""
+        like = self.projection.sos_embed
         clap_ids = torch.tensor([self.clap_tokenizer(text, self.truncate_prompts)], device=self.clap_text.device)
-        t5_ids = torch.tensor([self.t5_tokenizer(text, self.truncate_prompts)], device=self.t5.device)
+        t5_ids = torch.tensor([self.t5_tokenizer(text, self.truncate_prompts)])
         clap = self.clap_text(clap_ids, attention_mask=torch.ones_like(clap_ids)).text_embeds
-        clap = F.normalize(clap, dim=-1)[:, None].to(device)
-        t5 = self.t5(t5_ids, attention_mask=torch.ones_like(t5_ids)).last_hidden_state
+        t5 = t5_states(self.t5, t5_ids)
         padding = length - t5.shape[1]
         joined = self.projection(
-            hidden_states=clap,
-            hidden_states_1=F.pad(t5, (0, 0, 0, padding)).to(device),
-            attention_mask=torch.ones(1, 1, dtype=torch.long, device=device),
-            attention_mask_1=F.pad(torch.ones_like(t5_ids), (0, padding)).to(device),
+            hidden_states=F.normalize(clap, dim=-1)[:, None].to(like),
+            hidden_states_1=F.pad(t5, (0, 0, 0, padding)).to(like),
+            attention_mask=torch.ones(1, 1, dtype=torch.long, device=like.device),
+            attention_mask_1=F.pad(torch.ones_like(t5_ids), (0, padding)).to(like.device),
         )
-        inputs, mask = joined.hidden_states.to(self.gpt2.device), joined.attention_mask.to(self.gpt2.device)
+        inputs, mask = joined.hidden_states.to(self.gpt2.wte.weight), joined.attention_mask.to(self.gpt2.device)
         loa = loa_tokens(self.gpt2, inputs, mask, self.loa_count)
-        mask = torch.ones(t5.shape[:2], dtype=torch.bool)
-        return {"loa_BLD": loa.cpu(), "t5_BLD": t5.cpu(), "t5_mask_BL": mask}
-
-    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        """Prompt id -> what an encoder says of its text or negative that it does not take (none with ``truncate_prompts``)."""
-
-        def read(text: str) -> None:
-            for tokenizer in (self.t5_tokenizer, self.clap_tokenizer):
-                tokenizer(text, self.truncate_prompts)
-
-        negatives = refused({prompt.id: prompt.negative for prompt in prompts}, read)
-        return negatives | refused({prompt.id: prompt.text for prompt in prompts}, read)
-
-    def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
-        for prompt in prompts:
-            for text, other in ((prompt.text, prompt.negative), (prompt.negative, prompt.text)):
-                if len(self._cache) >= CACHED_PROMPTS:
-                    raise ValueError(f"fewer than {CACHED_PROMPTS} texts are kept; keep the text encoders for more prompts")
-                self._encoded(text, other)
-
-    def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be encoded from then on.
-
-        The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
-        """
-        self.remember(prompts)
-        self.arguments, self._asks_encoders = None, False
-        self.clap_text = self.t5 = self.gpt2 = self.projection = None
-
-    def drop_decoder(self) -> None:
-        """Frees autoencoder and vocoder: latents can be sampled and learned from, but not heard. It cannot be saved whole."""
-        self.arguments = None
-        self.codec.drop()
+        streams = {"loa_BLD": loa, "t5_BLD": t5, "t5_mask_BL": torch.ones(t5.shape[:2], dtype=torch.bool)}
+        return Conditioning(streams).to("cpu")
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the denoiser's own type."""
@@ -233,18 +171,3 @@ class AudioLDM2(nn.Module):
             return_dict=False,
         )
         return output[0].float()
-
-    def encode(self, wave_BCN: Tensor) -> Tensor:
-        """Latents of mono waves at ``sample_rate_hz``, brought to the level of the autoencoder's training (peak 0.5) first.
-
-        Raises ``ValueError`` for waves that are not mono, hold NaN or no samples.
-        """
-        return self.codec.encode(wave_BCN)
-
-    def decode(self, latent_BCTF: Tensor) -> Tensor:
-        """Waves (B, 1, N), float32, a few clips at a time; gradients flow to the latents."""
-        return self.codec.decode(latent_BCTF)
-
-    def latent_shape(self, seconds: float) -> tuple[int, int, int]:
-        """(channels, frames, bands) that cover ``seconds``."""
-        return self.codec.latent_shape(seconds)

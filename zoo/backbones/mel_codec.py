@@ -7,7 +7,6 @@ to 8 kHz of the magnitude spectrum, natural logarithm. Everything after the wave
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,25 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.errors import did_you_mean
+from zoo.backbones.settings import checked, only_known
 
 FFT = 1024  # samples: window and transform
 LOG_FLOOR = 1e-5  # of a mel band's magnitude
 LEVEL = 0.5  # peak of a normalised wave
 SILENT = 1e-6  # peak (-120 dBFS) up to which a wave is silence and is not made louder
 _CLIPS_AT_ONCE = 4  # bounds the memory of convolutions at wave rate
-_VOCODER_KEYS = ("model_in_dim", "sampling_rate", "upsample_initial_channel", "upsample_rates", "upsample_kernel_sizes",
+VOCODER_KEYS = ("model_in_dim", "sampling_rate", "upsample_initial_channel", "upsample_rates", "upsample_kernel_sizes",
                  "resblock_kernel_sizes", "resblock_dilation_sizes", "initializer_range", "leaky_relu_slope")  # fmt: skip
-
-
-def only_known(arguments: Mapping[str, Any], known: Any, what: str) -> dict[str, Any]:
-    """``arguments`` as a dictionary. Raises ``ValueError`` for a key that is not among ``known``: libraries act on some others
-    (attention kernels that are downloaded), and a configuration from somebody else must not reach them."""
-    known = tuple(known)
-    for key in arguments:
-        if key not in known:
-            raise ValueError(f"{what} has no setting {key!r}; {did_you_mean(str(key), known)}")
-    return dict(arguments)
 
 
 @functools.lru_cache(maxsize=8)
@@ -100,8 +89,9 @@ class MelCodec(nn.Module):
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
         super().__init__()
-        self.vae = AutoencoderKL(**only_known(vae, inspect.signature(AutoencoderKL.__init__).parameters, "the autoencoder"))
-        vocoder = only_known(vocoder, _VOCODER_KEYS, "the vocoder")
+        self.channels = 1
+        self.vae = AutoencoderKL(**checked(AutoencoderKL, vae, "the autoencoder"))
+        vocoder = only_known(vocoder, VOCODER_KEYS, "the vocoder")
         self.vocoder = SpeechT5HifiGan(SpeechT5HifiGanConfig(**vocoder, normalize_before=False))
         self.sample_rate_hz, self.mels = int(vocoder["sampling_rate"]), int(vocoder["model_in_dim"])
         self.hop = math.prod(vocoder["upsample_rates"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones.mel_codec import only_known
+from zoo.backbones.settings import checked
+from zoo.diffusion.paths import require_known
 from zoo.types import Prompt
 
 FRAME_WINDOWS = ("heard", "bewo")
@@ -20,14 +20,19 @@ FRAME_WINDOWS = ("heard", "bewo")
 class OobleckCodec(nn.Module):
     """(B, channels, N) waves <-> latents (B, C, frames). ``vae``: arguments of diffusers' ``AutoencoderOobleck``.
 
+    ``clip_frames``: of the clips that the network beside it was trained on. ``frame_window``: what of them is denoised, None for
+    all, "heard" for those that cover the seconds asked for, "bewo" for one less where the last is not whole.
     It runs on the device it lies on; gradients flow both ways. Raises ``ValueError`` for settings that it does not have.
     """
 
-    def __init__(self, vae: Mapping[str, Any]) -> None:
+    def __init__(self, vae: Mapping[str, Any], clip_frames: int = 1024, frame_window: str | None = None) -> None:
         from diffusers import AutoencoderOobleck
 
         super().__init__()
-        self.vae = AutoencoderOobleck(**only_known(vae, inspect.signature(AutoencoderOobleck.__init__).parameters, "vae"))
+        if frame_window is not None:
+            require_known("frame_window", frame_window, FRAME_WINDOWS)
+        self.clip_frames, self.frame_window = int(clip_frames), frame_window
+        self.vae = AutoencoderOobleck(**checked(AutoencoderOobleck, vae, "vae"))
         config = self.vae.config
         self.sample_rate_hz, self.channels = int(config.sampling_rate), int(config.audio_channels)
         self.samples_per_latent, self.latent_channels = int(self.vae.hop_length), int(config.decoder_input_channels)
@@ -40,35 +45,33 @@ class OobleckCodec(nn.Module):
         exact = seconds * self.sample_rate_hz / self.samples_per_latent
         return max(1, math.ceil(exact - 1e-6) if whole else math.floor(exact + 1e-6))
 
-    def latent_shape(self, seconds: float, full: int, window: str | None) -> tuple[int, int]:
-        """(C, frames) of what is denoised by a network of ``full`` frames; ``window``: None, or one of ``FRAME_WINDOWS``.
-
-        Raises ``ValueError`` for more seconds than ``full`` frames are.
-        """
-        frames = self.frames(seconds, whole=window != "bewo")
-        if frames > full:
-            longest = full * self.samples_per_latent / self.sample_rate_hz
+    def latent_shape(self, seconds: float) -> tuple[int, int]:
+        """(C, frames) of what is denoised for ``seconds``. Raises ``ValueError`` for more than ``clip_frames`` are."""
+        frames = self.frames(seconds, whole=self.frame_window != "bewo")
+        if frames > self.clip_frames:
+            longest = self.clip_frames * self.samples_per_latent / self.sample_rate_hz
             raise ValueError(f"{seconds:g} s are more than the {longest:.3f} s of this model's clips; ask for less")
-        return (self.latent_channels, full if window is None else frames)
+        return (self.latent_channels, self.clip_frames if self.frame_window is None else frames)
 
-    def heard(self, prompts: Sequence[Prompt], full: int, window: str | None) -> Tensor | None:
-        """(B, 1, full), bool: the frames within a prompt's ``seconds``; None with a ``window``, which has no others."""
-        if window is not None:
+    def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """(B, 1, clip_frames), bool: the frames within a prompt's ``seconds``; None with a window, which has no others."""
+        if self.frame_window is not None:
             return None
-        heard_B = torch.tensor([self.frames(prompt.seconds) for prompt in prompts])
-        return (torch.arange(full)[None] < heard_B[:, None])[:, None]
+        heard_B1 = torch.tensor([[self.frames(prompt.seconds)] for prompt in prompts])
+        return (torch.arange(self.clip_frames)[None] < heard_B1)[:, None]
 
-    def encode(self, wave_BCN: Tensor, frames: int) -> Tensor:
-        """The posterior's means (B, C, frames), float32; the wave is cut, or filled with zeros at its end, to ``frames``.
+    def encode(self, wave_BCN: Tensor) -> Tensor:
+        """The posterior's means (B, C, frames), float32, of waves with silence after them up to ``latent_shape``.
 
-        Raises ``ValueError`` for another number of channels, no samples, NaN or infinity.
+        Raises ``ValueError`` for another number of channels, no samples, NaN or infinity, and more than ``clip_frames``.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != self.channels or wave_BCN.shape[-1] == 0:
             raise ValueError(f"this codec takes waves (batch, {self.channels}, samples), got shape {tuple(wave_BCN.shape)}; "
                              "a mono wave becomes stereo by wave.expand(-1, 2, -1)")  # fmt: skip
         if not torch.isfinite(wave_BCN).all():
             raise ValueError("the wave holds NaN or infinity")
-        vae, samples = self._network(), frames * self.samples_per_latent
+        vae = self._network()
+        samples = self.latent_shape(wave_BCN.shape[-1] / self.sample_rate_hz)[1] * self.samples_per_latent
         wave_BCN = F.pad(wave_BCN, (0, max(0, samples - wave_BCN.shape[-1])))[..., :samples]
         clips = wave_BCN.to(vae.device, vae.dtype).split(1)
         return torch.cat([vae.encode(clip).latent_dist.mean.float() for clip in clips]).to(wave_BCN.device)

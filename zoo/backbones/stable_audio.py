@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from zoo.backbones.audioldm2 import settings_of
-from zoo.backbones.checkpointing import set_checkpointing
-from zoo.backbones.mel_codec import only_known
-from zoo.backbones.oobleck_codec import FRAME_WINDOWS, OobleckCodec
-from zoo.conditioners.frozen_t5 import FrozenT5
+from zoo.backbones import frozen_parts
+from zoo.backbones.oobleck_codec import OobleckCodec
+from zoo.backbones.settings import checked
+from zoo.conditioners.prompt_memory import PromptMemory
+from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.diffusion import VPCosine
-from zoo.diffusion.paths import require_known
 from zoo.types import Conditioning, Prompt
 
 # what a scheduler must say: all that VPCosine computes. The order of the solver is the sampler's choice here.
@@ -62,6 +62,11 @@ class StableAudio(nn.Module):
     """
 
     parts = {"text": ("text",), "decoder": ("codec",)}
+    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
+    too_long, remember = frozen_parts.too_long, frozen_parts.remember
+    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
+    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
+    scored_mask = frozen_parts.scored_mask
 
     def __init__(
         self,
@@ -80,33 +85,32 @@ class StableAudio(nn.Module):
         super().__init__()
         self.arguments: dict[str, Any] | None = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         from diffusers import StableAudioDiTModel, StableAudioProjectionModel
-        from transformers import T5Config
+        from transformers import T5Config, T5EncoderModel
 
-        if frame_window is not None:
-            require_known("frame_window", frame_window, FRAME_WINDOWS)
-        self.frame_window, self.seconds_start, self.seconds_total = frame_window, float(seconds_start), seconds_total
+        self.seconds_start, self.seconds_total, self._max_tokens = float(seconds_start), seconds_total, int(max_tokens)
         self.path = path_of(scheduler)
-        self.denoiser = StableAudioDiTModel(**only_known(transformer, settings_of(StableAudioDiTModel), "transformer"))
-        self.codec = OobleckCodec(vae)
-        text_encoder = only_known(text_encoder, settings_of(T5Config), "text_encoder")
-        self.text = FrozenT5(text_encoder, tokenizer, max_tokens, truncate_prompts)
-        known = inspect.signature(StableAudioProjectionModel.__init__).parameters
-        self.projection = StableAudioProjectionModel(**only_known(projection, known, "projection"))
+        self.denoiser = StableAudioDiTModel(**checked(StableAudioDiTModel, transformer, "transformer"))
+        self.codec = OobleckCodec(vae, self.denoiser.config.sample_size, frame_window)
+        encoder = T5EncoderModel(T5Config(**checked(T5Config, text_encoder, "text_encoder")))
+        self.text = nn.ModuleDict({"encoder": encoder})
+        self.projection = StableAudioProjectionModel(**checked(StableAudioProjectionModel, projection, "projection"))
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
         self._check_parts()
-        self.register_load_state_dict_post_hook(lambda module, _: module.text.forget())
+        words = partial(fitting_tokenizer(tokenizer, max_tokens, encoder.config), truncate=truncate_prompts)
+        self.memory = PromptMemory(self._encode, words)
+        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     def _check_parts(self) -> None:
         network, projection = self.denoiser.config, self.projection.config
-        self._frames, self._rotary_width = int(network.sample_size), network.attention_head_dim // 2
-        width = projection.conditioning_dim
+        self._rotary_width, width = network.attention_head_dim // 2, projection.conditioning_dim
+        text_width = self.text.encoder.config.d_model
         found = (network.in_channels, network.cross_attention_input_dim, network.global_states_input_dim)
-        if found != (self.codec.latent_channels, width, 2 * width) or projection.text_encoder_dim != self.text.width:
+        if found != (self.codec.latent_channels, width, 2 * width) or projection.text_encoder_dim != text_width:
             raise ValueError(
                 f"the parts do not fit: the transformer takes {found[0]} latent channels, tokens of width {found[1]} and timing "
                 f"of {found[2]}; the autoencoder gives {self.codec.latent_channels} channels, the projection tokens of {width} "
-                f"from texts of {projection.text_encoder_dim}, the text encoder {self.text.width}"
+                f"from texts of {projection.text_encoder_dim}, the text encoder {text_width}"
             )
         low, high = projection.min_value, projection.max_value
         for name, value in (("seconds_start", self.seconds_start), ("seconds_total", self.seconds_total)):
@@ -140,25 +144,15 @@ class StableAudio(nn.Module):
         model.set_checkpointing(checkpoint_activations)
         return model
 
-    def set_checkpointing(self, enabled: bool = True) -> None:
-        """Keeps little of the denoiser's activations for the backward pass, for one more forward. Outputs stay the same."""
-        set_checkpointing(self.denoiser, enabled)
-
-    def train(self, mode: bool = True) -> StableAudio:
-        super().train(mode)
-        for name, part in self.named_children():
-            if name != "denoiser":
-                part.eval()
-        return self
-
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (B, max_tokens + 2, D): text (0 beyond its end), start and total length; ``timing_BD`` (B, 2 D): these.
 
         Each text is encoded once and kept. Raises ``ValueError`` for a prompt of too many tokens.
         """
         weight = next(self.projection.parameters())
-        states_BLD, mask_BL = self.text([prompt.text for prompt in prompts], self.text.max_tokens)
-        states_BLD, mask_BL = states_BLD.to(weight), mask_BL.to(weight)
+        rows = [self.memory(prompt).to(weight) for prompt in prompts]
+        states_BLD = torch.stack([F.pad(row_LD, (0, 0, 0, self._max_tokens - len(row_LD))) for row_LD in rows])
+        mask_BL = weight.new_tensor([[1.0] * len(row_LD) + [0.0] * (self._max_tokens - len(row_LD)) for row_LD in rows])
         start_B = torch.full((len(prompts),), self.seconds_start, device=weight.device)
         totals = [self.seconds_start + prompt.seconds if self.seconds_total is None else self.seconds_total for prompt in prompts]
         total_B = torch.tensor(totals, dtype=torch.float32, device=weight.device)
@@ -169,27 +163,9 @@ class StableAudio(nn.Module):
         timing_BD = torch.cat([start_B1D, total_B1D], dim=2)[:, 0]
         return Conditioning({"tokens_BLD": tokens_BLD * told_B[:, None, None], "timing_BD": timing_BD})
 
-    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        """Prompt id -> what the tokenizer says of its text if that has too many tokens."""
-        return self.text.too_long(prompts)
-
-    def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
-        self.text.remember((text, None) for prompt in prompts for text in (prompt.text, prompt.negative))
-
-    def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, then frees the text encoder: no other text can be encoded from then on.
-
-        The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
-        """
-        self.remember(prompts)
-        self.arguments = None
-        self.text.drop()
-
-    def drop_decoder(self) -> None:
-        """Frees the autoencoder: latents can be sampled and learned from, but not heard. It cannot be saved whole."""
-        self.arguments = None
-        self.codec.drop()
+    def _encode(self, text: str, _: None) -> Tensor:
+        """States (L, D) of a text's own tokens, in main memory."""
+        return t5_states(self.text.encoder, torch.tensor([self.memory.tokens(text)]))[0].cpu()
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""
@@ -203,22 +179,3 @@ class StableAudio(nn.Module):
             return_dict=False,
         )
         return output[0].float()
-
-    def encode(self, wave_BCN: Tensor) -> Tensor:
-        """Latents of waves at ``sample_rate_hz``, with silence after them up to ``latent_shape``.
-
-        Raises ``ValueError`` for another number of channels, NaN, and waves that are longer than the model's clips.
-        """
-        return self.codec.encode(wave_BCN, self.latent_shape(max(1, wave_BCN.shape[-1]) / self.sample_rate_hz)[1])
-
-    def decode(self, latent_BCT: Tensor) -> Tensor:
-        """Waves (B, 2, N) of all frames, float32, a clip at a time; gradients flow to the latents."""
-        return self.codec.decode(latent_BCT)
-
-    def latent_shape(self, seconds: float) -> tuple[int, int]:
-        """(channels, frames) of what is denoised for ``seconds``. Raises ``ValueError`` for more than the model's length."""
-        return self.codec.latent_shape(seconds, self._frames, self.frame_window)
-
-    def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
-        """(B, 1, frames): the frames that are heard within a prompt's ``seconds``; None with a ``frame_window``: all are."""
-        return self.codec.heard(prompts, self._frames, self.frame_window)

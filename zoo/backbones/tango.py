@@ -6,7 +6,6 @@ schedule is that of Stable Diffusion 2.1 (v-prediction), whose repository Tango'
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.checkpointing import set_checkpointing
-from zoo.backbones.mel_codec import MelCodec, only_known
-from zoo.conditioners.tokenizer import PromptTokenizer, refused
+from zoo.backbones import frozen_parts
+from zoo.backbones.mel_codec import MelCodec
+from zoo.backbones.settings import checked
+from zoo.conditioners.prompt_memory import PromptMemory
+from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 
@@ -44,8 +45,6 @@ VOCODER: dict[str, Any] = {
     "upsample_kernel_sizes": [16, 16, 8, 4, 4], "resblock_kernel_sizes": [3, 7, 11],
     "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]], "leaky_relu_slope": 0.1,
 }  # fmt: skip
-CACHED_PROMPTS = 16_384  # encoded texts kept, in main memory: 60 kB each at full size
-_TEXT_KEYS = (*TEXT_ENCODER, "dropout_rate", "is_encoder_decoder", "use_cache", "tie_word_embeddings", "initializer_factor")
 
 
 class Tango(nn.Module):
@@ -59,8 +58,11 @@ class Tango(nn.Module):
     the device it lies on. Raises ``ValueError`` for settings that a part does not have, and parts that do not fit each other.
     """
 
-    channels = 1
     parts = {"text": ("text_encoder",), "decoder": ("codec",)}
+    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
+    too_long, remember = frozen_parts.too_long, frozen_parts.remember
+    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
+    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
 
     def __init__(
         self,
@@ -79,22 +81,20 @@ class Tango(nn.Module):
         given = {"unet": unet, "text_encoder": text_encoder, "vae": vae, "vocoder": vocoder}
         parts = {name: dict(released[name] if chosen is None else chosen) for name, chosen in given.items()}
         self.arguments: dict[str, Any] | None = {**parts, "tokenizer": tokenizer, "max_tokens": max_tokens}
-        unet_keys = inspect.signature(UNet2DConditionModel.__init__).parameters
-        text = only_known(parts["text_encoder"], _TEXT_KEYS, "the text encoder")
-        self.denoiser = UNet2DConditionModel(**only_known(parts["unet"], unet_keys, "the U-Net"))
-        self.text_encoder = T5EncoderModel(T5Config(**text))
+        self.denoiser = UNet2DConditionModel(**checked(UNet2DConditionModel, parts["unet"], "the U-Net"))
+        self.text_encoder = T5EncoderModel(T5Config(**checked(T5Config, parts["text_encoder"], "the text encoder")))
         self.codec = MelCodec(parts["vae"], parts["vocoder"])
-        self.sample_rate_hz = self.codec.sample_rate_hz
+        self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
         with torch.device("cpu"):  # a table, also when the networks are made without memory
             self.path = VPDiscrete.from_betas(0.00085, 0.012, "v", steps_offset=1, ends_clean=True)
-        wanted = (text["d_model"], self.codec.vae.config.latent_channels)
+        wanted = (self.text_encoder.config.d_model, self.codec.vae.config.latent_channels)
         found = (self.denoiser.config.cross_attention_dim, self.denoiser.config.in_channels)
         if wanted != found:
             raise ValueError(f"the U-Net takes texts of width {found[0]} and {found[1]} latent channels, but the text encoder "
                              f"gives {wanted[0]} and the autoencoder {wanted[1]}")  # fmt: skip
-        self._tokenizer = None if tokenizer is None else _fitting(PromptTokenizer(tokenizer, max_tokens, "T5"), text)
-        self._cache: dict[str, Conditioning] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._cache.clear())
+        words = None if tokenizer is None else fitting_tokenizer(tokenizer, max_tokens, self.text_encoder.config)
+        self.memory = PromptMemory(self._encode, words)
+        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     @classmethod
@@ -119,75 +119,24 @@ class Tango(nn.Module):
         model.set_checkpointing(checkpoint_activations)
         return model
 
-    def set_checkpointing(self, enabled: bool = True) -> None:
-        """Keeps a tenth of the denoiser's activations for the backward pass, for one more forward. Outputs stay the same."""
-        set_checkpointing(self.denoiser, enabled)
-
-    def train(self, mode: bool = True) -> Tango:
-        super().train(mode)
-        for name, part in self.named_children():
-            if name != "denoiser":
-                part.eval()
-        return self
-
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and kept in main memory.
 
         The model is told neither lengths in seconds nor sources. Raises ``ValueError`` without a tokenizer, for a prompt of too
         many tokens, and for a text that was not encoded before the encoder was dropped.
         """
-        rows = Conditioning.cat([self._encoded(prompt.text) for prompt in prompts])
+        rows = Conditioning.cat([self.memory(prompt) for prompt in prompts])
         return rows.to(self.denoiser.conv_in.weight.device)
 
-    def _encoded(self, text: str) -> Conditioning:
-        if text not in self._cache:
-            if self._tokenizer is None:
-                raise ValueError("this Tango has no tokenizer, so it cannot read prompts; give it the tokenizer.json of its text "
-                                 "encoder, google/flan-t5-large: Tango.from_pretrained(..., tokenizer=FILE)")  # fmt: skip
-            if self.text_encoder is None:
-                raise ValueError(f"the text encoder was dropped and {text[:60]!r} was not encoded before; give all prompts to "
-                                 "drop_text_encoders")  # fmt: skip
-            ids_BL = torch.tensor([self._tokenizer(text)])
-            if len(self._cache) >= CACHED_PROMPTS:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[text] = self.encode_tokens(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)).to("cpu")
-        return self._cache[text]
+    def _encode(self, text: str, _: None) -> Conditioning:
+        ids_BL = torch.tensor([self.memory.tokens(text)])
+        return self.encode_tokens(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)).to("cpu")
 
-    @torch.no_grad()
     def encode_tokens(self, ids_BL: Tensor, mask_BL: Tensor) -> Conditioning:
         """The conditioning of token ids (long) whose mask (bool) is true. Raises ``ValueError`` when the encoder overflows."""
-        device = self.text_encoder.device
-        ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device=device, dtype=torch.bool)
-        states_BLD = self.text_encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
-        states_BLD = states_BLD.masked_fill(~mask_BL[..., None], 0)
-        if not torch.isfinite(states_BLD).all():
-            raise ValueError(f"the text encoder overflows in {states_BLD.dtype}; keep it in float32 or bfloat16 "
-                             "(backbone.text_encoder.float())")  # fmt: skip
-        return Conditioning({"tokens_BLD": states_BLD, "mask_BL": mask_BL})
-
-    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        """Prompt id -> what the tokenizer says of its text if that has too many tokens."""
-        return refused({prompt.id: prompt.text for prompt in prompts}, self._tokenizer or (lambda text: None))
-
-    def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
-        for text in dict.fromkeys(text for prompt in prompts for text in (prompt.text, prompt.negative)):
-            if text not in self._cache and len(self._cache) >= CACHED_PROMPTS:
-                raise ValueError(f"{CACHED_PROMPTS} texts are kept at most; keep the text encoders for more prompts than that")
-            self._encoded(text)
-
-    def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, then frees the text encoder: no other text can be encoded from then on.
-
-        The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
-        """
-        self.remember(prompts)
-        self.arguments = self.text_encoder = None
-
-    def drop_decoder(self) -> None:
-        """Frees autoencoder and vocoder: latents can be sampled and learned from, but not heard. It cannot be saved whole."""
-        self.arguments = None
-        self.codec.drop()
+        states_BLD = t5_states(self.text_encoder, ids_BL, mask_BL)
+        mask_BL = mask_BL.to(states_BLD.device, torch.bool)
+        return Conditioning({"tokens_BLD": states_BLD.masked_fill(~mask_BL[..., None], 0), "mask_BL": mask_BL})
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""
@@ -200,23 +149,3 @@ class Tango(nn.Module):
             return_dict=False,
         )
         return output[0].float()
-
-    def encode(self, wave_BCN: Tensor) -> Tensor:
-        """Latents of mono waves at ``sample_rate_hz``, whose level is normalised as in training (silence stays silence)."""
-        return self.codec.encode(wave_BCN)
-
-    def decode(self, latent_BCTF: Tensor) -> Tensor:
-        """Waves (B, 1, N), float32; gradients flow to the latents."""
-        return self.codec.decode(latent_BCTF)
-
-    def latent_shape(self, seconds: float) -> tuple[int, ...]:
-        """(8, frames, 16): 256 frames for the 10.24 s of the released training, any other length as well."""
-        return self.codec.latent_shape(seconds)
-
-
-def _fitting(tokenizer: PromptTokenizer, text_encoder: Mapping[str, Any]) -> PromptTokenizer:
-    ids, last = tokenizer("a dog barks"), text_encoder.get("eos_token_id", 1)
-    if ids[-1] != last or max(ids) >= text_encoder["vocab_size"]:
-        raise ValueError(f"the tokenizer does not belong to the text encoder: it makes {ids}, expected ids below "
-                         f"{text_encoder['vocab_size']} that end with {last}")  # fmt: skip
-    return tokenizer

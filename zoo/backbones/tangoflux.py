@@ -6,7 +6,6 @@ Stable Audio's. Text and audio attend to each other in one sequence; text tokens
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.audioldm2 import settings_of
-from zoo.backbones.checkpointing import set_checkpointing
-from zoo.backbones.mel_codec import only_known
-from zoo.backbones.oobleck_codec import FRAME_WINDOWS, OobleckCodec
+from zoo.backbones import frozen_parts
+from zoo.backbones.oobleck_codec import OobleckCodec
+from zoo.backbones.settings import checked
 from zoo.backbones.tango import TEXT_ENCODER
-from zoo.conditioners.frozen_t5 import FrozenT5
+from zoo.conditioners.prompt_memory import PromptMemory
+from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.diffusion import Straight
-from zoo.diffusion.paths import require_known
 from zoo.types import Conditioning, Prompt
 
 TRANSFORMER: dict[str, Any] = {
@@ -51,6 +49,11 @@ class TangoFlux(nn.Module):
     """
 
     parts = {"text": ("text",), "decoder": ("codec",)}
+    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
+    too_long, remember = frozen_parts.too_long, frozen_parts.remember
+    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
+    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
+    scored_mask = frozen_parts.scored_mask
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class TangoFlux(nn.Module):
     ) -> None:
         from diffusers import FluxTransformer2DModel
         from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioNumberConditioner
-        from transformers import T5Config
+        from transformers import T5Config, T5EncoderModel
 
         super().__init__()
         transformer, text_encoder, vae = (
@@ -76,17 +79,15 @@ class TangoFlux(nn.Module):
             "transformer": transformer, "text_encoder": text_encoder, "vae": vae, "tokenizer": tokenizer,
             "max_tokens": max_tokens, "frames": frames, "max_seconds": max_seconds, "frame_window": frame_window,
         }  # fmt: skip
-        if frame_window is not None:
-            require_known("frame_window", frame_window, FRAME_WINDOWS)
-        self.frame_window, self._frames, self.path = frame_window, int(frames), Straight()
-        known = inspect.signature(FluxTransformer2DModel.__init__).parameters
-        self.denoiser = FluxTransformer2DModel(**only_known(transformer, known, "transformer"))
+        self.path = Straight()
+        self.denoiser = FluxTransformer2DModel(**checked(FluxTransformer2DModel, transformer, "transformer"))
         for module in self.denoiser.modules():
             if getattr(module, "added_kv_proj_dim", None) is not None:
                 module.is_cross_attention = True
-        self.codec = OobleckCodec(vae)
-        self.text = FrozenT5(only_known(text_encoder, settings_of(T5Config), "text_encoder"), tokenizer, max_tokens)
-        width, config = self.text.width, self.denoiser.config
+        self.codec = OobleckCodec(vae, frames, frame_window)
+        encoder = T5EncoderModel(T5Config(**checked(T5Config, text_encoder, "text_encoder")))
+        self.text = nn.ModuleDict({"encoder": encoder})
+        width, config = encoder.config.d_model, self.denoiser.config
         found = (config.in_channels, config.joint_attention_dim, config.pooled_projection_dim)
         if found != (self.codec.latent_channels, width, width):
             raise ValueError(
@@ -97,7 +98,9 @@ class TangoFlux(nn.Module):
         self.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.duration = StableAudioNumberConditioner(width, 0, max_seconds)
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
-        self.register_load_state_dict_post_hook(lambda module, _: module.text.forget())
+        words = None if tokenizer is None else fitting_tokenizer(tokenizer, max_tokens, encoder.config)
+        self.memory = PromptMemory(self._encode, words, in_pairs=True)
+        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     @classmethod
@@ -123,17 +126,6 @@ class TangoFlux(nn.Module):
         model.set_checkpointing(checkpoint_activations)
         return model.to(dtype=as_dtype(dtype))
 
-    def set_checkpointing(self, enabled: bool = True) -> None:
-        """Keeps little of the denoiser's activations for the backward pass, for one more forward. Outputs stay the same."""
-        set_checkpointing(self.denoiser, enabled)
-
-    def train(self, mode: bool = True) -> TangoFlux:
-        super().train(mode)
-        for name, part in self.named_children():
-            if name != "denoiser":
-                part.eval()
-        return self
-
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (duration, then text), ``mask_BL``, and ``pooled_BD``; each text is encoded once and kept.
 
@@ -141,42 +133,22 @@ class TangoFlux(nn.Module):
         batch beyond that is masked: what a prompt means does not depend on the others of its batch.
         Raises ``ValueError`` for a prompt of too many tokens.
         """
-        return Conditioning.cat([self._encoded(prompt) for prompt in prompts])
+        return Conditioning.cat([self._told(prompt) for prompt in prompts])
 
-    def _encoded(self, prompt: Prompt) -> Conditioning:
-        weight, length = self.fc[0].weight, self._pair_length(prompt)
-        text_LD = self.text.read(prompt.text, length).to(weight)
-        told = self.duration(torch.tensor([prompt.seconds], device=weight.device))[0]
-        pooled_D = self.fc(text_LD[: len(self.text.tokens(prompt.text))].mean(dim=0))
-        mask_L = torch.ones(length + 1, dtype=torch.bool, device=weight.device)
-        return Conditioning(
-            {"tokens_BLD": torch.cat([told, text_LD])[None], "mask_BL": mask_L[None], "pooled_BD": pooled_D[None]}
-        )
+    def _told(self, prompt: Prompt) -> Conditioning:
+        weight = self.fc[0].weight
+        text_LD = self.memory(prompt).to(weight)
+        duration_1D = self.duration(torch.tensor([prompt.seconds], device=weight.device))[0]
+        pooled_D = self.fc(text_LD[: len(self.memory.tokens(prompt.text))].mean(dim=0))
+        mask_L = torch.ones(len(text_LD) + 1, dtype=torch.bool, device=weight.device)
+        tokens_LD = torch.cat([duration_1D, text_LD])
+        return Conditioning({"tokens_BLD": tokens_LD[None], "mask_BL": mask_L[None], "pooled_BD": pooled_D[None]})
 
-    def _pair_length(self, prompt: Prompt) -> int:
-        return max(len(self.text.tokens(text)) for text in (prompt.text, prompt.negative))
-
-    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        """Prompt id -> what the tokenizer says of its text if that has too many tokens."""
-        return self.text.too_long(prompts)
-
-    def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
-        self.text.remember((text, self._pair_length(p)) for p in prompts for text in (p.text, p.negative))
-
-    def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, then frees the text encoder: no other text can be encoded from then on.
-
-        The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
-        """
-        self.remember(prompts)
-        self.arguments = None
-        self.text.drop()
-
-    def drop_decoder(self) -> None:
-        """Frees the autoencoder: latents can be sampled and learned from, but not heard. It cannot be saved whole."""
-        self.arguments = None
-        self.codec.drop()
+    def _encode(self, text: str, length: int) -> Tensor:
+        """States (length, D) of a text and of the padding after it, in main memory."""
+        ids, pad = self.memory.tokens(text), self.text.encoder.config.pad_token_id
+        ids_BL = torch.tensor([ids + [pad] * (length - len(ids))])
+        return t5_states(self.text.encoder, ids_BL, torch.arange(length)[None] < len(ids))[0].cpu()
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity noise - clean, float32; computed in the denoiser's own type."""
@@ -194,22 +166,3 @@ class TangoFlux(nn.Module):
             return_dict=False,
         )
         return output[0].transpose(1, 2).float()
-
-    def encode(self, wave_BCN: Tensor) -> Tensor:
-        """Latents of waves at ``sample_rate_hz``, with silence after them up to ``latent_shape``.
-
-        Raises ``ValueError`` for another number of channels, NaN, and waves that are longer than the model's clips.
-        """
-        return self.codec.encode(wave_BCN, self.latent_shape(max(1, wave_BCN.shape[-1]) / self.sample_rate_hz)[1])
-
-    def decode(self, latent_BCT: Tensor) -> Tensor:
-        """Waves (B, 2, N) of all frames, float32, a clip at a time; gradients flow to the latents."""
-        return self.codec.decode(latent_BCT)
-
-    def latent_shape(self, seconds: float) -> tuple[int, int]:
-        """(channels, frames) of what is denoised for ``seconds``. Raises ``ValueError`` for more than the model's length."""
-        return self.codec.latent_shape(seconds, self._frames, self.frame_window)
-
-    def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
-        """(B, 1, frames): the frames that are heard within a prompt's ``seconds``; None with a ``frame_window``: all are."""
-        return self.codec.heard(prompts, self._frames, self.frame_window)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoo.importers.diffusers_folders import check_folders, read_part, read_tokenizer
+from zoo.backbones.settings import settings_of
+from zoo.importers.diffusers_folders import check_folders, read_part, read_scheduler, read_settings, read_tokenizer
 from zoo.safety import read_json
 
 if TYPE_CHECKING:
@@ -51,42 +52,33 @@ def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM2:
 
 def _arguments(folder: Path) -> dict[str, Any]:
     import diffusers
-    import transformers
+    import transformers as tf
 
-    from zoo.backbones.audioldm2 import settings_of
-    from zoo.backbones.mel_codec import _VOCODER_KEYS
+    from zoo.backbones.mel_codec import VOCODER_KEYS
 
     kinds = {
-        "unet": diffusers.AudioLDM2UNet2DConditionModel, "vae": diffusers.AutoencoderKL,
-        "vocoder": transformers.SpeechT5HifiGanConfig, "projection": diffusers.AudioLDM2ProjectionModel,
-        "clap_text": transformers.ClapTextConfig, "t5": transformers.T5Config, "gpt2": transformers.GPT2Config,
+        "unet": diffusers.AudioLDM2UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "vocoder": tf.SpeechT5HifiGanConfig,
+        "projection": diffusers.AudioLDM2ProjectionModel, "clap_text": tf.ClapTextConfig, "gpt2": tf.GPT2Config,
     }  # fmt: skip
-    said = {name: read_json(folder / place / "config.json") for name, place in FOLDERS.items()}
-    if said["t5"].get("model_type") != "t5":
-        raise ValueError(
-            f"{folder / 'text_encoder_2'} is a {said['t5'].get('model_type')}, expected t5; speech models read "
-            "phonemes and are not supported"
-        )
-    if said["vocoder"].get("normalize_before", True):
+    configs = {name: read_settings(folder / FOLDERS[name], kind) for name, kind in kinds.items()}
+    configs["t5"] = read_settings(folder / FOLDERS["t5"], tf.T5Config, "t5")
+    clap, vocoder, gpt2 = (read_json(folder / FOLDERS[name] / "config.json") for name in ("clap_text", "vocoder", "gpt2"))
+    if "text_config" in clap:  # the whole CLAP is there
+        known = settings_of(tf.ClapTextConfig)
+        configs["clap_text"] = {key: value for key, value in clap["text_config"].items() if key in known}
+        configs["clap_text"]["projection_dim"] = clap.get("projection_dim", 512)
+    if vocoder.get("normalize_before", True):
         raise ValueError(f"{folder / 'vocoder'} normalises its mels first (normalize_before), which AudioLDM's vocoder does not")
-    if "text_config" in said["clap_text"]:
-        clap = said["clap_text"]
-        said["clap_text"] = {**clap["text_config"], "projection_dim": clap.get("projection_dim", 512)}
-    configs = {}
-    for name, kind in kinds.items():  # without what the libraries note about themselves
-        known = settings_of(kind)
-        configs[name] = {key: value for key, value in said[name].items() if key in known}
-    vocoder = transformers.SpeechT5HifiGanConfig(**configs["vocoder"]).to_dict()  # values by default are not in the file
-    configs["vocoder"] = {key: vocoder[key] for key in _VOCODER_KEYS}
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    vocoder = tf.SpeechT5HifiGanConfig(**configs["vocoder"]).to_dict()  # values by default are not in the file
     clap_tokenizer, clap_max_tokens = read_tokenizer(folder / "tokenizer", "RobertaTokenizer")
     t5_tokenizer, t5_max_tokens = read_tokenizer(folder / "tokenizer_2", "T5Tokenizer")
     return {
         **configs,
-        "scheduler": {key: value for key, value in scheduler.items() if not key.startswith("_")},
+        "vocoder": {key: vocoder[key] for key in VOCODER_KEYS},
+        "scheduler": read_scheduler(folder),
         "clap_tokenizer": clap_tokenizer,
         "t5_tokenizer": t5_tokenizer,
         "clap_max_tokens": clap_max_tokens,
         "t5_max_tokens": t5_max_tokens,
-        "loa_count": int(said["gpt2"].get("max_new_tokens") or 8),
+        "loa_count": int(gpt2.get("max_new_tokens") or 8),
     }

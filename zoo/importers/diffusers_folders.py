@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.safety import check_safetensors_header
+from zoo.backbones.settings import settings_of
+from zoo.safety import check_safetensors_header, read_json
 from zoo.table import ENTRIES
 
 # buffers of older versions and the head of a language model: no weights of the networks used here
@@ -32,6 +33,26 @@ def check_folders(folder: Path, names: Iterable[str], what: str) -> None:
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(f"{folder} is no {what} in diffusers layout: it has no folder {', '.join(missing)}")
+
+
+def read_settings(folder: Path, kind: type, model_type: str | None = None) -> dict[str, Any]:
+    """What a part's config.json says of ``settings_of(kind)``: without what the libraries note about themselves.
+
+    Raises ``ValueError`` for another ``model_type`` than the given one.
+    """
+    said, known = read_json(folder / "config.json"), settings_of(kind)
+    if model_type is not None and said.get("model_type") != model_type:
+        raise ValueError(f"{folder} is a {said.get('model_type')}, expected {model_type}; other text encoders, such as those of "
+                         "speech models, are not supported")  # fmt: skip
+    return {key: value for key, value in said.items() if key in known}
+
+
+def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any]:
+    """The configuration of ``folder``/scheduler. Raises ``ValueError`` for another class than ``class_name``."""
+    said = read_json(folder / "scheduler" / "scheduler_config.json")
+    if class_name not in (None, said.get("_class_name")):
+        raise ValueError(f"{folder / 'scheduler'} is a {said.get('_class_name')}, expected {class_name}")
+    return {key: value for key, value in said.items() if not key.startswith("_")}
 
 
 def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:

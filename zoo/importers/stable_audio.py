@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoo.importers.diffusers_folders import check_folders, read_part, read_tokenizer
-from zoo.safety import read_json
+from zoo.importers.diffusers_folders import check_folders, read_part, read_scheduler, read_settings, read_tokenizer
 
 if TYPE_CHECKING:
     from zoo.backbones.stable_audio import StableAudio
@@ -45,26 +44,13 @@ def _arguments(folder: Path) -> dict[str, Any]:
     import diffusers
     import transformers
 
-    from zoo.backbones.audioldm2 import settings_of
-
-    kinds = {
-        "transformer": diffusers.StableAudioDiTModel, "vae": diffusers.AutoencoderOobleck,
-        "text_encoder": transformers.T5Config, "projection": diffusers.StableAudioProjectionModel,
-    }  # fmt: skip
-    said = {name: read_json(folder / place / "config.json") for name, place in FOLDERS.items()}
-    if said["text_encoder"].get("model_type") != "t5":
-        raise ValueError(f"{folder / 'text_encoder'} is a {said['text_encoder'].get('model_type')}, expected t5")
-    configs = {}
-    for name, kind in kinds.items():  # without what the libraries note about themselves
-        known = settings_of(kind)
-        configs[name] = {key: value for key, value in said[name].items() if key in known}
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    if scheduler.get("_class_name") != _SCHEDULER:
-        raise ValueError(f"{folder / 'scheduler'} is a {scheduler.get('_class_name')}, expected {_SCHEDULER}")
+    kinds = {"transformer": diffusers.StableAudioDiTModel, "vae": diffusers.AutoencoderOobleck,
+             "projection": diffusers.StableAudioProjectionModel}  # fmt: skip
     tokenizer, max_tokens = read_tokenizer(folder / "tokenizer", "T5Tokenizer")
     return {
-        **configs,
-        "scheduler": {key: value for key, value in scheduler.items() if not key.startswith("_")},
+        **{name: read_settings(folder / FOLDERS[name], kind) for name, kind in kinds.items()},
+        "text_encoder": read_settings(folder / FOLDERS["text_encoder"], transformers.T5Config, "t5"),
+        "scheduler": read_scheduler(folder, _SCHEDULER),
         "tokenizer": tokenizer,
         "max_tokens": max_tokens,
     }

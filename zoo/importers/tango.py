@@ -18,6 +18,7 @@ from torch import Tensor
 from zoo.backbones.mel_codec import FFT, MelCodec, slaney_mel_bank
 from zoo.backbones.tango import TEXT_ENCODER, UNET, VAE, VOCODER, Tango
 from zoo.conditioners.tokenizer import pack_tokenizer
+from zoo.importers.diffusers_folders import folder_of
 from zoo.importers.pickles import load_pickle_weights
 from zoo.safety import file_inside, read_json
 from zoo.weights import blobs_of
@@ -39,11 +40,7 @@ def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango
 
     Raises ``FileNotFoundError`` for missing files, ``ValueError`` for others than Tango's, and what ``zoo.pull`` raises.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        from zoo.generation import find_or_pull
-
-        folder = find_or_pull(source)
+    folder = folder_of(str(source), "tango")
     if (folder / MAIN_FILE).exists():
         return load_tango(folder, tokenizer)
     from zoo.checkpoint import CONFIG_FILE, load_artifact
@@ -102,7 +99,15 @@ def main_state(tensors: Mapping[str, Any], where: str) -> dict[str, Tensor]:
         if part not in ("unet", "text_encoder"):
             raise ValueError(f"{where}: the tensor {name!r} is of neither the U-Net (unet.) nor the text encoder (text_encoder.)")
         state[("denoiser." if part == "unet" else "text_encoder.") + rest] = tensor
-    twins = ("text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight")  # one table under two names
+    return with_both_names(state, "text_encoder", where)
+
+
+def with_both_names(state: dict[str, Tensor], encoder: str, where: str) -> dict[str, Tensor]:
+    """``state`` with the table of words of the T5 ``encoder`` under both of its names; a file may hold one or both of them.
+
+    Raises ``ValueError`` when they differ.
+    """
+    twins = (f"{encoder}.shared.weight", f"{encoder}.encoder.embed_tokens.weight")
     there = [state[name] for name in twins if name in state]
     if len(there) == 2 and not torch.equal(*there):
         raise ValueError(f"{where}: {twins[0]} and {twins[1]} differ, but are one table of words")

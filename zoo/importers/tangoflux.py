@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.backbones.tangoflux import TEXT_ENCODER, TRANSFORMER, VAE, TangoFlux
 from zoo.conditioners.tokenizer import pack_tokenizer
-from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text
+from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text, with_both_names
 from zoo.safety import check_safetensors_header, file_inside, read_json
 from zoo.weights import blobs_of
 
@@ -73,11 +73,7 @@ def main_state(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         if part not in _PREFIXES:
             raise ValueError(f"{where}: the tensor {name!r} is of none of {', '.join(_PREFIXES)}")
         state[f"{_PREFIXES[part]}.{rest}"] = tensor
-    twins = ("text.encoder.shared.weight", "text.encoder.encoder.embed_tokens.weight")  # one table; a file may hold one name
-    there = [state[name] for name in twins if name in state]
-    if len(there) == 2 and not torch.equal(*there):
-        raise ValueError(f"{where}: the two names of the table of words hold different tables")
-    return state | {name: there[0] for name in twins if there}
+    return with_both_names(state, "text.encoder", where)
 
 
 def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
