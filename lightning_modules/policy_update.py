@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,9 @@ def trainable_steps(std_S: Tensor, window: tuple[int, int] | None, skip_last_ste
     of the sampler. Raises ``ValueError`` for a window outside the sampler, steps without noise in it, or when nothing is left.
     """
     count = len(std_S)
-    lo, hi = window or (0, count)
+    if window is not None and len(window) != 2:
+        raise ValueError(f"train_steps takes a first step and the one after the last, (lo, hi), got {window}")
+    lo, hi = (0, count) if window is None else window
     if not 0 <= lo < hi <= count:
         raise ValueError(f"train_steps ({lo}, {hi}) must lie inside the {count} sampling steps: 0 <= lo < hi <= {count}")
     steps = [step for step in range(lo, hi) if not (skip_last_step and step == count - 1)]
@@ -172,19 +175,20 @@ def backward_steps(
     loss plus ``kl_weight`` times the KL to the base model (adapter off). ``old_SB`` (S, B), ``advantage_B`` (B,) are the round's.
     """
     device = trajectory.latents_SB.device
-    part, rows, weight = trajectory.rows(micro.rows), torch.tensor(micro.rows, device=device), micro.weight_N.to(device)
+    rows, weight = torch.tensor(micro.rows, device=device), micro.weight_N.to(device)
     counted, ratios, loss_sum, kl_sum = weight > 0, [], 0.0, 0.0
+    score = partial(step_log_prob, backbone.predict, backbone.path, sampler, trajectory)
     for step_N in micro.steps_KN:
         base_mean = None
         if kl_weight > 0:
             with torch.no_grad(), reference(backbone):
-                _, base_mean, _ = step_log_prob(backbone.predict, backbone.path, sampler, part, step_N)
-        log_prob, mean, std = step_log_prob(backbone.predict, backbone.path, sampler, part, step_N)
+                _, base_mean, _ = score(step_N, micro.rows)
+        log_prob, mean, std = score(step_N, micro.rows)
         old, advantage = old_SB[step_N.to(device), rows], advantage_B[rows]
         policy = clipped_policy_loss(log_prob[counted], old[counted], advantage[counted], clip_range, advantage_clip)
         loss = policy.loss * weight.sum()
         if base_mean is not None:
-            kl = (kl_to_reference(mean, base_mean, std, part.scored_mask) * weight).sum()
+            kl = (kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)) * weight).sum()
             loss, kl_sum = loss + kl_weight * kl, kl_sum + kl.item()
         backward(loss / terms)
         loss_sum += loss.item()
@@ -199,9 +203,9 @@ def recomputed_log_prob(
     """Old log-probabilities (S, B) scored again in the very batches of the update; the largest |ratio - 1| of the stored ones."""
     old_SB, gap = trajectory.log_prob_SB.clone(), 0.0
     for micro in plan:
-        part, rows = trajectory.rows(micro.rows), torch.tensor(micro.rows)
+        rows = torch.tensor(micro.rows)
         for step_N in micro.steps_KN:
-            log_prob, _, _ = step_log_prob(backbone.predict, backbone.path, sampler, part, step_N)
+            log_prob, _, _ = step_log_prob(backbone.predict, backbone.path, sampler, trajectory, step_N, micro.rows)
             gap = max(gap, (log_prob - trajectory.log_prob_SB[step_N, rows]).expm1().abs().max().item())
             old_SB[step_N, rows] = log_prob
     return old_SB, gap

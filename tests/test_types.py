@@ -48,8 +48,8 @@ def test_prompts_are_frozen_hashable_and_have_a_length():
     assert prompt != dataclasses.replace(prompt, labels={"mood": "happy"})
     with pytest.raises(dataclasses.FrozenInstanceError):
         prompt.text = "other"
-    for seconds in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="prompt 'a': seconds must be positive"):
+    for seconds in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="prompt 'a': seconds must be positive and finite"):
             Prompt("a", "x", seconds=seconds)
 
 
@@ -125,13 +125,16 @@ def test_masks_go_with_their_rows_unless_they_are_shared():
     assert torch.equal(Trajectory.cat([trajectory(3, mask=shared), trajectory(2, mask=shared)]).scored_mask, shared)
     mixed = Trajectory.cat([trajectory(2, mask=shared), trajectory(3, mask=own)])
     assert torch.equal(mixed.scored_mask, torch.cat([shared, shared, own]))
+    alone = Trajectory.cat([trajectory(1, mask=row[None]) for row in own])  # one sample a part: its row is not for all
+    assert torch.equal(alone.scored_mask, own)
+    everything = Trajectory.cat([trajectory(2, mask=None), trajectory(1, mask=own[1:2])])
+    assert torch.equal(everything.scored_mask, torch.cat([torch.ones_like(own[:2]), own[1:2]]))
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_split_and_cat_are_inverse(guided):
+def test_rows_and_cat_are_inverse(guided):
     whole = trajectory(5, guided=guided)
-    parts = list(whole.split(2))
-    assert [len(part) for part in parts] == [2, 2, 1]
+    parts = [whole.rows(index) for index in ([0, 1], [2, 3], [4])]
     again = Trajectory.cat(parts)
     assert again.prompts == whole.prompts
     assert torch.equal(again.latents_SB, whole.latents_SB) and torch.equal(again.log_prob_SB, whole.log_prob_SB)
@@ -148,14 +151,6 @@ def test_cat_pads_prompts_of_other_lengths_and_refuses_what_does_not_fit():
         Trajectory.cat([trajectory(1), dataclasses.replace(trajectory(1), std_S=torch.zeros(3))])
     with pytest.raises(ValueError, match="guided and unguided"):
         Trajectory.cat([trajectory(1), trajectory(1, guided=False)])
-
-
-@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 4, dtype=torch.bool)])
-def test_a_trajectory_moves_whole(mask):
-    moved = trajectory(2, guided=mask is not None, mask=mask).to("meta")
-    tensors = [moved.latents_SB, moved.times_S, moved.log_prob_SB, moved.std_S, *moved.conditioning.streams.values()]
-    tensors += [] if mask is None else [moved.scored_mask, *moved.negative.streams.values()]
-    assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
 def test_batches_move_with_their_weights():

@@ -10,7 +10,8 @@ Interaural time difference: positive = the right ear is late = the source is on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,8 +58,8 @@ class Prompt:
     labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise ValueError(f"prompt {self.id!r}: seconds must be positive, got {self.seconds}")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"prompt {self.id!r}: seconds must be positive and finite, got {self.seconds}")
 
     def as_negative(self) -> Prompt:
         """The unconditional side of guidance: text and negative change places (backbones may need the pair); no sources."""
@@ -172,7 +173,6 @@ class Trajectory:
     def rows(self, index: Sequence[int]) -> Trajectory:
         """The trajectory of some samples, with their own conditioning."""
         index = [int(i) for i in index]
-        mask = self.scored_mask
         return replace(
             self,
             prompts=tuple(self.prompts[i] for i in index),
@@ -180,18 +180,13 @@ class Trajectory:
             negative=None if self.negative is None else self.negative.rows(index),
             latents_SB=self.latents_SB[:, index],
             log_prob_SB=self.log_prob_SB[:, index],
-            scored_mask=mask if mask is None or mask.shape[0] == 1 else mask[index],
+            scored_mask=self.mask_of(index),
         )
 
-    def to(self, device: torch.device | str) -> Trajectory:
-        move = {name: getattr(self, name).to(device) for name in ("latents_SB", "times_S", "log_prob_SB", "std_S")}
-        return replace(
-            self,
-            conditioning=self.conditioning.to(device),
-            negative=None if self.negative is None else self.negative.to(device),
-            scored_mask=None if self.scored_mask is None else self.scored_mask.to(device),
-            **move,
-        )
+    def mask_of(self, index: Tensor | Sequence[int]) -> Tensor | None:
+        """``scored_mask`` of some samples."""
+        mask = self.scored_mask
+        return mask if mask is None or mask.shape[0] == 1 else mask[index]
 
     @staticmethod
     def cat(parts: Sequence[Trajectory]) -> Trajectory:
@@ -204,9 +199,6 @@ class Trajectory:
             raise ValueError("trajectories of different schedules cannot be put together; roll them out with the same steps")
         if len({part.negative is None for part in parts}) > 1:
             raise ValueError("guided and unguided trajectories cannot be put together")
-        mask = first.scored_mask
-        if mask is not None and any(part.scored_mask.shape[0] != 1 for part in parts):
-            mask = torch.cat([part.scored_mask.expand(len(part), *part.scored_mask.shape[1:]) for part in parts])
         return replace(
             first,
             prompts=tuple(prompt for part in parts for prompt in part.prompts),
@@ -214,13 +206,20 @@ class Trajectory:
             negative=None if first.negative is None else Conditioning.cat([part.negative for part in parts]),
             latents_SB=torch.cat([part.latents_SB for part in parts], dim=1),
             log_prob_SB=torch.cat([part.log_prob_SB for part in parts], dim=1),
-            scored_mask=mask,
+            scored_mask=_joined_mask(parts),
         )
 
-    def split(self, size: int) -> Iterator[Trajectory]:
-        """Consecutive pieces of at most ``size`` samples."""
-        for start in range(0, len(self), size):
-            yield self.rows(range(start, min(start + size, len(self))))
+
+def _joined_mask(parts: Sequence[Trajectory]) -> Tensor | None:
+    """One row where one holds for all samples, else one a sample; a part without a mask counts every element."""
+    given = [part.scored_mask for part in parts if part.scored_mask is not None]
+    if not given:
+        return None
+    if len(given) == len(parts) and all(mask.shape[0] == 1 and torch.equal(mask, given[0]) for mask in given):
+        return given[0]
+    shape = torch.broadcast_shapes(*(mask.shape[1:] for mask in given))
+    masks = [given[0].new_ones(1) if part.scored_mask is None else part.scored_mask for part in parts]
+    return torch.cat([mask.expand(len(part), *shape) for part, mask in zip(parts, masks, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -241,17 +241,23 @@ def rollout(
 
 
 def step_log_prob(
-    predict: Predict, path: Path, sampler: Sampler, trajectory: Trajectory, step_B: Tensor
+    predict: Predict,
+    path: Path,
+    sampler: Sampler,
+    trajectory: Trajectory,
+    step_B: Tensor,
+    rows: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log-probability (B,), mean (B, ...), std (B,)) of the stored next latents under the present network.
 
-    ``step_B`` long (B,): row i scores its step ``step_B[i]``. With unchanged weights, dtype and batch shape the
-    log-probability equals the stored one. Raises ``ValueError`` when a step is out of range or has no noise, or when the
-    trajectory was sampled with other steps or eta.
+    ``rows``: the B samples to score (None: all); of the latents only their two are read. ``step_B`` long (B,): sample ``rows[i]``
+    is scored at step ``step_B[i]``. With unchanged weights, dtype and batch shape the log-probability equals the stored one.
+    Raises ``ValueError`` when a step is out of range or has no noise, or when the trajectory was sampled with other steps or eta.
     """
     step_B = step_B.detach().to(device="cpu", dtype=torch.long)
-    if step_B.shape != (len(trajectory),):
-        raise ValueError(f"step_B needs one step a sample, shape ({len(trajectory)},), got {tuple(step_B.shape)}")
+    row_B = torch.arange(len(trajectory)) if rows is None else torch.tensor(list(rows), dtype=torch.long)
+    if step_B.shape != row_B.shape:
+        raise ValueError(f"step_B needs one step a sample, shape ({len(row_B)},), got {tuple(step_B.shape)}")
     stds, times = step_stds(path, sampler), network_time(path.times(sampler.steps))
     same = trajectory.std_S.shape == stds.shape and torch.allclose(trajectory.std_S.cpu(), stds, rtol=1e-5, atol=0)
     if not same or not torch.equal(trajectory.times_S.cpu(), times):
@@ -266,7 +272,7 @@ def step_log_prob(
                 f"step {step} (time {times[step].item():.6g} -> {times[step + 1].item():.6g}, eta {sampler.etas[step]:g}) adds "
                 "no noise, so it has no log-probability; leave it out of training (the last step of most paths) or raise its eta"
             )
-    rows = torch.arange(len(trajectory))
-    x, x_next = trajectory.latents_SB[step_B, rows], trajectory.latents_SB[step_B + 1, rows]
-    mean, std_B = _transition(predict, path, sampler, x, step_B, trajectory.conditioning, trajectory.negative)
-    return log_prob(x_next, mean, std_B, trajectory.scored_mask), mean, std_B
+    x, x_next = trajectory.latents_SB[step_B, row_B], trajectory.latents_SB[step_B + 1, row_B]
+    negative = None if trajectory.negative is None else trajectory.negative.rows(row_B)
+    mean, std_B = _transition(predict, path, sampler, x, step_B, trajectory.conditioning.rows(row_B), negative)
+    return log_prob(x_next, mean, std_B, trajectory.mask_of(row_B)), mean, std_B
