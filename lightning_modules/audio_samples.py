@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.rollouts import ScoredSamples
 from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
+from zoo.files import folder_written_beside
 from zoo.types import Waveform
 
 INDEX = "samples.json"
@@ -52,22 +52,14 @@ def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: in
 
     Raises ``OSError``, and ``ValueError`` for a wave with NaN or infinity; the older folder stays then.
     """
-    folder = Path(folder)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        index = []
+    folder, index = Path(folder), []
+    with folder_written_beside(folder, replace=True) as part:
         for i, prompt in enumerate(samples.prompts):
             file = f"{i:02d}_{re.sub(r'[^A-Za-z0-9_-]+', '-', prompt.id)[:60]}.wav"
             write_audio(part / file, Waveform(samples.wave_BCN[i], sample_rate_hz))
             facts = {"id": prompt.id, "text": prompt.text, "negative": prompt.negative, "seconds": prompt.seconds}
             index.append({"file": file, **facts, "labels": dict(prompt.labels), "score": samples.score_B[i].item()})
         (part / INDEX).write_text(json.dumps(index, indent=1, default=str), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

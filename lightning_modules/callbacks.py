@@ -45,7 +45,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 class MetricsCSV(Callback):
-    """One row a training batch (a round, in DDPO) with everything that was logged; held-out numbers join the row before them.
+    """One row a training batch with its ``round_metrics`` (of the module; Lightning's ``callback_metrics`` also hold what only an
+    earlier round had, such as the mean of a mood that this one has not); ``held_out`` numbers join the row before them.
 
     Rows travel in the checkpoint, so that a resumed run has each round once: what came after the checkpoint is made again.
     A sanity check over held-out prompts before training (``num_sanity_val_steps=-1``) becomes the row of round 0.
@@ -71,9 +72,8 @@ class MetricsCSV(Callback):
             self._write(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        held_out = getattr(pl_module, "held_out", {})
-        row = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in held_out}
-        self.rows.append(row | {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)})
+        place = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
+        self.rows.append(pl_module.round_metrics | place)
         self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from datamodules.batches import PromptBatch, PromptSource
 from lightning_modules.advantages import PromptTracker
 from lightning_modules.ddpo_settings import CLIP_REFERENCE_ELEMENTS, check_settings, check_weights, make_trainable, samplers
-from lightning_modules.distributed import gather, sum_gradients
+from lightning_modules.distributed import gather, sum_gradients, together
 from lightning_modules.ema import EMA
 from lightning_modules.held_out import HeldOutSample, held_out_samples, held_out_summary, scorers, watched
 from lightning_modules.offload import move, present, put_text_encoders_away
@@ -119,6 +120,7 @@ class DDPO(LightningModule):
         self.tracker = PromptTracker(tracker_buffer_size, tracker_min_count)
         self.ema = None if ema_decay is None else EMA(self.trainable().values(), ema_decay)
         self.report: Callable[[str, int, int], None] = lambda phase, done, total: None
+        self.round_metrics: dict[str, float] = {}
         self.held_out: dict[str, float] = {}
         self.held_out_samples: list[HeldOutSample] = []
         self._next_round: int | None = None
@@ -203,14 +205,7 @@ class DDPO(LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.check_round(batch)
         self._settle()
-        samples, problem = None, None
-        try:
-            samples = self._sample(batch, self.sampler, "trajectory")
-        except RewardError as error:
-            problem = error
-        problems = [text for text in gather(None if problem is None else str(problem)) if text is not None]
-        if problems:
-            raise RewardError(problems[0]) from problem
+        samples = self._sample(batch, self.sampler, "trajectory")
         h = self.hparams
         drop_bad = h.on_bad_reward == "drop"
         judged = judge(batch, samples, self.reward, h.advantage, self.tracker, drop_bad=drop_bad, class_label=h.class_label)
@@ -223,6 +218,7 @@ class DDPO(LightningModule):
         seconds |= {"reward_waited": samples.seconds_reward_waited} if h.reward_workers else {}
         metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()} | {"round": float(self._next_round)}
         metrics |= {"dropped_prompts": float(self._dropped_prompts)} if h.long_prompts == "drop" else {}
+        self.round_metrics = metrics
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=len(batch))
 
     def _settle(self) -> None:
@@ -234,11 +230,12 @@ class DDPO(LightningModule):
     def _sample(self, batch: PromptBatch, sampler: Sampler, keep: str) -> ScoredSamples:
         h = self.hparams
         reward = watched(self.reward, self.held_out_reward, keep == "wave" or h.held_out_on_training)
+        scored = partial(
+            sample_and_score, self.backbone, reward, sampler, batch, seed=h.seed, sample_batch_size=h.sample_batch_size,
+            device=self.device, keep=keep, report=self.report, reward_workers=h.reward_workers,
+        )  # fmt: skip
         with present(self.backbone, "decoder", self.device) if h.decoder == "offload" else nullcontext():
-            return sample_and_score(
-                self.backbone, reward, sampler, batch, seed=h.seed, sample_batch_size=h.sample_batch_size,
-                device=self.device, keep=keep, report=self.report, reward_workers=h.reward_workers,
-            )  # fmt: skip
+            return together(scored, RewardError)
 
     def _update(self, batch: PromptBatch, trajectory: Trajectory, advantage_B: Tensor, kept_B: list[bool]) -> dict[str, float]:
         """All optimiser steps of one round; returns what to log."""
@@ -272,6 +269,11 @@ class DDPO(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._grad_norm = float(nn.utils.clip_grad_norm_(self.trainable().values(), self.hparams.max_grad_norm))
+        if not math.isfinite(self._grad_norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            raise ValueError(  # (a scaler of 16-mixed leaves such a step out by itself)
+                f"the gradient is not finite (its norm is {self._grad_norm}), so the run has diverged; nothing was learned from "
+                "it and the last checkpoint is kept. Start again with a lower learning_rate or fewer inner_epochs"
+            )
 
     def evaluate(self, batch: PromptBatch) -> ScoredSamples:
         """Samples and scores ``batch`` as evaluation does (with EMA weights if there are any); waves are kept. Repeatable."""

@@ -48,16 +48,19 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} {settings[name]!r} is unknown; {did_you_mean(str(settings[name]), allowed)}")
     if settings["decay_rounds"] is not None and settings["decay_rounds"] < 1:
         raise ValueError(f"decay_rounds must be at least 1 (or null for a constant rate), got {settings['decay_rounds']}")
+    if settings["clip_reference_elements"] is not None and settings["clip_reference_elements"] < 1:
+        raise ValueError("clip_reference_elements must be at least 1 (or null to take clip_range as it is), got "
+                         f"{settings['clip_reference_elements']}")  # fmt: skip
     if settings["train_step_share"] > 1:
         raise ValueError(f"train_step_share is a share of the steps, at most 1, got {settings['train_step_share']}")
     optimizer_class(settings["optimizer"])
     for name in ("kl_weight", "lora_rank", "reward_workers"):
-        if settings[name] < 0:
+        if not settings[name] >= 0:
             raise ValueError(f"{name} must be at least 0, got {settings[name]}")
     if settings["lora_rank"] == 0 and settings["kl_weight"] > 0:
         raise ValueError("kl_weight > 0 compares with the base model, which is the adapter switched off; set lora_rank >= 1")
     check = settings["ratio_check"]
-    if isinstance(check, str) and check != "auto":
+    if check != "auto" if isinstance(check, str) else not check >= 0:
         raise ValueError(f"ratio_check must be auto, true, false or a tolerance, got {check!r}")
 
 

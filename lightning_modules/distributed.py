@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -20,6 +22,20 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def together(action: Callable[[], T], kind: type[Exception]) -> T:
+    """What ``action`` returns here. Where it raises ``kind`` on any process, all of them raise that, with the first one's
+    message, so that none is left waiting for the others."""
+    result, problem = None, None
+    try:
+        result = action()
+    except kind as error:
+        problem = error
+    messages = [message for message in gather(None if problem is None else str(problem)) if message is not None]
+    if messages:
+        raise kind(messages[0]) from problem
+    return result
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

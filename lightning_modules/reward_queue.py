@@ -57,18 +57,29 @@ def score(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequen
             f"the reward {name} raised {type(error).__name__}: {error} (on {len(prompts)} samples of {texts}, ...); "
             "nothing since the last checkpoint is kept; mend the reward, then go on with resume=true"
         ) from error
-    if not isinstance(output, RewardOutput):
-        raise RewardError(f"the reward {name} must return a RewardOutput, got {type(output).__name__}")
-    for what, value in {"score_B": output.score_B, **{f"parts[{key!r}]": part for key, part in output.parts.items()}}.items():
-        if not isinstance(value, Tensor) or tuple(value.shape) != (len(prompts),):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise RewardError(f"the reward {name} must return one number a sample: {what} needs ({len(prompts)},), got {got}")
-    for key, value in output.vectors.items():
-        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(prompts):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise RewardError(f"the reward {name} must return a vector a sample: vectors[{key!r}] needs ({len(prompts)}, D), "
-                              f"got {got}")  # fmt: skip
+    check_answer(output, len(prompts), f"the reward {name} must return")
     return RewardOutput(_plain(output.score_B), *(_all_plain(named) for named in (output.parts, output.vectors)))
+
+
+def check_answer(output: RewardOutput, count: int, who: str) -> None:
+    """Raises ``RewardError``, which begins with ``who``, unless ``output`` holds one real number a sample for the score and each
+    part, and one vector a sample for each of ``vectors``."""
+    if not isinstance(output, RewardOutput):
+        raise RewardError(f"{who} a RewardOutput, got {type(output).__name__}")
+    for kind in ("parts", "vectors"):
+        if not isinstance(getattr(output, kind), Mapping):
+            raise RewardError(f"{who} {kind} by name (a dict, {{}} for none), got {type(getattr(output, kind)).__name__}")
+    numbers = {"score_B": output.score_B, **{f"parts[{name!r}]": part for name, part in output.parts.items()}}
+    vectors = {f"vectors[{name!r}]": vector for name, vector in output.vectors.items()}
+    for ndim, named, what, shape in ((1, numbers, "one number", f"({count},)"), (2, vectors, "a vector", f"({count}, D)")):
+        for name, value in named.items():
+            if not isinstance(value, Tensor) or value.is_complex():
+                got = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            elif value.ndim != ndim or len(value) != count:
+                got = f"shape {tuple(value.shape)}"
+            else:
+                continue
+            raise RewardError(f"{who} {what} a sample: {name} needs {shape}, got {got}")
 
 
 def _plain(value: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from datamodules.batches import PromptBatch
 from lightning_modules.advantages import PromptTracker, batch_advantages, group_advantages
 from lightning_modules.distributed import gather
-from lightning_modules.rollouts import RewardError, ScoredSamples
+from lightning_modules.reward_queue import RewardError, check_answer
+from lightning_modules.rollouts import ScoredSamples
 from zoo.types import Prompt, Reward, RewardOutput
 
 Combine = Callable[[RewardOutput, Sequence[Prompt]], RewardOutput]
@@ -46,18 +47,17 @@ class Judged:
 
 def combined(combine: Combine, whole: RewardOutput, prompts: Sequence[Prompt], round_index: int) -> RewardOutput:
     """``combine`` of a whole round, checked: one finite score and one number of each part for every prompt. ``RewardError``."""
+    what = f"combining the rewards of round {round_index}"
     try:
         output = combine(whole, prompts)
     except Exception as error:
-        raise RewardError(f"combining the rewards of round {round_index} raised {type(error).__name__}: {error}") from error
-    for what, value in {"score_B": output.score_B, **output.parts}.items():
-        if tuple(value.shape) != (len(prompts),):
-            raise RewardError(f"combining the rewards of round {round_index}: {what} needs ({len(prompts)},), "
-                              f"got {tuple(value.shape)}")  # fmt: skip
+        raise RewardError(f"{what} raised {type(error).__name__}: {error}") from error
+    check_answer(output, len(prompts), f"{what} must give")
     if not torch.isfinite(output.score_B).all():
         worst = prompts[int((~torch.isfinite(output.score_B)).nonzero()[0])]
-        raise RewardError(f"combining the rewards of round {round_index} gave a score that is not finite, of {worst.id!r}; "
-                          "mend the reward; the last checkpoint is kept")  # fmt: skip
+        raise RewardError(
+            f"{what} gave a score that is not finite, of {worst.id!r}; mend the reward; the last checkpoint is kept"
+        )
     return output
 
 
@@ -78,7 +78,7 @@ def judge(
     the scores that are learned from (metrics ``reward_combined/...``) and the parts that are logged; ``reward/*`` stays the
     scores of single calls. Rewards that are not finite raise ``RewardError`` naming their prompts, or with ``drop_bad`` are left
     out and counted (unless none is left). The result does not depend on how the samples are spread over processes. Raises
-    ``ValueError`` when two processes hold the same sample.
+    ``ValueError`` when two processes hold the same sample, and for groups of one sample each.
     """
     combine: Combine | None = getattr(reward, "combine", None)
     keys = [(prompt.id, index) for prompt, index in zip(batch.prompts, batch.sample_index, strict=True)]
@@ -90,6 +90,11 @@ def judge(
     rows = sorted((row for rank in gather(own) for row in rank), key=lambda row: row[0])
     if len({row[0] for row in rows}) < len(rows):
         raise ValueError("two processes hold the same (prompt id, sample index); split a round's prompts over the processes")
+    if advantage in ("group", "group_global") and len({row[2].id for row in rows}) == len(rows):
+        raise ValueError(
+            f"advantage={advantage} compares the samples of a prompt, but every prompt of the round has only one, so nothing "
+            "could be learned; set data.repeats to at least 2, or advantage to prompt or batch"
+        )
     bad = [row for row in rows if not math.isfinite(row[1])]
     good = [row for row in rows if math.isfinite(row[1])]
     if bad and not (drop_bad and good):

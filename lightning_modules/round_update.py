@@ -40,11 +40,11 @@ def update_round(
 
     ``settings`` are those of ``DDPO``. ``backward(loss)`` adds gradients; ``step()`` applies those of all processes, clears them
     and returns their norm; ``check(deviation, where, clip_range)`` sees the worst |ratio - 1| of all processes before each step
-    that learns anything. ``report(phase, done, total)`` shows progress.
+    that learns anything; one whose samples were all dropped is left out. ``report(phase, done, total)`` shows progress.
     """
     s, clip_range = settings, settings["clip_range"]
     if s["clip_reference_elements"] is not None:
-        clip_range = rescaled_clip_range(clip_range, s["clip_reference_elements"], scored_elements(trajectory))
+        clip_range = rescaled_clip_range(clip_range, s["clip_reference_elements"], min(gather(scored_elements(trajectory))))
     old_SB, gap = trajectory.log_prob_SB, 0.0
     if s["recompute_old_log_prob"]:
         old_SB, gap = recomputed_log_prob(backbone, sampler, trajectory, [micro for plan in plans for micro in plan])
@@ -63,6 +63,6 @@ def update_round(
             report("update", done, sum(map(len, plans)))
         if terms:
             check(*max(gather(worst), key=lambda pair: pair[0]), clip_range)
-        norms.append(step())
+            norms.append(step())
     metrics = update_metrics([record for rank in gather(records) for record in rank], clip_range)
     return metrics | {"grad_norm": sum(norms) / len(norms), "clip_range": clip_range, "old_log_prob_gap": max(gather(gap))}

@@ -23,10 +23,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from datamodules.batches import PromptSource
 from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks
 from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
 from zoo.errors import did_you_mean
+from zoo.files import clear_after_killed
 from zoo.targets import bind, check, instantiate
 
 
@@ -106,14 +108,18 @@ def _readable(error: Exception, where: str, key: str) -> ValueError:
 
 
 class _WriteConfig(Callback):
-    """Writes config.yaml once the data is set up and every process is there, so that a refused start leaves nothing."""
+    """Writes config.yaml once the data is set up and every process is there, so that a refused start leaves nothing; first sweeps
+    away what a killed run was about to write."""
 
     def __init__(self, run: Run, command_line: Sequence[str], checkpoint: Path | None) -> None:
         self.run, self.command_line, self.checkpoint = run, command_line, checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            run_folder.write_config(Path(self.run.out_dir), self.run.to_dict(), self.command_line, self.checkpoint)
+            out_dir = Path(self.run.out_dir)
+            for folder in (out_dir, out_dir / "checkpoints"):
+                clear_after_killed(folder)
+            run_folder.write_config(out_dir, self.run.to_dict(), self.command_line, self.checkpoint)
 
 
 def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = None, records: bool = True) -> Built:
@@ -177,8 +183,6 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
         built.trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
-    if built.trainer.interrupted:
-        return built
     if built.data is not None and is_overridden("test_step", built.module) and is_overridden("test_dataloader", built.data):
         built.trainer.test(built.module, datamodule=built.data)
     if hasattr(built.module, "export") and built.trainer.is_global_zero:
@@ -203,7 +207,8 @@ def dry_run(run: Run) -> str:
     weights = sum(p.numel() * p.element_size() for p in parameters) / 2**20
     state = trained * 12 / 2**20  # float32 gradient and two moments
     backbone = getattr(built.module, "backbone", None)
-    seconds = getattr(built.data, "seconds", None) or 4.096
+    prompts = built.data.all_prompts() if isinstance(built.data, PromptSource) else ()
+    seconds = prompts[0].seconds if prompts else getattr(built.data, "seconds", None) or 4.096
     shape = tuple(backbone.latent_shape(seconds)) if hasattr(backbone, "latent_shape") else None
     lines = [
         f"parameters        {total:,}",

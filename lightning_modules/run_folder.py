@@ -124,14 +124,16 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def differing_keys(out_dir: Path, config: Mapping[str, Any]) -> list[str]:
     """Keys whose values differ between ``out_dir/config.yaml`` and ``config``; ``out_dir`` and ``resume`` do not count."""
-    old, new = (flat({k: v for k, v in c.items() if k not in ("out_dir", "resume", "provenance")})
-                for c in (_read_config(out_dir / "config.yaml"), masked(dict(config))))
+    old, new = (
+        flat({k: v for k, v in c.items() if k not in ("out_dir", "resume", "provenance")})
+        for c in (_read_config(out_dir / "config.yaml"), masked(dict(config)))
+    )
     absent = object()
     return sorted(key for key in old.keys() | new.keys() if old.get(key, absent) != new.get(key, absent))
 
 
 def holds_run(out_dir: Path) -> bool:
-    return (out_dir / "config.yaml").exists() or any((out_dir / "checkpoints").glob("*.ckpt"))
+    return (out_dir / "config.yaml").exists() or bool(checkpoints(out_dir))
 
 
 def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tuple[Path | None, list[str]]:
@@ -150,8 +152,10 @@ def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tu
         changed = differing_keys(out_dir, config)
         fixed = [key for key in changed if key.split(".")[0] in _FIXED]
         if fixed:
-            raise ValueError(f"resume=true, but the run in {out_dir} was started with other values of {', '.join(fixed)}; "
-                             "give the old values, or another out_dir for a new run")
+            raise ValueError(
+                f"resume=true, but the run in {out_dir} was started with other values of {', '.join(fixed)}; "
+                "give the old values, or another out_dir for a new run"
+            )
         notes += [f"resuming with changed {', '.join(changed)}"] if changed else []
     candidates = checkpoints(out_dir)
     damaged = []
@@ -162,14 +166,16 @@ def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tu
             return path, notes
         damaged.append(str(path))
     if damaged:
-        raise ValueError(f"no checkpoint in {out_dir / 'checkpoints'} is intact ({', '.join(Path(p).name for p in damaged)}); "
-                         "start a new run in another out_dir")
+        raise ValueError(
+            f"no checkpoint in {out_dir / 'checkpoints'} is intact ({', '.join(Path(p).name for p in damaged)}); "
+            "start a new run in another out_dir"
+        )
     return None, [*notes, f"{out_dir} holds no checkpoint yet: starting at the beginning"]
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
-    """``last.ckpt`` first, then from new to old."""
-    paths = [path for path in (out_dir / "checkpoints").glob("*.ckpt") if path.exists() or path.is_symlink()]
+    """``last.ckpt`` first, then from new to old; not what a killed run was about to write (hidden)."""
+    paths = [path for path in (out_dir / "checkpoints").glob("[!.]*.ckpt") if path.exists() or path.is_symlink()]
     return sorted(paths, key=lambda path: (path.name == "last.ckpt", path.lstat().st_mtime_ns), reverse=True)
 
 
@@ -205,8 +211,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not is_disk_full(error):
                 raise
             kept = next((str(p) for p in checkpoints(path.parent.parent) if is_intact(p)), "none was written yet")
-            raise OSError(errno.ENOSPC, f"the disk is full: {path} was not written; the last good checkpoint is intact ({kept}): "
-                          "free some space and go on with resume=true") from error
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full: {path} was not written; the last good checkpoint is intact ({kept}): "
+                "free some space and go on with resume=true",
+            ) from error
 
 
 class RunCSV(CSVLogger):

@@ -94,6 +94,37 @@ def test_bad_rewards_can_be_dropped_and_are_counted():
         fitted(module(reward=Bad("all"), on_bad_reward="drop"))
 
 
+def test_an_update_whose_samples_were_all_dropped_is_left_out():
+    ddpo = module(reward=Bad("nan"), on_bad_reward="drop", updates_per_round=8, train_batch_size=1, ema_decay=0.9)
+    assert fitted(ddpo).global_step == ddpo.ema.updates == 6  # momentum and weight decay learn nothing from no sample
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learned():
+    ddpo = module()
+    before = weights(ddpo)
+    next(iter(ddpo.trainable().values())).register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(ValueError, match=r"the gradient is not finite \(its norm is nan\).*lower learning_rate"):
+        fitted(ddpo)
+    assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
+
+
+def test_groups_of_one_sample_are_refused():
+    for advantage in ("group", "group_global"):
+        with pytest.raises(ValueError, match=f"advantage={advantage} compares the samples of a prompt.*data.repeats"):
+            trainer().fit(module(advantage=advantage), Given(prompt_round(8, repeats=1)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_masks_of_their_own_go_with_their_samples_whatever_the_batch_size(size):
+    class Masked(ToyBackbone):
+        def scored_mask(self, prompts):
+            heard_B = torch.tensor([4 + int(prompt.id[1:]) for prompt in prompts])
+            return torch.arange(8) < heard_B[:, None, None]
+
+    row = recorded(module(backbone=Masked(), sample_batch_size=size, train_batch_size=size, learning_rate=1e-9)).rounds[0]
+    assert abs(row["ratio/min"] - 1) <= 1e-6 and abs(row["ratio/max"] - 1) <= 1e-6
+
+
 def test_dropping_a_sample_equals_a_round_without_it():
     class Without(Rounds):
         def __iter__(self):
@@ -130,6 +161,10 @@ def test_batch_sizes_that_do_not_divide_stop_before_anything_is_sampled(changes,
         ({"advantage": "promt"}, "did you mean 'prompt'"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"decay_rounds": 0}, "decay_rounds must be at least 1"),
+        ({"clip_reference_elements": 0}, "clip_reference_elements must be at least 1"),
+        ({"kl_weight": float("nan")}, "kl_weight must be at least 0, got nan"),
+        ({"ratio_check": -1.0}, "ratio_check must be auto, true, false or a tolerance"),
+        ({"train_steps": []}, r"a first step and the one after the last, \(lo, hi\), got \[\]"),
         ({"train_step_share": 1.5}, "at most 1"),
         ({"kl_weight": -1.0}, "kl_weight must be at least 0"),
         ({"lora_rank": 0, "kl_weight": 0.1}, "set lora_rank >= 1"),

@@ -233,15 +233,21 @@ def test_when_sampling_fails_its_error_names_the_rewards_too_and_no_thread_is_le
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_wrong_answer_of_a_thread_stops_the_run_and_nothing_is_learned(workers):
-    class Short(ToyReward):
-        def __call__(self, wave_BCN, sample_rate_hz, prompts):
-            return RewardOutput(torch.zeros(1), vectors={"x": torch.zeros(1)})
+    class Answer(ToyReward):
+        def __init__(self, **changes) -> None:
+            self.changes = changes
 
-    class Flat(ToyReward):
         def __call__(self, wave_BCN, sample_rate_hz, prompts):
-            return RewardOutput(torch.zeros(len(prompts)), vectors={"x": torch.zeros(len(prompts))})
+            return RewardOutput(**{"score_B": wave_BCN.mean(dim=(1, 2)), **self.changes})
 
-    for reward, message in ((Short(), r"score_B needs \(2,\), got shape \(1,\)"), (Flat(), r"vectors\['x'\] needs \(2, D\)")):
+    for reward, message in (
+        (Answer(score_B=torch.zeros(1)), r"score_B needs \(2,\), got shape \(1,\)"),
+        (Answer(score_B=[0.0, 0.0]), r"score_B needs \(2,\), got list"),
+        (Answer(score_B=torch.zeros(2) + 0j), r"score_B needs \(2,\), got torch.complex64"),
+        (Answer(vectors={"x": torch.zeros(2)}), r"vectors\['x'\] needs \(2, D\)"),
+        (Answer(parts=None), "parts by name .* got NoneType"),
+        (Answer(vectors=[1.0]), "vectors by name .* got list"),
+    ):
         ddpo = module(reward=reward, reward_workers=workers, sample_batch_size=2)
         before = weights(ddpo)
         with pytest.raises(RewardError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from toy_run import load
+from toy_run import ROOT, load
 
 from lightning_modules import run, run_folder
 from zoo.errors import describe
@@ -138,6 +139,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_newest_intact_one(tmp_path):
         run.fit(load(tmp_path, "resume=true"))
 
 
+def test_what_a_killed_run_was_writing_is_no_checkpoint_and_is_swept_away(tmp_path):
+    half = tmp_path / "run/checkpoints/.epoch=0-step=4.4194305.part.ckpt"  # (no process has such a number)
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"PK")
+    assert not run_folder.holds_run(tmp_path / "run") and run_folder.checkpoints(tmp_path / "run") == []
+    mine = half.with_name(f".mine.{os.getpid()}.part.ckpt")  # of a process that runs
+    mine.touch()
+    assert run.fit(load(tmp_path, "resume=true")).trainer.global_step == 8
+    assert not half.exists() and mine.exists()
+
+
 def test_one_flipped_bit_is_noticed(tmp_path):
     path = tmp_path / "a.ckpt"
     torch.save({"weights": torch.arange(1000)}, path)
@@ -221,6 +233,8 @@ def test_dry_run(tmp_path):
     text = run.dry_run(load(tmp_path))
     assert "parameters        9\n" in text and "trainable         5 (55.56%)" in text and "no backbone" in text
     assert "memory estimate" in text and sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
+    smoke = run.load([ROOT / "configs/ddpo/quickstart_smoke.yaml"], [f"out_dir={tmp_path}/smoke", "data.seconds=1.024"])
+    assert "(32, 32) for 1.024 s" in run.dry_run(smoke) and not (tmp_path / "smoke").exists()
 
 
 def test_the_seed_decides_the_weights(tmp_path):

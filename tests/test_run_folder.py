@@ -9,6 +9,7 @@ import soundfile
 import torch
 from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
 
+from datamodules.batches import PromptBatch
 from datamodules.prompts import PromptDataModule
 from datamodules.scene_prompts import scene_prompts
 from lightning_modules.audio_samples import AudioSamples, spread
@@ -161,6 +162,15 @@ def test_averaged_weights_are_exported(tmp_path):
         averaged = {n: p.detach().clone() for n, p in ddpo.backbone.denoiser.named_parameters() if "lora_" in n}
     assert adapter.keys() == averaged.keys() and all(torch.equal(adapter[n], averaged[n]) for n in adapter)
     assert any(not torch.equal(averaged[n], p) for n, p in ddpo.backbone.denoiser.named_parameters() if "lora_" in n)
+
+
+def test_a_round_without_a_mood_has_no_number_for_it(tmp_path):
+    table, first = MetricsCSV(tmp_path / "metrics.csv"), prompt_round(8)
+    second = PromptBatch(tuple(prompt for prompt in first.prompts if prompt.labels["mood"] == "sad"), (0, 0, 1, 1), 1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[table], **quiet).fit(module(), Given(first, second))
+    assert ["reward/happy/mean" in row for row in table.rows] == [True, False]  # not that of the round before
+    assert all("reward/sad/mean" in row for row in table.rows)
 
 
 def test_columns_that_come_later_do_not_shift_earlier_rows(tmp_path):

@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,14 @@ def _clear_after_killed(folder: Path) -> None:
             os.replace(left, folder)
         else:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def clear_after_killed(directory: str | Path) -> None:
+    """Removes what killed processes left in ``directory`` of files that they were writing (hidden, ``.NAME.PID.part.SUFFIX``)."""
+    for left in Path(directory).glob(".*.part*"):
+        name = re.fullmatch(r"\..*\.(\d+)\.part(\.[^.]*)?", left.name)
+        if name and left.is_file() and not _is_running(name[1]):
+            left.unlink(missing_ok=True)
 
 
 def _is_running(pid: str) -> bool:
