@@ -244,6 +244,10 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"holds other files \(thesis.tex\), which would be lost"):
         save(tmp_path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "model.safetensors.first").touch()  # begins like a file of ours
+    with pytest.raises(ValueError, match="holds other files .model.safetensors.first"):
+        save(tmp_path / "kept")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="is not an empty folder"):
         save(tmp_path / "file")

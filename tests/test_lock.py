@@ -46,6 +46,8 @@ def test_what_differs_is_refused_and_the_file_stays(tmp_path) -> None:
     check_file(pin, "o/n", "x", A.sha256)
     check_file(pin, "o/n", "another", B.sha256)
     check_file(None, "o/n", "x", B.sha256)
+    with pytest.raises(ValueError, match="it is not the file that was first pulled"):
+        check_file(pin, "o/n", "x", A.sha256[:-1] + "b")
 
 
 @pytest.mark.parametrize(
