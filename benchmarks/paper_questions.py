@@ -43,9 +43,11 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from benchmarks.evaluation import (
+    REAL_SEED,
     REFERENCE_SEED,
     Clips,
     Measured,
+    codec_round_trip,
     fitted_judge,
     generations,
     loaded_network,
@@ -54,7 +56,7 @@ from benchmarks.evaluation import (
     write_json,
     write_text,
 )
-from benchmarks.paper_tables import OWN, TABLE1, by_emotion, every_run, over_seeds, picture, summary
+from benchmarks.paper_tables import OWN, TABLE1, by_emotion, every_run, over_seeds, picture, references, summary
 from benchmarks.quickstart_seeds import (
     NOISE_SEED,
     built,
@@ -191,9 +193,16 @@ def main(argv: Sequence[str]) -> None:
     runs = {}
     for name, seed in track([(c.name, seed) for c in chosen for seed in options.seeds], "evaluating", transient=True):
         runs[name, seed] = both(out / f"{name}-{seed}", name, out / f"{name}-{seed}")
+    real = {}
+    if judge is not None:  # what the judge gives to real clips of the four emotions, as they are and through the codec
+        with torch.no_grad():
+            clips = real_clips(options.samples, config["data"]["instruments"], seconds, built(config).sample_rate_hz, REAL_SEED)
+            played = {"real clips": clips, "real clips through the codec": codec_round_trip(built(config), clips)}
+            real = {name: measure(clips, mood, judge, network) for name, clips in played.items()}
     titles = {condition.name: condition.title for condition in chosen}
     sections = {
         "Prompts of Table 1 (4 emotions, piano)": summary(titles, bases, runs, TABLE1),
+        "Real clips of the four emotions": references(real),
         "Mean difference over seeds ± standard error over seeds": over_seeds(titles, bases, runs, TABLE1),
         "The grid that was trained on, where it is another": summary(titles, bases, runs, OWN),
         "Accuracy by emotion": by_emotion(titles, bases, runs),

@@ -60,6 +60,13 @@ def over_seeds(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
     return markdown_table(["condition", *scored(bases).values()], lines)
 
 
+def references(real: Mapping[str, Measured]) -> str:
+    """Accuracy, value reward and judge of clips that no run made, ± standard error over clips: how high the scores can be."""
+    columns = {name: title for name, title in SCORES.items() if all(name in clips.values for clips in real.values())}
+    rows = [[title, *(shown(clips.estimate(name), 3) for name in columns)] for title, clips in real.items()]
+    return markdown_table(["clips", *columns.values()], rows) if rows else "Not measured: there is no judge.\n"
+
+
 def every_run(bases: Bases, runs: Runs, which: str) -> str:
     """One row a run: after, and the paired difference ± its standard error."""
     lines = []

@@ -82,6 +82,14 @@ def test_the_mean_over_seeds_has_the_error_over_seeds():
     assert row == "| CLAP reward |" + " 3.000 ± 1.528 |" * 4  # sqrt(7) deviation of 1, 2, 6, over sqrt(3)
 
 
+def test_references_show_what_was_measured():
+    real = Measured(["sad", "happy"], {"accuracy": np.array([1.0, 0.0]), "reward": np.array([0.0, -0.5]), "in_tune": np.ones(2)})
+    rows = pt.references({"real clips": real}).splitlines()
+    assert rows[0] == "| clips | balanced accuracy | value reward |"
+    assert rows[2] == "| real clips | 0.500 ± 0.500 | -0.250 ± 0.250 |"
+    assert "no judge" in pt.references({})
+
+
 def test_a_condition_with_another_base_shows_it():
     bases = {name: {pt.TABLE1: measured(shift)} for name, shift in (("clap", 0.0), ("ensemble", 0.0), ("weak_guidance", -1.0))}
     runs = {(name, 0): {pt.TABLE1: measured(2.0)} for name in bases}
