@@ -62,7 +62,7 @@ def comparison_page(pairing: Pairing, name: str, base: Sequence[float], tuned: S
     if pairing.alone:
         lines.append(f"{pairing.alone} samples of one folder have no partner in the other and are left out")
     rows = [_row(pair, before, after) for pair, before, after in zip(pairing.pairs, base, tuned, strict=True)]
-    head = f"<tr><th>prompt</th><th>original</th><th>fine-tuned</th><th>change of {html.escape(name)}</th></tr>"
+    head = f"<tr><th>prompt</th><th>original</th><th>fine-tuned</th><th class=number>change of {html.escape(name)}</th></tr>"
     body = f"""<ul>{"".join(f"<li>{html.escape(line)}</li>" for line in lines)}</ul>
 <p class="note">A score by the reward that the model was trained on says that training worked, not that it sounds better: compare
 with a scorer that training never saw, and with listeners who do not know which is which.</p>

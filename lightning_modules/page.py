@@ -10,7 +10,7 @@ from pathlib import Path
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .5rem; border-bottom: 1px solid #d8dee5 }
-td.number { text-align: right; font-variant-numeric: tabular-nums } audio { width: 16rem; display: block }
+.number { text-align: right; font-variant-numeric: tabular-nums } audio { width: 16rem; display: block }
 img { max-width: 100% } pre { background: #f4f6f8; padding: 1rem; overflow: auto; font-size: 13px }
 .note, .interval { color: #5b6b7b }
 .interval { white-space: nowrap; font-variant-numeric: tabular-nums }

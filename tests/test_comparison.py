@@ -52,7 +52,7 @@ def test_the_page_holds_prompts_sounds_and_scores_and_nothing_from_elsewhere(tmp
     name, base, tuned = scored(pairing.pairs, Loudness())
     assert name == "loudness/toy" and base == pytest.approx([0.25] * 5, abs=0.01) and tuned == pytest.approx([0.5] * 5, abs=0.01)
     text = comparison_page(pairing, name, base, tuned, "Original & fine-tuned")
-    assert "<h1>Original &amp; fine-tuned</h1>" in text and "<th>change of loudness/toy</th>" in text
+    assert "<h1>Original &amp; fine-tuned</h1>" in text and ">change of loudness/toy</th>" in text
     assert text.count("sound number 0") == 2 and text.count("sound number 2") == 1 and "seed 1" in text
     assert "mean over n = 3 prompts (5 pairs of clips)" in text and "1 samples of one folder have no partner" in text
     players = [attrs for tag, attrs in Elements(text).found if tag == "audio"]

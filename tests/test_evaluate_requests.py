@@ -48,6 +48,7 @@ def rewards(tmp_path):
         (["--model", "base", "--config", "{run}", "--negative", ""], "--negative belongs to --prompts"),
         (["--model", "base", "--config", "{run}", "--prompts", "{p}", "--which", "all"], "--which chooses among the prompts"),
         (["--model", "embedded/music", "--table", "{p}", "--prompts", "{p}"], "--table says what the files of a folder answer"),
+        (["--model", "run/checkpoints/last.ckpt", "--rewards", "{j}"], "last.ckpt is the state of a run.*name the run's folder"),
         (["--generations", "{g}", "--rewards", "{j}", "--out", "{p}"], "p.csv is a file; name a folder"),
         (["--generations", "{g}", "--baseline", "{g}", "--role", "original"], "drop --role original"),
         (["--generations", "{g}", "--adapter", "a"], "give --model too"),

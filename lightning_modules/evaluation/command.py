@@ -130,6 +130,11 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("with --baseline the model is the trained one; drop --role original, or the baseline")
     if options.baseline and options.baseline in (options.generations, options.model) and not options.adapter:
         raise ValueError(f"{options.baseline} would be compared with itself; name another --baseline")
+    for place in (options.model, options.baseline):
+        if place and place.endswith(".ckpt"):
+            raise ValueError(
+                f"{place} is the state of a run, from which it resumes; name the run's folder, which has what it trained"
+            )
     if options.adapter and not options.model:
         raise ValueError("--adapter is put on a model; give --model too")
     if options.table and not options.generations:

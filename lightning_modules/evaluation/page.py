@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_modules.evaluation.results import ORIGINAL, ClipSet, Results, ScoredClip, ScorerFacts
 from lightning_modules.evaluation.statistics import SCORE, Accuracy, Estimate, accuracy, has, mean
-from lightning_modules.evaluation.tables import Line, Table, as_html, lines
+from lightning_modules.evaluation.tables import Line, Table, as_html, lines, one_class_means
 from lightning_modules.page import page, picture, player
 from zoo.files import written_beside
 
@@ -79,7 +79,8 @@ def draw_tables(results: Results, path: Path) -> None:
     for axis, scorer in zip(figure.subplots(len(results.scorers), 1, squeeze=False).flatten(), results.scorers):
         if scorer.class_names:
             _bars(axis, results.sets, [*scorer.class_names, "mean"], _of_classes(scorer))
-            axis.axhline(1 / len(scorer.class_names), color="black", lw=0.8, ls=":", label="one class for every clip")
+            for chance in one_class_means(results, scorer):
+                axis.axhline(chance, color="black", lw=0.8, ls=":", label="one class for every clip")
             axis.set(title=_plain(f"accuracy by {scorer.title}"), ylim=(0, 1.02))
         else:
             classes = next((other.class_names for other in results.scorers if other.class_names), ())

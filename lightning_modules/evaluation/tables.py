@@ -98,11 +98,18 @@ def table_1(results: Results, scorer: ScorerFacts) -> Table:
         absent = [name for name, each in found.classes.items() if each is None]
         if absent:
             notes.append(f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other classes.")
-    always = f"Calling every clip the same class gives a mean of {1 / len(scorer.class_names):.2f}."
+    chances = ", ".join(f"{chance:.2f}" for chance in one_class_means(results, scorer))
+    always = f"Calling every clip the same class gives a mean of at most {chances or NONE}."
     how = ("Classes: Wilson intervals, 95 %, hits / clips. Mean over classes: the wider of a bootstrap over prompts and their "
            "clips and of Wilson's intervals put together.")  # fmt: skip
     header = ("setting, model", "clips (prompts)", *scorer.class_names, "mean")
     return Table(f"Table 1: accuracy by {scorer.title}", header, tuple(rows), (how, always, _fingerprint(scorer), *notes))
+
+
+def one_class_means(results: Results, scorer: ScorerFacts) -> list[float]:
+    """The best balanced mean of calling every clip the same class, for each number of classes that a set asks for."""
+    found = (accuracy(one, scorer) for one in results.sets)
+    return sorted({1 / sum(each is not None for each in one.classes.values()) for one in found if one is not None})
 
 
 def table_2(results: Results) -> Table:
