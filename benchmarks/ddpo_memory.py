@@ -9,8 +9,8 @@ the last step is done. Both give the same gradient. Counted on random weights, o
 narrow) and on the embedded architecture:
 
 - *activations*: the most bytes that autograd held for backward passes, weights not counted;
-- *live*: the most bytes of tensors alive at once that the update made, the latents of its samples (float32, one more than steps)
-  among them. These grow with the steps by their definition; what is left without them does not.
+- *live*: the most bytes of tensors alive at once that the update made, beside the *latents* of its samples (float32, one more than
+  steps), which the rollout made and which grow with the steps by their definition. Ours reads them where they lie.
 
 The counts depend on shapes only, not on the machine.
 """
@@ -138,14 +138,14 @@ def models() -> dict[str, Backbone]:
 
 def table(rows: Sequence[Memory]) -> str:
     """Markdown; MiB."""
-    lines = ["| model | trained steps | ours, activations | reference, activations | ratio | ours, live | of which latents | "
-             "reference, live |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| model | trained steps | ours, activations | reference, activations | ratio | ours, live | "
+             "reference, live | latents |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for row in rows:
-        ours, reference, live, latents, other = (
-            f"{value / 2**20:.2f} MiB" for value in (row.ours, row.reference, row.ours_live, row.latents, row.reference_live)
+        ours, reference, live, other, latents = (
+            f"{value / 2**20:.2f} MiB" for value in (row.ours, row.reference, row.ours_live, row.reference_live, row.latents)
         )
         ratio = f"{row.reference / row.ours:.1f}"
-        lines.append(f"| {row.model} | {row.steps} | {ours} | {reference} | {ratio} | {live} | {latents} | {other} |")
+        lines.append(f"| {row.model} | {row.steps} | {ours} | {reference} | {ratio} | {live} | {other} | {latents} |")
     return "\n".join(lines)
 
 
