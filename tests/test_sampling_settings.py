@@ -16,6 +16,22 @@ def test_the_order_of_sources() -> None:
     assert sampling_settings({}, {}, {}).seconds == DEFAULTS["seconds"]
 
 
+def test_a_run_that_does_not_say_how_it_samples_is_sampled_as_it_was_trained() -> None:
+    """Its module's own defaults go before those of models that no run trained by sampling: there, guidance is 3."""
+    import inspect
+
+    from lightning_modules.ddpo import DDPO
+
+    own = {name: parameter.default for name, parameter in inspect.signature(DDPO).parameters.items()}
+    for evaluation in (False, True):
+        found = sampling_settings({}, {"module": {"_target_": "lightning_modules.ddpo.DDPO"}}, {}, evaluation)
+        said = (found.steps, found.guidance_scale, found.eta, found.rule)
+        assert said == tuple(own[name] for name in ("sample_steps", "guidance_scale", "eta", "rule"))
+    run = {"module": {"_target_": "lightning_modules.ddpo.DDPO", "guidance_scale": 3.5}}
+    assert sampling_settings({}, run, {}).guidance_scale == 3.5
+    assert sampling_settings({}, {"module": {"_target_": "lightning_modules.denoising.Denoising"}}, {}).guidance_scale == 3.0
+
+
 def test_prompts_from_elsewhere_carry_their_own_length_and_negative() -> None:
     prompts = {"_target_": "datamodules.audiocaps.audiocaps_prompts", "seconds": 10.0, "negative": "Low quality."}
     found = sampling_settings({}, {"data": {"prompts": prompts, "val_repeats": 1}}, {})

@@ -9,6 +9,7 @@ from typing import Any
 from zoo.diffusion import Sampler
 
 DEFAULTS = {"steps": 20, "guidance_scale": 3.0, "eta": 1.0, "rule": "ddim", "negative": "", "seconds": 4.096}
+_OF_DDPO = {"sample_steps": 20, "guidance_scale": 1.0, "eta": 1.0, "rule": "ddim"}  # of a run whose configuration leaves them out
 _OF_RUN = {"steps": "sample_steps", "guidance_scale": "guidance_scale", "eta": "eta", "rule": "rule"}  # keys of its module
 
 
@@ -39,6 +40,8 @@ def sampling_settings(
     Raises ``ValueError`` when there is one eta a step for another number of steps.
     """
     module, data = run.get("module") or {}, run.get("data") or {}
+    if module.get("_target_") == "lightning_modules.ddpo.DDPO":
+        module = {**_OF_DDPO, **module}
     if isinstance(data.get("prompts"), Mapping):  # prompts from elsewhere carry their own negative and seconds
         data = {**data, **data["prompts"]}
     found = {}
