@@ -74,6 +74,9 @@ def test_the_class_head_and_the_tables_change_nothing(model):
         ({MEL: mel_bank(0)}, "mel filter bank"),
         ({MEL: torch.zeros(1025, 64)}, "n_fft 2048"),
         ({"audio_branch.layers.0.blocks.0.attn.qkv.bias": torch.zeros(13)}, "query, key and value"),
+        ({"audio_branch.layers.0.blocks.0.attn.qkv.bias": torch.zeros(())}, "query, key and value"),
+        ({"audio_branch.patch_embed.proj.weight": torch.zeros(0)}, "patch_embed.proj.weight .* is empty"),
+        ({"text_branch.embeddings.token_type_embeddings.weight": torch.zeros(0, 64)}, "is empty"),
         ({"audio_branch.norm.weight": None}, "it has no audio_model.audio_encoder.norm.weight"),
     ],
 )
@@ -100,6 +103,13 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded(model, chang
     with pytest.raises(ValueError, match=message):
         load_clap_state(towers.clap, {name: tensor for name, tensor in state.items() if tensor is not None}, "x")
     assert all(torch.equal(tensor, before[name]) for name, tensor in towers.clap.state_dict().items())
+
+
+def test_sizes_of_which_no_clap_can_be_made_are_an_error_that_names_the_file(model, tmp_path):
+    words = {"text_branch.embeddings.word_embeddings.weight": torch.zeros(1, 64)}  # without a padding token
+    torch.save(laion_state(model.state_dict()) | words, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: ClapModel cannot be built"):
+        TransformersClapTowers(pretrained=str(tmp_path / "a.pt"), tokenizer="none")
 
 
 def test_no_checkpoint_of_a_clap_is_said_to_be_none(tmp_path):

@@ -194,10 +194,15 @@ def test_wrong_folders_are_named(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     extractor = json.loads((copy / "preprocessor_config.json").read_text())
+    config = json.loads((copy / "config.json").read_text())
+    huge = config | {"text_config": config["text_config"] | {"intermediate_size": 10**7}}  # 2.5 GB a matrix
+    (copy / "config.json").write_text(json.dumps(huge))
+    with pytest.raises(ValueError, match="far larger than the weights"):
+        TransformersClapTowers(pretrained=str(copy))
     (copy / "preprocessor_config.json").write_text(json.dumps(extractor | {"frequency_min": 0, "truncation": "fusion"}))
     with pytest.raises(ValueError, match=r"fmin_hz=50\.0 here, 0 there; feature fusion there"):
         TransformersClapTowers(pretrained=str(copy))
-    (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | {"model_type": "bert"}))
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     with pytest.raises(ValueError, match="'bert', expected 'clap'"):
         TransformersClapTowers(pretrained=str(copy))
 

@@ -96,8 +96,8 @@ def converted(tensors: Mapping[str, Tensor]) -> ImportedClap:
     for name, tensor in tensors.items():
         renamed = [pattern.sub(target, name) for pattern, target in _RENAMED if pattern.fullmatch(name)]
         if found := _QKV.fullmatch(name):
-            if tensor.shape[0] % 3:
-                raise ValueError(f"{name} has {tensor.shape[0]} rows, expected those of query, key and value in equal parts")
+            if not tensor.ndim or tensor.shape[0] % 3:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected rows of query, key and value in equal parts")
             for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                 state[f"{_AUDIO}{found[1]}.attention.self.{part}.{found[2]}"] = rows.clone()
         elif renamed:
@@ -120,6 +120,8 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     def shape(name: str, axis: int) -> int:
         if name not in state or state[name].ndim <= axis:
             raise ValueError(f"not a LAION-CLAP checkpoint: it has no {name} (by its name in transformers)")
+        if not state[name].numel():
+            raise ValueError(f"not a LAION-CLAP checkpoint: {name} (by its name in transformers) is empty")
         return state[name].shape[axis]
 
     def count(pattern: str) -> int:

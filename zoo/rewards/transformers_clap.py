@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.construction import build_within
 from zoo.importers.pretrained_clap import known_config, load_clap_state, open_clap, tokenizer_json
 from zoo.rewards.clap_text import ClapTokenizer
 
@@ -107,8 +108,10 @@ class TransformersClapTowers(nn.Module):
         self.sample_rate_hz, self.window_samples = sample_rate_hz, round(window_s * sample_rate_hz)
         _check_sizes(sizes.audio_config, n_mels, self.window_samples // hop_samples + 1)
         self.mel = ClapMel(**front_end)
-        self.clap = ClapModel(sizes)
-        if found is not None:
+        if found is None:
+            self.clap = ClapModel(sizes)
+        else:
+            self.clap = build_within(ClapModel, {"config": sizes}, found.state, str(pretrained))
             load_clap_state(self.clap, found.state, str(pretrained))
         has_file = tokenizer is not None and tokenizer != NO_TOKENIZER
         content: bytes | int = tokenizer_json(str(tokenizer)) if has_file else tokenizer_bytes
