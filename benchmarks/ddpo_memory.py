@@ -9,8 +9,8 @@ the last step is done. Both give the same gradient. Counted on random weights, o
 narrow) and on the embedded architecture:
 
 - *activations*: the most bytes that autograd held for backward passes, weights not counted;
-- *live*: the most bytes of tensors alive at once that the update made, beside the *latents* of its samples (float32, one more than
-  steps), which the rollout made and which grow with the steps by their definition. Ours reads them where they lie.
+- *live*: the most bytes of tensors alive at once that the update made, beside the *latents* of its samples (float32, one more
+  than steps), which the rollout made and which grow with the steps by their definition. Ours reads them where they lie.
 
 The counts depend on shapes only, not on the machine.
 """
