@@ -1,0 +1,145 @@
+"""A round between sampling and the optimiser: what reaches the reward, how ranks come together, what is checked and counted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import ToyBackbone, ToyReward, prompt_round
+
+from datamodules.batches import PromptBatch
+from lightning_modules import round_rewards
+from lightning_modules.advantages import PromptTracker
+from lightning_modules.policy_update import plan_updates
+from lightning_modules.rollouts import sample_and_score
+from lightning_modules.round_update import update_round
+from zoo.backbones.lora import add_lora
+from zoo.diffusion import Sampler
+from zoo.types import RewardOutput
+
+SETTINGS = {"clip_range": 0.1, "clip_reference_elements": None, "recompute_old_log_prob": False, "advantage_clip": 5.0,
+            "kl_weight": 0.0}  # fmt: skip
+
+
+def backbone_with_adapter() -> ToyBackbone:
+    torch.manual_seed(0)
+    backbone = ToyBackbone().requires_grad_(False)
+    add_lora(backbone, 2, targets="all")
+    return backbone
+
+
+def scored(batch: PromptBatch, backbone=None, reward=None, size: int = 4, **options):
+    backbone = ToyBackbone() if backbone is None else backbone
+    device = torch.device("cpu")
+    return sample_and_score(
+        backbone, reward or ToyReward(), Sampler(4), batch, seed=0, sample_batch_size=size, device=device, **options
+    )
+
+
+class Updated:
+    """``update_round`` of four steps without an optimiser: gradients, what was checked, metrics."""
+
+    def __init__(self, batch, trajectory, plans, advantage_B) -> None:
+        backbone, self.checked, self.gradients = backbone_with_adapter(), [], []
+        trained = [parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad]
+
+        def step() -> float:
+            self.gradients.append([parameter.grad.clone() for parameter in trained])
+            for parameter in trained:
+                parameter.grad = None
+            return 1.0
+
+        self.metrics = update_round(
+            backbone, Sampler(4), batch, trajectory, plans, advantage_B, SETTINGS, backward=lambda loss: loss.backward(),
+            step=step, check=lambda *found: self.checked.append(found), report=lambda *progress: None,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    batch = prompt_round(8)
+    return batch, scored(batch, backbone_with_adapter()).trajectory
+
+
+def test_dropped_samples_do_not_weaken_what_is_learned_from_the_others(sampled):
+    batch, trajectory = sampled
+    steps_KB, advantage_B = torch.arange(3)[:, None].expand(3, 8), torch.linspace(-1, 2, 8)
+    kept = [row not in (0, 3, 6) for row in range(8)]
+    with_fill = Updated(batch, trajectory, plan_updates(steps_KB, kept, 4, 1, 0), advantage_B)
+    rows = [row for row in range(8) if kept[row]]
+    alone = PromptBatch(tuple(batch.prompts[row] for row in rows), tuple(batch.sample_index[row] for row in rows), 0)
+    plans = plan_updates(steps_KB[:, rows], [True] * 5, 1, 1, 0)
+    without = Updated(alone, trajectory.rows(rows), plans, advantage_B[rows])
+    assert max(gradient.abs().max() for gradient in without.gradients[0]) > 0
+    for got, wanted in zip(with_fill.gradients[0], without.gradients[0], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_the_worst_ratio_of_all_micro_batches_is_checked_before_each_step(sampled):
+    batch, trajectory = sampled
+    plans = plan_updates(torch.arange(3)[:, None].expand(3, 8), [True] * 8, 2, 2, 0)
+    for update, place in ((0, 0), (0, 1), (1, 0)):
+        old_SB, row = trajectory.log_prob_SB.clone(), plans[update][place].rows[0]
+        old_SB[1, row] -= 0.2
+        found = Updated(batch, replace(trajectory, log_prob_SB=old_SB), plans, torch.ones(8)).checked
+        assert len(found) == 2 and found[update][0] == pytest.approx(torch.tensor(0.2).expm1().item(), rel=1e-3)
+        assert found[update][1].startswith(f"step 1 of prompt {batch.prompts[row].id!r}") and found[1 - update][0] < 1e-5
+
+
+class Long(ToyBackbone):
+    """Decodes three samples more than were asked for, as codecs of whole frames do."""
+
+    def decode(self, latent_BCT):
+        return torch.nn.functional.pad(super().decode(latent_BCT), (0, 3), value=9.0)
+
+
+def test_the_reward_hears_the_seconds_that_were_asked_for():
+    lengths = []
+
+    def listen(wave_BCN, sample_rate_hz, prompts):
+        lengths.append((tuple(wave_BCN.shape), sample_rate_hz))
+        return RewardOutput(wave_BCN.mean(dim=(1, 2)))
+
+    listen.differentiable = False
+    assert scored(prompt_round(8), Long(), listen, keep="wave").wave_BCN.shape == (8, 1, 8)
+    assert lengths == [((4, 1, 8), 8)] * 2
+
+
+def test_parts_that_only_some_samples_have_are_left_out():
+    def moody(wave_BCN, sample_rate_hz, prompts):
+        named = {"always": wave_BCN.mean(dim=(1, 2)), **({"p0": torch.ones(len(prompts))} if prompts[0].id == "p0" else {})}
+        return RewardOutput(wave_BCN.mean(dim=(1, 2)), named)
+
+    moody.differentiable = False
+    assert set(scored(prompt_round(8), reward=moody, size=2).parts) == {"always"}
+
+
+@pytest.mark.parametrize("advantage", ["prompt", "batch", "group", "group_global"])
+def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monkeypatch, advantage):
+    batch = prompt_round(8)
+
+    def judged(*ranks: list[int]) -> list[dict]:
+        """Three rounds of one tracker per process; (prompt, sample) -> advantage of each round."""
+        trackers, found = [PromptTracker(3, 2) for _ in ranks], []
+        parts = [PromptBatch(tuple(batch.prompts[i] for i in rows), tuple(batch.sample_index[i] for i in rows), 0)
+                 for rows in ranks]  # fmt: skip
+        samples = [scored(part) for part in parts]
+        for shift in (0.0, 0.5, -1.0):
+            gathered, given = [], [replace(one, score_B=one.score_B * (1 + shift)) for one in samples]
+            arguments = {"drop_bad": False, "class_label": "mood"}
+            for part, one, tracker in zip(parts, given, trackers, strict=True):  # first what each brings, then all of it
+                monkeypatch.setattr(round_rewards, "gather", lambda own: gathered.append(own) or [own])
+                round_rewards.judge(part, one, ToyReward(), "batch", tracker, **arguments)
+            monkeypatch.setattr(round_rewards, "gather", lambda own: gathered)
+            rounds = {}
+            for part, one, tracker in zip(parts, given, trackers, strict=True):
+                values = round_rewards.judge(part, one, ToyReward(), advantage, tracker, **arguments).advantage_B.tolist()
+                rounds |= dict(zip([(p.id, i) for p, i in zip(part.prompts, part.sample_index)], values, strict=True))
+            found.append(rounds)
+        return found
+
+    whole = judged([*range(8)])
+    for spread in (([4, 5, 6, 7], [0, 1, 2, 3]), ([0, 4, 2, 6], [7, 1, 5, 3])):
+        for got, wanted in zip(judged(*spread), whole, strict=True):
+            assert got == pytest.approx(wanted, abs=1e-4)
+    with pytest.raises(ValueError, match="two processes hold the same"):
+        judged([0, 1, 4, 5], [1, 2, 5, 6])
