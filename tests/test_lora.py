@@ -72,11 +72,17 @@ def test_errors_say_what_to_do():
         ("all", "no attention layer"),
         ("every", "expected 'cross', 'all' or a list"),
         (["1"], "no linear layer '1'"),
+        ([], "targets is an empty list"),
     ):
         with pytest.raises(ValueError, match=message):
             add_lora(no_attention, 2, targets=targets)
     with pytest.raises(ValueError, match="at least 1"):
         add_lora(ToyBackbone(), 0)
+    for alpha in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="LoRA alpha must be a positive number"):
+            add_lora(ToyBackbone(), 2, alpha)
+    with pytest.raises(ValueError, match=r"LoRA dropout must lie in \[0, 1\)"):
+        add_lora(ToyBackbone(), 2, dropout=1.0)
     with pytest.raises(ValueError, match="did you mean 'gaussian'"):
         add_lora(ToyBackbone(), 2, init="gausian")
     with pytest.raises(ValueError, match="already has an adapter"):

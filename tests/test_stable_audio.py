@@ -226,6 +226,7 @@ def test_waves_that_cannot_be_meant(model):
     for wave, message in (
         (torch.zeros(1, 1, 800), r"takes waves \(batch, 2, samples\).*expand"),
         (torch.full((1, 2, 800), torch.nan), "NaN or infinity"),
+        (torch.ones(1, 2, 800, dtype=torch.int16), r"floating-point numbers in \[-1, 1\], got torch.int16"),
         (torch.zeros(1, 2, 0), r"got shape \(1, 2, 0\)"),
         (torch.zeros(1, 2, 20_000), "1.25 s are more than the 1.024 s of this model's clips"),
     ):

@@ -189,6 +189,23 @@ def test_the_zoo_opens_a_pulled_folder(tango, tmp_path, monkeypatch):
     assert zoo.generate(loaded, "a dog barks", steps=2, seconds=0.1)[0].samples_CN.shape == (1, 1600)
 
 
+def test_an_owner_and_name_mean_the_entry_with_its_commit_hashes_and_licence(tango, tmp_path, monkeypatch):
+    folder = released_folder(tango, tmp_path)
+    monkeypatch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **SIZES))
+    monkeypatch.setattr(zoo.generation, "find_or_pull", lambda name: {"tango2": folder}[name])
+    assert isinstance(Tango.from_pretrained("declare-lab/tango2", tokenizer=folder / "words.json"), Tango)
+
+
+def test_another_tokenizer_for_a_saved_model(tango, tmp_path):
+    arguments = {**tango.arguments, "tokenizer": None}
+    save_artifact(tmp_path / "m", kind="backbone", architecture="tango", arguments=arguments, module=tango)
+    words = released_folder(tango, tmp_path) / "words.json"
+    again = Tango.from_pretrained(tmp_path / "m", tokenizer=words)
+    assert torch.equal(sampled(again)[1].clean, sampled(tango)[1].clean)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        Tango.from_pretrained(tmp_path / "m").encode_prompts(PROMPTS)
+
+
 def broken(folder, file, change):
     tensors = torch.load(folder / file, weights_only=True)
     change(tensors)

@@ -25,7 +25,10 @@ def train(backbone: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def set_checkpointing(backbone: nn.Module, enabled: bool = True) -> None:
-    """Keeps a tenth of the denoiser's activations for the backward pass, for one more forward. Outputs stay the same."""
+    """Keeps little of the denoiser's activations for the backward pass (AudioLDM 2: a tenth), for one more forward.
+
+    Outputs and gradients stay the same.
+    """
     checkpointing.set_checkpointing(backbone.denoiser, enabled)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ def _target_names(denoiser: nn.Module, targets: str | Sequence[str]) -> list[str
                 + "; give targets as a list of layer names"
             )
         return names
+    if not targets:
+        raise ValueError("targets is an empty list, so nothing would learn; expected 'cross', 'all' or names of layers")
     linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in linears):
@@ -68,7 +71,8 @@ def add_lora(
     ``alpha`` scales the adapter by alpha / rank (None: alpha = rank). ``targets``: "cross" (cross-attention), "all" (every
     attention) or names of linear layers. ``init``: "default" (Kaiming, zero) or "gaussian" (Gaussian, zero): the adapter
     changes nothing at first. Adapter weights are float32 also on a half-precision denoiser. ``dropout`` other than 0 makes
-    importance ratios leave 1 in train mode. Raises ``ValueError`` when nothing matches, or an adapter is there already.
+    importance ratios leave 1 in train mode. Raises ``ValueError`` for numbers that cannot be meant, when nothing matches, or an
+    adapter is there already.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -76,11 +80,16 @@ def add_lora(
         raise ValueError("this backbone already has an adapter; load another copy of the backbone")
     if int(rank) != rank or rank < 1:
         raise ValueError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
+    alpha = rank if alpha is None else alpha
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"the LoRA alpha must be a positive number, got {alpha}: at 0 nothing is learned")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"the LoRA dropout must lie in [0, 1), got {dropout}")
     if init not in ("default", "gaussian"):
         raise ValueError(f"the LoRA init {init!r} is unknown; {did_you_mean(init, ('default', 'gaussian'))}")
     config = LoraConfig(
         r=int(rank),
-        lora_alpha=rank if alpha is None else alpha,
+        lora_alpha=alpha,
         target_modules=_target_names(backbone.denoiser, targets),
         lora_dropout=dropout,
         init_lora_weights=True if init == "default" else init,

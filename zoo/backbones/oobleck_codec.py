@@ -63,11 +63,13 @@ class OobleckCodec(nn.Module):
     def encode(self, wave_BCN: Tensor) -> Tensor:
         """The posterior's means (B, C, frames), float32, of waves with silence after them up to ``latent_shape``.
 
-        Raises ``ValueError`` for another number of channels, no samples, NaN or infinity, and more than ``clip_frames``.
+        Raises ``ValueError`` for other channels, no samples, whole numbers, NaN, infinity, and more than ``clip_frames``.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != self.channels or wave_BCN.shape[-1] == 0:
             raise ValueError(f"this codec takes waves (batch, {self.channels}, samples), got shape {tuple(wave_BCN.shape)}; "
                              "a mono wave becomes stereo by wave.expand(-1, 2, -1)")  # fmt: skip
+        if not wave_BCN.is_floating_point():
+            raise ValueError(f"expected waves as floating-point numbers in [-1, 1], got {wave_BCN.dtype}")
         if not torch.isfinite(wave_BCN).all():
             raise ValueError("the wave holds NaN or infinity")
         vae = self._network()

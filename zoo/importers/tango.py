@@ -52,7 +52,8 @@ def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango
         raise ValueError(f"{folder} holds a {type(model).__name__}, expected a Tango")
     if tokenizer is None:
         return model
-    own = Tango(**{**model.arguments, "tokenizer": pack_tokenizer(tokenizer_text(folder, tokenizer))})
+    with torch.device("meta"):
+        own = Tango(**{**model.arguments, "tokenizer": pack_tokenizer(tokenizer_text(folder, tokenizer))})
     own.load_state_dict(model.state_dict(), strict=True, assign=True)
     return own.eval().requires_grad_(False)
 
