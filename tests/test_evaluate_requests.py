@@ -30,6 +30,7 @@ def rewards(tmp_path):
         (["--generations", "{g}", "--rewards", "no.yaml"], "there is no file no.yaml"),
         (["--generations", "{g}", "--rewards", "{run}"], "neither a _target_ nor a module.reward"),
         (["--generations", "{g}x", "--rewards", "{j}"], "did you mean 'g'"),
+        (["--model", "{g}x", "--rewards", "{j}"], "there is no model '.*gx', neither a name nor a folder"),
         (["--generations", "{empty}", "--rewards", "{j}"], "write a CSV with the header file,prompt,label"),
         (["--generations", "{g}", "--table", "{rows}", "--rewards", "{j}"], "has no row"),
         (["--generations", "{g}", "--table", "{bare}", "--rewards", "{j}"], r"has the mood None.*a column 'mood' or 'label'"),

@@ -152,7 +152,7 @@ def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
         (["{model}", " "], "a prompt must not be empty"),
         (["{tmp}/nowhere", "piano"], "neither a name nor a folder"),
         (["embedded/musik", "piano"], "did you mean 'embedded/music'"),
-        (["{tmp}", "piano"], "is neither a model .* nor a run folder"),
+        (["{tmp}", "piano"], "is neither a model .* nor a run "),
         (["{model}", "piano", "--seeds", "a"], "expected whole numbers such as 0 or 0,1,2 or 0-7"),
         (["{model}", "piano", "--seeds", "5-2"], "expected whole numbers"),
         (["{model}", "piano", "--seeds", "1,1"], "names a seed twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from toys import SMALL, ToyBackbone
 
 import zoo
 from zoo import entry, generation, registry
+from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
 from zoo.checkpoint import save_artifact
 from zoo.types import Prompt, RewardOutput, Waveform
@@ -45,6 +47,20 @@ def test_names_and_attributes():
     assert zoo.generate is generation.generate
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = zoo.lod
+
+
+def test_a_folder_in_diffusers_layout_is_a_model(tmp_path):
+    import toy_audioldm2
+
+    folder = toy_audioldm2.written_folder(toy_audioldm2.small_model(), tmp_path / "a folder")
+    index = json.loads((folder / "model_index.json").read_text())
+    add_lora(model := zoo.load(folder), rank=2)
+    save_adapter(model, tmp_path / "adapter")
+    for again in (zoo.load(folder, adapters=[(tmp_path / "adapter", 1.0)]), zoo.open_model(str(folder), tmp_path / "adapter")):
+        assert type(again).__name__ == "AudioLDM2" and not again.training
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "MusicLDMPipeline"}))
+    with pytest.raises(ValueError, match="holds a diffusers MusicLDMPipeline; did you mean .AudioLDM2Pipeline"):
+        zoo.load(folder)
 
 
 def test_load_by_path(artefact):

@@ -12,9 +12,10 @@ import torch
 from zoo.checkpoint import CONFIG_FILE, load_artifact, read_config
 from zoo.devices import usable_device
 from zoo.diffusion import Sampler, noise_generator, rollout
-from zoo.entry import ZooEntry
-from zoo.importers import IMPORTERS
+from zoo.errors import did_you_mean
+from zoo.importers import IMPORTERS, PIPELINES
 from zoo.registry import ENTRIES, find, looks_remote
+from zoo.safety import read_json
 from zoo.targets import locate
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
 
@@ -25,7 +26,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     adapters: Sequence[tuple[str | Path, float]] = (),
 ) -> Any:
-    """The model of a zoo name, an artefact folder or an ``owner/name`` on the Hub: frozen, in eval mode.
+    """The model of a zoo name, a folder (an artefact, or in diffusers' layout) or an ``owner/name`` on the Hub: frozen, in eval.
 
     The name of an adapter gives the base that it was trained on, with it. ``adapters``: (name, strength) pairs that are put on a
     backbone one over the other; strength 0 is the base, 1 the adapter as trained. What is on the Hub and not on this machine is
@@ -35,11 +36,15 @@ def load(
     """
     device, dtype, folder = usable_device(device), as_dtype(dtype), find_or_pull(name)
     stack = [(_adapter_folder(adapter), strength) for adapter, strength in adapters]
-    foreign = _foreign(name)
+    foreign = _importer(name, folder)
     if foreign is None and (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
         name, stack = _base_of(folder), [(folder, 1.0), *stack]
-        folder, foreign = find_or_pull(name), _foreign(name)
-    model = load_artifact(folder, device, dtype) if foreign is None else _imported(foreign, folder).to(device=device, dtype=dtype)
+        folder = find_or_pull(name)
+        foreign = _importer(name, folder)
+    if foreign is None:
+        model = load_artifact(folder, device, dtype)
+    else:
+        model = locate(foreign, str(name))(str(name), folder).eval().requires_grad_(False).to(device=device, dtype=dtype)
     if stack:
         from zoo.backbones.adapters import stack_adapters
 
@@ -49,16 +54,18 @@ def load(
     return model
 
 
-def _foreign(name: str | Path) -> ZooEntry | None:
-    """The entry of a name whose files are in its authors' layout, else None."""
-    entry = ENTRIES.get(str(name))
-    return None if entry is None or entry.layout == "attune" else entry
-
-
-def _imported(entry: ZooEntry, folder: Path) -> Any:
-    """The model of an entry in its authors' layout, from its pulled folder, frozen and in eval mode."""
-    place = IMPORTERS[entry.architecture, entry.layout].replace(":", ".")
-    return locate(place, entry.name)(entry.name, folder).eval().requires_grad_(False)
+def _importer(name: str | Path, folder: Path) -> str | None:
+    """What opens ``folder`` where its files are in their authors' layout: a zoo entry's, or diffusers'; else None."""
+    entry, index = ENTRIES.get(str(name)), folder / "model_index.json"
+    if entry is not None:
+        key = (entry.architecture, entry.layout)
+    else:
+        pipeline = str(read_json(index).get("_class_name")) if index.is_file() else None
+        if pipeline is not None and pipeline not in PIPELINES:
+            raise ValueError(f"{folder} holds a diffusers {pipeline}; {did_you_mean(pipeline, PIPELINES)}")
+        key = (PIPELINES.get(pipeline), "diffusers")
+    place = IMPORTERS.get(key)
+    return place and place.replace(":", ".")
 
 
 def _adapter_folder(name: str | Path) -> Path:
@@ -99,7 +106,7 @@ def find_or_pull(name: str | Path) -> Path:
 
 
 def open_model(source: str, adapter: str | Path | None = None, strength: float = 1.0, device: torch.device | str = "cpu") -> Any:
-    """A backbone from a zoo name, an artefact folder or a run folder, with an adapter on it.
+    """A backbone from a zoo name, a model's folder (see ``load``) or a run folder, with an adapter on it.
 
     A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``backbone.safetensors`` (that of
     a class from outside this project), or with its ``adapter/`` (or the one that ``adapter`` names). An exported adapter gives
@@ -107,10 +114,11 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
     Raises ``ValueError`` or ``FileNotFoundError``.
     """
     device, folder = usable_device(device), find_or_pull(source)
-    is_ours = _foreign(source) is None and (folder / CONFIG_FILE).is_file()
+    foreign = _importer(source, folder)
+    is_ours = foreign is None and (folder / CONFIG_FILE).is_file()
     if is_ours and adapter is None and read_config(folder)["kind"] == "adapter":
         backbone = load(_base_of(folder), device, adapters=[(folder, strength)])
-    elif source in ENTRIES or (folder / CONFIG_FILE).is_file():
+    elif source in ENTRIES or foreign or (folder / CONFIG_FILE).is_file():
         backbone = load(source, device, adapters=[] if adapter is None else [(adapter, strength)])
         adapter = None
     elif (folder / "model" / CONFIG_FILE).is_file():
@@ -124,7 +132,7 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
         if weights.is_file():
             load_weights(backbone, weights)
     else:
-        raise ValueError(f"{folder} is neither a model ({CONFIG_FILE}) nor a run folder (config.yaml)")
+        raise ValueError(f"{folder} is neither a model ({CONFIG_FILE}, or model_index.json of diffusers) nor a run (config.yaml)")
     if not isinstance(backbone, Backbone):
         raise ValueError(f"{source} is a {type(backbone).__name__}, which generates nothing; name a backbone")
     if adapter is not None:

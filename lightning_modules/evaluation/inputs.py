@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -16,6 +17,7 @@ from zoo.errors import did_you_mean
 from zoo.files import written_beside
 from zoo.generate_command import output_paths
 from zoo.generation import built_from, generate_each, load, open_model, run_settings
+from zoo.registry import find
 from zoo.sample_files import INDEX, Sample, read_samples, write_index
 from zoo.sampling_settings import SamplingSettings
 from zoo.targets import check, instantiate
@@ -76,12 +78,18 @@ class Configuration:
 
 
 def configuration(files: Sequence[str], model: str | None) -> Configuration:
-    """Of ``--config`` files, else of the run folder ``model``, else empty. Raises ``ValueError``, ``FileNotFoundError``."""
+    """Of ``--config`` files, else of the run folder ``model``, else empty.
+
+    Raises ``ValueError`` (also for a model that nothing here goes by), ``FileNotFoundError``.
+    """
     if files:
         from lightning_modules import run
 
         return Configuration(run.load(files).to_dict())
     folder = Path(model) if model is not None else None
+    if model is not None and model != BASE:
+        with contextlib.suppress(FileNotFoundError):  # known, and pulled when it is opened
+            find(model)
     return Configuration(run_settings(folder), folder) if folder is not None and folder.is_dir() else Configuration({})
 
 
