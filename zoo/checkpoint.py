@@ -189,7 +189,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     _refuse_newer(config, path)
     missing = [key for key in ("kind", "architecture", "arguments") if key not in config]
     if missing and (missing != ["arguments"] or config["kind"] != "adapter"):
-        raise ValueError(f"{path} has no {', '.join(missing)}")
+        raise ValueError(f"{path} has no {', '.join(missing)}: it is of no model that was written here")
     for key in ("kind", "architecture"):
         if not isinstance(config[key], str):
             raise ValueError(f"{path}: {key} must be a name, got {str(config[key])[:80]}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.audio_files import FORMATS, write_audio
-from zoo.generation import generate, open_model, recorded_sampling, run_settings
+from zoo.generation import find_or_pull, generate, open_model, recorded_sampling, run_settings
 from zoo.sample_files import INDEX, Sample, checked_entries, write_index
 from zoo.sampling_settings import sampling_settings
 from zoo.types import Prompt
@@ -51,9 +51,10 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
     how = sampling_settings({**asked, "guidance_scale": options.guidance}, settings, recorded_sampling(options.model))
     seeds = parse_seeds(options.seeds)
-    own = [Path(options.model) / name for name in ("adapter", "adapter_config.json")]  # of a run, of an exported adapter
-    if options.adapter is None and options.strength != 1 and not any(path.exists() for path in own):
-        raise ValueError(f"--strength is of an adapter, and {options.model} has none; give --adapter too")
+    if options.adapter is None and options.strength != 1:
+        own = [find_or_pull(options.model) / name for name in ("adapter", "adapter_config.json")]  # a run's, an exported one
+        if not any(path.exists() for path in own):
+            raise ValueError(f"--strength is of an adapter, and {options.model} has none; give --adapter too")
     prompts = [Prompt(text, text.strip(), how.negative, how.seconds) for text in options.prompts if text.strip()]
     if len(prompts) < len(options.prompts):
         raise ValueError("a prompt must not be empty; say what should be heard")
