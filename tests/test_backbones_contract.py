@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import toy_audioldm
 import toy_audioldm2
 import toy_stable_audio
 import toy_tango
@@ -29,6 +30,7 @@ ARGUMENTS = {
     },
     "tango": toy_tango.SMALL,
 }
+ARGUMENTS["audioldm"] = toy_audioldm.arguments()
 ARGUMENTS["audioldm2"] = toy_audioldm2.arguments()
 ARGUMENTS["stable_audio"] = toy_stable_audio.arguments() | {"frame_window": "heard"}  # None denoises its full length always
 ARGUMENTS["tangoflux"] = toy_tangoflux.ARGUMENTS | {"frame_window": "heard"}

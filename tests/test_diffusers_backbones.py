@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import toy_audioldm
 import toy_audioldm2
 import toy_stable_audio
 import toy_tango
@@ -21,7 +22,13 @@ PROMPTS = (
     Prompt("b", "sad piano and rain", "", 0.2),
     Prompt("c", "rain", "a dog", 0.2),
 )
-TOYS = {"audioldm2": toy_audioldm2, "stable_audio": toy_stable_audio, "tango": toy_tango, "tangoflux": toy_tangoflux}
+TOYS = {
+    "audioldm": toy_audioldm,
+    "audioldm2": toy_audioldm2,
+    "stable_audio": toy_stable_audio,
+    "tango": toy_tango,
+    "tangoflux": toy_tangoflux,
+}
 WINDOW = {"stable_audio": {"frame_window": "heard"}, "tangoflux": {"frame_window": "heard"}}
 
 

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PLANNED = {"clap_fusion", "spatial_stable_audio"}
 PLAIN = {"name": "one", "kind": "backbone", "architecture": "tiny_audio", "summary": "x", "licence": "mit", "sample_rate_hz": 8}
 HUB = {  # what the systems need, by name: repository, licence
+    "audioldm-s-full-v2": ("cvssp/audioldm-s-full-v2", "cc-by-nc-sa-4.0"),
+    "audioldm-m-full": ("cvssp/audioldm-m-full", "cc-by-nc-sa-4.0"),
     "audioldm2": ("cvssp/audioldm2", "cc-by-nc-sa-4.0"),
     "audioldm2-large": ("cvssp/audioldm2-large", "cc-by-nc-sa-4.0"),
     "audioldm2-music": ("cvssp/audioldm2-music", "cc-by-nc-sa-4.0"),

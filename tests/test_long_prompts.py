@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 
 import pytest
+import toy_audioldm
 import toy_audioldm2
 import toy_stable_audio
 import toy_tango
@@ -123,6 +124,7 @@ def tango():
 
 
 BACKBONES = {
+    "audioldm": (partial(toy_audioldm.small_model, max_tokens=40), "rain falls " * 40, "CLAP takes 40"),
     "audioldm2": (toy_audioldm2.small_model, "rain falls " * 40, "T5 takes 80"),
     "tango": (tango, "a dog barks " * 8, "has 25 tokens, T5 takes 12"),
     "stable_audio": (toy_stable_audio.small_model, "rain falls " * 40, "T5 takes 80"),

@@ -16,7 +16,15 @@ from zoo.table import ENTRIES
 from zoo.types import Backbone, Prompt, Reward
 
 BIG = [entry.name for entry in ENTRIES.values() if (entry.architecture, entry.layout) in toy_zoo.WRITERS]
-ONE_EACH = ("audioldm2-music", "stable-audio-open-1.0", "tango2", "tangoflux", "larger-clap-music", "clap-music-audioset")
+ONE_EACH = (
+    "audioldm-m-full",
+    "audioldm2-music",
+    "stable-audio-open-1.0",
+    "tango2",
+    "tangoflux",
+    "larger-clap-music",
+    "clap-music-audioset",
+)
 PROMPTS = [Prompt("a", "a happy piano", "low quality", 0.2, labels={"mood": "happy"}),
            Prompt("b", "a sad piano", "low quality", 0.2, labels={"mood": "sad"})]  # fmt: skip
 

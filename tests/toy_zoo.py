@@ -26,6 +26,12 @@ WORDS = ("a", "an", "happy", "angry", "sad", "tender", "piano", "violin", "recor
 CLAP_WORDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{word: i + 4 for i, word in enumerate((*WORDS, "on", "leaves"))}}
 
 
+def write_audioldm(folder: Path) -> None:
+    from toy_audioldm import small_model, written_folder
+
+    written_folder(small_model(), folder)
+
+
 def write_audioldm2(folder: Path) -> None:
     from toy_audioldm2 import small_model, written_folder
 
@@ -83,6 +89,7 @@ def write_emopia(file: Path) -> None:
 
 # (architecture, layout) of entries on the Hub -> what writes a small model as their authors would
 WRITERS: dict[tuple[str, str], Callable[[Path], None]] = {
+    ("audioldm", "diffusers"): write_audioldm,
     ("audioldm2", "diffusers"): write_audioldm2,
     ("stable_audio", "diffusers"): write_stable_audio,
     ("tango", "original"): write_tango,

@@ -59,7 +59,17 @@ ENTRIES: dict[str, ZooEntry] = {
             },
             card="hub_cards/embedded_clap.md", metrics={"caption to clip R@1 of 384": 0.878, "order accuracy": 0.942},
         ),
-        # AudioLDM 2 (arXiv 2308.05734), diffusers folders.
+        # AudioLDM (arXiv 2301.12503) and AudioLDM 2 (2308.05734), diffusers folders.
+        ZooEntry(
+            "audioldm-s-full-v2", "backbone", "audioldm", "AudioLDM small, second version: general audio, mono, 10 s",
+            licence="cc-by-nc-sa-4.0", sample_rate_hz=16_000, repo_id="cvssp/audioldm-s-full-v2", skip=_SAFE_ONLY,
+            layout="diffusers",
+        ),
+        ZooEntry(
+            "audioldm-m-full", "backbone", "audioldm", "AudioLDM medium: general audio, mono, 10 s",
+            licence="cc-by-nc-sa-4.0", sample_rate_hz=16_000, repo_id="cvssp/audioldm-m-full", skip=_SAFE_ONLY,
+            layout="diffusers",
+        ),
         ZooEntry(
             "audioldm2", "backbone", "audioldm2", "AudioLDM 2 base: general audio, mono, 10 s",
             licence="cc-by-nc-sa-4.0", sample_rate_hz=16_000, repo_id="cvssp/audioldm2",

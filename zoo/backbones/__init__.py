@@ -2,6 +2,7 @@
 
 BACKBONES: dict[str, str] = {
     "tiny_audio": "zoo.backbones.tiny:TinyAudio",
+    "audioldm": "zoo.backbones.audioldm:AudioLDM",
     "audioldm2": "zoo.backbones.audioldm2:AudioLDM2",
     "stable_audio": "zoo.backbones.stable_audio:StableAudio",
     "tango": "zoo.backbones.tango:Tango",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,40 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones import frozen_parts
+from zoo.backbones.audioldm import path_of
 from zoo.backbones.mel_codec import MelCodec
 from zoo.backbones.settings import checked
 from zoo.conditioners.loa import loa_tokens
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.conditioners.tokenizer import PromptTokenizer
-from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
-
-_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-# what a scheduler must say (key -> (default of diffusers' DDIMScheduler, the only value that VPDiscrete computes))
-_SCHEDULE = {
-    "beta_schedule": ("linear", "scaled_linear"),
-    "clip_sample": (True, False),
-    "set_alpha_to_one": (True, False),
-    "thresholding": (False, False),
-    "timestep_spacing": ("leading", "leading"),
-    "rescale_betas_zero_snr": (False, False),
-    "trained_betas": (None, None),
-}
-
-
-def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
-    """The path of a diffusers scheduler's configuration. Raises ``ValueError`` for another schedule than this family's."""
-    for key, (default, wanted) in _SCHEDULE.items():
-        if scheduler.get(key, default) != wanted:
-            raise ValueError(f"scheduler: {key} must be {wanted!r}, got {scheduler.get(key, default)!r}")
-    kind = scheduler.get("prediction_type", "epsilon")
-    if kind not in _PREDICTIONS:
-        raise ValueError(f"scheduler: prediction_type {kind!r} is unknown, expected one of {', '.join(_PREDICTIONS)}")
-    return VPDiscrete.from_betas(
-        scheduler["beta_start"], scheduler["beta_end"], _PREDICTIONS[kind], scheduler.get("num_train_timesteps", 1000),
-        scheduler.get("steps_offset", 0),
-    )  # fmt: skip
 
 
 class AudioLDM2(nn.Module):
