@@ -69,8 +69,9 @@ class PromptMemory:
         return found | refused({prompt.id: prompt.text for prompt in prompts}, self.tokens)
 
     def forget(self) -> None:
-        """For new weights: texts are read again."""
-        self._kept.clear()
+        """For new weights: texts are read again; after ``close``, when nothing can be, they stay."""
+        if not self._closed:
+            self._kept.clear()
 
     def close(self) -> None:
         """The encoders are gone: texts that were not read before are refused from now on."""
