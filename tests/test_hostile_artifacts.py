@@ -18,6 +18,7 @@ from toys import SMALL
 import zoo
 from zoo.backbones.lora import add_lora, load_adapter, save_adapter
 from zoo.backbones.tiny import TinyAudio
+from zoo.construction import build_within
 from zoo.hub import pull, push
 from zoo.verify import verify_folder
 
@@ -235,3 +236,19 @@ def test_code_beside_the_weights_stays_a_file(folder: Path, sentinel: Path, monk
 def test_a_card_that_calls_is_data(folder: Path, tmp_path: Path, sentinel: Path) -> None:
     (folder / "README.md").write_text(f"---\nlicense: !!python/object/apply:os.mkdir ['{sentinel}']\n---\n# x\n")
     refused(lambda: push(folder, "tester/model"), "header of .*README.md is not valid YAML", tmp_path, sentinel)
+
+
+def test_filling_weights_does_not_count_as_making_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries fill a weight several times before the file's numbers come; a large honest model would be refused."""
+    monkeypatch.setattr("zoo.construction.SLACK_BYTES", 0)
+
+    class Refilled(torch.nn.Linear):
+        def reset_parameters(self) -> None:
+            for _ in range(9):
+                torch.nn.init.normal_(self.weight)
+                torch.nn.init.zeros_(self.bias)
+
+    state = Refilled(50, 50).state_dict()
+    assert build_within(Refilled, {"in_features": 50, "out_features": 50}, state, "x").weight.shape == (50, 50)
+    with pytest.raises(ValueError, match="far larger"):
+        build_within(Refilled, {"in_features": 50, "out_features": 150}, state, "x")

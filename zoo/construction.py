@@ -21,7 +21,8 @@ class _Bounded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and not any(isinstance(value, Tensor) for value in args):
+        given = (*args, *(kwargs or {}).values())  # initialisers are told by name what they fill
+        if isinstance(made, Tensor) and not any(isinstance(value, Tensor) for value in given):
             self.made_bytes += made.nbytes
             if self.made_bytes > self.limit_bytes:
                 raise MemoryError(f"more than {self.limit_bytes / 1e6:,.0f} MB")
@@ -38,8 +39,10 @@ def build_within(found: type[nn.Module], arguments: Mapping[str, Any], state: Ma
         with torch.random.fork_rng(devices=[]), _Bounded(limit_bytes):
             return found(**arguments)
     except MemoryError as error:
-        raise ValueError(f"{where}: {found.__name__} with these arguments is far larger than the weights that came with it "
-                         f"({error}); it was not built") from error
+        raise ValueError(
+            f"{where}: {found.__name__} with these arguments is far larger than the weights that came with it "
+            f"({error}); it was not built"
+        ) from error
     except (RuntimeError, TypeError, ArithmeticError, AssertionError, LookupError) as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{where}: {found.__name__} cannot be built from these arguments ({said})") from error
