@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -205,7 +204,7 @@ class DDPO(LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.check_round(batch)
         self._settle()
-        samples = self._sample(batch, self.sampler, "trajectory")
+        samples = together(lambda: self._sample(batch, self.sampler, "trajectory"), RewardError)
         h = self.hparams
         drop_bad = h.on_bad_reward == "drop"
         judged = judge(batch, samples, self.reward, h.advantage, self.tracker, drop_bad=drop_bad, class_label=h.class_label)
@@ -230,12 +229,11 @@ class DDPO(LightningModule):
     def _sample(self, batch: PromptBatch, sampler: Sampler, keep: str) -> ScoredSamples:
         h = self.hparams
         reward = watched(self.reward, self.held_out_reward, keep == "wave" or h.held_out_on_training)
-        scored = partial(
-            sample_and_score, self.backbone, reward, sampler, batch, seed=h.seed, sample_batch_size=h.sample_batch_size,
-            device=self.device, keep=keep, report=self.report, reward_workers=h.reward_workers,
-        )  # fmt: skip
         with present(self.backbone, "decoder", self.device) if h.decoder == "offload" else nullcontext():
-            return together(scored, RewardError)
+            return sample_and_score(
+                self.backbone, reward, sampler, batch, seed=h.seed, sample_batch_size=h.sample_batch_size,
+                device=self.device, keep=keep, report=self.report, reward_workers=h.reward_workers,
+            )  # fmt: skip
 
     def _update(self, batch: PromptBatch, trajectory: Trajectory, advantage_B: Tensor, kept_B: list[bool]) -> dict[str, float]:
         """All optimiser steps of one round; returns what to log."""
@@ -289,7 +287,7 @@ class DDPO(LightningModule):
         self.held_out_samples = []
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> ScoredSamples:
-        samples = self.evaluate(batch)
+        samples = together(lambda: self.evaluate(batch), RewardError)
         self.held_out_samples += held_out_samples(batch, samples)
         return samples
 

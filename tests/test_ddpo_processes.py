@@ -11,6 +11,7 @@ from toy_ddpo import Recorder, module, trainer, weights
 from toys import Given, ToyBackbone, prompt_round
 
 from datamodules.batches import PromptBatch
+from lightning_modules.audio_samples import AudioSamples
 
 SPREAD = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "train_step_share": 0.5, "kl_weight": 0.1}
 
@@ -21,7 +22,8 @@ def one_of_two_ranks(folder: str, rank: int) -> None:
     batch, mine = prompt_round(8), slice(rank * 4, rank * 4 + 4)
     own, recorder = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0), Recorder()
     ddpo = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD)
-    run = trainer(devices=2, strategy="ddp", callbacks=[recorder], use_distributed_sampler=False)
+    samples = AudioSamples(f"{folder}/audio", count=2)  # played by the first process alone
+    run = trainer(devices=2, strategy="ddp", callbacks=[recorder, samples], use_distributed_sampler=False)
     run.fit(ddpo, Given(own), Given(own))
     found = {"gradients": recorder.gradients, "weights": weights(ddpo), "metrics": recorder.rounds[0], "held_out": ddpo.held_out}
     torch.save(found, f"{folder}/{rank}.pt")
@@ -50,6 +52,7 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
         torch.testing.assert_close(first["gradients"][name], gradient, rtol=0, atol=1e-6 * scale)
         assert torch.equal(first["weights"][name], second["weights"][name])
         torch.testing.assert_close(first["weights"][name], weights(ddpo)[name], rtol=1e-6, atol=1e-6)
+    assert {path.name for path in (tmp_path / "audio").iterdir()} == {"before", "round_00001", "after"}
     assert first["held_out"] == pytest.approx(ddpo.held_out, rel=1e-6)
     for name in ("reward/mean", "reward/std", "reward/happy/mean", "latent_norm", "grad_norm"):
         assert first["metrics"][name] == pytest.approx(recorder.rounds[0][name], rel=1e-5)
