@@ -18,6 +18,7 @@ from lightning_modules import run
 from zoo import files
 from zoo.errors import describe, did_you_mean, is_disk_full, reported
 from zoo.targets import bind, instantiate, locate
+from zoo.types import Reward
 
 if TYPE_CHECKING:
     from fractions import Fraction as Unseen  # an annotation that is not there at run time
@@ -145,6 +146,17 @@ def test_types_of_plain_values():
         with pytest.raises(ValueError, match=rf"x\.{key}: of_many_types expects"):
             bind(of_many_types, good | {key: wrong}, "x")
     assert instantiate({"items": [{"_target_": "toy_run.WithoutLoop"}, 1]}, "x")["items"][1] == 1
+
+
+@pytest.mark.parametrize("wrong", ["embedded/mood", ["embedded/mood"], {"name": "embedded/mood"}, 3])
+def test_a_role_is_not_filled_by_a_plain_value(wrong):
+    def scored_by(reward: Reward, other: Reward | None = None):
+        return reward
+
+    assert bind(scored_by, {"reward": torch.nn.Identity(), "other": None}, "x")["other"] is None
+    for key in ("reward", "other"):
+        with pytest.raises(ValueError, match=rf"x\.{key}: .* expects .*Reward.*, got .*; an object is built by a node"):
+            bind(scored_by, {"reward": torch.nn.Identity(), key: wrong}, "x")
 
 
 def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -91,7 +91,8 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
             value = tuple(value)
         same_as_default = parameter is not None and value is None and parameter.default is None
         if not same_as_default and not _fits(value, annotation):
-            raise ValueError(f"{_key(where, key)}: {name} expects {_spelled(annotation)}, got {value!r}")
+            how = "; an object is built by a node such as {_target_: package.Class, ...}" if _is_role(annotation) else ""
+            raise ValueError(f"{_key(where, key)}: {name} expects {_spelled(annotation)}, got {value!r}{how}")
         bound[key] = value
     return bound
 
@@ -129,6 +130,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     kind = origin or annotation
     if not inspect.isclass(kind):
         return True
+    if _is_role(kind):  # issubclass does not take one
+        return not getattr(kind, "_is_runtime_protocol", False) or isinstance(value, kind)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind in (bool, int, str):
@@ -146,6 +149,11 @@ def _fits(value: Any, annotation: Any) -> bool:
     if isinstance(value, dict):
         return issubclass(dict, kind) and (len(inner) != 2 or all(_fits(item, inner[1]) for item in value.values()))
     return kind is object or isinstance(value, kind)
+
+
+def _is_role(annotation: Any) -> bool:
+    """Whether this is a Protocol, or one of the choices is."""
+    return any(getattr(kind, "_is_protocol", False) for kind in (annotation, *typing.get_args(annotation)))
 
 
 def _spelled(annotation: Any) -> str:
