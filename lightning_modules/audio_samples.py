@@ -95,6 +95,9 @@ class AudioSamples(Callback):
             self._write(pl_module, f"round_{int(trainer.callback_metrics.get('round', 0)):05d}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.batch is None and trainer.is_global_zero and trainer.datamodule is not None:  # no round was left to train
+            held_out = joined(trainer.datamodule.val_dataloader())
+            self.batch = None if held_out is None else spread(held_out, self.count)
         if self.batch is not None:
             self._write(pl_module, "after")
 

@@ -34,6 +34,13 @@ def default_callbacks(out_dir: str | Path, audio_count: int = 8, progress: bool 
     return [*callbacks, RoundProgress()] if progress else callbacks
 
 
+def write_results(trainer: Trainer, pl_module: LightningModule) -> None:
+    """What a run leaves at its end, once more: for a run that was killed between its last checkpoint and that."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, (AdapterExport, AudioSamples, Curve, Report)):
+            callback.on_train_end(trainer, pl_module)
+
+
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """A CSV with the union of all columns; what a row has not is empty. Raises ``OSError``; an older file stays then."""
     names = {name for row in rows for name in row}

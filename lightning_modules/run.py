@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from datamodules.batches import PromptSource
 from lightning_modules import run_folder
-from lightning_modules.callbacks import default_callbacks
+from lightning_modules.callbacks import default_callbacks, write_results
 from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
 from zoo.errors import did_you_mean
 from zoo.files import clear_after_killed
@@ -113,6 +113,7 @@ class _WriteConfig(Callback):
 
     def __init__(self, run: Run, command_line: Sequence[str], checkpoint: Path | None) -> None:
         self.run, self.command_line, self.checkpoint = run, command_line, checkpoint
+        self.has_trained = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -120,6 +121,9 @@ class _WriteConfig(Callback):
             for folder in (out_dir, out_dir / "checkpoints"):
                 clear_after_killed(folder)
             run_folder.write_config(out_dir, self.run.to_dict(), self.command_line, self.checkpoint)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_trained = True
 
 
 def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = None, records: bool = True) -> Built:
@@ -176,13 +180,17 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
     """
     out_dir = Path(run.out_dir)
     checkpoint, notes = run_folder.starting_point(out_dir, run.to_dict(), run.resume)
-    built = build(run, [_WriteConfig(run, command_line, checkpoint)], checkpoint)
+    start = _WriteConfig(run, command_line, checkpoint)
+    built = build(run, [start], checkpoint)
     for note in notes:
         rank_zero_info(note)
     try:
         built.trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    if checkpoint and not start.has_trained:
+        rank_zero_info(f"{out_dir} was trained to its end before; only its results are written anew (more: trainer.max_epochs)")
+        write_results(built.trainer, built.module)
     if built.data is not None and is_overridden("test_step", built.module) and is_overridden("test_dataloader", built.data):
         built.trainer.test(built.module, datamodule=built.data)
     if hasattr(built.module, "export") and built.trainer.is_global_zero:

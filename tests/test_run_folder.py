@@ -2,6 +2,7 @@ import csv
 import html.parser
 import json
 import re
+import shutil
 
 import lightning as L
 import pytest
@@ -16,6 +17,7 @@ from lightning_modules.audio_samples import AudioSamples, spread
 from lightning_modules.callbacks import MetricsCSV, default_callbacks
 from lightning_modules.ddpo import DDPO
 from lightning_modules.report import read_rows, write_report
+from lightning_modules.run import fit, load
 from zoo.backbones.lora import load_adapter
 from zoo.types import RewardOutput
 
@@ -171,6 +173,22 @@ def test_a_round_without_a_mood_has_no_number_for_it(tmp_path):
     L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[table], **quiet).fit(module(), Given(first, second))
     assert ["reward/happy/mean" in row for row in table.rows] == [True, False]  # not that of the round before
     assert all("reward/sad/mean" in row for row in table.rows)
+
+
+def test_a_run_that_was_killed_before_its_results_were_written_gets_them_on_resume(tmp_path, project_root):
+    def smoke(*more):
+        overrides = ["module.sample_steps=2", "data.seconds=0.512", "trainer.max_epochs=1", f"out_dir={tmp_path}", *more]
+        return fit(load([project_root / "configs/ddpo/quickstart_smoke.yaml"], overrides))
+
+    smoke("trainer.enable_model_summary=false")
+    results = ["adapter", "audio/after", "report.html", "curve.png"]
+    written = {path.name: path.read_bytes() for path in (tmp_path / "audio/after").iterdir()}
+    for name in results:
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    smoke("trainer.enable_model_summary=false", "resume=true")
+    assert all((tmp_path / name).exists() for name in results)
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "audio/after").iterdir()}
 
 
 def test_columns_that_come_later_do_not_shift_earlier_rows(tmp_path):
