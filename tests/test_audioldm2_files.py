@@ -7,16 +7,17 @@ import shutil
 import pytest
 import torch
 from diffusers import AudioLDM2UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from safetensors.torch import load_file, save_file
 from toy_audioldm2 import pipeline, predicting, small_model, written_folder
+from toys import latents
 
 from benchmarks.audioldm2_memory import SIZES, measure
 from zoo import registry
 from zoo.backbones.audioldm2 import AudioLDM2
-from zoo.backbones.checkpointing import checkpoint_by_name
+from zoo.backbones.checkpointing import checkpoint_by_name, set_checkpointing
 from zoo.backbones.lora import attention_linears
 from zoo.checkpoint import identity_of, load_artifact, save_artifact
-from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.importers.audioldm2 import pulled_audioldm2
 from zoo.types import Conditioning, Prompt
 
@@ -33,20 +34,13 @@ def folder(model, tmp_path_factory):
     return written_folder(model, tmp_path_factory.mktemp("released") / "audioldm2")
 
 
-def latents(predict, model):
-    conditioning, negative = (model.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS]))
-    generators = [noise_generator(0, 0, prompt.id, 0) for prompt in PROMPTS]
-    sampler = Sampler(2, guidance_scale=2.0)
-    return rollout(predict, model.path, sampler, PROMPTS, conditioning, negative, model.latent_shape(0.2), generators).clean
-
-
 def test_a_released_folder_gives_the_same_model(model, folder):
     again = AudioLDM2.from_pretrained(str(folder))
     assert isinstance(again, AudioLDM2) and not again.training and not any(p.requires_grad for p in again.parameters())
     assert not any(tensor.is_meta for tensor in again.state_dict().values())
     assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
     with torch.no_grad():
-        ours, theirs = latents(model.predict, model), latents(again.predict, again)
+        ours, theirs = latents(model.predict, model, PROMPTS), latents(again.predict, again, PROMPTS)
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)  # where weights lie in memory shows in the last bits
         torch.testing.assert_close(again.decode(ours), model.decode(ours), atol=1e-5, rtol=1e-5)
     built = AudioLDM2(**json.loads(json.dumps(again.arguments)))
@@ -98,7 +92,8 @@ def test_a_language_model_with_its_head_is_read_too(model, tmp_path):
     pipeline(model).save_pretrained(str(tmp_path / "saved"))
     again = AudioLDM2.from_pretrained(str(tmp_path / "saved"))
     with torch.no_grad():
-        torch.testing.assert_close(latents(again.predict, again), latents(model.predict, model), atol=1e-5, rtol=1e-5)
+        found, wanted = (latents(one.predict, one, PROMPTS) for one in (again, model))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_an_artefact_holds_the_whole_model(model, tmp_path):
@@ -106,7 +101,8 @@ def test_an_artefact_holds_the_whole_model(model, tmp_path):
     save_artifact(tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model)
     again = load_artifact(tmp_path / "saved")
     with torch.no_grad():
-        torch.testing.assert_close(latents(again.predict, again), latents(model.predict, model), atol=1e-5, rtol=1e-5)
+        found, wanted = (latents(one.predict, one, PROMPTS) for one in (again, model))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def library_checkpointing(model, conditioning, x):
@@ -135,6 +131,20 @@ def test_where_the_library_alone_goes_wrong(model):
     short = Conditioning(streams)  # as many tokens as latent positions, 5 x 2
     right = predicting(model.denoiser)(x, torch.tensor([500, 500]), short)
     assert (library_checkpointing(model, short, x) - right).abs().max() > 1e-4
+
+
+def test_with_checkpointing_each_block_is_computed_twice_and_not_a_third_time(model):
+    """Once for the output and once for the gradient."""
+    unet, counts = copy.deepcopy(model.denoiser), []
+    for module in unet.modules():
+        if isinstance(module, BasicTransformerBlock):
+            module.register_forward_hook(lambda *_: counts.append(1))
+    set_checkpointing(unet, True)
+    x, conditioning = torch.randn(2, *model.latent_shape(0.2), requires_grad=True), model.encode_prompts(PROMPTS)
+    output = predicting(unet)(x, torch.tensor([500, 500]), conditioning)
+    once = len(counts)
+    output.sum().backward()
+    assert len(counts) == 2 * once > 0
 
 
 def test_another_call_of_the_library_is_refused(model):

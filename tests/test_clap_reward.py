@@ -30,6 +30,7 @@ def test_windows_cover_the_clip_and_are_never_random():
     assert window_starts(5, 10) == [0] and window_starts(10, 10) == [0]
     assert window_starts(491_520, 480_000) == [0, 11_520]  # 10.24 s heard in windows of 10 s
     assert window_starts(30, 10) == [0, 10, 20] and window_starts(25, 10) == [0, 8, 15]
+    assert window_starts(45, 10) == [0, 9, 18, 26, 35]  # as few as cover it
     assert window_starts(30, 10, "first") == [0]
 
 
@@ -137,6 +138,8 @@ def test_the_cache_of_texts_is_bounded(monkeypatch):
     reward = small()
     rows = reward.embed_text([f"bird {i}" for i in range(5)])
     assert rows.shape == (5, 8) and list(reward._texts) == ["bird 2", "bird 3", "bird 4"]
+    reward.embed_text(["bird 2", "bird 5"])
+    assert list(reward._texts) == ["bird 4", "bird 2", "bird 5"]  # what was asked for longest ago goes
 
 
 def test_order_matters_to_both_towers():
