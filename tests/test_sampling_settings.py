@@ -2,7 +2,8 @@
 
 import pytest
 
-from zoo.sampling_settings import DEFAULTS, sampling_settings
+from zoo.run_facts import facts_of
+from zoo.sampling_settings import DEFAULTS, run_sampling, sampling_settings
 
 RUN = {"module": {"sample_steps": 8, "eta": 0.5, "eval_sample_steps": 50}, "data": {"seconds": 2.0, "negative": "noise"}}
 
@@ -36,6 +37,16 @@ def test_prompts_from_elsewhere_carry_their_own_length_and_negative() -> None:
     prompts = {"_target_": "datamodules.audiocaps.audiocaps_prompts", "seconds": 10.0, "negative": "Low quality."}
     found = sampling_settings({}, {"data": {"prompts": prompts, "val_repeats": 1}}, {})
     assert (found.seconds, found.negative) == (10.0, "Low quality.")
+
+
+def test_an_export_records_what_the_run_evaluated_with(tmp_path) -> None:
+    """Its own solver, the lengths of prompts from elsewhere, and the defaults of its module; else nothing."""
+    module = {"_target_": "lightning_modules.ddpo.DDPO", "sample_steps": 25, "eval_sample_steps": 50, "eval_rule": "dpmpp_2m_sde"}
+    run = {"module": module, "data": {"prompts": {"seconds": 10.0, "negative": "hiss"}}}
+    found = facts_of(tmp_path, run, tmp_path, None)["sampling"]
+    assert found == {"steps": 50, "guidance_scale": 1.0, "rule": "dpmpp_2m_sde", "seconds": 10.0, "negative": "hiss"}
+    assert sampling_settings({}, {}, found) == sampling_settings({}, run, {}, evaluation=True)
+    assert run_sampling({"module": {"learning_rate": 1e-4}, "data": {}}) == {}
 
 
 def test_one_eta_a_step_fits_its_steps_only() -> None:

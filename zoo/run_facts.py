@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.entry import UNKNOWN
 from zoo.run_results import Checkpoint, held_out_numbers
+from zoo.sampling_settings import run_sampling
 
 # Of a run's data and module: what describes the task, in the words of its configuration; paths and machine settings stay out.
 _DATA = ("template", "words", "instruments", "held_out", "negative", "seconds", "classes", "relations", "prompts_per_round",
@@ -43,14 +44,10 @@ def facts_of(
         "knobs": {key: module[key] for key in _MODULE if module.get(key) is not None},
         "prompts": {key: data[key] for key in _DATA if data.get(key) is not None},
     }
-    rule = {"steps": module.get("eval_sample_steps") or module.get("sample_steps"),
-            "guidance_scale": _first(module.get("eval_guidance_scale"), module.get("guidance_scale")),
-            "eta": _first(module.get("eval_eta"), module.get("eta")), "rule": module.get("rule"),
-            "seconds": data.get("seconds"), "negative": data.get("negative")}  # fmt: skip
     facts: dict[str, Any] = {
         **({"licence": inherited if name is not None else licence} if name is not None or licence else {}),
         "training": {key: value for key, value in training.items() if value is not None},
-        "sampling": {key: value for key, value in rule.items() if value is not None},
+        "sampling": run_sampling({"module": module, "data": data}, evaluation=True),
         "metrics": held_out_numbers(run, None if is_finished else result.step),
         "card": _card_name(run, card),
     }
@@ -98,7 +95,3 @@ def _card_name(run: Path, card: str | None) -> str:
         choices = [path.stem for path in body_path(card).parent.glob("*.md")]
         raise ValueError(f"there is no card {body_path(card)}; {did_you_mean(card, choices)}")
     return card
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)

@@ -9,7 +9,7 @@ from typing import Any
 from zoo.diffusion import Sampler
 
 DEFAULTS = {"steps": 20, "guidance_scale": 3.0, "eta": 1.0, "rule": "ddim", "negative": "", "seconds": 4.096}
-_OF_DDPO = {"sample_steps": 20, "guidance_scale": 1.0, "eta": 1.0, "rule": "ddim"}  # of a run whose configuration leaves them out
+_OF_DDPO = {"guidance_scale": 1.0}  # of a run whose configuration leaves it out; its other defaults are those above
 _OF_RUN = {"steps": "sample_steps", "guidance_scale": "guidance_scale", "eta": "eta", "rule": "rule"}  # keys of its module
 
 
@@ -30,6 +30,26 @@ class SamplingSettings:
         return Sampler(self.steps, self.guidance_scale, self.eta, self.rule)
 
 
+def run_sampling(run: Mapping[str, Any], evaluation: bool = False) -> dict[str, Any]:
+    """What a run's configuration says of its sampling, by the names of ``SamplingSettings``; what it leaves open is absent.
+
+    With ``evaluation`` its own ``eval_*`` settings go before those of its training.
+    """
+    module, data = run.get("module") or {}, run.get("data") or {}
+    if module.get("_target_") == "lightning_modules.ddpo.DDPO":
+        module = {**_OF_DDPO, **module}
+    data = data if isinstance(data, Mapping) else {}
+    if isinstance(data.get("prompts"), Mapping):  # prompts from elsewhere carry their own negative and seconds
+        data = {**data, **data["prompts"]}
+    found = {}
+    for name in DEFAULTS:
+        own = _OF_RUN.get(name)
+        of_evaluation = module.get(f"eval_{own}") if evaluation and own else None
+        of_training = data.get(name) if own is None else module.get(own)
+        found[name] = of_training if of_evaluation is None else of_evaluation
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def sampling_settings(
     asked: Mapping[str, Any], run: Mapping[str, Any], recorded: Mapping[str, Any], evaluation: bool = False
 ) -> SamplingSettings:
@@ -39,17 +59,10 @@ def sampling_settings(
 
     Raises ``ValueError`` when there is one eta a step for another number of steps.
     """
-    module, data = run.get("module") or {}, run.get("data") or {}
-    if module.get("_target_") == "lightning_modules.ddpo.DDPO":
-        module = {**_OF_DDPO, **module}
-    if isinstance(data.get("prompts"), Mapping):  # prompts from elsewhere carry their own negative and seconds
-        data = {**data, **data["prompts"]}
+    of_run = run_sampling(run, evaluation)
     found = {}
     for name, default in DEFAULTS.items():
-        own = _OF_RUN.get(name)
-        of_evaluation = module.get(f"eval_{own}") if evaluation and own else None
-        of_run = data.get(name) if own is None else module.get(own)
-        values = (asked.get(name), of_evaluation, of_run, recorded.get(name), default)
+        values = (asked.get(name), of_run.get(name), recorded.get(name), default)
         found[name] = next(value for value in values if value is not None)
     if isinstance(found["eta"], (list, tuple)):
         found["eta"] = tuple(found["eta"])
