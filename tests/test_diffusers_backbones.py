@@ -10,11 +10,10 @@ import toy_stable_audio
 import toy_tango
 import toy_tangoflux
 from peft import LoraConfig, PeftModel, get_peft_model
-from toys import shaken
+from toys import latents, shaken
 
 from benchmarks.audioldm2_memory import saved_bytes
 from zoo.backbones.lora import add_lora, attention_linears, load_adapter, save_adapter
-from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.types import Conditioning, Prompt
 
 PROMPTS = (
@@ -49,36 +48,29 @@ def plain_network(model):
     return network
 
 
-def latents(predict, model):
-    sides = [model.encode_prompts(side) for side in (PROMPTS, [prompt.as_negative() for prompt in PROMPTS])]
-    generators = [noise_generator(0, 0, prompt.id, 0) for prompt in PROMPTS]
-    sampler = Sampler(2, guidance_scale=2.0, rule="cps")
-    return rollout(predict, model.path, sampler, PROMPTS, *sides, model.latent_shape(0.2), generators).clean
-
-
 @pytest.mark.parametrize("targets", ["cross", "all"])
 def test_our_adapter_on_the_plain_network(kind, model, tmp_path, targets):
     plain, predicting = plain_network(model), TOYS[kind].predicting
-    before = latents(model.predict, model)
-    torch.testing.assert_close(latents(predicting(plain), model), before, atol=1e-6, rtol=1e-6)
+    before = latents(model.predict, model, PROMPTS)
+    torch.testing.assert_close(latents(predicting(plain), model, PROMPTS), before, atol=1e-6, rtol=1e-6)
     add_lora(model, rank=2, targets=targets)
     shaken(model.denoiser)
-    ours = latents(model.predict, model)
+    ours = latents(model.predict, model, PROMPTS)
     save_adapter(model, tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter")
     assert (ours - before).abs().max() > 1e-3
-    torch.testing.assert_close(latents(predicting(theirs), model), ours, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(latents(predicting(theirs), model, PROMPTS), ours, atol=1e-6, rtol=1e-6)
 
 
 def test_an_adapter_of_the_plain_network_on_ours(kind, model, tmp_path):
     plain = plain_network(model)
-    before = latents(model.predict, model)
+    before = latents(model.predict, model, PROMPTS)
     made = shaken(get_peft_model(plain, LoraConfig(r=2, lora_alpha=4, target_modules=attention_linears(plain))))
     made.save_pretrained(tmp_path / "adapter")
     load_adapter(model, tmp_path / "adapter")
-    ours = latents(model.predict, model)
+    ours = latents(model.predict, model, PROMPTS)
     assert (ours - before).abs().max() > 1e-3
-    torch.testing.assert_close(ours, latents(TOYS[kind].predicting(made), model), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours, latents(TOYS[kind].predicting(made), model, PROMPTS), atol=1e-6, rtol=1e-6)
 
 
 def test_an_adapter_on_a_network_in_bfloat16_is_float32_and_comes_back(kind, model, tmp_path):
@@ -91,7 +83,7 @@ def test_an_adapter_on_a_network_in_bfloat16_is_float32_and_comes_back(kind, mod
     for network in (backbone.denoiser, again.denoiser):
         for name, parameter in network.named_parameters():
             assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
-    assert torch.equal(latents(backbone.predict, again), latents(again.predict, again))
+    assert torch.equal(latents(backbone.predict, again, PROMPTS), latents(again.predict, again, PROMPTS))
 
 
 def test_checkpointing_keeps_outputs_and_gradients_and_saves_memory(kind, model):

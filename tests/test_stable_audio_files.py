@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_ddpo import module, trainer
 from toy_stable_audio import RATE_HZ, small_model, written_folder
-from toys import Given
+from toys import Given, latents
 
 import zoo
 from datamodules.batches import PromptBatch
@@ -17,7 +17,7 @@ from zoo import registry
 from zoo.backbones.lora import attention_linears, load_adapter, save_adapter
 from zoo.backbones.stable_audio import StableAudio
 from zoo.checkpoint import identity_of, load_artifact, save_artifact
-from zoo.diffusion import Sampler, denoising_error, noise_generator, rollout
+from zoo.diffusion import denoising_error
 from zoo.importers.stable_audio import pulled_stable_audio
 from zoo.types import Prompt, RewardOutput
 
@@ -35,20 +35,13 @@ def folder(model, tmp_path_factory):
     return written_folder(model, tmp_path_factory.mktemp("released") / "stable-audio")
 
 
-def latents(predict, model):
-    conditioning, negative = (model.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS]))
-    generators = [noise_generator(0, 0, prompt.id, 0) for prompt in PROMPTS]
-    sampler = Sampler(2, guidance_scale=2.0)
-    return rollout(predict, model.path, sampler, PROMPTS, conditioning, negative, model.latent_shape(0.2), generators).clean
-
-
 def test_a_released_folder_gives_the_same_model(model, folder):
     again = StableAudio.from_pretrained(str(folder), **HEARD)
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     assert not any(tensor.is_meta for tensor in again.state_dict().values())
     assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
     with torch.no_grad():
-        ours, theirs = latents(model.predict, model), latents(again.predict, again)
+        ours, theirs = latents(model.predict, model, PROMPTS), latents(again.predict, again, PROMPTS)
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)  # where weights lie in memory shows in the last bits
         torch.testing.assert_close(again.decode(ours), model.decode(ours), atol=1e-5, rtol=1e-5)
     built = StableAudio(**json.loads(json.dumps(again.arguments)))
@@ -90,7 +83,8 @@ def test_an_artefact_holds_the_whole_model(model, tmp_path):
     again = load_artifact(tmp_path / "saved")
     assert again.codec.frame_window == "heard"
     with torch.no_grad():
-        torch.testing.assert_close(latents(again.predict, again), latents(model.predict, model), atol=1e-5, rtol=1e-5)
+        found, wanted = (latents(one.predict, one, PROMPTS) for one in (again, model))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_cross_attention_is_chosen_by_the_modules_own_attribute(model):

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_ddpo import module, trainer
 from toy_tangoflux import ARGUMENTS, released_folder, small_model
-from toys import Given
+from toys import Given, latents
 
 import zoo
 from datamodules.batches import PromptBatch
 from zoo.backbones.lora import attention_linears, load_adapter, save_adapter
 from zoo.backbones.tangoflux import TangoFlux
-from zoo.diffusion import Sampler, Straight, denoising_error, noise_generator, rollout
+from zoo.diffusion import Sampler, Straight, denoising_error, rollout
 from zoo.importers.tangoflux import load_tangoflux, main_state
 from zoo.types import Conditioning, Prompt, RewardOutput
 
@@ -104,20 +104,14 @@ def test_the_released_names_are_ours(golden_dir):
     assert model.latent_shape(10.0) == (64, 645) and model.scored_mask([Prompt("p", "", "", 10.0)]).sum() == 216
 
 
-def latents(predict, model):
-    conditioning, negative = (model.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS]))
-    generators = [noise_generator(0, 0, prompt.id, 0) for prompt in PROMPTS]
-    sampler = Sampler(2, guidance_scale=2.0, rule="cps")
-    return rollout(predict, model.path, sampler, PROMPTS, conditioning, negative, model.latent_shape(0.2), generators).clean
-
-
 def test_a_released_folder_gives_the_same_model(tmp_path):
     model = small_model()
     folder = released_folder(model, tmp_path / "released")
     again = load_tangoflux(folder, **PARTS)
     assert not any(p.requires_grad for p in again.parameters()) and again.arguments["max_seconds"] == 30
     with torch.no_grad():
-        torch.testing.assert_close(latents(again.predict, again), latents(model.predict, model), atol=1e-5, rtol=1e-5)
+        found, wanted = (latents(one.predict, one, PROMPTS) for one in (again, model))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     state = load_file(folder / "tangoflux.safetensors")
     save_file({**state, "stray.weight": torch.zeros(1)}, folder / "tangoflux.safetensors")
     with pytest.raises(ValueError, match="the tensor 'stray.weight' is of none of transformer, text_encoder"):

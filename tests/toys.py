@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batches import PromptBatch
-from zoo.diffusion import VPCosine
+from zoo.diffusion import Sampler, VPCosine, noise_generator, rollout
 from zoo.types import Conditioning, Prompt, RewardOutput
 
 # constructor arguments of the smallest TinyAudio that is still worth saving and loading
@@ -166,3 +166,11 @@ def shaken(network: nn.Module) -> nn.Module:
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return network
+
+
+def latents(predict, model: nn.Module, prompts: Sequence[Prompt]) -> Tensor:
+    """Clean latents (B, ...) of two guided steps by ``predict``, along the path and under the conditions of ``model``."""
+    sides = [model.encode_prompts(side) for side in (prompts, [prompt.as_negative() for prompt in prompts])]
+    generators = [noise_generator(0, 0, prompt.id, 0) for prompt in prompts]
+    sampler = Sampler(2, guidance_scale=2.0, rule="cps")
+    return rollout(predict, model.path, sampler, prompts, *sides, model.latent_shape(prompts[0].seconds), generators).clean
