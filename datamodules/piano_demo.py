@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -147,7 +148,7 @@ def write_piano_demo(
     for name, given, choices in (("renderer", renderer, RENDERERS), ("audio_format", audio_format, FORMATS)):
         if given not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
-    if not 1 <= segments <= 64 or seconds < 1:
+    if not 1 <= segments <= 64 or not 1 <= seconds < math.inf:
         raise ValueError(f"segments must be 1..64 and seconds at least 1, got {segments} and {seconds}")
     font = find_font().name if renderer == "soundfont" else None
     names: dict[str, list[str]] = {split: [] for split in SPLITS}

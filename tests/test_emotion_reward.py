@@ -232,6 +232,10 @@ def test_labels_may_be_words_that_stand_for_classes():
         ({"class_names": ["a", "a"]}, "different names"),
         ({"channels": (4, 4)}, "7 stages"),
         ({"n_mels": 256}, "n_mels must be 1..128"),
+        ({"chunk_s": 0.0}, "chunk_s 0.0 at 16000 Hz must be longer than half of n_fft, 1024"),
+        ({"chunk_s": math.nan}, "chunk_s nan"),
+        ({"sample_rate_hz": 0}, "at 0 Hz"),
+        ({"rms": 0.0}, "rms is the level.*got 0.0"),  # every clip would be silent
     ],
 )
 def test_bad_settings(settings, message):

@@ -281,6 +281,7 @@ def test_prompts_too_long_for_a_member_are_named_with_it():
             "takes the lowest member and no spread_weight",
         ),
         ({"members": {"a": Level()}, "spread_weight": -0.1}, "spread_weight must be at least 0"),
+        ({"members": {"a": Level()}, "spread_weight": math.inf}, "spread_weight must be at least 0"),
         ({"members": {"a": Level()}, "min_count": 1}, "min_count 2"),
     ],
 )

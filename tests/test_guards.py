@@ -167,6 +167,7 @@ def test_diversity_of_an_embedding():
         ({"diversity": 0.0}, "diversity must be above 0"),
         ({"frame_s": 0.0}, "frame_s must be above 0"),
         ({"silence_dbfs": -120.0}, "above -120.0, the level of digital silence"),
+        ({"silence_dbfs": math.nan}, "above -120.0, the level of digital silence"),
         ({"loudness_dbfs": None, "silence_share": None, "clipping_share": None}, "all guards are off"),
         ({"embedder": "embedded/clap"}, "only for diversity"),
         ({"diversity": 1.0, "embedder": "embedded/mood"}, "EmotionReward has no embed_audio; name a CLAP"),

@@ -120,6 +120,7 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         ({"audio_format": "aiff"}, "audio_format must be one of flac, wav, mp3"),
         ({"segments": 0}, "segments must be 1..64"),
         ({"seconds": 0.2}, "seconds at least 1"),
+        ({"seconds": float("inf")}, "seconds at least 1"),
     ],
 )
 def test_arguments_out_of_range(tmp_path: Path, changes: dict, message: str) -> None:

@@ -135,6 +135,10 @@ class EmotionReward(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
         if len(set(class_names)) != len(class_names) or len(class_names) < 2:
             raise ValueError(f"class_names must be at least two different names, got {list(class_names)}")
+        if not chunk_s * sample_rate_hz > n_fft / 2:
+            raise ValueError(f"chunk_s {chunk_s} at {sample_rate_hz} Hz must be longer than half of n_fft, {n_fft} samples")
+        if rms is not None and not 0 < rms < math.inf:
+            raise ValueError(f"rms is the level that every clip is brought to, above 0, or null for none, got {rms}")
         strangers = sorted(set((classes_of or {}).values()) - set(class_names))
         if strangers:
             raise ValueError(f"classes_of maps to {', '.join(strangers)}; the classes are {', '.join(class_names)}")

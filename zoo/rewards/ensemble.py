@@ -17,6 +17,7 @@ Shapes: ``M`` members.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ class EnsembleReward(nn.Module):
                 raise ValueError(f"{name} {given!r} is unknown; {did_you_mean(str(given), known)}")
         if aggregation == "worst" and spread_weight is not None:
             raise ValueError(f"aggregation 'worst' takes the lowest member and no spread_weight, got {spread_weight}")
-        if not (spread_weight or 0.0) >= 0 or min_count < 2:
+        if not 0 <= (spread_weight or 0.0) < math.inf or min_count < 2:
             raise ValueError(f"spread_weight must be at least 0 and min_count 2, got {spread_weight} and {min_count}")
         self.members, self.penalties = members_of(members, "members"), members_of(penalties or {}, "penalties")
         if not self.members:

@@ -159,7 +159,7 @@ class GuardReward(nn.Module):
         for name, value in (positive | ({} if diversity is None else {"diversity": diversity})).items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        if silence_dbfs <= SILENCE_FLOOR_DBFS:
+        if not SILENCE_FLOOR_DBFS < silence_dbfs < math.inf:
             raise ValueError(f"silence_dbfs must be above {SILENCE_FLOOR_DBFS}, the level of digital silence, got {silence_dbfs}")
         if all(limit is None for limit in (loudness_dbfs, silence_share, clipping_share, flatness, diversity)):
             raise ValueError("all guards are off; give at least one limit")
