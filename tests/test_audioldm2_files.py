@@ -77,6 +77,8 @@ def test_every_tensor_is_accounted_for(folder, tmp_path, damage):
         ("text_encoder_2/config.json", "model_type", "vits", "text_encoder_2 is a vits, expected t5"),
         ("vocoder/config.json", "normalize_before", True, "normalises its mels first"),
         ("scheduler/scheduler_config.json", "beta_schedule", "linear", "beta_schedule must be 'scaled_linear'"),
+        ("unet/config.json", "quantization_config", {"quant_method": "bitsandbytes"}, "unet holds quantised weights"),
+        ("language_model/config.json", "quantization_config", {"quant_method": "gptq"}, "language_model holds quantised weights"),
     ],
 )
 def test_another_kind_of_model_is_refused(folder, tmp_path, file, key, value, message):

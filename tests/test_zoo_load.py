@@ -59,7 +59,7 @@ def test_a_folder_in_diffusers_layout_is_a_model(tmp_path):
     for again in (zoo.load(folder, adapters=[(tmp_path / "adapter", 1.0)]), zoo.open_model(str(folder), tmp_path / "adapter")):
         assert type(again).__name__ == "AudioLDM2" and not again.training
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "MusicLDMPipeline"}))
-    with pytest.raises(ValueError, match="holds a diffusers MusicLDMPipeline; did you mean .AudioLDM2Pipeline"):
+    with pytest.raises(ValueError, match="holds a diffusers MusicLDMPipeline; did you mean .AudioLDMPipeline"):
         zoo.load(folder)
 
 
@@ -73,7 +73,7 @@ def test_load_by_path(artefact):
     ("name", "settings", "message"),
     [
         ("embedded/musik", {}, "no model 'embedded/musik', neither a name nor a folder; did you mean 'embedded/music'"),
-        ("nothing-like-it", {}, "choose from audioldm2, .*and [0-9]+ more"),
+        ("nothing-like-it", {}, "choose from audioldm-m-full, .*and [0-9]+ more"),
         ("embedded/music", {"dtype": "int8"}, "dtype must be float32, .*got 'int8'"),
         ("embedded/music", {"dtype": "half of it"}, "dtype must be float32"),
     ],

@@ -75,10 +75,12 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
     """A network of the class and configuration of ``empty`` with the weights of ``folder``, float32.
 
     ``other_parts``: a pattern for names of tensors that belong to networks which are not used here. Raises ``ValueError`` when
-    tensors are missing, left over or of another shape.
+    tensors are missing, left over, of another shape or quantised.
     """
     from transformers.utils import logging
 
+    if read_json(folder / "config.json").get("quantization_config") is not None:  # the library would act on what it says
+        raise ValueError(f"{folder} holds quantised weights, which are not read here; give float32 or half precision")
     for file in folder.glob("*.safetensors"):
         check_safetensors_header(file)
     settings: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
