@@ -16,7 +16,7 @@ from lightning_modules.evaluation.statistics import (
     mean_difference,
     power_note,
 )
-from lightning_modules.evaluation.tables import Table, as_html, as_markdown, lines, one_class_means, table_1, table_2
+from lightning_modules.evaluation.tables import Table, as_html, as_markdown, lines, one_class_means, parts_table, table_1, table_2
 from zoo.metrics.bootstrap import bootstrap_means, percentile_interval
 from zoo.metrics.intervals import (
     clips_needed,
@@ -174,6 +174,16 @@ def test_tables_pair_originals_with_trained_models_of_their_setting():
     assert any("a mean of at most 0.25" in note for note in accuracies.notes) and any(
         "fingerprint abc" in note for note in accuracies.notes
     )
+
+
+def test_every_table_says_of_how_many_clips_it_is():
+    base, trained = clip_set(BASE_HITS), clip_set(TRAINED_HITS, "trained")
+    fewer = ClipSet(trained.name, trained.setting, trained.role, trained.clips[:50])
+    both, uneven = Results((JUDGE, CLAP), (base, trained)), Results((JUDGE, CLAP), (base, fewer))
+    for results, sizes in ((both, "100 (4)"), (uneven, "100 (4) / 50 (2)")):
+        for table in (table_2(results), parts_table(results, CLAP)):
+            assert table.header[1] == "clips (prompts)" and {row[1] for row in table.rows} == {sizes}
+    assert [row[1] for row in table_1(uneven, JUDGE).rows] == ["100 (4)", "50 (2)"]
 
 
 def test_a_set_without_a_scorer_has_dashes():

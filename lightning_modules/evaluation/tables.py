@@ -54,6 +54,11 @@ class Line:
     def title(self) -> str:
         return self.some.setting if self.trained is None else f"{self.trained.setting} ({self.trained.name})"
 
+    @property
+    def sizes(self) -> str:
+        """Clips (prompts), of the original and of the trained model where they differ."""
+        return " / ".join(dict.fromkeys(sizes(one) for one in (self.original, self.trained) if one is not None))
+
 
 def lines(results: Results) -> list[Line]:
     """Every trained model with the original of its setting, then the originals that nothing was trained from, in order."""
@@ -120,7 +125,7 @@ def table_2(results: Results) -> Table:
         header += [f"{what} by {scorer.title}: original", "trained", "difference"]
     rows = []
     for line in lines(results):
-        row = [line.title, sizes(line.some)]
+        row = [line.title, line.sizes]
         for scorer in results.scorers:
             row += _triple(line, scorer)
         rows.append(tuple(row))
@@ -154,8 +159,8 @@ def parts_table(results: Results, scorer: ScorerFacts) -> Table:
                 continue
             sides = [None if one is None else mean(one, scorer, part) for one in (line.original, line.trained)]
             both = None if None in sides else mean_difference(line.original, line.trained, scorer, part)
-            rows.append((line.title, part, *(shown(side, 3) for side in sides), shown_difference(both, 3)))
-    header = ("setting (trained model)", "number", "original", "trained", "difference")
+            rows.append((line.title, line.sizes, part, *(shown(side, 3) for side in sides), shown_difference(both, 3)))
+    header = ("setting (trained model)", "clips (prompts)", "number", "original", "trained", "difference")
     how = ("95 % intervals by bootstrap over prompts and their clips, whatever their classes: an accuracy's is wider here than "
            "in Tables 1 and 2, which hold the classes fixed.")  # fmt: skip
     return Table(f"All numbers by {scorer.title}", header, tuple(rows), (how,))
