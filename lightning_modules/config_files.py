@@ -73,12 +73,12 @@ def drop_replaced(config: DictConfig, other: DictConfig) -> None:
 
 
 def drop_replaced_at(config: DictConfig, key: str, value: Any) -> None:
-    """The same for one override: ``value`` at ``key`` (dotted), such as ``module.reward`` and ``{"_target_": ...}``."""
+    """The same for one override, ``value`` at ``key`` (dotted): there a node that names its ``_target_`` is the whole node."""
     old = OmegaConf.select(config, key) if isinstance(value, dict) else None
     if not isinstance(old, DictConfig):
         return
     new = OmegaConf.create(value)
-    if _has_other_target(old, new):
+    if "_target_" in new:
         OmegaConf.update(config, key, {}, merge=False)
     else:
         drop_replaced(old, new)

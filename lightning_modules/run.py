@@ -16,6 +16,7 @@ from typing import Any, Optional
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -27,7 +28,7 @@ from datamodules.batches import PromptSource
 from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks, write_results
 from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
-from zoo.errors import did_you_mean
+from zoo.errors import did_you_mean, is_disk_full
 from zoo.files import clear_after_killed
 from zoo.targets import bind, check, instantiate
 
@@ -148,6 +149,10 @@ def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = No
         raise ValueError(f"data: {run.data['_target_']} is not a LightningDataModule")
     built = {name: [] if node in (None, True, False) else instantiate(node, f"trainer.{name}") for name, node in parts.items()}
     loggers, callbacks, plugins = (value if isinstance(value, list) else [value] for value in built.values())
+    for name, kind, objects in (("logger", Logger, loggers), ("callbacks", Callback, callbacks)):
+        for found in objects:
+            if not isinstance(found, kind):
+                raise ValueError(f"trainer.{name}: expected nodes such as {{_target_: package.Class, ...}}, got {found!r}")
     out_dir = Path(run.out_dir)
     if not records:
         settings = {"enable_checkpointing": False, **settings}
@@ -167,7 +172,7 @@ def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = No
     try:
         arguments = bind(Trainer, settings, "trainer")
         trainer = Trainer(**arguments, logger=loggers or False, callbacks=[*first, *callbacks], plugins=plugins)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ValueError(f"trainer: {error}") from error
     return Built(module, data, trainer)
 
@@ -186,11 +191,15 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
         rank_zero_info(note)
     try:
         built.trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
+        if checkpoint and not start.has_trained:
+            rank_zero_info(f"{out_dir} was trained to its end before; its results are written anew (trainer.max_epochs for more)")
+            write_results(built.trainer, built.module)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
-    if checkpoint and not start.has_trained:
-        rank_zero_info(f"{out_dir} was trained to its end before; only its results are written anew (more: trainer.max_epochs)")
-        write_results(built.trainer, built.module)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise run_folder.disk_full(out_dir) from error
     if built.data is not None and is_overridden("test_step", built.module) and is_overridden("test_dataloader", built.data):
         built.trainer.test(built.module, datamodule=built.data)
     if hasattr(built.module, "export") and built.trainer.is_global_zero:

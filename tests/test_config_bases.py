@@ -50,8 +50,9 @@ def test_another_target_replaces_the_node_with_its_arguments(tmp_path: Path) -> 
     assert loaded.data == {"_target_": "toy_run.Points", "width": 2}, "another target: nothing of the old node is left"
 
 
-def test_another_target_on_the_command_line_replaces_the_node_too(tmp_path: Path) -> None:
-    """As the README has it: ``module.reward={_target_: my_package.MyReward}`` on a run whose reward has arguments."""
+def test_a_target_on_the_command_line_replaces_the_node(tmp_path: Path) -> None:
+    """As the README has it: ``module.reward={_target_: my_package.MyReward}`` on a run whose reward has arguments, and
+    ``data={_target_: datamodules.prompts.PromptDataModule, file: prompts.csv}`` on one whose prompts are of a template."""
     reward = "{_target_: zoo.load, name: embedded/mood}"
     written(tmp_path, a=f"module: {{_target_: toy_run.Line, width: 3, reward: {reward}}}\nout_dir: x")
     mine = "{_target_: my_package.MyReward, depth: 2}"
@@ -59,7 +60,9 @@ def test_another_target_on_the_command_line_replaces_the_node_too(tmp_path: Path
     assert run.load([tmp_path / "a.yaml"], [f"module.reward={mine}"]).module["reward"] == expected
     assert run.load([tmp_path / "a.yaml"], [f"module={{reward: {mine}}}"]).module["reward"] == expected
     same = run.load([tmp_path / "a.yaml"], ["module.reward={_target_: zoo.load, device: cpu}", "module.width=4"]).module
-    assert same["reward"] == {"_target_": "zoo.load", "name": "embedded/mood", "device": "cpu"} and same["width"] == 4
+    assert same["reward"] == {"_target_": "zoo.load", "device": "cpu"} and same["width"] == 4
+    added = run.load([tmp_path / "a.yaml"], ["module.reward={device: cpu}"]).module
+    assert added["reward"] == {"_target_": "zoo.load", "name": "embedded/mood", "device": "cpu"}, "no target: merged"
 
 
 @pytest.mark.parametrize(

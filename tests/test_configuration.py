@@ -63,6 +63,10 @@ def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
         (["trainer.max_epoch=3"], "trainer.max_epoch: Trainer takes no 'max_epoch'; did you mean 'max_epochs'"),
         (["trainer.max_epochs=many"], "trainer.max_epochs: Trainer expects .*int.*, got 'many'"),
         (["trainer.accelerator=cpus"], "trainer: .*accelerator"),
+        (["trainer.accelerator=tpu"], "trainer: .*torch_xla"),
+        (["trainer.logger=wandb"], "trainer.logger: expected nodes such as {_target_: .*, got 'wandb'"),
+        (["trainer.callbacks=[timer]"], "trainer.callbacks: expected nodes .*, got 'timer'"),
+        (["data={_target_: toy_run.needs_more}"], r"data \(toy_run.needs_more\): No module named 'not_installed_here'"),
         (["trainer.strategy=dpp"], "trainer: .*strategy"),
         (
             ["trainer.logger={_target_: lightning.pytorch.loggers.CSVLoger}"],

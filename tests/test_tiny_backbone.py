@@ -113,6 +113,15 @@ def test_rebuilt_phase_keeps_a_tone_in_tune_and_in_level(frequency_hz):
     assert float(made.std()) == pytest.approx(float(wave.std()), rel=0.1)
 
 
+@torch.no_grad()
+def test_decoding_is_of_the_codecs_own_precision_under_autocast():
+    codec = SpectralCodec(width=8, encoder_depth=1, decoder_depth=1)
+    features = codec.features(tone(440.0)[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        same, decoded = codec.synthesize(*features), codec.decode(torch.randn(1, 32, 8))
+    assert torch.equal(same, codec.synthesize(*features)) and decoded.dtype == torch.float32 and decoded.isfinite().all()
+
+
 def test_stereo_level_and_delay_survive_the_parameters():
     codec = SpectralCodec(width=8, encoder_depth=1, decoder_depth=1)
     wave = tone(500.0, left=1.0, right=0.5)[None]

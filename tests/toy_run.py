@@ -75,3 +75,7 @@ seed: 3
 
 def load(tmp_path: Path, *overrides: str) -> run.Run:
     return run.load([config(tmp_path)], overrides)
+
+
+def needs_more():
+    raise ModuleNotFoundError("No module named 'not_installed_here'")

@@ -181,7 +181,7 @@ def check(node: Any, where: str) -> Any:
 def instantiate(node: Any, where: str) -> Any:
     """Builds a tree of ``_target_`` nodes, innermost first. Lists and dictionaries without ``_target_`` stay what they are.
 
-    Raises ``ValueError`` with the place in the tree, also for a ``ValueError`` or ``OSError`` of the object built.
+    Raises ``ValueError`` with the place in the tree, also for an error of the object built (of value, of a file, of an import).
     """
     if isinstance(node, list):
         return [instantiate(item, f"{where}.{i}") for i, item in enumerate(node)]
@@ -194,5 +194,5 @@ def instantiate(node: Any, where: str) -> Any:
     arguments = bind(target, items, where)
     try:
         return target(**arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # also of a package that it wants when it is built
         raise ValueError(f"{where} ({node['_target_']}): {error}") from error

@@ -94,7 +94,12 @@ class SpectralCodec(nn.Module):
         return log_magnitude, torch.cat(stereo, dim=1)
 
     def synthesize(self, log_magnitude_BFT: Tensor, stereo_BKT: Tensor) -> Tensor:
-        """The stereo wave (B, 2, frames * hop) of the given features."""
+        """The stereo wave (B, 2, frames * hop) of the given features, in the codec's own precision also under autocast."""
+        dtype = self.hann.dtype  # a phase bears no bfloat16, and an STFT knows none
+        with torch.autocast(self.hann.device.type, enabled=False):
+            return self._synthesize(log_magnitude_BFT.to(dtype), stereo_BKT.to(dtype))
+
+    def _synthesize(self, log_magnitude_BFT: Tensor, stereo_BKT: Tensor) -> Tensor:
         log_magnitude_BFT = torch.cat([log_magnitude_BFT, log_magnitude_BFT[..., -1:]], dim=-1)
         stereo_BKT = torch.cat([stereo_BKT, stereo_BKT[..., -1:]], dim=-1)
         length = (log_magnitude_BFT.shape[-1] - 1) * self.hop
