@@ -25,7 +25,6 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from omegaconf import OmegaConf
 
 from zoo import __version__
-from zoo.errors import is_disk_full
 from zoo.files import written_beside
 from zoo.secrets import MASK, without_secrets
 
@@ -203,19 +202,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints streamed to a file beside their place and moved there (Lightning's own goes through memory and ``/tmp``)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        try:
-            with written_beside(path) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            kept = next((str(p) for p in checkpoints(path.parent.parent) if is_intact(p)), "none was written yet")
-            raise OSError(
-                errno.ENOSPC,
-                f"the disk is full: {path} was not written; the last good checkpoint is intact ({kept}): "
-                "free some space and go on with resume=true",
-            ) from error
+        with written_beside(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def disk_full(out_dir: Path) -> OSError:
+    """The error of a run that found the disk full, with the way on."""
+    kept = next((f"{path} is intact" for path in checkpoints(out_dir) if is_intact(path)), "no checkpoint was written yet")
+    return OSError(errno.ENOSPC, f"the disk is full: {kept}; free some space and go on with resume=true")
 
 
 class RunCSV(CSVLogger):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import soundfile
@@ -67,9 +68,11 @@ def write_audio(path: str | Path, wave: Waveform) -> None:
     if not torch.isfinite(samples).all():
         raise ValueError(f"{path}: the wave holds NaN or infinity and was not written")
     kind, subtype = FORMATS[path.suffix.lower()]
+    encoded = io.BytesIO()  # written by Python, which names a full disk; libsndfile calls it a "System error"
+    try:
+        soundfile.write(encoded, samples.clamp(-1, 1).T.numpy(), wave.sample_rate_hz, format=kind, subtype=subtype)
+    except soundfile.SoundFileError as error:
+        rate, channels = wave.sample_rate_hz, samples.shape[0]
+        raise ValueError(f"{path}: {channels} channels at {rate} Hz cannot be written as {kind} ({error})") from error
     with written_beside(path) as temporary:
-        try:
-            soundfile.write(str(temporary), samples.clamp(-1, 1).T.numpy(), wave.sample_rate_hz, format=kind, subtype=subtype)
-        except soundfile.SoundFileError as error:
-            rate, channels = wave.sample_rate_hz, samples.shape[0]
-            raise ValueError(f"{path}: {channels} channels at {rate} Hz cannot be written as {kind} ({error})") from error
+        temporary.write_bytes(encoded.getbuffer())
