@@ -99,16 +99,17 @@ def _file_prompt(row: dict[str, Any], where: str, negative: str, seconds: float)
         raise ValueError(f"{where}: expected words under 'text', got {text!r}; keys here: {', '.join(row)}")
     wanted = row.get("seconds")
     try:
-        wanted = seconds if wanted in (None, "") else float(wanted)
-    except (TypeError, ValueError):
+        wanted = seconds if wanted in (None, "") else float(str(wanted))
+    except ValueError:
         raise ValueError(f"{where}: seconds must be a number, got {wanted!r}") from None
     labels = row.get("labels") or {}
     if not isinstance(labels, dict):
         raise ValueError(f'{where}: labels must be an object such as {{"mood": "sad"}}, got {labels!r}')
     others = {key: value for key, value in row.items() if key not in _OWN_COLUMNS}
     wanted_negative = negative if row.get("negative") in (None, "") else str(row["negative"])
+    name = "" if row.get("id") is None else str(row["id"])
     try:
-        return _prompt(text.strip(), wanted_negative, wanted, {**others, **labels}, str(row.get("id") or ""))
+        return _prompt(text.strip(), wanted_negative, wanted, {**others, **labels}, name)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from datamodules.batches import PromptBatch, PromptSource
 from lightning_modules.advantages import PromptTracker
@@ -140,12 +141,13 @@ class DDPO(LightningModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> _IncompatibleKeys:
         """Strict about trainable weights whatever ``strict`` says. Raises ``ValueError`` naming the first that does not fit."""
         own = self.trainable()
         check_weights(own, state_dict)
         for name, parameter in own.items():
             parameter.copy_(state_dict[name])
+        return _IncompatibleKeys([], [])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ddpo"] = {
@@ -158,6 +160,7 @@ class DDPO(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "ddpo" not in checkpoint:
             raise ValueError("this checkpoint is not of a DDPO run (it holds no 'ddpo' state); give another one")
+        check_weights(self.trainable(), checkpoint["state_dict"])
         state = checkpoint["ddpo"]
         if (state["ema"] is None) != (self.ema is None):
             raise ValueError("ema_decay must be given in the resumed run exactly when it was given before")

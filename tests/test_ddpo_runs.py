@@ -44,6 +44,12 @@ def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of
         trainer(2).fit(module(backbone=other), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="ema_decay"):
         trainer(2).fit(module(ema_decay=0.5), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
+    fitted(module(ema_decay=0.5)).save_checkpoint(tmp_path / "averaged.ckpt")
+    with pytest.raises(ValueError, match="does not fit this run: .*same backbone"):  # and not only its averages
+        wider = module(ema_decay=0.5, backbone=ToyBackbone(width=24))
+        trainer(2).fit(wider, Rounds(8, start=1), ckpt_path=tmp_path / "averaged.ckpt")
+    again = DDPO.load_from_checkpoint(tmp_path / "one.ckpt", backbone=ToyBackbone(), reward=ToyReward(), strict=False)
+    assert all(torch.equal(weights(run.lightning_module)[name], value) for name, value in weights(again).items())
     with pytest.raises(ValueError, match="not of a DDPO run"):
         module().on_load_checkpoint({"state_dict": {}})
 

@@ -99,6 +99,9 @@ def test_json_lines(tmp_path: Path) -> None:
         ("p.jsonl", b"[1]\n", "line 1: expected a JSON object, got list"),
         ("p.jsonl", b'{"text": "rain", "labels": "sad"}\n', "labels must be an object"),
         ("p.jsonl", b'{"prompt": "rain"}\n', "keys here: prompt"),
+        ("p.jsonl", b'{"text": "rain", "seconds": true}\n', "line 1: seconds must be a number, got True"),
+        ("p.jsonl", b'{"text": "rain", "seconds": Infinity}\n', "line 1: .*seconds must be positive and finite"),
+        ("p.jsonl", b'{"text": "a", "id": 0}\n{"text": "b", "id": 0}\n', "line 2: the id '0' names another prompt"),
         ("p.jsonl", b'{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}\n', "line 2: the id 'x' names another prompt"),
     ],
 )
