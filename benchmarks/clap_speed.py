@@ -10,6 +10,7 @@ has of each side's time, and how far the embeddings are apart.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from zoo.importers.laion_clap import converted
 from zoo.importers.pretrained_clap import load_clap_state
 from zoo.rewards.clap import ClapReward
-from zoo.rewards.laion_package import LaionClapTowers
+from zoo.rewards.laion_package import AUDIO_MODELS, LaionClapTowers
 
 RATE_HZ, SECONDS = 48_000, 10
 TEXT = {"num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}  # the text tower plays no part here
@@ -72,5 +73,9 @@ def main(clips: int, repeats: int, device: torch.device, audio_model: str) -> No
 
 
 if __name__ == "__main__":
-    given = [*sys.argv[1:], *("8", "5", "cpu", "HTSAT-base")[len(sys.argv) - 1 :]]
-    main(int(given[0]), int(given[1]), torch.device(given[2]), given[3])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("clips", type=int, nargs="?", default=8, help="clips of 10 s in a batch")
+    parser.add_argument("repeats", type=int, nargs="?", default=5, help="turns of each side that count; the best is printed")
+    parser.add_argument("device", type=torch.device, nargs="?", default="cpu", help="such as cuda")
+    parser.add_argument("audio_model", choices=AUDIO_MODELS, nargs="?", default="HTSAT-base")
+    main(**vars(parser.parse_args()))
