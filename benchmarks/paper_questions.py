@@ -21,7 +21,7 @@ Protocol
 6. Condition "weak_guidance" was added when all of these had been seen: at guidance 0.5 the base already scores what the judge
    gives to real clips through the codec (0.707 and 0.722), so the judge could not rise. Guidance 0.25 was chosen by scores of
    the base alone (accuracy 0.44, judge 0.52); nothing was trained with it before its five seeds. "weak_ensemble" was added
-   when those had been seen (judge up on three seeds), again without a trial.
+   when those had been seen (judge up on three seeds), and with it "label" (section 5.1 of the paper), again without a trial.
    "drawn_seeds" came with it: the paper's random seeds, five numbers that the operating system drew once (``DRAWN``).
 7. All runs are published, whatever they say. No seed, prompt or clip is left out.
 
@@ -82,7 +82,8 @@ DRAWN = (915201464, 118275046, 2035218846, 789371167, 2129212926)
 
 @dataclass(frozen=True)
 class Condition:
-    """``overrides`` of the configuration; ``{clap}`` in them is the folder of the trained CLAP. ``seeds``: the seeds that stand
+    """``overrides`` of the configuration; ``{clap}`` in them is the folder of the trained CLAP, ``{label}`` that of the
+    label reward. ``seeds``: the seeds that stand
     for 0, 1, ... (none: themselves).
     """
 
@@ -102,13 +103,27 @@ CONDITIONS = (
     Condition("emotions_4_kl", "4 emotions, KL to the base", ("module.kl_weight=0.3",)),
     Condition("ensemble", "emotion and CLAP rewards together", (BOTH,)),
     Condition("drawn_seeds", "4 emotions, seeds drawn at random", seeds=DRAWN),
+    Condition("label", "4 emotions, label reward", ("module.reward.name={label}",)),
     Condition("weak_guidance", "4 emotions, guidance 0.25", ("module.guidance_scale=0.25",)),
     Condition("weak_ensemble", "both rewards, guidance 0.25", (BOTH, "module.guidance_scale=0.25")),
 )  # fmt: skip
 
 
-def overrides(condition: Condition, clap: Path) -> list[str]:
-    return [text.replace("{clap}", str(clap)) if "{clap}" in text else text for text in condition.overrides]
+def overrides(condition: Condition, clap: Path, label: Path) -> list[str]:
+    return [text.replace("{clap}", str(clap)).replace("{label}", str(label)) for text in condition.overrides]
+
+
+def write_label_reward(folder: Path) -> None:
+    """``embedded/mood`` with the reward of section 5.1: 1 where the classifier hears the asked emotion, else 0."""
+    import zoo
+    from zoo.checkpoint import identity_of, save_artifact
+
+    if not folder.is_dir():
+        mood = zoo.load("embedded/mood")
+        kind, architecture, arguments = identity_of(mood)
+        label = type(mood)(**arguments | {"value": "label"})
+        label.load_state_dict(mood.state_dict())
+        save_artifact(folder, kind=kind, architecture=architecture, arguments=dict(label.arguments), module=label)
 
 
 def run_seed(condition: Condition, seed: int) -> int:
@@ -150,9 +165,11 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     network, clap = loaded_network(options.judge), zoo.load(str(options.clap.resolve()))  # before any hour is spent
     out, chosen = options.out.resolve(), [c for c in CONDITIONS if c.name in options.conditions]
+    label = out / "label_reward"
+    write_label_reward(label)
     for seed in options.seeds:
         for condition in chosen:
-            own = [*overrides(condition, options.clap.resolve()), *options.overrides]
+            own = [*overrides(condition, options.clap.resolve(), label), *options.overrides]
             train(run_seed(condition, seed), options.config.resolve(), out / f"{condition.name}-{seed}", own)
     if options.train_only:
         return
@@ -165,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
         judge = fitted_judge(reference, network)
     table1, grids, sampler = condition_prompts(config), {}, {}
     for condition in chosen:
-        dotted = OmegaConf.from_dotlist(overrides(condition, options.clap.resolve()))
+        dotted = OmegaConf.from_dotlist(overrides(condition, options.clap.resolve(), label))
         own = OmegaConf.to_container(OmegaConf.merge(config, dotted), resolve=True)
         grids[condition.name], sampler[condition.name] = condition_prompts(own), evaluation_sampler(own["module"])
 

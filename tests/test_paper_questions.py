@@ -26,7 +26,7 @@ def measured(shift: float) -> Measured:
 
 @pytest.mark.parametrize("condition", pq.CONDITIONS, ids=lambda condition: condition.name)
 def test_every_condition_is_the_same_amount_of_work(condition):
-    config = run.load([CONFIG], pq.overrides(condition, Path("clap")))
+    config = run.load([CONFIG], pq.overrides(condition, Path("clap"), Path("label")))
     module, data = config.module, config.data
     assert data["prompts_per_round"] * data["repeats"] == 48
     window = range(*module["train_steps"])
@@ -35,16 +35,31 @@ def test_every_condition_is_the_same_amount_of_work(condition):
 
 
 def test_the_conditions_differ_in_what_their_names_say():
-    loaded = {c.name: run.load([CONFIG], pq.overrides(c, Path("clap"))) for c in pq.CONDITIONS}
+    loaded = {c.name: run.load([CONFIG], pq.overrides(c, Path("clap"), Path("label"))) for c in pq.CONDITIONS}
     base = loaded["emotions_4"]
     words = {name: {p.labels["word"] for p in pq.condition_prompts({"data": c.data})} for name, c in loaded.items()}
     instruments = {name: {p.labels["instrument"] for p in pq.condition_prompts({"data": c.data})} for name, c in loaded.items()}
     assert {name: len(words[name]) for name in words} == {name: 16 if name == "emotions_16" else 4 for name in words}
     assert {name: len(i) for name, i in instruments.items()} == {n: 3 if n == "instruments_3" else 1 for n in instruments}
     assert loaded["first_steps"].module["train_steps"] == [0, 2] and loaded["last_steps"].module["train_steps"] == [1, 3]
+    assert loaded["label"].module["reward"]["name"] == "label"
     guided = {name: c.module["guidance_scale"] for name, c in loaded.items()}
     assert guided == {name: 0.25 if name.startswith("weak") else 0.5 for name in guided}
     assert loaded["clap"].module["reward"]["name"] == "clap" != base.module["reward"]["name"]
+
+
+def test_the_label_reward_is_the_same_classifier_with_another_value(tmp_path):
+    import torch
+
+    import zoo
+    from zoo.types import Prompt
+
+    pq.write_label_reward(tmp_path / "label")
+    mood, label = zoo.load("embedded/mood"), zoo.load(tmp_path / "label")
+    wave = torch.randn(4, 1, 65_536, generator=torch.Generator().manual_seed(0)) * 0.1
+    prompts = [Prompt(name, name, labels={"mood": name}) for name in MOODS]
+    value, zero_one = (reward(wave, 16_000, prompts).score_B for reward in (mood, label))
+    assert torch.equal(zero_one, (value == 0).float()) and 0 < zero_one.sum() < 4
 
 
 def test_drawn_seeds_stand_for_their_numbers():
