@@ -28,7 +28,7 @@ from lightning_modules.optimizers import build_optimizer
 from lightning_modules.policy_update import check_ratio, is_full_precision, plan_round, trainable_steps
 from lightning_modules.prompt_checks import check_judged, check_round, settle_long_prompts
 from lightning_modules.random_state import random_state, set_random_state
-from lightning_modules.rollouts import RewardError, ScoredSamples, Stopwatch, sample_and_score
+from lightning_modules.rollouts import RewardError, ScoredSamples, Stopwatch, sample_and_score, settle
 from lightning_modules.round_rewards import judge
 from lightning_modules.round_update import update_round
 from lightning_modules.schedules import decay_rate
@@ -206,7 +206,7 @@ class DDPO(LightningModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.check_round(batch)
-        self._settle()
+        settle(self.backbone, self.reward, self.held_out_reward)
         samples = together(lambda: self._sample(batch, self.sampler, "trajectory"), RewardError)
         h = self.hparams
         drop_bad = h.on_bad_reward == "drop"
@@ -222,12 +222,6 @@ class DDPO(LightningModule):
         metrics |= {"dropped_prompts": float(self._dropped_prompts)} if h.long_prompts == "drop" else {}
         self.round_metrics = metrics
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=len(batch))
-
-    def _settle(self) -> None:
-        """Rollout and training run the same network: no dropout, no batch statistics."""
-        for network in (self.backbone, self.reward, self.held_out_reward):
-            if isinstance(network, nn.Module):
-                network.eval()
 
     def _sample(self, batch: PromptBatch, sampler: Sampler, keep: str) -> ScoredSamples:
         h = self.hparams
@@ -278,7 +272,7 @@ class DDPO(LightningModule):
 
     def evaluate(self, batch: PromptBatch) -> ScoredSamples:
         """Samples and scores ``batch`` as evaluation does (with EMA weights if there are any); waves are kept. Repeatable."""
-        self._settle()
+        settle(self.backbone, self.reward, self.held_out_reward)
         with ExitStack() as stack:
             if self.ema is not None:
                 stack.enter_context(self.ema.swapped())

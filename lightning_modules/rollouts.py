@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.batches import PromptBatch
 from lightning_modules.reward_queue import RewardError, RewardQueue, Stopwatch
 from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.types import Backbone, Conditioning, Prompt, Reward, Trajectory
 
-__all__ = ["RewardError", "ScoredSamples", "Stopwatch", "encode_all", "one_latent_shape", "sample_and_score"]
+__all__ = ["RewardError", "ScoredSamples", "Stopwatch", "encode_all", "one_latent_shape", "sample_and_score", "settle"]
 
 Report = Callable[[str, int, int], None]  # (phase, done, total)
 
@@ -37,6 +38,13 @@ class ScoredSamples:
     seconds_reward: float
     seconds_reward_waited: float = 0.0
     vectors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def settle(*models: Any) -> None:
+    """Rollout and training run the same networks: no dropout, no batch statistics."""
+    for model in models:
+        if isinstance(model, nn.Module):
+            model.eval()
 
 
 def encode_all(backbone: Backbone, prompts: Sequence[Prompt], size: int) -> Conditioning:
