@@ -166,10 +166,16 @@ def _stored_state(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
     missing, unused = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shapes = [f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
-              for name in sorted(wanted.keys() & state.keys()) if state[name].shape != wanted[name].shape]
-    wrong = [f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-             for what, names in (("missing", missing), ("not used", unused), ("of another shape", shapes)) if names]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    wrong = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for what, names in (("missing", missing), ("not used", unused), ("of another shape", shapes))
+        if names
+    ]
     if wrong:
         where = folder / (INDEX_FILE if (folder / INDEX_FILE).exists() else WEIGHTS_FILE)
         raise ValueError(f"the tensors in {where} do not fit the architecture; {'; '.join(wrong)}")
@@ -206,8 +212,10 @@ def _refuse_newer(config: Mapping[str, Any], path: Path) -> None:
     if not isinstance(written_format, int) or isinstance(written_format, bool) or written_format < 1:
         raise ValueError(f"{path}: format must be a whole number of at least 1, got {written_format!r}")
     if written_format > FORMAT or _numbers(written)[:1] > _numbers(__version__)[:1]:
-        raise ValueError(f"{path} was written by a newer version (format {written_format}, attune {written}); this is attune "
-                         f"{__version__}, which reads format {FORMAT}: install a newer attune")
+        raise ValueError(
+            f"{path} was written by a newer version (format {written_format}, attune {written}); this is attune "
+            f"{__version__}, which reads format {FORMAT}: install a newer attune"
+        )
 
 
 def _writer(config: Mapping[str, Any]) -> str:
