@@ -57,7 +57,8 @@ def test_storages_are_counted_once_while_they_live(fake):
         with peak_live_bytes() as live:
             first = torch.zeros(1000)
             second = first + before
-            assert live() == 8000
+            assert before.view(10, 100).shape == (10, 100) and before.add_(0.0) is before
+            assert live() == 8000  # what was there before does not count, however it is looked at
             del first
             third = second.view(10, 100) * 2  # views are no new memory
             assert live() == 8000
