@@ -140,7 +140,7 @@ def test_with_checkpointing_each_block_is_computed_twice_and_not_a_third_time(mo
     unet, counts = copy.deepcopy(model.denoiser), []
     for module in unet.modules():
         if isinstance(module, BasicTransformerBlock):
-            module.register_forward_hook(lambda *_: counts.append(1))
+            module.register_forward_pre_hook(lambda *_: counts.append(1))
     set_checkpointing(unet, True)
     x, conditioning = torch.randn(2, *model.latent_shape(0.2), requires_grad=True), model.encode_prompts(PROMPTS)
     output = predicting(unet)(x, torch.tensor([500, 500]), conditioning)
