@@ -9,12 +9,10 @@ one key, tempo and recording: who splits by segments instead of songs measures m
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -178,27 +176,3 @@ def write_piano_demo(
         }
         (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about["clips"]
-
-
-def main(argv: Sequence[str]) -> None:
-    """``--to DIR [--songs 240] [--segments 3] [--seconds 6] [--ambiguity 0.25] [--renderer soundfont] ...``"""
-    parser = argparse.ArgumentParser(
-        prog="piano_demo.py", description="A rendered piano set in EMOPIA's layout", allow_abbrev=False
-    )
-    parser.add_argument("--to", required=True, metavar="DIR", help="a folder that does not exist or is empty")
-    parser.add_argument("--songs", type=int, default=240, help=f"at least {SMALLEST}; 60 %% train, 15 %% val, 25 %% test")
-    parser.add_argument("--segments", type=int, default=3, help="clips of a song, variations of one theme")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of a clip")
-    parser.add_argument("--ambiguity", type=float, default=0.25, help="probability that a lever comes from another mood, 0..0.75")
-    parser.add_argument("--renderer", choices=list(RENDERERS), default="soundfont", help="additive needs no SoundFont")
-    parser.add_argument("--format", choices=FORMATS, default="flac", help="of the clips; mp3 is what EMOPIA's readers expect")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another set")
-    o = parser.parse_args(list(argv))
-    try:
-        clips = write_piano_demo(o.to, o.songs, o.segments, o.seconds, o.ambiguity, o.renderer, o.format, o.seed)
-    except ImportError as error:  # no synthesiser; the message says what installs it
-        raise ValueError(str(error)) from error
-    shares = ", ".join(f"{count} {split}" for split, count in clips.items())
-    print(f"wrote {sum(clips.values())} clips ({shares}) of synthetic piano to {o.to}; train on them:")
-    folders = f"data.audio_dir={Path(o.to) / 'audio'} data.split_dir={o.to}"
-    print(f"python tools/fit.py --config configs/emotion/piano_demo.yaml {folders}")

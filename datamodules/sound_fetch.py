@@ -11,11 +11,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datamodules.sound_bank import install_command, load_bank
-from datamodules.sound_clips import SoundBank
 from datamodules.sound_sources import FULL_SET, SMALL_SET
 from zoo.errors import did_you_mean
+
+if TYPE_CHECKING:  # what needs torch is imported once the arguments are read, so that --help is there at once
+    from datamodules.sound_clips import SoundBank
 
 SETS = {"small": SMALL_SET, "full": FULL_SET}
 SIZES = {"small": "79 MB download, 124 MB unpacked", "full": "459 MB download, 680 MB unpacked"}
@@ -59,6 +61,8 @@ def fetch(to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[st
     apt-get or dpkg-deb is absent or fails.
     """
     from rich.progress import Progress
+
+    from datamodules.sound_bank import install_command
 
     for name in packages:
         if name not in FULL_SET:
@@ -125,7 +129,9 @@ def show(bank: SoundBank) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """``fetch --to DIR [--set small|full] [--packages ...]`` or ``list [--root DIR] [--licences ...]``."""
-    parser = argparse.ArgumentParser(prog="sounds.py", description="Recorded sounds from Debian packages", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python tools/sounds.py", description="Recorded sounds from Debian packages.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     fetching = commands.add_parser("fetch", help="download and unpack packages below a folder, without root")
     fetching.add_argument("--to", required=True, metavar="DIR", help="the folder; give it as root to the sound bank")
@@ -137,6 +143,8 @@ def main(argv: Sequence[str]) -> None:
     listing.add_argument("--sources", nargs="+", metavar="NAME", help="only these, such as opensfx sonic-pi")
     options = parser.parse_args(list(argv))
     if options.command == "list":
+        from datamodules.sound_bank import load_bank
+
         show(load_bank(options.root, sources=options.sources, licences=options.licences))
         return
     packages = tuple(options.packages or SETS[options.set])

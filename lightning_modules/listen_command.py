@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.pages.answers import SUFFIXES, described, read_answers
-from zoo.pages.pairs import Pairing, paired_difference, read_pairs, spread_pairs
+
+if TYPE_CHECKING:  # what needs torch is imported once the arguments are read, so that --help is there at once
+    from zoo.pages.pairs import Pairing
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/listen.py", description="Hear what fine-tuning changed.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python tools/listen.py", description="Hear what fine-tuning changed.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("page", help="one HTML file: prompt, original, fine-tuned, scores", allow_abbrev=False)
     _add_folders(add)
@@ -53,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _pairing(options: argparse.Namespace) -> Pairing:
+    from zoo.pages.pairs import Pairing, read_pairs, spread_pairs
+
     found = read_pairs(options.before, options.after)
     if found.alone:
         print(f"{found.alone} samples of one folder have no partner in the other and are left out")
@@ -64,6 +71,7 @@ def _page(options: argparse.Namespace) -> None:
 
     from lightning_modules.comparison import scored, summary_lines, write_comparison
     from zoo.generation import load
+    from zoo.pages.pairs import paired_difference
     from zoo.types import Reward
 
     out = Path(options.out)

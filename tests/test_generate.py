@@ -12,7 +12,7 @@ import yaml
 from toys import SMALL
 
 from datamodules.prompt_sources import file_prompts
-from zoo import generate_command
+from zoo import audio_files, generate_command
 from zoo.audio_files import read_audio, write_audio
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
@@ -165,7 +165,9 @@ def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
         (["{model}", "piano", "--batch-file", "{tmp}/none.txt"], "none.txt"),
         (["{model}", "a", "b", "--out", "{tmp}/a.wav"], "is one file, but there are 2 samples; name a folder"),
         (["{model}", "a", "--out", "{tmp}/file"], "is a file without audio suffix"),
-        (["{model}", "a", "--out", "{tmp}/a.aac"], "a.aac is of a format that is not written here; name a folder or one of .wav"),
+        (["{model}", "a", "--out", "{tmp}/a.aac"], r"a.aac: .*\.wav, \.flac, \.ogg, \.mp3"),
+        (["{model}", "a", "--out", "{tmp}/x.mp4"], r"x.mp4: .*\.wav, \.flac, \.ogg, \.mp3"),
+        (["{model}", "a", "--out", "{tmp}/x.wavv"], r"x.wavv: .*\.wav"),
         (["{model}", "a", "--device", "gpu"], "the device 'gpu' cannot be used .*; this machine has cpu"),
         (["{model}", "a", "--device", "cuda:99"], "the device 'cuda:99' cannot be used .*; this machine has cpu"),
     ],
@@ -212,6 +214,13 @@ def test_names_and_seeds():
     assert len(paths[0].name) < 90 and paths[1] == Path("o/001_prompt_seed3.mp3")
 
 
+def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
+    for out in ("eta_0.5", "v1.final/"):
+        assert output_paths([Prompt("x", "rain")], [0], f"{tmp_path}/{out}", "wav")[0].parent == tmp_path / out
+    (tmp_path / "set.mp4").mkdir()
+    assert output_paths([Prompt("x", "rain")], [0], tmp_path / "set.mp4", "wav")[0].parent == tmp_path / "set.mp4"
+
+
 def test_the_command(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", ["tools", *sys.path])
     scope: dict = {"__file__": str(ROOT / "tools" / "generate.py"), "__name__": "generate"}
@@ -232,7 +241,7 @@ def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch
         written.append(path)
         write_audio(path, wave)
 
-    monkeypatch.setattr(generate_command, "write_audio", write)
+    monkeypatch.setattr(audio_files, "write_audio", write)
     with pytest.raises(OSError, match="No space left"):
         run(model, "one", "two", "--steps", 1, "--seconds", 0.5, "--batch-size", 1, "--out", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000_one_seed0.wav", "samples.json"]

@@ -125,7 +125,7 @@ def test_mistakes_get_one_line(refused, argv: list[str], message: str) -> None:
 def test_a_wrong_command_line_shows_the_right_ones(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         zoo_command.main(argv)
-    assert caught.value.code == 2 and "usage: tools/zoo.py" in capsys.readouterr().err
+    assert caught.value.code == 2 and "usage: python tools/zoo.py" in capsys.readouterr().err
 
 
 def test_export_hands_over_what_was_asked(monkeypatch: pytest.MonkeyPatch, run) -> None:

@@ -10,11 +10,14 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    from datamodules.prompt_sources import file_prompts
+    from lightning_modules.evaluation.options import parser
+
+    asked = parser().parse_args(argv)
+    from datamodules.prompt_sources import file_prompts  # after the arguments were read: --help needs no torch
     from datamodules.tables import read_table
     from lightning_modules.evaluation import command
 
-    command.main(argv, file_prompts, read_table)
+    command.run(asked, file_prompts, read_table)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from zoo.errors import reported
 
 if __name__ == "__main__":
-    from datamodules.piano_demo import main
+    from datamodules.piano_command import main
 
     sys.exit(reported(main))

@@ -9,10 +9,9 @@ import soundfile
 import torch
 
 from zoo.errors import did_you_mean
+from zoo.files import AUDIO_FORMATS as FORMATS
 from zoo.files import written_beside
 from zoo.types import Waveform
-
-FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
 
 
 def read_audio(path: str | Path, sample_rate_hz: int | None = None) -> Waveform:

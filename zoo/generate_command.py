@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import mimetypes
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zoo.audio_files import FORMATS, write_audio
-from zoo.generation import find_or_pull, generate, open_model, recorded_sampling, run_settings
-from zoo.sample_files import INDEX, Sample, checked_entries, write_index
-from zoo.sampling_settings import sampling_settings
-from zoo.types import Prompt
+from zoo.files import AUDIO_FORMATS
 
-ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
+if TYPE_CHECKING:  # what needs torch is imported once the arguments are read, so that --help is there at once
+    from zoo.types import Prompt
+
+ReadPrompts = Callable[[str, str, float], "Sequence[Prompt]"]
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Turn prompts into audio files.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python tools/generate.py", description="Turn prompts into audio files.", allow_abbrev=False
+    )
     add = parser.add_argument
     add("model", help="a zoo name (embedded/music), a run folder, or a model folder")
     add("prompts", nargs="*", help="what should be heard")
     add("--batch-file", help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)")
-    add("--out", default="generated", help=f"folder (gets an index, {INDEX}), or a file name for a single sample")
-    add("--format", default="wav", choices=[suffix[1:] for suffix in FORMATS])
+    add("--out", default="generated", help="folder (gets an index, samples.json), or a file name for a single sample")
+    add("--format", default="wav", choices=[suffix[1:] for suffix in AUDIO_FORMATS])
     add("--seeds", default="0", help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed")
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
     add("--guidance", type=float, help="guidance scale, 1 is none (default: that of the run, else 3)")
@@ -47,6 +48,11 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     Raises ``ValueError`` and ``OSError`` before anything is written.
     """
     options = parser().parse_intermixed_args(argv)
+    from zoo.generation import find_or_pull, open_model, recorded_sampling, run_settings
+    from zoo.sample_files import checked_entries
+    from zoo.sampling_settings import sampling_settings
+    from zoo.types import Prompt
+
     settings = run_settings(options.model)
     asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
     how = sampling_settings({**asked, "guidance_scale": options.guidance}, settings, recorded_sampling(options.model))
@@ -62,7 +68,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         prompts += read_prompts(options.batch_file, how.negative, how.seconds)
     if not prompts:
         raise ValueError("no prompt: write one after the model, or give --batch-file")
-    paths = output_paths(prompts, seeds, Path(options.out), options.format)
+    paths = output_paths(prompts, seeds, options.out, options.format)
     taken = [path for path in paths if path.exists()]
     if taken and not options.overwrite:
         raise ValueError(
@@ -72,7 +78,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     if Path(options.out).is_dir():
         checked_entries(Path(options.out))
     backbone = open_model(options.model, options.adapter, options.strength, options.device)
-    folder = None if Path(options.out).suffix.lower() in FORMATS else Path(options.out)
+    folder = None if Path(options.out).suffix.lower() in AUDIO_FORMATS else Path(options.out)
     _generate_files(
         backbone,
         prompts,
@@ -95,6 +101,10 @@ def _generate_files(
 ) -> None:
     """A few prompts at a time, so that what is finished is on disk, and in the index of ``folder`` (``zoo.sample_files``)."""
     from rich.progress import track
+
+    from zoo.audio_files import write_audio
+    from zoo.generation import generate
+    from zoo.sample_files import Sample, write_index
 
     count = max(1, batch_size // len(seeds))
     samples = [Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))]
@@ -122,16 +132,22 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def output_paths(prompts: Sequence[Prompt], seeds: Sequence[int], out: Path, suffix: str) -> list[Path]:
-    """One safe file name a sample, prompts in order and seeds within; for one sample ``out`` may be the file itself."""
-    if out.suffix.lower() in FORMATS:
+def output_paths(prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str) -> list[Path]:
+    """One safe file name per sample, prompts in order and seeds within; for one sample ``out`` may be the file itself.
+
+    Raises ``ValueError`` for one file and several samples, for a file that is there, and for what looks like the name of a file
+    in a format that is not written (``x.mp4``): a new folder with such a name is asked for by a ``/`` at its end.
+    """
+    asked, out, formats = str(out), Path(out), ", ".join(AUDIO_FORMATS)
+    if out.suffix.lower() in AUDIO_FORMATS:
         if len(prompts) * len(seeds) > 1:
             raise ValueError(f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name a folder")
         return [out]
-    if (mimetypes.guess_type(out.name)[0] or "").startswith("audio/") and not out.is_dir():
-        raise ValueError(f"--out {out} is of a format that is not written here; name a folder or one of {', '.join(FORMATS)}")
+    if re.fullmatch(r"\.[0-9]*[A-Za-z][A-Za-z0-9]{0,4}", out.suffix) and not out.is_dir() and not asked.endswith(("/", os.sep)):
+        raise ValueError(f"--out {out}: {out.suffix} is not written here; name a file that ends in one of {formats}, or a folder "
+                         f"({asked}/ if that is its name)")  # fmt: skip
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file without audio suffix; name a folder or one of {', '.join(FORMATS)}")
+        raise ValueError(f"--out {out} is a file without audio suffix; name a folder or one of {formats}")
     width = max(3, len(str(len(prompts) - 1)))
     plain = [unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower() for prompt in prompts]
     slugs = [re.sub(r"[^a-z0-9]+", "-", text)[:60].strip("-") or "prompt" for text in plain]

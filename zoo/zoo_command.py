@@ -14,8 +14,9 @@ from zoo.store import newest
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/zoo.py", description="Models by name: find, pull, export, push, verify.",
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python tools/zoo.py", description="Models by name: find, pull, export, push, verify.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("list", help="a table of the zoo", allow_abbrev=False)
     add.add_argument("--kind", choices=KINDS, help="only models of this kind")

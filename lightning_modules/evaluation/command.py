@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.evaluation.inputs import (
-    BASE,
-    WHICH,
     Configuration,
     ReadTable,
     configuration,
@@ -22,6 +20,7 @@ from lightning_modules.evaluation.inputs import (
     open_backbone,
     parse_adapter,
 )
+from lightning_modules.evaluation.options import BASE, SAMPLES, SEED, WHICH, parser
 from lightning_modules.evaluation.page import write_page
 from lightning_modules.evaluation.results import (
     ORIGINAL,
@@ -50,65 +49,21 @@ from zoo.sample_files import Sample
 from zoo.sampling_settings import SamplingSettings, sampling_settings
 from zoo.types import Prompt
 
-SEED = 1_000_003  # far from the seeds of runs: no noise of an evaluation was trained on
-SAMPLES = 25
 _OF_SAMPLING = ("samples", "seed", "steps", "guidance", "eta", "seconds", "negative", "which")
 _OF_EVALUATIONS = ("baseline", "config", "prompts", "rewards", "setting", "name", "role", "adapter", "table", *_OF_SAMPLING)
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Accuracy by class, confusion, CLAP and other scores with intervals: table1.md, table2.md, results.json, "
-        "confusion.png, tables.png, report.html.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--generations", help="folder of audio with samples.json (as tools/generate.py and runs write it) or a table")
-    add("--table", type=Path, help="CSV, TSV or JSONL: file,prompt[,label][,seed] (default: prompts.csv in the folder)")
-    add("--model", help="instead of a folder: a zoo name, a run folder or a model folder, sampled now; or base (with --config)")
-    add("--adapter", action="append", default=[], metavar="NAME[=STRENGTH]", help="on the model; may be given several times")
-    add("--baseline", help="what it is compared with: a folder of generations, a model, or base: the run's model untrained")
-    add(
-        "--config",
-        action="append",
-        default=[],
-        help="YAML of a run: its prompts, sampling and reward (a run folder brings its own)",
-    )
-    add("--prompts", help=".txt, .csv or .jsonl; further columns are labels (mood). Default: those of the configuration")
-    add("--which", choices=WHICH, help="which prompts of the configuration (default: held_out)")
-    add(
-        "--rewards",
-        nargs="+",
-        metavar="NAME",
-        help="zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the run",
-    )
-    add("--samples", type=int, help=f"clips a prompt (default: {SAMPLES})")
-    add("--seed", type=int, help=f"of a prompt's first clip; the next has the next seed, for all models alike (default: {SEED})")
-    add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
-    add("--guidance", type=float, help="guidance scale (default: that of the run, else 3)")
-    add("--eta", type=float, help="share of fresh noise (default: that of the run, else 1)")
-    add("--seconds", type=float, help="length of prompts of --prompts that say none (default: that of the run)")
-    add("--negative", help="negative of prompts of --prompts that say none (default: that of the run)")
-    add(
-        "--setting", help='row of Table 2, such as "19-step, 10 sec."; trained and original models with the same one are compared'
-    )
-    add("--name", help="of the model in the tables (default: that of its folder)")
-    add("--role", choices=[TRAINED, ORIGINAL], help="what a model without --baseline is in Table 2 (default: trained)")
-    add("--combine", nargs="+", type=Path, metavar="DIR", help="evaluated folders: one set of tables of all, nothing is scored")
-    add("--players", type=int, default=3, help="clips a class in report.html, from best to worst; 0 is none")
-    add("--batch-size", type=int, default=8, help="samples at a time")
-    add("--device", default="cpu", help="such as cpu, cuda, mps")
-    add("--out", type=Path, default=Path("evaluation"), help="folder; an interrupted evaluation goes on in it")
-    return parser
-
-
 def main(argv: Sequence[str], read_prompts: ReadPrompts, read_table: ReadTable) -> None:
+    """``run`` of the command line ``argv``."""
+    run(parser().parse_args(argv), read_prompts, read_table)
+
+
+def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: ReadTable) -> None:
     """``read_prompts(path, negative, seconds)`` and ``read_table(path, column)`` read the files that people write.
 
     Raises ``ValueError`` and ``OSError``.
     """
-    options = parser().parse_args(argv)
     _check(options)
     if options.combine:
         results = combined({folder.name: read_results(folder) for folder in options.combine})

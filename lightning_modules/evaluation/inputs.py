@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.evaluation.options import BASE
 from lightning_modules.evaluation.scores import Progress, fingerprint
 from zoo.audio_files import FORMATS, write_audio
 from zoo.errors import did_you_mean
@@ -24,8 +25,6 @@ from zoo.targets import check, instantiate
 from zoo.types import Backbone, Prompt
 
 TABLES = ("prompts.csv", "prompts.tsv", "prompts.jsonl")
-WHICH = ("held_out", "train", "all")
-BASE = "base"
 _SOURCE = "source.json"
 _OWN_COLUMNS = ("file", "prompt", "text", "id", "negative", "seconds", "seed", "label", "labels")
 ReadTable = Callable[[Path, str], Any]  # (path, column that must be there) -> rows (dictionaries) and lines (numbers)
