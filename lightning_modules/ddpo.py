@@ -25,8 +25,8 @@ from lightning_modules.ema import EMA
 from lightning_modules.held_out import HeldOutSample, held_out_samples, held_out_summary, scorers, watched
 from lightning_modules.offload import move, present, put_text_encoders_away
 from lightning_modules.optimizers import build_optimizer
-from lightning_modules.policy_update import check_ratio, is_full_precision, plan_round, trainable_steps
-from lightning_modules.prompt_checks import check_judged, check_round, settle_long_prompts
+from lightning_modules.policy_update import check_ratio, plan_round, ratio_tolerance, trainable_steps
+from lightning_modules.prompt_checks import check_judged, check_round, settle_long_prompts, told
 from lightning_modules.random_state import random_state, set_random_state
 from lightning_modules.rollouts import RewardError, ScoredSamples, Stopwatch, sample_and_score, settle
 from lightning_modules.round_rewards import judge
@@ -47,8 +47,9 @@ class DDPO(LightningModule):
     rescaled to the backbone's (None: used as it is). ``optimizer``: one of ``optimizers.OPTIMIZERS``. ``decay_rounds``: the rate
     falls linearly to a tenth over so many rounds (None: constant). ``advantage``: "prompt" (running statistics per prompt,
     ``tracker_*``), "batch", "group" or "group_global". ``kl_weight`` > 0 adds KL to the base model (adapter off), so it needs an
-    adapter: a whole denoiser is not copied. ``ratio_check``: "auto" (1e-6 in float32, half the clip range otherwise), False, or a
-    tolerance. ``on_bad_reward``, ``long_prompts`` (for an encoder): "stop" or "drop" (counted). ``reward_workers``: threads that
+    adapter: a whole denoiser is not copied. ``ratio_check``: "auto" (float32: 1e-6, or 1e-5 where
+    ``sample_batch_size`` is not ``train_batch_size``; half the clip range otherwise), False, or a tolerance.
+    ``on_bad_reward``, ``long_prompts`` (for an encoder): "stop" or "drop" (counted). ``reward_workers``: threads that
     score while sampling goes on (0: in line). ``text_encoders`` "offload" (to main memory) or "drop" once all prompts are
     encoded, ``decoder`` "offload" during updates; else "keep". ``ema_decay``: evaluation and export use averages. ``eval_*``
     None: as in training. ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also for each round).
@@ -175,9 +176,9 @@ class DDPO(LightningModule):
     def setup(self, stage: str) -> None:
         source, h = self.trainer.datamodule, self.hparams
         if isinstance(source, PromptSource):
-            guided, drop = {self.sampler.guidance_scale, self.eval_sampler.guidance_scale} != {1.0}, h.long_prompts == "drop"
-            rewards = (self.reward, self.held_out_reward)
-            self._dropped_prompts += settle_long_prompts(source, self.backbone, rewards, guided=guided, drop=drop)
+            rewards, samplers = (self.reward, self.held_out_reward), (self.sampler, self.eval_sampler)
+            drop = h.long_prompts == "drop"
+            self._dropped_prompts += settle_long_prompts(source, self.backbone, rewards, samplers, drop=drop)
             check_judged(rewards, source.all_prompts())
         elif h.text_encoders != "keep":
             raise ValueError(f"text_encoders={h.text_encoders} needs a data module that knows all its prompts beforehand")
@@ -189,9 +190,8 @@ class DDPO(LightningModule):
             self._next_round = None
         self._ratio_checked = self.hparams.ratio_check is False
         if self.hparams.text_encoders != "keep":
-            put_text_encoders_away(
-                self.backbone, self.trainer.datamodule.all_prompts(), drop=self.hparams.text_encoders == "drop"
-            )
+            prompts = told(self.trainer.datamodule.all_prompts(), (self.sampler, self.eval_sampler))
+            put_text_encoders_away(self.backbone, prompts, drop=self.hparams.text_encoders == "drop")
         if self.hparams.decoder == "offload":
             move(self.backbone, "decoder", "cpu")
 
@@ -256,10 +256,11 @@ class DDPO(LightningModule):
     def _check_first_ratio(self, deviation: float, where: str, clip_range: float) -> None:
         if self._ratio_checked:
             return
-        full = is_full_precision(self.backbone.denoiser, self.device.type)
-        wanted = self.hparams.ratio_check
-        tolerance = (1e-6 if full else clip_range / 2) if isinstance(wanted, (str, bool)) else wanted
-        check_ratio(deviation, where, tolerance, full)
+        h = self.hparams
+        same_shapes = h.recompute_old_log_prob or h.sample_batch_size == h.train_batch_size
+        usual, why = ratio_tolerance(self.backbone.denoiser, self.device.type, same_shapes, clip_range)
+        tolerance = usual if isinstance(h.ratio_check, (str, bool)) else h.ratio_check
+        check_ratio(deviation, where, tolerance, why)
         self._ratio_checked = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

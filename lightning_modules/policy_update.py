@@ -21,6 +21,8 @@ from zoo.backbones.lora import reference
 from zoo.diffusion import Sampler, step_log_prob
 from zoo.types import Backbone, Prompt, Trajectory
 
+SAME_SHAPES, OTHER_SHAPES = 1e-6, 1e-5  # |ratio - 1| that float32 leaves before the first update
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -138,11 +140,40 @@ def scored_elements(trajectory: Trajectory) -> int:
     return int(mask.expand(mask.shape[0], *shape).reshape(mask.shape[0], -1).sum(dim=1).min())
 
 
-def is_full_precision(network: nn.Module, device_type: str) -> bool:
-    """Whether the network computes in float32 (or float64): no half weights, no autocast, no TF32."""
+def is_full_precision(network: nn.Module, device_type: str, convolutions: bool = False) -> bool:
+    """Whether the network computes in float32 (or float64): no half weights, autocast or TF32.
+
+    ``convolutions``: cuDNN's convolutions count, too, where TF32 is PyTorch's default.
+    """
     halves = any(p.is_floating_point() and p.dtype not in (torch.float32, torch.float64) for p in network.parameters())
     tf32 = device_type == "cuda" and (torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32)
+    tf32 = tf32 or (device_type == "cuda" and convolutions and torch.backends.cudnn.allow_tf32)
     return not (halves or tf32 or torch.is_autocast_enabled(device_type))
+
+
+def ratio_tolerance(
+    network: nn.Module, device_type: str, same_shapes: bool, clip_range: float
+) -> tuple[float, str]:
+    """How far from 1 rounding may bring the ratio before the first update; what to do beyond it.
+
+    ``same_shapes``: old and new log-probabilities come from batches of one shape. Then the same
+    kernels run twice and the ratio is 1 to the last bit or two: 1e-6. Batches of another shape
+    are summed in another order: up to 2.2e-6 was measured in float32 (AudioLDM 2 at toy size;
+    more elements average more out), 1e-5 is allowed. In half precision and with TF32 half of
+    ``clip_range``: beyond that, clipping would act on rounding.
+    """
+    remedy = "recompute_old_log_prob=true is the remedy"
+    if not is_full_precision(network, device_type, convolutions=not same_shapes):
+        return clip_range / 2, f"rounding of half precision (or TF32) is the likely cause; {remedy}"
+    means = (
+        "this means that training scores another policy than the one that sampled: look for "
+        "conditioning of other prompts, swapped guidance halves, dropout or train mode"
+    )
+    if same_shapes:
+        why = f"in float32 at equal shapes {means}. Only where other kernels are the cause {remedy}"
+        return SAME_SHAPES, why
+    why = f"in float32 {means}. Only where batch shapes or other kernels are the cause {remedy} "
+    return OTHER_SHAPES, why + "(or sample_batch_size equal to train_batch_size)"
 
 
 @dataclass(frozen=True)
@@ -234,21 +265,14 @@ def worst_ratio(record: UpdateRecord, micro: MicroBatch, prompts: Sequence[Promp
     return off[k, n].item(), f"step {int(micro.steps_KN[k, n])} of prompt {prompt.id!r} ({prompt.text!r})"
 
 
-def check_ratio(deviation: float, where: str, tolerance: float, full_precision: bool) -> None:
-    """Before the first update the policy that is trained must be the policy that sampled: ratio 1 within ``tolerance``.
+def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> None:
+    """Before the first update the policy that is trained is the one that sampled: ratio 1.
 
+    ``tolerance``: how far it may be off; ``why``: what to look for (``ratio_tolerance``).
     Raises ``ValueError`` otherwise (also on NaN).
     """
     if deviation <= tolerance:
         return
-    if full_precision:
-        why = (
-            "in float32 at equal shapes this means that training scores another policy than the one that sampled: look for "
-            "conditioning of other prompts, swapped guidance halves, dropout or train mode. Only where other kernels or batch "
-            "shapes are the cause is recompute_old_log_prob=true the remedy (or sample_batch_size equal to train_batch_size)"
-        )
-    else:
-        why = "rounding of half precision (or TF32) is the likely cause; recompute_old_log_prob=true is the remedy"
     raise ValueError(
         f"before the first update the importance ratio must be 1 within {tolerance:.3g}, but it is off by {deviation:.3g} "
         f"at {where}; {why}"

@@ -10,15 +10,26 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from datamodules.batches import PromptBatch, PromptSource
 from lightning_modules.policy_update import check_sizes
+from zoo.diffusion import Sampler
 from zoo.types import Backbone, Prompt, Reward
 
 
-def too_long(backbone: Backbone, rewards: Sequence[Reward | None], prompts: Sequence[Prompt], guided: bool) -> dict[str, str]:
-    """Prompt id -> what is too long, by the optional ``too_long`` of the backbone and of rewards; ``guided``: negatives too."""
+def told(prompts: Sequence[Prompt], samplers: Sequence[Sampler]) -> list[Prompt]:
+    """The prompts as a backbone meets them: without their negatives where no sampler is guided."""
+    guided = any(sampler.is_guided for sampler in samplers)
+    return list(prompts) if guided else [prompt.without_negative() for prompt in prompts]
+
+
+def too_long(
+    backbone: Backbone, rewards: Sequence[Reward | None], prompts: Sequence[Prompt]
+) -> dict[str, str]:
+    """Prompt id -> what is too long, by the optional ``too_long`` of the backbone and of rewards.
+
+    The backbone is asked for the negatives, too: give prompts as ``told`` gives them.
+    """
     found: dict[str, str] = {}
-    asked = [(backbone, prompts), *((reward, prompts) for reward in rewards)]
-    if guided:
-        asked.insert(1, (backbone, [prompt.as_negative() for prompt in prompts]))
+    negatives = [prompt.as_negative() for prompt in prompts]
+    asked = [(backbone, prompts), (backbone, negatives), *((reward, prompts) for reward in rewards)]
     for model, side in asked:
         if hasattr(model, "too_long"):
             found = dict(model.too_long(side)) | found
@@ -26,14 +37,20 @@ def too_long(backbone: Backbone, rewards: Sequence[Reward | None], prompts: Sequ
 
 
 def settle_long_prompts(
-    source: PromptSource, backbone: Backbone, rewards: Sequence[Reward | None], *, guided: bool, drop: bool
+    source: PromptSource,
+    backbone: Backbone,
+    rewards: Sequence[Reward | None],
+    samplers: Sequence[Sampler],
+    *,
+    drop: bool,
 ) -> int:
     """Refuses prompts of ``source`` that an encoder cannot take, or with ``drop`` leaves them out with a warning; their number.
 
+    Negatives count where one of ``samplers`` is guided.
     Raises ``ValueError`` naming them and the limit, and when none would be left to train on.
     """
     prompts = source.all_prompts()
-    found = too_long(backbone, rewards, prompts, guided)
+    found = too_long(backbone, rewards, told(prompts, samplers))
     if not found:
         return 0
     named = "; ".join(f"{name!r}: {why}" for name, why in list(found.items())[:5])

@@ -87,13 +87,12 @@ def sample_and_score(
     """
     report = report or (lambda phase, done, total: None)
     shape = one_latent_shape(backbone, batch.prompts)
-    samples = round(batch.prompts[0].seconds * backbone.sample_rate_hz)
+    samples = batch.prompts[0].samples(backbone.sample_rate_hz)
     sampling = Stopwatch(device)
     with sampling():
-        conditioning = encode_all(backbone, batch.prompts, sample_batch_size)
-        guided = sampler.guidance_scale != 1
-        negatives = [prompt.as_negative() for prompt in batch.prompts]
-        negative = encode_all(backbone, negatives, sample_batch_size) if guided else None
+        said, denied = sampler.sides(batch.prompts)
+        conditioning = encode_all(backbone, said, sample_batch_size)
+        negative = None if denied is None else encode_all(backbone, denied, sample_batch_size)
     trajectories, waves = [], []
     total = len(batch) * sampler.steps
     scored = partial(report, "reward", total=len(batch))

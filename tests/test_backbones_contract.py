@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ import toy_stable_audio
 import toy_tango
 import toy_tangoflux
 
+from datamodules.batches import PromptBatch
+from lightning_modules.denoising import Denoising
+from lightning_modules.rollouts import sample_and_score
 from zoo.backbones import BACKBONES
 from zoo.backbones.lora import add_lora, attention_linears, reference
 from zoo.diffusion import Sampler, noise_generator, rollout
-from zoo.types import Backbone, Conditioning, Path, Prompt
+from zoo.generation import generate
+from zoo.types import Backbone, Conditioning, Path, Prompt, RewardOutput
 
 # the smallest arguments of each backbone that need no weights of others
 ARGUMENTS = {
@@ -65,6 +70,13 @@ def backbone(key):
             if not parameter.any():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return model
+
+
+class Level:
+    differentiable = True
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        return RewardOutput(wave_BCN.square().mean(dim=(1, 2)))
 
 
 def noisy(backbone, rows, seconds=0.5):
@@ -187,6 +199,47 @@ def test_a_sample_does_not_depend_on_its_batch(key, backbone, guidance_scale):
     assert three.clean.shape == (3, *backbone.latent_shape(0.5)) and three.clean.isfinite().all()
     torch.testing.assert_close(one.clean[0], three.clean[1], atol=1e-5, rtol=1e-5)
     assert (three.clean[0] - three.clean[1]).abs().max() > 0.1
+
+
+LONG_NEGATIVE = "noise and rain on a roof while a dog barks and a bird sings with strings"
+
+
+def test_without_guidance_a_negative_has_no_effect(backbone):
+    """Generation, evaluation, rollout and training on clean latents; with guidance it has one."""
+    with_negative = [replace(prompt, negative=LONG_NEGATIVE) for prompt in PROMPTS]
+    without = [replace(prompt, negative="") for prompt in PROMPTS]
+
+    def made(prompts, scale):
+        waves = generate(backbone, prompts, steps=2, guidance_scale=scale)
+        return torch.stack([wave.samples_CN for wave in waves])
+
+    def rolled_out(prompts, scale):
+        reward = Level()
+        batch = PromptBatch(tuple(prompts), (0, 0, 0), 0)
+        return sample_and_score(
+            backbone, reward, Sampler(2, scale), batch, seed=0, sample_batch_size=2, device=torch.device("cpu")
+        ).trajectory.latents_SB
+
+    for path in (made, rolled_out):
+        assert torch.equal(path(with_negative, 1.0), path(without, 1.0))
+        assert not torch.equal(path(with_negative, 2.0), path(without, 2.0))
+    clean, time_B = noisy(backbone, 3)
+    module = Denoising(backbone, trainable=("denoiser",))
+    with torch.no_grad():
+        errors = [module._errors(clean, side, time_B, clean) for side in (with_negative, without)]
+    assert torch.equal(*errors)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1 / 3, 0.25001, 0.5])
+def test_generation_and_rollout_cut_a_clip_alike(backbone, seconds):
+    prompt = replace(PROMPTS[0], seconds=seconds)
+    lengths = {generate(backbone, [prompt], steps=1, guidance_scale=1.0)[0].samples_CN.shape[-1]}
+    settings = {"seed": 0, "sample_batch_size": 1, "device": torch.device("cpu"), "keep": "wave"}
+    batch = PromptBatch((prompt,), (0,), 0)
+    for scale in (1.0, 2.0):
+        wave_BCN = sample_and_score(backbone, Level(), Sampler(1, scale), batch, **settings).wave_BCN
+        lengths.add(wave_BCN.shape[-1])
+    assert lengths == {prompt.samples(backbone.sample_rate_hz)}
 
 
 def test_weights_go_out_and_in_again(key, backbone):

@@ -14,10 +14,11 @@ from toy_ddpo import Recorder, module, trainer
 from toys import SMALL, ToyBackbone, ToyReward, prompts
 
 from datamodules.prompts import PromptDataModule
-from lightning_modules.prompt_checks import too_long
+from lightning_modules.prompt_checks import told, too_long
 from zoo.backbones.tango import Tango
 from zoo.backbones.tiny import TinyAudio
 from zoo.conditioners.tokenizer import refused
+from zoo.diffusion import Sampler
 from zoo.rewards.clap import ClapReward
 from zoo.types import Prompt
 
@@ -138,13 +139,17 @@ def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
     make, text, message = BACKBONES[kind]
     backbone = make()
     asked = [Prompt("short", "a dog barks", "a bird"), Prompt("long", text, ""), Prompt("negative", "a bird", text)]
-    found = too_long(backbone, (None, ToyReward()), asked, guided=True)
+    rewards, guided, plain = (None, ToyReward()), Sampler(2, 3.0), Sampler(2)
+    found = too_long(backbone, rewards, told(asked, (plain, guided)))
     assert list(found) == ["long", "negative"] and message in found["long"] and message in found["negative"]
     backbone.encode_prompts([asked[0], asked[0].as_negative()])
     for prompt in (asked[1], asked[2].as_negative()):
         with pytest.raises(ValueError, match=message):
             backbone.encode_prompts([prompt])
-    in_pairs = kind in ("audioldm2", "tangoflux")  # these read the negative beside each prompt, with guidance or without
+    unguided = told(asked, (plain, plain))
+    assert list(too_long(backbone, rewards, unguided)) == ["long"]
+    backbone.encode_prompts(unguided[2:])
+    in_pairs = kind in ("audioldm2", "tangoflux")  # these read the negative beside each prompt
     assert set(backbone.too_long(asked)) == ({"long", "negative"} if in_pairs else {"long"})
     if in_pairs:
         with pytest.raises(ValueError, match=message):

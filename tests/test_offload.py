@@ -7,6 +7,7 @@ import toy_tango
 from toy_ddpo import Recorder, module, trainer, weights
 from toys import Rounds, ToyBackbone, ToyReward
 
+from datamodules.batches import PromptBatch
 from datamodules.prompts import PromptDataModule
 from lightning_modules.offload import move, part_modules, present
 from zoo.types import Prompt
@@ -58,6 +59,16 @@ def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, a
     if away == "drop":
         with pytest.raises(ValueError, match="'sad piano'.* was not encoded before; give all prompts to drop_text_encoders"):
             saving.backbone.encode_prompts([Prompt("x", "sad piano")])
+
+
+@pytest.mark.parametrize(("scale", "eval_scale"), [(1.0, None), (1.0, 3.0), (3.0, 1.0)])
+def test_dropped_encoders_have_read_what_each_sampler_asks_for(tmp_path, scale, eval_scale):
+    """AudioLDM 2 pads a prompt to its negative, but only under guidance."""
+    quiet = ddpo(toy_audioldm2.small_model(), text_encoders="drop", guidance_scale=scale, eval_guidance_scale=eval_scale)
+    source = data(tmp_path, negative="noise and rain on a roof and a bird", rounds_per_epoch=1)
+    trainer(1).fit(quiet, datamodule=source)
+    batch = PromptBatch(source.train_prompts, (0, 0), 0)
+    assert quiet.trainer.global_step == 1 and quiet.evaluate(batch).wave_BCN.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))

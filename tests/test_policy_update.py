@@ -11,9 +11,11 @@ from lightning_modules.policy_update import (
     MicroBatch,
     UpdateRecord,
     backward_steps,
+    check_ratio,
     draw_steps,
     plan_round,
     plan_updates,
+    ratio_tolerance,
     scored_elements,
     trainable_steps,
     update_metrics,
@@ -157,6 +159,39 @@ def test_the_worst_ratio_is_named_and_no_number_is_the_worst():
     off, where = worst([[1.0, 1.01], [1.5, float("nan")]])
     assert off == float("inf") and where.startswith(f"step 7 of prompt {prompts[1].id!r}")
     assert worst([[1.0, 9.0], [1.02, float("nan")]], (1.0, 0.0))[0] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "same_shapes", "convolutions_tf32", "products", "tolerance"),
+    [
+        (torch.float32, True, True, "highest", 1e-6),  # the same kernels run twice
+        (torch.float32, False, False, "highest", 1e-5),
+        (torch.float32, False, True, "highest", 0.01),
+        (torch.float32, True, False, "high", 0.01),
+        (torch.bfloat16, True, False, "highest", 0.01),
+        (torch.bfloat16, False, False, "highest", 0.01),
+    ],
+)
+def test_the_ratio_may_be_off_by_what_rounding_explains(
+    monkeypatch, dtype, same_shapes, convolutions_tf32, products, tolerance
+):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: products)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", convolutions_tf32)
+    network = torch.nn.Linear(2, 2, dtype=dtype)
+    found, why = ratio_tolerance(network, "cuda", same_shapes, clip_range=0.02)
+    assert found == tolerance and "recompute_old_log_prob=true" in why
+    assert ("sample_batch_size" in why) == (tolerance == 1e-5)
+    check_ratio(tolerance, "here", found, why)
+    for off in (1.01 * tolerance, float("nan")):
+        with pytest.raises(ValueError, match=f"within {tolerance:.3g}, .* at here; {why[:9]}"):
+            check_ratio(off, "here", found, why)
+
+
+def test_tf32_is_a_matter_of_graphics_processors(monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert ratio_tolerance(torch.nn.Linear(2, 2), "cpu", True, 0.02)[0] == 1e-6
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ratio_tolerance(torch.nn.Linear(2, 2), "cpu", True, 0.02)[0] == 0.01
 
 
 def test_scored_elements_are_those_of_the_sample_with_the_fewest(toy_round):

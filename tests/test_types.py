@@ -60,6 +60,21 @@ def test_the_negative_side_keeps_the_length_and_sees_the_pair():
     assert negative.negative == "sad piano"
 
 
+def test_without_its_negative_a_prompt_is_otherwise_the_same():
+    prompt = Prompt("a", "sad piano", "noise", 2.0, (SourcePath(90.0),), {"mood": "sad"})
+    plain = prompt.without_negative()
+    assert plain == dataclasses.replace(prompt, negative="") and plain.labels == prompt.labels
+    assert plain.without_negative() is plain
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate_hz", "samples"),
+    [(4.096, 16_000, 65_536), (1 / 3, 16_000, 5_334), (0.1, 44_100, 4_410), (10, 44_100, 441_000), (1e-6, 16_000, 1)],
+)
+def test_a_clip_has_the_fewest_samples_that_cover_its_seconds(seconds, rate_hz, samples):
+    assert Prompt("a", "x", seconds=seconds).samples(rate_hz) == samples
+
+
 def test_conditioning_needs_one_row_a_sample():
     with pytest.raises(ValueError, match=r"one row a sample, got rows \{'a': 2, 'b': 3\}"):
         Conditioning({"a": torch.zeros(2), "b": torch.zeros(3)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -263,9 +262,9 @@ def _batches(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
 @torch.no_grad()
 def _sample(backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device) -> list[Waveform]:
     prompts = [prompt for prompt, _ in jobs]
-    conditioning = backbone.encode_prompts(prompts)
-    guided = sampler.guidance_scale != 1
-    negative: Conditioning | None = backbone.encode_prompts([prompt.as_negative() for prompt in prompts]) if guided else None
+    said, denied = sampler.sides(prompts)
+    conditioning = backbone.encode_prompts(said)
+    negative: Conditioning | None = None if denied is None else backbone.encode_prompts(denied)
     shape = tuple(backbone.latent_shape(prompts[0].seconds))
     generators = [noise_generator(seed, 0, prompt.id, 0) for prompt, seed in jobs]
     trajectory = rollout(
@@ -274,7 +273,7 @@ def _sample(backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, i
     wave_BCN = backbone.decode(trajectory.clean).float().cpu()
     if not torch.isfinite(wave_BCN).all():
         raise ValueError("the model gave NaN or infinity; load it in float32 or lower the guidance scale")
-    samples = math.ceil(prompts[0].seconds * backbone.sample_rate_hz - 1e-6)
+    samples = prompts[0].samples(backbone.sample_rate_hz)
     return [Waveform(wave_CN[:, :samples].clamp(-1, 1), backbone.sample_rate_hz) for wave_CN in wave_BCN]
 
 

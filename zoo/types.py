@@ -65,6 +65,14 @@ class Prompt:
         """The unconditional side of guidance: text and negative change places (backbones may need the pair); no sources."""
         return replace(self, text=self.negative, negative=self.text, sources=())
 
+    def without_negative(self) -> Prompt:
+        """What is encoded where nothing is guided: some backbones pad a prompt to its negative."""
+        return replace(self, negative="") if self.negative else self
+
+    def samples(self, sample_rate_hz: int) -> int:
+        """How many wave samples ``seconds`` are: the fewest that cover them. Every clip is cut to it."""
+        return max(1, math.ceil(self.seconds * sample_rate_hz - 1e-6))
+
 
 @dataclass(frozen=True)
 class Waveform:

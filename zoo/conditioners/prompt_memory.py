@@ -55,11 +55,15 @@ class PromptMemory:
         return prompt.text, max(len(self.tokens(text)) for text in (prompt.text, prompt.negative))
 
     def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Reads prompts and their negatives, which stay. Raises ``ValueError`` for more texts than are kept, and as a call."""
-        for side in (side for prompt in prompts for side in (prompt, prompt.as_negative())):
-            if self._key(side) not in self._kept and len(self._kept) >= CAPACITY:
-                raise ValueError(f"{CAPACITY} texts are kept at most; keep the text encoders for more prompts than that")
-            self(side)
+        """Reads prompts and their negatives, and prompts as they are without guidance; all of it stays.
+
+        Raises ``ValueError`` for more texts than are kept, and as a call.
+        """
+        for prompt in prompts:
+            for side in (prompt, prompt.as_negative(), prompt.without_negative()):
+                if self._key(side) not in self._kept and len(self._kept) >= CAPACITY:
+                    raise ValueError(f"{CAPACITY} texts are kept at most; keep the text encoders for more prompts than that")
+                self(side)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
         """Prompt id -> what the tokenizer says of a text with too many tokens; negatives count where they are read in pairs."""

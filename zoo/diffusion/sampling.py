@@ -62,6 +62,20 @@ class Sampler:
         """One eta a step."""
         return self.eta if isinstance(self.eta, tuple) else (float(self.eta),) * int(self.steps)
 
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale != 1
+
+    def sides(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt] | None]:
+        """What a backbone encodes of ``prompts``: the prompts and their negatives.
+
+        Without guidance the negatives are left out of the prompts, too, and there is no second
+        side (None): nothing that a negative says has an effect then.
+        """
+        if not self.is_guided:
+            return [prompt.without_negative() for prompt in prompts], None
+        return list(prompts), [prompt.as_negative() for prompt in prompts]
+
 
 def noise_generator(seed: int, round_index: int, prompt_id: str, sample_index: int) -> torch.Generator:
     """The CPU generator of one sample's noise: a function of these four values only, whatever the batch size or rank."""
@@ -202,12 +216,12 @@ def rollout(
     counts |= {} if negative is None else {"negative": len(negative)}
     if len(set(counts.values())) > 1 or not prompts:
         raise ValueError(f"a rollout needs one prompt, conditioning row and generator a sample, at least one, got {counts}")
-    if negative is None and sampler.guidance_scale != 1:
+    if negative is None and sampler.is_guided:
         raise ValueError(
-            f"guidance_scale {sampler.guidance_scale} needs a negative side; encode Prompt.as_negative() or set the scale to 1"
+            f"guidance_scale {sampler.guidance_scale} needs a negative side; encode what Sampler.sides "
+            "gives, or set the scale to 1"
         )
-    guided = sampler.guidance_scale != 1
-    conditioning, negative = conditioning.to(device), negative.to(device) if guided else None
+    conditioning, negative = conditioning.to(device), negative.to(device) if sampler.is_guided else None
     mask = None if scored_mask is None else scored_mask.to(device)
     count, steps = len(prompts), int(sampler.steps)
 
@@ -262,7 +276,7 @@ def step_log_prob(
     same = trajectory.std_S.shape == stds.shape and torch.allclose(trajectory.std_S.cpu(), stds, rtol=1e-5, atol=0)
     if not same or not torch.equal(trajectory.times_S.cpu(), times):
         raise ValueError("the trajectory was sampled with other steps, eta, rule or path; give the sampler of its rollout")
-    if (sampler.guidance_scale != 1) != (trajectory.negative is not None):
+    if sampler.is_guided != (trajectory.negative is not None):
         raise ValueError("guidance must be on in rollout and training alike; give the sampler of the trajectory's rollout")
     if bool(((step_B < 0) | (step_B >= sampler.steps)).any()):
         raise ValueError(f"steps lie in [0, {sampler.steps - 1}], got {step_B.tolist()}")
