@@ -16,14 +16,15 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import soundfile
 import torch
 import torchaudio.functional as AF
 
 from datamodules.emotion import MOOD_OF_QUADRANT, SPLITS
 from datamodules.music_render import _RENDER_RATE_HZ, RENDERERS, find_font
 from datamodules.music_score import MOODS, RULES, MoodRules, Note, compose
+from zoo.audio_files import write_audio
 from zoo.files import folder_written_beside
+from zoo.types import Waveform
 
 SAMPLE_RATE_HZ = 22_050
 FORMATS = ("flac", "wav", "mp3")
@@ -156,7 +157,7 @@ def write_piano_demo(
             for segment in range(segments):
                 name = f"{song.quadrant}_{song.id}_{segment}"
                 wave = render_segment(song, segment, seconds, renderer)
-                soundfile.write(temporary / "audio" / f"{name}.{audio_format}", wave.numpy(), SAMPLE_RATE_HZ)
+                write_audio(temporary / "audio" / f"{name}.{audio_format}", Waveform(wave[None], SAMPLE_RATE_HZ))
                 names[song.split].append(name)
         for split, clips in names.items():
             with (temporary / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:

@@ -119,7 +119,7 @@ class _WriteConfig(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             out_dir = Path(self.run.out_dir)
-            for folder in (out_dir, out_dir / "checkpoints"):
+            for folder in (out_dir, out_dir / "checkpoints", out_dir / "audio"):
                 clear_after_killed(folder)
             run_folder.write_config(out_dir, self.run.to_dict(), self.command_line, self.checkpoint)
 

@@ -9,6 +9,7 @@ import numpy
 import pytest
 import soundfile
 import torch
+from toy_disk import no_file_above
 
 from zoo.audio_files import FORMATS, read_audio, resample, write_audio
 from zoo.types import Waveform
@@ -90,6 +91,17 @@ def test_waves_that_cannot_be_written_leave_nothing(tmp_path, name, wave, messag
     with pytest.raises(ValueError, match=message):
         write_audio(tmp_path / name, wave)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_audio(path, tone())
+    before = path.read_bytes()
+    with pytest.raises(OSError) as caught, no_file_above(64):
+        write_audio(path, tone(0.1))
+    assert caught.value.filename == str(path) and path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

@@ -127,6 +127,14 @@ def test_mistakes_are_one_line(tmp_path: Path, words: list[str], message: str, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before"], "nothing was written"
 
 
+def test_a_test_whose_answers_cannot_be_saved_does_not_open(tmp_path: Path) -> None:
+    from zoo.pages.trials import listening_test
+
+    pairs = read_pairs(*folders(tmp_path, 2)).pairs
+    with pytest.raises(OSError, match="answers cannot be saved here .*a.csv"):
+        listening_test(pairs, pairs[0].base.path / "a.csv")
+
+
 def test_summary_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert reported(listen_command.main, ["summary", str(tmp_path / "a.csv")]) == 2
     assert "there is no such file of answers" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from toy_disk import no_file_above
 from toy_evaluation import LoudnessJudge, evaluate, reward_file, sine, sines
 from toys import SMALL
 
@@ -83,6 +85,32 @@ def test_scored_clips_are_not_scored_again_and_a_killed_run_goes_on(tmp_path, re
     (tmp_path / "o" / "scores.json").write_text("{")
     with pytest.raises(ValueError, match="scores.json cannot be read .*; remove it, and the clips are scored again"):
         evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
+
+
+def test_a_full_disk_leaves_the_whole_older_evaluation(tmp_path, rewards):
+    out, words = tmp_path / "o", ["--rewards", *rewards, "--out", tmp_path / "o"]
+    evaluate("--generations", sines(tmp_path / "g", BASE), *words)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = sines(tmp_path / "h", TRAINED)
+    for name in ("report.html", "tables.png", "results.json"):
+        with pytest.raises(OSError) as caught, no_file_above(len(before[name]) - 2000):
+            evaluate("--generations", other, *words)
+        assert Path(caught.value.filename).parent == out
+        after = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert {**after, "scores.json": b""} == {**before, "scores.json": b""}  # of the scores, more may be known
+    evaluate("--generations", other, *words)
+    assert "h" in (out / "table1.md").read_text() and set(before) == {path.name for path in out.iterdir()}
+
+
+def test_leftovers_of_a_killed_evaluation_are_swept(tmp_path, rewards):
+    out, alive = tmp_path / "o", f".report.{os.getppid()}.part.html"
+    for name in (".scores.999999999.part.json", "clips/trained/.000_x.999999999.part.wav", "clips/original/.a.999999999.part.wav",
+                 ".together.999999999.part/table1.md", alive, ".mine.999999999.part.doc"):  # fmt: skip
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    evaluate("--generations", sines(tmp_path / "g", BASE), "--rewards", rewards[0], "--out", out)
+    hidden = {path.relative_to(out).as_posix() for path in out.rglob(".*")}
+    assert hidden == {alive, ".mine.999999999.part.doc"}
 
 
 def test_combine_puts_runs_into_one_table(tmp_path, rewards, capsys):

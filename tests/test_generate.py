@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from pathlib import Path
 
@@ -233,17 +233,32 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
 
 def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch):
+    """Two batches of two: the second one's second file fails, and its first has no row in the index, so it is not kept either."""
     written = []
 
     def write(path, wave: Waveform):
-        if written:
+        if len(written) == 3:
             raise OSError(28, "No space left on device", str(path))
         written.append(path)
         write_audio(path, wave)
 
     monkeypatch.setattr(audio_files, "write_audio", write)
-    with pytest.raises(OSError, match="No space left"):
-        run(model, "one", "two", "--steps", 1, "--seconds", 0.5, "--batch-size", 1, "--out", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000_one_seed0.wav", "samples.json"]
-    assert [sample.prompt.text for sample in read_samples(tmp_path)] == ["one"], "the index lists what is there"
-    assert json.dumps(sound(written[0]).shape) == "[2, 8000]"
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(model, "one", "two", "--seeds", "0,1", "--steps", 1, "--seconds", 0.5, "--batch-size", 2, "--out", tmp_path)
+    assert caught.value.filename == str(tmp_path / "001_two_seed1.wav")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000_one_seed0.wav", "000_one_seed1.wav", "samples.json"]
+    assert [sample.prompt.text for sample in read_samples(tmp_path)] == ["one", "one"], "the index lists what is there"
+    assert sound(tmp_path / "000_one_seed0.wav").shape == (2, 8000)
+
+
+def test_leftovers_of_a_killed_call_are_swept(model, tmp_path):
+    (tmp_path / ".together.999999999.part").mkdir()
+    kept = [f".a.{os.getppid()}.part.wav", ".notes.999999999.part.txt"]
+    for name in (".000_one_seed0.999999999.part.wav", ".samples.999999999.part.json", ".b.999999999.part.flac", *kept):
+        (tmp_path / name).touch()
+    run(model, "one", "--steps", 1, "--seconds", 0.5, "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "000_one_seed0.wav", "samples.json"}
+    (tmp_path / ".x.999999999.part.wav").touch()
+    (tmp_path / ".y.999999999.part.wav").touch()
+    run(model, "one", "--steps", 1, "--seconds", 0.5, "--out", tmp_path / "x.wav")
+    assert {path.name for path in tmp_path.glob(".?.999999999.*")} == {".y.999999999.part.wav"}, "only of the file itself"

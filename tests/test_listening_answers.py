@@ -8,9 +8,19 @@ import threading
 from pathlib import Path
 
 import pytest
+from toy_disk import no_file_above
 
 from zoo.pages import answers as answer_file
-from zoo.pages.answers import COLUMNS, Answer, Answers, append_answer, described, read_answers, summarise
+from zoo.pages.answers import (
+    COLUMNS,
+    Answer,
+    Answers,
+    append_answer,
+    check_writable,
+    described,
+    read_answers,
+    summarise,
+)
 
 
 def an_answer(listener: str = "ann", pair: int = 0, answer: str = "A", a: str = "tuned", prompt_id: str = "p") -> Answer:
@@ -72,16 +82,43 @@ def test_files_that_are_not_ours_are_not_added_to(tmp_path: Path) -> None:
         append_answer(tmp_path / "folder.csv", an_answer())
 
 
-def test_a_full_disk_is_an_error_and_leaves_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, write = tmp_path / "answers.csv", os.write
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_full_disk_is_an_error_and_leaves_no_part_of_an_answer(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"answers{suffix}"
+    for room in (0, 10):
+        with pytest.raises(OSError) as caught, no_file_above(room):
+            append_answer(path, an_answer())
+        assert caught.value.filename == str(path) and path.read_bytes() == b""
     append_answer(path, an_answer())
-    monkeypatch.setattr(answer_file.os, "write", lambda handle, data: write(handle, data[:10]))
-    with pytest.raises(OSError, match="only 10 of .* bytes"):
-        append_answer(path, an_answer(pair=1))
-    monkeypatch.undo()
+    before = path.read_bytes()
+    for room in (0, 10):
+        with pytest.raises(OSError) as caught, no_file_above(len(before) + room):
+            append_answer(path, an_answer(pair=1))
+        assert caught.value.filename == str(path) and path.read_bytes() == before
+    assert append_answer(path, an_answer(pair=1))
     found = read_answers(path)
-    assert len(found.answers) == 1 and found.bad_lines == (3,)
-    assert append_answer(path, an_answer(pair=1)) and len(read_answers(path).answers) == 2
+    assert len(found.answers) == 2 and found.bad_lines == ()
+
+
+def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "answers.csv", os.write
+    monkeypatch.setattr(answer_file.os, "write", lambda handle, data: write(handle, data[:10]))
+    append_answer(path, an_answer())
+    assert read_answers(path).answers == (an_answer(),)
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_the_first_answer(tmp_path: Path) -> None:
+    append_answer(tmp_path / "there.csv", an_answer())
+    before = (tmp_path / "there.csv").read_bytes()
+    for name in ("there.csv", "new.csv", "deep/new.csv"):
+        check_writable(tmp_path / name)
+    assert (tmp_path / "there.csv").read_bytes() == before
+    assert not (tmp_path / "new.csv").exists() and not (tmp_path / "deep/new.csv").exists()
+    for name in ("there.csv/a.csv", "there.csv/deep/a.csv"):
+        with pytest.raises(OSError, match=f"answers cannot be saved here .*{name}"):
+            check_writable(tmp_path / name)
+    with pytest.raises(OSError, match="answers cannot be saved here"):
+        check_writable("/proc/answers.csv")
 
 
 def test_listeners_at_the_same_time_lose_nothing(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_a_full_disk_is_seen_before_and_during(there: HubServer, monkeypatch: py
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["owner/model", "embedded/mood"])
+def test_a_second_pull_to_the_same_folder_is_fine(there: HubServer, tmp_path: Path, name: str) -> None:
+    folder = pull(name, to="target")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert pull(name, to="target") == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, "nothing is written again"
+    (folder / "config.json").write_text("{}")
+    with pytest.raises((ValueError, FileExistsError)):
+        pull(name, to="target")
+
+
 def test_a_target_that_is_taken_or_cannot_be_written_to(there: HubServer, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()

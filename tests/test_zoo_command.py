@@ -96,6 +96,8 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
     assert {path.name for path in copied.iterdir()} == {path.name for path in MUSIC.path.iterdir()}
     assert (copied / "model.safetensors").read_bytes() == (MUSIC.path / "model.safetensors").read_bytes()
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["music"]
+    assert run("pull", "embedded/music", "--to", "here/music").strip() == "here/music", "a second time is fine"
+    (copied / "README.md").unlink()
     assert "here/music exists and does not hold what is being pulled" in refused("pull", "embedded/music", "--to", "here/music")
     lines = run("verify", "here/music").splitlines()
     assert lines[-1] == f"here/music is whole: {len(list(copied.iterdir()))} files"
@@ -133,8 +135,9 @@ def test_export_hands_over_what_was_asked(monkeypatch: pytest.MonkeyPatch, run) 
     module = SimpleNamespace(export_run=lambda *args, **settings: seen.append((args, settings)))
     monkeypatch.setitem(sys.modules, "zoo.export", module)
     assert run("export", "runs/one", "--to", "out") == "out\n"
-    run("export", "runs/one", "--to", "out", "--merge")
-    assert seen == [(("runs/one", "out"), {"merge": False}), (("runs/one", "out"), {"merge": True})]
+    run("export", "runs/one", "--to", "out", "--merge", "--overwrite")
+    settings = [{"merge": False, "overwrite": False}, {"merge": True, "overwrite": True}]
+    assert seen == [(("runs/one", "out"), one) for one in settings]
 
 
 def test_a_dry_push_prints_the_plan(monkeypatch: pytest.MonkeyPatch, run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from zoo.checkpoint import (
     save_artifact,
     write_config,
 )
-from zoo.files import folder_written_beside
+from zoo.files import clear_after_killed, folder_written_beside
 from zoo.generation import as_dtype, built_from, load_weights, run_settings
 from zoo.run_facts import facts_of
 from zoo.run_results import Checkpoint, fill, newest_result
@@ -33,6 +34,7 @@ def export_run(
     dtype: str | torch.dtype | None = None,
     card: str | None = None,
     licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes what a run has learned into the folder ``to``, finished or not, and returns it.
 
@@ -42,15 +44,18 @@ def export_run(
     ``card``: name of the written body in hub_cards/ (default: that of the run folder's name, else the template). ``licence``: of
     a model that is derived from no other (none is recorded if not given); a derived one inherits its base's.
 
-    ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older export there is replaced. Raises
-    ``ValueError`` (nothing to export, base changed since training, ``to`` holds other files, ...), ``OSError`` (no such run,
-    read-only, disk full).
+    ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older export there is replaced only
+    with ``overwrite``. Raises ``ValueError`` (nothing to export, base changed since training, ``to`` holds an export or other
+    files, ...), ``OSError`` (no such run, read-only, disk full).
     """
     run, to, dtype = Path(run_folder), Path(to), as_dtype(dtype)
     settings = run_settings(run)
     if not settings:
         raise FileNotFoundError(f"{run} is no run folder: it has no config.yaml (name the out_dir of a run)")
+    clear_after_killed(to.parent, glob.escape(to.name))
     refuse_foreign_files(to)
+    if not overwrite and to.is_dir() and any(to.iterdir()):
+        raise ValueError(f"{to} exists; give another --to, or --overwrite to replace it (in Python: overwrite=True)")
     result = newest_result(run)
     with folder_written_beside(to, replace=True) as part:
         facts = facts_of(run, settings, result, card, licence)

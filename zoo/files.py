@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import hashlib
 import os
@@ -21,23 +22,55 @@ AUDIO_FORMATS = {
 }
 
 
+_LEFTOVER = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.(?P<what>part|old)(?P<suffix>\.[^.]*)?")
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # what the system says without naming a file
+
+
 @contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder (same suffix); on success it takes the name ``path`` in one step.
 
-    On any error the temporary file is removed and an older file at ``path`` stays as it was. Raises ``OSError``.
+    On any error the temporary file is removed and an older file at ``path`` stays as it was. Raises ``OSError``, which names
+    ``path`` also where the system named nothing (a full disk) or the temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _errors_name(path, temporary):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def files_written_together(folder: str | Path) -> Iterator[Path]:
+    """Yields an empty temporary folder inside ``folder``; on success all files in it take their places in ``folder``.
+
+    Older files of the same names are replaced, others stay. On any error none is moved: what was there stays as it was. Raises
+    ``OSError``, and ``IsADirectoryError`` where a folder has the name of one of the files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_after_killed(folder, "together")
+    temporary = folder / f".together.{os.getpid()}.part"
+    try:
+        with _errors_name(folder, temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            files = sorted(path for path in temporary.iterdir() if path.is_file())
+            for path in files:
+                _sync(path)
+                if (folder / path.name).is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / path.name))
+            for path in files:
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -46,7 +79,7 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
 
     ``folder`` may be an empty folder; anything else there raises ``FileExistsError``, or with ``replace`` (a folder) is gone once
     the new one is whole. On any error the temporary folder is removed and the older one stays as it was. What a killed process
-    left of the same folder (a hidden ``.NAME.PID.part``) is removed, too. Raises ``OSError``, for a place that cannot be
+    left of the same folder (see ``clear_after_killed``) is removed, too. Raises ``OSError``, for a place that cannot be
     written to with what to do.
     """
     folder = Path(folder)
@@ -56,7 +89,7 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_after_killed(folder)
+        clear_after_killed(folder.parent, glob.escape(folder.name))
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     except OSError as error:
@@ -65,11 +98,11 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
             raise OSError(error.errno, advice, str(folder)) from error
         raise
     try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
+        with _errors_name(folder, temporary):
+            yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    _sync(path)
         if not is_empty:
             os.replace(folder, old)
         os.replace(temporary, folder)  # takes the place of an empty folder, too
@@ -82,24 +115,48 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _clear_after_killed(folder: Path) -> None:
-    """What a killed writer of ``folder`` left beside it goes; an older folder that it had moved away comes back."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        pid, what = left.name.removeprefix(f".{folder.name}.").partition(".")[::2]
-        if what not in ("part", "old") or not left.is_dir() or _is_running(pid):
+@contextmanager
+def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
+    """An ``OSError`` of writing names ``path``, or what is to be in it, instead of nothing or ``temporary``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _WRITING:
+            error.filename = str(path)
+        elif isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(temporary):
+            error.filename = str(path / Path(error.filename).relative_to(temporary))
+        raise
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def clear_after_killed(directory: str | Path, *names: str) -> None:
+    """Removes what killed processes left in ``directory`` of the files and folders that they were writing.
+
+    Such a leftover is hidden and says whose it is: ``.STEM.PID.part.SUFFIX`` of a file, ``.NAME.PID.part`` of a folder (with one
+    dot and one ``.PID.part`` more where a folder was written into it), ``.NAME.PID.old`` of a folder that was being replaced,
+    which comes back where there is no ``NAME``. Those of a process that runs stay. ``names``: patterns of the files and folders
+    that were to be (default: all). Raises ``OSError``.
+    """
+    directory = Path(directory)
+    for left in sorted(directory.glob(".*.*")) if directory.is_dir() else ():
+        found = _LEFTOVER.fullmatch(left.name)
+        if found is None or _is_running(found["pid"]):
             continue
-        if what == "old" and not folder.exists():
-            os.replace(left, folder)
+        name, is_nested = found["stem"] + (found["suffix"] or ""), False
+        while inner := _LEFTOVER.fullmatch(name):
+            name, is_nested = inner["stem"] + (inner["suffix"] or ""), True
+        if names and not any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
+            continue
+        if not left.is_dir() or left.is_symlink():
+            left.unlink(missing_ok=True)
+        elif found["what"] == "old" and not is_nested and not (directory / name).exists():
+            os.replace(left, directory / name)
         else:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def clear_after_killed(directory: str | Path) -> None:
-    """Removes what killed processes left in ``directory`` of files that they were writing (hidden, ``.NAME.PID.part.SUFFIX``)."""
-    for left in Path(directory).glob(".*.part*"):
-        name = re.fullmatch(r"\..*\.(\d+)\.part(\.[^.]*)?", left.name)
-        if name and left.is_file() and not _is_running(name[1]):
-            left.unlink(missing_ok=True)
 
 
 def _is_running(pid: str) -> bool:
@@ -109,7 +166,7 @@ def _is_running(pid: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except (OSError, OverflowError):  # somebody else's, or no process of this machine
         return True
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import re
 import unicodedata
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.files import AUDIO_FORMATS
+from zoo.files import AUDIO_FORMATS, clear_after_killed, files_written_together
 
 if TYPE_CHECKING:  # what needs torch is imported once the arguments are read, so that --help is there at once
     from zoo.types import Prompt
@@ -99,22 +100,33 @@ def _generate_files(
     batch_size: int,
     sampling: dict[str, Any],
 ) -> None:
-    """A few prompts at a time, so that what is finished is on disk, and in the index of ``folder`` (``zoo.sample_files``)."""
+    """A few prompts at a time, so that what is finished is on disk, and in the index of ``folder`` (``zoo.sample_files``).
+
+    First removes what a killed call was about to write there.
+    """
     from rich.progress import track
 
     from zoo.audio_files import write_audio
     from zoo.generation import generate
-    from zoo.sample_files import Sample, write_index
+    from zoo.sample_files import INDEX, Sample, write_index
 
+    if folder is None:
+        clear_after_killed(paths[0].parent, glob.escape(paths[0].name))
+    else:
+        clear_after_killed(folder, INDEX, *(f"*{suffix}" for suffix in AUDIO_FORMATS))
     count = max(1, batch_size // len(seeds))
     samples = [Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))]
     for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
         some = prompts[start : start + count]
         waves = generate(backbone, some, seeds=seeds, batch_size=batch_size, **sampling)
-        for path, wave in zip(paths[start * len(seeds) :], waves):
-            write_audio(path, wave)
-        if folder is not None:
-            write_index(folder, samples[start * len(seeds) : (start + count) * len(seeds)])
+        if folder is None:
+            write_audio(paths[0], waves[0])
+            continue
+        rows = samples[start * len(seeds) : (start + count) * len(seeds)]
+        with files_written_together(folder) as part:  # no file without its row in the index, no row without its file
+            for sample, wave in zip(rows, waves, strict=True):
+                write_audio(part / sample.path.name, wave)
+            write_index(folder, rows, part)
     for path in paths:
         print(path)
 

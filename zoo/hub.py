@@ -114,8 +114,15 @@ def _embedded(entry: ZooEntry, to: Path | None) -> Path:
     assert source is not None
     if not (source / "config.json").is_file():
         raise FileNotFoundError(f"the weights of {entry.name} are not in {source}; install the package again")
-    verify_folder(source, entry.sha256)
+    files = verify_folder(source, entry.sha256)
+    if to is not None and _holds(to, {file.name: file.sha256 for file in files}):
+        return to  # copied there before
     return source if to is None else copied(source, to)
+
+
+def _holds(folder: Path, sha256: Mapping[str, str]) -> bool:
+    """Whether every file of ``sha256`` (name -> hash) is in ``folder`` as it should be."""
+    return all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in sha256.items())
 
 
 def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:

@@ -170,6 +170,7 @@ def fetch(hub: HubRepo, sha: str, file: RemoteFile, waiting: Path, report: Calla
                     raise
             except OSError as error:
                 if error.errno is not None:  # the disk's
+                    error.filename = error.filename or str(path)
                     raise
                 raise ValueError(f"{file.name} of {hub.repo_id} did not arrive with the {file.size_bytes} bytes that the Hub "
                                  "listed; pull again") from error

@@ -53,8 +53,10 @@ def read_samples(folder: str | Path) -> tuple[Sample, ...]:
     return samples
 
 
-def write_index(folder: str | Path, samples: Sequence[Sample]) -> Path:
+def write_index(folder: str | Path, samples: Sequence[Sample], to: str | Path | None = None) -> Path:
     """Adds ``samples``, whose files lie in ``folder``, to its index (entries of the same files are replaced), in one step.
+
+    ``to``: a folder that gets the new index instead, to be moved into ``folder`` together with its files.
 
     Raises ``ValueError`` when the index that is there cannot be read, and ``OSError``.
     """
@@ -65,9 +67,10 @@ def write_index(folder: str | Path, samples: Sequence[Sample]) -> Path:
         facts = {"file": sample.path.name, "id": p.id, "text": p.text, "negative": p.negative, "seconds": p.seconds}
         known = {"seed": sample.seed, "score": sample.score}
         entries[sample.path.name] = {**facts, "labels": dict(p.labels), **{k: v for k, v in known.items() if v is not None}}
-    with written_beside(folder / INDEX) as part:
+    path = Path(folder if to is None else to) / INDEX
+    with written_beside(path) as part:
         part.write_text(json.dumps(list(entries.values()), indent=1, default=str), encoding="utf-8")
-    return folder / INDEX
+    return path
 
 
 def checked_entries(folder: Path) -> list[dict[str, Any]]:

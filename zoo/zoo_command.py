@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("run_folder", metavar="RUN")
     add.add_argument("--to", required=True, help="a new folder")
     add.add_argument("--merge", action="store_true", help="merge the adapter into the model instead of exporting it alone")
+    add.add_argument("--overwrite", action="store_true", help="replace an older export in the folder")
     add.set_defaults(run=_export)
     add = commands.add_parser("push", help="show what would be sent to the Hub; with --yes send it", allow_abbrev=False)
     add.add_argument("folder")
@@ -157,7 +158,7 @@ class _Bar:
 def _export(options: argparse.Namespace) -> None:
     from zoo.export import export_run
 
-    export_run(options.run_folder, options.to, merge=options.merge)
+    export_run(options.run_folder, options.to, merge=options.merge, overwrite=options.overwrite)
     print(options.to)
 
 

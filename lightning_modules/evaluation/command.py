@@ -43,7 +43,7 @@ from lightning_modules.evaluation.scores import (
 )
 from lightning_modules.evaluation.tables import all_tables, as_markdown, summary
 from zoo.devices import usable_device
-from zoo.files import written_beside
+from zoo.files import clear_after_killed, files_written_together
 from zoo.generation import recorded_sampling
 from zoo.sample_files import Sample
 from zoo.sampling_settings import SamplingSettings, sampling_settings
@@ -51,6 +51,7 @@ from zoo.types import Prompt
 
 _OF_SAMPLING = ("samples", "seed", "steps", "guidance", "eta", "seconds", "negative", "which")
 _OF_EVALUATIONS = ("baseline", "config", "prompts", "rewards", "setting", "name", "role", "adapter", "table", *_OF_SAMPLING)
+_WRITTEN = ("*.md", "*.json", "*.png", "*.html", "*.wav")  # what an evaluation writes, and may leave unfinished when killed
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
 
 
@@ -65,6 +66,8 @@ def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: Read
     Raises ``ValueError`` and ``OSError``.
     """
     _check(options)
+    for folder in (options.out, *(options.out / "clips" / role for role in (ORIGINAL, TRAINED))):
+        clear_after_killed(folder, *_WRITTEN)
     if options.combine:
         results = combined({folder.name: read_results(folder) for folder in options.combine})
     else:
@@ -238,13 +241,16 @@ class _bar:
 
 
 def publish(out: Path, results: Results, players: int) -> str:
-    """Writes every file of an evaluation and gives the tables as Markdown."""
+    """Writes every file of an evaluation, all or none of them, and gives the tables as Markdown.
+
+    Raises what ``write_results`` and ``write_page`` raise.
+    """
     first, second, parts = all_tables(results)
     texts = {"table1.md": as_markdown(first), "table2.md": as_markdown([*second, *parts])}
-    for name, text in texts.items():
-        with written_beside(out / name) as part:
-            part.write_text(text, encoding="utf-8")
     here = [replace(one, clips=tuple(replace(c, file=os.path.relpath(c.file, out)) for c in one.clips)) for one in results.sets]
-    write_results(out / RESULTS, replace(results, sets=tuple(here)), summary(results))
-    write_page(out, f"Evaluation: {out.resolve().name}", results, [*first, *second], parts, players)
+    with files_written_together(out) as together:  # a full disk leaves the older files, not new tables beside an old report
+        for name, text in texts.items():
+            (together / name).write_text(text, encoding="utf-8")
+        write_results(together / RESULTS, replace(results, sets=tuple(here)), summary(results))
+        write_page(together, f"Evaluation: {out.resolve().name}", results, [*first, *second], parts, players)
     return as_markdown([*first, *second]) + f"\n{out / 'report.html'}\n"

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -92,12 +93,30 @@ def append_answer(path: str | Path, answer: Answer) -> bool:
             line = ",".join(COLUMNS) + "\n" + line
         elif content and not content.endswith(b"\n"):  # what a killed writer left is a line of its own
             line = "\n" + line
-        data = line.encode()
-        written = os.write(handle, data)
-        if written < len(data):
-            raise OSError(28, f"only {written} of {len(data)} bytes of an answer could be written", str(path))
-        os.fsync(handle)
+        try:
+            left = line.encode()
+            while left:  # once, unless the disk is full: then the next try says so
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        except OSError as error:
+            os.ftruncate(handle, len(content))  # no half line stays
+            raise OSError(error.errno, error.strerror, str(path)) from error
     return True
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises ``OSError`` where answers could not be added to ``path``, and as ``read_answers`` does; writes nothing to it."""
+    path = _checked(path)
+    try:
+        if path.exists():
+            with path.open("ab"):
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # the file itself is made by the first answer
+            return
+    except OSError as error:
+        problem = f"answers cannot be saved here ({error.strerror}); name another file"
+        raise OSError(error.errno, problem, str(path)) from error
 
 
 def _checked(path: str | Path) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.audio_files import read_audio
 from zoo.errors import did_you_mean
-from zoo.pages.answers import ANSWERS, Answer, append_answer, read_answers
+from zoo.pages.answers import ANSWERS, Answer, append_answer, check_writable, read_answers
 from zoo.pages.pairs import Pair, pairs_fingerprint
 from zoo.types import Waveform
 
@@ -65,8 +65,10 @@ def listening_test(pairs: Sequence[Pair], answers: str | Path, seed: int = 0, eq
     """Opens a test, so that mistakes show before anybody listens: every clip is read once, and the answers that are there.
 
     Raises ``ValueError`` and ``OSError`` for no pairs, audio that cannot be read, sides of different lengths, and an answers file
-    of another kind.
+    of another kind or that cannot be written.
     """
+    read_answers(answers)
+    check_writable(answers)
     if not pairs:
         raise ValueError("a listening test needs at least one pair of sounds")
     for pair in pairs:
@@ -76,7 +78,6 @@ def listening_test(pairs: Sequence[Pair], answers: str | Path, seed: int = 0, eq
         if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
             raise ValueError(f"{pair.base.path} lasts {lengths_s[0]:g} s and {pair.tuned.path} {lengths_s[1]:g} s: players show "
                              "that, so it would tell the sides apart; generate both with the same --seconds")  # fmt: skip
-    read_answers(answers)
     return BlindTest(pairs_fingerprint(pairs), tuple(pairs), Path(answers), seed, equal_level)
 
 
