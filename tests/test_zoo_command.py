@@ -97,7 +97,7 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
     assert (copied / "model.safetensors").read_bytes() == (MUSIC.path / "model.safetensors").read_bytes()
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["music"]
     assert run("pull", "embedded/music", "--to", "here/music").strip() == "here/music", "a second time is fine"
-    (copied / "README.md").unlink()
+    (copied / "config.json").unlink()
     assert "here/music exists and does not hold what is being pulled" in refused("pull", "embedded/music", "--to", "here/music")
     lines = run("verify", "here/music").splitlines()
     assert lines[-1] == f"here/music is whole: {len(list(copied.iterdir()))} files"
