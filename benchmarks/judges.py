@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zoo.importers.wheels import wheel_path
 from zoo.metrics.intervals import mean_and_error
+from zoo.resampling import resampled
 from zoo.rewards.emotion import MOODS, level_normalised
 
 OUTPUTS = ("acousticness", "danceability", "energy", "instrumentalness", "liveness", "speechiness", "valence")
@@ -39,7 +40,7 @@ def vibenet_model_path() -> Path:
 
 def mono_16khz(wave_BCN: Tensor, sample_rate_hz: int, rms: float) -> Tensor:
     """(B, N) at 16 kHz, mixed to mono, every clip at one level: what the judges hear."""
-    mono_BN = torchaudio.functional.resample(wave_BCN.float().mean(dim=1), sample_rate_hz, RATE_HZ)
+    mono_BN = resampled(wave_BCN.float().mean(dim=1), sample_rate_hz, RATE_HZ)
     return level_normalised(mono_BN, rms)
 
 

@@ -12,17 +12,18 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-import torchaudio.functional as AF
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.batches import AudioBatch
-from datamodules.tables import read_table
-from zoo.audio_files import read_audio
+from datamodules.tables import Record, read_table
+from zoo.audio_files import FORMATS, audio_facts, read_audio
+from zoo.audio_folders import listed
+from zoo.resampling import resampled
 from zoo.types import Prompt, Waveform
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+SUFFIXES = tuple(FORMATS)
 
 
 @dataclass(frozen=True)
@@ -39,34 +40,40 @@ class Clip:
 def find_clips(folder: str | Path, captions: str | Path | None = None, caption: str = "") -> tuple[Clip, ...]:
     """The audio files under ``folder`` (wav, flac, ogg, mp3; sub-folders too), sorted by name.
 
-    ``captions``: a ``.csv``, ``.tsv`` or ``.jsonl`` table with ``file`` (path inside ``folder``) and ``caption``, perhaps
-    ``weight`` (a number of at least 0); other columns become labels. Files that it does not list are left out and counted
-    in the log. Without a table every file gets ``caption``. Raises ``ValueError`` for a folder without audio, a row
-    without its file, and a file listed twice.
+    ``captions``: a ``.csv``, ``.tsv`` or ``.jsonl`` table with ``file`` (path inside ``folder``)
+    and ``caption`` (or ``text``, ``prompt``), perhaps ``weight`` (a number of at least 0); other
+    columns become labels. Without a table every file gets ``caption``. A file is found whether its
+    name is written with ``/`` or ``\\``, and whichever way Unicode writes its accents.
+
+    Files that the table does not list are left out and counted in the log, and so are hidden files,
+    folders and pipes with the name of a sound.
+
+    Raises ``ValueError`` as ``read_table``, for a folder without audio, a row without its file or
+    whose caption is no text, and a file listed twice.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; give the folder that holds the audio files")
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+    listing = listed(folder, SUFFIXES, deep=True)
+    found = listing.files
+    listing.log_set_aside(folder)
     if not found:
         raise ValueError(f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}")
     if captions is None:
-        return tuple(Clip(name, found[name], caption) for name in sorted(found))
-    table = read_table(captions, "file")
+        return tuple(Clip(name, path, caption) for name, path in found.items())
     clips: dict[str, Clip] = {}
     missing = []
-    for line, row in zip(table.lines, table.rows, strict=True):
-        name = Path(str(row.get("file", ""))).as_posix()
-        where = f"{captions}, line {line}"
-        if "caption" not in row or "file" not in row:
-            raise ValueError(f"{where}: expected 'file' and 'caption', got {', '.join(map(repr, row))}")
-        if name in clips:
-            raise ValueError(f"{where}: {name} is listed a second time; keep one row a file")
-        if name not in found:
-            missing.append(f"{name} (line {line})")
+    for record in read_table(captions, "file", "caption").rows:
+        written, where = record.name("file"), record.where
+        name = listing.find(written)
+        if name is None:
+            aside = listing.reason(written)
+            missing.append(f"{written} (line {record.line}{', ' + aside if aside else ''})")
             continue
-        labels = {key: value for key, value in row.items() if key not in ("file", "caption", "weight")}
-        clips[name] = Clip(name, found[name], str(row["caption"]), _weight(row.get("weight"), where), labels)
+        if name in clips:
+            raise ValueError(f"{where}: {name} is listed a second time; keep one row for each file")
+        labels = record.others("file", "caption", "weight")
+        clips[name] = Clip(name, found[name], record.text("caption"), _weight(record), labels)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ValueError(f"{captions} lists files that {folder} does not hold: {', '.join(missing[:5])}{more}")
@@ -80,15 +87,14 @@ def find_clips(folder: str | Path, captions: str | Path | None = None, caption: 
     return tuple(clips[name] for name in sorted(clips))
 
 
-def _weight(value: Any, where: str) -> float | None:
-    if value in (None, ""):
-        return None
+def _weight(record: Record) -> float | None:
     try:
-        weight = float(value)
-    except (TypeError, ValueError):
+        weight = record.number("weight")
+    except ValueError:
         weight = math.nan
-    if not (weight >= 0 and math.isfinite(weight)):
-        raise ValueError(f"{where}: weight must be a number of at least 0, got {value!r}")
+    if weight is not None and not (weight >= 0 and math.isfinite(weight)):
+        got = record.cells["weight"]
+        raise ValueError(f"{record.where}: weight must be a number of at least 0, got {got!r}")
     return weight
 
 
@@ -155,7 +161,7 @@ def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
         raise ValueError("no samples")
     if not samples_CN.isfinite().all():
         raise ValueError("samples that are not finite")
-    return AF.resample(mix_channels(samples_CN, channels), wave.sample_rate_hz, sample_rate_hz)
+    return resampled(mix_channels(samples_CN, channels), wave.sample_rate_hz, sample_rate_hz)
 
 
 class _EpochSampler(DistributedSampler):
@@ -228,19 +234,15 @@ class AudioDataModule(L.LightningDataModule):
             )
 
     def _problem(self, clip: Clip) -> str:
-        import soundfile
-
         try:
             if self.check == "full":
                 prepare(read_audio(clip.path), self.sample_rate_hz, self.channels)
                 return ""
-            info = soundfile.info(str(clip.path))
-        except (ValueError, OSError, soundfile.SoundFileError) as error:
-            return str(error).split("\n")[0]
-        if info.frames == 0:
-            return "no samples"
-        if self.channels != 1 and info.channels not in (1, self.channels):
-            return f"{info.channels} channels cannot be mixed to {self.channels}"
+            facts = audio_facts(clip.path)
+        except (ValueError, OSError) as error:
+            return str(error).split("\n")[0].removeprefix(f"{clip.path} ")
+        if self.channels != 1 and facts.channels not in (1, self.channels):
+            return f"{facts.channels} channels cannot be mixed to {self.channels}"
         return ""
 
     def _world(self) -> int:

@@ -8,7 +8,6 @@ each row has an id of its own. The files hold no licence of ours and are not shi
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datamodules.tables import decode
+from datamodules.tables import check_header, decode, delimited, lines, read_text
 from zoo.errors import did_you_mean
 from zoo.types import Prompt
 
@@ -63,7 +62,7 @@ def is_audiocaps(path: str | Path) -> bool:
     with path.open("rb") as file:
         start = file.read(4096)
     try:
-        first = next((line for line in decode(start, str(path))[0].splitlines() if line.strip()), "")
+        first = next((line for _, line in lines(decode(start, str(path))[0]) if line.strip()), "")
         return set(COLUMNS) <= {cell.strip() for cell in next(csv.reader([first]), [])}
     except ValueError:
         return False
@@ -81,14 +80,10 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
     path = Path(path)
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows {bad_rows!r} is unknown; {did_you_mean(bad_rows, BAD_ROWS)}")
-    if path.suffix.lower() != ".csv":
-        raise ValueError(f"{path}: expected an AudioCaps file that ends in .csv, got {path.suffix or 'no suffix'!r}")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; paths are relative to where the command is started ({Path.cwd()})")
-    text, encoding = decode(path.read_bytes(), str(path))
+    text, encoding = read_text(path, (".csv",))
     rows: dict[str, Row] = {}
     header, empty, repeated, dropped = None, 0, 0, []
-    for line, cells in _records(text, path):
+    for line, cells in delimited(text, path, one_line=True):
         if header is None:
             if any(cells):
                 header = _header(cells, path)
@@ -115,30 +110,12 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
     return Rows(tuple(rows.values()), empty, repeated, tuple(dropped), encoding)
 
 
-def _records(text: str, path: Path) -> list[tuple[int, list[str]]]:
-    """(first line, cells) of every record. Raises ``ValueError`` for broken quotes, which run over the end of a line."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    records, line = [], 1
-    try:
-        for cells in reader:
-            if reader.line_num > line:
-                raise csv.Error(f"the record runs on to line {reader.line_num}")
-            records.append((line, [cell.strip() for cell in cells]))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {line}: broken double quotes ({error}); a caption with commas stands in one pair of "
-                         "double quotes, and a quote inside it is doubled") from None  # fmt: skip
-    return records
-
-
 def _header(cells: Sequence[str], path: Path) -> list[str]:
     missing = [name for name in COLUMNS if name not in cells]
     if missing:
         raise ValueError(f"{path}: expected the header {','.join(COLUMNS)}, but {', '.join(missing)} is missing; "
                          f"the first line is {','.join(cells)[:120]!r}")  # fmt: skip
-    doubled = sorted({name for name in cells if cells.count(name) > 1})
-    if doubled:
-        raise ValueError(f"{path}: the header names {', '.join(doubled)} twice; name every column once")
+    check_header(cells, path)
     return list(cells)
 
 

@@ -1,8 +1,9 @@
 """EMOPIA (Hung et al. 2021, arXiv 2108.01374): pop piano clips in four emotion quadrants, as ``AudioBatch``.
 
 The data set comes without audio (MIDI, YouTube ids and times; CC BY-NC-SA 4.0). The layout read here is the one its
-classifier code works with: one folder of clips ``Q1_<YouTube id>_<segment>.mp3`` (any format that soundfile reads) and split
-files ``train.csv``, ``val.csv``, ``test.csv`` with the columns ``fname,label``.
+classifier code works with: one folder of clips ``Q1_<YouTube id>_<segment>.mp3`` (or wav, flac,
+ogg, aiff, au, caf) and split files ``train.csv``, ``val.csv``, ``test.csv`` with the columns
+``fname,label``.
 Quadrants: Q1 high valence, high arousal; Q2 low, high; Q3 low, low; Q4 high, low.
 """
 
@@ -10,24 +11,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-import soundfile
 import torch
-import torchaudio
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.batches import AudioBatch
 from datamodules.tables import read_table
+from zoo.audio_files import FORMATS, audio_facts, read_audio
+from zoo.audio_folders import listed
+from zoo.resampling import resampled
 from zoo.types import Prompt
 
 MOOD_OF_QUADRANT = {"Q1": "happy", "Q2": "angry", "Q3": "sad", "Q4": "tender"}
 SPLITS = ("train", "val", "test")
-_PRE_ROLL_S = 0.6  # decoded and dropped: an mp3 frame leans on up to 511 bytes before it, 20 frames of a quiet file
+_SUFFIXES = (*FORMATS, ".aiff", ".au", ".caf", ".rf64", ".w64")
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,17 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
     csv_path, audio_dir = Path(csv_path), Path(audio_dir)
     if not csv_path.is_file():
         raise FileNotFoundError(f"EMOPIA split file {csv_path} is missing; the splits are train.csv, val.csv and test.csv")
-    table = read_table(csv_path, "fname")
-    kinds = soundfile.available_formats()
-    found = sorted(path for path in audio_dir.glob("Q[1-4]_*") if path.suffix[1:].upper() in kinds)
-    files = {path.stem: path for path in found if path.is_file()}
+    files = {Path(name).stem: path for name, path in listed(audio_dir, _SUFFIXES).files.items()}
     clips, missing = [], []
-    for line, row in zip(table.lines, table.rows):
-        name, where = _stem(row.get("fname", "")), f"{csv_path}, line {line}"
+    for record in read_table(csv_path, "fname", "label").rows:
+        name, where = _stem(record.name("fname")), record.where
         try:
             quadrant, song, segment = parse_clip_name(name)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        if row.get("label") != quadrant:
-            raise ValueError(f"{where}: {name} has the label {row.get('label')!r}, its name says {quadrant}")
+        if record.cells.get("label") != quadrant:
+            label = record.cells.get("label")
+            raise ValueError(f"{where}: {name} has the label {label!r}, its name says {quadrant}")
         if name in files:
             clips.append(EmopiaClip(files[name], quadrant, song, segment))
         else:
@@ -111,39 +110,19 @@ def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
                 )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """An audio file with samples. Raises ``ValueError`` naming it where it is none, also for what fails inside."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            if not file.frames:
-                raise ValueError(f"{path} holds no samples")
-            yield file
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be read as audio: {error}") from error
-
-
 def duration_s(path: Path) -> float:
     """Seconds of a file. Raises ``ValueError`` naming a bad one."""
-    with _opened(path) as file:
-        return file.frames / file.samplerate
+    return audio_facts(path).seconds
 
 
 def read_mono(path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: float | None = None) -> Tensor:
     """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded.
 
-    Raises ``ValueError`` naming a file that is no audio, has no samples, or NaN or infinity among them.
+    Raises ``ValueError`` naming a file that is no audio, cut off, has no samples, or NaN or
+    infinity among them.
     """
-    with _opened(path) as file:
-        start = min(file.frames, round(start_s * file.samplerate))
-        early = max(0, start - round(_PRE_ROLL_S * file.samplerate))
-        file.seek(early)
-        frames = -1 if seconds is None else round(seconds * file.samplerate) + start - early
-        wave_NC, rate_hz = file.read(frames, dtype="float32", always_2d=True)[start - early :], file.samplerate
-    mono_N = torch.from_numpy(wave_NC).mean(dim=1)
-    if not torch.isfinite(mono_N).all():
-        raise ValueError(f"{path} holds NaN or infinite samples; render it again")
-    return torchaudio.functional.resample(mono_N, rate_hz, sample_rate_hz)
+    wave = read_audio(path, start_s=start_s, seconds=seconds)
+    return resampled(wave.samples_CN.T.mean(dim=1), wave.sample_rate_hz, sample_rate_hz)
 
 
 class EmopiaDataset(Dataset):

@@ -14,11 +14,11 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-import torchaudio.functional as AF
 
 from datamodules.batches import AudioBatch
 from datamodules.music_render import _RENDER_RATE_HZ, PROGRAMS, RENDERERS
 from datamodules.music_score import MOODS, WORDS, compose
+from zoo.resampling import resampled
 from zoo.types import Prompt
 
 TEMPLATE = "A recording of a {word} {instrument} solo, high quality"
@@ -51,7 +51,7 @@ def render_clip(clip: Clip, seconds: float, sample_rate_hz: int, renderer: str =
     """(2, round(seconds * sample_rate_hz)) int16 at a fixed RMS level; peaks are clipped at full scale."""
     notes = compose(clip.mood, clip.seed, seconds)
     wave = torch.from_numpy(RENDERERS[renderer](notes, clip.instrument, seconds).copy())
-    wave = AF.resample(wave, _RENDER_RATE_HZ, sample_rate_hz)[:, : round(seconds * sample_rate_hz)]
+    wave = resampled(wave, _RENDER_RATE_HZ, sample_rate_hz)[:, : round(seconds * sample_rate_hz)]
     wave = _level(wave)
     if clip.flawed:
         rng = random.Random(f"flaw/{clip.seed}")

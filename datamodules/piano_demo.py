@@ -24,6 +24,7 @@ from datamodules.music_render import _RENDER_RATE_HZ, RENDERERS, find_font
 from datamodules.music_score import MOODS, RULES, MoodRules, Note, compose
 from zoo.audio_files import write_audio
 from zoo.files import folder_written_beside
+from zoo.resampling import resampled
 from zoo.types import Waveform
 
 SAMPLE_RATE_HZ = 22_050
@@ -116,7 +117,7 @@ def render_segment(song: PianoSong, segment: int, seconds: float, renderer: str 
     """(N,) mono at 22,050 Hz, at a level of its own within +-6 dB, dulled and under noise as the song's recording is."""
     notes = segment_notes(song, segment, seconds)
     wave = torch.from_numpy(RENDERERS[renderer](notes, "piano", seconds).copy()).mean(dim=0)
-    wave = AF.resample(wave, _RENDER_RATE_HZ, SAMPLE_RATE_HZ)[: round(seconds * SAMPLE_RATE_HZ)]
+    wave = resampled(wave, _RENDER_RATE_HZ, SAMPLE_RATE_HZ)[: round(seconds * SAMPLE_RATE_HZ)]
     wave = AF.lowpass_biquad(wave, SAMPLE_RATE_HZ, song.cutoff_hz)
     wave = wave * (_RMS / wave.square().mean().sqrt().clamp(min=1e-6))
     generator = torch.Generator().manual_seed(song.seed * 64 + segment)

@@ -12,7 +12,7 @@ from typing import Any
 
 from datamodules.audiocaps import caption_prompts, is_audiocaps
 from datamodules.prompt_grids import article_of
-from datamodules.tables import read_table
+from datamodules.tables import Record, read_table
 from zoo.errors import did_you_mean
 from zoo.types import Prompt
 
@@ -67,22 +67,28 @@ def template_prompts(
 
 
 def file_prompts(path: str | Path, negative: str = "", seconds: float = 4.096) -> tuple[Prompt, ...]:
-    """Prompts of a ``.txt`` (one a line), ``.csv``/``.tsv`` (column ``text``) or ``.jsonl`` file (key ``text``).
+    """Prompts of a ``.txt`` (one per line), ``.csv``, ``.tsv`` or ``.jsonl`` file.
+
+    The words are in the column ``text`` (or ``prompt``, ``caption``).
 
     Columns ``id``, ``negative`` and ``seconds`` override the defaults; ``labels`` (jsonl, an object) and all other columns become
     labels. A CSV with the header of AudioCaps gives all its captions (``datamodules.audiocaps``, which also chooses among them).
-    Empty lines and repeated prompts are dropped and counted in the log. Raises ``ValueError`` for a file without prompts, a
-    record without text and seconds that are no positive number.
+    Empty lines and repeated prompts are dropped and counted in the log. Raises ``ValueError`` as
+    ``read_table``, for a file without prompts, a record without text and seconds that are no
+    positive number.
     """
     if is_audiocaps(path):
         return caption_prompts(path, negative=negative, seconds=seconds)
     table = read_table(path, "text")
     prompts: dict[str, Prompt] = {}
     doubled = 0
-    for line, row in zip(table.lines, table.rows, strict=True):
-        prompt = _file_prompt(row, f"{path}, line {line}", negative, seconds)
+    for record in table.rows:
+        prompt = _file_prompt(record, negative, seconds)
         if prompt.id in prompts and prompts[prompt.id] != prompt:
-            raise ValueError(f"{path}, line {line}: the id {prompt.id!r} names another prompt already; ids must differ")
+            raise ValueError(
+                f"{record.where}: the id {prompt.id!r} names another prompt already; "
+                "ids must differ"
+            )
         doubled += prompt.id in prompts
         prompts.setdefault(prompt.id, prompt)
     if not prompts:
@@ -93,25 +99,15 @@ def file_prompts(path: str | Path, negative: str = "", seconds: float = 4.096) -
     return tuple(prompts.values())
 
 
-def _file_prompt(row: dict[str, Any], where: str, negative: str, seconds: float) -> Prompt:
-    text = row.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: expected words under 'text', got {text!r}; keys here: {', '.join(row)}")
-    wanted = row.get("seconds")
+def _file_prompt(record: Record, negative: str, seconds: float) -> Prompt:
+    wanted = record.number("seconds")
+    labels = {**record.others(*_OWN_COLUMNS), **record.mapping("labels")}
+    text, own_negative = record.words("text"), record.name("negative") or negative
+    own_seconds = seconds if wanted is None else wanted
     try:
-        wanted = seconds if wanted in (None, "") else float(str(wanted))
-    except ValueError:
-        raise ValueError(f"{where}: seconds must be a number, got {wanted!r}") from None
-    labels = row.get("labels") or {}
-    if not isinstance(labels, dict):
-        raise ValueError(f'{where}: labels must be an object such as {{"mood": "sad"}}, got {labels!r}')
-    others = {key: value for key, value in row.items() if key not in _OWN_COLUMNS}
-    wanted_negative = negative if row.get("negative") in (None, "") else str(row["negative"])
-    name = "" if row.get("id") is None else str(row["id"])
-    try:
-        return _prompt(text.strip(), wanted_negative, wanted, {**others, **labels}, name)
+        return _prompt(text, own_negative, own_seconds, labels, record.name("id"))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{record.where}: {error}") from None
 
 
 def _prompt(text: str, negative: str, seconds: float, labels: dict[str, Any], name: str = "") -> Prompt:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from torch import Tensor
 
@@ -15,11 +15,14 @@ from datamodules.sound_clips import BankClip, Bundle, SoundBank, cache_key, deco
 from datamodules.sound_licences import UNKNOWN, spdx
 from datamodules.tables import read_table
 from zoo.audio_files import FORMATS
+from zoo.audio_folders import Listing, listed
 from zoo.errors import did_you_mean
 
 NO_CLASS = "unlabelled"  # the class of clips that have a caption only
 ESC50_FAMILIES = ("animal", "nature", "human", "object", "urban")  # target // 10
 Row = Mapping[str, str]
+_LABELS = "audioset_labels"
+_OPTIONAL = ("class", "family", _LABELS, "licence", "credit", "recording", "split", "src_file")
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,10 @@ def load_folder_bank(
     form, folder = LAYOUTS[layout], Path(folder)
     path = folder / (form.table if table is None else table)
     rows = _rows(path, form)
+    files = listed(folder, suffixes=None, deep=True)
     lacking, found = {}, []
     for number, row in rows:
-        audio = _audio(folder, form, row, f"{path}, line {number}")
+        audio = _audio(folder, files, form, row, f"{path}, line {number}")
         if audio is None:
             lacking[f"line {number}: {form.stems(row)[0]}"] = "has no audio file"
         else:
@@ -139,30 +143,35 @@ def load_folder_bank(
 
 
 def _rows(path: Path, form: Layout) -> list[tuple[int, Row]]:
-    table = read_table(path, form.columns[-1])
     rows = []
-    for number, row in zip(table.lines, table.rows, strict=True):
+    for record in read_table(path, *form.columns).rows:
+        cells = {}
+        for column in {*form.columns, *_OPTIONAL} & record.cells.keys():
+            value = record.cells[column]
+            is_list = column == _LABELS and isinstance(value, list)
+            if is_list and all(isinstance(label, str) for label in value):
+                cells[column] = ";".join(value)  # JSON Lines may have a list
+            else:
+                cells[column] = record.text(column) if column == "caption" else record.name(column)
         for column in form.columns:
-            if column not in row:
-                expected = ", ".join(form.columns)
-                raise ValueError(f"{path}: expected the columns {expected}; {column!r} is not among {', '.join(row)}")
-            if not str(row[column]).strip():
-                raise ValueError(f"{path}, line {number}: the column {column!r} is empty")
-        rows.append((number, {name: "" if value is None else str(value) for name, value in row.items()}))
+            if not cells.get(column):
+                raise ValueError(f"{record.where}: the column {column!r} is empty")
+        rows.append((record.line, cells))
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
 
 
-def _audio(folder: Path, form: Layout, row: Row, where: str) -> Path | None:
+def _audio(folder: Path, files: Listing, form: Layout, row: Row, where: str) -> Path | None:
     for place in form.folders:
         for stem in form.stems(row):
             for name in (stem, *(stem + suffix for suffix in FORMATS)):
                 path = folder / place / name
                 if not path.resolve().is_relative_to(folder.resolve()):
                     raise ValueError(f"{where}: {name!r} lies outside {folder}; name files inside it")
-                if path.is_file():
-                    return path
+                found = files.find((PurePath(place) / name).as_posix())
+                if found is not None:
+                    return files.files[found]
     return None
 
 

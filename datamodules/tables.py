@@ -1,95 +1,327 @@
-"""Text files that people write: one prompt a line, CSV with a header, or one JSON object a line."""
+"""Text files that people write: one prompt per line, CSV with a header, or one JSON object per
+line.
+
+Every record keeps its file and line, so that whatever is wrong with it later is told by place.
+Formats that divide their rows in another way build ``Record`` and ``Table`` themselves; what a
+column may hold is asked of the record (``words``, ``number`` ...).
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import io
-import json
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import did_you_mean
+from zoo.files import parsed_json
+
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
+NAMES = {  # column -> what people call it
+    "text": ("text", "prompt", "caption"),
+    "prompt": ("prompt", "text", "caption"),
+    "caption": ("caption", "text", "prompt"),
+    "file": ("file", "file_name", "filename", "path"),
+}
+_WORDS = "null, true, a list or an object"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of ``path``: ``cells`` by column, and the ``line`` (from 1) on which it begins.
+
+    Cells are text in ``.txt``, ``.csv`` and ``.tsv``, and any JSON value in ``.jsonl``.
+    """
+
+    path: Path
+    line: int
+    cells: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """File and line, to begin a message with."""
+        return f"{self.path}, line {self.line}"
+
+    def text(self, column: str) -> str:
+        """The text of a cell, without blanks at its ends, perhaps "".
+
+        Raises ``ValueError`` where there is no text.
+        """
+        value = self.cells.get(column)
+        if not isinstance(value, str):
+            got = "nothing" if column not in self.cells else repr(value)
+            raise ValueError(
+                f"{self.where}: expected words under {column!r}, got {got}; "
+                f"columns here: {', '.join(self.cells)}"
+            )
+        return value.strip()
+
+    def words(self, column: str) -> str:
+        """As ``text``, and at least one letter of it. Raises ``ValueError``."""
+        if not (value := self.text(column)):
+            raise ValueError(
+                f"{self.where}: expected words under {column!r}, the cell is empty"
+            )
+        return value
+
+    def name(self, column: str) -> str:
+        """Text or a number, as text; "" for a cell that is absent, empty or null.
+
+        Raises ``ValueError`` for other values.
+        """
+        value = self.cells.get(column)
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError(f"{self.where}: {column} must be text or a number, got {value!r}")
+        return "" if value is None else str(value).strip()
+
+    def number(self, column: str) -> float | None:
+        """A number, perhaps written as text; None for a cell that is absent, empty or null.
+
+        Raises ``ValueError``.
+        """
+        try:
+            value = self.name(column)
+            return float(value) if value else None
+        except ValueError:
+            raise ValueError(
+                f"{self.where}: {column} must be a number, got {self.cells[column]!r}"
+            ) from None
+
+    def whole_number(self, column: str) -> int | None:
+        """As ``number``, without a fraction. Raises ``ValueError``."""
+        written = self.name(column)
+        if re.fullmatch(r"[+-]?\d{1,1000}", written):
+            return int(written)
+        try:
+            value = self.number(column)
+        except ValueError:
+            value = math.nan
+        if value is not None and not value.is_integer():
+            raise ValueError(
+                f"{self.where}: {column} is a whole number, got {self.cells[column]!r}"
+            )
+        return None if value is None else int(value)
+
+    def mapping(self, column: str) -> dict[str, Any]:
+        """A JSON object; ``{}`` for a cell that is absent, empty or null. Raises ``ValueError``."""
+        value = self.cells.get(column)
+        if value in (None, ""):
+            return {}
+        if not isinstance(value, dict):
+            raise ValueError(
+                f'{self.where}: {column} must be an object such as {{"mood": "sad"}}, got {value!r}'
+            )
+        return value
+
+    def others(self, *columns: str) -> dict[str, Any]:
+        """The cells of all other columns."""
+        return {name: value for name, value in self.cells.items() if name not in columns}
 
 
 @dataclass(frozen=True)
 class Table:
-    """``rows``: one dictionary a record, with its line number (from 1) in ``lines``. ``empty``: blank records that were dropped.
+    """``rows`` in the order of the file.
 
-    ``encoding``: how the bytes were read: ``utf-8``, ``utf-16``, or ``latin-1`` where they are not UTF-8.
+    ``empty``: blank lines that were dropped. ``encoding``: ``utf-8``, ``utf-16``, or ``latin-1``
+    for what is neither.
     """
 
-    rows: tuple[dict[str, Any], ...]
-    lines: tuple[int, ...]
+    rows: tuple[Record, ...]
     empty: int
     encoding: str
 
 
-def decode(data: bytes, name: str) -> tuple[str, str]:
-    """The text and its encoding: UTF-8 (a byte order mark is dropped), UTF-16 with its mark, else Latin-1.
+def read_table(path: str | Path, *columns: str) -> Table:
+    """The records of a ``.txt`` (each line is a cell), ``.csv``, ``.tsv`` or ``.jsonl`` file, which
+    must have ``columns``.
 
-    Raises ``ValueError`` for bytes that are no text (they hold zero bytes).
-    """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16"), "utf-16"
-    if b"\x00" in data:
-        raise ValueError(f"{name} is not a text file (it holds zero bytes); save it as UTF-8 text")
-    try:
-        return data.decode("utf-8-sig"), "utf-8"
-    except UnicodeDecodeError:
-        return data.decode("latin-1"), "latin-1"
+    A column may have another name that ``NAMES`` lists (``caption`` for ``text``), in small or
+    capital letters; in the records it has the one that is asked for. A line ends with a line feed,
+    a carriage return, or both, and nothing else. A cell of a CSV in double quotes may hold line
+    ends, and any number of characters. Columns without a name are left out.
 
-
-def read_table(path: str | Path, text_column: str) -> Table:
-    """Reads ``.txt`` (each line becomes ``{text_column: line}``), ``.csv``, ``.tsv`` or ``.jsonl``.
-
-    Raises ``ValueError`` naming the file, the line and the way out for: a missing file, another suffix, a CSV without the column
-    ``text_column`` or with a row longer than its header, a line that is no JSON object.
+    Raises ``ValueError`` naming the file, and where it has one the line, for: a missing file,
+    another suffix, bytes that are no text; a header without one of ``columns``, with two that could
+    be meant, or with one twice; more cells than the header has; quotes that are not closed or stand
+    in the middle of a cell; a line that is no JSON object, or has one key twice.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r}")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; paths are relative to where the command is started ({Path.cwd()})")
-    text, encoding = decode(path.read_bytes(), str(path))
-    if path.suffix.lower() == ".txt":
-        records = [(number, {text_column: line.strip()}) for number, line in enumerate(text.splitlines(), 1)]
-    elif path.suffix.lower() == ".jsonl":
-        records = [(number, _json_object(line, path, number)) for number, line in enumerate(text.splitlines(), 1)]
+    text, encoding = read_text(path, SUFFIXES)
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and len(columns) != 1:
+        raise ValueError(
+            f"{path}: a .txt has one column; write a .csv with the columns {', '.join(columns)}"
+        )
+    if suffix == ".txt":
+        rows = (
+            (number, {columns[0]: line.strip()} if line.strip() else {})
+            for number, line in lines(text)
+        )
+    elif suffix == ".jsonl":
+        rows = (
+            (number, _json_cells(line, f"{path}, line {number}", columns))
+            for number, line in lines(text)
+        )
     else:
-        records = _delimited(text, path, text_column)
-    kept = [(number, row) for number, row in records if any(value not in (None, "") for value in row.values())]
-    return Table(tuple(row for _, row in kept), tuple(number for number, _ in kept), len(records) - len(kept), encoding)
+        rows = _delimited_cells(text, path, "\t" if suffix == ".tsv" else ",", columns)
+    records = [Record(path, number, cells) for number, cells in rows]
+    kept = tuple(record for record in records if record.cells)
+    return Table(kept, len(records) - len(kept), encoding)
 
 
-def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
+def read_text(path: Path, suffixes: Sequence[str]) -> tuple[str, str]:
+    """The text of a file and its encoding (see ``decode``).
+
+    Raises ``ValueError`` for no such file and another suffix.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"{path}: expected a file that ends in {', '.join(suffixes)}, "
+            f"got {path.suffix or 'no suffix'!r}"
+        )
+    if not path.is_file():
+        found = "is no regular file" if path.exists() else "there is no such file"
+        raise ValueError(
+            f"{path}: {found}; paths are relative to where the command is started ({Path.cwd()})"
+        )
+    return decode(path.read_bytes(), str(path))
+
+
+def decode(data: bytes, name: str) -> tuple[str, str]:
+    """The text and its encoding: UTF-8 (a byte order mark is dropped), UTF-16 with its mark, else
+    Latin-1.
+
+    Raises ``ValueError`` for bytes that are no text (they hold zero bytes, or half a character of
+    UTF-16).
+    """
+    text, encoding = None, "utf-8"
+    try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text, encoding = data.decode("utf-16"), "utf-16"
+        elif b"\x00" not in data:
+            text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if encoding == "utf-8" and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text, encoding = data.decode("latin-1"), "latin-1"
+    if text is None or "\x00" in text:
+        raise ValueError(
+            f"{name} is not a text file (it holds zero bytes or broken UTF-16); "
+            "save it as UTF-8 text"
+        )
+    return text, encoding
+
+
+def lines(text: str) -> list[tuple[int, str]]:
+    """(number from 1, line); ``str.splitlines`` would also divide at U+2028, U+0085 and form feeds,
+    which stand inside texts.
+    """
+    parts = re.split(r"\r\n|\n|\r", text)
+    return list(enumerate(parts if parts[-1] else parts[:-1], 1))
+
+
+def delimited(
+    text: str, path: Path, delimiter: str = ",", one_line: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """(first line, cells without blanks at their ends) of each record of a CSV, blank ones too.
+
+    ``one_line``: no record may run over the end of its line. Raises ``ValueError`` naming file and
+    line for broken quotes: nobody knows how many records they swallow.
+    """
+    csv.field_size_limit(
+        max(csv.field_size_limit(), len(text))
+    )  # of the whole process; only ever raised
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
+    line = 1
+    try:
+        for cells in reader:
+            if one_line and reader.line_num > line:
+                raise csv.Error(f"the record runs on to line {reader.line_num}")
+            yield line, [cell.strip() for cell in cells]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {line}: broken double quotes ({error}); text that holds the separator "
+            "or begins with a quote stands in one pair of double quotes, and a quote inside it is "
+            "doubled"
+        ) from None
+
+
+def check_header(header: Sequence[str], path: Path) -> None:
+    """Raises ``ValueError`` for a name that stands twice; columns without a name may be many."""
+    doubled = sorted({name for name in header if name and header.count(name) > 1})
+    if doubled:
+        raise ValueError(
+            f"{path}: the header names {', '.join(doubled)} twice; name every column once"
+        )
+
+
+def _delimited_cells(
+    text: str, path: Path, delimiter: str, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    header: list[str] | None = None
+    for line, cells in delimited(text, path, delimiter):
+        if not any(cells):
+            yield line, {}
+        elif header is None:
+            check_header(cells, path)
+            renamed = _renamed(cells, columns, str(path), "header")
+            header = [renamed.get(name, name) for name in cells]
+        elif len(cells) > len(header):
+            raise ValueError(
+                f"{path}, line {line}: more cells than the header has; "
+                "put text with commas in double quotes"
+            )
+        else:
+            yield line, {name: cell for name, cell in zip(header, cells, strict=False) if name}
+
+
+def _json_cells(line: str, where: str, columns: Sequence[str]) -> dict[str, Any]:
     if not line.strip():
         return {}
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg}); each line must be one JSON object") from error
+        value = parsed_json(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; each line must be one JSON object") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
-    return value
+        raise ValueError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    renamed = _renamed(list(value), columns, where, "object")
+    return {renamed.get(name, name): cell for name, cell in value.items()}
 
 
-def _delimited(text: str, path: Path, text_column: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True)
-    header: list[str] | None = None
-    records = []
-    for cells in reader:
-        cells = [cell.strip() for cell in cells]
-        if header is None and any(cells):
-            header = cells
-            if text_column not in header:
-                raise ValueError(f"{path}: the header must name a column {text_column!r}, it has {', '.join(map(repr, header))}")
-        elif not any(cells):
-            records.append((reader.line_num, {}))
-        elif len(cells) > len(header):
-            where = f"{path}, line {reader.line_num}"
-            raise ValueError(f"{where}: more cells than the header has; put text with commas in double quotes")
-        else:
-            records.append((reader.line_num, dict(zip(header, cells, strict=False))))
-    return records
+def _renamed(found: Sequence[str], columns: Sequence[str], where: str, what: str) -> dict[str, str]:
+    """name in the file -> the one of ``columns`` that it stands for, where they differ."""
+    renamed = {}
+    for column in columns:
+        if column in found:
+            continue
+        choices = NAMES.get(column, (column,))
+        same = [
+            name
+            for name in found
+            if name.casefold() in choices and name not in columns and name not in renamed
+        ]
+        exact = [name for name in same if name.casefold() == column]
+        if len(exact or same) > 1:
+            both = " or ".join(map(repr, exact or same))
+            raise ValueError(
+                f"{where}: {both} could be the column {column!r}; "
+                f"rename the one that is meant to {column!r}"
+            )
+        if not same:
+            others = f" (or {', '.join(choices[1:])})" if choices[1:] else ""
+            hint = f"; {did_you_mean(column, found, limit=8)}" if found else ""
+            if len(found) == 1 and ";" in found[0]:
+                hint = "; its cells are divided by ';': save it with commas, or with tabs as .tsv"
+            raise ValueError(
+                f"{where}: the {what} must name a column {column!r}{others}, "
+                f"it has {', '.join(map(repr, found)) or 'none'}{hint}"
+            )
+        renamed[(exact or same)[0]] = column
+    return renamed

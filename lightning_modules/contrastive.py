@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torchaudio
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +24,7 @@ from lightning_modules.degradations import add_noise, codec_round_trip
 from lightning_modules.ema import EMA
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
+from zoo.resampling import resampled
 from zoo.rewards.clap import ClapReward
 from zoo.types import Backbone, Prompt
 
@@ -148,7 +148,7 @@ class Contrastive(L.LightningModule):
             rows = torch.randperm(len(batch), device=device)[:through_codec]
             scale = h.codec_latent_noise * torch.rand(through_codec, device=device)
             tripped = codec_round_trip(codec, batch.wave_BCN[rows], batch.sample_rate_hz, scale).mean(dim=1)
-            tripped = torchaudio.functional.resample(tripped, codec.sample_rate_hz, batch.sample_rate_hz)
+            tripped = resampled(tripped, codec.sample_rate_hz, batch.sample_rate_hz)
             mono_BN = mono_BN.clone()
             length = min(tripped.shape[1], mono_BN.shape[1])
             mono_BN[rows, :length] = tripped[:, :length]

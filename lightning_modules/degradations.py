@@ -6,10 +6,10 @@ Shapes: ``BN`` mono clips, ``BCN`` clips as they come.
 from __future__ import annotations
 
 import torch
-import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
+from zoo.resampling import resampled
 from zoo.types import Backbone
 
 
@@ -38,7 +38,7 @@ def codec_round_trip(codec: Backbone, wave_BCN: Tensor, sample_rate_hz: int, noi
     ``noise_scale_B``: standard deviation of the latent noise as a share of the batch's latent standard deviation.
     """
     with torch.no_grad():
-        wave = torchaudio.functional.resample(wave_BCN, sample_rate_hz, codec.sample_rate_hz)
+        wave = resampled(wave_BCN, sample_rate_hz, codec.sample_rate_hz)
         if wave.shape[1] != codec.channels:
             wave = wave.mean(dim=1, keepdim=True).expand(-1, codec.channels, -1)
         latent = codec.encode(wave)

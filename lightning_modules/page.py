@@ -7,6 +7,8 @@ import html
 import io
 from pathlib import Path
 
+from zoo.audio_files import read_audio
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .5rem; border-bottom: 1px solid #d8dee5 }
@@ -31,9 +33,10 @@ def player(path: Path) -> str:
     """An ``<audio>`` element with the file in it (as FLAC: lossless and half the size; every browser plays it)."""
     import soundfile
 
-    wave, rate = soundfile.read(path, dtype="int16", always_2d=True)
+    wave = read_audio(path)
+    samples_NC = (wave.samples_CN.T * 2**15).round().clamp(-(2**15), 2**15 - 1).short().numpy()
     packed = io.BytesIO()
-    soundfile.write(packed, wave, rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(packed, samples_NC, wave.sample_rate_hz, format="FLAC", subtype="PCM_16")
     return f'<audio controls preload="none" src="{data_uri("audio/flac", packed.getvalue())}"></audio>'
 
 

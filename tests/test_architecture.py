@@ -14,7 +14,15 @@ LINES, TOOL_LINES = 350, 40
 
 # importer -> what it may import of ours (a prefix allows all below it); lightning_modules reaches data modules only through
 # three doors, so that modules know no data sets.
-SERVICES = ("zoo.types", "zoo.language", "zoo.errors", "zoo.files", "zoo.audio_files")
+SERVICES = (
+    "zoo.types",
+    "zoo.language",
+    "zoo.errors",
+    "zoo.files",
+    "zoo.audio_files",
+    "zoo.audio_folders",
+    "zoo.resampling",
+)
 ALLOWED = {
     "zoo": ("zoo",),
     "datamodules": ("datamodules", *SERVICES),

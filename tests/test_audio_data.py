@@ -78,7 +78,12 @@ def test_csv_captions_may_hold_commas(folder: Path) -> None:
     [
         ([{"file": f"{i}.ogg", "caption": "x"} for i in range(7)], r"hold: 0.ogg \(line 1\), .*4.ogg \(line 5\) and 2 more$"),
         ([{"file": "0.wav", "caption": "x"}] * 2, "line 2: 0.wav is listed a second time"),
-        ([{"file": "0.wav", "text": "x"}], "expected 'file' and 'caption', got 'file', 'text'"),
+        ([{"file": "0.wav", "words": "x"}], "line 1: .*'caption'.* it has 'file', 'words'"),
+        ([{"file": "0.wav", "caption": None}], "line 1: .*'caption', got None"),
+        ([{"file": "0.wav", "caption": ["a dog", "a cat"]}], r"line 1: .*got \['a dog', 'a cat'\]"),
+        ([{"file": "0.wav", "caption": True}], "line 1: .*got True"),
+        ([{"file": True, "caption": "x"}], "line 1: file must be text or a number, got True"),
+        ([{"file": "0.wav", "caption": "x", "weight": True}], "got True"),
         ([{"file": "0.wav", "caption": "x", "weight": -1}], "weight must be a number of at least 0, got -1"),
         ([{"file": "0.wav", "caption": "x", "weight": "big"}], "got 'big'"),
         ([{"file": "0.wav", "caption": "x", "weight": 1}, {"file": "2.wav", "caption": "x"}], "some rows have a weight and some"),
@@ -171,7 +176,8 @@ def test_broken_files_are_set_aside_by_name(folder: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         data = ready(folder)
     assert set(data.quarantined) == {"empty.wav", "torn.wav", "six.wav"}
-    assert data.quarantined["empty.wav"] == "no samples" and "6 channels" in data.quarantined["six.wav"]
+    assert data.quarantined["empty.wav"] == "holds no samples"
+    assert "6 channels" in data.quarantined["six.wav"]
     assert "3 of 9 clips set aside" in caplog.text and len(data.train_clips) == 6
     assert set(ready(folder, check="full").quarantined) == set(data.quarantined)
 

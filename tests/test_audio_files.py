@@ -72,7 +72,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path):
     write_audio(tmp_path / "a.flac", tone(4.0))
     content = (tmp_path / "a.flac").read_bytes()
     (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"a.flac (is cut off: \d+ of 64000 samples|cannot be read as audio)"):
+    with pytest.raises(ValueError, match=r"a.flac is cut off or damaged: \d+ of 64000 samples"):
         read_audio(tmp_path / "a.flac")
 
 

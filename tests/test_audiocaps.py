@@ -155,7 +155,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         caption_prompts(path, "firs")
     with pytest.raises(ValueError, match="bad_rows 'dropp' is unknown; did you mean 'drop'"):
         read_rows(path, "dropp")
-    with pytest.raises(ValueError, match="val.txt: expected an AudioCaps file that ends in .csv, got '.txt'"):
+    with pytest.raises(ValueError, match="val.txt: expected a file that ends in .csv, got '.txt'"):
         read_rows(tmp_path / "val.txt")
     with pytest.raises(ValueError, match="there is no such file"):
         read_rows(tmp_path / "absent.csv")

@@ -38,7 +38,8 @@ def rewards(tmp_path):
         (["--generations", "{g}", "--table", "{part}", "--rewards", "{j}"], "7 audio files are in no row of its table, first"),
         (["--generations", "{g}", "--table", "{twice}", "--rewards", "{j}"], "more than one row for happy_0.wav"),
         (["--generations", "{g}", "--table", "{outside}", "--rewards", "{j}"], "is not a file of .* itself"),
-        (["--generations", "{g}", "--table", "{seeds}", "--rewards", "{j}"], "seed is a whole number"),
+        (["--generations", "{g}", "--table", "{seeds}", "--rewards", "{j}"], "line 2: seed is a whole"),
+        (["--generations", "{g}", "--table", "{quote}", "--rewards", "{j}"], "line 2: .*quotes"),
         (["--generations", "{g}", "--rewards", "{nan}"], "gave score = nan for .*wav; listen to that clip"),
         (["--combine", "{g}", "--rewards", "{j}"], "--rewards belongs to evaluations, and --combine puts together"),
         (["--combine", "{g}", "--name", "x"], "--name belongs to evaluations"),
@@ -76,6 +77,7 @@ def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
         "twice": "file,prompt\nhappy_0.wav,a piano\nhappy_0.wav,a piano\n",
         "outside": "file,prompt\n../g/happy_0.wav,a piano\n",
         "seeds": "file,prompt,seed\nhappy_0.wav,a piano,x\n",
+        "quote": 'file,prompt\nhappy_0.wav,"a piano\n',
         "p": "text,mood\na sad piano,sad\n",
     }
     (tmp_path / "run.yaml").write_text("{module: {_target_: toy_run.Line, width: 1}, out_dir: x}")

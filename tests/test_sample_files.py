@@ -44,7 +44,7 @@ GOOD = {"file": "a.wav", "id": "a", "text": "rain"}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "is not valid JSON"),
+        ("[", "not valid JSON"),
         ("{}", "holds a dict, expected a list"),
         ("[]", "lists no sample"),
         ("[3]", "entry 1: expected an object, got int"),

@@ -113,8 +113,8 @@ def test_unusable_files_and_copies_are_quarantined(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        ("file,text\na.wav,a hum\n", {}, "must name a column 'caption'"),
-        ("name,caption\na.wav,a hum\n", {}, "expected the columns file, caption; 'file' is not among name, caption"),
+        ("file,words\na.wav,a hum\n", {}, "must name a column 'caption'"),
+        ("name,caption\na.wav,a hum\n", {}, "must name a column 'file'.* it has 'name', 'caption'"),
         ("file,caption\na.wav,\n", {}, "line 2: the column 'caption' is empty"),
         ("file,caption\n../x.wav,a hum\n", {}, "line 2: '../x.wav' lies outside"),
         ("file,caption\n", {}, "has no rows"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import fnmatch
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+JSON_DEPTH = 64  # levels of lists and objects
 
 # What is written as audio: suffix -> libsndfile's names of the container and of the samples in it.
 AUDIO_FORMATS = {
@@ -175,3 +180,42 @@ def sha256_of(path: str | Path) -> str:
     """The hash of a file in 64 hex digits. Raises ``OSError``."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parsed_json(text: str) -> Any:
+    """One JSON value as it is written.
+
+    Raises ``ValueError`` for what is not JSON, a key that stands twice in one object, more than
+    ``JSON_DEPTH`` levels, and half a surrogate pair (text that no file can hold).
+    """
+    too_deep = f"nested more than {JSON_DEPTH} levels deep"
+    try:
+        value = json.loads(text, object_pairs_hook=_without_doubles)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error})") from error
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        children = [child for node in level for child in _children(node)]
+        level = [child for child in children if isinstance(child, (dict, list))]
+    if level:
+        raise ValueError(too_deep)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half a surrogate pair (\\ud800) stands for no character") from None
+    return value
+
+
+def _children(node: Any) -> list[Any]:
+    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    node = dict(pairs)
+    if len(node) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands twice in one object")
+    return node

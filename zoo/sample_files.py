@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.audio_folders import Listing, listed
 from zoo.errors import did_you_mean
-from zoo.files import written_beside
+from zoo.files import parsed_json, written_beside
 from zoo.safety import safe_relative_path
 from zoo.types import Prompt
 
@@ -47,7 +48,11 @@ def read_samples(folder: str | Path) -> tuple[Sample, ...]:
             f"it is a run folder: name {' or '.join(inside)} in it" if inside else "tools/generate.py writes one with its files"
         )
         raise FileNotFoundError(f"{folder} has no {INDEX}, which says which file answers which prompt; {hint}")
-    samples = tuple(_sample(folder, entry, f"{folder / INDEX}, entry {i}") for i, entry in enumerate(_entries(folder), 1))
+    files = listed(folder, suffixes=None)
+    samples = tuple(
+        _sample(files, folder, entry, f"{folder / INDEX}, entry {i}")
+        for i, entry in enumerate(_entries(folder), 1)
+    )
     if not samples:
         raise ValueError(f"{folder / INDEX} lists no sample; generate some into the folder")
     return samples
@@ -84,15 +89,16 @@ def checked_entries(folder: Path) -> list[dict[str, Any]]:
 
 def _entries(folder: Path) -> list[Any]:
     try:
-        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / INDEX} is not valid JSON ({error}); generate the samples again") from error
+        entries = parsed_json((folder / INDEX).read_text(encoding="utf-8"))
+    except ValueError as error:  # also wrong encoding
+        where = folder / INDEX
+        raise ValueError(f"{where} cannot be read ({error}); generate the samples again") from error
     if not isinstance(entries, list):
         raise ValueError(f"{folder / INDEX} holds a {type(entries).__name__}, expected a list of samples")
     return entries
 
 
-def _sample(folder: Path, entry: Any, where: str) -> Sample:
+def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object, got {type(entry).__name__}")
     for name in ("file", "id", "text"):
@@ -102,7 +108,7 @@ def _sample(folder: Path, entry: Any, where: str) -> Sample:
         relative = safe_relative_path(entry["file"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    path = folder / relative
+    path = folder / (files.find(relative.as_posix()) or relative)
     if len(relative.parts) != 1 or path.resolve().parent != folder.resolve():
         raise ValueError(f"{where}: {entry['file']!r} is not a file of this folder itself; copy it there")
     if not path.is_file():

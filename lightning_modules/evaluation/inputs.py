@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lightning_modules.evaluation.options import BASE
 from lightning_modules.evaluation.scores import Progress, fingerprint
-from zoo.audio_files import FORMATS, write_audio
+from zoo.audio_files import audio_facts, write_audio
+from zoo.audio_folders import Listing
+from zoo.audio_folders import listed as files_of
 from zoo.errors import did_you_mean
 from zoo.files import written_beside
 from zoo.generate_command import output_paths
@@ -26,8 +29,8 @@ from zoo.types import Backbone, Prompt
 
 TABLES = ("prompts.csv", "prompts.tsv", "prompts.jsonl")
 _SOURCE = "source.json"
-_OWN_COLUMNS = ("file", "prompt", "text", "id", "negative", "seconds", "seed", "label", "labels")
-ReadTable = Callable[[Path, str], Any]  # (path, column that must be there) -> rows (dictionaries) and lines (numbers)
+_OWN_COLUMNS = ("file", "prompt", "id", "negative", "seconds", "seed", "label", "labels")
+ReadTable = Callable[..., Any]  # (path, columns that must be there ...) -> datamodules.tables.Table
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,9 @@ def is_generations(place: str) -> bool:
 def folder_samples(
     folder: Path, table: Path | None, read_table: ReadTable, label_keys: Iterable[str], prompts: Sequence[Prompt] = ()
 ) -> tuple[Sample, ...]:
-    """The clips of a folder by its ``samples.json``, or by a table with the columns ``file`` and ``prompt`` (or ``text``).
+    """The clips of a folder by its ``samples.json``, or by a table.
 
+    The table has the columns ``file`` and ``prompt`` (or ``text``, ``caption``).
     A table may also have ``label`` (taken for every key of ``label_keys``), ``seed``, ``id``, ``negative``, ``seconds``; other
     columns become labels. ``prompts`` lend their labels to clips of the same text. Raises ``FileNotFoundError`` for no folder, no
     table or absent files, and ``ValueError`` naming the row for what cannot be meant, and for audio files without a row.
@@ -199,7 +203,9 @@ def folder_samples(
     else:
         samples = _table_samples(folder, found, read_table, tuple(label_keys))
     listed = {sample.path.name for sample in samples}
-    stray = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in FORMATS and path.name not in listed)
+    sounds = files_of(folder)
+    sounds.log_set_aside(folder)
+    stray = [name for name in sounds.files if name not in listed]
     if stray:
         raise ValueError(f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add rows for them, "
                          "or move them away: no clip is left out in silence")  # fmt: skip
@@ -210,46 +216,44 @@ def folder_samples(
 
 
 def _table_samples(folder: Path, table: Path, read_table: ReadTable, label_keys: tuple[str, ...]) -> tuple[Sample, ...]:
-    content = read_table(table, "file")
+    content = read_table(table, "file", "prompt")
     if not content.rows:
-        raise ValueError(f"{table} has no row; write one a file: file,prompt,label")
-    samples = []
-    for line, row in zip(content.lines, content.rows, strict=True):
-        samples.append(_row_sample(folder, row, f"{table}, line {line}", label_keys))
+        raise ValueError(f"{table} has no row; write one for each file: file,prompt,label")
+    files = files_of(folder, suffixes=None)
+    samples = tuple(_row_sample(folder, files, record, label_keys) for record in content.rows)
     names = [sample.path.name for sample in samples]
     doubled = next((name for name, count in Counter(names).items() if count > 1), None)
     if doubled is not None:
         raise ValueError(f"{table} has more than one row for {doubled}; keep one")
-    return tuple(samples)
+    return samples
 
 
-def _row_sample(folder: Path, row: Mapping[str, Any], where: str, label_keys: tuple[str, ...]) -> Sample:
-    import soundfile
-
-    name, text = str(row.get("file") or ""), str(row.get("prompt") or row.get("text") or "").strip()
-    if not name or not text:
-        raise ValueError(
-            f"{where}: expected a file and a prompt, got file {name!r} and prompt {text!r}; columns: {', '.join(row)}"
-        )
-    path = folder / name
-    if path.name != name:
-        raise ValueError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
-    if not path.is_file():
-        near = did_you_mean(name, [other.name for other in folder.iterdir() if other.suffix.lower() in FORMATS], limit=4)
-        raise FileNotFoundError(f"{where}: there is no file {path}; {near}")
-    seed, seconds = row.get("seed"), row.get("seconds")
+def _row_sample(folder: Path, files: Listing, record: Any, label_keys: tuple[str, ...]) -> Sample:
+    """``record``: a ``datamodules.tables.Record``."""
+    where, name, text = record.where, record.name("file"), record.words("prompt")
+    if not name:
+        raise ValueError(f"{where}: expected the name of a file under 'file', the cell is empty")
+    found = files.find(name)
+    if found is None:
+        if len(PureWindowsPath(name).parts) > 1:
+            raise ValueError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
+        aside = files.reason(name)
+        sounds = list(files_of(folder).files)
+        near = f"that name is {aside}" if aside else did_you_mean(name, sounds, limit=4)
+        raise FileNotFoundError(f"{where}: there is no file {folder / name}; {near}")
+    path = files.files[found]
+    seed, seconds = record.whole_number("seed"), record.number("seconds")
     try:
-        seed = None if seed in (None, "") else int(seed)
-        seconds = soundfile.info(str(path)).duration if seconds in (None, "") else float(seconds)
-        if not seconds > 0:
-            raise ValueError(f"{seconds} seconds")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{where}: {error}; seed is a whole number, seconds are positive, and {name} must be audio") from error
-    label = row.get("label")
-    labels = {} if label in (None, "") else dict.fromkeys(label_keys or ("label",), label)
-    others = {key: value for key, value in row.items() if key not in _OWN_COLUMNS and value not in (None, "")}
-    own = row.get("labels") or {}
-    if not isinstance(own, dict):
-        raise ValueError(f'{where}: labels must be an object such as {{"mood": "sad"}}, got {own!r}')
-    prompt = Prompt(str(row.get("id") or text), text, str(row.get("negative") or ""), seconds, labels={**others, **labels, **own})
+        seconds = audio_facts(path).seconds if seconds is None else seconds
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{where}: seconds must be positive and finite, got {seconds}")
+    label = record.cells.get("label") if record.name("label") else None
+    labels = {} if label is None else dict.fromkeys(label_keys or ("label",), label)
+    others = record.others(*_OWN_COLUMNS).items()
+    others = {key: value for key, value in others if value not in (None, "")}
+    labels = {**others, **labels, **record.mapping("labels")}
+    name, negative = record.name("id") or text, record.name("negative")
+    prompt = Prompt(name, text, negative, seconds, labels=labels)
     return Sample(path, prompt, seed)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from zoo.files import parsed_json
 from zoo.metrics.intervals import wilson_interval
 
 ANSWERS = ("A", "B", "none")
@@ -182,7 +183,7 @@ def _parsed(content: bytes, path: Path) -> Answers:
 def _answer(line: str, suffix: str) -> Answer:
     """Raises ``ValueError``, ``TypeError``, ``KeyError`` or ``csv.Error`` for a line that is no whole answer."""
     if suffix == ".jsonl":
-        row = json.loads(line)
+        row = parsed_json(line)
     else:
         (cells,) = csv.reader([line.rstrip("\r")], strict=True)
         row = dict(zip(COLUMNS, cells, strict=True))

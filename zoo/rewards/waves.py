@@ -7,10 +7,9 @@ import numbers
 from typing import Any
 
 import torch
-import torchaudio
 from torch import Tensor
 
-_RESAMPLER_STEPS = 10**7  # product of the two rates over their divisor; the resampler's table has as many numbers
+from zoo.resampling import resampled
 
 
 def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | None = None) -> int:
@@ -37,15 +36,12 @@ def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | 
 def mono_at(wave_BCN: Tensor, sample_rate_hz: int, wanted_hz: int, who: str, **resampler: Any) -> Tensor:
     """(B, N) float32, the mean of the channels at ``wanted_hz``. ``resampler``: settings of torchaudio's ``resample``.
 
-    Raises ``ValueError`` for two rates between which no filter of reasonable size leads.
+    Raises ``ValueError`` as ``zoo.resampling.resampled``, naming who hears.
     """
-    step = math.gcd(sample_rate_hz, wanted_hz)
-    if (wanted_hz // step) * (sample_rate_hz // step) > _RESAMPLER_STEPS:
-        raise ValueError(
-            f"{who} hears {wanted_hz} Hz, and waves at {sample_rate_hz} Hz cannot well be brought there (greatest common divisor "
-            f"{step} Hz); resample them to a usual rate, such as 44100 or 48000 Hz"
-        )
-    return torchaudio.functional.resample(wave_BCN.float().mean(dim=1), sample_rate_hz, wanted_hz, **resampler)
+    try:
+        return resampled(wave_BCN.float().mean(dim=1), sample_rate_hz, wanted_hz, **resampler)
+    except ValueError as error:
+        raise ValueError(f"{who} hears {wanted_hz} Hz: {error}") from error
 
 
 def finite_rows(wave_BCN: Tensor) -> Tensor:

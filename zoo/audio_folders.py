@@ -1,0 +1,96 @@
+"""Which files of a folder are sounds, and under which names they are found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from zoo.audio_files import FORMATS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """``files``: name inside the folder, with forward slashes -> path.
+
+    ``set_aside``: what has such a name and is no sound -> why.
+    """
+
+    files: Mapping[str, Path]
+    set_aside: Mapping[str, str]
+    by_key: Mapping[str, str]
+
+    def find(self, name: str) -> str | None:
+        """The name of ``files`` that is meant: the very one, or the one that Windows
+        (``sub\\a.wav``) or a Mac (accents as characters of their own) writes so; None for none.
+        """
+        return name if name in self.files else self.by_key.get(_name_key(name))
+
+    def reason(self, name: str) -> str:
+        """Why a name was set aside; "" for one that was not."""
+        reasons = {_name_key(other): why for other, why in self.set_aside.items()}
+        return reasons.get(_name_key(name), "")
+
+    def log_set_aside(self, folder: Path) -> None:
+        """Warns of what was set aside, the first five by name."""
+        aside = self.set_aside
+        if aside:
+            told = "; ".join(f"{name}: {why}" for name, why in list(aside.items())[:5])
+            log.warning("%s: %d with the name of a sound left out (%s)", folder, len(aside), told)
+
+
+def _name_key(name: str) -> str:
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).as_posix()
+
+
+def listed(
+    folder: str | Path, suffixes: Collection[str] | None = tuple(FORMATS), deep: bool = False
+) -> Listing:
+    """The audio files of a folder (``deep``: of those in it, too), sorted by name.
+
+    ``suffixes``: in small letters; None: all files.
+
+    Hidden files (``._a.wav``, which a Mac leaves beside ``a.wav``), folders and pipes with the name
+    of a sound, broken links, and names that are not valid Unicode are set aside. Raises ``OSError``
+    for a folder that cannot be read.
+    """
+    folder, files, set_aside = Path(folder), {}, {}
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        folders.sort()
+        for name in sorted(folders) + sorted(names):
+            path = Path(place) / name
+            inside = path.relative_to(folder).as_posix()
+            if suffixes is not None and path.suffix.lower() not in suffixes:
+                continue
+            why = _set_aside(path, inside)
+            if not why:
+                files[inside] = path
+            elif not path.is_dir() or path.suffix.lower() in (suffixes or FORMATS):
+                set_aside[inside] = why
+        if not deep:
+            break
+    ordered = {name: files[name] for name in sorted(files)}
+    return Listing(ordered, set_aside, {_name_key(name): name for name in ordered})
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _set_aside(path: Path, inside: str) -> str:
+    if path.is_dir():
+        return "a folder"
+    if any(part.startswith(".") for part in PurePosixPath(inside).parts):
+        return "hidden"
+    if not path.is_file():
+        return "no regular file (a pipe or a device)" if path.exists() else "a broken link"
+    try:
+        inside.encode()
+    except UnicodeEncodeError:
+        return "named in bytes that are not UTF-8"
+    return ""

@@ -1,0 +1,234 @@
+"""How long the frames of flac and mp3 are together, compared with what the head of the file says.
+
+Data: the whole file, as bytes or memory-mapped.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+
+Data = bytes | mmap.mmap
+_MAX_GUESSES = 16  # candidates for a last frame of flac that are looked at
+_MP3_KBIT_S = {  # by (version is 1, layer)
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_MP3_RATES_HZ = {
+    3: (44100, 48000, 32000),
+    2: (22050, 24000, 16000),
+    0: (11025, 12000, 8000),
+}  # by the version's bits
+
+
+@dataclass(frozen=True)
+class Examined:
+    """``problem``: why the file is not whole, to be said after its name ("" for none that its
+    header tells).
+
+    ``mended``: the bytes with the true length in the header, where the header has none or one that
+    is too small.
+    """
+
+    problem: str = ""
+    mended: bytes | None = None
+
+
+def cut_off(missing: int, promised: int) -> Examined:
+    return Examined(
+        f"is cut off: {missing} of {promised} bytes of sound are missing; copy or render it again"
+    )
+
+
+def patched(data: Data, place: int, value: bytes) -> bytes:
+    return b"".join((data[:place], value, data[place + len(value) :]))
+
+
+def examined_flac(data: Data, start: int) -> Examined:
+    if start + 42 > len(data):
+        return Examined("is cut off within its header; copy or render it again")
+    place = (
+        start + 21
+    )  # the low 4 bits of this byte and 4 more bytes: samples in all, 0 for unknown
+    promised = int.from_bytes(data[place : place + 5], "big") & (2**36 - 1)
+    there = _flac_samples(data, start, promised)
+    if there is None:
+        is_lost = (
+            "is cut off: its header does not say how long it is, and its last frame is not whole; "
+            "copy or render it again"
+        )
+        return Examined("" if promised else is_lost)
+    if there < promised:
+        return Examined(
+            f"is cut off: {there} of {promised} samples are there; copy or render it again"
+        )
+    if there == promised:
+        return Examined()
+    return Examined(
+        mended=patched(
+            data,
+            place,
+            bytes([data[place] & 0xF0 | there >> 32]) + (there % 2**32).to_bytes(4, "big"),
+        )
+    )
+
+
+def _flac_samples(data: Data, start: int, promised: int) -> int | None:
+    """Samples up to the end of the last frame, which must be whole and end the file; None where no
+    such frame is found.
+
+    A frame whose head agrees with ``promised`` is believed without its checksum, which is slow
+    here.
+    """
+    end = len(data) - (128 if data[-128:-125] == b"TAG" else 0)
+    block = int.from_bytes(
+        data[start + 10 : start + 12], "big"
+    )  # of all frames but the last, where the number counts frames
+    position, guesses = end, 0
+    while guesses < _MAX_GUESSES:
+        position = max(
+            data.rfind(sync, start + 42, position) for sync in (b"\xff\xf8", b"\xff\xf9")
+        )
+        if position < 0:
+            return None
+        samples = _flac_frame_end(data[position : position + 16], block)
+        if samples is None:
+            continue
+        guesses += 1
+        if samples == promised or _crc(data[position:end], _CRC16, 16) == 0:
+            return samples
+    return None
+
+
+def _flac_frame_end(head: bytes, block: int) -> int | None:
+    """Samples of the stream at the end of the frame that begins with ``head``; None where it is no
+    head of a frame.
+    """
+    if (
+        len(head) < 6
+        or head[3] & 1
+        or head[2] & 0x0F == 15
+        or head[2] >> 4 == 0
+        or head[3] >> 4 > 10
+    ):
+        return None
+    ones = f"{head[4]:08b}".index("0") if head[4] != 255 else 8
+    if ones in (1, 8) or len(head) < 5 + ones + 5:
+        return None
+    number, position = (head[4], 5) if ones == 0 else (head[4] & (0x7F >> ones), 4 + ones)
+    for byte in head[5:position]:
+        if byte >> 6 != 2:
+            return None
+        number = number << 6 | byte & 0x3F
+    size, rate = head[2] >> 4, head[2] & 0x0F
+    if size in (6, 7):
+        size_bytes = size - 5
+        samples = int.from_bytes(head[position : position + size_bytes], "big") + 1
+        position += size_bytes
+    else:
+        samples = 192 if size == 1 else 576 << (size - 2) if size < 6 else 256 << (size - 8)
+    position += {12: 1, 13: 2, 14: 2}.get(rate, 0)
+    if _crc(head[: position + 1], _CRC8, 8):
+        return None
+    return number * (1 if head[1] & 1 else block) + samples
+
+
+def _crc_table(polynomial: int, bits: int) -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte << (bits - 8)
+        for _ in range(8):
+            value = (value << 1) ^ (polynomial if value >> (bits - 1) & 1 else 0)
+            value &= (1 << bits) - 1
+        table.append(value)
+    return tuple(table)
+
+
+_CRC8, _CRC16 = _crc_table(0x07, 8), _crc_table(0x8005, 16)
+
+
+def _crc(data: bytes, table: tuple[int, ...], bits: int) -> int:
+    """0 where ``data`` ends with its own checksum."""
+    value, top, mask = 0, bits - 8, (1 << bits) - 1
+    for byte in data:
+        value = (value << 8 & mask) ^ table[value >> top ^ byte]
+    return value
+
+
+def _mp3_frame(data: Data, position: int) -> tuple[int, int, int] | None:
+    """(bytes, samples, bytes of side information) of the frame whose head stands at ``position``;
+    None where none stands.
+    """
+    head = data[position : position + 4]
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 2 & 3
+    speed, is_padded, is_one = head[2] >> 4, head[2] >> 1 & 1, version == 3
+    if version == 1 or layer == 4 or rate == 3 or speed in (0, 15):
+        return None
+    bit_s, rate_hz = 1000 * _MP3_KBIT_S[is_one, layer][speed - 1], _MP3_RATES_HZ[version][rate]
+    samples = 384 if layer == 1 else 1152 if layer == 2 or is_one else 576
+    size = (
+        (12 * bit_s // rate_hz + is_padded) * 4
+        if layer == 1
+        else samples // 8 * bit_s // rate_hz + is_padded
+    )
+    is_mono = head[3] >> 6 == 3
+    side = (17 if is_mono else 32) if is_one else (9 if is_mono else 17)
+    return size, samples, side
+
+
+def examined_mp3(data: Data, start: int) -> Examined:
+    """Frames are followed to the end.
+
+    Of a VBR stream without a "Xing" frame, which counts them, the length would be a guess.
+    """
+    first = _mp3_frame(data, start)
+    if first is None:
+        return Examined()
+    size, _, side = first
+    tag = start + 4 + side
+    has_count = data[tag : tag + 4] in (b"Xing", b"Info")
+    position, frames, sizes = start, 0, set()
+    while (frame := _mp3_frame(data, position)) is not None:
+        position += frame[0]
+        frames += 1
+        sizes.add(data[position - frame[0] + 2] >> 4)
+    if position > len(data):
+        return Examined(
+            f"is cut off: {position - len(data)} bytes of its last frame are missing; "
+            "copy or render it again"
+        )
+    if has_count:
+        flags = int.from_bytes(data[tag + 4 : tag + 8], "big")
+        field = tag + 8 + (4 if flags & 1 else 0)
+        promised = int.from_bytes(data[field : field + 4], "big") if flags & 2 else 0
+        missing = start + promised - len(data)
+        if missing > 2 * size:
+            return cut_off(missing, promised)
+        count = int.from_bytes(data[tag + 8 : tag + 12], "big") if flags & 1 else 0
+        return (
+            Examined(mended=patched(data, tag + 8, struct.pack(">I", frames - 1)))
+            if count > frames
+            else Examined()
+        )
+    if len(sizes) < 2 or frames < 2:
+        return Examined()
+    counting = _counting_frame(data[start : start + 4], side, frames, position - start)
+    return Examined(mended=b"".join((data[:start], counting, data[start:])))
+
+
+def _counting_frame(head: bytes, side: int, frames: int, size: int) -> bytes:
+    """A silent frame of the same kind that says how many frames and bytes follow."""
+    for speed in range(1, 15):
+        own = bytes([head[0], head[1] | 1, speed << 4 | head[2] & 0x0D, head[3]])
+        found = _mp3_frame(own, 0)
+        if found is not None and found[0] >= 4 + side + 16:
+            count = b"Xing" + struct.pack(">III", 3, frames, size + found[0])
+            return (own + bytes(side) + count).ljust(found[0], b"\0")
+    raise AssertionError("every kind of mp3 has a frame of 64 bytes")

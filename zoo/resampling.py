@@ -1,0 +1,109 @@
+"""Another sample rate: torchaudio's windowed sinc, in bounded memory for any two rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_TABLE = (
+    10**7
+)  # product of the two rates over their divisor: so many numbers has torchaudio's table of filters
+_BLOCK = 2**20  # numbers that are held at a time where there is no table
+_MOST_UP = 100  # a file of 1 MB that claims 1 Hz would become one of 16 GB
+
+
+def resampled(
+    wave: Tensor,
+    from_hz: int,
+    to_hz: int,
+    lowpass_filter_width: int = 6,
+    rolloff: float = 0.99,
+    resampling_method: str = "sinc_interp_hann",
+    beta: float | None = None,
+) -> Tensor:
+    """(..., N) at ``from_hz`` -> (..., ceil(N * to_hz / from_hz)) at ``to_hz``; the same tensor
+    where the rates are equal.
+
+    torchaudio keeps one filter for each output sample of the rates' common period: 44,101 Hz to
+    16,000 Hz would take gigabytes. Where that table had more than 10 million numbers, the same
+    filters are made block by block instead (1 million numbers at a time; equal to the table's
+    results up to rounding). Ordinary pairs of rates go through torchaudio as they are.
+
+    Args:
+        wave: (..., N) floating point, on any device.
+        from_hz: whole number of Hz, at least 1.
+        to_hz: likewise.
+        lowpass_filter_width: zero crossings of the sinc on each side.
+        rolloff: where the filter cuts off, as a share of the lower Nyquist frequency.
+        resampling_method: ``sinc_interp_hann`` or ``sinc_interp_kaiser``.
+        beta: of the Kaiser window.
+
+    Returns:
+        (..., ceil(N * to_hz / from_hz)), or ``wave`` itself where the rates are equal.
+
+    Raises:
+        ValueError: for a rate that is not positive, and for more than 100 times as many samples
+            (the header that claims such a rate is damaged).
+    """
+    from torchaudio.functional import resample
+
+    for rate in (from_hz, to_hz):
+        if rate <= 0:
+            raise ValueError(f"a sample rate is a positive number of Hz, got {rate}")
+    if to_hz > _MOST_UP * from_hz:
+        raise ValueError(
+            f"waves at {from_hz} Hz are not brought to {to_hz} Hz, more than {_MOST_UP} times as "
+            "many samples; the sample rate in the file is probably wrong"
+        )
+    divisor = math.gcd(from_hz, to_hz)
+    old, new = from_hz // divisor, to_hz // divisor
+    if old == new:
+        return wave
+    if old * new <= _TABLE:
+        return resample(
+            wave, from_hz, to_hz, lowpass_filter_width, rolloff, resampling_method, beta
+        )
+    return _by_blocks(wave, old, new, lowpass_filter_width, rolloff, resampling_method, beta)
+
+
+def _by_blocks(
+    wave: Tensor, old: int, new: int, width: int, rolloff: float, method: str, beta: float | None
+) -> Tensor:
+    """y[j] = sum over k of x[k] * h(k / old - j / new), with h a sinc of ``width`` zero crossings
+    under its window.
+    """
+    cutoff = min(old, new) * rolloff
+    reach = math.ceil(width * old / cutoff)  # input samples on each side
+    flat = wave.reshape(-1, wave.shape[-1])
+    count = -(-wave.shape[-1] * new // old)
+    padded = torch.nn.functional.pad(flat, (reach, reach + 1))
+    taps = torch.arange(-reach, reach + 2, device=wave.device)
+    size = max(1, _BLOCK // (len(taps) * max(1, len(flat))))
+    parts = []
+    for start in range(0, count, size):
+        place = torch.arange(start, min(start + size, count), device=wave.device) * old
+        first, phase = place // new, (place % new).double() / new  # exact: whole numbers
+        t = (taps.double() - phase[:, None]) * (cutoff / old)
+        filters = (_windowed_sinc(t, width, method, beta) * (cutoff / old)).to(wave.dtype)
+        near = padded[:, first[:, None] + (taps + reach)]  # (rows, block, taps)
+        parts.append((near * filters).sum(dim=-1))
+    out = torch.cat(parts, dim=-1) if parts else flat[:, :0]
+    return out.reshape(*wave.shape[:-1], count)
+
+
+def _windowed_sinc(t: Tensor, width: int, method: str, beta: float | None) -> Tensor:
+    share = (t / width).clamp(-1, 1)
+    if method == "sinc_interp_hann":
+        window = torch.cos(share * (math.pi / 2)) ** 2
+    elif method == "sinc_interp_kaiser":
+        beta = 14.769656459379492 if beta is None else beta  # torchaudio's default
+        window = torch.i0(beta * (1 - share**2).sqrt()) / torch.i0(
+            torch.tensor(float(beta), dtype=t.dtype, device=t.device)
+        )
+    else:
+        raise ValueError(
+            f"unknown resampling_method {method!r}; choose sinc_interp_hann or sinc_interp_kaiser"
+        )
+    return torch.sinc(share * width) * window
