@@ -1,8 +1,12 @@
 """The records that cross module boundaries."""
 
+import base64
 import dataclasses
+import re
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from datamodules.batches import AudioBatch, LatentBatch, PromptBatch
@@ -73,6 +77,19 @@ def test_without_its_negative_a_prompt_is_otherwise_the_same():
 )
 def test_a_clip_has_the_fewest_samples_that_cover_its_seconds(seconds, rate_hz, samples):
     assert Prompt("a", "x", seconds=seconds).samples(rate_hz) == samples
+
+
+def test_a_wave_saves_itself_and_plays_in_a_notebook(tmp_path):
+    wave = Waveform(torch.rand(2, 800) - 0.5, 8000)
+    wave.save(tmp_path / "a.flac")
+    wave.save(str(tmp_path / "deep" / "b.wav"))
+    for name in ("a.flac", "deep/b.wav"):
+        again, rate_hz = soundfile.read(tmp_path / name, dtype="float32")
+        assert rate_hz == 8000 and np.allclose(again.T, wave.samples_CN.numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="cannot write .mp4"):
+        wave.save(tmp_path / "a.mp4")
+    (data,) = re.fullmatch(r'<audio controls src="data:audio/flac;base64,([^"]+)"></audio>', wave._repr_html_()).groups()
+    assert base64.b64decode(data) == (tmp_path / "a.flac").read_bytes()
 
 
 def test_conditioning_needs_one_row_a_sample():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
 from zoo.checkpoint import save_artifact
 from zoo.types import Prompt, RewardOutput, Waveform
+from zoo.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +29,19 @@ def artefact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo") / "tiny"
     torch.manual_seed(0)
     save_artifact(folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=TinyAudio(**SMALL))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model whose gates are not zero: an adapter changes what it says."""
+    folder = tmp_path_factory.mktemp("zoo") / "base"
+    torch.manual_seed(0)
+    model = TinyAudio(**SMALL)
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_artifact(folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=model)
     return folder
 
 
@@ -122,6 +138,129 @@ def test_generate_uses_guidance_negative_and_eta():
     assert torch.equal(first(guidance_scale=1.0), first(guidance_scale=1.0, negative="sad noise"))
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("steps", "3"), ("steps", 2.5), ("steps", True), ("guidance_scale", "2"), ("guidance_scale", None), ("eta", "1"),
+        ("eta", ["1", "1"]), ("rule", 1), ("negative", None), ("negative", ["noise"]), ("seconds", "4"), ("batch_size", "8"),
+        ("seeds", "0-3"), ("seeds", 1.5), ("seeds", [0.5]), ("seeds", None), ("progress", "yes"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_type_are_told_by_name(name, wrong):
+    with pytest.raises(ValueError, match=rf"\b{name}\b.*{re.escape(repr(wrong))}|steps must be a whole number.*2.5"):
+        zoo.generate(ToyBackbone(), ["a"], **{name: wrong})
+
+
+def test_what_is_no_backbone_prompt_or_wave_is_told():
+    with pytest.raises(ValueError, match="backbone: a int"):
+        zoo.generate(3, ["a"])
+    with pytest.raises(ValueError, match="expected words or a Prompt, got 3"):
+        zoo.generate(ToyBackbone(), [3])
+    with pytest.raises(ValueError, match="waves: expected Waveform.*Tensor"):
+        zoo.score(Loudness(), [torch.zeros(1, 4)], ["a"])
+    with pytest.raises(ValueError, match="embedded/music is a TinyAudio, which scores nothing"):
+        zoo.score("embedded/music", [Waveform(torch.zeros(1, 400), 16_000)], ["a"])
+
+
+def test_a_name_that_is_nearly_ours_is_told_before_the_network_is_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr("zoo.hub.pull", lambda name: asked.append(name) or 1 / 0)
+    for name in ("embeded/music", "Embedded/Music", "embedded/moods"):
+        with pytest.raises(ValueError, match=f"no model '{name}'.*did you mean 'embedded/m"):
+            zoo.load(name)
+    assert not asked
+    with pytest.raises(ZeroDivisionError):
+        zoo.load("somebody/music")
+    assert asked == ["somebody/music"]
+
+
+def test_a_path_that_is_nearly_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no model 'runs/frist'.*did you mean 'runs/first'"):
+        zoo.load("runs/frist")
+
+
+def a_run(folder, base, code="", seed=1):
+    """As a run of DDPO leaves it: its configuration, and an adapter that was trained on ``base``."""
+    torch.manual_seed(seed)
+    model = zoo.load(base)
+    add_lora(model, rank=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    save_adapter(model, folder / "adapter")
+    (folder / "config.yaml").write_text(code or f"module: {{backbone: {{_target_: zoo.load, name: {str(base)!r}}}}}")
+    return folder
+
+
+def sounds(model):
+    (wave,) = zoo.generate(model, ["piano"], steps=2, seconds=0.5)
+    return wave.samples_CN
+
+
+def test_a_run_folder_is_loaded_with_its_adapter(base, tmp_path):
+    run = a_run(tmp_path / "run", base)
+    expected = sounds(zoo.open_model(str(run)))
+    assert not torch.equal(expected, sounds(zoo.load(base))), "the adapter changes something"
+    model = zoo.load(run)
+    assert torch.equal(sounds(model), expected) and not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert next(zoo.load(run, dtype="bfloat16").parameters()).dtype == torch.bfloat16
+    for adapters in (run / "adapter", str(run / "adapter"), [run / "adapter"], [str(run / "adapter")], [[run / "adapter", 1]]):
+        assert torch.equal(sounds(zoo.load(base, adapters=adapters)), expected), adapters
+    half = sounds(zoo.load(base, adapters=[(run / "adapter", 0.5), (run / "adapter", 0.5)]))
+    assert torch.allclose(half, expected, atol=1e-4)
+    other = a_run(tmp_path / "other", base, seed=2) / "adapter"
+    both = sounds(zoo.load(base, adapters=[run / "adapter", other]))
+    assert torch.equal(sounds(zoo.load(run, adapters=[other])), both), "others go on top of the run's own"
+
+
+def test_a_run_without_an_adapter_gives_the_whole_denoiser_or_its_exported_model(base, tmp_path):
+    run = a_run(tmp_path / "run", base)
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(ValueError, match="has left neither adapter/ nor model/"):
+        zoo.load(run)
+    changed = zoo.load(base)
+    with torch.no_grad():
+        for parameter in changed.denoiser.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    save_weights(changed.denoiser.state_dict(), run / "denoiser.safetensors")
+    for model in (zoo.load(run), zoo.open_model(str(run))):
+        assert torch.equal(sounds(model), sounds(changed))
+    save_artifact(run / "model", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=changed)
+    assert torch.equal(sounds(zoo.load(run)), sounds(changed))
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["{_target_: test_zoo_load.Bomb}", "{_target_: zoo.load, name: {_target_: test_zoo_load.Bomb}}",
+     "{_target_: zoo.load, name: x, adapters: [{_target_: test_zoo_load.Bomb}]}"],
+)  # fmt: skip
+def test_load_runs_no_code_that_a_folder_names(base, tmp_path, node):
+    run = a_run(tmp_path / "run", base, f"module: {{backbone: {node}}}")
+    with pytest.raises(ValueError, match="test_zoo_load.Bomb builds its backbone; .*zoo.open_model"):
+        zoo.load(run)
+    assert not Bomb.built
+    (run / "config.yaml").write_text("module: [1]")
+    with pytest.raises(ValueError, match="no module.backbone"):
+        zoo.load(run)
+
+
+class Bomb:
+    built = False
+
+    def __init__(self):
+        Bomb.built = True
+
+
+@pytest.mark.parametrize("wrong", [[3], [("a", "b")], ["a", 0.7], [("a", 1, 2)], None, [("a", True)]])
+def test_adapters_that_are_none(artefact, wrong):
+    with pytest.raises(ValueError, match="adapters: expected names or .name, strength. pairs"):
+        zoo.load(artefact, adapters=wrong)
+
+
 def test_generate_bad_input():
     backbone = ToyBackbone()
     for prompts, settings, message in (
@@ -148,11 +287,29 @@ class Loudness:
         return RewardOutput(level, {"asked": torch.tensor([prompt.labels["n"] for prompt in prompts])})
 
 
+def test_score_takes_words_as_generate_does():
+    torch.manual_seed(0)
+    wave = Waveform(torch.rand(1, 16_000) - 0.5, 16_000)
+    expected = zoo.score("embedded/clap", [wave], [Prompt("p", "a dog barks", seconds=1.0)]).score_B
+    assert torch.equal(zoo.score("embedded/clap", [wave], ["a dog barks"]).score_B, expected)
+    assert torch.equal(zoo.score(zoo.load("embedded/clap"), wave, "a dog barks").score_B, expected)
+    seen = []
+
+    def reward(wave_BCN, sample_rate_hz, prompts):
+        seen.extend(prompts)
+        return RewardOutput(wave_BCN.mean(dim=(1, 2)), {})
+
+    zoo.score(reward, [wave, Waveform(torch.zeros(1, 8), 16)], ["rain", "wind"])
+    assert [(prompt.text, prompt.seconds, dict(prompt.labels)) for prompt in seen] == [("rain", 1.0, {}), ("wind", 0.5, {})]
+
+
 def test_score_keeps_the_order_over_waves_of_different_length(monkeypatch):
     waves = [Waveform(torch.full((1, length), float(value)), 8) for value, length in ((1, 4), (2, 6), (3, 4))]
     prompts = [Prompt(str(i), "x", labels={"n": i}) for i in range(3)]
     output = zoo.score(Loudness(), waves, prompts)
     assert output.score_B.tolist() == [1, 4, 9] and output.parts["asked"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="expected one prompt a wave"):
+        zoo.score(Loudness(), waves[0], prompts)
     monkeypatch.setattr(generation, "load", lambda name: Loudness())
     assert zoo.score("embedded/mood", waves, prompts).score_B.tolist() == [1, 4, 9]
     for some, others in ((waves, prompts[:2]), ([], [])):

@@ -226,30 +226,34 @@ def write_audio(path: str | Path, wave: Waveform) -> None:
             f"{path}: cannot write {path.suffix or 'a file without suffix'}; "
             f"use one of {', '.join(FORMATS)}"
         )
+    try:
+        content = encoded(wave, path.suffix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; nothing was written") from error
+    with written_beside(path) as temporary:
+        temporary.write_bytes(content)  # Python names a full disk, libsndfile a "System error"
+
+
+def encoded(wave: Waveform, suffix: str) -> bytes:
+    """The bytes of an audio file in the format of ``suffix`` (a key of ``FORMATS``).
+
+    Raises ``ValueError`` for an empty wave, NaN or infinity, or a rate that the format cannot hold.
+    """
     samples = wave.samples_CN.detach().float().cpu()
     if samples.ndim != 2 or samples.numel() == 0:
         raise ValueError(
-            f"{path}: expected samples (channels, samples), at least one, "
-            f"got shape {tuple(samples.shape)}"
+            f"expected samples (channels, samples), at least one, got shape {tuple(samples.shape)}"
         )
     if not torch.isfinite(samples).all():
-        raise ValueError(f"{path}: the wave holds NaN or infinity and was not written")
-    kind, subtype = FORMATS[path.suffix.lower()]
-    encoded = (
-        io.BytesIO()
-    )  # written by Python, which names a full disk; libsndfile calls it a "System error"
+        raise ValueError("the wave holds NaN or infinity")
+    kind, subtype = FORMATS[suffix.lower()]
+    file = io.BytesIO()
+    samples_NC, rate_hz = samples.clamp(-1, 1).T.numpy(), wave.sample_rate_hz
     try:
-        soundfile.write(
-            encoded,
-            samples.clamp(-1, 1).T.numpy(),
-            wave.sample_rate_hz,
-            format=kind,
-            subtype=subtype,
-        )
+        soundfile.write(file, samples_NC, rate_hz, format=kind, subtype=subtype)
     except soundfile.SoundFileError as error:
-        rate, channels = wave.sample_rate_hz, samples.shape[0]
+        channels = samples.shape[0]
         raise ValueError(
-            f"{path}: {channels} channels at {rate} Hz cannot be written as {kind} ({error})"
+            f"{channels} channels at {rate_hz} Hz cannot be written as {kind} ({error})"
         ) from error
-    with written_beside(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+    return file.getvalue()

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def written_beside(path: str | Path) -> Iterator[Path]:
             _sync(temporary)
             os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that cannot be written to: the first error says so
+            temporary.unlink(missing_ok=True)
         raise
 
 

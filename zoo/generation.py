@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.errors import did_you_mean
 from zoo.importers import IMPORTERS, PIPELINES
 from zoo.registry import ENTRIES, find, looks_remote
+from zoo.run_models import code_named_by, is_run, of_run
 from zoo.safety import read_json
-from zoo.targets import locate
+from zoo.targets import bind_types, locate
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
 
 
@@ -23,19 +25,32 @@ def load(
     name: str | Path,
     device: torch.device | str = "cpu",
     dtype: str | torch.dtype | None = None,
-    adapters: Sequence[tuple[str | Path, float]] = (),
+    adapters: str | Path | Sequence[str | Path | tuple[str | Path, float]] = (),
 ) -> Any:
-    """The model of a zoo name, a folder (an artefact, or in diffusers' layout) or an ``owner/name`` on the Hub: frozen, in eval.
+    """The model of a zoo name, a folder or an ``owner/name`` on the Hub: frozen, in eval mode.
 
-    The name of an adapter gives the base that it was trained on, with it. ``adapters``: (name, strength) pairs that are put on a
-    backbone one over the other; strength 0 is the base, 1 the adapter as trained. What is on the Hub and not on this machine is
-    pulled first (``zoo.pull``; a licence that needs consent must have been accepted there). ``dtype``: such as "float16"; by
-    default what the architecture computes in. Raises ``ValueError`` for unknown names, a device that is not here, entries that
-    cannot be loaded yet and adapters of another base, and what ``zoo.pull`` raises.
+    A folder is a model (our own layout, or diffusers') or a run, whose backbone is given with its adapter (one that is built
+    by other code than ``zoo.load`` is opened with ``zoo.open_model``: no code of a folder is run here). The name of an adapter
+    gives the base that it was trained on, with it. What is on the Hub and not on this machine is pulled first
+    (``zoo.pull``; a licence that needs consent must have been accepted there).
+
+    Args:
+        name: a zoo name ("embedded/music"), a folder, or "owner/name".
+        device: such as "cpu" or "cuda".
+        dtype: such as "float16"; by default what the architecture computes in.
+        adapters: names or folders of adapters that are put on a backbone one over the other, or (name, strength) pairs:
+            strength 0 is the base, 1 (the default) the adapter as trained.
+
+    Raises: ``ValueError`` for unknown names, a device that is not here, entries that cannot be loaded yet and adapters of
+    another base, and what ``zoo.pull`` raises.
     """
     device, dtype, folder = usable_device(device), as_dtype(dtype), find_or_pull(name)
-    stack = [(_adapter_folder(adapter), strength) for adapter, strength in adapters]
+    stack = _stack(adapters)
     foreign = _importer(name, folder)
+    if foreign is None and is_run(folder):
+        if not (folder / "model" / CONFIG_FILE).is_file():
+            return _loaded_run(folder, stack).to(device=device, dtype=dtype)
+        name = folder = folder / "model"
     if foreign is None and (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
         name, stack = _base_of(folder), [(folder, 1.0), *stack]
         folder = find_or_pull(name)
@@ -44,12 +59,29 @@ def load(
         model = load_artifact(folder, device, dtype)
     else:
         model = locate(foreign, str(name))(str(name), folder).eval().requires_grad_(False).to(device=device, dtype=dtype)
+    return _adapted(model, stack, str(name))
+
+
+def _stack(adapters: Any) -> list[tuple[Path, float]]:
+    """(folder, strength) pairs of what ``load`` takes as ``adapters``. Raises ``ValueError`` for anything else."""
+    pairs = []
+    for item in adapters if isinstance(adapters, (list, tuple)) else [adapters]:
+        name, strength = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, 1.0)
+        is_number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+        if not isinstance(name, (str, Path)) or not is_number:
+            raise ValueError(f'adapters: expected names or (name, strength) pairs such as ("my_adapter", 0.7), got {item!r}')
+        pairs.append((_adapter_folder(name), strength))
+    return pairs
+
+
+def _adapted(model: Any, stack: Sequence[tuple[Path, float]], name: str) -> Any:
+    """``model`` with the adapters on it. Raises ``ValueError`` for adapters on what is no backbone."""
     if stack:
         from zoo.backbones.adapters import stack_adapters
 
         if not isinstance(model, Backbone):
             raise ValueError(f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone")
-        stack_adapters(model, stack, str(name))
+        stack_adapters(model, stack, name)
     return model
 
 
@@ -65,6 +97,21 @@ def _importer(name: str | Path, folder: Path) -> str | None:
         key = (PIPELINES.get(pipeline), "diffusers")
     place = IMPORTERS.get(key)
     return place and place.replace(":", ".")
+
+
+def _loaded_run(folder: Path, stack: Sequence[tuple[Path, float]]) -> Any:
+    """A run's backbone with its adapter and ``stack`` on it. Raises ``ValueError`` for one that names code, which is not run."""
+    code = code_named_by(folder)
+    if code is not None:
+        raise ValueError(f"{folder} is a run, and {code} builds its backbone; if the run is your own, open it with "
+                         f"zoo.open_model({str(folder)!r})")  # fmt: skip
+    model, own = of_run(folder)
+    if stack or not own:
+        return _adapted(model, [*own, *stack] if stack else [], str(folder)).eval().requires_grad_(False)
+    from zoo.backbones.lora import load_adapter
+
+    load_adapter(model, *own[0])
+    return model.eval().requires_grad_(False)
 
 
 def _adapter_folder(name: str | Path) -> Path:
@@ -99,6 +146,10 @@ def find_or_pull(name: str | Path) -> Path:
         entry = ENTRIES.get(str(name))
         if entry is not None and entry.path is not None:
             raise
+    near = difflib.get_close_matches(str(name).lower(), [own for own in ENTRIES if "/" in own], n=1, cutoff=0.85)
+    if entry is None and near:  # a typing error, most likely, and no question to the network
+        raise ValueError(f"there is no model {str(name)!r} on this machine; did you mean {near[0]!r}? If it is on the "
+                         f"Hub, fetch it first: python tools/zoo.py pull {name}")  # fmt: skip
     from zoo.hub import pull
 
     return pull(str(name))
@@ -122,14 +173,9 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
         adapter = None
     elif (folder / "model" / CONFIG_FILE).is_file():
         backbone = load(str(folder / "model"), device)
-    elif (folder / "config.yaml").is_file():
-        weights, own_adapter = folder / "backbone.safetensors", folder / "adapter"
-        if adapter is None and not own_adapter.is_dir() and not weights.is_file():
-            raise ValueError(f"the run in {folder} has left neither adapter/ nor model/; has it finished? (resume=true goes on)")
-        adapter = own_adapter if adapter is None and own_adapter.is_dir() else adapter
-        backbone = built_from(run_settings(folder), "backbone", folder).to(device)
-        if weights.is_file():
-            load_weights(backbone, weights)
+    elif is_run(folder):
+        backbone, stack = of_run(folder, adapter)
+        backbone, adapter = backbone.to(device), stack[0][0] if stack else None
     else:
         raise ValueError(f"{folder} is neither a model ({CONFIG_FILE}, or model_index.json of diffusers) nor a run (config.yaml)")
     if not isinstance(backbone, Backbone):
@@ -141,64 +187,14 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
     return backbone.eval()
 
 
-def run_settings(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a run folder as plain values, ``{}`` where there is no config.yaml."""
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        return {}
-    from omegaconf import OmegaConf
-
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except Exception as error:  # YAML errors of several kinds
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return config if isinstance(config, dict) else {}
-
-
-def recorded_sampling(folder: str | Path) -> dict[str, Any]:
-    """How the run sampled that a model folder was exported from (steps, guidance_scale ...), ``{}`` where nothing is said."""
-    if not (Path(folder) / CONFIG_FILE).is_file():
-        return {}
-    sampling = read_config(folder).get("sampling")
-    return dict(sampling) if isinstance(sampling, dict) else {}
-
-
-def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
-    """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it. Raises ``ValueError``."""
-    from zoo.store import is_downloaded
-    from zoo.targets import check, instantiate
-
-    if is_downloaded(folder):
-        raise ValueError(f"{folder} was downloaded and has a config.yaml, which may name code; only runs of your own are opened")
-    node = (settings.get("module") or {}).get(role)
-    if node is None:
-        what = "generator" if role == "backbone" else role
-        raise ValueError(f"{folder / 'config.yaml'} has no module.{role}: this run trained no {what}")
-    check(node, f"module.{role}")
-    return instantiate(node, f"module.{role}")
-
-
-def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Every tensor of the file into ``module``, none left over. Raises ``ValueError``."""
-    from safetensors.torch import load_file
-
-    from zoo.safety import check_safetensors_header
-
-    check_safetensors_header(path)
-    try:
-        module.load_state_dict(load_file(str(path)), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"the tensors in {path} do not fit the backbone of config.yaml: {error}") from error
-
-
 def generate(
-    backbone: str | Backbone,
-    prompts: Sequence[Prompt | str],
+    backbone: str | Path | Backbone,
+    prompts: Prompt | str | Sequence[Prompt | str],
     *,
     seeds: int | Sequence[int] = 0,
     steps: int = 20,
     guidance_scale: float = 3.0,
-    eta: float = 1.0,
+    eta: float | Sequence[float] = 1.0,
     rule: str = "ddim",
     negative: str = "",
     seconds: float | None = None,
@@ -208,18 +204,32 @@ def generate(
 ) -> list[Waveform]:
     """One wave for every prompt and seed: prompts in order, within a prompt the seeds in order.
 
-    A string becomes a ``Prompt`` with ``negative`` and ``seconds`` (default 4.096). A sample's noise depends on its seed and its
-    prompt's id only, not on the batch. ``device`` is for a backbone by name; an object stays where it is. ``progress(done,
-    total)`` counts samples. Raises ``ValueError`` on zero prompts or values that cannot be meant, and when the model gives NaN.
+    A sample's noise depends on its seed and its prompt's id only, not on the batch.
+
+    Args:
+        backbone: a zoo name, a folder of a model or run, or an object; an object stays on its device.
+        prompts: a string becomes a ``Prompt`` with ``negative`` and ``seconds`` (default 4.096).
+        seeds: one number, or several.
+        steps, guidance_scale, eta, rule: see ``zoo.diffusion.Sampler``; ``eta`` may be one number per step.
+        negative, seconds: of prompts that are strings.
+        batch_size: samples at a time.
+        device: of a backbone that is given by name.
+        progress: ``progress(done, total)`` counts samples.
+
+    Raises: ``ValueError`` for an argument of the wrong type or range, no prompt, and when the model gives NaN.
     """
+    numbers = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta, "batch_size": batch_size, "seconds": seconds}
+    bind_types(generate, {"seeds": seeds, "rule": rule, "negative": negative, "progress": progress, **numbers})
     sampler = Sampler(steps, guidance_scale, eta, rule)
     wanted = [_prompt(prompt, negative, seconds) for prompt in ([prompts] if isinstance(prompts, (str, Prompt)) else prompts)]
     seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not wanted or not seeds or batch_size < 1:
         counts = f"{len(wanted)} prompts, {len(seeds)} seeds, batch_size {batch_size}"
         raise ValueError(f"expected at least one prompt, one seed and a batch of one, got {counts}")
-    if isinstance(backbone, str):
-        backbone = open_model(backbone, device=device)
+    if isinstance(backbone, (str, Path)):
+        backbone = open_model(str(backbone), device=device)
+    if not isinstance(backbone, Backbone):
+        raise ValueError(f"backbone: a {type(backbone).__name__} generates nothing; give a zoo name, a folder or a backbone")
     jobs = [(prompt, seed) for prompt in wanted for seed in seeds]
     return generate_each(backbone, jobs, sampler, batch_size, progress)
 
@@ -245,6 +255,8 @@ def generate_each(
 def _prompt(prompt: Prompt | str, negative: str, seconds: float | None) -> Prompt:
     if isinstance(prompt, Prompt):
         return prompt
+    if not isinstance(prompt, str):
+        raise ValueError(f"expected words or a Prompt, got {prompt!r}")
     if not prompt.strip():
         raise ValueError("a prompt must not be empty; say what should be heard")
     length = {} if seconds is None else {"seconds": float(seconds)}
@@ -278,15 +290,27 @@ def _sample(backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, i
 
 
 @torch.no_grad()
-def score(reward: str | Reward, waves: Sequence[Waveform], prompts: Sequence[Prompt]) -> RewardOutput:
+def score(
+    reward: str | Path | Reward, waves: Waveform | Sequence[Waveform], prompts: Prompt | str | Sequence[Prompt | str]
+) -> RewardOutput:
     """The reward of each wave for its prompt; waves of equal length and rate are scored together.
 
-    Raises ``ValueError`` when counts differ or are zero.
+    ``reward``: a zoo name, a folder, or an object. A string becomes a ``Prompt`` of the wave's length without labels: a reward
+    that judges by a label (a mood) needs a ``Prompt`` that has it. Raises ``ValueError`` when counts differ or are zero, for
+    what is no wave, and for a name of a model that scores nothing.
     """
+    waves = [waves] if isinstance(waves, Waveform) else list(waves)
+    prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+    for wave in waves:
+        if not isinstance(wave, Waveform):
+            raise ValueError(f"waves: expected Waveform(samples_CN, sample_rate_hz), got a {type(wave).__name__}")
     if len(waves) != len(prompts) or not waves:
         raise ValueError(f"expected one prompt a wave, at least one, got {len(waves)} waves and {len(prompts)} prompts")
-    if isinstance(reward, str):
-        reward = load(reward)
+    prompts = [_prompt(prompt, "", wave.samples_CN.shape[-1] / wave.sample_rate_hz) for prompt, wave in zip(prompts, waves)]
+    if isinstance(reward, (str, Path)):
+        name, reward = reward, load(reward)
+        if not isinstance(reward, Reward):
+            raise ValueError(f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such as embedded/clap")
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, wave in enumerate(waves):
         groups.setdefault((wave.samples_CN.shape, wave.sample_rate_hz), []).append(i)

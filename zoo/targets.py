@@ -63,6 +63,15 @@ class _Built:
     """Stands for a value that is yet to be built, whose type cannot be checked before."""
 
 
+def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
+    """Checks plain values against the annotations of ``target``. Raises ``ValueError`` that names the argument."""
+    parameters = inspect.signature(target).parameters
+    for key, value in arguments.items():
+        annotation = _annotation(target, parameters[key])
+        if not _fits(value, annotation):
+            raise ValueError(f"{key}: {target.__name__} expects {_spelled(annotation)}, got {value!r}")
+
+
 def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``arguments`` as ``target`` takes them: names checked, plain values checked against the annotations.
 
@@ -139,6 +148,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if kind is collections.abc.Callable:
         return False
     if isinstance(value, str):
+        if issubclass(str, kind) and kind is not str:  # a sequence, of letters
+            return not inner or _fits(value, inner[0])
         return issubclass(str, kind) or issubclass(kind, (os.PathLike, enum.Enum)) or kind.__name__ in ("device", "dtype")
     if isinstance(value, (list, tuple)):
         if not issubclass(type(value), kind):

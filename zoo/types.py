@@ -10,9 +10,11 @@ Interaural time difference: positive = the right ear is late = the source is on 
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -76,10 +78,22 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Waveform:
-    """``samples_CN`` in [-1, 1] (float32) and its rate in Hz."""
+    """``samples_CN`` in [-1, 1] (float32) and its rate in Hz. In a notebook it is shown as a player."""
 
     samples_CN: Tensor
     sample_rate_hz: int
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes an audio file (see ``zoo.audio_files.write_audio``). Raises ``ValueError`` and ``OSError``."""
+        from zoo.audio_files import write_audio
+
+        write_audio(path, self)
+
+    def _repr_html_(self) -> str:
+        from zoo.audio_files import encoded
+
+        sound = base64.b64encode(encoded(self, ".flac")).decode()
+        return f'<audio controls src="data:audio/flac;base64,{sound}"></audio>'
 
 
 @dataclass(frozen=True)

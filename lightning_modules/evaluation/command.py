@@ -44,7 +44,7 @@ from lightning_modules.evaluation.scores import (
 from lightning_modules.evaluation.tables import all_tables, as_markdown, summary
 from zoo.devices import usable_device
 from zoo.files import clear_after_killed, files_written_together
-from zoo.generation import recorded_sampling
+from zoo.run_models import recorded_sampling
 from zoo.sample_files import Sample
 from zoo.sampling_settings import SamplingSettings, sampling_settings
 from zoo.types import Prompt

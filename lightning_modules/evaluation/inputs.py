@@ -20,8 +20,9 @@ from zoo.audio_folders import listed as files_of
 from zoo.errors import did_you_mean
 from zoo.files import written_beside
 from zoo.generate_command import output_paths
-from zoo.generation import built_from, generate_each, load, open_model, run_settings
+from zoo.generation import generate_each, load, open_model
 from zoo.registry import find
+from zoo.run_models import built_from, run_settings
 from zoo.sample_files import INDEX, Sample, read_samples, write_index
 from zoo.sampling_settings import SamplingSettings
 from zoo.targets import check, instantiate
