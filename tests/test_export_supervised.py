@@ -45,11 +45,11 @@ def test_what_a_supervised_run_has_learned(tmp_path, finished):
         short = {**content["ema"], "average": content["ema"]["average"][1:]}
         torch.save(content | {"ema": short}, run / "checkpoints" / "last.ckpt")
         with pytest.raises(ValueError, match="averaged weights in .* are of other parameters"):
-            export_run(run, tmp_path / "out")
+            export_run(run, tmp_path / "out", overwrite=True)
         kept = {name: value for name, value in content["state_dict"].items() if "codec" not in name}
         torch.save(content | {"state_dict": kept}, run / "checkpoints" / "last.ckpt")
         with pytest.raises(ValueError, match="does not fit the model of config.yaml: .* differs"):
-            export_run(run, tmp_path / "out")
+            export_run(run, tmp_path / "out", overwrite=True)
 
 
 def test_a_classifiers_unfinished_run(tmp_path):
@@ -66,7 +66,7 @@ def test_a_classifiers_unfinished_run(tmp_path):
     content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 5}
     torch.save(content, run / "checkpoints" / "last.ckpt")
     module.export(tmp_path)
-    folder = export_run(run, tmp_path / "out")
+    folder = export_run(run, tmp_path / "out", overwrite=True)
     wanted, found = (load_file(place / "model.safetensors") for place in (tmp_path / "model", folder))
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert read_config(folder)["kind"] == "reward" and "audio-classification" in (folder / "README.md").read_text()

@@ -15,7 +15,7 @@ from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.errors import did_you_mean
 from zoo.importers import IMPORTERS, PIPELINES
 from zoo.registry import ENTRIES, find, looks_remote
-from zoo.run_models import code_named_by, is_run, of_run
+from zoo.run_models import code_named_by, is_run, of_run, refuse_downloaded
 from zoo.safety import read_json
 from zoo.targets import bind_types, locate
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
@@ -101,6 +101,7 @@ def _importer(name: str | Path, folder: Path) -> str | None:
 
 def _loaded_run(folder: Path, stack: Sequence[tuple[Path, float]]) -> Any:
     """A run's backbone with its adapter and ``stack`` on it. Raises ``ValueError`` for one that names code, which is not run."""
+    refuse_downloaded(folder)
     code = code_named_by(folder)
     if code is not None:
         raise ValueError(f"{folder} is a run, and {code} builds its backbone; if the run is your own, open it with "

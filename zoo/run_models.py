@@ -35,6 +35,14 @@ def _targets(node: Any) -> Iterator[Any]:
         yield from _targets(value)
 
 
+def refuse_downloaded(folder: Path) -> None:
+    """Raises ``ValueError`` for a run folder that somebody else may have written: its configuration may name code."""
+    from zoo.store import is_downloaded
+
+    if is_downloaded(folder):
+        raise ValueError(f"{folder} was downloaded and has a config.yaml, which may name code; only runs of your own are opened")
+
+
 def of_run(folder: Path, adapter: str | Path | None = None) -> tuple[Any, list[tuple[Path, float]]]:
     """The backbone of a run without an exported model, and the adapters to put on it: ``adapter``, else the run's own.
 
@@ -77,11 +85,9 @@ def recorded_sampling(folder: str | Path) -> dict[str, Any]:
 
 def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
     """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it. Raises ``ValueError``."""
-    from zoo.store import is_downloaded
     from zoo.targets import check, instantiate
 
-    if is_downloaded(folder):
-        raise ValueError(f"{folder} was downloaded and has a config.yaml, which may name code; only runs of your own are opened")
+    refuse_downloaded(folder)
     node = _module_of(settings).get(role)
     if node is None:
         what = "generator" if role == "backbone" else role
