@@ -158,7 +158,10 @@ def write_piano_demo(
             for segment in range(segments):
                 name = f"{song.quadrant}_{song.id}_{segment}"
                 wave = render_segment(song, segment, seconds, renderer)
-                write_audio(temporary / "audio" / f"{name}.{audio_format}", Waveform(wave[None], SAMPLE_RATE_HZ))
+                write_audio(
+                    temporary / "audio" / f"{name}.{audio_format}",
+                    Waveform(wave[None], SAMPLE_RATE_HZ),
+                )
                 names[song.split].append(name)
         for split, clips in names.items():
             with (temporary / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from datamodules.sound_sources import FULL_SET, SMALL_SET
 from zoo.errors import did_you_mean
 
-if TYPE_CHECKING:  # what needs torch is imported once the arguments are read, so that --help is there at once
+if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
     from datamodules.sound_clips import SoundBank
 
 SETS = {"small": SMALL_SET, "full": FULL_SET}
@@ -130,7 +130,9 @@ def show(bank: SoundBank) -> None:
 def main(argv: Sequence[str]) -> None:
     """``fetch --to DIR [--set small|full] [--packages ...]`` or ``list [--root DIR] [--licences ...]``."""
     parser = argparse.ArgumentParser(
-        prog="python tools/sounds.py", description="Recorded sounds from Debian packages.", allow_abbrev=False
+        prog="python tools/sounds.py",
+        description="Recorded sounds from Debian packages.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     fetching = commands.add_parser("fetch", help="download and unpack packages below a folder, without root")

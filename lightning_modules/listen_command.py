@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from zoo.pages.answers import SUFFIXES, described, read_answers
 
-if TYPE_CHECKING:  # what needs torch is imported once the arguments are read, so that --help is there at once
+if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
     from zoo.pages.pairs import Pairing
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python tools/listen.py", description="Hear what fine-tuning changed.", allow_abbrev=False
+        prog="python tools/listen.py",
+        description="Hear what fine-tuning changed.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("page", help="one HTML file: prompt, original, fine-tuned, scores", allow_abbrev=False)

@@ -97,15 +97,21 @@ def test_a_full_disk_leaves_the_whole_older_evaluation(tmp_path, rewards):
             evaluate("--generations", other, *words)
         assert Path(caught.value.filename).parent == out
         after = {path.name: path.read_bytes() for path in out.iterdir()}
-        assert {**after, "scores.json": b""} == {**before, "scores.json": b""}  # of the scores, more may be known
+        assert {**after, "scores.json": b""} == {
+            **before,
+            "scores.json": b"",
+        }  # of the scores, more may be known
     evaluate("--generations", other, *words)
-    assert "h" in (out / "table1.md").read_text() and set(before) == {path.name for path in out.iterdir()}
+    assert "h" in (out / "table1.md").read_text() and set(before) == {
+        path.name for path in out.iterdir()
+    }
 
 
 def test_leftovers_of_a_killed_evaluation_are_swept(tmp_path, rewards):
     out, alive = tmp_path / "o", f".report.{os.getppid()}.part.html"
-    for name in (".scores.999999999.part.json", "clips/trained/.000_x.999999999.part.wav", "clips/original/.a.999999999.part.wav",
-                 ".together.999999999.part/table1.md", alive, ".mine.999999999.part.doc"):  # fmt: skip
+    dead = ".scores.999999999.part.json", ".together.999999999.part/table1.md"
+    clips = "clips/trained/.000_x.999999999.part.wav", "clips/original/.a.999999999.part.wav"
+    for name in (*dead, *clips, alive, ".mine.999999999.part.doc"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()
     evaluate("--generations", sines(tmp_path / "g", BASE), "--rewards", rewards[0], "--out", out)

@@ -254,7 +254,10 @@ def test_an_older_export_is_replaced_only_when_asked(run, tmp_path):
     with pytest.raises(ValueError, match="out exists; .*--overwrite"):
         export_run(run, folder, merge=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    for name in (".out.999999999.part", "..out.999999999.part.999999999.part"):  # what a killed export leaves of its adapter
+    for name in (
+        ".out.999999999.part",
+        "..out.999999999.part.999999999.part",
+    ):  # what a killed export leaves of its adapter
         (tmp_path / name).mkdir()
     export_run(run, folder, merge=True, overwrite=True)
     assert "adapter_config.json" in before and not (folder / "adapter_config.json").exists()
@@ -268,7 +271,9 @@ def test_an_export_that_a_killed_one_had_moved_away_is_not_replaced_unasked(run,
     export_run(run, tmp_path / "out").rename(tmp_path / ".out.999999999.old")
     with pytest.raises(ValueError, match="out exists"):
         export_run(run, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out/adapter_config.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (
+        tmp_path / "out/adapter_config.json"
+    ).is_file()
 
 
 def test_a_live_adapter_is_not_saved_as_a_model(tmp_path):

@@ -1,4 +1,4 @@
-"""Writing beside and moving: which file an error names, what is left after it, and what killed processes left."""
+"""Writing beside and moving: which file an error names, what is left after it and after a kill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import pytest
 from toy_disk import no_file_above
 
 from zoo.errors import describe
-from zoo.files import clear_after_killed, files_written_together, folder_written_beside, written_beside
+from zoo.files import (
+    clear_after_killed,
+    files_written_together,
+    folder_written_beside,
+    written_beside,
+)
 
 DEAD = 999_999_999  # above what the system gives
 
@@ -22,7 +27,11 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("size", [0, 100])
 def test_a_full_disk_names_the_file_that_was_to_be(tmp_path: Path, size: int) -> None:
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(OSError) as caught, no_file_above(size), written_beside(tmp_path / "a.txt") as part:
+    with (
+        pytest.raises(OSError) as caught,
+        no_file_above(size),
+        written_beside(tmp_path / "a.txt") as part,
+    ):
         part.write_bytes(bytes(1000))
     assert caught.value.errno == errno.EFBIG and caught.value.filename == str(tmp_path / "a.txt")
     assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
@@ -30,18 +39,28 @@ def test_a_full_disk_names_the_file_that_was_to_be(tmp_path: Path, size: int) ->
 
 def test_a_full_disk_names_the_file_inside_a_folder_that_was_to_be(tmp_path: Path) -> None:
     for writer in (folder_written_beside, files_written_together):
-        with pytest.raises(OSError) as caught, no_file_above(100), writer(tmp_path / "model") as part:
+        with (
+            pytest.raises(OSError) as caught,
+            no_file_above(100),
+            writer(tmp_path / "model") as part,
+        ):
             with written_beside(part / "deep" / "weights.bin") as file:
                 file.write_bytes(bytes(1000))
         assert caught.value.filename == str(tmp_path / "model/deep/weights.bin")
         with pytest.raises(OSError) as caught, writer(tmp_path / "model") as part:
             raise OSError(errno.ENOSPC, "No space left on device")  # as a library's buffer says it
-        assert describe(caught.value) == f"No space left on device: {tmp_path / 'model'}; free some space and start again"
+        assert (
+            describe(caught.value)
+            == f"No space left on device: {tmp_path / 'model'}; free some space and start again"
+        )
     assert names(tmp_path) in ([], ["model"])
 
 
 def test_errors_that_are_not_of_writing_keep_their_names(tmp_path: Path) -> None:
-    for error in (ConnectionError("the Hub cannot be reached"), FileNotFoundError(errno.ENOENT, "absent", "other.wav")):
+    for error in (
+        ConnectionError("the Hub cannot be reached"),
+        FileNotFoundError(errno.ENOENT, "absent", "other.wav"),
+    ):
         with pytest.raises(type(error)) as caught, folder_written_beside(tmp_path / "model"):
             raise error
         assert caught.value.filename in (None, "other.wav")
@@ -58,19 +77,32 @@ def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
         for name in ("a", "b", "c"):
             (part / name).write_text("new")
     assert caught.value.filename == str(tmp_path / "c")
-    assert {name: (tmp_path / name).read_text() for name in ("a", "b", "kept")} == dict.fromkeys(("a", "b", "kept"), "old")
+    assert {name: (tmp_path / name).read_text() for name in ("a", "b", "kept")} == dict.fromkeys(
+        ("a", "b", "kept"), "old"
+    )
     with files_written_together(tmp_path) as part:
         (part / "a").write_text("new")
         (part / "d").write_text("new")
     assert names(tmp_path) == ["a", "b", "c", "d", "kept"]
-    assert [(tmp_path / name).read_text() for name in ("a", "b", "d", "kept")] == ["new", "old", "new", "old"]
+    assert [(tmp_path / name).read_text() for name in ("a", "b", "d", "kept")] == [
+        "new",
+        "old",
+        "new",
+        "old",
+    ]
 
 
 def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
     alive = os.getppid()
     gone = [f".one.{DEAD}.part.wav", f".two.{DEAD}.part", f"..attune.{DEAD}.part.json"]
     folders = [f".model.{DEAD}.part", f"..model.{DEAD}.part.{DEAD}.part", f".there.{DEAD}.old"]
-    kept = [f".one.{alive}.part.wav", ".one.part.wav", ".x.99999999999999999999.part", ".one.12.party", "visible.1.part"]
+    kept = [
+        f".one.{alive}.part.wav",
+        ".one.part.wav",
+        ".x.99999999999999999999.part",
+        ".one.12.party",
+        "visible.1.part",
+    ]
     for name in (*gone, *kept):
         (tmp_path / name).touch()
     for name in (*folders, f".back.{DEAD}.old", f".model.{alive}.part", "there"):
@@ -81,7 +113,12 @@ def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_pat
     clear_after_killed(tmp_path, "*.wav")
     assert not (tmp_path / gone[0]).exists() and (tmp_path / gone[1]).exists()
     clear_after_killed(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, "back", f".model.{alive}.part", "there"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *kept,
+        "back",
+        f".model.{alive}.part",
+        "there",
+    }
     assert (tmp_path / "back/config.json").read_text() == f".back.{DEAD}.old"
     assert (tmp_path / "there/config.json").read_text() == "there"
     clear_after_killed(tmp_path / "no such folder")

@@ -217,9 +217,15 @@ def test_names_and_seeds():
 
 def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
     for out in ("eta_0.5", "v1.final/"):
-        assert output_paths([Prompt("x", "rain")], [0], f"{tmp_path}/{out}", "wav")[0].parent == tmp_path / out
+        assert (
+            output_paths([Prompt("x", "rain")], [0], f"{tmp_path}/{out}", "wav")[0].parent
+            == tmp_path / out
+        )
     (tmp_path / "set.mp4").mkdir()
-    assert output_paths([Prompt("x", "rain")], [0], tmp_path / "set.mp4", "wav")[0].parent == tmp_path / "set.mp4"
+    assert (
+        output_paths([Prompt("x", "rain")], [0], tmp_path / "set.mp4", "wav")[0].parent
+        == tmp_path / "set.mp4"
+    )
 
 
 def test_the_command(model, tmp_path, monkeypatch, capsys):
@@ -234,7 +240,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
 
 def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch):
-    """Two batches of two: the second one's second file fails, and its first has no row in the index, so it is not kept either."""
+    """Two batches of two. The last file fails; the one before is not in the index and goes, too."""
     written = []
 
     def write(path, wave: Waveform):
@@ -245,21 +251,52 @@ def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch
 
     monkeypatch.setattr(audio_files, "write_audio", write)
     with pytest.raises(OSError, match="No space left") as caught:
-        run(model, "one", "two", "--seeds", "0,1", "--steps", 1, "--seconds", 0.5, "--batch-size", 2, "--out", tmp_path)
+        run(
+            model,
+            "one",
+            "two",
+            "--seeds",
+            "0,1",
+            "--steps",
+            1,
+            "--seconds",
+            0.5,
+            "--batch-size",
+            2,
+            "--out",
+            tmp_path,
+        )
     assert caught.value.filename == str(tmp_path / "001_two_seed1.wav")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000_one_seed0.wav", "000_one_seed1.wav", "samples.json"]
-    assert [sample.prompt.text for sample in read_samples(tmp_path)] == ["one", "one"], "the index lists what is there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "000_one_seed0.wav",
+        "000_one_seed1.wav",
+        "samples.json",
+    ]
+    assert [sample.prompt.text for sample in read_samples(tmp_path)] == ["one", "one"], (
+        "the index lists what is there"
+    )
     assert sound(tmp_path / "000_one_seed0.wav").shape == (2, 8000)
 
 
 def test_leftovers_of_a_killed_call_are_swept(model, tmp_path):
     (tmp_path / ".together.999999999.part").mkdir()
     kept = [f".a.{os.getppid()}.part.wav", ".notes.999999999.part.txt"]
-    for name in (".000_one_seed0.999999999.part.wav", ".samples.999999999.part.json", ".b.999999999.part.flac", *kept):
+    for name in (
+        ".000_one_seed0.999999999.part.wav",
+        ".samples.999999999.part.json",
+        ".b.999999999.part.flac",
+        *kept,
+    ):
         (tmp_path / name).touch()
     run(model, "one", "--steps", 1, "--seconds", 0.5, "--out", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, "000_one_seed0.wav", "samples.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *kept,
+        "000_one_seed0.wav",
+        "samples.json",
+    }
     (tmp_path / ".x.999999999.part.wav").touch()
     (tmp_path / ".y.999999999.part.wav").touch()
     run(model, "one", "--steps", 1, "--seconds", 0.5, "--out", tmp_path / "x.wav")
-    assert {path.name for path in tmp_path.glob(".?.999999999.*")} == {".y.999999999.part.wav"}, "only of the file itself"
+    assert {path.name for path in tmp_path.glob(".?.999999999.*")} == {".y.999999999.part.wav"}, (
+        "only of the file itself"
+    )

@@ -111,7 +111,7 @@ MODELS: dict[str, tuple[Harm, str]] = {
     "a pickle under the name of weights": (lambda f, s: pickled(f, "model.safetensors", s), "cannot be read"),
     "a pickle instead of weights": (lambda f, s: pickled(f, "pytorch_model.bin", s), "has no model.safetensors"),
     "a run's configuration": (
-        run_folder, "os.mkdir builds its backbone|was downloaded and has a config.yaml, which may name code"),
+        run_folder, "os.mkdir builds its backbone|was downloaded and has a config.yaml, which may"),
 }  # fmt: skip
 ADAPTERS: dict[str, tuple[Harm, str]] = {
     "a module of megatron": (lambda f, s: adapter(f, megatron_config={"a": 1}, megatron_core="megatron.os"), "megatron"),

@@ -83,7 +83,9 @@ def test_files_that_are_not_ours_are_not_added_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_full_disk_is_an_error_and_leaves_no_part_of_an_answer(tmp_path: Path, suffix: str) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_part_of_an_answer(
+    tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / f"answers{suffix}"
     for room in (0, 10):
         with pytest.raises(OSError) as caught, no_file_above(room):
@@ -100,7 +102,9 @@ def test_a_full_disk_is_an_error_and_leaves_no_part_of_an_answer(tmp_path: Path,
     assert len(found.answers) == 2 and found.bad_lines == ()
 
 
-def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, write = tmp_path / "answers.csv", os.write
     monkeypatch.setattr(answer_file.os, "write", lambda handle, data: write(handle, data[:10]))
     append_answer(path, an_answer())

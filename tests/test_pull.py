@@ -131,11 +131,15 @@ def test_a_full_disk_is_seen_before_and_during(there: HubServer, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["owner/model", "embedded/mood"])
-def test_a_second_pull_to_the_same_folder_is_fine(there: HubServer, tmp_path: Path, name: str) -> None:
+def test_a_second_pull_to_the_same_folder_is_fine(
+    there: HubServer, tmp_path: Path, name: str
+) -> None:
     folder = pull(name, to="target")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert pull(name, to="target") == folder
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, "nothing is written again"
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, (
+        "nothing is written again"
+    )
     (folder / "config.json").write_text("{}")
     with pytest.raises((ValueError, FileExistsError)):
         pull(name, to="target")

@@ -11,10 +11,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
-HEAVY = {"torch", "torchaudio", "lightning", "transformers", "diffusers", "peft", "numpy", "scipy", "omegaconf", "soundfile"}
+HEAVY = {
+    "torch",
+    "torchaudio",
+    "lightning",
+    "transformers",
+    "diffusers",
+    "peft",
+    "numpy",
+    "scipy",
+    "omegaconf",
+    "soundfile",
+}
 
-# Every tool is asked for help in one process, and a subcommand of those that have some; each leaves its first line, and at the
-# end everything that was imported is told.
+# All tools are asked for help in one process, some for that of a subcommand as well. It tells the
+# first line of each, and all that was imported.
 ASK = """
 import contextlib, io, json, runpy, sys
 said, more = {}, {"listen": "blind", "zoo": "export", "sounds": "fetch"}
@@ -31,7 +42,9 @@ print(json.dumps({"said": said, "imported": sorted(sys.modules)}))
 
 @pytest.fixture(scope="module")
 def asked() -> dict[str, object]:
-    told = subprocess.run([sys.executable, "-c", ASK, *TOOLS], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", ASK, *TOOLS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return json.loads(told.stdout)
 
 

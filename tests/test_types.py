@@ -88,7 +88,9 @@ def test_a_wave_saves_itself_and_plays_in_a_notebook(tmp_path):
         assert rate_hz == 8000 and np.allclose(again.T, wave.samples_CN.numpy(), atol=1e-4)
     with pytest.raises(ValueError, match="cannot write .mp4"):
         wave.save(tmp_path / "a.mp4")
-    (data,) = re.fullmatch(r'<audio controls src="data:audio/flac;base64,([^"]+)"></audio>', wave._repr_html_()).groups()
+    (data,) = re.fullmatch(
+        r'<audio controls src="data:audio/flac;base64,([^"]+)"></audio>', wave._repr_html_()
+    ).groups()
     assert base64.b64decode(data) == (tmp_path / "a.flac").read_bytes()
 
 

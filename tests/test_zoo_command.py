@@ -96,13 +96,17 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
     assert {path.name for path in copied.iterdir()} == {path.name for path in MUSIC.path.iterdir()}
     assert (copied / "model.safetensors").read_bytes() == (MUSIC.path / "model.safetensors").read_bytes()
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["music"]
-    assert run("pull", "embedded/music", "--to", "here/music").strip() == "here/music", "a second time is fine"
+    assert run("pull", "embedded/music", "--to", "here/music").strip() == "here/music", (
+        "a second time is fine"
+    )
     lines = run("verify", "here/music").splitlines()
     assert lines[-1] == f"here/music is whole: {len(list(copied.iterdir()))} files"
     assert any(MUSIC.sha256["model.safetensors"] in line and "as promised by config.json" in line for line in lines)
     assert "the zoo's table" in run("verify", "embedded/music")
     (copied / "config.json").unlink()
-    assert "here/music exists and does not hold what is being pulled" in refused("pull", "embedded/music", "--to", "here/music")
+    assert "here/music exists and does not hold what is being pulled" in refused(
+        "pull", "embedded/music", "--to", "here/music"
+    )
 
 
 @pytest.mark.parametrize(

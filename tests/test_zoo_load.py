@@ -141,13 +141,16 @@ def test_generate_uses_guidance_negative_and_eta():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("steps", "3"), ("steps", 2.5), ("steps", True), ("guidance_scale", "2"), ("guidance_scale", None), ("eta", "1"),
-        ("eta", ["1", "1"]), ("rule", 1), ("negative", None), ("negative", ["noise"]), ("seconds", "4"), ("batch_size", "8"),
+        ("steps", "3"), ("steps", 2.5), ("steps", True), ("guidance_scale", "2"),
+        ("guidance_scale", None), ("eta", "1"), ("eta", ["1", "1"]), ("rule", 1),
+        ("negative", None), ("negative", ["noise"]), ("seconds", "4"), ("batch_size", "8"),
         ("seeds", "0-3"), ("seeds", 1.5), ("seeds", [0.5]), ("seeds", None), ("progress", "yes"),
     ],
 )  # fmt: skip
 def test_arguments_of_the_wrong_type_are_told_by_name(name, wrong):
-    with pytest.raises(ValueError, match=rf"\b{name}\b.*{re.escape(repr(wrong))}|steps must be a whole number.*2.5"):
+    with pytest.raises(
+        ValueError, match=rf"\b{name}\b.*{re.escape(repr(wrong))}|steps must be a whole number.*2.5"
+    ):
         zoo.generate(ToyBackbone(), ["a"], **{name: wrong})
 
 
@@ -182,7 +185,7 @@ def test_a_path_that_is_nearly_there_is_told(tmp_path, monkeypatch):
 
 
 def a_run(folder, base, code="", seed=1):
-    """As a run of DDPO leaves it: its configuration, and an adapter that was trained on ``base``."""
+    """As a run of DDPO leaves it: its configuration, and an adapter trained on ``base``."""
     torch.manual_seed(seed)
     model = zoo.load(base)
     add_lora(model, rank=2)
@@ -191,7 +194,9 @@ def a_run(folder, base, code="", seed=1):
             if "lora_" in name:
                 parameter.normal_(std=0.3)
     save_adapter(model, folder / "adapter")
-    (folder / "config.yaml").write_text(code or f"module: {{backbone: {{_target_: zoo.load, name: {str(base)!r}}}}}")
+    (folder / "config.yaml").write_text(
+        code or f"module: {{backbone: {{_target_: zoo.load, name: {str(base)!r}}}}}"
+    )
     return folder
 
 
@@ -208,13 +213,21 @@ def test_a_run_folder_is_loaded_with_its_adapter(base, tmp_path):
     assert torch.equal(sounds(model), expected) and not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert next(zoo.load(run, dtype="bfloat16").parameters()).dtype == torch.bfloat16
-    for adapters in (run / "adapter", str(run / "adapter"), [run / "adapter"], [str(run / "adapter")], [[run / "adapter", 1]]):
+    for adapters in (
+        run / "adapter",
+        str(run / "adapter"),
+        [run / "adapter"],
+        [str(run / "adapter")],
+        [[run / "adapter", 1]],
+    ):
         assert torch.equal(sounds(zoo.load(base, adapters=adapters)), expected), adapters
     half = sounds(zoo.load(base, adapters=[(run / "adapter", 0.5), (run / "adapter", 0.5)]))
     assert torch.allclose(half, expected, atol=1e-4)
     other = a_run(tmp_path / "other", base, seed=2) / "adapter"
     both = sounds(zoo.load(base, adapters=[run / "adapter", other]))
-    assert torch.equal(sounds(zoo.load(run, adapters=[other])), both), "others go on top of the run's own"
+    assert torch.equal(sounds(zoo.load(run, adapters=[other])), both), (
+        "others go on top of the run's own"
+    )
 
 
 def test_a_run_without_an_adapter_gives_the_whole_denoiser_or_its_exported_model(base, tmp_path):
@@ -229,7 +242,9 @@ def test_a_run_without_an_adapter_gives_the_whole_denoiser_or_its_exported_model
     save_weights(changed.denoiser.state_dict(), run / "denoiser.safetensors")
     for model in (zoo.load(run), zoo.open_model(str(run))):
         assert torch.equal(sounds(model), sounds(changed))
-    save_artifact(run / "model", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=changed)
+    save_artifact(
+        run / "model", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=changed
+    )
     assert torch.equal(sounds(zoo.load(run)), sounds(changed))
 
 
@@ -240,7 +255,9 @@ def test_a_run_without_an_adapter_gives_the_whole_denoiser_or_its_exported_model
 )  # fmt: skip
 def test_load_runs_no_code_that_a_folder_names(base, tmp_path, node):
     run = a_run(tmp_path / "run", base, f"module: {{backbone: {node}}}")
-    with pytest.raises(ValueError, match="test_zoo_load.Bomb builds its backbone; .*zoo.open_model"):
+    with pytest.raises(
+        ValueError, match="test_zoo_load.Bomb builds its backbone; .*zoo.open_model"
+    ):
         zoo.load(run)
     assert not Bomb.built
     (run / "config.yaml").write_text("module: [1]")
@@ -255,7 +272,9 @@ class Bomb:
         Bomb.built = True
 
 
-@pytest.mark.parametrize("wrong", [[3], [("a", "b")], ["a", 0.7], [("a", 1, 2)], None, [("a", True)]])
+@pytest.mark.parametrize(
+    "wrong", [[3], [("a", "b")], ["a", 0.7], [("a", 1, 2)], None, [("a", True)]]
+)
 def test_adapters_that_are_none(artefact, wrong):
     with pytest.raises(ValueError, match="adapters: expected names or .name, strength. pairs"):
         zoo.load(artefact, adapters=wrong)
@@ -300,7 +319,10 @@ def test_score_takes_words_as_generate_does():
         return RewardOutput(wave_BCN.mean(dim=(1, 2)), {})
 
     zoo.score(reward, [wave, Waveform(torch.zeros(1, 8), 16)], ["rain", "wind"])
-    assert [(prompt.text, prompt.seconds, dict(prompt.labels)) for prompt in seen] == [("rain", 1.0, {}), ("wind", 0.5, {})]
+    assert [(prompt.text, prompt.seconds, dict(prompt.labels)) for prompt in seen] == [
+        ("rain", 1.0, {}),
+        ("wind", 0.5, {}),
+    ]
 
 
 def test_score_keeps_the_order_over_waves_of_different_length(monkeypatch):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_file_above(size_bytes: int) -> Iterator[None]:
-    """Inside, the system itself refuses to let a file grow beyond this (EFBIG), after it took what fits: as a full disk does."""
+    """Inside, the system takes what fits and refuses the rest (EFBIG), as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

@@ -13,7 +13,9 @@ def main(argv: Sequence[str]) -> None:
     from lightning_modules.evaluation.options import parser
 
     asked = parser().parse_args(argv)
-    from datamodules.prompt_sources import file_prompts  # after the arguments were read: --help needs no torch
+    from datamodules.prompt_sources import (
+        file_prompts,
+    )  # after the arguments were read: --help needs no torch
     from datamodules.tables import read_table
     from lightning_modules.evaluation import command
 

@@ -11,7 +11,9 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python tools/fit.py", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python tools/fit.py", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--config", action="append", default=[], help="YAML file; may be given several times, later ones win")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="build everything, print sizes, run and write nothing")

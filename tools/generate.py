@@ -17,7 +17,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _file_prompts(path: str, negative: str, seconds: float) -> Sequence[Any]:
-    from datamodules.prompt_sources import file_prompts  # after the arguments were read: --help needs no torch
+    from datamodules.prompt_sources import (
+        file_prompts,
+    )  # after the arguments were read: --help needs no torch
 
     return file_prompts(path, negative, seconds)
 

@@ -45,9 +45,10 @@ def export_run(
     ``card``: name of the written body in hub_cards/ (default: that of the run folder's name, else the template). ``licence``: of
     a model that is derived from no other (none is recorded if not given); a derived one inherits its base's.
 
-    ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older export there is replaced only
-    with ``overwrite``. Raises ``ValueError`` (nothing to export, base changed since training, ``to`` holds an export or other
-    files, ...), ``OSError`` (no such run, read-only, disk full).
+    ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older
+    export there is replaced only with ``overwrite``. Raises ``ValueError`` (nothing to export, base
+    changed since training, ``to`` holds an export or other files, ...), ``OSError`` (no such run,
+    read-only, disk full).
     """
     run, to, dtype = Path(run_folder), Path(to), as_dtype(dtype)
     settings = run_settings(run)
@@ -56,7 +57,10 @@ def export_run(
     clear_after_killed(to.parent, glob.escape(to.name))
     refuse_foreign_files(to)
     if not overwrite and to.is_dir() and any(to.iterdir()):
-        raise ValueError(f"{to} exists; give another --to, or --overwrite to replace it (in Python: overwrite=True)")
+        raise ValueError(
+            f"{to} exists; give another --to, or --overwrite to replace it (in Python: "
+            "overwrite=True)"
+        )
     result = newest_result(run)
     with folder_written_beside(to, replace=True) as part:
         facts = facts_of(run, settings, result, card, licence)

@@ -28,15 +28,17 @@ AUDIO_FORMATS = {
 
 
 _LEFTOVER = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.(?P<what>part|old)(?P<suffix>\.[^.]*)?")
-_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # what the system says without naming a file
+# What the system says of writing without naming a file.
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder (same suffix); on success it takes the name ``path`` in one step.
 
-    On any error the temporary file is removed and an older file at ``path`` stays as it was. Raises ``OSError``, which names
-    ``path`` also where the system named nothing (a full disk) or the temporary file.
+    On any error the temporary file is removed and an older file at ``path`` stays as it was. Raises
+    ``OSError``, which names ``path`` also where the system named nothing (a full disk) or the
+    temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +56,11 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def files_written_together(folder: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary folder inside ``folder``; on success all files in it take their places in ``folder``.
+    """Yields an empty temporary folder; on success all files in it take their places in ``folder``.
 
-    Older files of the same names are replaced, others stay. On any error none is moved: what was there stays as it was. Raises
-    ``OSError``, and ``IsADirectoryError`` where a folder has the name of one of the files.
+    Older files of the same names are replaced, others stay. On any error none is moved: what was
+    there stays as it was. Raises ``OSError``, and ``IsADirectoryError`` where a folder has the name
+    of one of the files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,9 @@ def files_written_together(folder: str | Path) -> Iterator[Path]:
             for path in files:
                 _sync(path)
                 if (folder / path.name).is_dir():
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / path.name))
+                    raise IsADirectoryError(
+                        errno.EISDIR, os.strerror(errno.EISDIR), str(folder / path.name)
+                    )
             for path in files:
                 os.replace(path, folder / path.name)
     finally:
@@ -83,10 +88,11 @@ def files_written_together(folder: str | Path) -> Iterator[Path]:
 def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``folder``, which on success takes its name in one step.
 
-    ``folder`` may be an empty folder; anything else there raises ``FileExistsError``, or with ``replace`` (a folder) is gone once
-    the new one is whole. On any error the temporary folder is removed and the older one stays as it was. What a killed process
-    left of the same folder (see ``clear_after_killed``) is removed, too. Raises ``OSError``, for a place that cannot be
-    written to with what to do.
+    ``folder`` may be an empty folder; anything else there raises ``FileExistsError``, or with
+    ``replace`` (a folder) is gone once the new one is whole. On any error the temporary folder is
+    removed and the older one stays as it was. What a killed process left of the same folder (see
+    ``clear_after_killed``) is removed, too. Raises ``OSError``, for a place that cannot be written
+    to with what to do.
     """
     folder = Path(folder)
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
@@ -123,14 +129,15 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
 
 @contextmanager
 def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
-    """An ``OSError`` of writing names ``path``, or what is to be in it, instead of nothing or ``temporary``."""
+    """An ``OSError`` of writing names ``path`` (or what is to be in it), not ``temporary``."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _WRITING:
+        named = error.filename
+        if named is None and error.errno in _WRITING:
             error.filename = str(path)
-        elif isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(temporary):
-            error.filename = str(path / Path(error.filename).relative_to(temporary))
+        elif isinstance(named, (str, os.PathLike)) and Path(named).is_relative_to(temporary):
+            error.filename = str(path / Path(named).relative_to(temporary))
         raise
 
 
@@ -140,12 +147,13 @@ def _sync(path: Path) -> None:
 
 
 def clear_after_killed(directory: str | Path, *names: str) -> None:
-    """Removes what killed processes left in ``directory`` of the files and folders that they were writing.
+    """Removes what killed processes left in ``directory`` of what they were writing.
 
-    Such a leftover is hidden and says whose it is: ``.STEM.PID.part.SUFFIX`` of a file, ``.NAME.PID.part`` of a folder (with one
-    dot and one ``.PID.part`` more where a folder was written into it), ``.NAME.PID.old`` of a folder that was being replaced,
-    which comes back where there is no ``NAME``. Those of a process that runs stay. ``names``: patterns of the files and folders
-    that were to be (default: all). Raises ``OSError``.
+    Such a leftover is hidden and says whose it is: ``.STEM.PID.part.SUFFIX`` of a file,
+    ``.NAME.PID.part`` of a folder (with one dot and one ``.PID.part`` more where a folder was
+    written into it), ``.NAME.PID.old`` of a folder that was being replaced, which comes back where
+    there is no ``NAME``. Those of a process that runs stay. ``names``: patterns of the files and
+    folders that were to be (default: all). Raises ``OSError``.
     """
     directory = Path(directory)
     for left in sorted(directory.glob(".*.*")) if directory.is_dir() else ():

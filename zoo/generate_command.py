@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.files import AUDIO_FORMATS, clear_after_killed, files_written_together
 
-if TYPE_CHECKING:  # what needs torch is imported once the arguments are read, so that --help is there at once
+if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
     from zoo.types import Prompt
 
 ReadPrompts = Callable[[str, str, float], "Sequence[Prompt]"]
@@ -21,13 +21,19 @@ ReadPrompts = Callable[[str, str, float], "Sequence[Prompt]"]
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python tools/generate.py", description="Turn prompts into audio files.", allow_abbrev=False
+        prog="python tools/generate.py",
+        description="Turn prompts into audio files.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", help="a zoo name (embedded/music), a run folder, or a model folder")
     add("prompts", nargs="*", help="what should be heard")
     add("--batch-file", help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)")
-    add("--out", default="generated", help="folder (gets an index, samples.json), or a file name for a single sample")
+    add(
+        "--out",
+        default="generated",
+        help="folder (gets an index, samples.json), or a file name for a single sample",
+    )
     add("--format", default="wav", choices=[suffix[1:] for suffix in AUDIO_FORMATS])
     add("--seeds", default="0", help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed")
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
@@ -101,7 +107,7 @@ def _generate_files(
     batch_size: int,
     sampling: dict[str, Any],
 ) -> None:
-    """A few prompts at a time, so that what is finished is on disk, and in the index of ``folder`` (``zoo.sample_files``).
+    """A few prompts at a time, so that what is finished is on disk and in the folder's index.
 
     First removes what a killed call was about to write there.
     """
@@ -124,7 +130,7 @@ def _generate_files(
             write_audio(paths[0], waves[0])
             continue
         rows = samples[start * len(seeds) : (start + count) * len(seeds)]
-        with files_written_together(folder) as part:  # no file without its row in the index, no row without its file
+        with files_written_together(folder) as part:  # a file and its row in the index, or none
             for sample, wave in zip(rows, waves, strict=True):
                 write_audio(part / sample.path.name, wave)
             write_index(folder, rows, part)
@@ -145,22 +151,35 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def output_paths(prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str) -> list[Path]:
-    """One safe file name per sample, prompts in order and seeds within; for one sample ``out`` may be the file itself.
+def output_paths(
+    prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str
+) -> list[Path]:
+    """One safe file name per sample, prompts in order and seeds within.
 
-    Raises ``ValueError`` for one file and several samples, for a file that is there, and for what looks like the name of a file
-    in a format that is not written (``x.mp4``): a new folder with such a name is asked for by a ``/`` at its end.
+    For one sample ``out`` may be the file itself.
+
+    Raises ``ValueError`` for one file and several samples, for a file that is there, and for what
+    looks like the name of a file in a format that is not written (``x.mp4``): a new folder with
+    such a name is asked for by a ``/`` at its end.
     """
     asked, out, formats = str(out), Path(out), ", ".join(AUDIO_FORMATS)
     if out.suffix.lower() in AUDIO_FORMATS:
         if len(prompts) * len(seeds) > 1:
             raise ValueError(f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name a folder")
         return [out]
-    if re.fullmatch(r"\.[0-9]*[A-Za-z][A-Za-z0-9]{0,4}", out.suffix) and not out.is_dir() and not asked.endswith(("/", os.sep)):
-        raise ValueError(f"--out {out}: {out.suffix} is not written here; name a file that ends in one of {formats}, or a folder "
-                         f"({asked}/ if that is its name)")  # fmt: skip
+    if (
+        re.fullmatch(r"\.[0-9]*[A-Za-z][A-Za-z0-9]{0,4}", out.suffix)
+        and not out.is_dir()
+        and not asked.endswith(("/", os.sep))
+    ):
+        raise ValueError(
+            f"--out {out}: {out.suffix} is not written here; name a file that ends in one of "
+            f"{formats}, or a folder ({asked}/ if that is its name)"
+        )
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file without audio suffix; name a folder or one of {formats}")
+        raise ValueError(
+            f"--out {out} is a file without audio suffix; name a folder or one of {formats}"
+        )
     width = max(3, len(str(len(prompts) - 1)))
     plain = [unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower() for prompt in prompts]
     slugs = [re.sub(r"[^a-z0-9]+", "-", text)[:60].strip("-") or "prompt" for text in plain]

@@ -29,20 +29,21 @@ def load(
 ) -> Any:
     """The model of a zoo name, a folder or an ``owner/name`` on the Hub: frozen, in eval mode.
 
-    A folder is a model (our own layout, or diffusers') or a run, whose backbone is given with its adapter (one that is built
-    by other code than ``zoo.load`` is opened with ``zoo.open_model``: no code of a folder is run here). The name of an adapter
-    gives the base that it was trained on, with it. What is on the Hub and not on this machine is pulled first
-    (``zoo.pull``; a licence that needs consent must have been accepted there).
+    A folder is a model (our own layout, or diffusers') or a run, whose backbone is given with its
+    adapter (one that is built by other code than ``zoo.load`` is opened with ``zoo.open_model``: no
+    code of a folder is run here). The name of an adapter gives the base that it was trained on,
+    with it. What is on the Hub and not on this machine is pulled first (``zoo.pull``; a licence
+    that needs consent must have been accepted there).
 
     Args:
         name: a zoo name ("embedded/music"), a folder, or "owner/name".
         device: such as "cpu" or "cuda".
         dtype: such as "float16"; by default what the architecture computes in.
-        adapters: names or folders of adapters that are put on a backbone one over the other, or (name, strength) pairs:
-            strength 0 is the base, 1 (the default) the adapter as trained.
+        adapters: names or folders of adapters, or (name, strength) pairs, that are put on a
+            backbone one over the other; strength 0 is the base, 1 (the default) as trained.
 
-    Raises: ``ValueError`` for unknown names, a device that is not here, entries that cannot be loaded yet and adapters of
-    another base, and what ``zoo.pull`` raises.
+    Raises: ``ValueError`` for unknown names, a device that is not here, entries that cannot be
+    loaded yet and adapters of another base, and what ``zoo.pull`` raises.
     """
     device, dtype, folder = usable_device(device), as_dtype(dtype), find_or_pull(name)
     stack = _stack(adapters)
@@ -63,19 +64,28 @@ def load(
 
 
 def _stack(adapters: Any) -> list[tuple[Path, float]]:
-    """(folder, strength) pairs of what ``load`` takes as ``adapters``. Raises ``ValueError`` for anything else."""
+    """(folder, strength) pairs of what ``load`` takes as ``adapters``.
+
+    Raises ``ValueError`` for anything else.
+    """
     pairs = []
     for item in adapters if isinstance(adapters, (list, tuple)) else [adapters]:
         name, strength = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, 1.0)
         is_number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
         if not isinstance(name, (str, Path)) or not is_number:
-            raise ValueError(f'adapters: expected names or (name, strength) pairs such as ("my_adapter", 0.7), got {item!r}')
+            raise ValueError(
+                'adapters: expected names or (name, strength) pairs such as ("my_adapter", 0.7), '
+                f'got {item!r}'
+            )
         pairs.append((_adapter_folder(name), strength))
     return pairs
 
 
 def _adapted(model: Any, stack: Sequence[tuple[Path, float]], name: str) -> Any:
-    """``model`` with the adapters on it. Raises ``ValueError`` for adapters on what is no backbone."""
+    """``model`` with the adapters on it.
+
+    Raises ``ValueError`` for adapters on what is no backbone.
+    """
     if stack:
         from zoo.backbones.adapters import stack_adapters
 
@@ -100,18 +110,24 @@ def _importer(name: str | Path, folder: Path) -> str | None:
 
 
 def _loaded_run(folder: Path, stack: Sequence[tuple[Path, float]]) -> Any:
-    """A run's backbone with its adapter and ``stack`` on it. Raises ``ValueError`` for one that names code, which is not run."""
+    """A run's backbone with its adapter and ``stack`` on it.
+
+    Raises ``ValueError`` for one that names code, which is not run.
+    """
     refuse_downloaded(folder)
     code = code_named_by(folder)
     if code is not None:
-        raise ValueError(f"{folder} is a run, and {code} builds its backbone; if the run is your own, open it with "
-                         f"zoo.open_model({str(folder)!r})")  # fmt: skip
+        raise ValueError(
+            f"{folder} is a run, and {code} builds its backbone; if the run is your own, "
+            f"open it with zoo.open_model({str(folder)!r})"
+        )
     model, own = of_run(folder)
     if stack or not own:
-        return _adapted(model, [*own, *stack] if stack else [], str(folder)).eval().requires_grad_(False)
-    from zoo.backbones.lora import load_adapter
+        _adapted(model, [*own, *stack] if stack else [], str(folder))
+    else:
+        from zoo.backbones.lora import load_adapter
 
-    load_adapter(model, *own[0])
+        load_adapter(model, *own[0])
     return model.eval().requires_grad_(False)
 
 
@@ -147,10 +163,14 @@ def find_or_pull(name: str | Path) -> Path:
         entry = ENTRIES.get(str(name))
         if entry is not None and entry.path is not None:
             raise
-    near = difflib.get_close_matches(str(name).lower(), [own for own in ENTRIES if "/" in own], n=1, cutoff=0.85)
+    near = difflib.get_close_matches(
+        str(name).lower(), [own for own in ENTRIES if "/" in own], n=1, cutoff=0.85
+    )
     if entry is None and near:  # a typing error, most likely, and no question to the network
-        raise ValueError(f"there is no model {str(name)!r} on this machine; did you mean {near[0]!r}? If it is on the "
-                         f"Hub, fetch it first: python tools/zoo.py pull {name}")  # fmt: skip
+        raise ValueError(
+            f"there is no model {str(name)!r} on this machine; did you mean {near[0]!r}? "
+            f"If it is on the Hub, fetch it first: python tools/zoo.py pull {name}"
+        )
     from zoo.hub import pull
 
     return pull(str(name))
@@ -208,19 +228,29 @@ def generate(
     A sample's noise depends on its seed and its prompt's id only, not on the batch.
 
     Args:
-        backbone: a zoo name, a folder of a model or run, or an object; an object stays on its device.
+        backbone: a zoo name, a folder of a model or run, or an object, which stays where it is.
         prompts: a string becomes a ``Prompt`` with ``negative`` and ``seconds`` (default 4.096).
         seeds: one number, or several.
-        steps, guidance_scale, eta, rule: see ``zoo.diffusion.Sampler``; ``eta`` may be one number per step.
+        steps, guidance_scale, eta, rule: see ``zoo.diffusion.Sampler``.
         negative, seconds: of prompts that are strings.
         batch_size: samples at a time.
         device: of a backbone that is given by name.
         progress: ``progress(done, total)`` counts samples.
 
-    Raises: ``ValueError`` for an argument of the wrong type or range, no prompt, and when the model gives NaN.
+    Raises: ``ValueError`` for an argument of the wrong type or range, no prompt, and when the model
+    gives NaN.
     """
-    numbers = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta, "batch_size": batch_size, "seconds": seconds}
-    bind_types(generate, {"seeds": seeds, "rule": rule, "negative": negative, "progress": progress, **numbers})
+    numbers = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "eta": eta,
+        "batch_size": batch_size,
+        "seconds": seconds,
+    }
+    bind_types(
+        generate,
+        {"seeds": seeds, "rule": rule, "negative": negative, "progress": progress, **numbers},
+    )
     sampler = Sampler(steps, guidance_scale, eta, rule)
     wanted = [_prompt(prompt, negative, seconds) for prompt in ([prompts] if isinstance(prompts, (str, Prompt)) else prompts)]
     seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
@@ -230,7 +260,10 @@ def generate(
     if isinstance(backbone, (str, Path)):
         backbone = open_model(str(backbone), device=device)
     if not isinstance(backbone, Backbone):
-        raise ValueError(f"backbone: a {type(backbone).__name__} generates nothing; give a zoo name, a folder or a backbone")
+        raise ValueError(
+            f"backbone: a {type(backbone).__name__} generates nothing; give a zoo name, a folder "
+            "or a backbone"
+        )
     jobs = [(prompt, seed) for prompt in wanted for seed in seeds]
     return generate_each(backbone, jobs, sampler, batch_size, progress)
 
@@ -292,26 +325,37 @@ def _sample(backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, i
 
 @torch.no_grad()
 def score(
-    reward: str | Path | Reward, waves: Waveform | Sequence[Waveform], prompts: Prompt | str | Sequence[Prompt | str]
+    reward: str | Path | Reward,
+    waves: Waveform | Sequence[Waveform],
+    prompts: Prompt | str | Sequence[Prompt | str],
 ) -> RewardOutput:
     """The reward of each wave for its prompt; waves of equal length and rate are scored together.
 
-    ``reward``: a zoo name, a folder, or an object. A string becomes a ``Prompt`` of the wave's length without labels: a reward
-    that judges by a label (a mood) needs a ``Prompt`` that has it. Raises ``ValueError`` when counts differ or are zero, for
-    what is no wave, and for a name of a model that scores nothing.
+    ``reward``: a zoo name, a folder, or an object. A string becomes a ``Prompt`` of the wave's
+    length without labels: a reward that judges by a label (a mood) needs a ``Prompt`` that has it.
+    Raises ``ValueError`` when counts differ or are zero, for what is no wave, and for a name of a
+    model that scores nothing.
     """
     waves = [waves] if isinstance(waves, Waveform) else list(waves)
     prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
     for wave in waves:
         if not isinstance(wave, Waveform):
-            raise ValueError(f"waves: expected Waveform(samples_CN, sample_rate_hz), got a {type(wave).__name__}")
+            raise ValueError(
+                f"waves: expected Waveform(samples_CN, sample_rate_hz), got a {type(wave).__name__}"
+            )
     if len(waves) != len(prompts) or not waves:
         raise ValueError(f"expected one prompt a wave, at least one, got {len(waves)} waves and {len(prompts)} prompts")
-    prompts = [_prompt(prompt, "", wave.samples_CN.shape[-1] / wave.sample_rate_hz) for prompt, wave in zip(prompts, waves)]
+    prompts = [
+        _prompt(prompt, "", wave.samples_CN.shape[-1] / wave.sample_rate_hz)
+        for prompt, wave in zip(prompts, waves)
+    ]
     if isinstance(reward, (str, Path)):
         name, reward = reward, load(reward)
         if not isinstance(reward, Reward):
-            raise ValueError(f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such as embedded/clap")
+            raise ValueError(
+                f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such "
+                "as embedded/clap"
+            )
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, wave in enumerate(waves):
         groups.setdefault((wave.samples_CN.shape, wave.sample_rate_hz), []).append(i)

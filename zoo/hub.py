@@ -122,7 +122,10 @@ def _embedded(entry: ZooEntry, to: Path | None) -> Path:
 
 def _holds(folder: Path, sha256: Mapping[str, str]) -> bool:
     """Whether every file of ``sha256`` (name -> hash) is in ``folder`` as it should be."""
-    return all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in sha256.items())
+    return all(
+        (folder / name).is_file() and sha256_of(folder / name) == digest
+        for name, digest in sha256.items()
+    )
 
 
 def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:

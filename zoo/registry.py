@@ -58,9 +58,16 @@ def find(name_or_path: str | Path) -> Path:
             return path
         if looks_remote(text):
             return _pulled(text, text)
-        beside = [place.as_posix() for place in path.parent.iterdir() if place.is_dir()] if path.parent.is_dir() else []
+        beside = (
+            [place.as_posix() for place in path.parent.iterdir() if place.is_dir()]
+            if path.parent.is_dir()
+            else []
+        )
         choices = [*ENTRIES, *(name for name in beside if "/" in text)]
-        raise ValueError(f"there is no model {text!r}, neither a name nor a folder; {did_you_mean(text, choices)}")
+        raise ValueError(
+            f"there is no model {text!r}, neither a name nor a folder; "
+            f"{did_you_mean(text, choices)}"
+        )
     reason = why_not_loadable(entry)
     if reason is not None:
         more = f" ({entry.note})" if entry.note else ""

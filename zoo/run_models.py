@@ -18,9 +18,16 @@ def is_run(folder: Path) -> bool:
 
 
 def code_named_by(folder: Path) -> str | None:
-    """The first ``_target_`` below module.backbone of a run's configuration that is not ``zoo.load``; None: there is none."""
+    """The first ``_target_`` below a run's module.backbone that is not ``zoo.load``, or None."""
     node = _module_of(run_settings(folder)).get("backbone")
-    return next((str(target) for target in _targets(node) if target not in ("zoo.load", "zoo.generation.load")), None)
+    return next(
+        (
+            str(target)
+            for target in _targets(node)
+            if target not in ("zoo.load", "zoo.generation.load")
+        ),
+        None,
+    )
 
 
 def _module_of(settings: dict[str, Any]) -> dict[str, Any]:
@@ -31,26 +38,39 @@ def _module_of(settings: dict[str, Any]) -> dict[str, Any]:
 def _targets(node: Any) -> Iterator[Any]:
     if isinstance(node, dict):
         yield from [node["_target_"]] if "_target_" in node else []
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for value in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
         yield from _targets(value)
 
 
 def refuse_downloaded(folder: Path) -> None:
-    """Raises ``ValueError`` for a run folder that somebody else may have written: its configuration may name code."""
+    """Raises ``ValueError`` for a run that was downloaded: its configuration may name code."""
     from zoo.store import is_downloaded
 
     if is_downloaded(folder):
-        raise ValueError(f"{folder} was downloaded and has a config.yaml, which may name code; only runs of your own are opened")
+        raise ValueError(
+            f"{folder} was downloaded and has a config.yaml, which may name code; only runs of "
+            "your own are opened"
+        )
 
 
 def of_run(folder: Path, adapter: str | Path | None = None) -> tuple[Any, list[tuple[Path, float]]]:
-    """The backbone of a run without an exported model, and the adapters to put on it: ``adapter``, else the run's own.
+    """The backbone of a run without an exported model, and (folder, strength) of its adapter.
 
+    ``adapter`` takes the place of the run's own; a run that trained all weights has none.
     Raises ``ValueError`` where the run has left nothing.
     """
-    whole, denoiser, own = folder / "backbone.safetensors", folder / "denoiser.safetensors", folder / "adapter"
+    whole, denoiser, own = (
+        folder / "backbone.safetensors",
+        folder / "denoiser.safetensors",
+        folder / "adapter",
+    )
     if adapter is None and not own.is_dir() and not whole.is_file() and not denoiser.is_file():
-        raise ValueError(f"the run in {folder} has left neither adapter/ nor model/; has it finished? (resume=true goes on)")
+        raise ValueError(
+            f"the run in {folder} has left neither adapter/ nor model/; has it finished? "
+            "(resume=true goes on)"
+        )
     model = built_from(run_settings(folder), "backbone", folder)
     if whole.is_file():
         load_weights(model, whole)
@@ -76,7 +96,10 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def recorded_sampling(folder: str | Path) -> dict[str, Any]:
-    """How the run sampled that a model folder was exported from (steps, guidance_scale ...), ``{}`` where nothing is said."""
+    """How the run sampled that a model folder was exported from: steps, guidance_scale ...
+
+    ``{}`` where nothing is said.
+    """
     if not (Path(folder) / CONFIG_FILE).is_file():
         return {}
     sampling = read_config(folder).get("sampling")
@@ -84,14 +107,19 @@ def recorded_sampling(folder: str | Path) -> dict[str, Any]:
 
 
 def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
-    """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it. Raises ``ValueError``."""
+    """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it.
+
+    Raises ``ValueError``.
+    """
     from zoo.targets import check, instantiate
 
     refuse_downloaded(folder)
     node = _module_of(settings).get(role)
     if node is None:
         what = "generator" if role == "backbone" else role
-        raise ValueError(f"{folder / 'config.yaml'} has no module.{role}: this run trained no {what}")
+        raise ValueError(
+            f"{folder / 'config.yaml'} has no module.{role}: this run trained no {what}"
+        )
     check(node, f"module.{role}")
     return instantiate(node, f"module.{role}")
 
@@ -104,4 +132,6 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(load_file(str(path)), strict=True)
     except RuntimeError as error:
-        raise ValueError(f"the tensors in {path} do not fit the backbone of config.yaml: {error}") from error
+        raise ValueError(
+            f"the tensors in {path} do not fit the backbone of config.yaml: {error}"
+        ) from error

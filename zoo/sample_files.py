@@ -58,10 +58,12 @@ def read_samples(folder: str | Path) -> tuple[Sample, ...]:
     return samples
 
 
-def write_index(folder: str | Path, samples: Sequence[Sample], to: str | Path | None = None) -> Path:
+def write_index(
+    folder: str | Path, samples: Sequence[Sample], to: str | Path | None = None
+) -> Path:
     """Adds ``samples``, whose files lie in ``folder``, to its index (entries of the same files are replaced), in one step.
 
-    ``to``: a folder that gets the new index instead, to be moved into ``folder`` together with its files.
+    ``to``: a folder that gets the new index instead, to be moved into ``folder`` with its files.
 
     Raises ``ValueError`` when the index that is there cannot be read, and ``OSError``.
     """

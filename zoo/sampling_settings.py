@@ -54,8 +54,8 @@ def sampling_settings(
     asked: Mapping[str, Any], run: Mapping[str, Any], recorded: Mapping[str, Any], evaluation: bool = False
 ) -> SamplingSettings:
     """``asked``: values by the names of ``SamplingSettings``, None where nothing is asked. ``run``: a run's configuration, or
-    ``{}``. ``recorded``: ``zoo.run_models.recorded_sampling``. With ``evaluation`` the run's own ``eval_*`` settings go before
-    those of its training.
+    ``{}``. ``recorded``: ``zoo.run_models.recorded_sampling``. With ``evaluation`` the run's own
+    ``eval_*`` settings go before those of its training.
 
     Raises ``ValueError`` when there is one eta a step for another number of steps.
     """

@@ -64,12 +64,17 @@ class _Built:
 
 
 def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
-    """Checks plain values against the annotations of ``target``. Raises ``ValueError`` that names the argument."""
+    """Checks plain values against the annotations of ``target``.
+
+    Raises ``ValueError`` that names the argument.
+    """
     parameters = inspect.signature(target).parameters
     for key, value in arguments.items():
         annotation = _annotation(target, parameters[key])
         if not _fits(value, annotation):
-            raise ValueError(f"{key}: {target.__name__} expects {_spelled(annotation)}, got {value!r}")
+            raise ValueError(
+                f"{key}: {target.__name__} expects {_spelled(annotation)}, got {value!r}"
+            )
 
 
 def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -78,13 +78,19 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Waveform:
-    """``samples_CN`` in [-1, 1] (float32) and its rate in Hz. In a notebook it is shown as a player."""
+    """``samples_CN`` in [-1, 1] (float32) and its rate in Hz.
+
+    In a notebook it is shown as a player.
+    """
 
     samples_CN: Tensor
     sample_rate_hz: int
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes an audio file (see ``zoo.audio_files.write_audio``). Raises ``ValueError`` and ``OSError``."""
+        """Writes an audio file (see ``zoo.audio_files.write_audio``).
+
+        Raises ``ValueError`` and ``OSError``.
+        """
         from zoo.audio_files import write_audio
 
         write_audio(path, self)

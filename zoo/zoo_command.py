@@ -15,7 +15,9 @@ from zoo.store import newest
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python tools/zoo.py", description="Models by name: find, pull, export, push, verify.", allow_abbrev=False
+        prog="python tools/zoo.py",
+        description="Models by name: find, pull, export, push, verify.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("list", help="a table of the zoo", allow_abbrev=False)
@@ -36,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("run_folder", metavar="RUN")
     add.add_argument("--to", required=True, help="a new folder")
     add.add_argument("--merge", action="store_true", help="merge the adapter into the model instead of exporting it alone")
-    add.add_argument("--overwrite", action="store_true", help="replace an older export in the folder")
+    add.add_argument(
+        "--overwrite", action="store_true", help="replace an older export in the folder"
+    )
     add.set_defaults(run=_export)
     add = commands.add_parser("push", help="show what would be sent to the Hub; with --yes send it", allow_abbrev=False)
     add.add_argument("folder")

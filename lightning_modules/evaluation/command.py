@@ -51,7 +51,8 @@ from zoo.types import Prompt
 
 _OF_SAMPLING = ("samples", "seed", "steps", "guidance", "eta", "seconds", "negative", "which")
 _OF_EVALUATIONS = ("baseline", "config", "prompts", "rewards", "setting", "name", "role", "adapter", "table", *_OF_SAMPLING)
-_WRITTEN = ("*.md", "*.json", "*.png", "*.html", "*.wav")  # what an evaluation writes, and may leave unfinished when killed
+# What an evaluation writes, and may leave unfinished when it is killed.
+_WRITTEN = ("*.md", "*.json", "*.png", "*.html", "*.wav")
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
 
 
@@ -248,9 +249,11 @@ def publish(out: Path, results: Results, players: int) -> str:
     first, second, parts = all_tables(results)
     texts = {"table1.md": as_markdown(first), "table2.md": as_markdown([*second, *parts])}
     here = [replace(one, clips=tuple(replace(c, file=os.path.relpath(c.file, out)) for c in one.clips)) for one in results.sets]
-    with files_written_together(out) as together:  # a full disk leaves the older files, not new tables beside an old report
+    # A full disk leaves the older files, not new tables beside an old report.
+    with files_written_together(out) as together:
         for name, text in texts.items():
             (together / name).write_text(text, encoding="utf-8")
         write_results(together / RESULTS, replace(results, sets=tuple(here)), summary(results))
-        write_page(together, f"Evaluation: {out.resolve().name}", results, [*first, *second], parts, players)
+        title = f"Evaluation: {out.resolve().name}"
+        write_page(together, title, results, [*first, *second], parts, players)
     return as_markdown([*first, *second]) + f"\n{out / 'report.html'}\n"

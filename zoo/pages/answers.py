@@ -106,7 +106,10 @@ def append_answer(path: str | Path, answer: Answer) -> bool:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises ``OSError`` where answers could not be added to ``path``, and as ``read_answers`` does; writes nothing to it."""
+    """Raises ``OSError`` where answers could not be added to ``path``; writes nothing to it.
+
+    Raises also what ``read_answers`` raises for a name that it does not take.
+    """
     path = _checked(path)
     try:
         if path.exists():
