@@ -72,7 +72,7 @@ def _page(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from lightning_modules.comparison import scored, summary_lines, write_comparison
-    from zoo.generation import load
+    from zoo.loading import load
     from zoo.pages.pairs import paired_difference
     from zoo.types import Reward
 

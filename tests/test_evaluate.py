@@ -21,7 +21,7 @@ from zoo.audio_files import read_audio
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.checkpoint import save_artifact
 from zoo.errors import reported
-from zoo.generation import open_model
+from zoo.loading import open_model
 from zoo.rewards.emotion import MOODS, EmotionReward
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from zoo.backbones.tiny import TinyAudio
 from zoo.checkpoint import save_artifact
 from zoo.errors import reported
 from zoo.generate_command import output_paths, parse_seeds
-from zoo.generation import open_model
+from zoo.loading import open_model
 from zoo.run_models import run_settings
 from zoo.sample_files import read_samples
 from zoo.types import Prompt, Waveform

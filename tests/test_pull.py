@@ -284,7 +284,7 @@ def test_errors_of_the_client_never_show_a_token(monkeypatch: pytest.MonkeyPatch
 
 
 def test_load_pulls_what_is_on_the_hub_only(there: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoo.generation import find_or_pull
+    from zoo.loading import find_or_pull
 
     folder = find_or_pull("owner/model")
     assert folder == store.newest("owner/model")

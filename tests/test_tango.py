@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy_tango import SMALL, released_folder
 
-import zoo.generation
 import zoo.importers.tango as importer
+import zoo.loading
 from zoo.backbones.lora import add_lora, attention_linears, load_adapter, save_adapter
 from zoo.backbones.mel_codec import normalised, prepared, slaney_mel_bank
 from zoo.backbones.tango import UNET, Tango
@@ -182,7 +182,7 @@ def test_the_zoo_opens_a_pulled_folder(tango, tmp_path, monkeypatch):
     folder = released_folder(tango, tmp_path)
     (folder / "words.json").rename(folder / "tokenizer.json")
     monkeypatch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **SIZES))
-    monkeypatch.setattr(zoo.generation, "find_or_pull", lambda name: {"tango2": folder}[name])
+    monkeypatch.setattr(zoo.loading, "find_or_pull", lambda name: {"tango2": folder}[name])
     (folder / "config.json").write_text('{"architectures": null}')  # what lies there is no configuration of ours
     for loaded in (zoo.load("tango2"), zoo.open_model("tango2")):
         assert torch.equal(sampled(loaded)[1].clean, sampled(tango)[1].clean)
@@ -192,7 +192,7 @@ def test_the_zoo_opens_a_pulled_folder(tango, tmp_path, monkeypatch):
 def test_an_owner_and_name_mean_the_entry_with_its_commit_hashes_and_licence(tango, tmp_path, monkeypatch):
     folder = released_folder(tango, tmp_path)
     monkeypatch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **SIZES))
-    monkeypatch.setattr(zoo.generation, "find_or_pull", lambda name: {"tango2": folder}[name])
+    monkeypatch.setattr(zoo.loading, "find_or_pull", lambda name: {"tango2": folder}[name])
     assert isinstance(Tango.from_pretrained("declare-lab/tango2", tokenizer=folder / "words.json"), Tango)
 
 

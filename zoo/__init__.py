@@ -13,8 +13,8 @@ from typing import Any
 _PLACES = {
     "entries": "zoo.registry",
     "generate": "zoo.generation",
-    "load": "zoo.generation",
-    "open_model": "zoo.generation",
+    "load": "zoo.loading",
+    "open_model": "zoo.loading",
     "pull": "zoo.hub",
     "push": "zoo.hub",
     "score": "zoo.generation",

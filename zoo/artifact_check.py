@@ -56,7 +56,7 @@ def _loaded(folder: Path, config: dict[str, Any]) -> str:
         return f"loads strictly: {len(state)} tensors, {sum(tensor.numel() for tensor in state.values()):,} numbers"
     from zoo.backbones.adapter_files import read_adapter
     from zoo.backbones.adapters import stack_adapters
-    from zoo.generation import load
+    from zoo.loading import load
 
     _, weights, _ = read_adapter(folder)
     name = (config.get("base") or {}).get("name")

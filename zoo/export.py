@@ -20,7 +20,7 @@ from zoo.checkpoint import (
     write_config,
 )
 from zoo.files import clear_after_killed, folder_written_beside
-from zoo.generation import as_dtype
+from zoo.loading import as_dtype
 from zoo.run_facts import facts_of
 from zoo.run_models import built_from, load_weights, run_settings
 from zoo.run_results import Checkpoint, fill, newest_result

@@ -55,7 +55,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     Raises ``ValueError`` and ``OSError`` before anything is written.
     """
     options = parser().parse_intermixed_args(argv)
-    from zoo.generation import find_or_pull, open_model
+    from zoo.loading import find_or_pull, open_model
     from zoo.run_models import recorded_sampling, run_settings
     from zoo.sample_files import checked_entries
     from zoo.sampling_settings import sampling_settings

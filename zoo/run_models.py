@@ -24,7 +24,7 @@ def code_named_by(folder: Path) -> str | None:
         (
             str(target)
             for target in _targets(node)
-            if target not in ("zoo.load", "zoo.generation.load")
+            if target not in ("zoo.load", "zoo.loading.load")
         ),
         None,
     )

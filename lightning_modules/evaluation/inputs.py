@@ -20,7 +20,8 @@ from zoo.audio_folders import listed as files_of
 from zoo.errors import did_you_mean
 from zoo.files import written_beside
 from zoo.generate_command import output_paths
-from zoo.generation import generate_each, load, open_model
+from zoo.generation import generate_each
+from zoo.loading import load, open_model
 from zoo.registry import find
 from zoo.run_models import built_from, run_settings
 from zoo.sample_files import INDEX, Sample, read_samples, write_index
@@ -108,7 +109,10 @@ def parse_adapter(text: str) -> tuple[str, float]:
 
 
 def open_backbone(model: str, adapters: Sequence[tuple[str, float]], config: Configuration, device: str) -> Backbone:
-    """``model``: as ``zoo.generation.open_model`` takes it, or ``base``: that of the configuration, untrained. Raises as that."""
+    """``model``: as ``zoo.open_model`` takes it, or ``base``: the configuration's, untrained.
+
+    Raises what ``zoo.open_model`` raises.
+    """
     if model == BASE:
         backbone = config.backbone().to(device).eval()
         if adapters:

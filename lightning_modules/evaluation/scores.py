@@ -17,7 +17,8 @@ from torch import nn
 from lightning_modules.evaluation.results import ScoredClip, ScorerFacts
 from zoo.audio_files import read_audio
 from zoo.files import sha256_of, written_beside
-from zoo.generation import load, score
+from zoo.generation import score
+from zoo.loading import load
 from zoo.registry import ENTRIES
 from zoo.sample_files import Sample
 from zoo.targets import check, instantiate

@@ -90,9 +90,9 @@ class AudioLDM2(nn.Module):
         ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``: ``set_checkpointing``. Frozen, in eval mode.
         Raises ``ValueError`` when a tensor is missing, left over or of another shape, and what ``zoo.pull`` raises.
         """
-        from zoo.generation import as_dtype
         from zoo.importers.audioldm2 import read_folder
         from zoo.importers.diffusers_folders import folder_of
+        from zoo.loading import as_dtype
 
         model = read_folder(folder_of(source, "audioldm2"), truncate_prompts=truncate_prompts).to(dtype=as_dtype(dtype))
         model.set_checkpointing(checkpoint_activations)

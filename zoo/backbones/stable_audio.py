@@ -134,9 +134,9 @@ class StableAudio(nn.Module):
         ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``: ``set_checkpointing``. Frozen, in eval mode.
         Raises ``ValueError`` when a tensor is missing, left over or of another shape, and what ``zoo.pull`` raises.
         """
-        from zoo.generation import as_dtype
         from zoo.importers.diffusers_folders import folder_of
         from zoo.importers.stable_audio import read_folder
+        from zoo.loading import as_dtype
 
         settings = {"frame_window": frame_window, "seconds_start": seconds_start, "seconds_total": seconds_total}
         folder = folder_of(source, "stable_audio")

@@ -112,8 +112,8 @@ class Tango(nn.Module):
         ``checkpoint_activations``: ``set_checkpointing``. ``tokenizer``: the ``tokenizer.json`` of google/flan-t5-large, or its
         folder; by default one that lies in ``source``, else the Hub's. Raises what ``zoo.importers.tango.open_tango`` raises.
         """
-        from zoo.generation import as_dtype
         from zoo.importers.tango import open_tango
+        from zoo.loading import as_dtype
 
         model = open_tango(source, tokenizer).to(as_dtype(dtype))
         model.set_checkpointing(checkpoint_activations)

@@ -118,9 +118,9 @@ class TangoFlux(nn.Module):
         ``tokenizer.json`` of google/flan-t5-large, or its folder; by default one that lies in ``source``, else the Hub's. Frozen,
         in eval mode. Raises what ``zoo.importers.tangoflux.load_tangoflux`` and ``zoo.pull`` raise.
         """
-        from zoo.generation import as_dtype
         from zoo.importers.diffusers_folders import folder_of
         from zoo.importers.tangoflux import load_tangoflux
+        from zoo.loading import as_dtype
 
         model = load_tangoflux(folder_of(str(source), "tangoflux"), tokenizer, frame_window=frame_window)
         model.set_checkpointing(checkpoint_activations)

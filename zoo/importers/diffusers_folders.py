@@ -20,7 +20,7 @@ _NO_WEIGHTS = re.compile(r"(^|\.)(position_ids|attn\.(masked_)?bias|num_batches_
 
 def folder_of(source: str, architecture: str) -> Path:
     """The folder of a zoo name, an ``owner/name`` (pulled when it is not here) or a path. Raises as ``zoo.pull``."""
-    from zoo.generation import find_or_pull
+    from zoo.loading import find_or_pull
 
     if Path(source).is_dir():
         return Path(source)

@@ -13,7 +13,7 @@ from torch import nn
 
 from zoo.checkpoint import architecture_class, identity_of
 from zoo.errors import did_you_mean
-from zoo.generation import load
+from zoo.loading import load
 from zoo.targets import bind
 from zoo.types import Reward
 
