@@ -19,6 +19,8 @@ from datamodules.sound_clips import decode
 from lightning_modules.page import player
 from zoo import audio_files
 from zoo.audio_files import audio_facts, read_audio
+from zoo.audio_frames import _mp3_frame
+from zoo.audio_headers import examined
 
 RATE_HZ, SAMPLES = 16_000, 40_000
 KINDS = [
@@ -123,8 +125,19 @@ def test_unknown_lengths_are_read_to_their_end(tmp_path: Path, name: str) -> Non
     path.write_bytes(UNKNOWN[name]())
     wave = read_audio(path)
     assert wave.samples_CN.shape == (2, SAMPLES) and audio_facts(path).samples == SAMPLES
-    kind = "FLAC" if "flac" in name else "WAV"
+    kind = name.split()[0].upper()
     assert torch.equal(wave.samples_CN, plainly_read(encoded(kind, "PCM_16")))
+    if "tag" not in name:  # the true number is written where the header has none
+        assert examined(path.read_bytes()).mended == encoded(kind, "PCM_16")
+
+
+def test_an_unknown_length_of_many_frames_is_found(tmp_path: Path) -> None:
+    """From frame 128 on its number takes two bytes, from 2048 on three."""
+    for samples in (600_001, 9_000_000):
+        data = bytearray(encoded("FLAC", "PCM_16", np.zeros((samples, 1), "float32")))
+        data[21:26] = bytes([data[21] & 0xF0]) + bytes(4)
+        (tmp_path / "a.flac").write_bytes(data)
+        assert audio_facts(tmp_path / "a.flac").samples == samples
 
 
 def test_an_unknown_length_that_was_cut_is_named(tmp_path: Path) -> None:
@@ -165,6 +178,39 @@ def test_mp3_without_a_count_is_read_whole(tmp_path: Path) -> None:
     assert len(wave) <= len(found) < len(wave) + 3000
     assert audio_facts(tmp_path / "a.mp3").samples == len(found)
     assert len(read_mono(tmp_path / "a.mp3", RATE_HZ, 14.0, 0.5)) == RATE_HZ // 2
+
+
+def frames_of(data: bytes) -> list[int]:
+    """Where the frames of an mp3 begin."""
+    found, position = [], 0
+    while (frame := _mp3_frame(data, position)) is not None:
+        found.append(position)
+        position += frame[0]
+    return found
+
+
+def pages_of(data: bytes) -> list[int]:
+    """Where the pages of an ogg begin."""
+    found, position = [], data.find(b"OggS")
+    while position >= 0:
+        found.append(position)
+        position = data.find(b"OggS", position + 1)
+    return found
+
+
+def test_a_cut_between_two_frames_or_pages_is_named(tmp_path: Path) -> None:
+    wave = np.concatenate([sound()] * 8)
+    mp3, ogg = encoded("MP3", "MPEG_LAYER_III", wave), encoded("OGG", "VORBIS", wave)
+    frames, pages = frames_of(mp3), pages_of(ogg)
+    assert len(frames) > 100 and len(pages) > 4
+    cuts = [(mp3, frames[3]), (mp3, frames[-5]), (ogg, pages[3]), (ogg, pages[-1])]
+    for data, kept in cuts:
+        (tmp_path / "a").write_bytes(data[:kept])
+        for reader in (audio_facts, read_audio):
+            with pytest.raises(ValueError, match="a is cut off"):
+                reader(tmp_path / "a")
+    (tmp_path / "a").write_bytes(ogg + b"a tag of somebody else's")
+    assert read_audio(tmp_path / "a").samples_CN.shape[1] == len(wave)
 
 
 def test_mp3_with_a_false_count_takes_no_more_than_it_has(tmp_path: Path) -> None:

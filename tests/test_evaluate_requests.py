@@ -7,7 +7,9 @@ import json
 import pytest
 from toy_evaluation import evaluate, reward_file, sines
 
+from lightning_modules.evaluation import inputs
 from lightning_modules.evaluation.results import read_results
+from lightning_modules.evaluation.scores import ScoreCache
 
 BASE = {"happy": [0.9, 0.9, 0.2, 0.2], "sad": [0.9, 0.2, 0.9, 0.9]}
 
@@ -106,3 +108,15 @@ def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
     (folder / "samples.json").write_text(json.dumps([{**entry, "id": "one"} for entry in entries]))
     with pytest.raises(ValueError, match="two clips answer prompt 'one' with seed 3"):
         evaluate(*words, "--prompts", tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"a": 1, "a": 2}'])
+def test_records_of_an_evaluation_that_cannot_be_read_are_named(tmp_path, content):
+    for name in ("source.json", "scores.json", "results.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=r"source\.json cannot be read"):
+        inputs._claim(tmp_path, {"steps": 2})
+    with pytest.raises(ValueError, match=r"scores\.json cannot be read"):
+        ScoreCache(tmp_path / "scores.json")
+    with pytest.raises(ValueError, match=r"results\.json is not what"):
+        read_results(tmp_path)

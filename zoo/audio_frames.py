@@ -10,7 +10,9 @@ import struct
 from dataclasses import dataclass
 
 Data = bytes | mmap.mmap
-_MAX_GUESSES = 16  # candidates for a last frame of flac that are looked at
+_MAX_GUESSES = 16  # heads of frames of flac that are looked at from the end of a file
+_MAX_SYNCS = 100_000  # places where two bytes could begin one
+_MAX_FRAME = 2**24  # bytes
 _MP3_KBIT_S = {  # by (version is 1, layer)
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -90,7 +92,7 @@ def _flac_samples(data: Data, start: int, promised: int) -> int | None:
         data[start + 10 : start + 12], "big"
     )  # of all frames but the last, where the number counts frames
     position, guesses = end, 0
-    while guesses < _MAX_GUESSES:
+    for _ in range(_MAX_SYNCS):
         position = max(
             data.rfind(sync, start + 42, position) for sync in (b"\xff\xf8", b"\xff\xf9")
         )
@@ -99,9 +101,11 @@ def _flac_samples(data: Data, start: int, promised: int) -> int | None:
         samples = _flac_frame_end(data[position : position + 16], block)
         if samples is None:
             continue
-        guesses += 1
         if samples == promised or _crc(data[position:end], _CRC16, 16) == 0:
             return samples
+        guesses += 1
+        if guesses == _MAX_GUESSES or end - position > _MAX_FRAME:
+            break
     return None
 
 

@@ -172,22 +172,18 @@ _CONTAINERS = {
 
 
 def _examined_ogg(data: Data, position: int) -> Examined:
-    """A page says how long it is; the file may end only where a page does, or behind the page that
-    is marked as the last.
-    """
+    """A page says how long it is, and the last one of a whole file is marked as the last."""
     is_ended = False
-    while data[position : position + 4] == b"OggS":
-        table = position + 27
-        sizes = data[table : table + data[position + 26]] if table <= len(data) else b""
-        end = table + len(sizes) + sum(sizes)
-        if not is_ended and (
-            table > len(data) or len(sizes) < data[position + 26] or end > len(data)
-        ):
-            return Examined("is cut off within its last page; copy or render it again")
-        is_ended = is_ended or bool(data[position + 5] & 4)
-        position = end
-    is_torn = not is_ended and 0 < len(data) - position < 4 and b"OggS".startswith(data[position:])
-    return Examined("is cut off within its last page; copy or render it again" if is_torn else "")
+    while not is_ended and data[position : position + 4] == b"OggS":
+        head = data[position : position + 27]
+        if len(head) < 27:
+            break
+        sizes = data[position + 27 : position + 27 + head[26]]
+        position += 27 + head[26] + sum(sizes)
+        is_ended = bool(head[5] & 4) and position <= len(data)
+    if is_ended:
+        return Examined()
+    return Examined("is cut off: its last page is missing or torn; copy or render it again")
 
 
 def _after_id3(data: Data) -> int:

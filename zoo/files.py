@@ -191,13 +191,13 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parsed_json(text: str) -> Any:
+def parsed_json(text: str, depth: int = JSON_DEPTH) -> Any:
     """One JSON value as it is written.
 
     Raises ``ValueError`` for what is not JSON, a key that stands twice in one object, more than
-    ``JSON_DEPTH`` levels, and half a surrogate pair (text that no file can hold).
+    ``depth`` levels of lists and objects, and half a surrogate pair (text that no file can hold).
     """
-    too_deep = f"nested more than {JSON_DEPTH} levels deep"
+    too_deep = f"nested more than {depth} levels deep"
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles)
     except RecursionError:
@@ -205,7 +205,7 @@ def parsed_json(text: str) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error})") from error
     level = [value]
-    for _ in range(JSON_DEPTH):
+    for _ in range(depth):
         children = [child for node in level for child in _children(node)]
         level = [child for child in children if isinstance(child, (dict, list))]
     if level:

@@ -6,8 +6,6 @@ costs a read of the header and no memory. Format: https://huggingface.co/docs/sa
 
 from __future__ import annotations
 
-import collections
-import json
 import math
 import os
 import re
@@ -15,6 +13,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from zoo.files import parsed_json
 
 JSON_BYTES = 4 * 2**20  # config.json and cards are kilobytes, an index of 20 000 tensors is 2 MB
 JSON_DEPTH = 32
@@ -178,28 +178,13 @@ def _links_to_a_file_in(path: Path, folder: str | Path | None) -> bool:
 
 def _parse_object(content: bytes, where: str) -> dict[str, Any]:
     try:
-        node = json.loads(content.decode("utf-8"), object_pairs_hook=_without_doubles)
+        node = parsed_json(content.decode("utf-8"), JSON_DEPTH)
     except ValueError as error:  # also wrong encoding
-        raise ValueError(f"{where} is not valid JSON ({error}); fetch or export the model again") from error
-    except RecursionError:
-        raise ValueError(f"{where} is nested more than {JSON_DEPTH} levels deep") from None
+        raise ValueError(
+            f"{where} is not valid JSON: {error}; fetch or export the model again"
+        ) from error
     if not isinstance(node, dict):
         raise ValueError(f"{where} must hold an object, got {type(node).__name__}")
-    level, depth = [node], 0
-    while level:
-        depth += 1
-        if depth > JSON_DEPTH:
-            raise ValueError(f"{where} is nested more than {JSON_DEPTH} levels deep")
-        children = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-        level = [child for child in children if isinstance(child, (dict, list))]
-    return node
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    node = dict(pairs)
-    if len(node) != len(pairs):
-        counts = collections.Counter(name for name, _ in pairs)
-        raise ValueError(f"{counts.most_common(1)[0][0]!r} stands twice in one object")
     return node
 
 

@@ -18,7 +18,7 @@ from zoo.audio_files import audio_facts, write_audio
 from zoo.audio_folders import Listing
 from zoo.audio_folders import listed as files_of
 from zoo.errors import did_you_mean
-from zoo.files import written_beside
+from zoo.files import parsed_json, written_beside
 from zoo.generate_command import output_paths
 from zoo.generation import generate_each
 from zoo.loading import load, open_model
@@ -168,7 +168,7 @@ def model_clips(
 def _claim(folder: Path, source: Mapping[str, Any]) -> None:
     path = folder / _SOURCE
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = _source(path)
         differing = [name for name in sorted({*there, *source}) if there.get(name) != source.get(name)]
         if differing:
             name = differing[0]
@@ -177,6 +177,18 @@ def _claim(folder: Path, source: Mapping[str, Any]) -> None:
         return
     with written_beside(path) as part:
         part.write_text(json.dumps(source, indent=1), encoding="utf-8")
+
+
+def _source(path: Path) -> Mapping[str, Any]:
+    try:
+        there = parsed_json(path.read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            raise ValueError(f"holds a {type(there).__name__}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); name another --out, or remove that folder"
+        ) from error
+    return there
 
 
 def is_generations(place: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import did_you_mean
-from zoo.files import written_beside
+from zoo.files import parsed_json, written_beside
 
 RESULTS = "results.json"
 FORMAT = 1
@@ -106,7 +106,7 @@ def read_results(folder: Path) -> Results:
         near = did_you_mean(folder.name, [place.name for place in folder.parent.glob("*") if (place / RESULTS).is_file()])
         raise FileNotFoundError(f"{folder} has no {RESULTS}, so it was not evaluated with tools/evaluate.py --out; {near}")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parsed_json(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r} is not {FORMAT}")
         scorers = tuple(ScorerFacts(**{**facts, "class_names": tuple(facts["class_names"])}) for facts in record["scorers"])

@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_modules.evaluation.results import ScoredClip, ScorerFacts
 from zoo.audio_files import read_audio
-from zoo.files import sha256_of, written_beside
+from zoo.files import parsed_json, sha256_of, written_beside
 from zoo.generation import score
 from zoo.loading import load
 from zoo.registry import ENTRIES
@@ -128,7 +128,10 @@ class ScoreCache:
     def __init__(self, path: Path) -> None:
         self.path, self._last = path, time.monotonic()
         try:
-            self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            found = parsed_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds a {type(found).__name__}")
+            self.entries: dict[str, dict[str, Any]] = found
         except ValueError as error:
             raise ValueError(f"{path} cannot be read ({error}); remove it, and the clips are scored again") from error
 
