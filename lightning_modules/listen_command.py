@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.files import check_writable
 from zoo.pages.answers import SUFFIXES, described, read_answers
 
 if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
@@ -81,6 +82,7 @@ def _page(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {out}: expected a file that ends in .html")
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists; give another --out, or --overwrite to replace it")
+    check_writable(out)
     pairing = _pairing(options)
     reward = load(options.scorer, options.device)
     if not isinstance(reward, Reward):

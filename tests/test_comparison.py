@@ -113,6 +113,10 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
         (["page", "--out", "{tmp}/p.html", "--scorer", "embedded/clop"], "did you mean 'embedded/clap'"),
         (["page", "--out", "{tmp}/p.html", "--scorer", "embedded/music"], "which scores nothing; name a reward"),
         (["page", "--out", "{tmp}/p.html", "--scorer", "x", "--count", "9"], "there are 2 pairs; give 1 to 2"),
+        (
+            ["page", "--out", "{tmp}/before/samples.json/p.html", "--scorer", "no/such"],
+            "cannot be written here",
+        ),
         (["blind", "--answers", "{tmp}/a.txt"], "ends in .csv or .jsonl"),
         (["blind", "--answers", "{tmp}/a.csv", "--host", "nowhere"], "host must be localhost"),
     ],
@@ -131,7 +135,7 @@ def test_a_test_whose_answers_cannot_be_saved_does_not_open(tmp_path: Path) -> N
     from zoo.pages.trials import listening_test
 
     pairs = read_pairs(*folders(tmp_path, 2)).pairs
-    with pytest.raises(OSError, match="answers cannot be saved here .*a.csv"):
+    with pytest.raises(OSError, match="cannot be written here .*a.csv"):
         listening_test(pairs, pairs[0].base.path / "a.csv")
 
 

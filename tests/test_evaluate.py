@@ -107,6 +107,13 @@ def test_a_full_disk_leaves_the_whole_older_evaluation(tmp_path, rewards):
     }
 
 
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_scored(tmp_path, rewards):
+    LoudnessJudge.calls, folder = 0, sines(tmp_path / "g", BASE)
+    with pytest.raises(OSError, match="cannot be written here .*results.json"):
+        evaluate("--generations", folder, "--rewards", rewards[0], "--out", "/proc/evaluation")
+    assert LoudnessJudge.calls == 0
+
+
 def test_leftovers_of_a_killed_evaluation_are_swept(tmp_path, rewards):
     out, alive = tmp_path / "o", f".report.{os.getppid()}.part.html"
     dead = ".scores.999999999.part.json", ".together.999999999.part/table1.md"

@@ -169,6 +169,8 @@ def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
         (["{model}", "a", "--out", "{tmp}/a.aac"], r"a.aac: .*\.wav, \.flac, \.ogg, \.mp3"),
         (["{model}", "a", "--out", "{tmp}/x.mp4"], r"x.mp4: .*\.wav, \.flac, \.ogg, \.mp3"),
         (["{model}", "a", "--out", "{tmp}/x.wavv"], r"x.wavv: .*\.wav"),
+        (["{model}", "a", "--out", "{tmp}/file/deep"], "cannot be written here .*file/deep"),
+        (["{model}", "a", "--out", "/proc/deep/a.wav"], "cannot be written here .*/proc/deep/a.wav"),
         (["{model}", "a", "--device", "gpu"], "the device 'gpu' cannot be used .*; this machine has cpu"),
         (["{model}", "a", "--device", "cuda:99"], "the device 'cuda:99' cannot be used .*; this machine has cpu"),
     ],

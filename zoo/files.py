@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -139,6 +140,22 @@ def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
         elif isinstance(named, (str, os.PathLike)) and Path(named).is_relative_to(temporary):
             error.filename = str(path / Path(named).relative_to(temporary))
         raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Finds out whether ``path`` could be written, before the work that is to end there is done.
+
+    Tries it in the nearest folder that is there; makes no folder, and leaves ``path`` as it is.
+    Raises ``OSError`` with what to do.
+    """
+    path = Path(path)
+    folder = next(above for above in path.absolute().parents if above.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        advice = f"cannot be written here ({error.strerror}); name another place"
+        raise OSError(error.errno, advice, str(path)) from error
 
 
 def _sync(path: Path) -> None:

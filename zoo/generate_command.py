@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.files import AUDIO_FORMATS, clear_after_killed, files_written_together
+from zoo.files import (
+    AUDIO_FORMATS,
+    check_writable,
+    clear_after_killed,
+    files_written_together,
+)
 
 if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
     from zoo.types import Prompt
@@ -85,6 +90,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         )
     if Path(options.out).is_dir():
         checked_entries(Path(options.out))
+    check_writable(paths[0])
     backbone = open_model(options.model, options.adapter, options.strength, options.device)
     folder = None if Path(options.out).suffix.lower() in AUDIO_FORMATS else Path(options.out)
     _generate_files(

@@ -43,7 +43,7 @@ from lightning_modules.evaluation.scores import (
 )
 from lightning_modules.evaluation.tables import all_tables, as_markdown, summary
 from zoo.devices import usable_device
-from zoo.files import clear_after_killed, files_written_together
+from zoo.files import check_writable, clear_after_killed, files_written_together
 from zoo.run_models import recorded_sampling
 from zoo.sample_files import Sample
 from zoo.sampling_settings import SamplingSettings, sampling_settings
@@ -67,6 +67,7 @@ def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: Read
     Raises ``ValueError`` and ``OSError``.
     """
     _check(options)
+    check_writable(options.out / RESULTS)
     for folder in (options.out, *(options.out / "clips" / role for role in (ORIGINAL, TRAINED))):
         clear_after_killed(folder, *_WRITTEN)
     if options.combine:

@@ -11,13 +11,12 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from zoo.files import parsed_json
+from zoo.files import check_writable, parsed_json
 from zoo.metrics.intervals import wilson_interval
 
 ANSWERS = ("A", "B", "none")
@@ -105,22 +104,16 @@ def append_answer(path: str | Path, answer: Answer) -> bool:
     return True
 
 
-def check_writable(path: str | Path) -> None:
+def check_answers_place(path: str | Path) -> None:
     """Raises ``OSError`` where answers could not be added to ``path``; writes nothing to it.
 
     Raises also what ``read_answers`` raises for a name that it does not take.
     """
     path = _checked(path)
-    try:
-        if path.exists():
-            with path.open("ab"):
-                return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):  # the file itself is made by the first answer
+    if path.exists():
+        with path.open("ab"):
             return
-    except OSError as error:
-        problem = f"answers cannot be saved here ({error.strerror}); name another file"
-        raise OSError(error.errno, problem, str(path)) from error
+    check_writable(path)  # the file itself is made by the first answer
 
 
 def _checked(path: str | Path) -> Path:

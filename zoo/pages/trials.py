@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.audio_files import read_audio
 from zoo.errors import did_you_mean
-from zoo.pages.answers import ANSWERS, Answer, append_answer, check_writable, read_answers
+from zoo.pages.answers import ANSWERS, Answer, append_answer, check_answers_place, read_answers
 from zoo.pages.pairs import Pair, pairs_fingerprint
 from zoo.types import Waveform
 
@@ -68,7 +68,7 @@ def listening_test(pairs: Sequence[Pair], answers: str | Path, seed: int = 0, eq
     of another kind or that cannot be written.
     """
     read_answers(answers)
-    check_writable(answers)
+    check_answers_place(answers)
     if not pairs:
         raise ValueError("a listening test needs at least one pair of sounds")
     for pair in pairs:
