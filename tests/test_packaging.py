@@ -66,5 +66,27 @@ def test_every_requirement_has_its_reason(setup: configparser.ConfigParser) -> N
     assert [name for name in names if f"| {name.lower().replace('_', '-')} |" not in reasons] == []
 
 
+def test_the_oldest_set_is_the_lower_bounds(setup: configparser.ConfigParser) -> None:
+    """CI installs constraints/oldest.txt: so a lower bound in setup.cfg is one that was tried."""
+    wanted = [*lines(setup["options"]["install_requires"])]
+    wanted += lines(setup["options.extras_require"]["dev"])
+    bounds = {}
+    for line in wanted:
+        name, low = re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", line).groups()
+        bounds[name.lower().replace("_", "-")] = low
+    pinned = {}
+    for line in lines((ROOT / "constraints" / "oldest.txt").read_text("utf-8")):
+        name, version = line.split("==")
+        pinned[name.lower().replace("_", "-")] = version
+    assert pinned.keys() == bounds.keys()
+    assert [name for name in bounds if not (pinned[name] + ".").startswith(bounds[name] + ".")] == []
+
+
+def test_no_requirement_is_one_version_only(setup: configparser.ConfigParser) -> None:
+    """A pin of one release stops resolving when a package beside it moves on."""
+    pins = [line for line in lines(setup["options"]["install_requires"]) if "==" in line.split(";")[0]]
+    assert pins == []
+
+
 def test_pyproject_only_names_the_build_system() -> None:
     assert set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))) == {"build-system"}
