@@ -1,5 +1,4 @@
-"""Text files that people write: one prompt per line, CSV with a header, or one JSON object per
-line.
+"""Tables that people write: one prompt per line, CSV with a header, or one JSON object per line.
 
 Every record keeps its file and line, so that whatever is wrong with it later is told by place.
 Formats that divide their rows in another way build ``Record`` and ``Table`` themselves; what a
@@ -11,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,8 @@ from typing import Any
 
 from zoo.errors import did_you_mean
 from zoo.files import parsed_json
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 NAMES = {  # column -> what people call it
@@ -64,9 +66,7 @@ class Record:
     def words(self, column: str) -> str:
         """As ``text``, and at least one letter of it. Raises ``ValueError``."""
         if not (value := self.text(column)):
-            raise ValueError(
-                f"{self.where}: expected words under {column!r}, the cell is empty"
-            )
+            raise ValueError(f"{self.where}: expected words under {column!r}, the cell is empty")
         return value
 
     def name(self, column: str) -> str:
@@ -137,9 +137,9 @@ class Table:
 
 
 def read_table(path: str | Path, *columns: str) -> Table:
-    """The records of a ``.txt`` (each line is a cell), ``.csv``, ``.tsv`` or ``.jsonl`` file, which
-    must have ``columns``.
+    """The records of a ``.txt``, ``.csv``, ``.tsv`` or ``.jsonl`` file that has ``columns``.
 
+    Each line of a ``.txt`` is one cell.
     A column may have another name that ``NAMES`` lists (``caption`` for ``text``), in small or
     capital letters; in the records it has the one that is asked for. A line ends with a line feed,
     a carriage return, or both, and nothing else. A cell of a CSV in double quotes may hold line
@@ -170,8 +170,26 @@ def read_table(path: str | Path, *columns: str) -> Table:
     else:
         rows = _delimited_cells(text, path, "\t" if suffix == ".tsv" else ",", columns)
     records = [Record(path, number, cells) for number, cells in rows]
+    if suffix in (".csv", ".tsv"):
+        _tell_line_ends(records)
     kept = tuple(record for record in records if record.cells)
     return Table(kept, len(records) - len(kept), encoding)
+
+
+def _tell_line_ends(records: Sequence[Record]) -> None:
+    """Two quotes that were never closed look like one cell over several lines: that is told."""
+    spread = [
+        record
+        for record in records
+        if any(re.search(r"[\r\n]", cell) for cell in record.cells.values())
+    ]
+    if spread:
+        log.warning(
+            "%s: %d rows hold a cell of several lines; "
+            "if that is not meant, a double quote is not closed",
+            spread[0].where,
+            len(spread),
+        )
 
 
 def read_text(path: Path, suffixes: Sequence[str]) -> tuple[str, str]:
@@ -193,8 +211,9 @@ def read_text(path: Path, suffixes: Sequence[str]) -> tuple[str, str]:
 
 
 def decode(data: bytes, name: str) -> tuple[str, str]:
-    """The text and its encoding: UTF-8 (a byte order mark is dropped), UTF-16 with its mark, else
-    Latin-1.
+    """The text and its encoding.
+
+    UTF-8 (a byte order mark is dropped), UTF-16 with its mark, else Latin-1.
 
     Raises ``ValueError`` for bytes that are no text (they hold zero bytes, or half a character of
     UTF-16).
@@ -217,8 +236,9 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
 
 
 def lines(text: str) -> list[tuple[int, str]]:
-    """(number from 1, line); ``str.splitlines`` would also divide at U+2028, U+0085 and form feeds,
-    which stand inside texts.
+    """(number from 1, line) of each line.
+
+    ``str.splitlines`` would also divide at U+2028, U+0085 and form feeds, which stand inside texts.
     """
     parts = re.split(r"\r\n|\n|\r", text)
     return list(enumerate(parts if parts[-1] else parts[:-1], 1))

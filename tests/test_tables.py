@@ -62,7 +62,9 @@ def test_every_line_end_counts(tmp_path: Path, end: str) -> None:
     assert [prompt.text for prompt in file_prompts(path)] == ["rain"]
 
 
-def test_cells_of_any_size_and_with_line_ends(tmp_path: Path) -> None:
+def test_cells_of_any_size_and_with_line_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     long = "rain " * 40_000
     path = written(tmp_path, "a.csv", f'text,mood\n"{long}",sad\n"one\r\ntwo",calm\nlast,sad\n')
     assert cells(path, "text") == [
@@ -70,6 +72,7 @@ def test_cells_of_any_size_and_with_line_ends(tmp_path: Path) -> None:
         (3, {"text": "one\r\ntwo", "mood": "calm"}),
         (5, {"text": "last", "mood": "sad"}),
     ]
+    assert "a.csv, line 3: 1 rows hold a cell of several lines" in caplog.text
     header = "audiocap_id,youtube_id,start_time,caption"
     path = written(tmp_path, "val.csv", f"{header}\n1,x,0,{long}\n")
     assert caption_prompts(path)[0].text == long.strip()

@@ -1,5 +1,4 @@
-"""Audio files in and out (wav, flac, ogg, mp3) through soundfile. Shapes: ``CN`` channels, samples.
-"""
+"""Audio files in and out (wav, flac, ogg, mp3), by soundfile. Shapes: ``CN`` channels, samples."""
 
 from __future__ import annotations
 
@@ -30,9 +29,7 @@ _PRE_ROLL_S = 0.6
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """What a file holds: its rate, channels and ``samples`` of each channel (an estimate for some
-    mp3).
-    """
+    """What a file holds: its rate, its channels, and ``samples`` of each channel."""
 
     sample_rate_hz: int
     channels: int
@@ -67,8 +64,9 @@ def read_audio(
     start_s: float = 0.0,
     seconds: float | None = None,
 ) -> Waveform:
-    """The whole file, or ``seconds`` of it from ``start_s`` on; float32, resampled to
-    ``sample_rate_hz`` if given.
+    """The whole file in float32, or ``seconds`` of it from ``start_s`` on.
+
+    Resampled to ``sample_rate_hz`` if given.
 
     A length that is only in the header is not believed: what has none is read to its end, and only
     the part that is asked for is decoded. Raises ``FileNotFoundError``, and ``ValueError`` naming a
@@ -84,8 +82,9 @@ def read_audio(
 
 
 def decoded(source: Path | bytes, start_s: float = 0.0, seconds: float | None = None) -> Waveform:
-    """As ``read_audio`` at its own rate, of a file or of its bytes; errors say what is wrong, to be
-    read after its name.
+    """As ``read_audio`` at its own rate, of a file or of its bytes.
+
+    The ``ValueError`` says what is wrong without a name, to be read after that of the file.
     """
     with _opened(source) as file:
         rate_hz, promised = file.samplerate, file.frames
@@ -169,9 +168,9 @@ def _touch_end(file: soundfile.SoundFile) -> None:
 
 
 def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor:
-    """(C, N) ``wanted`` samples from ``first`` on, decoded in blocks: memory is for those that are
-    there, not for the promised.
+    """(C, N) ``wanted`` samples from ``first`` on, decoded in blocks.
 
+    So memory is taken for samples that are there, not for those that a header promises.
     mp3 is decoded in one piece, since every seek of soundfile restarts its decoder; its frames were
     counted (``examined``). Raises ``ValueError`` for fewer, but for mp3, whose length may be an
     estimate.
@@ -195,13 +194,11 @@ def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor
             f"is cut off or damaged: {there} of {promised} samples can be read{broken}; "
             "copy or render it again"
         )
-    samples_CN = torch.empty(file.channels, count)
+    samples_CN = numpy.empty((file.channels, count), "float32")
     for number, block_NC in enumerate(blocks):
         start = number * size
-        samples_CN[:, start : start + len(block_NC)] = torch.from_numpy(
-            numpy.ascontiguousarray(block_NC.T)
-        )
-    return samples_CN
+        samples_CN[:, start : start + len(block_NC)] = block_NC.T
+    return torch.from_numpy(samples_CN)
 
 
 def resample(wave: Waveform, sample_rate_hz: int) -> Waveform:

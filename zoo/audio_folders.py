@@ -26,8 +26,10 @@ class Listing:
     by_key: Mapping[str, str]
 
     def find(self, name: str) -> str | None:
-        """The name of ``files`` that is meant: the very one, or the one that Windows
-        (``sub\\a.wav``) or a Mac (accents as characters of their own) writes so; None for none.
+        """The name among ``files`` that is meant, None for none.
+
+        The very name comes first, then the one that Windows (``sub\\a.wav``) or a Mac (accents as
+        characters of their own) writes so.
         """
         return name if name in self.files else self.by_key.get(_name_key(name))
 

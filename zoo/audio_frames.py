@@ -30,8 +30,7 @@ _MP3_RATES_HZ = {
 
 @dataclass(frozen=True)
 class Examined:
-    """``problem``: why the file is not whole, to be said after its name ("" for none that its
-    header tells).
+    """``problem``: why the file is not whole, to be said after its name; "" for none that is seen.
 
     ``mended``: the bytes with the true length in the header, where the header has none or one that
     is too small.
@@ -81,8 +80,7 @@ def examined_flac(data: Data, start: int) -> Examined:
 
 
 def _flac_samples(data: Data, start: int, promised: int) -> int | None:
-    """Samples up to the end of the last frame, which must be whole and end the file; None where no
-    such frame is found.
+    """Samples up to the end of the last frame; None where no frame ends with the file.
 
     A frame whose head agrees with ``promised`` is believed without its checksum, which is slow
     here.
@@ -110,9 +108,7 @@ def _flac_samples(data: Data, start: int, promised: int) -> int | None:
 
 
 def _flac_frame_end(head: bytes, block: int) -> int | None:
-    """Samples of the stream at the end of the frame that begins with ``head``; None where it is no
-    head of a frame.
-    """
+    """Samples of the stream up to the end of the frame with this ``head``; None if it is none."""
     if (
         len(head) < 6
         or head[3] & 1
@@ -165,9 +161,7 @@ def _crc(data: bytes, table: tuple[int, ...], bits: int) -> int:
 
 
 def _mp3_frame(data: Data, position: int) -> tuple[int, int, int] | None:
-    """(bytes, samples, bytes of side information) of the frame whose head stands at ``position``;
-    None where none stands.
-    """
+    """(bytes, samples, bytes of side information) of the frame at ``position``; None if none."""
     head = data[position : position + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None

@@ -32,11 +32,10 @@ class _Payload:
 
 
 def examined(data: Data) -> Examined:
-    """Whether the bytes hold all the sound that their header promises: wav, RF64, W64, AIFF, AU,
-    CAF, NIST, flac, ogg, mp3.
+    """Whether the bytes hold all the sound that their header promises.
 
-    Bytes of other kinds, and headers that make no sense, have no ``problem`` here: the decoder
-    names them.
+    Known are wav, RF64, W64, AIFF, AU, CAF, NIST, flac, ogg and mp3. Bytes of other kinds, and
+    headers that make no sense, have no ``problem`` here: the decoder names them.
     """
     start = _after_id3(data)
     magic = data[start : start + 4]
@@ -63,9 +62,7 @@ def _examined_payload(data: Data, payload: _Payload | None) -> Examined:
 
 
 def _is_unknown(data: Data, payload: _Payload, there: int) -> bool:
-    """Whether the size is what encoders leave that cannot go back to fill it in (those that write
-    to a pipe).
-    """
+    """Whether the size is what encoders leave there that write to a pipe and cannot go back."""
     if payload.size == 0:
         return there > 0 and not _is_chain(data, payload.start)
     limits = (
@@ -77,9 +74,7 @@ def _is_unknown(data: Data, payload: _Payload, there: int) -> bool:
 
 
 def _is_chain(data: Data, position: int) -> bool:
-    """Whether chunks with names of four letters follow each other to the end: then nothing is
-    sound.
-    """
+    """Whether chunks with names of four letters fill the rest of the file: then none is sound."""
     for name, start, size in _chunks(data, position, 4, "<I"):
         if not re.fullmatch(rb"[A-Za-z0-9 _]{4}", name):
             return False
@@ -90,8 +85,9 @@ def _is_chain(data: Data, position: int) -> bool:
 def _chunks(
     data: Data, position: int, name_bytes: int, code: str, align: int = 2
 ) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte, size) of each chunk; W64 (names of 16 bytes) counts the chunk's head in
-    its size.
+    """(name, first byte, size) of each chunk.
+
+    W64 (names of 16 bytes) counts the head of a chunk in its size.
     """
     head = name_bytes + struct.calcsize(code)
     for _ in range(_MAX_CHUNKS):

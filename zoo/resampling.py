@@ -23,8 +23,7 @@ def resampled(
     resampling_method: str = "sinc_interp_hann",
     beta: float | None = None,
 ) -> Tensor:
-    """(..., N) at ``from_hz`` -> (..., ceil(N * to_hz / from_hz)) at ``to_hz``; the same tensor
-    where the rates are equal.
+    """The same sound at another sample rate.
 
     torchaudio keeps one filter for each output sample of the rates' common period: 44,101 Hz to
     16,000 Hz would take gigabytes. Where that table had more than 10 million numbers, the same
