@@ -1,5 +1,6 @@
 import copy
 
+import lightning as L
 import pytest
 import torch
 from toy_ddpo import Recorder, fitted, module, recorded, trainer, weights
@@ -208,6 +209,33 @@ def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monk
 def test_updates_and_inner_epochs_make_optimiser_steps():
     ddpo = module(updates_per_round=2, inner_epochs=3)
     assert fitted(ddpo).global_step == 6
+
+
+class Gradients(L.Callback):
+    """Of each optimiser step, before it is clipped."""
+
+    def __init__(self) -> None:
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, ddpo, optimizer) -> None:
+        self.steps.append({name: p.grad.clone() for name, p in ddpo.trainable().items()})
+
+
+def test_each_update_learns_from_its_own_half_of_the_round():
+    """With weights that hardly move, the mean of both gradients is that of the whole round."""
+    found = []
+    for updates in (1, 2):
+        recorder = Gradients()
+        still = {"learning_rate": 1e-12, "weight_decay": 0.0, "max_grad_norm": 1e9, "kl_weight": 0.1}
+        fitted(module(updates_per_round=updates, **still), epochs=2, callbacks=[recorder])
+        found.append(recorder.steps)
+    whole, halves = found
+    assert len(whole) == 2 and len(halves) == 4
+    for i, gradient in enumerate(whole):
+        for name, wanted in gradient.items():
+            one, other = halves[2 * i][name], halves[2 * i + 1][name]
+            torch.testing.assert_close((one + other) / 2, wanted, rtol=1e-3, atol=1e-6)
+    assert max(gradient.abs().max() for gradient in whole[1].values()) > 1e-3
 
 
 def test_gradients_are_clipped_by_the_module():

@@ -189,6 +189,18 @@ def test_the_draws_of_a_step_depend_on_seed_and_batch_alone(logged):
     assert not torch.equal(other.training_step(latents(), 0), first)
 
 
+def test_every_sample_meets_every_part_of_the_path(logged):
+    """Stratified times: one in each part, but never in the order of the batch."""
+    model, seen = module(), []
+    errors = model._errors
+    model._errors = lambda clean, prompts, time_B, noise: seen.append(time_B) or errors(clean, prompts, time_B, noise)
+    for step in range(40):
+        model.training_step(latents(), step)
+    parts = (torch.stack(seen) * 3).long()
+    assert parts.sort(dim=1).values.tolist() == [[0, 1, 2]] * 40
+    assert all(set(column) == {0, 1, 2} for column in parts.T.tolist())
+
+
 def test_audio_is_encoded_without_gradients(logged):
     model = stir(module(condition_dropout=0.0))
     audio = AudioBatch(0.1 * torch.randn(3, 2, 4096), 16_000, PROMPTS)

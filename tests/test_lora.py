@@ -170,6 +170,23 @@ def test_ema_follows_the_formula_swaps_back_and_resumes():
         EMA([weight], 1.0)
 
 
+def test_averages_of_half_precision_weights_move_by_less_than_these_can_say():
+    weight = nn.Parameter(torch.tensor([1.0], dtype=torch.bfloat16))
+    ema, wanted = EMA([weight], 0.9999), 1.0
+    with torch.no_grad():
+        weight.fill_(1.0078125)  # the next number of this type
+    for update in range(1, 6):
+        ema.update()
+        wanted += (1.0078125 - wanted) * (1 - min(0.9999, (1 + update) / (10 + update)))
+    assert ema.average[0].dtype == torch.float32 and ema.average[0].item() == pytest.approx(wanted, rel=1e-6)
+    other = EMA([nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))], 0.9999)
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.average[0], ema.average[0])
+    with ema.swapped():
+        assert weight.dtype == torch.bfloat16
+    assert weight.item() == 1.0078125
+
+
 def test_random_state_comes_back_and_loads_as_plain_weights(tmp_path):
     import random
 

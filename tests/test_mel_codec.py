@@ -21,6 +21,17 @@ def test_a_length_of_whole_latent_frames_has_no_frame_more(codec):
     assert codec.latent_shape(0.04 + 1e-3)[1] == wanted[399] + 1
 
 
+def test_the_frame_beyond_the_end_is_cut_and_no_other(codec, monkeypatch):
+    """A click at the centre of frame 5 lies in frame 5 of what the autoencoder is given."""
+    given, posterior = [], codec.posterior
+    monkeypatch.setattr(codec, "posterior", lambda mel: given.append(mel) or posterior(mel))
+    wave = torch.zeros(1, 1, 8 * codec.samples_per_latent)
+    wave[..., 5 * codec.hop] = 1.0
+    codec.encode(wave)
+    assert given[0].shape[2] == 8 * codec.shrinkage
+    assert int(given[0][0, 0].mean(dim=-1).argmax()) == 5
+
+
 def test_clips_are_coded_four_at_once_and_none_depends_on_the_others(codec):
     seen = []
     hooks = [part.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))

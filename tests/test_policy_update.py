@@ -21,8 +21,8 @@ from lightning_modules.policy_update import (
     update_metrics,
     worst_ratio,
 )
-from zoo.backbones.lora import add_lora
-from zoo.diffusion import Sampler, noise_generator, rollout
+from zoo.backbones.lora import add_lora, reference
+from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
 
 NOISY = torch.tensor([0.9, 0.5, 0.0, 0.2, 0.1])
 
@@ -62,6 +62,12 @@ def test_a_subset_of_steps_is_drawn_for_each_sample_whatever_the_batch_it_is_in(
     assert torch.equal(one_KB, one_KB[:, :1].expand(3, 6)) and len(set(one_KB[:, 0].tolist())) == 3
     assert sorted(draw_steps(steps, 1.0, "batch", batch, 1, 0, 0)[:, 0].tolist()) == steps
     assert draw_steps(steps, 0.01, "sample", batch, 1, 0, 0).shape == (1, 6)  # at least one
+
+
+def test_each_sample_takes_its_steps_in_an_order_of_its_own():
+    drawn_KB = draw_steps([*range(6)], 1.0, "sample", prompt_round(8), 1, 0, 0)
+    assert all(sorted(column) == [*range(6)] for column in drawn_KB.T.tolist())
+    assert len({tuple(column) for column in drawn_KB.T.tolist()}) > 4  # times of a batch are mixed
 
 
 def test_every_sample_is_in_one_micro_batch_and_dropped_ones_only_fill():
@@ -134,6 +140,27 @@ def test_rows_that_only_fill_count_neither_in_the_loss_nor_in_the_divergence(toy
     assert with_fill.kl_to_base == pytest.approx(record.kl_to_base, rel=1e-5)
     metrics = [update_metrics([one], 0.1) for one in (record, with_fill)]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+
+
+def test_the_divergence_is_of_what_is_heard(toy_round):
+    """Each sample has a mask of its own; by hand from the means with the adapter and without."""
+    backbone, sampler, trajectory = toy_round
+    heard = torch.tensor([8, 3, 5, 2])
+    mask = (torch.arange(8) < heard[:, None])[:, None]
+    masked, rows = replace(trajectory, scored_mask=mask), (3, 1)
+    micro = MicroBatch(rows, torch.tensor([[1, 0], [2, 2]]), torch.ones(2))
+    record, _ = gradient_of((backbone, sampler, masked), micro)
+    wanted = 0.0
+    for step_N in micro.steps_KN:
+        with torch.no_grad():
+            args = (backbone.predict, backbone.path, sampler, trajectory, step_N, rows)
+            _, mean, std = step_log_prob(*args)
+            with reference(backbone):
+                _, base, _ = step_log_prob(*args)
+        for i, row in enumerate(rows):
+            apart = (mean - base)[i, :, : heard[row]]
+            wanted += float((apart**2).mean() / (2 * std[i] ** 2))
+    assert record.kl_to_base == pytest.approx(wanted, rel=1e-4) and wanted > 0
 
 
 def test_metrics_are_over_the_pairs_that_counted():

@@ -113,6 +113,45 @@ def test_parts_that_only_some_samples_have_are_left_out():
     assert set(scored(prompt_round(8), reward=moody, size=2).parts) == {"always"}
 
 
+SCORES = [1.0, 10.0, 0.0, 5.0, 3.0, 10.0, 4.0, 6.0]  # of four prompts, twice each
+
+
+def judged_scores(advantage, reward=None, tracker=None):
+    batch = prompt_round(8)
+    samples = replace(scored(batch), score_B=torch.tensor(SCORES))
+    return round_rewards.judge(
+        batch, samples, reward or ToyReward(), advantage, tracker or PromptTracker(), drop_bad=False, class_label="mood"
+    )
+
+
+@pytest.mark.parametrize("advantage", ["batch", "group", "group_global"])
+def test_advantages_by_hand(advantage):
+    score_RP = torch.tensor(SCORES).double().reshape(2, 4)  # (repeat, prompt)
+    mean_P, whole = score_RP.mean(dim=0), score_RP.std(correction=0)
+    wanted_RP = {
+        "batch": (score_RP - score_RP.mean()) / whole,
+        "group": (score_RP - mean_P) / (score_RP.std(dim=0, correction=0) + 1e-6),
+        "group_global": (score_RP - mean_P) / whole,
+    }[advantage]
+    found = judged_scores(advantage).advantage_B
+    torch.testing.assert_close(found.double(), wanted_RP.flatten(), rtol=1e-4, atol=1e-5)
+
+
+class Reversed(ToyReward):
+    def combine(self, output, prompts):
+        return replace(output, score_B=100 - output.score_B)
+
+
+def test_running_statistics_are_of_what_is_learned_from():
+    tracker = PromptTracker(4, 2)
+    judged = judged_scores("prompt", Reversed(), tracker)
+    assert {name: stats.mean for name, stats in tracker.stats().items()} == pytest.approx(
+        {"p0": 98.0, "p1": 90.0, "p2": 98.0, "p3": 94.5}
+    )
+    signs = judged.advantage_B.sign().tolist()
+    assert signs == [1, 0, 1, 1, -1, 0, -1, -1] and judged.metrics["reward/mean"] == sum(SCORES) / 8
+
+
 @pytest.mark.parametrize("advantage", ["prompt", "batch", "group", "group_global"])
 def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monkeypatch, advantage):
     batch = prompt_round(8)

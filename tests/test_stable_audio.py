@@ -55,6 +55,22 @@ def test_conditions_equal_the_pipelines(model, negative, start):
     assert both["tokens_BLD"].shape == (2, TOKENS + 2, 16)
 
 
+def test_what_is_beyond_a_prompts_end_says_nothing_where_texts_are_projected():
+    """Texts of another width go through a linear layer, whose bias would fill the padding."""
+    plain = arguments()
+    model = small_model(
+        text_encoder={**plain["text_encoder"], "d_model": 24}, projection={**plain["projection"], "text_encoder_dim": 24}
+    )
+    tokens_BLD = model.encode_prompts(PROMPTS)["tokens_BLD"]
+    for row_LD, prompt in zip(tokens_BLD, PROMPTS, strict=True):
+        length = len(model.memory.tokens(prompt.text))
+        assert row_LD[:length].any(dim=-1).all() and not row_LD[length:TOKENS].any()
+        assert row_LD[TOKENS:].any(dim=-1).all()
+    with torch.no_grad():
+        theirs = pipeline(model).encode_prompt([prompt.text for prompt in PROMPTS], "cpu", True, ["rain"] * 3)[3:]
+    torch.testing.assert_close(tokens_BLD[:, :TOKENS], theirs, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("rule", "order", "negative", "guidance_scale"),
     [("dpmpp_2m_sde", 2, "rain", 3.0), ("dpmpp_2m_sde", 2, "", 7.0), ("ddim", 1, "rain", 3.0), ("ddim", 1, "", 1.0)],

@@ -74,6 +74,19 @@ def test_padding_does_not_change_a_caption(backbone):
     )
 
 
+def test_sources_of_others_do_not_change_a_prompt(backbone):
+    one = Prompt("a", "sad piano", sources=(SourcePath(180.0),))
+    others = [Prompt("b", "dog", sources=(SourcePath(0.0), SourcePath(90.0), SourcePath(45.0))), Prompt("c", "dog")]
+    together = backbone.encode_prompts([one, *others])
+    assert together["mask_BL"].sum(dim=1).tolist() == [4, 5, 2]  # length, words, sources
+    latent, time = torch.randn(1, 32, 8), torch.tensor([0.5])
+    with torch.no_grad():
+        for row, prompt in enumerate([one, *others]):
+            alone = backbone.predict(latent, time, backbone.encode_prompts([prompt]))
+            among = backbone.predict(latent, time, together.rows([row]))
+            torch.testing.assert_close(among, alone, atol=1e-5, rtol=1e-4)
+
+
 def test_text_length_and_place_reach_the_prediction(backbone):
     base = Prompt("a", "sad piano", seconds=2.0)
     others = [
