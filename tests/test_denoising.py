@@ -201,6 +201,40 @@ def test_every_sample_meets_every_part_of_the_path(logged):
     assert all(set(column) == {0, 1, 2} for column in parts.T.tolist())
 
 
+def test_draws_differ_by_step_and_process(logged, monkeypatch):
+    model, found = module(), []
+    for step, rank in ((0, 0), (5, 0), (0, 1)):
+        monkeypatch.setattr(Denoising, "global_step", property(lambda self, step=step: step))
+        monkeypatch.setattr(Denoising, "global_rank", property(lambda self, rank=rank: rank))
+        found.append(model.training_step(latents(), 0).item())
+    assert len(set(found)) == 3
+
+
+def test_each_validation_batch_has_noise_of_its_own_that_stays(logged):
+    model, seen = module(), []
+    errors = model._errors
+    model._errors = lambda clean, prompts, time_B, noise: seen.append(noise) or errors(clean, prompts, time_B, noise)
+    for batch_index in (0, 1, 0):
+        model.validation_step(latents(), batch_index)
+    right = seen[::2]
+    assert torch.equal(right[0], right[2]) and not torch.equal(right[0], right[1])
+    assert all(torch.equal(one, other) for one, other in zip(right, seen[1::2], strict=True))
+
+
+def test_only_what_is_heard_counts_in_the_error():
+    model = module()  # puts out zero, so the error is the mean square of the target
+    heard_B11 = torch.tensor([8, 3, 5])[:, None, None]
+    model.backbone.scored_mask = lambda prompts: torch.arange(8) < heard_B11[: len(prompts)]
+    clean, time_B = latents().latent_BCT, torch.tensor([0.2, 0.5, 0.9])
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        errors_B = model._errors(clean, PROMPTS, time_B, noise)
+    alpha_B, sigma_B = model.backbone.path.coefficients(time_B)
+    for row, heard in enumerate((8, 3, 5)):
+        target = (alpha_B[row] * noise[row] - sigma_B[row] * clean[row])[:, :heard]
+        assert errors_B[row].item() == pytest.approx(target.square().mean().item(), rel=1e-5)
+
+
 def test_audio_is_encoded_without_gradients(logged):
     model = stir(module(condition_dropout=0.0))
     audio = AudioBatch(0.1 * torch.randn(3, 2, 4096), 16_000, PROMPTS)

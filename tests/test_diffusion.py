@@ -238,6 +238,20 @@ def test_degenerate_steps_are_finite() -> None:
     assert bool(mean.isfinite().all()) and std.item() == 0
 
 
+def test_rounding_never_takes_a_root_of_less_than_nothing() -> None:
+    """Levels that are equal but for their last bit, and full noise at the end of float64."""
+    alpha, sigma = torch.full((1,), 0.6), torch.full((1,), 0.8)
+    assert step_std(alpha, sigma, alpha, sigma * (1 + 1e-6), eta=1.0).tolist() == [0.0]
+    sigmas = torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) + 0.01
+    sigma, sigma_next = sigmas.sort(dim=1, descending=True).values.unbind(dim=1)
+    x, zero = randn(500, 2), torch.zeros(500)
+    mean, std_B = gaussian_step(
+        x, randn(500, 2), zero, sigma, sigma, sigma_next, prediction="v", eta=1.0
+    )
+    assert bool(mean.isfinite().all())
+    torch.testing.assert_close(std_B, sigma_next)  # nothing of pure noise is kept
+
+
 def test_step_is_float32_whatever_comes_in() -> None:
     path = PATHS["discrete-v"]
     now, after = path.coefficients(torch.tensor([501])), path.coefficients(torch.tensor([401]))

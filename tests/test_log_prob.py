@@ -19,6 +19,28 @@ def test_log_prob_equals_torch_normal() -> None:
     assert torch.allclose(log_prob(x_next, mean, std).double(), expected, rtol=1e-6)
 
 
+def test_half_precision_is_widened_before_it_is_compared() -> None:
+    """Squares of small differences and their means would be lost in the type itself."""
+    x_next, mean = (randn(3, *SHAPE, seed=seed).to(torch.bfloat16) for seed in (0, 1))
+    std = torch.full((3,), 0.3)
+    found = log_prob(x_next, mean, std)
+    assert found.dtype == torch.float32 and torch.equal(found, log_prob(x_next.float(), mean.float(), std))
+
+
+@pytest.mark.parametrize(("time_B", "dtype"), [([3, 700], torch.long), ([0.25, 0.5], torch.float32)])
+def test_the_error_gives_a_network_its_times_as_rollouts_do(time_B, dtype) -> None:
+    path = VPDiscrete.from_betas(0.0015, 0.0195) if dtype == torch.long else Straight()
+    given = torch.tensor(time_B, dtype=torch.float64 if dtype == torch.float32 else dtype)
+    seen = []
+
+    def spy(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
+        seen.append(time_B)
+        return x
+
+    denoising_error(spy, path, randn(2, *SHAPE), given, randn(2, *SHAPE, seed=1), conditioning_of(2))
+    assert seen[0].dtype == dtype and seen[0].tolist() == time_B
+
+
 def test_log_prob_counts_scored_elements_only() -> None:
     x_next, mean, std = randn(2, 3, 4), randn(2, 3, 4, seed=1), torch.tensor([0.5, 0.7])
     mask = torch.tensor([[True, True, False, False], [True, True, True, False]])[:, None, :]

@@ -161,9 +161,12 @@ def test_ema_follows_the_formula_swaps_back_and_resumes():
         assert weight.item() == pytest.approx(29 / 11)
         raise RuntimeError
     assert weight.item() == 3
-    other = EMA([nn.Parameter(torch.zeros(1))], 0.5)
-    other.load_state_dict(ema.state_dict())
+    other, state = EMA([nn.Parameter(torch.zeros(1))], 0.5), ema.state_dict()
+    other.load_state_dict(state)
     assert other.updates == 1 and torch.equal(other.average[0], ema.average[0])
+    for one in (ema, other):
+        one.update()  # what was saved stays what it was
+    assert state["average"][0].item() == pytest.approx(29 / 11) != ema.average[0].item()
     with pytest.raises(ValueError, match="other parameters"):
         EMA([nn.Parameter(torch.zeros(2))], 0.5).load_state_dict(ema.state_dict())
     with pytest.raises(ValueError, match=r"lies in \[0, 1\)"):

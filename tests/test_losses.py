@@ -80,6 +80,12 @@ def test_gradient_at_ratio_one_is_reinforce() -> None:
     assert weight.grad.item() == pytest.approx(finite_difference, rel=1e-3)
 
 
+def test_old_log_probabilities_take_no_gradient() -> None:
+    new, old = (torch.zeros(2, requires_grad=True) for _ in range(2))
+    clipped_policy_loss(new, old, torch.tensor([1.0, -2.0]), 0.2).loss.backward()
+    assert new.grad.tolist() == [-0.5, 1.0] and old.grad is None
+
+
 def test_shuffled_time_gives_the_same_loss_and_micro_steps_the_same_gradient() -> None:
     path, sampler, weight, predict, trajectory = linear_policy()
     advantage = torch.tensor([1.0, -2.0, 0.5, 1.5, -0.3, 0.8])

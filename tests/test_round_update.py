@@ -38,7 +38,7 @@ def scored(batch: PromptBatch, backbone=None, reward=None, size: int = 4, **opti
 class Updated:
     """``update_round`` of four steps without an optimiser: gradients, what was checked, metrics."""
 
-    def __init__(self, batch, trajectory, plans, advantage_B) -> None:
+    def __init__(self, batch, trajectory, plans, advantage_B, **changes) -> None:
         backbone, self.checked, self.gradients = backbone_with_adapter(), [], []
         trained = [parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad]
 
@@ -49,8 +49,9 @@ class Updated:
             return 1.0
 
         self.metrics = update_round(
-            backbone, Sampler(4), batch, trajectory, plans, advantage_B, SETTINGS, backward=lambda loss: loss.backward(),
-            step=step, check=lambda *found: self.checked.append(found), report=lambda *progress: None,
+            backbone, Sampler(4), batch, trajectory, plans, advantage_B, SETTINGS | changes,
+            backward=lambda loss: loss.backward(), step=step, check=lambda *found: self.checked.append(found),
+            report=lambda *progress: None,
         )  # fmt: skip
 
 
@@ -83,6 +84,51 @@ def test_the_worst_ratio_of_all_micro_batches_is_checked_before_each_step(sample
         found = Updated(batch, replace(trajectory, log_prob_SB=old_SB), plans, torch.ones(8)).checked
         assert len(found) == 2 and found[update][0] == pytest.approx(torch.tensor(0.2).expm1().item(), rel=1e-3)
         assert found[update][1].startswith(f"step 1 of prompt {batch.prompts[row].id!r}") and found[1 - update][0] < 1e-5
+
+
+def test_the_rescaled_range_is_what_is_clipped_at(sampled):
+    """All ratios are 1.05; rising further teaches nothing beyond a range of 0.1 * 1 / 16."""
+    batch, trajectory = sampled
+    moved = replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.05)
+    plans = plan_updates(torch.arange(3)[:, None].expand(3, 8), [True] * 8, 4, 1, 0)
+    wide, narrow = (
+        Updated(batch, moved, plans, torch.ones(8), clip_reference_elements=elements) for elements in (16, 1)
+    )
+    assert any(gradient.any() for gradient in wide.gradients[0]) and wide.metrics["clip_fraction"] == 0
+    assert not any(gradient.any() for gradient in narrow.gradients[0])
+    assert narrow.metrics["clip_fraction"] == 1 and narrow.metrics["clip_range"] == pytest.approx(0.1 / 16)
+
+
+def test_log_probabilities_of_all_updates_are_scored_again(sampled):
+    batch, trajectory = sampled
+    moved = replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.05)
+    plans = plan_updates(torch.arange(3)[:, None].expand(3, 8), [True] * 8, 2, 2, 0)
+    found = Updated(batch, moved, plans, torch.ones(8), recompute_old_log_prob=True).metrics
+    assert found["ratio/min"] == found["ratio/max"] == 1
+    assert found["old_log_prob_gap"] == pytest.approx(torch.tensor(0.05).expm1().item(), rel=1e-3)
+
+
+class Heard(ToyBackbone):
+    """Of each prompt another part is heard."""
+
+    def scored_mask(self, prompts):
+        heard_B = torch.tensor([4 + int(prompt.id[1:]) for prompt in prompts])
+        return torch.arange(8) < heard_B[:, None, None]
+
+
+def test_masks_and_negatives_stay_with_their_samples_whatever_the_batch_size():
+    plain = prompt_round(8)
+    prompts = tuple(replace(p, negative=("noise", "rain", "a dog")[i % 3]) for i, p in enumerate(plain.prompts))
+    batch, made = replace(plain, prompts=prompts), []
+    for size in (8, 2):
+        samples = sample_and_score(
+            Heard(), ToyReward(), Sampler(4, 3.0), batch, seed=0, sample_batch_size=size, device=torch.device("cpu")
+        )
+        made.append(samples.trajectory)
+    assert torch.equal(made[0].scored_mask, made[1].scored_mask)
+    assert made[0].scored_mask.sum(dim=(1, 2)).tolist() == [4, 5, 6, 7] * 2
+    torch.testing.assert_close(made[0].latents_SB, made[1].latents_SB, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made[0].log_prob_SB, made[1].log_prob_SB, rtol=1e-4, atol=1e-5)
 
 
 class Long(ToyBackbone):
