@@ -1,9 +1,7 @@
 import copy
 
-import lightning as L
 import pytest
 import torch
-from torch import nn
 from toy_ddpo import Recorder, fitted, module, recorded, trainer, weights
 from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
 
@@ -210,66 +208,6 @@ def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monk
 def test_updates_and_inner_epochs_make_optimiser_steps():
     ddpo = module(updates_per_round=2, inner_epochs=3)
     assert fitted(ddpo).global_step == 6
-
-
-class Gradients(L.Callback):
-    """Of each optimiser step, before it is clipped."""
-
-    def __init__(self) -> None:
-        self.steps = []
-
-    def on_before_optimizer_step(self, trainer, ddpo, optimizer) -> None:
-        self.steps.append({name: p.grad.clone() for name, p in ddpo.trainable().items()})
-
-
-def test_each_update_learns_from_its_own_half_of_the_round():
-    """With weights that hardly move, the mean of both gradients is that of the whole round."""
-    found = []
-    for updates in (1, 2):
-        recorder = Gradients()
-        still = {"learning_rate": 1e-12, "weight_decay": 0.0, "max_grad_norm": 1e9, "kl_weight": 0.1}
-        fitted(module(updates_per_round=updates, **still), epochs=2, callbacks=[recorder])
-        found.append(recorder.steps)
-    whole, halves = found
-    assert len(whole) == 2 and len(halves) == 4
-    for i, gradient in enumerate(whole):
-        for name, wanted in gradient.items():
-            one, other = halves[2 * i][name], halves[2 * i + 1][name]
-            torch.testing.assert_close((one + other) / 2, wanted, rtol=1e-3, atol=1e-6)
-    assert max(gradient.abs().max() for gradient in whole[1].values()) > 1e-3
-
-
-class Forgetful(ToyBackbone):
-    """In train mode half of its numbers are lost."""
-
-    def __init__(self):
-        super().__init__()
-        self.denoiser.out = nn.Sequential(nn.Dropout(0.5), self.denoiser.out)
-
-
-def test_dropout_is_off_in_rollout_and_update():
-    row = recorded(module(backbone=Forgetful().train(), learning_rate=1e-9)).rounds[0]
-    assert abs(row["ratio/min"] - 1) <= 1e-6 and abs(row["ratio/max"] - 1) <= 1e-6
-
-
-def test_gradients_of_elsewhere_are_not_learned():
-    found = []
-    for foreign in (False, True):
-        ddpo, recorder = module(max_grad_norm=1e9), Gradients()
-        if foreign:
-            for parameter in ddpo.trainable().values():
-                parameter.grad = torch.full_like(parameter, 5.0)
-        fitted(ddpo, callbacks=[recorder])
-        found.append(recorder.steps[0])
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-
-
-def test_evaluation_samples_by_settings_of_its_own():
-    batch = prompt_round(4)
-    own = module(eval_sample_steps=3, eval_guidance_scale=1.0).evaluate(batch)
-    wanted = module(sample_steps=3, guidance_scale=1.0).evaluate(batch)
-    assert torch.equal(own.wave_BCN, wanted.wave_BCN)
-    assert not torch.equal(own.wave_BCN, module().evaluate(batch).wave_BCN)
 
 
 def test_gradients_are_clipped_by_the_module():
