@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.files import check_writable
+from zoo.files import check_writable, clear_after_killed
 from zoo.pages.answers import SUFFIXES, described, read_answers
 
 if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
@@ -83,6 +84,7 @@ def _page(options: argparse.Namespace) -> None:
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists; give another --out, or --overwrite to replace it")
     check_writable(out)
+    clear_after_killed(out.parent, glob.escape(out.name))
     pairing = _pairing(options)
     reward = load(options.scorer, options.device)
     if not isinstance(reward, Reward):

@@ -102,7 +102,9 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
     assert re.search(r"clap/\S+, mean over n = 2 prompts", out) and str(tmp_path / "p.html") in out
     assert (tmp_path / "p.html").read_text().count("<audio") == 4
     assert reported(listen_command.main, words) == 2 and "exists; give another --out" in capsys.readouterr().err
+    (tmp_path / ".p.999999999.part.html").touch()  # of a killed call
     assert reported(listen_command.main, [*words, "--overwrite"]) == 0
+    assert not (tmp_path / ".p.999999999.part.html").exists()
     assert (tmp_path / "p.html").read_text().count("<audio") == 6
 
 

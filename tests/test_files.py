@@ -124,6 +124,16 @@ def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_pat
     clear_after_killed(tmp_path / "no such folder")
 
 
+def test_an_earlier_process_of_the_same_number_is_another_one(tmp_path: Path) -> None:
+    """As in a container, where the process has number 1 each time."""
+    old, new = (tmp_path / f".{name}.{os.getpid()}.part.wav" for name in ("old", "new"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1e9, 1e9))
+    clear_after_killed(tmp_path)
+    assert not old.exists() and new.exists()
+
+
 def test_a_folder_clears_what_was_written_into_its_killed_forerunner(tmp_path: Path) -> None:
     """As an export does, whose adapter is itself a folder that is written beside."""
     for name in (f".model.{DEAD}.part", f"..model.{DEAD}.part.{DEAD}.part", f".model2.{DEAD}.part"):

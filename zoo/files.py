@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ AUDIO_FORMATS = {
 
 
 _LEFTOVER = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.(?P<what>part|old)(?P<suffix>\.[^.]*)?")
+_STARTED_S = time.time()  # nothing that is older was written by this process
 # What the system says of writing without naming a file.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
@@ -175,7 +177,7 @@ def clear_after_killed(directory: str | Path, *names: str) -> None:
     directory = Path(directory)
     for left in sorted(directory.glob(".*.*")) if directory.is_dir() else ():
         found = _LEFTOVER.fullmatch(left.name)
-        if found is None or _is_running(found["pid"]):
+        if found is None or _is_being_written(left, found["pid"]):
             continue
         name, is_nested = found["stem"] + (found["suffix"] or ""), False
         while inner := _LEFTOVER.fullmatch(name):
@@ -190,10 +192,10 @@ def clear_after_killed(directory: str | Path, *names: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _is_running(pid: str) -> bool:
-    if not pid.isdigit():
-        return True
+def _is_being_written(left: Path, pid: str) -> bool:
     try:
+        if int(pid) == os.getpid():  # in a container the killed process often had this number, too
+            return left.lstat().st_mtime >= _STARTED_S
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
