@@ -47,3 +47,22 @@ def empty_stand_in():
 def test_what_is_no_tokenizer(packed, message):
     with pytest.raises(ValueError, match=message):
         PromptTokenizer(packed, 8, "T5")
+
+
+def words_alone(count):
+    """A stand-in for which every word is unknown, each by itself, so that captions differ in their number of words only."""
+    words = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", "a")[:count])}
+    return pack_tokenizer(json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}}))
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_tokenizer_that_only_counts_words_is_refused(count):
+    with pytest.raises(ValueError, match="T5.*tokenizer.json"):
+        PromptTokenizer(words_alone(count), 8, "T5")
+
+
+def test_captions_must_come_back_out_of_their_tokens():
+    """One word of the vocabulary was lost: captions still differ, but not all of their words are known."""
+    words = {word: index for word, index in TOKENIZER["model"]["vocab"].items() if word != "barks"}
+    with pytest.raises(ValueError, match="T5.*a dog barks"):
+        PromptTokenizer(pack_tokenizer(json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}})), 8, "T5")

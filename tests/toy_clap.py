@@ -48,6 +48,9 @@ def random_clap(seed: int = 0) -> Any:
                 noise = 0.1 * torch.randn(tensor.shape, generator=generator)
                 scale = name.endswith(("running_var", "norm.weight", "LayerNorm.weight", "before.weight", "after.weight"))
                 tensor.copy_(1 + noise.abs() if scale else noise)
+        for name, weight in model.named_parameters():  # words outweigh positions and biases: captions can be told apart
+            if re.search(r"word_embeddings|(text_model.*(value|output\.dense|pooler\.dense)|text_projection.*)\.weight", name):
+                weight.mul_(5)
         model.audio_model.audio_encoder.batch_norm.running_mean.fill_(-40.0)
         model.audio_model.audio_encoder.batch_norm.running_var.fill_(400.0)
     return model

@@ -156,6 +156,9 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu", dtype:
     model = build_within(found, arguments, state, where)
     _check_state(state, model.state_dict(), folder)
     model.load_state_dict(state, strict=True)
+    for part in model.modules():
+        if hasattr(part, "self_test"):  # a CLAP whose text tower is lost, also inside an ensemble
+            part.self_test()
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

@@ -176,9 +176,10 @@ ENTRIES: dict[str, ZooEntry] = {
             note="its first conversion was wrong (huggingface/transformers#27153): take no old revision",
         ),
         ZooEntry(
-            "larger-clap-music", "reward", "clap", "transformers twin of clap-music-audioset",
+            "larger-clap-music", "reward", "clap", "meant as the transformers twin of clap-music-audioset",
             licence="apache-2.0", sample_rate_hz=48_000, repo_id="laion/larger_clap_music", layout="transformers",
-            note="its first conversion was wrong (huggingface/transformers#27153): take no old revision",
+            note="its text tower is collapsed (unrelated captions have a cosine of .9993, embeddings-benchmark/mteb#5069), so it "
+            "is refused at load: take clap-music-audioset, the original file, which is converted here",
         ),
         ZooEntry(
             "larger-clap-music-and-speech", "reward", "clap", "transformers twin of clap-music-speech",

@@ -84,13 +84,16 @@ def save_state(
     return (*files, INDEX_FILE)
 
 
-def read_state(folder: str | Path, sha256: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+def read_state(
+    folder: str | Path, sha256: Mapping[str, str] | None = None, variants: bool = False
+) -> dict[str, Tensor]:
     """All tensors of ``folder``, from its one file or from the shards of its index.
 
-    ``sha256``: file name -> hash, compared where it names a file. Raises ``FileNotFoundError`` and ``ValueError``.
+    ``sha256``: file name -> hash, compared where it names a file. ``variants``: as ``weight_files`` has it. Raises
+    ``FileNotFoundError`` and ``ValueError``.
     """
     folder = Path(folder)
-    files = weight_files(folder)
+    files = weight_files(folder, variants)
     state: dict[str, Tensor] = {}
     for path in files:
         promised = (sha256 or {}).get(path.name)
@@ -105,11 +108,12 @@ def read_state(folder: str | Path, sha256: Mapping[str, str] | None = None) -> d
     return state
 
 
-def weight_files(folder: str | Path) -> tuple[Path, ...]:
+def weight_files(folder: str | Path, variants: bool = False) -> tuple[Path, ...]:
     """The files that hold the tensors of ``folder`` (its index first, if it has one), their headers checked.
 
-    Raises ``FileNotFoundError`` when there are none, ``ValueError`` for an index that names a file outside the folder, tensors
-    that are not where it says, or both layouts at once.
+    ``variants``: where there is nothing else, the one ``model.VARIANT.safetensors`` (such as fp16) is taken. Raises
+    ``FileNotFoundError`` when there are none, ``ValueError`` for an index that names a file outside the folder, tensors that are
+    not where it says, or both layouts at once.
     """
     folder, links_into = Path(folder), blobs_of(folder)
     single, index = (folder / WEIGHTS_FILE).exists(), (folder / INDEX_FILE).exists()
@@ -118,9 +122,15 @@ def weight_files(folder: str | Path) -> tuple[Path, ...]:
     if index:
         path = file_inside(folder, INDEX_FILE, links_into)
         return (path, *check_index(path, folder, links_into))
+    name = WEIGHTS_FILE
     if not single:
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS_FILE}; fetch or export the model again")
-    path = file_inside(folder, WEIGHTS_FILE, links_into)
+        others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+        found = [other for other in others if re.fullmatch(r"model\.\w+\.safetensors", other)]
+        if not (variants and len(found) == 1):
+            beside = f" (there is {', '.join(others[:4])})" if others else ""
+            raise FileNotFoundError(f"{folder} has no {WEIGHTS_FILE}{beside}; fetch or export the model again")
+        (name,) = found
+    path = file_inside(folder, name, links_into)
     check_safetensors_header(path)
     return (path,)
 

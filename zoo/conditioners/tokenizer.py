@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+# of as many words: a stand-in that knows no word still counts them
+_CAPTIONS = ("a dog barks", "rain falls on")
 _PACKED_BYTES = 64 * 2**20  # of a tokenizer's JSON; the largest in use are a few megabytes
 
 
@@ -38,11 +41,36 @@ def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, s
     return found
 
 
+def check_vocabulary(tokenizer: Any, what: str) -> None:
+    """Raises ``ValueError`` when a ``tokenizers.Tokenizer`` does not know the words of plain captions.
+
+    Libraries build such a stand-in without an error where the files of a vocabulary are missing: all words are "unknown", and
+    captions of as many words mean the same. Two captions of equal length must differ, and come back out of their tokens.
+    """
+    rows = [tokenizer.encode(caption, add_special_tokens=False).ids for caption in _CAPTIONS]
+    if rows[0] == rows[1]:
+        raise ValueError(
+            f"{what} gives {_CAPTIONS[0]!r} and {_CAPTIONS[1]!r} the same tokens: it is an empty stand-in without a "
+            "vocabulary; fetch the tokenizer's files again (tokenizer.json)"
+        )
+    for caption, row in zip(_CAPTIONS, rows, strict=True):
+        back = tokenizer.decode(row)
+        if _letters(back) != _letters(caption):
+            raise ValueError(
+                f"{what} turns {caption!r} into tokens that read {back[:60]!r}: its vocabulary is not whole; fetch the "
+                "tokenizer's files again (tokenizer.json)"
+            )
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.casefold())
+
+
 class PromptTokenizer:
     """``tokenizer(text) -> ids`` with the special tokens that its encoder expects, at most ``max_tokens`` of them.
 
     ``packed``: by ``pack_tokenizer``. ``what`` names the encoder in errors. Raises ``ValueError`` when it is no tokenizer, or one
-    that cannot tell two captions apart (an empty stand-in).
+    without a vocabulary (``check_vocabulary``).
     """
 
     def __init__(self, packed: str, max_tokens: int, what: str) -> None:
@@ -58,8 +86,7 @@ class PromptTokenizer:
             raise ValueError(f"the {what} tokenizer is not the contents of a tokenizer.json ({said})") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        if self._tokenizer.encode("a dog barks").ids == self._tokenizer.encode("rain falls on a roof").ids:
-            raise ValueError(f"the {what} tokenizer gives two different captions the same tokens: it is an empty stand-in")
+        check_vocabulary(self._tokenizer, f"the {what} tokenizer")
 
     def __call__(self, text: str, truncate: bool = False) -> list[int]:
         """Raises ``ValueError`` for a text of too many tokens, unless ``truncate`` cuts it (special tokens stay)."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,11 @@ from zoo.safety import check_safetensors_header, read_json
 from zoo.table import ENTRIES
 
 # buffers of older versions and the head of a language model: no weights of the networks used here
+_WEIGHTS = re.compile(
+    r"(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[A-Za-z]\w*))?(?:-\d+-of-\d+)?\.safetensors"
+)
+_TOKENIZER, _SENTENCE_PIECES = "tokenizer.json", "spiece.model"
+_WORDS_AND_MERGES = ("vocab.json", "merges.txt")
 _NO_WEIGHTS = re.compile(r"(^|\.)(position_ids|attn\.(masked_)?bias|num_batches_tracked)$|^lm_head\.weight$")
 
 
@@ -56,13 +64,76 @@ def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any
 
 
 def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
-    """(packed tokenizer, its longest sequence in tokens, 512 at most) of transformers' class ``kind``."""
+    """(packed tokenizer, its longest sequence in tokens, 512 at most) of transformers' class ``kind``.
+
+    Raises ``FileNotFoundError`` when the files of its vocabulary are missing, ``ValueError`` when they cannot be read.
+    """
     import transformers
 
     from zoo.conditioners.tokenizer import pack_tokenizer
 
-    tokenizer = getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
+    _check_vocabulary_files(folder)
+    try:
+        with quiet_libraries():
+            tokenizer = getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ValueError(f"the tokenizer in {folder} cannot be read ({str(error)[:200]}); fetch its files again") from error
     return pack_tokenizer(tokenizer.backend_tokenizer.to_str()), min(int(tokenizer.model_max_length), 512)
+
+
+def _check_vocabulary_files(folder: Path) -> None:
+    """transformers makes an empty tokenizer without an error where the files of its vocabulary are missing."""
+    if (folder / _TOKENIZER).is_file() or all((folder / name).is_file() for name in _WORDS_AND_MERGES):
+        return
+    if not (folder / _SENTENCE_PIECES).is_file():
+        raise FileNotFoundError(f"{folder} has no vocabulary: {_TOKENIZER} is missing; fetch the tokenizer's files again")
+    if find_spec("sentencepiece") is None:
+        raise ValueError(
+            f"{folder} has its vocabulary as {_SENTENCE_PIECES} only; pip install sentencepiece and load it again, or put the "
+            f"{_TOKENIZER} of the same tokenizer beside it"
+        )
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, transformers and diffusers print nothing, not even a bar: what is wrong is raised here, in one line."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    levels = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    bar = of_transformers.is_progress_bar_enabled()
+    try:
+        for library, _ in levels:
+            library.set_verbosity(CRITICAL)
+        of_transformers.disable_progress_bar()
+        yield
+    finally:
+        for library, level in levels:
+            library.set_verbosity(level)
+        if bar:
+            of_transformers.enable_progress_bar()
+
+
+def weights_variant(folder: Path) -> str | None:
+    """The variant ("fp16") whose safetensors are all that ``folder`` holds, None where the plain ones are there.
+
+    Raises ``FileNotFoundError`` when there are no safetensors, ``ValueError`` when there are several variants and no plain ones.
+    """
+    found = {match["variant"] for path in folder.iterdir() if (match := _WEIGHTS.fullmatch(path.name))}
+    if None in found:
+        return None
+    if not found:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        what = f"only {', '.join(pickled[:3])}, pickles, which are not read here" if pickled else "no weights"
+        raise FileNotFoundError(
+            f"{folder} holds {what}; fetch the *.safetensors of this model, or write them where it can be loaded "
+            "(save_pretrained(FOLDER))"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds the variants {', '.join(sorted(found))} of the weights; keep the files of one of them")
+    return found.pop()
 
 
 def _loaded(empty: nn.Module, folder: Path, settings: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -77,19 +148,16 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
     ``other_parts``: a pattern for names of tensors that belong to networks which are not used here. Raises ``ValueError`` when
     tensors are missing, left over, of another shape or quantised.
     """
-    from transformers.utils import logging
-
     if read_json(folder / "config.json").get("quantization_config") is not None:  # the library would act on what it says
         raise ValueError(f"{folder} holds quantised weights, which are not read here; give float32 or half precision")
     for file in folder.glob("*.safetensors"):
         check_safetensors_header(file)
-    settings: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it lists CLAP's audio tower as unexpected; what counts is looked at below
-    try:
+    variant = weights_variant(folder)
+    settings: dict[str, Any] = {
+        "use_safetensors": True, "local_files_only": True, "output_loading_info": True, "variant": variant,
+    }  # fmt: skip
+    with quiet_libraries():  # they list CLAP's audio tower as unexpected; what counts is looked at below
         part, said = _loaded(empty, folder, settings)
-    finally:
-        logging.set_verbosity(level)
     left = [key for key in said["unexpected_keys"] if not _NO_WEIGHTS.search(key) and not re.match(other_parts, key)]
     wrong = [
         f"{len(names)} {what} ({', '.join(map(str, list(names)[:3]))})"

@@ -17,7 +17,7 @@ from zoo.errors import did_you_mean
 from zoo.importers import laion_clap
 from zoo.importers.pickles import load_pickle_weights
 from zoo.safety import read_json
-from zoo.weights import INDEX_FILE, WEIGHTS_FILE, read_state
+from zoo.weights import read_state
 
 # What the library computes and some releases do not store. It must be what the library computes where it is stored.
 _COMPUTED = ("position_ids", "token_type_ids", "relative_position_index")
@@ -58,8 +58,8 @@ def open_clap(name: str) -> PretrainedClap:
     config = read_json(path / "config.json")
     if config.get("model_type") != "clap":
         raise ValueError(f"{path / 'config.json'} is of model_type {config.get('model_type')!r}, expected 'clap'")
-    pickled = not any((path / file).exists() for file in (WEIGHTS_FILE, INDEX_FILE)) and (path / _PICKLED).is_file()
-    state = load_pickle_weights(path / _PICKLED) if pickled else read_state(path)
+    pickled = not any(path.glob("*.safetensors*")) and (path / _PICKLED).is_file()
+    state = load_pickle_weights(path / _PICKLED) if pickled else read_state(path, variants=True)
     extractor = path / "preprocessor_config.json"
     features = read_json(extractor) if extractor.is_file() else {}
     return PretrainedClap(known_config(config, refuse_others=False), state, str(path), features)

@@ -35,6 +35,12 @@ CLAP_TOWERS = {
 }
 WINDOWS = ("mean", "first")
 PADDINGS = ("repeat", "zero")
+# Unrelated captions for the self-test of a text tower. Mean cosine of all pairs, measured: trained CLAPs .18 to .30, the
+# small one here .25, an untrained small one .15 to .65. A published music CLAP whose text tower was lost has .9993, a random
+# RoBERTa of the same size .9994. At .98 the mean pair of captions is sqrt(2 * (1 - .98)) = .2 apart, and no clip's score can
+# differ by more between them: no use as a reward.
+_UNRELATED = ("a dog barks", "rain falls on leaves", "a piano solo", "wind and thunder")
+_COLLAPSED = 0.98
 _CACHED_TEXTS = 8192  # embeddings of 512 numbers: 16 MB
 _TEXTS_AT_WORK = threading.Lock()  # rewards may be asked from several threads; not of the object, which can be copied
 # torchaudio's values for "kaiser_best" of resampy; one resampler for everything that is compared
@@ -106,7 +112,8 @@ class ClapReward(nn.Module):
     heard as 48 kHz is a third as long and 19 semitones higher; published rewards were made so).
 
     Embeddings of texts are kept and made again when weights, device or precision change. The module stays in evaluation mode
-    even inside a module that is switched to training. Raises ``ValueError`` for unknown names.
+    even inside a module that is switched to training. Raises ``ValueError`` for unknown names, and as ``self_test`` does for
+    weights that were read (``arguments["pretrained"]``); random weights are not tested.
     """
 
     def __init__(
@@ -149,6 +156,8 @@ class ClapReward(nn.Module):
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._texts_of: tuple = ()
         self.eval()
+        if (arguments or {}).get("pretrained") is not None:
+            self.self_test()
 
     def train(self, mode: bool = True) -> ClapReward:
         """Stays in evaluation mode (see the class)."""
@@ -180,6 +189,25 @@ class ClapReward(nn.Module):
         """Prompt id -> what the towers say of its text if they refuse it (too many tokens)."""
         read = getattr(self.towers, "check_text", lambda text: None)
         return {name: f"the reward: {why}" for name, why in refused({p.id: p.text for p in prompts}, read).items()}
+
+    def self_test(self) -> None:
+        """Raises ``ValueError`` when the text tower gives unrelated captions the same embedding (their mean cosine is told).
+
+        Asked of weights that were read from files, by the constructor and by ``zoo.checkpoint.load_artifact``. Towers without a
+        tokenizer embed no texts and pass.
+        """
+        if getattr(self.towers, "tokenizer", self) is None:
+            return
+        text_BE = self.embed_text(_UNRELATED).float()
+        pairs = torch.triu_indices(len(text_BE), len(text_BE), offset=1)
+        cosine_P = (text_BE @ text_BE.T)[pairs[0], pairs[1]]
+        if not cosine_P.mean() <= _COLLAPSED:  # NaN is refused, too
+            raise ValueError(
+                f"the text tower of the CLAP {self.checkpoint} does not tell captions apart: {len(_UNRELATED)} unrelated "
+                f"ones have a mean cosine of {cosine_P.mean():.4f} (from {cosine_P.min():.4f} to {cosine_P.max():.4f}; "
+                f"expected at most {_COLLAPSED}, usual is .2 to .7), as with random or lost weights. Take another CLAP; "
+                "for music, clap-music-audioset instead of laion/larger_clap_music"
+            )
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
