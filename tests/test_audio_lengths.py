@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -248,3 +249,22 @@ def test_training_sets_cut_clips_aside_at_the_start(tmp_path: Path) -> None:
     assert [clip.name for clip in data.train_clips] == ["a.wav", "e.flac"]
     assert set(data.quarantined) == {"b.wav", "c.flac", "d.ogg"}
     assert len(list(data.train_dataloader())) == 2
+
+
+def test_damaged_headers_raise_what_is_for_people(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    whole = [encoded(*kind, sound()[:2000]) for kind in KINDS]
+    told = 0
+    for _ in range(400):
+        data = bytearray(draw.choice(whole))
+        for _ in range(draw.choice([1, 2, 9])):
+            place = draw.randrange(min(len(data), draw.choice([60, 300])))
+            data[place : place + 4] = draw.choice([b"\xff" * 4, bytes(4), draw.randbytes(4)])
+        (tmp_path / "a.any").write_bytes(data)
+        for reader in (audio_facts, read_audio):
+            try:
+                reader(tmp_path / "a.any")
+            except ValueError as error:  # anything else is a fault of the reader
+                assert "a.any" in str(error)
+                told += 1
+    assert told > 200
