@@ -164,15 +164,27 @@ def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
         (["{tmp}/nowhere", "piano", "--strength", "0"], "neither a name nor a folder"),
         (["{model}", "piano", "--adapter", "{tmp}/none"], "holds no adapter"),
         (["{model}", "piano", "--batch-file", "{tmp}/none.txt"], "none.txt"),
-        (["{model}", "a", "b", "--out", "{tmp}/a.wav"], "is one file, but there are 2 samples; name a folder"),
+        (
+            ["{model}", "a", "b", "--out", "{tmp}/a.wav"],
+            "is one file, but there are 2 samples; name a folder",
+        ),
         (["{model}", "a", "--out", "{tmp}/file"], "is a file without audio suffix"),
         (["{model}", "a", "--out", "{tmp}/a.aac"], r"a.aac: .*\.wav, \.flac, \.ogg, \.mp3"),
         (["{model}", "a", "--out", "{tmp}/x.mp4"], r"x.mp4: .*\.wav, \.flac, \.ogg, \.mp3"),
         (["{model}", "a", "--out", "{tmp}/x.wavv"], r"x.wavv: .*\.wav"),
         (["{model}", "a", "--out", "{tmp}/file/deep"], "cannot be written here .*file/deep"),
-        (["{model}", "a", "--out", "/proc/deep/a.wav"], "cannot be written here .*/proc/deep/a.wav"),
-        (["{model}", "a", "--device", "gpu"], "the device 'gpu' cannot be used .*; this machine has cpu"),
-        (["{model}", "a", "--device", "cuda:99"], "the device 'cuda:99' cannot be used .*; this machine has cpu"),
+        (
+            ["{model}", "a", "--out", "/proc/deep/a.wav"],
+            "cannot be written here .*/proc/deep/a.wav",
+        ),
+        (
+            ["{model}", "a", "--device", "gpu"],
+            "the device 'gpu' cannot be used .*; this machine has cpu",
+        ),
+        (
+            ["{model}", "a", "--device", "cuda:99"],
+            "the device 'cuda:99' cannot be used .*; this machine has cpu",
+        ),
     ],
 )
 def test_bad_requests_say_so_and_write_nothing(model, tmp_path, words, message):

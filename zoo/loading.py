@@ -51,14 +51,23 @@ def load(
         if not (folder / "model" / CONFIG_FILE).is_file():
             return _loaded_run(folder, stack).to(device=device, dtype=dtype)
         name = folder = folder / "model"
-    if foreign is None and (folder / CONFIG_FILE).is_file() and read_config(folder)["kind"] == "adapter":
+    if (
+        foreign is None
+        and (folder / CONFIG_FILE).is_file()
+        and read_config(folder)["kind"] == "adapter"
+    ):
         name, stack = _base_of(folder), [(folder, 1.0), *stack]
         folder = find_or_pull(name)
         foreign = _importer(name, folder)
     if foreign is None:
         model = load_artifact(folder, device, dtype)
     else:
-        model = locate(foreign, str(name))(str(name), folder).eval().requires_grad_(False).to(device=device, dtype=dtype)
+        model = (
+            locate(foreign, str(name))(str(name), folder)
+            .eval()
+            .requires_grad_(False)
+            .to(device=device, dtype=dtype)
+        )
     return _adapted(model, stack, str(name))
 
 
@@ -89,20 +98,27 @@ def _adapted(model: Any, stack: Sequence[tuple[Path, float]], name: str) -> Any:
         from zoo.backbones.adapters import stack_adapters
 
         if not isinstance(model, Backbone):
-            raise ValueError(f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone")
+            raise ValueError(
+                f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone"
+            )
         stack_adapters(model, stack, name)
     return model
 
 
 def _importer(name: str | Path, folder: Path) -> str | None:
-    """What opens ``folder`` where its files are in their authors' layout: a zoo entry's, or diffusers'; else None."""
+    """What opens ``folder`` where its files are in their authors' layout; else None.
+
+    That is the layout of a zoo entry, or diffusers'.
+    """
     entry, index = ENTRIES.get(str(name)), folder / "model_index.json"
     if entry is not None:
         key = (entry.architecture, entry.layout)
     else:
         pipeline = str(read_json(index).get("_class_name")) if index.is_file() else None
         if pipeline is not None and pipeline not in PIPELINES:
-            raise ValueError(f"{folder} holds a diffusers {pipeline}; {did_you_mean(pipeline, PIPELINES)}")
+            raise ValueError(
+                f"{folder} holds a diffusers {pipeline}; {did_you_mean(pipeline, PIPELINES)}"
+            )
         key = (PIPELINES.get(pipeline), "diffusers")
     place = IMPORTERS.get(key)
     return place and place.replace(":", ".")
@@ -135,12 +151,16 @@ def _adapter_folder(name: str | Path) -> Path:
 
 
 def _base_of(folder: Path) -> str:
-    """The zoo name or ``owner/name`` of the base that an adapter names. Raises ``ValueError`` for anything else."""
+    """The zoo name or ``owner/name`` of the base that an adapter names.
+
+    Raises ``ValueError`` for anything else.
+    """
     base = read_config(folder).get("base")
     name = base.get("name") if isinstance(base, dict) else None
     if not isinstance(name, str) or not (name in ENTRIES or looks_remote(name)):
         raise ValueError(
-            f"the adapter in {folder} names {name!r} as its base, which is no zoo name or owner/name; "
+            f"the adapter in {folder} names {name!r} as its base, which is no zoo name or "
+            "owner/name; "
             f"load it as zoo.load(BASE, adapters=[({str(folder)!r}, 1.0)])"
         )
     return name
@@ -149,13 +169,20 @@ def _base_of(folder: Path) -> str:
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating-point dtype by its name. Raises ``ValueError``."""
     wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if wanted is not None and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point) or (wanted is None and dtype):
+    if (
+        wanted is not None
+        and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point)
+        or (wanted is None and dtype)
+    ):
         raise ValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
     return wanted
 
 
 def find_or_pull(name: str | Path) -> Path:
-    """The folder of a name, a path or an ``owner/name``; pulled when it is on the Hub only. Raises as ``load``."""
+    """The folder of a name, a path or an ``owner/name``.
+
+    Pulled when it is on the Hub only. Raises as ``load``.
+    """
     try:
         return find(name)
     except FileNotFoundError:
@@ -175,13 +202,25 @@ def find_or_pull(name: str | Path) -> Path:
     return pull(str(name))
 
 
-def open_model(source: str, adapter: str | Path | None = None, strength: float = 1.0, device: torch.device | str = "cpu") -> Any:
-    """A backbone from a zoo name, a model's folder (see ``load``) or a run folder, with an adapter on it.
+def open_model(
+    source: str,
+    adapter: str | Path | None = None,
+    strength: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """A backbone from a zoo name, a model's folder or a run folder, with an adapter on it.
 
-    A run folder gives its exported ``model/``, or else the backbone of its config.yaml with its ``backbone.safetensors`` (that of
-    a class from outside this project), or with its ``adapter/`` (or the one that ``adapter`` names). An exported adapter gives
-    its base, with it. ``strength`` is that of ``adapter``, or else of the adapter that is opened.
-    Raises ``ValueError`` or ``FileNotFoundError``.
+    A run folder gives its exported ``model/``, or else the backbone of its config.yaml (other than
+    ``load``, also one that other code builds) with what the run trained: all of its weights, or its
+    ``adapter/``. An exported adapter gives its base, with it.
+
+    Args:
+        source: as ``load`` takes it.
+        adapter: a folder that takes the place of the run's own adapter.
+        strength: of ``adapter``, or else of the adapter that is opened: 0 is the base model.
+        device: such as "cpu" or "cuda".
+
+    Raises: ``ValueError``, ``FileNotFoundError``.
     """
     device, folder = usable_device(device), find_or_pull(source)
     foreign = _importer(source, folder)
@@ -197,9 +236,14 @@ def open_model(source: str, adapter: str | Path | None = None, strength: float =
         backbone, stack = of_run(folder, adapter)
         backbone, adapter = backbone.to(device), stack[0][0] if stack else None
     else:
-        raise ValueError(f"{folder} is neither a model ({CONFIG_FILE}, or model_index.json of diffusers) nor a run (config.yaml)")
+        raise ValueError(
+            f"{folder} is neither a model ({CONFIG_FILE}, or model_index.json of diffusers) nor a "
+            "run (config.yaml)"
+        )
     if not isinstance(backbone, Backbone):
-        raise ValueError(f"{source} is a {type(backbone).__name__}, which generates nothing; name a backbone")
+        raise ValueError(
+            f"{source} is a {type(backbone).__name__}, which generates nothing; name a backbone"
+        )
     if adapter is not None:
         from zoo.backbones.lora import load_adapter
 
