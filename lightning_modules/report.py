@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning_modules.page import page, picture, player
 from zoo.files import written_beside
+from zoo.secrets import without_secrets
 
 
 def read_rows(path: str | Path) -> list[dict[str, float]]:
@@ -111,7 +112,9 @@ def write_report(out_dir: str | Path) -> Path:
     if rows:
         draw_curve(rows, out_dir / "curve.png")
         curve = picture(out_dir / "curve.png", "rewards over rounds")
-    settings = config.read_text(encoding="utf-8") if config.is_file() else "config.yaml was not written"
+    settings = without_secrets(config.read_text(encoding="utf-8")) if config.is_file() else (
+        "config.yaml was not written"
+    )
     body = f"""<h2>Rewards</h2>
 {_numbers(rows)}
 {curve}

@@ -18,6 +18,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from zoo.errors import for_screen
+from zoo.secrets import without_secrets
 from zoo.types import Prompt, Reward, RewardOutput
 
 WAITING = 2  # waves that may wait beside those that are being scored: what bounds the memory
@@ -53,8 +55,9 @@ def score(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequen
     except RewardError:  # of a reward that this one asked: its message names it
         raise
     except Exception as error:
+        told = for_screen(without_secrets(str(error)), 2000)  # a service may have put its key into it
         raise RewardError(
-            f"the reward {name} raised {type(error).__name__}: {error} (on {len(prompts)} samples of {texts}, ...); "
+            f"the reward {name} raised {type(error).__name__}: {told} (on {len(prompts)} samples of {texts}, ...); "
             "nothing since the last checkpoint is kept; mend the reward, then go on with resume=true"
         ) from error
     check_answer(output, len(prompts), f"the reward {name} must return")

@@ -30,6 +30,7 @@ from lightning_modules.callbacks import default_callbacks, write_results
 from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
 from zoo.errors import did_you_mean, is_disk_full
 from zoo.files import clear_after_killed
+from zoo.secrets import masked_command, remember_in
 from zoo.targets import bind, check, instantiate
 
 
@@ -67,6 +68,7 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
 
     Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest right one.
     """
+    masked_command(overrides)  # remembers what they hold, for the messages from here on
     config = OmegaConf.structured(Run)
     for where, content in read_all(paths):
         config = _merged(config, content, where)
@@ -85,7 +87,9 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
         except (OmegaConfBaseException, yaml.YAMLError, IndexError, TypeError, ValueError) as error:
             raise _readable(error, f"override {override!r}", key) from error
     try:
-        return Run(**OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        loaded = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        remember_in(loaded)
+        return Run(**loaded)
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} is missing; set it in a --config file or as {error.full_key}=...") from error
     except OmegaConfBaseException as error:

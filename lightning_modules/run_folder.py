@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import errno
 import importlib.metadata
-import re
 import subprocess
 import warnings
 import zipfile
@@ -26,47 +25,10 @@ from omegaconf import OmegaConf
 
 from zoo import __version__
 from zoo.files import written_beside
-from zoo.secrets import MASK, without_secrets
+from zoo.secrets import masked, masked_command
 
-_SECRET = re.compile(r"(^|[_-])(tokens?|password|passwd|passphrase|secret|api_?key|access_?key|private_?key|credentials?)$", re.I)
 _PACKAGES = ("torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
 _FIXED = ("module", "data", "seed")  # a resumed run keeps these
-
-
-def masked(config: Any, inside_secret: bool = False) -> Any:
-    """``config`` with the values of keys that look like secrets masked, every copy of such a value in other strings, and
-    whatever has the form of a token (``zoo.secrets``)."""
-    secrets: set[str] = set()
-
-    def mask(node: Any, secret: bool) -> Any:
-        if isinstance(node, Mapping):
-            return {key: mask(value, secret or bool(_SECRET.search(str(key)))) for key, value in node.items()}
-        if isinstance(node, (list, tuple)):
-            return [mask(value, secret) for value in node]
-        if secret and isinstance(node, str) and node:  # (numbers stay: `text_tokens: 77` is a count)
-            secrets.add(node)
-            return MASK
-        return node
-
-    def erase(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: erase(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [erase(value) for value in node]
-        if isinstance(node, str):
-            for secret in sorted(secrets, key=len, reverse=True):
-                node = node.replace(secret, MASK) if len(secret) >= 4 else node
-            return without_secrets(node)
-        return node
-
-    return erase(mask(config, inside_secret))
-
-
-def masked_command(words: Sequence[str]) -> str:
-    """A command line with the values of ``key=value`` words masked where the key looks like a secret."""
-    pairs = [(word, re.split(r"[.=]", word.partition("=")[0])[-1]) for word in words]
-    masks = (f"{word.partition('=')[0]}={MASK}" if "=" in word and _SECRET.search(key) else word for word, key in pairs)
-    return without_secrets(" ".join(masks))
 
 
 def provenance(command_line: Sequence[str], checkpoint: Path | None) -> dict[str, Any]:

@@ -31,6 +31,9 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.saw(self.command, path, token, self.headers.get("Range"), on_cdn)
         self.user = self.hub.users.get(token or "")
         body = self._body()
+        for end, answer in self.hub.hostile.items():
+            if path.endswith(end):
+                return answer(self)
         if token is not None and self.user is None and not on_cdn:
             return self._error(401, "", "Invalid credentials in Authorization header")
         for pattern, method, is_cdn in ROUTES:

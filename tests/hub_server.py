@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
@@ -49,6 +49,7 @@ class HubServer:
         self.requests: list[Request] = []
         self._broken: dict[bytes, list[int]] = {}
         self._corrupt: dict[bytes, bytes] = {}
+        self.hostile: dict[str, Callable[[Handler], None]] = {}  # path's end -> what answers instead
         self.url = self.cdn_url = ""
 
     def create(self, repo_id: str, *, private: bool = False, gated: bool = False) -> Repo:

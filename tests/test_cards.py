@@ -14,7 +14,7 @@ from toys import SMALL
 
 import zoo
 from zoo.artifact_check import verify_artifact
-from zoo.card import CARDS, body_path, card_for, check_card, licence_of, placed_in
+from zoo.card import CARDS, body_path, card_for, check_card, licence_of, placed_in, portable
 from zoo.card_snippets import PLACE
 from zoo.checkpoint import save_artifact
 from zoo.export import export_run
@@ -242,3 +242,26 @@ def test_the_embedded_family_is_whole():
     for name in EMBEDDED:
         facts = "\n".join(verify_artifact(ENTRIES[name].path))
         assert "loads strictly" in facts and "licence apache-2.0" in facts
+
+
+def test_a_card_holds_no_path_of_this_machine(tmp_path: Path) -> None:
+    """A base that lies in a folder, prompts from a folder, a reward's folder with a blank."""
+    base = "/home/somebody/models/my base"
+    facts = {
+        "base": {"name": base, "licence": "mit", "files": {}},
+        "training": {
+            "algorithm": "DDPO", "reward": "C:\\Users\\somebody\\judge",
+            "prompts": {"sources": ["/home/somebody/sounds", "~/somebody/x"], "template": "see /home/somebody/t"},
+        },
+    }  # fmt: skip
+    save_artifact(tmp_path / "model", module=zoo.backbones.tiny.TinyAudio(**SMALL), kind="backbone",
+                  architecture="tiny_audio", arguments=SMALL, **facts)  # fmt: skip
+    card = card_for(tmp_path / "model")
+    assert "somebody" not in card
+    assert "path/to/my base" in card and "path/to/judge" in card and "path/to/sounds" in card
+
+
+def test_only_whole_paths_are_taken_for_paths() -> None:
+    texts = ["and/or", "3/4", "https://host/a/b", "embedded/music", "a / b", "[UNK]"]
+    assert portable(texts) == texts
+    assert portable("/a/b/c") == "path/to/c"

@@ -7,21 +7,31 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import WRITER, HubServer, connect
 from toy_artifacts import CARD, contents, model_folder
 from toy_run import config as toy_config
 
 from lightning_modules import run, run_folder
-from zoo.errors import reported
+from lightning_modules.report import write_report
+from lightning_modules.reward_queue import RewardError, score
+from zoo import secrets
+from zoo.errors import describe, reported
 from zoo.hub import pull, push
-from zoo.secrets import MASK, without_secrets
+from zoo.secrets import MASK, is_secret_key, masked, without_secrets
+from zoo.types import Prompt
 from zoo.zoo_command import main
 
 OTHER = "hf_" + "Zz9" * 10
 
 
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_known", set())
+
+
 @pytest.mark.parametrize(
-    ("text", "masked"),
+    ("text", "told"),
     [
         (f"Bearer {OTHER} sent", f"Bearer {MASK} sent"),
         ("key sk-proj-abcdefghijklmnopqrst.", f"key {MASK}."),
@@ -30,12 +40,76 @@ OTHER = "hf_" + "Zz9" * 10
         ("hf_hub_download of tokens_BLD sk-learn", "hf_hub_download of tokens_BLD sk-learn"),
         ("correct horse, battery", f"{MASK}, battery"),
         ("the word abc stays", "the word abc stays"),
+        ("GET https://h/x?token=abcde&a=1#q", f"GET https://h/x?token={MASK}&a=1#q"),
+        ("https://h/x?X-Amz-Signature=ff00&key=kk", f"https://h/x?X-Amz-Signature={MASK}&key={MASK}"),
+        ("clone https://ghtoken12@github.com/x", f"clone https://{MASK}@github.com/x"),
+        ("https://me:p/a@ss@host/y", f"https://me:{MASK}@host/y"),
+        ("401 for Bearer abcdef", f"401 for Bearer {MASK}"),
+        ("Bearer authentication is wanted", "Bearer authentication is wanted"),
+        ("Authorization: Basic dXNlcjpwYXNz", f"Authorization: {MASK}"),
+        ("{'api_key': 'abc d', 'n': 1}", f"{{'api_key': '{MASK}', 'n': 1}}"),
+        ("llm={api_key: foo, x: 1}", f"llm={{api_key: {MASK}, x: 1}}"),
+        ("AWS_SECRET_ACCESS_KEY=ab/cd+e", f"AWS_SECRET_ACCESS_KEY={MASK}"),
+        ("invalid token: expected a word", "invalid token: expected a word"),
+        ("text_tokens: 77 max_tokens=5 seed=1", "text_tokens: 77 max_tokens=5 seed=1"),
     ],
 )
-def test_what_is_masked(text: str, masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_masked(text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_LLM_API_KEY", "correct horse")
     monkeypatch.setenv("SHORT_TOKEN", "abc")
-    assert without_secrets(text) == masked
+    assert without_secrets(text) == told
+    assert without_secrets(told) == told
+
+
+@pytest.mark.parametrize(
+    ("key", "is_secret"),
+    [("AWS_SECRET_ACCESS_KEY", True), ("MY_SECRET_THING", True), ("DB_PASS", True), ("apiKey", True),
+     ("module.llm.api_key", True), ("client-secret", True), ("hf_token", True), ("private_key", True),
+     ("label_key", False), ("tokens_BLD", False), ("PWD", True), ("passes", False), ("author", False)],
+)  # fmt: skip
+def test_which_keys_hold_secrets(key: str, is_secret: bool) -> None:
+    assert is_secret_key(key) == is_secret
+
+
+def test_what_a_masked_key_held_is_masked_wherever_it_turns_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line below a mapping; then in files, messages and a reward's exception."""
+    words = ["trainer.x={api_key: zap!zap}", "data.password=hunt3r", "data.note=with zap!zap"]
+    settings = run.load([toy_config(tmp_path)], words)
+    run_folder.write_config(tmp_path / "run", settings.to_dict(), ["fit.py", *words], None)
+    files = [tmp_path / "run/config.yaml", write_report(tmp_path / "run")]
+
+    def reward(*_: object) -> None:
+        raise RuntimeError("login with zap!zap as hunt3r failed\x1b[2J")
+
+    with pytest.raises(RewardError) as caught:
+        score(reward, torch.zeros(1, 1, 8), 16_000, [Prompt("p", "text")])
+
+    def fails(_: object) -> None:
+        raise ValueError("zap!zap and hunt3r")
+
+    assert reported(fails, []) == 2
+    seen = [path.read_text() for path in files] + [str(caught.value), capsys.readouterr().err]
+    for text in seen:
+        assert MASK in text
+        assert "zap!zap" not in text and "hunt3r" not in text and "\x1b" not in text
+
+
+def test_a_number_below_a_secret_key_is_masked_and_a_count_is_not() -> None:
+    config = {"password": 123456, "note": "123456", "max_tokens": 654321, "n": "654321"}
+    told = {"password": MASK, "note": MASK, "max_tokens": 654321, "n": "654321"}
+    assert masked(config) == told
+
+
+def test_a_report_of_an_older_runs_configuration_holds_none(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("module:\n  api_key: not-masked-then\n")
+    assert "not-masked-then" not in write_report(tmp_path).read_text()
+
+
+def test_a_message_holds_no_control_characters_and_is_cut() -> None:
+    told = describe(ValueError("a\x1b[2Jb\u202ec\n" + "x" * 10**6))
+    assert "\x1b" not in told and "\u202e" not in told and "\n" in told and len(told) < 10_000
 
 
 def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from zoo.card_snippets import PLACE, snippet
 from zoo.entry import UNKNOWN, ZooEntry, licence_words
 from zoo.errors import did_you_mean
+from zoo.secrets import without_secrets
 from zoo.table import ENTRIES
 
 CARDS = Path(__file__).resolve().parents[1] / "hub_cards"
@@ -25,6 +26,7 @@ _HUB_LICENCES = frozenset({
     "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "openrail",
     "creativeml-openrail-m", "unknown",
 })  # fmt: skip
+_ABSOLUTE = re.compile(r"(?:file://|~?/(?=[\w.~])|[A-Za-z]:[\\/]|\\\\\w)")
 _PIPELINES = {"backbone": "text-to-audio", "adapter": "text-to-audio", "codec": "audio-to-audio",
               "reward": "audio-classification", "classifier": "audio-classification"}  # fmt: skip
 
@@ -47,7 +49,7 @@ def card_for(folder: str | Path, name: str | None = None) -> str:
     from zoo.checkpoint import read_config
 
     folder = Path(folder)
-    config, entry = read_config(folder), _entry_of(folder)
+    config, entry = portable(read_config(folder)), _entry_of(folder)
     name = name or (entry.name if entry else folder.resolve().name)
     body = _written_body(config, entry)
     own, body = _own_header(body)
@@ -63,6 +65,7 @@ def card_for(folder: str | Path, name: str | None = None) -> str:
     left = re.findall(r"\{\{[^}]*\}\}", body)
     if left:
         raise ValueError(f"the card of {name} has the unknown place {left[0]}; {did_you_mean(left[0].strip('{} '), _SECTIONS)}")
+    body = without_secrets(body)
     content = f"---\n{_header(name, config, entry, own).to_yaml()}\n---\n\n{body.strip()}\n"
     check_card(content, f"the card of {name}")
     return str(ModelCard(content))
@@ -125,6 +128,24 @@ def check_card(content: str, what: str) -> None:
         model_index_to_eval_results(data["model-index"])
     if not card.text.strip().startswith("#"):
         raise ValueError(f"{what}: the body must begin with a title (# name)")
+
+
+def portable(node: Any) -> Any:
+    """Plain values with ``path/to/NAME`` in place of each absolute path, which means nothing elsewhere."""
+    if isinstance(node, Mapping):
+        return {portable(key): portable(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [portable(value) for value in node]
+    if not isinstance(node, str):
+        return node
+    if _ABSOLUTE.match(node):
+        return _portable_path(node)
+    return re.sub(r"(?<![^\s\"'(\[=,:])" + _ABSOLUTE.pattern + r"[^\s\"'),\];]+",
+                  lambda found: _portable_path(found[0]), node)
+
+
+def _portable_path(path: str) -> str:
+    return "path/to/" + (re.split(r"[/\\]+", path.rstrip("/\\"))[-1] or "folder")
 
 
 def _base(config: Mapping[str, Any]) -> str | None:

@@ -37,8 +37,18 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One message for a person: an ``OSError`` without its number, a full disk with the way on, tokens and passwords masked."""
-    return without_secrets(_described(error))
+    """One message for a person: an ``OSError`` without its number, a full disk with the way on.
+
+    Tokens and passwords are masked; control characters, which a file or a server may have put into it,
+    are replaced, and what is longer than a screen is cut.
+    """
+    return for_screen(without_secrets(_described(error)))
+
+
+def for_screen(text: str, characters: int = 8000) -> str:
+    """``text`` without control and direction characters other than line breaks and tabs, and cut."""
+    plain = (c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text[:characters])
+    return "".join(plain) + ("..." if len(text) > characters else "")
 
 
 def _described(error: BaseException) -> str:

@@ -8,11 +8,10 @@ its name. ``push`` is in ``zoo.publish``. ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from zoo.entry import UNKNOWN, ZooEntry, licence_words, needs_consent
 from zoo.errors import did_you_mean
@@ -256,6 +255,9 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
     names = {file.name for file in files}
     if len(names) < len(files):
         raise ValueError(f"{wanted.repo_id} is not pulled: its listing names a file twice")
+    both = names & {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    if both:
+        raise ValueError(f"{wanted.repo_id} is not pulled: {min(both)} is a file and a folder in its listing")
     known: Mapping[str, object] = wanted.entry.sha256 if wanted.entry is not None else {}
     missing = sorted(known.keys() - names) + [
         glob for glob in (wanted.entry.files if wanted.entry is not None else ()) if not fnmatch.filter(names, glob)]
@@ -272,19 +274,11 @@ def _verified(wanted: _Wanted, file: RemoteFile, path: Path) -> str:
     """The sha256 of a downloaded file that is the listed one. A wrong one is removed: raises ``ValueError``."""
     digest = sha256_of(path)
     try:
-        if file.sha256 is not None and digest != file.sha256:
-            raise ValueError(f"{file.name} of {wanted.repo_id} arrived with sha256 {digest}, the Hub promised {file.sha256}; it "
-                             "was damaged on the way or changed, nothing was kept: pull again")
-        if file.sha256 is None and file.blob_id is not None and _git_hash(path) != file.blob_id:
-            raise ValueError(f"{file.name} of {wanted.repo_id} is not the file that the Hub listed (its git hash differs); "
-                             "nothing was kept: pull again")
+        if not file.is_in(path):
+            raise ValueError(f"{file.name} of {wanted.repo_id} arrived with sha256 {digest}, which is not the file that the Hub "
+                             "listed; it was damaged on the way or changed, nothing was kept: pull again")
         wanted.check(file.name, digest)
     except ValueError:
         path.unlink()
         raise
     return digest
-
-
-def _git_hash(path: Path) -> str:
-    content = path.read_bytes()  # files that git keeps itself are small
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zoo.entry import UNKNOWN, is_repo_id, licence_words
-from zoo.hub_client import connected
-from zoo.safety import read_json
+from zoo.hub_client import client_answers, connected
+from zoo.safety import read_json, shown
+from zoo.secrets import holds_secret
 from zoo.verify import ADAPTER_CONFIG, CONFIG, CheckedFile, verify_folder
 
 CARD = "README.md"
 _SENT = (".safetensors", ".json", ".md", ".txt", ".model", ".wav", ".flac", ".png", ".svg", ".csv")  # data; no pickle, no code
 _TEXTS = (".json", ".md", ".txt", ".csv", ".svg")
-_SECRET = re.compile(rb"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
         raise ValueError(f"{folder / CARD} says license {licence}, but what this model is derived from demands {inherited}; "
                          "correct the card")
     for file in files:
-        if file.name.lower().endswith(_TEXTS) and _SECRET.search((folder / file.name).read_bytes()):
+        if file.name.lower().endswith(_TEXTS) and holds_secret(
+            (folder / file.name).read_text("utf-8", errors="replace")
+        ):
             raise ValueError(f"{file.name} in {folder} holds what looks like an access token; remove it (and revoke the token)")
     return PushPlan(repo_id, private, constants.ENDPOINT, licence, text, files)
 
@@ -101,7 +103,7 @@ def push(
         return plan
     from huggingface_hub import CommitOperationAdd
 
-    with connected(repo_id, None, token) as hub:
+    with connected(repo_id, None, token) as hub, client_answers(plan.endpoint):
         hub.api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not hub.api.model_info(repo_id).private:
             raise ValueError(f"{repo_id} is there already and public; make it private on its page, or push without --private")
@@ -111,7 +113,7 @@ def push(
                 raise ValueError(f"{file.name} changed while it was about to be sent; nothing was sent, start again")
         words = message or f"{len(operations)} files, exported with Attune"
         sent = hub.api.create_commit(repo_id, operations, commit_message=words)
-    return PushPlan(plan.repo_id, private, plan.endpoint, plan.licence, plan.front_matter, plan.files, str(sent.commit_url))
+    return replace(plan, url=shown(sent.commit_url, 300))
 
 
 def _front_matter(card: Path) -> tuple[dict[str, Any], str]:

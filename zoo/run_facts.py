@@ -9,6 +9,7 @@ from typing import Any
 from zoo.entry import UNKNOWN
 from zoo.run_results import Checkpoint, held_out_numbers
 from zoo.sampling_settings import run_sampling
+from zoo.secrets import masked
 
 # Of a run's data and module: what describes the task, in the words of its configuration; paths and machine settings stay out.
 _DATA = ("template", "words", "instruments", "held_out", "negative", "seconds", "classes", "relations", "prompts_per_round",
@@ -52,7 +53,7 @@ def facts_of(
         "card": _card_name(run, card),
     }
     base = {"name": name, "licence": inherited, "files": _files_of(name)} if name else {}
-    return {**({"base": base} if base else {}), **facts}
+    return masked({**({"base": base} if base else {}), **facts})
 
 
 def source_name(node: Any) -> str | None:

@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from zoo.errors import for_screen
 from zoo.files import parsed_json
 
 JSON_BYTES = 4 * 2**20  # config.json and cards are kilobytes, an index of 20 000 tensors is 2 MB
 JSON_DEPTH = 32
+PATH_PARTS = 32
+PATH_BYTES = 1024
 HEADER_BYTES = 16 * 2**20  # 100 bytes a tensor: some 160 000 tensors
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
@@ -25,19 +28,33 @@ _BITS = {
 }  # fmt: skip
 
 
+def shown(text: object, characters: int = 200) -> str:
+    """``text`` from outside for a screen or a log: without control and direction characters, and cut."""
+    return for_screen(" ".join(str(text)[: characters + 1].splitlines()), characters)
+
+
 def safe_relative_path(name: str) -> PurePosixPath:
     """The path that a repository, an index or a config names, known to stay below the folder it is joined to.
 
-    Raises ``ValueError`` for an absolute path, ``..``, ``.``, an empty part, a backslash, a drive or a control character.
+    Raises ``ValueError`` for an absolute path, ``..``, ``.``, an empty part, a backslash, a drive, a control or direction
+    character, git's own folder, and for more than ``PATH_PARTS`` parts, 255 bytes in one of them or ``PATH_BYTES`` in all.
     """
     if not isinstance(name, str) or not name:
-        raise ValueError(f"a file name must be a non-empty text, got {name!r}")
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        raise ValueError(f"the file name {name!r} holds a control character")
+        raise ValueError(f"a file name must be a non-empty text, got {shown(repr(name))}")
+    if not name.isprintable():  # also what is no character at all, which has no bytes on a disk
+        raise ValueError(f"the file name {shown(ascii(name))} holds a control character")
+    parts = name.split("/")
+    longest = max(len(part.encode()) for part in parts)
+    if len(parts) > PATH_PARTS or len(name.encode()) > PATH_BYTES or longest > 255:
+        raise ValueError(f"the file name {shown(name, 60)!r} is too long: at most {PATH_PARTS} parts, "
+                         f"{PATH_BYTES} bytes, and 255 bytes in each part")
+    if any(part.rstrip(". ").casefold() == ".git" for part in parts):
+        raise ValueError(f"the file name {shown(name)!r} lies in git's own folder, where files can run commands")
     if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name):
-        raise ValueError(f"the file name {name!r} is absolute or not of this system; names are relative, folders end in '/'")
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(f"the file name {name!r} leaves its folder or is not plain ('..', '.' or an empty part)")
+        raise ValueError(f"the file name {shown(name)!r} is absolute or not of this system; names are "
+                         "relative, folders end in '/'")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"the file name {shown(name)!r} leaves its folder or is not plain ('..', '.' or an empty part)")
     return PurePosixPath(name)
 
 
@@ -97,6 +114,17 @@ def read_json(path: str | Path, limit_bytes: int = JSON_BYTES) -> dict[str, Any]
     if size > limit_bytes:
         raise ValueError(f"{path} is {size} bytes long; such a file has at most {limit_bytes}, so it is not read")
     return _parse_object(path.read_bytes(), str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """What JSON of bounded length holds. ``where``: what it is, for the message.
+
+    Raises ``ValueError`` for what is no JSON in UTF-8, is deeper than ``JSON_DEPTH`` or has a key twice in one object.
+    """
+    try:
+        return parsed_json(content.decode("utf-8"), JSON_DEPTH)
+    except ValueError as error:  # also wrong encoding
+        raise ValueError(f"{where} is not valid JSON: {shown(error)}") from error
 
 
 def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -178,11 +206,9 @@ def _links_to_a_file_in(path: Path, folder: str | Path | None) -> bool:
 
 def _parse_object(content: bytes, where: str) -> dict[str, Any]:
     try:
-        node = parsed_json(content.decode("utf-8"), JSON_DEPTH)
-    except ValueError as error:  # also wrong encoding
-        raise ValueError(
-            f"{where} is not valid JSON: {error}; fetch or export the model again"
-        ) from error
+        node = parse_json(content, where)
+    except ValueError as error:
+        raise ValueError(f"{error}; fetch or export the model again") from error
     if not isinstance(node, dict):
         raise ValueError(f"{where} must hold an object, got {type(node).__name__}")
     return node

@@ -1,22 +1,186 @@
-"""Access tokens and passwords out of everything that is shown or written."""
+"""Access tokens and passwords out of everything that is shown or written.
+
+A value is masked by the key that holds it (``masked``, ``masked_command``), by its form (a token, a
+password inside an address), and wherever else it turns up: every value that a masked key held is
+remembered in this process, and so are those of environment variables such as ``HF_TOKEN``.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 MASK = "********"
-# the forms in which Hugging Face, OpenAI-like services and GitHub hand out tokens, and a password inside an address
-_FORMS = re.compile(r"\b(?:hf_|api_org_|sk-|gh[pousr]_)[A-Za-z0-9_-]{16,}|(?P<user>://[^/\s:@]+:)[^/\s@]+(?=@)")
-_VARIABLES = re.compile(r"(?:^|_)(?:TOKEN|API_?KEY|SECRET|PASSWORD)$")
+_KEY = re.compile(
+    r"(?:^|_)(?:TOKENS?|PASS|PASSWORDS?|PASSWD|PASSPHRASE|PWD|CREDENTIALS?|AUTH|AUTHORI[SZ]ATION|BEARER|COOKIES?"
+    r"|(?:API|ACCESS|PRIVATE|AUTH|SIGNING|ENCRYPTION|ACCOUNT|SUBSCRIPTION|SSH)_?KEYS?)$|(?:^|_)SECRETS?(?:_|$)"
+)
+_COUNTS = re.compile(r"TOKENS?$")  # `text_tokens: 77`
+# the forms in which services hand out tokens, keys in PEM, and what stands in an address or a header
+_FORMS = re.compile(
+    r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}"
+    r"|\bgithub_pat_[A-Za-z0-9_]{16,}|\bglpat-[A-Za-z0-9_-]{16,}|\bxox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|\bAKIA[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{35}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
+)
+_PASSWORD = re.compile(  # in an address, also one with / or @; `http://host:80/a@b` has none
+    r"(?P<start>://)(?P<user>[^/\s:@\"'<>]*):(?!\d{1,5}(?:[/?#]|$))(?!\*{8}@)(?P<word>(?:(?!://)[^\s\"'<>])*)@"
+)
+_USER = re.compile(r"(?P<start>\bhttps?://)[^/\s:@?#\"'<>]+@")  # `https://TOKEN@host`
+_BEARER = re.compile(
+    r"(?P<start>\bBearer[\s:]+)(?!\*{8}|(?:tokens?|auth\w*|scheme)\b)[^\s\"',;<>()]{4,}", re.IGNORECASE
+)
+_QUERY = re.compile(r"(?P<start>[?&](?P<key>[\w.-]+)=)[^&\s#\"'<>]+")
+_IN_QUERY = re.compile(r"(?:^|_)(?:KEY|SIG|SIGNATURE|CODE)$")
+_ASSIGNED = re.compile(
+    r"(?P<start>(?<![\w?&.-])[\"']?(?P<key>[A-Za-z_][\w.-]*)(?P<quote>[\"']?)\s*(?P<sign>[:=])\s*)"
+    r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|(?:Basic |Bearer )?[^\s\"',;<>&(){}\[\]][^\s\"',;<>&)}\]]*)"
+)
+_known: set[str] = set()
+
+
+def is_secret_key(key: object) -> bool:
+    """Whether what a key or variable of this name holds is not for others: ``apiKey``, ``DB_PASS``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key).rpartition(".")[2])
+    return _KEY.search(re.sub(r"[\s-]", "_", words).upper()) is not None
+
+
+def remember(*values: str) -> None:
+    """From now on these are masked wherever they turn up. Those under 4 characters could be any word."""
+    _known.update(
+        value for value in map(str.strip, values)
+        if len(value) >= 4 and value != MASK and value.lower() not in ("none", "null", "true", "false")
+    )
+
+
+def remember_in(config: Any) -> None:
+    """``remember`` for the values of all secret keys in a tree of plain values."""
+    remember(*_held(config, False))
+
+
+def masked(config: Any, inside_secret: bool = False) -> Any:
+    """``config`` as plain values, those of secret keys masked, and ``without_secrets`` in all others.
+
+    Counts and None stay: ``text_tokens: 77``. What was masked is remembered.
+    """
+    remember(*_held(config, inside_secret))
+    return _masked(config, inside_secret)
+
+
+def masked_command(words: Sequence[str]) -> str:
+    """A command line, masked: also what ``module.llm={api_key: ...}`` holds."""
+    import yaml
+
+    told = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        last = re.split(r"[.\[\]]", key.rstrip("]"))[-1]
+        try:
+            node = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):  # not what a run would accept either
+            node = text
+        remember(*_held(node, bool(equals) and is_secret_key(last)))
+        told.append(f"{key}={MASK}" if equals and text and is_secret_key(last) else word)
+    return without_secrets(" ".join(told))
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with masks in place of what has the form of a token, and of the values of variables such as ``HF_TOKEN``.
+    """``text`` with masks in place of remembered values, of those of variables such as ``HF_TOKEN``,
+    of what has the form of a token, and of what is assigned to a secret name (``?token=``)."""
+    text = _FORMS.sub(MASK, _without_known(text))
+    text = _PASSWORD.sub(_without_password, text)
+    text = _USER.sub(lambda found: f"{found['start']}{MASK}@", text)
+    text = _BEARER.sub(lambda found: found["start"] + MASK, text)
+    text = _QUERY.sub(_without_value, text)
+    return _ASSIGNED.sub(_without_assigned, text)
 
-    Values of fewer than 8 characters are left: they could be any word.
-    """
-    known = {value for name, value in os.environ.items() if len(value) >= 8 and _VARIABLES.search(name.upper())}
-    for value in sorted(known, key=len, reverse=True):
-        text = text.replace(value, MASK)
-    return _FORMS.sub(lambda found: (found["user"] or "") + MASK, text)
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds a known secret or something in the form of a token. Names with values are no
+    sign here: ``"password": 9206`` is a line of a vocabulary."""
+    return _without_known(text) != text or any(
+        form.search(text) for form in (_FORMS, _PASSWORD, _BEARER)
+    )
+
+
+def _held(node: Any, secret: bool, count: bool = False) -> Iterator[str]:
+    """The values of secret keys in a tree of plain values."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _held(value, secret or is_secret_key(key), _is_count(key))
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _held(value, secret, count)
+    elif secret and (isinstance(node, str) or _is_number(node) and not count and node >= 10**5):
+        yield str(node)
+
+
+def _masked(node: Any, secret: bool, count: bool = False) -> Any:
+    if isinstance(node, Mapping):
+        return {
+            key: _masked(value, secret or is_secret_key(key), _is_count(key))
+            for key, value in node.items()
+        }
+    if isinstance(node, (list, tuple)):
+        return [_masked(value, secret, count) for value in node]
+    if secret and (isinstance(node, str) and node or _is_number(node) and not count):
+        return MASK
+    return without_secrets(node) if isinstance(node, str) else node
+
+
+def _is_count(key: object) -> bool:
+    return _COUNTS.search(str(key).upper()) is not None
+
+
+def _is_number(node: Any) -> bool:
+    return isinstance(node, (int, float)) and not isinstance(node, bool)
+
+
+def _without_known(text: str) -> str:
+    variables = {
+        value for name, value in os.environ.items() if len(value) >= 6 and is_secret_key(name)
+    }
+    for value in sorted(_known | variables, key=len, reverse=True):
+        for form in {value, quote(value, safe=""), quote_plus(value), json.dumps(value)[1:-1]}:
+            if form not in text:
+                continue
+            if len(value) >= 8:
+                text = text.replace(form, MASK)
+            else:  # not inside another word
+                text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(form)}(?![A-Za-z0-9])", MASK, text)
+    return text
+
+
+def _without_password(found: re.Match[str]) -> str:
+    user, word = found["user"], found["word"]
+    is_token = not word or word == "x-oauth-basic" or len(user) >= 20
+    return f"{found['start']}{MASK if is_token else user}:{MASK}@"
+
+
+def _without_value(found: re.Match[str]) -> str:
+    key = found["key"]
+    is_secret = is_secret_key(key) or _IN_QUERY.search(key.replace("-", "_").upper())
+    return found["start"] + MASK if is_secret else found[0]
+
+
+def _without_assigned(found: re.Match[str]) -> str:
+    """``api_key: x``, ``{'password': 'x'}``, ``DB_PASS=x``; not prose such as ``token: expected``."""
+    key, value = found["key"], found["value"]
+    bare = value.strip("\"'")
+    if not is_secret_key(key) or not bare or bare.startswith(MASK):
+        return found[0]
+    is_count = _is_count(key) and (
+        not re.search(r"[A-Za-z]", bare) or key.upper().endswith("TOKENS")
+    )
+    is_prose = found["sign"] == ":" and not found["quote"] and bare == value and (
+        "_" not in key and not re.search(r"\d|^Basic ", bare)
+    )
+    empty = bare.lower() in ("none", "null", "true", "false") or bare.startswith(("${", "$"))
+    if is_count or is_prose or empty:
+        return found[0]
+    mark = value[0] if value[0] in "\"'" else ""
+    return f"{found['start']}{mark}{MASK}{mark}"

@@ -68,6 +68,9 @@ def read_record(folder: Path) -> PullRecord | None:
     node: dict[str, Any] = read_json(path)
     try:
         record = PullRecord(**{name: node[name] for name in ("repo_id", "revision", "licence", "sha256")})
+        texts = (record.repo_id, record.revision, record.licence, *record.sha256.values())
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("expected texts")
         for name in record.sha256:
             safe_relative_path(name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

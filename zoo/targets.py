@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import did_you_mean
+from zoo.secrets import remember_in
 
 _PLAIN = (bool, int, float, str, list, dict, tuple)
 _TOP_LEVEL = ("zoo", "datamodules", "lightning_modules", "lightning", "torch", "transformers", "diffusers")
@@ -203,6 +204,7 @@ def instantiate(node: Any, where: str) -> Any:
         return [instantiate(item, f"{where}.{i}") for i, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
+    remember_in(node)  # what it holds is not for messages
     items = {key: instantiate(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
     if "_target_" not in node:
         return items

@@ -174,6 +174,7 @@ def _push(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from zoo.artifact_check import is_artifact, verify_artifact
+    from zoo.safety import shown
     from zoo.store import read_record
     from zoo.verify import verify_folder
 
@@ -193,7 +194,7 @@ def _verify(options: argparse.Namespace) -> None:
             check_file(pin, record.repo_id, file.name, file.sha256, options.lock)
         known = [*file.known_by, *([str(options.lock)] if pin is not None and file.name in pin.files else [])]
         promise = f"as promised by {', '.join(known)}" if known else "promised by nobody"
-        lines.append(f"{file.sha256}  {file.size_bytes:>13,}  {file.name}  ({promise})")
+        lines.append(f"{file.sha256}  {file.size_bytes:>13,}  {shown(file.name)}  ({promise})")
     lines += verify_artifact(folder) if is_artifact(folder) else []
     print("\n".join([*lines, f"{folder} is whole: {len(files)} files"]))
 
