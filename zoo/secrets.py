@@ -36,9 +36,11 @@ _BEARER = re.compile(
 )
 _QUERY = re.compile(r"(?P<start>[?&](?P<key>[\w.-]+)=)[^&\s#\"'<>]+")
 _IN_QUERY = re.compile(r"(?:^|_)(?:KEY|SIG|SIGNATURE|CODE)$")
-_ASSIGNED = re.compile(
-    r"(?P<start>(?<![\w?&.-])[\"']?(?P<key>[A-Za-z_][\w.-]*)(?P<quote>[\"']?)\s*(?P<sign>[:=])\s*)"
-    r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|(?:Basic |Bearer )?[^\s\"',;<>&(){}\[\]][^\s\"',;<>&)}\]]*)"
+_NAME = re.compile(
+    r"(?<![\w?&.-])(?P<key>[A-Za-z_][\w.-]*)(?P<quote>[\"']?)[ \t]*(?P<sign>[:=])[ \t]*"
+)
+_VALUE = re.compile(
+    r"\"[^\"\n]*\"|'[^'\n]*'|(?:Basic |Bearer )?[^\s\"',;<>&(){}\[\]][^\s\"',;<>&)}\]]*"
 )
 _known: set[str] = set()
 
@@ -96,7 +98,7 @@ def without_secrets(text: str) -> str:
     text = _USER.sub(lambda found: f"{found['start']}{MASK}@", text)
     text = _BEARER.sub(lambda found: found["start"] + MASK, text)
     text = _QUERY.sub(_without_value, text)
-    return _ASSIGNED.sub(_without_assigned, text)
+    return _without_assigned(text)
 
 
 def holds_secret(text: str) -> bool:
@@ -167,20 +169,25 @@ def _without_value(found: re.Match[str]) -> str:
     return found["start"] + MASK if is_secret else found[0]
 
 
-def _without_assigned(found: re.Match[str]) -> str:
+def _without_assigned(text: str) -> str:
     """``api_key: x``, ``{'password': 'x'}``, ``DB_PASS=x``; not prose such as ``token: expected``."""
-    key, value = found["key"], found["value"]
-    bare = value.strip("\"'")
-    if not is_secret_key(key) or not bare or bare.startswith(MASK):
-        return found[0]
-    is_count = _is_count(key) and (
-        not re.search(r"[A-Za-z]", bare) or key.upper().endswith("TOKENS")
-    )
-    is_prose = found["sign"] == ":" and not found["quote"] and bare == value and (
-        "_" not in key and not re.search(r"\d|^Basic ", bare)
-    )
-    empty = bare.lower() in ("none", "null", "true", "false") or bare.startswith(("${", "$"))
-    if is_count or is_prose or empty:
-        return found[0]
-    mark = value[0] if value[0] in "\"'" else ""
-    return f"{found['start']}{mark}{MASK}{mark}"
+    told, position = [], 0
+    for name in _NAME.finditer(text):
+        value = _VALUE.match(text, name.end()) if is_secret_key(name["key"]) else None
+        if value is None or name.start() < position or _is_harmless(name, value[0]):
+            continue
+        mark = value[0][0] if value[0][0] in "\"'" else ""
+        told += [text[position : value.start()], mark + MASK + mark]
+        position = value.end()
+    return "".join([*told, text[position:]])
+
+
+def _is_harmless(name: re.Match[str], value: str) -> bool:
+    """Whether what stands after a secret name is a count, a word of prose, nothing or masked."""
+    key, bare = name["key"], value.strip("\"'")
+    if not bare or bare.startswith((MASK, "$")) or bare.lower() in ("none", "null", "true", "false"):
+        return True
+    if _is_count(key) and (not re.search(r"[A-Za-z]", bare) or key.upper().endswith("TOKENS")):
+        return True
+    is_plain = name["sign"] == ":" and not name["quote"] and bare == value and "_" not in key
+    return is_plain and not re.search(r"\d|^Basic ", bare)
