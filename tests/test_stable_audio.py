@@ -238,6 +238,13 @@ def test_settings_that_cannot_be_meant(changes, message):
     assert path_of({}).spacing == "exponential"
 
 
+def test_silence_comes_after_a_clip(model):
+    wave = 0.1 * torch.randn(1, 2, 10 * HOP, generator=torch.Generator().manual_seed(0))
+    filled = torch.nn.functional.pad(wave, (0, (FRAMES - 10) * HOP))
+    torch.testing.assert_close(model.encode(wave), model.encode(filled), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model.encode(wave), model.encode(filled.roll((FRAMES - 10) * HOP, -1)), atol=1e-3)
+
+
 def test_waves_that_cannot_be_meant(model):
     for wave, message in (
         (torch.zeros(1, 1, 800), r"takes waves \(batch, 2, samples\).*expand"),

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import zoo
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.backbones.tiny import TinyAudio, from_codec
 from zoo.conditioners.spatial import source_features
@@ -21,6 +22,13 @@ SMALL = {
     "codec_width": 16,
     "codec_encoder_depth": 1,
     "codec_decoder_depth": 1,
+}
+
+
+SHIPPED = {  # rows of two samples: mean, standard deviation and number 77; what is heard: left and right RMS
+    "output": [[0.10218, 0.54388, -0.61904], [0.020908, 0.69341, -0.11654]],
+    "latents": [[-0.29535, 1.0851, -1.7512], [0.16252, 1.3167, -1.1245]],
+    "heard": [[0.032338, 0.029939], [0.031329, 0.030735]],
 }
 
 
@@ -159,6 +167,28 @@ def test_codec_shapes_and_refusals(backbone):
     assert backbone.decode(latents).shape == (2, 2, 20 * 512)
     with pytest.raises(ValueError, match="stereo"):
         backbone.encode(torch.randn(1, 1, 4096))
+
+
+def test_the_shipped_weights_are_read_as_they_were_trained():
+    """Nothing but their numbers tells a network from one whose time, gates or lengths are other.
+
+    Measured when they were shipped; other weights need new numbers here.
+    """
+    model = zoo.load("embedded/music")
+    waves = torch.sin(torch.arange(2 * 32 * 8) * 0.37).reshape(2, 32, 8)
+    told = [
+        Prompt("a", "sad piano", seconds=0.256),
+        Prompt("b", "happy guitar", seconds=4.0, sources=(SourcePath(30.0, 150.0, 0.5, 2.0, None, 10.0, 2.0, -6.0),)),
+    ]
+    with torch.no_grad():
+        output = model.predict(waves, torch.tensor([0.3, 0.8]), model.encode_prompts(told))
+        heard = model.decode(waves)
+        latents = model.encode(torch.stack([tone(440.0, 0.256, left=0.5), tone(220.0, 0.256, right=0.2)]))
+    found = {name: [[row.mean().item(), row.std().item(), row.flatten()[77].item()] for row in tensor]
+             for name, tensor in (("output", output), ("latents", latents))}  # fmt: skip
+    found["heard"] = [[side.square().mean().sqrt().item() for side in row] for row in heard]
+    for name, rows in SHIPPED.items():
+        assert found[name] == [pytest.approx(row, rel=0.01, abs=0 if name == "heard" else 5e-3) for row in rows], name
 
 
 def test_denoiser_refuses_widths_that_do_not_divide():
