@@ -92,7 +92,7 @@ def test_what_does_not_belong_is_named(model, change, message):
         ({"text_model.pooler.dense.bias": None}, "1 missing: text_model.pooler.dense.bias"),
         ({"text_model.encoder.layer.1.output.dense.bias": torch.zeros(64)}, "1 left over: text_model.encoder.layer.1"),
         ({"audio_projection.linear2.bias": torch.zeros(9)}, "1 of another shape: audio_projection.linear2.bias"),
-        ({"audio_projection.linear2.bias": torch.full((8,), torch.nan)}, "1 not finite: audio_projection.linear2.bias"),
+        ({"audio_projection.linear2.bias": torch.full((8,), torch.nan)}, "NaN or infinity: audio_projection.linear2.bias"),
         ({"text_model.embeddings.position_ids": torch.zeros(1, 130, dtype=torch.long)}, "not as computed here: text_model"),
     ],
 )

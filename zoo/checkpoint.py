@@ -24,7 +24,16 @@ from zoo.files import folder_written_beside, sha256_of
 from zoo.rewards import REWARDS
 from zoo.safety import file_inside, read_json, safe_relative_path
 from zoo.targets import bind, locate
-from zoo.weights import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE, blobs_of, read_state, save_state, save_weights
+from zoo.weights import (
+    INDEX_FILE,
+    SHARD_BYTES,
+    WEIGHTS_FILE,
+    blobs_of,
+    read_state,
+    refuse_wrong_numbers,
+    save_state,
+    save_weights,
+)
 
 __all__ = ["CARD_FILE", "CONFIG_FILE", "WEIGHTS_FILE", "architecture_class", "identity_of", "load_artifact", "read_config",
            "save_artifact", "save_weights", "write_config"]  # fmt: skip
@@ -182,6 +191,7 @@ def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
     if wrong:
         where = folder / (INDEX_FILE if (folder / INDEX_FILE).exists() else WEIGHTS_FILE)
         raise ValueError(f"the tensors in {where} do not fit the architecture; {'; '.join(wrong)}")
+    refuse_wrong_numbers(state, wanted, str(folder))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

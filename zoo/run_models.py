@@ -128,9 +128,13 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     """Every tensor of the file into ``module``, none left over. Raises ``ValueError``."""
     from safetensors.torch import load_file
 
+    from zoo.weights import refuse_wrong_numbers
+
     check_safetensors_header(path)
+    state = load_file(str(path))
+    refuse_wrong_numbers(state, module.state_dict(), str(path))
     try:
-        module.load_state_dict(load_file(str(path)), strict=True)
+        module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise ValueError(
             f"the tensors in {path} do not fit the backbone of config.yaml: {error}"

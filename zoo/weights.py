@@ -135,6 +135,35 @@ def weight_files(folder: str | Path, variants: bool = False) -> tuple[Path, ...]
     return (path,)
 
 
+def wrong_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None = None) -> dict[str, list[str]]:
+    """What is wrong -> the tensors of ``state`` that it is wrong with, nothing where all is well.
+
+    A tensor must hold floating-point numbers of 16 bits or more exactly where that of ``wanted`` with the same name does (without
+    ``wanted``: always), and all of them finite. Copying into a model would turn integers, booleans and complex numbers into
+    others without a word.
+    """
+    kinds, infinite = [], []
+    for name, tensor in sorted(state.items()):
+        if wanted is not None and name not in wanted:
+            continue
+        is_real = tensor.is_floating_point() and tensor.element_size() > 1  # float8 is a quantised weight
+        if is_real != (wanted is None or wanted[name].is_floating_point()) or tensor.is_complex():
+            expected = "floating point" if wanted is None else str(wanted[name].dtype).removeprefix("torch.")
+            kinds.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected {expected}")
+        elif is_real and not tensor.isfinite().all():
+            infinite.append(name)
+    found = {"of another kind of number": kinds, "with NaN or infinity": infinite}
+    return {what: names for what, names in found.items() if names}
+
+
+def refuse_wrong_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None, where: str) -> None:
+    """Raises ``ValueError`` naming the tensors of ``where`` that ``wrong_numbers`` finds."""
+    said = [f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if names[3:] else ''}"
+            for what, names in wrong_numbers(state, wanted).items()]  # fmt: skip
+    if said:
+        raise ValueError(f"the weights in {where} are damaged: {'; '.join(said)}; fetch or export them again")
+
+
 def blobs_of(folder: str | Path) -> Path | None:
     """Where the links of a folder in the Hub's cache (``models--x--y/snapshots/REVISION``) lead; None for any other folder."""
     folder = Path(folder).absolute()

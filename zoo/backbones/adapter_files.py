@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from zoo.checkpoint import read_config, write_config
 from zoo.errors import did_you_mean
 from zoo.files import folder_written_beside, sha256_of
 from zoo.safety import check_safetensors_header, file_inside, read_json
-from zoo.weights import blobs_of, save_weights
+from zoo.weights import blobs_of, refuse_wrong_numbers, save_weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -32,6 +33,7 @@ _TAKEN = ("r", "lora_alpha", "target_modules", "lora_dropout", "use_rslora")
 _IGNORED = ("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "init_lora_weights",
             "auto_mapping", "peft_version")  # fmt: skip
 _STARTS = (True, False, "gaussian", "orthogonal")  # other starts ("pissa", "olora" ...) change the base's weights
+LARGEST_SCALE = 1000.0  # of alpha / rank; more is a mistake or made to do harm, the model gives noise then
 _NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat16", "float16")}
 
 
@@ -145,6 +147,7 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dic
         weights = load_file(str(path))
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"the adapter in {folder} cannot be read ({error}); it may be damaged, export it again") from error
+    refuse_wrong_numbers(weights, None, str(path))
     return config, weights, facts
 
 
@@ -166,7 +169,17 @@ def _read_lora_config(path: Path) -> LoraConfig:
     for key, (is_right, wanted) in _CHECKS.items():
         if (key in ("r", "target_modules") or key in taken) and not is_right(taken.get(key)):
             raise ValueError(f"{path}: {key} must be {wanted}, got {taken.get(key)!r}")
+    check_alpha(taken.get("lora_alpha", standard["lora_alpha"]), int(taken["r"]), f"{path}: lora_alpha")
     return LoraConfig(**taken, bias="none", inference_mode=True)
+
+
+def check_alpha(alpha: float, rank: int, what: str) -> None:
+    """Raises ``ValueError`` unless the scale alpha / rank of an adapter lies in (0, ``LARGEST_SCALE``]."""
+    if not (math.isfinite(alpha) and 0 < alpha <= LARGEST_SCALE * rank):
+        raise ValueError(
+            f"{what} must be a positive number of at most {LARGEST_SCALE:g} times the rank {rank}, got {alpha}: the adapter "
+            "counts alpha / rank times, usually 1 or 2"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,13 +75,14 @@ def add_lora(
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    from zoo.backbones.adapter_files import check_alpha
+
     if isinstance(backbone.denoiser, PeftModel):
         raise ValueError("this backbone already has an adapter; load another copy of the backbone")
     if int(rank) != rank or rank < 1:
         raise ValueError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
     alpha = rank if alpha is None else alpha
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"the LoRA alpha must be a positive number, got {alpha}: at 0 nothing is learned")
+    check_alpha(alpha, rank, "the LoRA alpha")
     if not 0 <= dropout < 1:
         raise ValueError(f"the LoRA dropout must lie in [0, 1), got {dropout}")
     if init not in ("default", "gaussian"):

@@ -16,11 +16,13 @@ from torch import nn
 from zoo.backbones.settings import settings_of
 from zoo.safety import check_safetensors_header, read_json
 from zoo.table import ENTRIES
+from zoo.weights import refuse_wrong_numbers
 
 # buffers of older versions and the head of a language model: no weights of the networks used here
 _WEIGHTS = re.compile(
     r"(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[A-Za-z]\w*))?(?:-\d+-of-\d+)?\.safetensors"
 )
+_REAL = ("F16", "BF16", "F32", "F64")  # as safetensors writes them
 _TOKENIZER, _SENTENCE_PIECES = "tokenizer.json", "spiece.model"
 _WORDS_AND_MERGES = ("vocab.json", "merges.txt")
 _NO_WEIGHTS = re.compile(r"(^|\.)(position_ids|attn\.(masked_)?bias|num_batches_tracked)$|^lm_head\.weight$")
@@ -150,8 +152,13 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
     """
     if read_json(folder / "config.json").get("quantization_config") is not None:  # the library would act on what it says
         raise ValueError(f"{folder} holds quantised weights, which are not read here; give float32 or half precision")
+    own = empty.state_dict()
     for file in folder.glob("*.safetensors"):
-        check_safetensors_header(file)
+        stored = check_safetensors_header(file)  # the library would turn any numbers into float32
+        whole = sorted(f"{name} is {dtype}" for name, (dtype, _) in stored.items()
+                       if name in own and own[name].is_floating_point() and dtype not in _REAL)  # fmt: skip
+        if whole:
+            raise ValueError(f"{file}: {', '.join(whole[:3])}, expected floating-point numbers; fetch the file again")
     variant = weights_variant(folder)
     settings: dict[str, Any] = {
         "use_safetensors": True, "local_files_only": True, "output_loading_info": True, "variant": variant,
@@ -170,4 +177,5 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
     ]
     if wrong:
         raise ValueError(f"the tensors in {folder} do not fit {type(empty).__name__}: {'; '.join(wrong)}")
+    refuse_wrong_numbers(part.state_dict(), own, str(folder))
     return part

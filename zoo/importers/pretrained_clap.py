@@ -17,7 +17,7 @@ from zoo.errors import did_you_mean
 from zoo.importers import laion_clap
 from zoo.importers.pickles import load_pickle_weights
 from zoo.safety import read_json
-from zoo.weights import read_state
+from zoo.weights import read_state, refuse_wrong_numbers
 
 # What the library computes and some releases do not store. It must be what the library computes where it is stored.
 _COMPUTED = ("position_ids", "token_type_ids", "relative_position_index")
@@ -115,7 +115,8 @@ def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[
 def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Every tensor of ``state`` into a ``ClapModel``, and every tensor of the model from ``state`` (or computed by the library).
 
-    Raises ``ValueError`` that names what is missing, left over, of another shape, not finite, or computed differently.
+    Raises ``ValueError`` that names what is missing, left over, of another shape or kind of number, not finite,
+    or computed differently.
     """
     own = model.state_dict()
     computed = {name for name in own if name.rpartition(".")[2] in _COMPUTED}
@@ -125,12 +126,12 @@ def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -
         "of another shape": {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape},
     }
     shared = {name: state[name] for name in own if name in state and name not in wrong["of another shape"]}
-    wrong["not finite"] = {name for name, tensor in shared.items() if tensor.is_floating_point() and not tensor.isfinite().all()}
     wrong["not as computed here"] = {name for name in computed & shared.keys() if not shared[name].equal(own[name])}
     said = [f"{len(names)} {what}: {', '.join(sorted(names)[:6])}{' ...' if len(names) > 6 else ''}"
             for what, names in wrong.items() if names]  # fmt: skip
     if said:
         raise ValueError(f"the tensors of {where} do not fit transformers' CLAP of these sizes; {'; '.join(said)}")
+    refuse_wrong_numbers(shared, own, where)
     model.load_state_dict({**{name: own[name] for name in computed}, **shared}, strict=True)
 
 

@@ -21,7 +21,7 @@ from zoo.conditioners.tokenizer import pack_tokenizer
 from zoo.importers.diffusers_folders import folder_of
 from zoo.importers.pickles import load_pickle_weights
 from zoo.safety import file_inside, read_json
-from zoo.weights import blobs_of
+from zoo.weights import blobs_of, refuse_wrong_numbers
 
 MAIN_FILE, VAE_FILE, STFT_FILE = "pytorch_model_main.bin", "pytorch_model_vae.bin", "pytorch_model_stft.bin"
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
@@ -83,6 +83,7 @@ def load_tango(
     state |= {f"codec.{name}": tensor for name, tensor in codec.items()}
     with torch.device("meta"):
         model = Tango(unet, text_encoder, vae, vocoder, tokenizer=words)
+    refuse_wrong_numbers(state, model.state_dict(), str(folder))
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:

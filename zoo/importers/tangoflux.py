@@ -16,7 +16,7 @@ from zoo.backbones.tangoflux import TEXT_ENCODER, TRANSFORMER, VAE, TangoFlux
 from zoo.conditioners.tokenizer import pack_tokenizer
 from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text, with_both_names
 from zoo.safety import check_safetensors_header, file_inside, read_json
-from zoo.weights import blobs_of
+from zoo.weights import blobs_of, refuse_wrong_numbers
 
 CONFIG_FILE, MAIN_FILE, VAE_FILE = "config.json", "tangoflux.safetensors", "vae.safetensors"
 # prefix in their file -> in ours (the third is spelt like this there)
@@ -58,6 +58,7 @@ def load_tangoflux(
         )  # fmt: skip
     state = main_state(_tensors(folder, MAIN_FILE), str(folder / MAIN_FILE))
     state |= {f"codec.vae.{name}": tensor for name, tensor in _tensors(folder, VAE_FILE).items()}
+    refuse_wrong_numbers(state, model.state_dict(), str(folder))
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
