@@ -1,6 +1,6 @@
-"""A Hub, or what sits in front of it, that answers with anything: each answer is refused in one line.
+"""A Hub, or what sits in front of it, that answers with anything: each is refused in one line.
 
-Nothing lands outside the folder of pulled models, nothing of it is believed, no token goes elsewhere.
+Nothing lands outside the folder of pulled models, nothing is believed, no token goes elsewhere.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def test_a_hash_that_is_a_path_and_a_broken_connection(hub: HubServer, tmp_path:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"sha": "../.."}, "no commit"), ({"sha": None}, "sha"), ({"cardData": [1]}, "cardData"), ({"tags": "x"}, "tags")],
+    [({"sha": "../.."}, "no commit"), ({"sha": None}, "sha"), ({"cardData": [1]}, "cardData"),
+     ({"tags": "x"}, "tags")],
 )  # fmt: skip
 def test_what_is_said_of_a_repository_is_checked(
     hub: HubServer, tmp_path: Path, change: dict[str, Any], message: str
@@ -207,7 +208,8 @@ def _paged(hub: HubServer, link: Callable[[int], str]) -> None:
     def answer(asked: Handler) -> None:
         content = json.dumps([_entry(f"file{next(count)}", b"x")]).encode()
         following = link(next(count))
-        asked._send(200, content, Content_Type="application/json", Link=f'<{following}>; rel="next"')
+        more = {"Link": f'<{following}>; rel="next"'}
+        asked._send(200, content, Content_Type="application/json", **more)
 
     hub.hostile[TREE + sha] = answer
 
@@ -253,7 +255,7 @@ def test_a_token_stays_at_home(hub: HubServer, how: str) -> None:
     assert any(request.token == WRITER for request in hub.requests)
 
 
-def test_a_file_of_a_redirect_gets_no_token_and_no_compression(hub: HubServer, tmp_path: Path) -> None:
+def test_redirected_files_get_no_token_and_no_compression(hub: HubServer, tmp_path: Path) -> None:
     packed = gzip.compress(FILES["big.bin"])
     hub.hostile["/resolve/" + hub.repos["owner/model"].commits[-1][0] + "/big.bin"] = sent(
         302, b"", Location=f"{hub.cdn_url}/elsewhere"

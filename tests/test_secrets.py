@@ -65,7 +65,8 @@ def test_what_is_masked(text: str, told: str, monkeypatch: pytest.MonkeyPatch) -
     ("key", "is_secret"),
     [("AWS_SECRET_ACCESS_KEY", True), ("MY_SECRET_THING", True), ("DB_PASS", True), ("apiKey", True),
      ("module.llm.api_key", True), ("client-secret", True), ("hf_token", True), ("private_key", True),
-     ("label_key", False), ("tokens_BLD", False), ("PWD", True), ("passes", False), ("author", False)],
+     ("label_key", False), ("tokens_BLD", False), ("PWD", False), ("DB_PWD", True),
+     ("passes", False), ("author", False)],
 )  # fmt: skip
 def test_which_keys_hold_secrets(key: str, is_secret: bool) -> None:
     assert is_secret_key(key) == is_secret

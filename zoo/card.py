@@ -131,7 +131,7 @@ def check_card(content: str, what: str) -> None:
 
 
 def portable(node: Any) -> Any:
-    """Plain values with ``path/to/NAME`` in place of each absolute path, which means nothing elsewhere."""
+    """Plain values with ``path/to/NAME`` for each absolute path, which means nothing elsewhere."""
     if isinstance(node, Mapping):
         return {portable(key): portable(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

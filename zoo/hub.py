@@ -257,7 +257,8 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
         raise ValueError(f"{wanted.repo_id} is not pulled: its listing names a file twice")
     both = names & {str(parent) for name in names for parent in PurePosixPath(name).parents}
     if both:
-        raise ValueError(f"{wanted.repo_id} is not pulled: {min(both)} is a file and a folder in its listing")
+        raise ValueError(f"{wanted.repo_id} is not pulled: {min(both)} is a file and a folder in "
+                         "its listing")
     known: Mapping[str, object] = wanted.entry.sha256 if wanted.entry is not None else {}
     missing = sorted(known.keys() - names) + [
         glob for glob in (wanted.entry.files if wanted.entry is not None else ()) if not fnmatch.filter(names, glob)]
@@ -275,8 +276,9 @@ def _verified(wanted: _Wanted, file: RemoteFile, path: Path) -> str:
     digest = sha256_of(path)
     try:
         if not file.is_in(path):
-            raise ValueError(f"{file.name} of {wanted.repo_id} arrived with sha256 {digest}, which is not the file that the Hub "
-                             "listed; it was damaged on the way or changed, nothing was kept: pull again")
+            raise ValueError(f"{file.name} of {wanted.repo_id} arrived with sha256 {digest}, which is "
+                             "not the file that the Hub listed; it was damaged on the way or "
+                             "changed, nothing was kept: pull again")
         wanted.check(file.name, digest)
     except ValueError:
         path.unlink()

@@ -55,7 +55,8 @@ class RemoteFile:
     @property
     def waiting_name(self) -> str:
         """Where it waits while incomplete: its content's hash and that of its name."""
-        return f"{self.sha256 or self.blob_id}.{hashlib.sha256(self.name.encode()).hexdigest()[:16]}"
+        of_name = hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        return f"{self.sha256 or self.blob_id}.{of_name}"
 
     def is_in(self, path: Path) -> bool:
         """Whether a file holds what the Hub listed."""
@@ -286,14 +287,16 @@ def fetch(
 
 
 def refuse_links(path: Path) -> None:
-    """Raises ``ValueError`` when a place below ``cache_root()`` is a link or anything but a file or folder:
+    """Raises ``ValueError`` when a place below ``cache_root()`` is a link or neither file nor folder:
     what a server sends would be written elsewhere."""
     root = cache_root()
-    for place in [path, *(parent for parent in path.parents if parent.is_relative_to(root) and parent != root)]:
+    parents = [parent for parent in path.parents if parent.is_relative_to(root) and parent != root]
+    for place in [path, *parents]:
         try:
             mode = place.lstat().st_mode
         except FileNotFoundError:
             continue
         expected = stat.S_ISREG if place == path else stat.S_ISDIR
         if not expected(mode):
-            raise ValueError(f"{place} is a link or something else where a download waits; remove it and pull again")
+            raise ValueError(f"{place} is a link or something else where a download waits; "
+                             "remove it and pull again")

@@ -1,4 +1,4 @@
-"""Requests to the Hub whose answers have a bound: in bytes, seconds, redirects and pages, and never sent compressed.
+"""Requests to the Hub whose answers have a bound: in bytes, seconds, redirects and pages.
 
 They go through the session of an unmodified ``huggingface_hub`` (its proxies, certificates and
 offline switch), but are read here: the client itself decompresses and reads whatever comes. A token
@@ -31,7 +31,7 @@ _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 
 
 class HubAnswerError(OSError):
-    """The Hub answered with an error. ``status``: of HTTP; ``code``: the Hub's own word for it, "" where it gave none."""
+    """The Hub answered with an error. ``status``: of HTTP; ``code``: the Hub's word, "" for none."""
 
     def __init__(self, status: int, code: str, is_bad_token: bool) -> None:
         super().__init__(f"the Hub answered {status}")
@@ -40,7 +40,7 @@ class HubAnswerError(OSError):
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks: the Hub's address, and the token that it may see (None: the one that the client finds)."""
+    """Who asks: the Hub's address, and the token that it may see (None: the client's own)."""
 
     endpoint: str
     token: str | None
@@ -49,20 +49,24 @@ class Asker:
         return without_secrets(self.endpoint)  # it may hold a proxy's password
 
     def headers(self, url: str) -> dict[str, str]:
-        """The client's headers for ``url``; no other host than the Hub's sees the token. Raises ``ValueError`` for a token that
-        cannot be sent."""
+        """The client's headers for ``url``; no other host than the Hub's sees the token.
+
+        Raises ``ValueError`` for a token that cannot be sent.
+        """
         from huggingface_hub.utils import build_hf_headers
 
-        headers = {name.lower(): value for name, value in build_hf_headers(token=self.token).items()}
+        found = build_hf_headers(token=self.token)
+        headers = {name.lower(): value for name, value in found.items()}
         if not re.fullmatch(r"[\x20-\x7e]*", headers.get("authorization", "")):
-            raise ValueError("the access token holds a character that cannot be sent (a line break?); set HF_TOKEN again")
+            raise ValueError("the access token holds a character that cannot be sent (a line "
+                             "break?); set HF_TOKEN again")
         if origin(url) != origin(self.endpoint):
             headers.pop("authorization", None)
         return headers | {"accept-encoding": "identity"}
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """(scheme, host, port) of an address. Raises ``ValueError`` for one that is not plain http(s)."""
+    """(scheme, host, port) of an address. Raises ``ValueError`` for what is no plain http(s)."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -70,15 +74,17 @@ def origin(url: str) -> tuple[str, str, int | None]:
         host = ""
     if len(url) > 8192 or not re.fullmatch(r"[\x21-\x7e]+", url) or not _HOST.fullmatch(host) or (
         parts.scheme not in ("http", "https")):
-        raise ValueError(f"the Hub named an address that is not a plain one of http or https: {shown(url, 80)}")
+        raise ValueError("the Hub named an address that is not a plain one of http or https: "
+                         f"{shown(url, 80)}")
     return parts.scheme, host, port or {"http": 80, "https": 443}[parts.scheme]
 
 
 def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
     """(the JSON at an address of the Hub, the address of its next page or None).
 
-    Raises ``HubAnswerError``, ``ConnectionError`` for what is not JSON (the login page of a hotel's network), ``ValueError`` for
-    JSON that is too long or deep, or that leads to another host, and the client's ``HTTPError``.
+    Raises ``HubAnswerError``, ``ConnectionError`` for what is not JSON (the login page of a hotel's
+    network), ``ValueError`` for JSON that is too long or deep, or that leads to another host, and the
+    client's ``HTTPError``.
     """
     end = time.monotonic() + ANSWER_SECONDS
     with _opened(asker, url, stays=True) as response:
@@ -87,34 +93,41 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
         for chunk in response.iter_raw():
             content += chunk
             if len(content) > ANSWER_BYTES:
-                raise ValueError(f"{asker} answered with more than {ANSWER_BYTES:,} bytes where a short list was expected; "
-                                 "nothing was kept")
+                raise ValueError(f"{asker} answered with more than {ANSWER_BYTES:,} bytes where a "
+                                 "short list was expected; nothing was kept")
             if time.monotonic() > end:
-                raise ConnectionError(f"{asker} took more than {ANSWER_SECONDS:.0f} s for a short answer; try again later")
+                raise ConnectionError(f"{asker} took more than {ANSWER_SECONDS:.0f} s for a short "
+                                      "answer; try again later")
         if "json" not in kind.lower() or content[:64].lstrip().startswith(b"<"):
-            raise ConnectionError(f"{asker} answered with a page ({kind}) instead of JSON: is there a login page of this "
-                                  "network (hotel, company) to pass, or does HF_ENDPOINT name something that is no Hub?")
+            raise ConnectionError(f"{asker} answered with a page ({kind}) instead of JSON: is there a "
+                                  "login page of this network (hotel, company) to pass, or does "
+                                  "HF_ENDPOINT name something that is no Hub?")
         found = response.links.get("next", {}).get("url")
     return parse_json(bytes(content), f"the answer of {asker}"), _next_page(asker, url, found)
 
 
 def pages(asker: Asker, url: str) -> Iterator[Any]:
-    """Each page of a listing that goes on at ``Link: <...>; rel="next"``. Raises as ``answer``, and ``ValueError`` for one that
-    leads back or has more than ``PAGES`` pages."""
+    """Each page of a listing that goes on at ``Link: <...>; rel="next"``.
+
+    Raises as ``answer``, and ``ValueError`` for one that leads back or has more than ``PAGES`` pages.
+    """
     seen: set[str] = set()
     while url not in seen:
         if len(seen) == PAGES:
-            raise ValueError(f"the listing of {asker} has more than {PAGES} pages; nothing was kept")
+            raise ValueError(f"the listing of {asker} has more than {PAGES} pages; nothing is kept")
         seen.add(url)
         page, following = answer(asker, url)
         yield page
         if following is None:
             return
         url = following
-    raise ValueError(f"the listing of {asker} leads back to a page that it gave before; nothing was kept")
+    raise ValueError(f"the listing of {asker} leads back to a page that it gave before; "
+                     "nothing was kept")
 
 
-def download(asker: Asker, url: str, path: Path, size_bytes: int, report: Callable[[int], None]) -> None:
+def download(
+    asker: Asker, url: str, path: Path, size_bytes: int, report: Callable[[int], None]
+) -> None:
     """The bytes of a file into ``path``, from where an earlier attempt stopped.
 
     The storage that the Hub redirects to gets no token.
@@ -141,15 +154,21 @@ def download(asker: Asker, url: str, path: Path, size_bytes: int, report: Callab
                 raise
             path.unlink()  # what waits here is longer than what the storage has
         except HTTPError:
-            attempt = 1 if path.is_file() and path.stat().st_size >= start + _PROGRESS_BYTES else attempt + 1
+            there = path.stat().st_size if path.is_file() else 0
+            attempt = 1 if there >= start + _PROGRESS_BYTES else attempt + 1
             if attempt == _ATTEMPTS:
                 raise
             time.sleep(1)
 
 
-def _download_once(asker: Asker, url: str, path: Path, size_bytes: int, report: Callable[[int], None]) -> None:
+def _download_once(
+    asker: Asker, url: str, path: Path, size_bytes: int, report: Callable[[int], None]
+) -> None:
     start = path.stat().st_size if path.is_file() else 0
-    with _opened(asker, url, stays=False, start=start) as response, open(path, "ab", opener=_no_link) as file:
+    with (
+        _opened(asker, url, stays=False, start=start) as response,
+        open(path, "ab", opener=_no_link) as file,
+    ):
         if response.status_code == 200 and start:  # the whole again
             file.truncate(0)
             start = 0
@@ -157,12 +176,13 @@ def _download_once(asker: Asker, url: str, path: Path, size_bytes: int, report: 
             raise ValueError("the storage sent another part than was asked for; pull again")
         for chunk in response.iter_raw():
             if start + len(chunk) > size_bytes:
-                raise ValueError(f"it is longer than the {size_bytes} bytes that the Hub listed; stopped")
+                raise ValueError(f"it is longer than the {size_bytes} bytes that the Hub listed")
             file.write(chunk)
             start += len(chunk)
             report(start)
     if start != size_bytes:
-        raise ValueError(f"it did not arrive with the {size_bytes} bytes that the Hub listed, but with {start}; pull again")
+        raise ValueError(f"it did not arrive with the {size_bytes} bytes that the Hub listed, but with "
+                         f"{start}; pull again")
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -171,7 +191,7 @@ def _no_link(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def _opened(asker: Asker, url: str, *, stays: bool, start: int = 0) -> Iterator[Any]:
-    """The answer at an address after redirects, its body unread. ``stays``: a redirect to another host is refused."""
+    """The answer at an address after redirects, its body unread. ``stays``: not to another host."""
     for _ in range(_REDIRECTS + 1):
         response = _sent(asker, url, start)
         try:
@@ -180,8 +200,8 @@ def _opened(asker: Asker, url: str, *, stays: bool, start: int = 0) -> Iterator[
                     raise _error(response)
                 encoding = response.headers.get("content-encoding", "identity").strip().lower()
                 if encoding not in ("", "identity"):
-                    raise ValueError(f"{asker} answered compressed ({shown(encoding, 20)}) although that was not asked "
-                                     "for; nothing was read")
+                    raise ValueError(f"{asker} answered compressed ({shown(encoding, 20)}) although "
+                                     "that was not asked for; nothing was read")
                 yield response
                 return
             url = _target(asker, url, response.headers.get("location", ""), stays)
@@ -197,9 +217,10 @@ def _sent(asker: Asker, url: str, start: int) -> Any:
     for seconds in (1, 2, 4, None):
         session = get_session()
         try:
-            request = session.build_request("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            request = session.build_request("GET", url, headers=headers, timeout=timeout)
         except Exception as error:  # its own InvalidURL, of no public base class
-            raise ValueError(f"the Hub named an address that cannot be asked: {shown(url, 80)}") from error
+            raise ValueError(f"the Hub named an impossible address: {shown(url, 80)}") from error
         response = session.send(request, stream=True, follow_redirects=False)
         if response.status_code not in _BUSY or seconds is None:
             break
@@ -213,14 +234,15 @@ def _error(response: Any) -> HubAnswerError:
     words = {name: response.headers.get(name, "") for name in ("x-error-code", "x-error-message")}
     known = ("RepoNotFound", "RevisionNotFound", "EntryNotFound", "GatedRepo")
     code = words["x-error-code"] if words["x-error-code"] in known else ""
-    return HubAnswerError(response.status_code, code, words["x-error-message"].startswith("Invalid credentials"))
+    is_bad_token = words["x-error-message"].startswith("Invalid credentials")
+    return HubAnswerError(response.status_code, code, is_bad_token)
 
 
 def _target(asker: Asker, url: str, location: str, stays: bool) -> str:
     new = urljoin(url, location)
     if stays and origin(new) != origin(asker.endpoint):
-        raise ConnectionError(f"{asker} sent this request on to another host ({shown(urlsplit(new).hostname or '', 60)}): "
-                              "is there a login page of this network (hotel, company) to pass?")
+        raise ConnectionError(f"{asker} sent this request on to another host ({_host(new)}): is there "
+                              "a login page of this network (hotel, company) to pass?")
     if origin(url)[0] == "https" and origin(new)[0] != "https":
         raise ValueError(f"{asker} redirected from https to an address without encryption; stopped")
     return new
@@ -233,6 +255,10 @@ def _next_page(asker: Asker, url: str, found: str | None) -> str | None:
 
     new = fix_hf_endpoint_in_url(urljoin(url, found), asker.endpoint)
     if origin(new) != origin(asker.endpoint):
-        raise ValueError(f"the listing of {asker} goes on at another host ({shown(urlsplit(new).hostname or '', 60)}); "
-                         "it is not followed")
+        raise ValueError(f"the listing of {asker} goes on at another host ({_host(new)}); it is not "
+                         "followed")
     return new
+
+
+def _host(url: str) -> str:
+    return shown(urlsplit(url).hostname or "", 60)

@@ -16,8 +16,9 @@ from urllib.parse import quote, quote_plus
 
 MASK = "********"
 _KEY = re.compile(
-    r"(?:^|_)(?:TOKENS?|PASS|PASSWORDS?|PASSWD|PASSPHRASE|PWD|CREDENTIALS?|AUTH|AUTHORI[SZ]ATION|BEARER|COOKIES?"
-    r"|(?:API|ACCESS|PRIVATE|AUTH|SIGNING|ENCRYPTION|ACCOUNT|SUBSCRIPTION|SSH)_?KEYS?)$|(?:^|_)SECRETS?(?:_|$)"
+    r"(?:^|_)(?:TOKENS?|PASS|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH|AUTHORI[SZ]ATION|BEARER"
+    r"|COOKIES?|(?:API|ACCESS|PRIVATE|AUTH|SIGNING|ENCRYPTION|ACCOUNT|SUBSCRIPTION|SSH)_?KEYS?)$"
+    r"|_PWD$|(?:^|_)SECRETS?(?:_|$)"
 )
 _COUNTS = re.compile(r"TOKENS?$")  # `text_tokens: 77`
 # the forms in which services hand out tokens, keys in PEM, and what stands in an address or a header
@@ -28,7 +29,8 @@ _FORMS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
 )
 _PASSWORD = re.compile(  # in an address, also one with / or @; `http://host:80/a@b` has none
-    r"(?P<start>://)(?P<user>[^/\s:@\"'<>]*):(?!\d{1,5}(?:[/?#]|$))(?!\*{8}@)(?P<word>(?:(?!://)[^\s\"'<>])*)@"
+    r"(?P<start>://)(?P<user>[^/\s:@\"'<>]*):(?!\d{1,5}(?:[/?#]|$))(?!\*{8}@)"
+    r"(?P<word>(?:(?!://)[^\s\"'<>])*)@"
 )
 _USER = re.compile(r"(?P<start>\bhttps?://)[^/\s:@?#\"'<>]+@")  # `https://TOKEN@host`
 _BEARER = re.compile(
@@ -42,6 +44,7 @@ _NAME = re.compile(
 _VALUE = re.compile(
     r"\"[^\"\n]*\"|'[^'\n]*'|(?:Basic |Bearer )?[^\s\"',;<>&(){}\[\]][^\s\"',;<>&)}\]]*"
 )
+_WORDS = ("none", "null", "true", "false")
 _known: set[str] = set()
 
 
@@ -55,7 +58,7 @@ def remember(*values: str) -> None:
     """From now on these are masked wherever they turn up. Those under 4 characters could be any word."""
     _known.update(
         value for value in map(str.strip, values)
-        if len(value) >= 4 and value != MASK and value.lower() not in ("none", "null", "true", "false")
+        if len(value) >= 4 and value != MASK and value.lower() not in _WORDS
     )
 
 
@@ -185,7 +188,7 @@ def _without_assigned(text: str) -> str:
 def _is_harmless(name: re.Match[str], value: str) -> bool:
     """Whether what stands after a secret name is a count, a word of prose, nothing or masked."""
     key, bare = name["key"], value.strip("\"'")
-    if not bare or bare.startswith((MASK, "$")) or bare.lower() in ("none", "null", "true", "false"):
+    if not bare or bare.startswith((MASK, "$")) or bare.lower() in _WORDS:
         return True
     if _is_count(key) and (not re.search(r"[A-Za-z]", bare) or key.upper().endswith("TOKENS")):
         return True
