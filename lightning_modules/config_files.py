@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from zoo.errors import did_you_mean
+from zoo.errors import did_you_mean, parsing
 
 BASE = "base"  # the key under which a file names the file (or list of files) that it changes, relative to its own folder
 
@@ -37,10 +36,11 @@ def _visit(path: Path, above: tuple[Path, ...], read: dict[Path, tuple[str, Dict
     if where in read:
         return
     content = _read(path, f", the base of {above[-1]}" if above else "")
-    bases = OmegaConf.to_container(content).pop(BASE, None)
+    given = OmegaConf.to_container(content).get(BASE)
+    bases = given
     bases = [bases] if isinstance(bases, str) else bases
     if BASE in content and not (isinstance(bases, list) and bases and all(isinstance(name, str) and name for name in bases)):
-        raise ValueError(f"{path}: base must be a file, or a list of files, relative to this one's folder; got {content[BASE]!r}")
+        raise ValueError(f"{path}: base must be a file, or a list of files, relative to this one's folder; got {given!r}")
     for name in bases or ():
         _visit(path.parent / name, (*above, path), read)
     content.pop(BASE, None)
@@ -51,12 +51,17 @@ def _read(path: Path, wanted_by: str) -> DictConfig:
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else "no such folder"
         raise FileNotFoundError(f"there is no configuration {path}{wanted_by}; {near}")
-    try:
-        content = OmegaConf.create(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, DictConfig) or not content or all(value is None for value in content.values()):
+    with parsing(path, "YAML"):
+        text = path.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        is_mapping = isinstance(root, yaml.MappingNode)
+        content = OmegaConf.create(text) if is_mapping else None
+        plain = OmegaConf.to_container(content) if is_mapping else {}
+    if all(value is None for value in plain.values()):
         raise ValueError(f"{path} must hold keys such as module:, data:, trainer:, out_dir:")
+    for key in ("module", "data", "trainer"):
+        if isinstance(content._get_node(key), ListConfig):
+            raise ValueError(f"{path}: {key} must hold lines of the form key: value, got the list {plain[key]!r:.80}")
     return content
 
 

@@ -6,14 +6,12 @@ The configuration is plain data (``Run``); ``module``, ``data``, loggers and cal
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -22,13 +20,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
 
 from datamodules.batches import PromptSource
 from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks, write_results
+from lightning_modules.command_line import split_override
 from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
-from zoo.errors import did_you_mean, is_disk_full
+from zoo.errors import did_you_mean, is_disk_full, parser_message
 from zoo.files import clear_after_killed
 from zoo.secrets import masked_command, remember_in
 from zoo.targets import bind, check, instantiate
@@ -73,43 +72,55 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
     for where, content in read_all(paths):
         config = _merged(config, content, where)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][\w.\[\]-]*", key):
-            near = difflib.get_close_matches(override.partition(".")[0], [f.name for f in fields(Run)], n=1)
-            hint = f" (did you mean {near[0]}...=?)" if near else ""
-            raise ValueError(f"override {override!r} is not of the form key=value, such as seed=1 or trainer.max_epochs=20{hint}")
+        key, text = split_override(override)
         try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-            if key.split(".")[0].split("[")[0] not in {f.name for f in fields(Run)}:
+            if re.split(r"[.\[]", key)[0] not in {f.name for f in fields(Run)}:
                 raise ConfigKeyError(key)
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
             drop_replaced_at(config, key, value)
             OmegaConf.update(config, key, value, merge=True)
-        except (OmegaConfBaseException, yaml.YAMLError, IndexError, TypeError, ValueError) as error:
-            raise _readable(error, f"override {override!r}", key) from error
+        except Exception as error:  # of OmegaConf, of its YAML parser, of Python below them
+            raise _readable(error, f"override {override!r:.200}", key, config) from error
     try:
         loaded = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         remember_in(loaded)
         return Run(**loaded)
     except MissingMandatoryValue as error:
-        raise ValueError(f"{error.full_key} is missing; set it in a --config file or as {error.full_key}=...") from error
-    except OmegaConfBaseException as error:
-        raise _readable(error, "configuration", error.full_key or "") from error
+        example = "" if paths else ", such as --config configs/ddpo/quickstart.yaml"
+        key = error.full_key
+        said = f"{key} is missing; set it in a --config file{example} or as {key}=..."
+        raise ValueError(said) from error
+    except Exception as error:
+        key = getattr(error, "full_key", None) or ""
+        raise _readable(error, "configuration", key, config) from error
 
 
 def _merged(config: DictConfig, other: DictConfig, where: str) -> DictConfig:
     try:
         drop_replaced(config, other)
         return OmegaConf.merge(config, other)
-    except OmegaConfBaseException as error:
-        raise _readable(error, where, error.full_key or "") from error
+    except Exception as error:
+        raise _readable(error, where, getattr(error, "full_key", None) or "", config) from error
 
 
-def _readable(error: Exception, where: str, key: str) -> ValueError:
-    first = str(error).split("\n")[0]
+def _readable(error: Exception, where: str, key: str, config: DictConfig) -> ValueError:
     if isinstance(error, ConfigKeyError):
-        names = [f.name for f in fields(Run) if f.name != "provenance"]
-        return ValueError(f"{where}: unknown key {key!r}; {did_you_mean(key.split('.')[0], names)}")
+        return ValueError(f"{where}: unknown key {key!r}; {_nearest_key(key, config)}")
+    first = parser_message(error)
+    if isinstance(error, RecursionError):
+        return ValueError(f"{where}: {first}")
     return ValueError(f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}")
+
+
+def _nearest_key(key: str, config: DictConfig) -> str:
+    """The end of a message about an unknown root key: settings of that name further down, else
+    the nearest root key."""
+    known = run_folder.flat(OmegaConf.to_container(config))
+    below = sorted(name for name in known if name.rpartition(".")[2] == key)
+    if below:
+        return f"did you mean {' or '.join(below[:3])}?"
+    names = [f.name for f in fields(Run) if f.name != "provenance"]
+    return did_you_mean(key.split(".")[0], names)
 
 
 class _WriteConfig(Callback):

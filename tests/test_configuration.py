@@ -36,12 +36,16 @@ def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed"], r"'seed' is not of the form key=value.*did you mean seed\.\.\.=\?"),
+        (["seed"], r"'seed' is not of the form key=value.*did you mean seed=VALUE"),
         (["--fast"], "'--fast' is not of the form key=value"),
         (["modul.width=3"], "unknown key 'modul.width'; did you mean 'module'"),
         (["seed=abc"], "override 'seed=abc': seed: Value 'abc'"),
         (["module=text"], "override 'module=text': module: Cannot assign str"),
-        (["seed=[1,"], "override 'seed=.1,': "),
+        (["seed=[1,"], "the shell has split the value of seed"),
+        (["seed=[1,]]"], "override 'seed=.1,..': "),
+        (["module.width=" + "[" * 150 + "]" * 150], "override .*nested too deeply"),
+        (["width=3"], "unknown key 'width'; did you mean data.width or module.width"),
+        (["trainer=[1]"], "override 'trainer=.1.': trainer"),
         (["out_dir=???"], "out_dir is missing; set it in a --config file or as out_dir="),
         (["data.width=${module.wid}"], "module.wid' not found"),
         (["module.widht=3"], "module.widht: Line takes no 'widht'; did you mean 'width'"),
@@ -95,6 +99,13 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, overrides, mess
         ("seed: 1 # größe".encode("latin-1"), "is not valid YAML"),
         (b"sead: 1", "unknown key 'sead'; did you mean 'seed'"),
         (b"trainer: 3", "trainer"),
+        (b"42", "must hold keys"),
+        (b"true", "must hold keys"),
+        (b"trainer: [1]\nseed: 1", "bad.yaml: trainer must hold .*list"),
+        (b"module: " + b"{a: " * 150 + b"1" + b"}" * 150, "bad.yaml is not valid YAML: .*nested too deeply"),
+        (b"module: " + b"[" * 5000 + b"]" * 5000, "bad.yaml is not valid YAML: "),
+        (b"out_dir: ???\nmodule: {_target_: toy_run.Line}", "out_dir is missing"),
+        (b"seed: ${seed}\nmodule: {a: 1}\nout_dir: x", "seed: Recursive interpolation"),
         (b"seed: 1", "module is missing"),
         (b"module: {width: 3}\nout_dir: x", "module needs a _target_"),
         (b"module: {_target_: toy_run.WithoutLoop}\nout_dir: x", "module: toy_run.WithoutLoop is not a LightningModule"),
@@ -112,6 +123,9 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
     config(tmp_path, name="quickstart.yaml")
     with pytest.raises(FileNotFoundError, match=r"quickstrat.yaml; did you mean 'quickstart.yaml'"):
         run.load([tmp_path / "quickstrat.yaml"])
+    (tmp_path / "based.yaml").write_text("base: ???")
+    with pytest.raises(FileNotFoundError, match=r"the base of .*based.yaml"):
+        run.load([tmp_path / "based.yaml"])
     with pytest.raises(FileNotFoundError, match="no such folder"):
         run.load([tmp_path / "nowhere" / "x.yaml"])
 

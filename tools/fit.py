@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from lightning_modules.command_line import settled
 from zoo.errors import reported
 
 
@@ -14,11 +15,12 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python tools/fit.py", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("--config", action="append", default=[], help="YAML file; may be given several times, later ones win")
+    files = "YAML file; several may be given, later ones win"
+    parser.add_argument("-c", "--config", action="append", default=[], help=files)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="build everything, print sizes, run and write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 out_dir=runs/one resume=true")
-    options = parser.parse_intermixed_args(argv)
+    options = parser.parse_intermixed_args(settled(argv))
     from omegaconf import OmegaConf
 
     from lightning_modules import run, run_folder

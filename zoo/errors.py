@@ -9,22 +9,61 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from zoo.secrets import without_secrets
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
-    """The end of a message about an unknown name: the nearest right one, else the choices (at most ``limit`` of them)."""
+    """The end of a message about an unknown name: the nearest right one, else the choices (at most ``limit`` of them).
+
+    Nearest is what is spelled alike, else what ``name`` abbreviates: ``lr`` is ``learning_rate``, ``rank`` is ``lora_rank``.
+    """
     choices = sorted(set(choices))
     near = difflib.get_close_matches(str(name).lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6)
     if near:
         return f"did you mean {next(choice for choice in choices if choice.lower() == near[0])!r}?"
     if not choices:
         return "there is nothing to choose from"
+    short = _abbreviated(str(name).lower(), choices)
+    if short:
+        return f"did you mean {' or '.join(repr(choice) for choice in short)}?"
     more = f" and {len(choices) - limit} more" if len(choices) > limit else ""
     return f"choose from {', '.join(choices[:limit])}{more}"
+
+
+def _abbreviated(name: str, choices: Sequence[str]) -> list[str]:
+    """The choices (at most three) of which ``name`` is the initials of the words, or else some whole words."""
+    words = {choice: [word for word in re.split(r"[^a-z0-9]+", choice.lower()) if word] for choice in choices}
+    initials = [choice for choice in choices if len(name) > 1 and "".join(word[0] for word in words[choice]) == name]
+    wanted = set(re.split(r"[^a-z0-9]+", name)) - {""}
+    return (initials or [choice for choice in choices if wanted and wanted <= set(words[choice])])[:3]
+
+
+@contextmanager
+def parsing(where: object, kind: str) -> Iterator[None]:
+    """Around the call of a parser: whatever it raises becomes a ``ValueError`` in one line, "WHERE is not valid KIND: why".
+
+    Parsers raise more than their own classes (``RecursionError`` on deep nesting, ``AssertionError``, ``TypeError``), so all of
+    them count. An ``OSError`` of reading the file stays what it is.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{where} is not valid {kind}: {parser_message(error)}") from error
+
+
+def parser_message(error: Exception) -> str:
+    """What a parser says, in one line."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    said = " ".join(str(error).partition("\n    full_key:")[0].split())
+    return said or f"the parser stopped with {type(error).__name__}"
 
 
 def is_disk_full(error: BaseException | None) -> bool:

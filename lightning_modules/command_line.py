@@ -1,0 +1,118 @@
+"""The words behind ``tools/fit.py``: what people type by habit is taken as it was meant, or answered with the right spelling.
+
+Nothing heavy is imported here, so that ``--help`` and a typing mistake are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from zoo.errors import did_you_mean
+
+ROOT_KEYS = ("module", "data", "trainer", "out_dir", "seed", "resume")
+CONFIG_OPTIONS = ("--config", "-c")
+FLAGS = ("--print-config", "--dry-run", "--help", "-h")
+_KEY = r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])*"
+_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # what editors and chat programs make of a hyphen
+
+
+def settled(words: Sequence[str]) -> list[str]:
+    """The command line with every YAML file behind a ``--config``.
+
+    Raises ``ValueError`` with the right spelling for ``--module.lr 1``, ``key value``, ``key = value``, a value that the shell
+    has split for want of quotes, and unknown options.
+    """
+    result: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in CONFIG_OPTIONS:
+            if not rest or rest[0][:1] in _DASHES:
+                raise ValueError(f"{word} needs a YAML file behind it, such as --config configs/ddpo/quickstart.yaml")
+            result += ["--config", rest.pop(0)]
+        elif word in FLAGS or word.startswith("--config="):
+            result.append(word)
+        elif word[:1] and word[0] in _DASHES:
+            raise ValueError(_about_option(word, rest))
+        elif "=" not in word and PurePath(word).suffix.lower() in (".yaml", ".yml"):
+            result += ["--config", word]
+        else:
+            _check_override(word, rest)
+            result.append(word)
+    return result
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """(key, text of the value) of ``key=value``. Raises ``ValueError`` saying what is missing."""
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(_KEY, key):
+        raise ValueError(
+            f"override {override!r} is not of the form key=value, such as seed=1 or "
+            f"trainer.max_epochs=20{_hint(key)}"
+        )
+    if not text.strip():
+        nothing = "" if key in ROOT_KEYS else f", {key}=null for none, or {key}='\"\"' for empty text"
+        raise ValueError(f"{key}= has no value; write {key}=VALUE{nothing}")
+    if _open_brackets(text) > 0 or text.startswith("_target_:"):
+        raise ValueError(
+            f"the shell has split the value of {key}, of which {text!r} is left; put the whole word in quotes: "
+            f"'{key}={{_target_: package.Class, key: value}}'"
+        )
+    return key, text
+
+
+def _hint(key: str) -> str:
+    if key[:1] in ("+", "~"):
+        return f" (without {key[0]!r}: a new key is added by itself, and key=null takes a value away)"
+    root = re.split(r"[.\[]", key)[0]
+    near = difflib.get_close_matches(root, ROOT_KEYS, n=1)
+    return f" (did you mean {near[0]}{'' if root == key else '...'}=VALUE?)" if near else ""
+
+
+def _check_override(word: str, rest: Sequence[str]) -> None:
+    """What can only be said with the words behind it in sight; ``split_override`` judges the word itself."""
+    following = rest[0] if rest else ""
+    key, equals, text = word.partition("=")
+    if equals and _open_brackets(text) > 0:
+        whole, count = word, 0
+        while _open_brackets(whole) > 0 and count < len(rest):
+            whole, count = f"{whole} {rest[count]}", count + 1
+        if _open_brackets(whole) == 0:
+            raise ValueError(f"the shell has split the value of {key}; put it in quotes: '{whole}'")
+    if following == "=" or (following.startswith("=") and not equals):
+        value = following[1:] or (rest[1] if len(rest) > 1 else "VALUE")
+        raise ValueError(f"no spaces around the = of {key}: write {key}={value}")
+    is_value = bool(following) and "=" not in following and following[0] not in _DASHES
+    if equals and not text and is_value:
+        raise ValueError(f"no space behind the = of {key}: write {key}={following}")
+    if not equals and _is_key(word) and is_value:
+        raise ValueError(f"{word} {following}: a setting is written {word}={following}")
+    split_override(word)
+
+
+def _about_option(word: str, rest: Sequence[str]) -> str:
+    name, equals, value = word.lstrip(_DASHES).partition("=")
+    option = "--" + name.replace("_", "-")
+    options = ("--config", *FLAGS)
+    if option not in options and _is_key(name):
+        if not equals:
+            has_value = bool(rest) and rest[0][:1] not in _DASHES and "=" not in rest[0]
+            value = rest[0] if has_value else "true" if name == "resume" else "VALUE"
+        return f"{word}: settings are written without dashes: {name}={value}"
+    return f"there is no option {word}; {did_you_mean(option, options)}"
+
+
+def _is_key(text: str) -> bool:
+    """Whether this may be the key of a setting: a root key, or dotted below one (or below what is nearly one)."""
+    root = re.split(r"[.\[]", text)[0]
+    is_root = bool(difflib.get_close_matches(root, ROOT_KEYS, n=1, cutoff=0.8))
+    return bool(re.fullmatch(_KEY, text)) and is_root
+
+
+def _open_brackets(text: str) -> int:
+    """Brackets and braces opened and not closed, outside quotes."""
+    bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
+    return sum(bare.count(c) for c in "{[") - sum(bare.count(c) for c in "}]")
