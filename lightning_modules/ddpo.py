@@ -55,6 +55,21 @@ class DDPO(LightningModule):
     None: as in training. ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also for each round).
     Raises ``ValueError`` on values that cannot be meant."""
 
+    MAY_CHANGE_ON_RESUME = frozenset(
+        {
+            "reward",
+            "held_out_reward",
+            "held_out_on_training",
+            "on_bad_reward",
+            "reward_workers",
+            "ratio_check",
+            "text_encoders",
+            "decoder",
+            "sample_batch_size",  # these two change sums by rounding only
+            "train_batch_size",
+        }
+    )
+
     def __init__(
         self,
         backbone: Backbone,

@@ -12,7 +12,7 @@ import importlib.metadata
 import subprocess
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,22 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from omegaconf import OmegaConf
 
+from lightning_modules.resume_settings import Change, changes, may_change, released_by
 from zoo import __version__
 from zoo.files import written_beside
 from zoo.secrets import masked, masked_command
 
+_NAMED = 8  # settings that a message names
 _PACKAGES = ("torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
-_FIXED = ("module", "data", "seed")  # a resumed run keeps these
 
 
-def provenance(command_line: Sequence[str], checkpoint: Path | None) -> dict[str, Any]:
-    """Versions, git commit and command line of this start; ``None`` stands for what is not known here."""
+def provenance(
+    command_line: Sequence[str], checkpoint: Path | None, changed: Sequence[Change] = ()
+) -> dict[str, Any]:
+    """Versions, git commit and command line of this start; ``None`` stands for what is not known.
+
+    ``changed``: what differs from the start before.
+    """
     versions: dict[str, str | None] = {"attune": __version__}
     for package in _PACKAGES:
         try:
@@ -44,6 +50,7 @@ def provenance(command_line: Sequence[str], checkpoint: Path | None) -> dict[str
         "git_sha": _git_sha(Path(__file__).resolve().parents[1]),
         "command_line": masked_command(command_line),
         "resumed_from": None if checkpoint is None else checkpoint.name,
+        "changed": [str(change) for change in changed],
     }
 
 
@@ -59,8 +66,12 @@ def _git_sha(folder: Path) -> str | None:
 
 def write_config(out_dir: Path, config: Mapping[str, Any], command_line: Sequence[str], checkpoint: Path | None) -> None:
     """``out_dir/config.yaml``: the resolved configuration, secrets masked, and one provenance record for every start so far."""
-    earlier = _read_config(out_dir / "config.yaml").get("provenance") or [] if (out_dir / "config.yaml").exists() else []
-    content = masked(dict(config)) | {"provenance": [*earlier, provenance(command_line, checkpoint)]}
+    earlier, changed = [], []
+    if (out_dir / "config.yaml").exists():
+        earlier = _read_config(out_dir / "config.yaml").get("provenance") or []
+        changed = changed_settings(out_dir, config)
+    record = provenance(command_line, checkpoint, changed)
+    content = masked(dict(config)) | {"provenance": [*earlier, record]}
     with written_beside(out_dir / "config.yaml") as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
 
@@ -75,22 +86,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": [1]}}`` as ``{"a.b.0": 1}``."""
-    if isinstance(node, (Mapping, list, tuple)) and node:
-        items = node.items() if isinstance(node, Mapping) else enumerate(node)
-        return {k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
-    return {prefix: node}
+def changed_settings(out_dir: Path, config: Mapping[str, Any]) -> list[Change]:
+    """What differs between ``out_dir/config.yaml`` and ``config``; secrets do not count."""
+    return changes(_read_config(out_dir / "config.yaml"), masked(dict(config)))
 
 
-def differing_keys(out_dir: Path, config: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ between ``out_dir/config.yaml`` and ``config``; ``out_dir`` and ``resume`` do not count."""
-    old, new = (
-        flat({k: v for k, v in c.items() if k not in ("out_dir", "resume", "provenance")})
-        for c in (_read_config(out_dir / "config.yaml"), masked(dict(config)))
-    )
-    absent = object()
-    return sorted(key for key in old.keys() | new.keys() if old.get(key, absent) != new.get(key, absent))
+def _listed(released: Collection[str]) -> str:
+    return "".join(f", module.{name}" for name in sorted(released))
 
 
 def holds_run(out_dir: Path) -> bool:
@@ -110,14 +112,17 @@ def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tu
         raise ValueError(f"{out_dir} already holds a run; give another out_dir=..., or resume=true to go on with that one")
     notes = []
     if (out_dir / "config.yaml").exists():
-        changed = differing_keys(out_dir, config)
-        fixed = [key for key in changed if key.split(".")[0] in _FIXED]
+        changed = changed_settings(out_dir, config)
+        released = released_by(config.get("module") or {})
+        fixed = [str(change) for change in changed if not may_change(change.key, released)]
         if fixed:
+            more = f" and {len(fixed) - _NAMED} more" if len(fixed) > _NAMED else ""
             raise ValueError(
-                f"resume=true, but the run in {out_dir} was started with other values of {', '.join(fixed)}; "
-                "give the old values, or another out_dir for a new run"
+                f"resume=true, but the run in {out_dir} was started with other values of "
+                f"{', '.join(fixed[:_NAMED])}{more}; give the old values, or another out_dir for a "
+                f"new run. What may change here: trainer{_listed(released)}"
             )
-        notes += [f"resuming with changed {', '.join(changed)}"] if changed else []
+        notes += [f"resuming with changed {', '.join(map(str, changed))}"] if changed else []
     candidates = checkpoints(out_dir)
     damaged = []
     for path in candidates:

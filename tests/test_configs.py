@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toy_run import flat
 from toy_sounds import write_packages
 
 from lightning_modules import run
-from lightning_modules.run_folder import flat
 from zoo.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]

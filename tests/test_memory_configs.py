@@ -3,11 +3,11 @@
 import re
 
 import pytest
+from toy_run import flat
 
 from benchmarks import audioldm2_memory
 from lightning_modules import run
 from lightning_modules.optimizers import OPTIMIZERS
-from lightning_modules.run_folder import flat
 
 FOLDER = "configs/ddpo/memory"
 CLASSES = {"16gb": 16, "24gb": 24, "80gb": 80}

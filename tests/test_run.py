@@ -114,12 +114,14 @@ def test_resume_goes_on_where_it_stopped(tmp_path):
 
 def test_resume_with_another_configuration(tmp_path, caplog):
     run.fit(load(tmp_path, "trainer.max_epochs=1"))
-    with pytest.raises(ValueError, match=r"other values of data.count, module.learning_rate; give the old values"):
+    with pytest.raises(ValueError, match=r"module.learning_rate \(0.1 -> 1\), data.count \(8 -> 4\)"):
         run.fit(load(tmp_path, "module.learning_rate=1", "data.count=4", "resume=true"))
     checkpoint, notes = run_folder.starting_point(tmp_path / "run", load(tmp_path, "trainer.max_epochs=3").to_dict(), resume=True)
-    assert checkpoint.name == "last.ckpt" and notes == ["resuming with changed trainer.max_epochs"]
+    assert checkpoint.name == "last.ckpt" and notes == ["resuming with changed trainer.max_epochs (1 -> 3)"]
     built = run.fit(load(tmp_path, "trainer.max_epochs=3", "resume=true"))
     assert built.trainer.global_step == 12
+    records = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["provenance"]
+    assert [record["changed"] for record in records] == [[], ["trainer.max_epochs (1 -> 3)"]]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_newest_intact_one(tmp_path):

@@ -126,7 +126,7 @@ def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.Monkey
     assert OTHER not in text
     assert "an-unusual-token" not in text
     assert text.count(MASK) >= 6
-    assert run_folder.differing_keys(tmp_path / "run", settings.to_dict()) == []
+    assert run_folder.changed_settings(tmp_path / "run", settings.to_dict()) == []
 
 
 def test_a_trained_run_holds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,3 +79,14 @@ def load(tmp_path: Path, *overrides: str) -> run.Run:
 
 def needs_more():
     raise ModuleNotFoundError("No module named 'not_installed_here'")
+
+
+def flat(node, prefix: str = "") -> dict:
+    """``{"a": {"b": [1]}}`` as ``{"a.b.0": 1}``."""
+    if not node or not isinstance(node, dict | list | tuple):
+        return {prefix: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    found = {}
+    for key, value in items:
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

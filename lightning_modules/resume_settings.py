@@ -1,0 +1,100 @@
+"""What a resumed run may do differently, and what differs in truth from the run that it goes on with.
+
+A module states which of its settings may change in ``MAY_CHANGE_ON_RESUME``: those that leave the
+numbers as they are (up to rounding), and those that somebody has to mend before the run can go on,
+such as a reward that gave NaN. Trainer, loggers and callbacks may always change.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.targets import locate
+
+_ABSENT = object()
+_NEVER_COMPARED = ("out_dir", "resume", "provenance")
+_FIXED = ("module", "data", "seed")  # what a module does not release stays as it was
+_SHOWN = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class Change:
+    """The setting at ``key`` (dotted) was ``old`` and is now ``new``."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} ({_shown(self.old)} -> {_shown(self.new)})"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """The settings that differ between two configurations, by key.
+
+    A setting that is written on one side only, with its default, does not differ. A list is one
+    setting; so is a node whose ``_target_`` changed.
+    """
+    sides = [{k: v for k, v in side.items() if k not in _NEVER_COMPARED} for side in (old, new)]
+    return _changes("", *sides)
+
+
+def may_change(key: str, released: Collection[str]) -> bool:
+    """Whether a resumed run may have another value at ``key``.
+
+    ``released``: keys below ``module`` that the module allows to change, with all below them.
+    """
+    if key.split(".")[0] not in _FIXED:
+        return True
+    return any(f"{key}.".startswith(f"module.{free}.") for free in released)
+
+
+def released_by(module: Mapping[str, Any]) -> frozenset[str]:
+    """``MAY_CHANGE_ON_RESUME`` of the class that a ``_target_`` node names, else nothing."""
+    try:
+        return frozenset(getattr(locate(module["_target_"]), "MAY_CHANGE_ON_RESUME", ()))
+    except (ValueError, KeyError):  # a wrong node is told when it is built
+        return frozenset()
+
+
+def _changes(key: str, old: Any, new: Any) -> list[Change]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        target = new.get("_target_")
+        if old.get("_target_") != target:
+            return [Change(key, old, new)]
+        defaults = {} if target is None else _defaults(target)
+        found = []
+        for name in dict.fromkeys([*old, *new]):
+            sides = [side.get(name, defaults.get(name, _ABSENT)) for side in (old, new)]
+            found += _changes(f"{key}.{name}" if key else str(name), *sides)
+        return found
+    if _is_list(old) and _is_list(new) and len(old) == len(new):
+        pairs = list(zip(old, new, strict=True))
+        if any(isinstance(side, Mapping) for pair in pairs for side in pair):
+            return [c for i, pair in enumerate(pairs) for c in _changes(f"{key}.{i}", *pair)]
+        return [Change(key, old, new)] if any(_changes(key, *pair) for pair in pairs) else []
+    return [] if old == new else [Change(key, old, new)]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _defaults(target: str) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(locate(target)).parameters.values()
+    except (ValueError, TypeError):
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "not set"
+    if isinstance(value, Mapping):
+        value = value.get("_target_", "other settings")
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

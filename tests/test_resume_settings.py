@@ -1,0 +1,63 @@
+"""What a resumed run may do differently, and which settings differ in truth."""
+
+import pytest
+from toy_run import Line
+
+from lightning_modules import run_folder
+from lightning_modules.ddpo import DDPO
+from lightning_modules.resume_settings import changes, may_change, released_by
+
+
+def line(**settings):
+    return {"module": {"_target_": "toy_run.Line", "width": 4, **settings}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "keys"),
+    [
+        (line(), line(learning_rate=0.1), []),  # its default
+        (line(kind="a"), line(), []),
+        (line(learning_rate=0.2), line(), ["module.learning_rate"]),
+        (line(width=4), line(width=4.0), []),
+        ({"seed": 1}, {"seed": 1, "out_dir": "x", "resume": True, "provenance": [1]}, []),
+        ({"data": {"held_out": [["a", "b"], ["c", "d"]]}}, {"data": {"held_out": [["a", "b"]]}},
+         ["data.held_out"]),
+        ({"data": {"held_out": [["a", "b"]]}}, {"data": {"held_out": [["a", "c"]]}},
+         ["data.held_out"]),
+        ({"trainer": {"callbacks": [{"a": 1}, {"b": 2}]}},
+         {"trainer": {"callbacks": [{"a": 1}, {"b": 3}]}}, ["trainer.callbacks.1.b"]),
+        ({"module": {"reward": {"_target_": "one.Thing", "x": 1, "y": 2}}},
+         {"module": {"reward": {"_target_": "other.Thing", "z": 1}}}, ["module.reward"]),
+        ({"module": {"reward": None}}, {"module": {"reward": {"_target_": "other.Thing"}}},
+         ["module.reward"]),
+    ],
+)  # fmt: skip
+def test_only_real_differences_are_listed(old, new, keys):
+    assert [change.key for change in changes(old, new)] == keys
+
+
+def test_what_ddpo_releases():
+    released = released_by({"_target_": "lightning_modules.ddpo.DDPO"})
+    assert released == DDPO.MAY_CHANGE_ON_RESUME
+    free = ["module.reward", "module.reward.name", "module.on_bad_reward", "module.decoder", "trainer.max_epochs"]
+    kept = ["module.rewards", "module.learning_rate", "module.backbone.name", "data.seconds", "seed"]
+    assert [key for key in free if not may_change(key, released)] == []
+    assert [key for key in kept if may_change(key, released)] == []
+
+
+def test_a_module_that_says_nothing_releases_nothing():
+    assert released_by({"_target_": "toy_run.Line"}) == frozenset()
+    assert released_by({"_target_": "no.such.thing"}) == frozenset() == released_by({})
+    assert not hasattr(Line, "MAY_CHANGE_ON_RESUME")
+
+
+def test_the_way_out_of_a_bad_reward_can_be_gone(tmp_path):
+    """The message about a NaN says ``on_bad_reward=drop``: a resumed run takes it."""
+    before = {"module": {"_target_": "lightning_modules.ddpo.DDPO", "learning_rate": 0.1}, "seed": 0}
+    run_folder.write_config(tmp_path, before, ["fit"], None)
+    after = {**before, "module": {**before["module"], "on_bad_reward": "drop"}}
+    _, notes = run_folder.starting_point(tmp_path, after, resume=True)
+    assert "module.on_bad_reward (stop -> drop)" in notes[0]
+    worse = {**before, "module": {**before["module"], "learning_rate": 0.2}}
+    with pytest.raises(ValueError, match=r"module\.learning_rate.*module\.on_bad_reward"):
+        run_folder.starting_point(tmp_path, worse, resume=True)
