@@ -15,6 +15,7 @@ from toy_run import ROOT, load
 
 from lightning_modules import run, run_folder
 from zoo.errors import describe
+from zoo.secrets import MASK
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -34,12 +35,12 @@ def test_a_run_leaves_config_checkpoints_metrics_and_export(tmp_path):
     folder = tmp_path / "run"
     text = (folder / "config.yaml").read_text()
     content = yaml.safe_load(text)
-    assert "hf_secret_words" not in text and content["data"]["token"] == run_folder.MASK
+    assert "hf_secret_words" not in text and content["data"]["token"] == MASK
     assert content["data"]["width"] == 4 and content["seed"] == 3
     record = content["provenance"][0]
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
     assert set(record["versions"]) >= {"attune", "lightning", "diffusers", "transformers", "peft"}
-    assert record["command_line"] == f"python tools/fit.py data.token={run_folder.MASK}"
+    assert record["command_line"] == f"python tools/fit.py data.token={MASK}"
     in_git = (Path(run_folder.__file__).parents[1] / ".git").exists()
     assert len(record["git_sha"].removesuffix("-dirty")) == 40 if in_git else record["git_sha"] is None
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
