@@ -234,3 +234,23 @@ def test_written_beside_keeps_the_old_file_on_any_error(tmp_path):
             part.write_text("half")
             raise KeyboardInterrupt
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def of_nested_tuples(
+    pairs: list[tuple[str | Path, float]],
+    box: tuple[tuple[int, int], ...] = (),
+    named: dict[str, tuple[int, int]] | None = None,
+) -> None: ...
+
+
+def test_lists_become_tuples_inside_other_types_too():
+    given = {"pairs": [["runs/one/adapter", 1]], "box": [[1, 2], [3, 4]], "named": {"a": [1, 2]}}
+    wanted = {"pairs": [("runs/one/adapter", 1)], "box": ((1, 2), (3, 4)), "named": {"a": (1, 2)}}
+    assert bind(of_nested_tuples, given, "x") == wanted
+    from zoo.generation import load as load_model
+
+    bound = bind(load_model, {"name": "embedded/music", "adapters": [["runs/one/adapter", 1.0]]}, "x")
+    assert bound["adapters"] == [("runs/one/adapter", 1.0)]
+    for key, wrong in (("pairs", [["a"]]), ("pairs", [[1.0, "a"]]), ("box", [[1, 2, 3]]), ("named", {"a": ["b", 1]})):
+        with pytest.raises(ValueError, match=f"x.{key}"):
+            bind(of_nested_tuples, {"pairs": [], key: wrong}, "x")

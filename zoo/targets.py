@@ -81,8 +81,8 @@ def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
 def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``arguments`` as ``target`` takes them: names checked, plain values checked against the annotations.
 
-    A list becomes a tuple where only a tuple is declared. Raises ``ValueError`` that names ``where.key`` and the nearest right
-    key for an unknown key, a missing key or a value of the wrong type.
+    A list becomes a tuple where only a tuple is declared, also inside another list, tuple or dictionary. Raises ``ValueError``
+    that names ``where.key`` and the nearest right key for an unknown key, a missing key or a value of the wrong type.
     """
     try:
         signature = inspect.signature(target)
@@ -102,8 +102,8 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
     for key, value in arguments.items():
         parameter = parameters.get(key)
         annotation = Any if parameter is None else _annotation(target, parameter)
-        if isinstance(value, list) and not _fits(value, annotation) and _fits(tuple(value), annotation):
-            value = tuple(value)
+        if not _fits(value, annotation):
+            value = _with_tuples(value, annotation)
         same_as_default = parameter is not None and value is None and parameter.default is None
         if not same_as_default and not _fits(value, annotation):
             how = "; an object is built by a node such as {_target_: package.Class, ...}" if _is_role(annotation) else ""
@@ -166,6 +166,26 @@ def _fits(value: Any, annotation: Any) -> bool:
     if isinstance(value, dict):
         return issubclass(dict, kind) and (len(inner) != 2 or all(_fits(item, inner[1]) for item in value.values()))
     return kind is object or isinstance(value, kind)
+
+
+def _with_tuples(value: Any, annotation: Any) -> Any:
+    """``value`` with lists turned into tuples where ``annotation`` declares tuples (YAML has none); all else stays."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if not isinstance(value, (list, tuple, dict)) or not inner:
+        return tuple(value) if isinstance(value, list) and annotation is tuple else value
+    if origin in (typing.Union, types.UnionType):
+        changed = ((choice, _with_tuples(value, choice)) for choice in inner)
+        return next((new for choice, new in changed if _fits(new, choice)), value)
+    if origin is typing.Annotated:
+        return _with_tuples(value, inner[0])
+    if isinstance(value, dict):
+        return {key: _with_tuples(item, inner[-1]) for key, item in value.items()}
+    if origin is tuple and inner[-1] is not Ellipsis:
+        kinds = inner if len(inner) == len(value) else [Any] * len(value)
+    else:
+        kinds = [inner[0]] * len(value)
+    items = [_with_tuples(item, kind) for item, kind in zip(value, kinds, strict=True)]
+    return tuple(items) if origin is tuple or isinstance(value, tuple) else items
 
 
 def _is_role(annotation: Any) -> bool:
