@@ -53,6 +53,8 @@ class DDPO(LightningModule):
     score while sampling goes on (0: in line). ``text_encoders`` "offload" (to main memory) or "drop" once all prompts are
     encoded, ``decoder`` "offload" during updates; else "keep". ``ema_decay``: evaluation and export use averages. ``eval_*``
     None: as in training. ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also for each round).
+    ``start_adapter``: folder of another run's ``adapter/`` to begin with (same rank, alpha, targets
+    and base); KL and ``audio/before`` still compare with the base model, the adapter switched off.
     Raises ``ValueError`` on values that cannot be meant."""
 
     MAY_CHANGE_ON_RESUME = frozenset(
@@ -80,6 +82,7 @@ class DDPO(LightningModule):
         lora_alpha: float | None = None,
         lora_targets: str | list[str] = "cross",
         lora_init: str = "gaussian",
+        start_adapter: str | None = None,
         optimizer: str = "adamw",
         learning_rate: float = 3e-4,
         decay_rounds: int | None = None,
@@ -132,7 +135,7 @@ class DDPO(LightningModule):
         self.trained_steps = trainable_steps(step_stds(backbone.path, self.sampler), train_steps, skip_last_step)
         self.backbone = backbone
         self.reward, self.held_out_reward = scorers(reward, held_out_reward, held_out_on_training)
-        make_trainable(backbone, lora_rank, lora_alpha, lora_targets, lora_init)
+        make_trainable(backbone, lora_rank, lora_alpha, lora_targets, lora_init, start_adapter)
         self.tracker = PromptTracker(tracker_buffer_size, tracker_min_count)
         self.ema = None if ema_decay is None else EMA(self.trainable().values(), ema_decay)
         self.report: Callable[[str, int, int], None] = lambda phase, done, total: None

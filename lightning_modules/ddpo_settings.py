@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.optimizers import optimizer_class
+from zoo.backbones.adapter_files import read_adapter
+from zoo.backbones.adapters import fill_adapter
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler
 from zoo.errors import did_you_mean
@@ -85,18 +87,54 @@ def samplers(settings: Mapping[str, Any]) -> tuple[Sampler, Sampler]:
     return training, evaluation
 
 
-def make_trainable(backbone: Backbone, rank: int, alpha: float | None, targets: str | Sequence[str], init: str) -> None:
-    """Freezes ``backbone`` but for a new adapter (``zoo.backbones.lora.add_lora``) or, with ``rank`` 0, but for its denoiser.
+def make_trainable(
+    backbone: Backbone,
+    rank: int,
+    alpha: float | None,
+    targets: str | Sequence[str],
+    init: str,
+    start: str | None = None,
+) -> None:
+    """Freezes ``backbone`` but for an adapter or, with ``rank`` 0, but for its denoiser.
 
-    Raises ``ValueError`` as ``add_lora`` does, and for a whole denoiser in half precision.
+    Args:
+        backbone: changed in place.
+        rank, alpha, targets, init: of the adapter, as ``zoo.backbones.lora.add_lora`` takes them.
+        start: folder of a saved adapter whose weights the new one begins with; it must have been
+            trained on this base with the same rank, alpha and targets.
+
+    Raises:
+        ValueError: as ``add_lora`` does, for a whole denoiser in half precision, and for a start
+            that does not fit.
     """
     backbone.requires_grad_(False)
+    if start is not None:
+        _check_start(start, rank, alpha)
     if rank:
         add_lora(backbone, rank, alpha, targets, init)
+        if start is not None:
+            fill_adapter(backbone.denoiser, start)
         return
     backbone.denoiser.requires_grad_(True)
     if any(p.dtype not in (torch.float32, torch.float64) for p in backbone.denoiser.parameters()):
         raise ValueError("lora_rank=0 trains the whole denoiser, whose weights must be float32; load it in float32")
+
+
+def _check_start(folder: str, rank: int, alpha: float | None) -> None:
+    """Raises ``ValueError`` naming the setting that differs from that of the adapter in ``folder``."""
+    config = read_adapter(folder)[0]
+    if config.use_rslora:
+        raise ValueError(f"start_adapter {folder} uses rslora, which is not trained here")
+    own_alpha = rank if alpha is None else alpha
+    for name, own, found in (
+        ("lora_rank", rank, config.r),
+        ("lora_alpha", own_alpha, config.lora_alpha),
+    ):
+        if own != found:
+            raise ValueError(
+                f"start_adapter {folder} was trained with {name} {found}, this run has {own}; "
+                f"set module.{name}={found}"
+            )
 
 
 def check_weights(own: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:

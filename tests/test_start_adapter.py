@@ -1,0 +1,62 @@
+"""A run that begins with the adapter of another one."""
+
+import pytest
+import torch
+from toy_ddpo import fitted, module, trainer, weights
+from toys import Rounds, ToyBackbone, shaken
+
+from lightning_modules.ddpo import DDPO
+from zoo.backbones.lora import add_lora, reference, save_adapter
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    backbone = ToyBackbone()
+    add_lora(backbone, 2)
+    shaken(backbone.denoiser)
+    return str(save_adapter(backbone, tmp_path / "adapter"))
+
+
+def of(ddpo: DDPO, x: torch.Tensor) -> torch.Tensor:
+    said = ddpo.backbone.encode_prompts(next(iter(Rounds(2))).prompts)
+    with torch.no_grad():
+        return ddpo.backbone.predict(x, torch.full((2,), 0.5), said)
+
+
+def test_a_run_starts_from_an_adapter_and_its_reference_stays_the_base(adapter):
+    started, plain, x = module(start_adapter=adapter), module(), torch.ones(2, 2, 8)
+    saved = shaken(module().backbone.denoiser)
+    own = dict(started.backbone.denoiser.named_parameters())
+    learning = {name: p for name, p in saved.named_parameters() if "lora_" in name}
+    assert learning and all(torch.equal(own[name], p) for name, p in learning.items())
+    assert all(own[name].requires_grad for name in learning)
+    assert not torch.equal(of(started, x), of(plain, x))
+    with reference(started.backbone):
+        assert torch.equal(of(started, x), of(plain, x))
+
+
+def test_its_resume_is_bitwise(adapter, tmp_path):
+    whole = module(start_adapter=adapter)
+    fitted(whole, epochs=4)
+    first = module(start_adapter=adapter)
+    fitted(first, epochs=2).save_checkpoint(tmp_path / "half.ckpt")
+    second = module(start_adapter=adapter)
+    half = tmp_path / "half.ckpt"
+    trainer(4).fit(second, Rounds(8, start=2), ckpt_path=half, weights_only=True)
+    ended = weights(second)
+    assert all(torch.equal(value, ended[name]) for name, value in weights(whole).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"lora_rank": 3}, "module.lora_rank=2"), ({"lora_alpha": 5.0}, "module.lora_alpha=2"),
+     ({"lora_rank": 0}, "module.lora_rank=2"), ({"lora_targets": "all"}, "differs")],
+)  # fmt: skip
+def test_an_adapter_that_does_not_fit_is_told(adapter, changes, named):
+    with pytest.raises(ValueError, match=named):
+        module(start_adapter=adapter, **changes)
+
+
+def test_a_folder_without_an_adapter_is_told(tmp_path):
+    with pytest.raises(ValueError, match="holds no adapter"):
+        module(start_adapter=str(tmp_path))
