@@ -7,6 +7,7 @@ from toys import Rounds, ToyBackbone, shaken
 
 from lightning_modules.ddpo import DDPO
 from zoo.backbones.lora import add_lora, reference, save_adapter
+from zoo.run_facts import facts_of
 
 
 @pytest.fixture
@@ -60,3 +61,12 @@ def test_an_adapter_that_does_not_fit_is_told(adapter, changes, named):
 def test_a_folder_without_an_adapter_is_told(tmp_path):
     with pytest.raises(ValueError, match="holds no adapter"):
         module(start_adapter=str(tmp_path))
+
+
+def test_the_export_names_what_a_run_started_from_without_a_local_path(tmp_path):
+    done = tmp_path / "adapter"
+    for start, said in (("/home/me/runs/one/adapter", "one/adapter"), (None, None)):
+        settings = {"module": {"backbone": {"name": "embedded/music"}, "start_adapter": start}}
+        facts = facts_of(tmp_path, settings, done, None)
+        assert facts["training"].get("started_from") == said
+        assert facts["base"]["name"] == "embedded/music"

@@ -44,6 +44,7 @@ def facts_of(
         "taken_from": (result.name if is_finished else f"checkpoints/{result.path.name}"),
         "knobs": {key: module[key] for key in _MODULE if module.get(key) is not None},
         "prompts": {key: data[key] for key in _DATA if data.get(key) is not None},
+        "started_from": _last_parts(module.get("start_adapter")),
     }
     facts: dict[str, Any] = {
         **({"licence": inherited if name is not None else licence} if name is not None or licence else {}),
@@ -54,6 +55,11 @@ def facts_of(
     }
     base = {"name": name, "licence": inherited, "files": _files_of(name)} if name else {}
     return masked({**({"base": base} if base else {}), **facts})
+
+
+def _last_parts(path: str | None) -> str | None:
+    """The last two names of a path, such as ``one/adapter``: cards hold no whole local path."""
+    return None if path is None else "/".join(Path(path).parts[-2:])
 
 
 def source_name(node: Any) -> str | None:

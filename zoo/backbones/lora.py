@@ -78,7 +78,10 @@ def add_lora(
     from zoo.backbones.adapter_files import check_alpha
 
     if isinstance(backbone.denoiser, PeftModel):
-        raise ValueError("this backbone already has an adapter; load another copy of the backbone")
+        raise ValueError(
+            "this backbone already has an adapter; load it without one (DDPO goes on training a saved "
+            "adapter with module.start_adapter=FOLDER)"
+        )
     if int(rank) != rank or rank < 1:
         raise ValueError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
     alpha = rank if alpha is None else alpha
