@@ -185,6 +185,8 @@ class AudioDataModule(L.LightningDataModule):
     Raises ``ValueError`` for settings out of range, no readable clip, and fewer training clips than one batch needs.
     """
 
+    batch_type = AudioBatch
+
     def __init__(
         self,
         folder: str,

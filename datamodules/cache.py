@@ -76,6 +76,8 @@ class _Latents:
 class LatentCache(L.LightningDataModule):
     """``LatentBatch`` of ``source``'s clips, encoded once by ``backbone`` at set-up. Batch sizes and seed are the source's."""
 
+    batch_type = LatentBatch
+
     def __init__(self, source: ClipSource, backbone: Backbone) -> None:
         super().__init__()
         self.source, self.backbone = source, backbone

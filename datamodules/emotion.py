@@ -189,6 +189,8 @@ class EmopiaDataModule(L.LightningDataModule):
     resumed run hears what it would have heard.
     """
 
+    batch_type = AudioBatch
+
     def __init__(
         self,
         audio_dir: str,

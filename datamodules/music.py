@@ -174,6 +174,8 @@ class MusicDataModule(L.LightningDataModule):
     ``hold_out``: leave out of the captions the word-instrument pairs of ``held_out_pairs``.
     """
 
+    batch_type = AudioBatch
+
     def __init__(
         self,
         clips: int = 4096,

@@ -113,6 +113,8 @@ class PromptDataModule(L.LightningDataModule):
     differ.
     """
 
+    batch_type = PromptBatch
+
     def __init__(
         self,
         template: str | None = None,
@@ -200,6 +202,12 @@ class PromptDataModule(L.LightningDataModule):
             raise ValueError(f"all {len(self.train_prompts)} training prompts would be left out, so there is nothing to train on")
         self.train_prompts, self.validation_prompts, self.rounds.prompts = kept, held_out, kept
         self.setup()
+
+    def first_round(self, world_size: int) -> PromptBatch:
+        """The first process's rows of round 0. Raises ``ValueError`` when they do not divide."""
+        r = self.rounds
+        batch = round_prompts(r.prompts, r.prompts_per_round, r.repeats, r.seed, 0)
+        return shard(batch, 0, world_size)
 
     def train_dataloader(self) -> PromptRounds:
         return self.rounds

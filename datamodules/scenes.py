@@ -114,6 +114,8 @@ class SceneDataModule(L.LightningDataModule):
     nothing.
     """
 
+    batch_type = AudioBatch
+
     def __init__(
         self,
         bank: SoundBank,

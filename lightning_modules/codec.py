@@ -44,6 +44,8 @@ class Codec(L.LightningModule):
     step and the process only, so a run resumed at the end of an epoch continues exactly.
     """
 
+    batch_types = (AudioBatch,)
+
     def __init__(
         self,
         codec: SpectralCodec,

@@ -77,6 +77,8 @@ class Contrastive(L.LightningModule):
     passes.
     """
 
+    batch_types = (AudioBatch,)
+
     def __init__(
         self,
         reward: ClapReward,

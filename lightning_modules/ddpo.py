@@ -72,6 +72,8 @@ class DDPO(LightningModule):
         }
     )
 
+    batch_types = (PromptBatch,)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -217,6 +219,23 @@ class DDPO(LightningModule):
         if self._saved_random_state is not None:
             set_random_state(self._saved_random_state)
             self._saved_random_state = None
+
+    def check_first_round(self, data: Any) -> None:
+        """Raises ``ValueError`` for what is known beforehand of a round that would be refused: its
+        size, groups of one sample, prompts that a reward could not judge."""
+        if not isinstance(data, PromptSource):
+            return
+        check_judged((self.reward, self.held_out_reward), data.all_prompts())
+        if hasattr(data, "first_round"):
+            world = self.trainer.num_devices * self.trainer.num_nodes if self._trainer else 1
+            whole, h = data.first_round(1), self.hparams
+            single = len({prompt.id for prompt in whole.prompts}) == len(whole)
+            if h.advantage in ("group", "group_global") and single:
+                raise ValueError(
+                    f"advantage={h.advantage} compares the samples of a prompt, and every prompt "
+                    "has only one; set data.repeats to at least 2, or advantage to prompt or batch"
+                )
+            check_round(data.first_round(world), h, None)
 
     def check_round(self, batch: PromptBatch) -> None:
         """Raises ``ValueError`` when this round cannot be trained as configured: called before anything is sampled."""

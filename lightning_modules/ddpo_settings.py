@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,15 @@ _CHOICES = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` naming the first setting that cannot be meant."""
+    """Raises ``ValueError`` naming the first setting that cannot work."""
+    for name in ("learning_rate", "weight_decay", "adam_epsilon"):
+        if not 0 <= settings[name] < math.inf:
+            raise ValueError(f"invalid {name} {settings[name]}: expected a finite number >= 0")
+    if settings["detach_unconditional"] and settings["guidance_scale"] == 0:
+        raise ValueError(
+            "guidance_scale 0 uses the unconditional branch alone, and detach_unconditional=true "
+            "keeps gradients out of it: nothing would be trained; change one of them"
+        )
     for name in _POSITIVE:
         if not settings[name] > 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
@@ -57,7 +66,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"train_step_share is a share of the steps, at most 1, got {settings['train_step_share']}")
     optimizer_class(settings["optimizer"])
     for name in ("kl_weight", "lora_rank", "reward_workers"):
-        if not settings[name] >= 0:
+        if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name} must be at least 0, got {settings[name]}")
     if settings["lora_rank"] == 0 and settings["kl_weight"] > 0:
         raise ValueError("kl_weight > 0 compares with the base model, which is the adapter switched off; set lora_rank >= 1")
@@ -111,6 +120,13 @@ def make_trainable(
     if start is not None:
         _check_start(start, rank, alpha)
     if rank:
+        layers = [m for m in backbone.denoiser.modules() if isinstance(m, nn.Linear)]
+        widest = max((min(m.weight.shape) for m in layers), default=rank)
+        if rank > widest:
+            raise ValueError(
+                f"invalid lora_rank {rank}: no layer of this backbone has a rank above {widest}; "
+                "usual are 4 to 64, and 0 trains the whole denoiser"
+            )
         add_lora(backbone, rank, alpha, targets, init)
         if start is not None:
             fill_adapter(backbone.denoiser, start)

@@ -33,6 +33,8 @@ class Denoising(L.LightningModule):
     error under the right one. Raises ``ValueError`` for unknown parts, and for audio at another rate than the backbone's.
     """
 
+    batch_types = (AudioBatch, LatentBatch)
+
     def __init__(
         self,
         backbone: Backbone,

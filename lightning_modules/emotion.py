@@ -86,6 +86,8 @@ class Emotion(L.LightningModule):
     A resumed run ends with the weights of one that was never stopped, on one device.
     """
 
+    batch_types = (AudioBatch,)
+
     def __init__(
         self,
         reward: EmotionReward,

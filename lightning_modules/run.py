@@ -27,10 +27,11 @@ from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks, write_results
 from lightning_modules.command_line import split_override
 from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
+from lightning_modules.start_checks import check_data, check_trainer
 from zoo.errors import did_you_mean, is_disk_full, parser_message
 from zoo.files import clear_after_killed
 from zoo.secrets import masked_command, remember_in
-from zoo.targets import bind, check, instantiate
+from zoo.targets import bind, check, instantiate, locate
 
 
 @dataclass
@@ -138,11 +139,20 @@ class _WriteConfig(Callback):
                 clear_after_killed(folder)
             run_folder.write_config(out_dir, self.run.to_dict(), self.command_line, self.checkpoint)
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states = checkpoint["callbacks"]
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+                state = states[callback.state_key]
+                states[callback.state_key] = run_folder.moved(state, str(callback.dirpath))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_trained = True
 
 
-def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = None, records: bool = True) -> Built:
+def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Built:
     """Seeds everything and builds module, data and trainer; every key is checked before the first of them is built.
 
     With ``records`` the trainer writes metrics, samples and checkpoints to the run folder. ``first``: callbacks before others.
@@ -155,6 +165,8 @@ def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = No
         if where in ("module", "data") and node is not None and "_target_" not in node:
             raise ValueError(f"{where} needs a _target_, the class to build, such as lightning_modules.ddpo.DDPO")
         check(node, where)
+    check_trainer(settings, locate(run.module["_target_"], "module._target_"))
+    run_folder.check_place(run.out_dir)
     seed_everything(run.seed, workers=True, verbose=False)
     module = instantiate(run.module, "module")
     data = instantiate(run.data, "data")
@@ -175,7 +187,7 @@ def build(run: Run, first: Sequence[Callback] = (), checkpoint: Path | None = No
         callbacks = [*callbacks, *default_callbacks(out_dir)]
         settings = {"enable_progress_bar": False, **settings}
     else:
-        loggers = [run_folder.RunCSV(out_dir, run_folder.logged_steps(checkpoint) if checkpoint else None), *loggers]
+        loggers = [run_folder.RunCSV(out_dir), *loggers]
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(out_dir / "checkpoints")
@@ -199,9 +211,14 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
     Raises ``ValueError`` before anything is written when ``out_dir`` holds another run, or ``OSError`` when the disk is full.
     """
     out_dir = Path(run.out_dir)
-    checkpoint, notes = run_folder.starting_point(out_dir, run.to_dict(), run.resume)
-    start = _WriteConfig(run, command_line, checkpoint)
-    built = build(run, [start], checkpoint)
+    start = _WriteConfig(run, command_line, None)
+    built = build(run, [start])
+    check_data(built.module, built.data)
+    checkpoint, notes = run_folder.starting_point(out_dir, run.to_dict(), run.resume)  # comes last
+    start.checkpoint = checkpoint
+    for logger in built.trainer.loggers:
+        if checkpoint and isinstance(logger, run_folder.RunCSV):
+            logger.resumed_step = run_folder.logged_steps(checkpoint)
     for note in notes:
         rank_zero_info(note)
     try:
@@ -232,8 +249,9 @@ def predict(run: Run) -> Any:
 
 def dry_run(run: Run) -> str:
     """Builds everything, runs and writes nothing; says what would be trained and what it needs. Raises as ``fit`` does."""
-    run_folder.starting_point(Path(run.out_dir), run.to_dict(), run.resume)
     built = build(run)
+    check_data(built.module, built.data)
+    run_folder.starting_point(Path(run.out_dir), run.to_dict(), run.resume)
     parameters = list(built.module.parameters())
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in parameters) / 2**20

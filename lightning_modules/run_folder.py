@@ -95,6 +95,31 @@ def _listed(released: Collection[str]) -> str:
     return "".join(f", module.{name}" for name in sorted(released))
 
 
+def check_place(out_dir: str) -> None:
+    """Raises ``ValueError`` for a folder that cannot be meant as a run folder."""
+    if not out_dir.strip() or Path(out_dir).resolve() == Path(out_dir).resolve().parent:
+        raise ValueError(f"invalid out_dir {out_dir!r}: name a folder for the run, such as runs/one")
+
+
+def moved(state: Mapping[str, Any], dirpath: str) -> dict[str, Any]:
+    """The state of a ``ModelCheckpoint`` for its folder's new place ``dirpath``; files that are not
+    there are forgotten. Without it Lightning forgets all, and old checkpoints are never deleted."""
+    old = state["dirpath"]
+
+    def there(path: str) -> str:
+        inside = bool(path) and Path(path).is_relative_to(old)
+        return str(Path(dirpath) / Path(path).relative_to(old)) if inside else path
+
+    kept = {there(path): score for path, score in state["best_k_models"].items()}
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    return {
+        **state,
+        **{name: there(state[name]) for name in names},
+        "dirpath": dirpath,
+        "best_k_models": {path: score for path, score in kept.items() if Path(path).exists()},
+    }
+
+
 def holds_run(out_dir: Path) -> bool:
     return (out_dir / "config.yaml").exists() or bool(checkpoints(out_dir))
 
@@ -185,7 +210,7 @@ class RunCSV(CSVLogger):
     def __init__(self, out_dir: str | Path, resumed_step: int | None = None) -> None:
         super().__init__(save_dir=str(out_dir), name="", version="", flush_logs_every_n_steps=1)
         self._file = Path(out_dir) / "metrics.csv"
-        self._resumed_step = resumed_step
+        self.resumed_step = resumed_step
 
     @property
     @rank_zero_experiment
@@ -204,11 +229,11 @@ class RunCSV(CSVLogger):
         return self._experiment
 
     def _kept_rows(self) -> tuple[list[dict[str, str]], list[str]]:
-        if not self._file.exists() or self._resumed_step is None:
+        if not self._file.exists() or self.resumed_step is None:
             return [], []
         with self._file.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < self._resumed_step]
+            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < self.resumed_step]
             return rows, list(reader.fieldnames or [])
 
 

@@ -1,0 +1,70 @@
+"""What a run's first round would refuse, told before the run folder exists; ``--dry-run`` asks it too."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+_OURS = {  # trainer's setting -> (the module's setting that tells that it has its own, what to use)
+    "gradient_clip_val": ("max_grad_norm", "module.max_grad_norm"),
+    "gradient_clip_algorithm": ("max_grad_norm", "module.max_grad_norm, which cuts the norm"),
+    "accumulate_grad_batches": (
+        "updates_per_round",
+        "module.train_batch_size and module.updates_per_round",
+    ),
+}
+
+
+def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
+    """Raises ``ValueError`` for settings of ``lightning.Trainer`` with which nothing is trained, that
+    this machine cannot follow, or that ``target``, the module's class, has under another name."""
+    for name in ("max_epochs", "max_steps"):
+        value = settings.get(name)
+        if isinstance(value, int) and (value == 0 or value < -1):
+            raise ValueError(f"invalid trainer.{name} {value}: expected at least 1, or -1 for no end")
+    for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):
+        value = settings.get(name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"invalid trainer.{name} {value}: expected at least 1")
+    if settings.get("limit_train_batches") == 0:
+        raise ValueError("invalid trainer.limit_train_batches 0: nothing would be trained")
+    own = inspect.signature(target).parameters
+    for name, (sign, advice) in _OURS.items():
+        if settings.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None) and sign in own:
+            raise ValueError(f"trainer.{name} has no effect on {target.__name__}; use {advice}")
+    _check_accelerator(settings.get("accelerator"))
+
+
+def _check_accelerator(name: Any) -> None:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    found = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
+    if found.get(name, True):
+        return
+    why = "" if torch.version.cuda or name == "mps" else " (the installed torch is built without CUDA)"
+    raise ValueError(
+        f"trainer.accelerator={name}: no such device is found on this machine{why}; "
+        "use trainer.accelerator=cpu, or auto for the best there is"
+    )
+
+
+def check_data(module: LightningModule, data: LightningDataModule | None) -> None:
+    """Raises ``ValueError`` when ``module`` has no data, or data of another kind than it takes
+    (``batch_types`` of the module, ``batch_type`` of the data module), and whatever the module's
+    ``check_first_round(data)`` raises."""
+    if data is None and not is_overridden("train_dataloader", module):
+        kind = type(module).__name__
+        raise ValueError(f"data is missing: {kind} needs a data module; set data: {{_target_: ...}}")
+    wanted, given = getattr(module, "batch_types", None), getattr(data, "batch_type", None)
+    if wanted and given and not issubclass(given, wanted):
+        names = " or ".join(kind.__name__ for kind in wanted)
+        raise ValueError(
+            f"data: {type(data).__name__} yields {given.__name__}, but {type(module).__name__} "
+            f"trains on {names}; give another data module"
+        )
+    if hasattr(module, "check_first_round"):
+        module.check_first_round(data)

@@ -1,0 +1,71 @@
+"""What the first round would refuse is told by the start and by --dry-run, before there is a run folder."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from toy_run import ROOT, load
+
+from lightning_modules import run
+
+SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("module.sample_batch_size=7", "sample_batch_size=7"),
+        ("module.train_batch_size=3", "train_batch_size=3"),
+        ("data=null", "data is missing"),
+        ("data.repeats=1", "data.repeats"),
+        ("data.words={none: [happy, sad]}", "held_out|mood"),
+        ("data={_target_: datamodules.music.MusicDataModule}", "MusicDataModule yields AudioBatch"),
+        ("module.learning_rate=.inf", "learning_rate inf"),
+        ("module.weight_decay=.inf", "weight_decay inf"),
+        ("module.guidance_scale=0", "detach_unconditional"),
+        ("module.lora_rank=1000000000", "lora_rank 1000000000"),
+        ("trainer.gradient_clip_val=1.0", "module.max_grad_norm"),
+        ("trainer.accumulate_grad_batches=2", "module.updates_per_round"),
+        ("trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch 0"),
+        ("trainer.max_epochs=0", "max_epochs 0"),
+        ("trainer.limit_train_batches=0", "limit_train_batches 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_there_is_a_folder(tmp_path, override, word):
+    for start in (run.dry_run, run.fit):
+        with pytest.raises(ValueError, match=word):
+            start(run.load([SMOKE], [f"out_dir={tmp_path / 'run'}", override]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["''", "/"])
+def test_no_place_for_a_run(tmp_path, place):
+    with pytest.raises(ValueError, match="invalid out_dir"):
+        run.fit(load(tmp_path, f"out_dir={place}"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_told_with_one_that_is(tmp_path):
+    with pytest.raises(ValueError, match="trainer.accelerator=cuda: .*trainer.accelerator=cpu"):
+        run.fit(load(tmp_path, "trainer.accelerator=cuda"))
+
+
+def test_a_folder_that_holds_a_run_hides_no_other_mistake(tmp_path):
+    run.fit(load(tmp_path, "trainer.max_epochs=1"))
+    for start in (run.dry_run, run.fit):
+        with pytest.raises(ValueError, match="width"):
+            start(load(tmp_path, "module.widht=3"))
+
+
+@pytest.mark.parametrize("move", [shutil.move, lambda old, new: shutil.copytree(old, new, symlinks=True)])
+def test_old_checkpoints_are_deleted_after_a_move_or_a_copy(tmp_path, move):
+    run.fit(load(tmp_path, "trainer.max_epochs=3"))
+    old, new = tmp_path / "run", tmp_path / "elsewhere"
+    move(str(old), str(new))
+    before = sorted(old.rglob("*"))
+    run.fit(load(tmp_path, "trainer.max_epochs=5", f"out_dir={new}", "resume=true"))
+    names = sorted(path.name for path in (new / "checkpoints").iterdir())
+    assert names == [f"epoch={i}-step={4 * i + 4}.ckpt" for i in (2, 3, 4)] + ["last.ckpt"]
+    assert sorted(old.rglob("*")) == before
