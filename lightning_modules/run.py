@@ -113,10 +113,17 @@ def _readable(error: Exception, where: str, key: str, config: DictConfig) -> Val
     return ValueError(f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}")
 
 
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    """The dotted keys of all values below nested dictionaries."""
+    if not isinstance(node, dict):
+        return [prefix]
+    return [key for name, value in node.items() for key in _keys(value, f"{prefix}.{name}".lstrip("."))]
+
+
 def _nearest_key(key: str, config: DictConfig) -> str:
     """The end of a message about an unknown root key: settings of that name further down, else
     the nearest root key."""
-    known = run_folder.flat(OmegaConf.to_container(config))
+    known = _keys(OmegaConf.to_container(config))
     below = sorted(name for name in known if name.rpartition(".")[2] == key)
     if below:
         return f"did you mean {' or '.join(below[:3])}?"
