@@ -236,6 +236,11 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except Exception as error:
+        if checkpoint and not start.has_trained and str(error).startswith("Error(s) in loading state_dict"):
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{checkpoint} is of another model than this configuration's ({said}); name the out_dir of this run"
+            ) from error
         if not is_disk_full(error):
             raise
         raise run_folder.disk_full(out_dir) from error

@@ -30,6 +30,15 @@ from zoo.secrets import masked, masked_command
 
 _NAMED = 8  # settings that a message names
 _PACKAGES = ("torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
+# what Lightning goes on from (a checkpoint of weights only lacks some)
+_STATE = {
+    "state_dict": dict,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+}
 
 
 def provenance(
@@ -151,15 +160,15 @@ def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tu
     candidates = checkpoints(out_dir)
     damaged = []
     for path in candidates:
-        if is_intact(path):
+        why = why_unusable(path)
+        if why is None:
             if damaged:
-                notes.append(f"{', '.join(damaged)} is damaged (an interrupted write?): going on from the older {path}")
+                notes.append(f"{'; '.join(damaged)}: going on from the older {path}")
             return path, notes
-        damaged.append(str(path))
+        damaged.append(f"{path} {why}")
     if damaged:
         raise ValueError(
-            f"no checkpoint in {out_dir / 'checkpoints'} is intact ({', '.join(Path(p).name for p in damaged)}); "
-            "start a new run in another out_dir"
+            f"no checkpoint in {out_dir / 'checkpoints'} is intact: {'; '.join(damaged)}; start a new run in another out_dir"
         )
     return None, [*notes, f"{out_dir} holds no checkpoint yet: starting at the beginning"]
 
@@ -171,14 +180,29 @@ def checkpoints(out_dir: Path) -> list[Path]:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether every record of a checkpoint file has its checksum. A folder (sharded checkpoint) is taken as it is."""
+    """Whether training can go on from a checkpoint file (see ``why_unusable``)."""
+    return why_unusable(path) is None
+
+
+def why_unusable(path: Path) -> str | None:
+    """Why training cannot go on from a checkpoint file, None where it can: every record has its checksum, and it is plain data
+    that holds what the trainer needs. A folder (sharded checkpoint) is taken as it is."""
     if path.is_dir():
-        return True
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError):
-        return False
+            if archive.testzip() is not None:
+                return "is damaged (an interrupted write?)"
+    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return "is damaged (an interrupted write?)"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the reader raises RuntimeError, UnpicklingError and more for what is no checkpoint
+        return f"is no checkpoint of plain data ({' '.join(str(error).split())[:120]})"
+    if not isinstance(state, dict):
+        return f"holds a {type(state).__name__}, not the state of a run"
+    missing = [key for key, kind in _STATE.items() if not isinstance(state.get(key), kind)]
+    return f"is not the state of a run: it has no {', '.join(missing)}" if missing else None
 
 
 def logged_steps(checkpoint: Path) -> int | None:

@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_newest_intact_one(tmp_path):
     assert built.trainer.global_step == 8 and run_folder.is_intact(folder / "last.ckpt")
     for path in folder.glob("epoch*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no checkpoint in .* is intact .*start a new run in another out_dir"):
+    with pytest.raises(ValueError, match="no checkpoint in .* is intact: .*start a new run in another out_dir"):
         run.fit(load(tmp_path, "resume=true"))
 
 
@@ -155,7 +155,8 @@ def test_what_a_killed_run_was_writing_is_no_checkpoint_and_is_swept_away(tmp_pa
 
 def test_one_flipped_bit_is_noticed(tmp_path):
     path = tmp_path / "a.ckpt"
-    torch.save({"weights": torch.arange(1000)}, path)
+    lists = {"optimizer_states": [], "lr_schedulers": [], "epoch": 0, "global_step": 1}
+    torch.save({"state_dict": {"weights": torch.arange(1000)}, "loops": {}, **lists}, path)
     assert run_folder.is_intact(path) and run_folder.is_intact(tmp_path)
     with zipfile.ZipFile(path) as archive:
         record = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
