@@ -92,7 +92,8 @@ def sampled(backbone: Backbone, reward: Reward, sampler: Sampler, batch: PromptB
                 made = rollout(backbone.predict, backbone.path, sampler, prompts, conditioning, negative,
                                backbone.latent_shape(prompts[0].seconds), generators)  # fmt: skip
             with phases("decoding"):
-                wave_BCN = backbone.decode(made.clean).float()[..., : prompts[0].samples(backbone.sample_rate_hz)]
+                samples = prompts[0].samples(backbone.sample_rate_hz)
+                wave_BCN = backbone.decode(made.clean).float()[..., :samples]
             rollouts.append(made)
             sides.append((conditioning, negative))
             scores.append(pool.submit(_scored, reward, wave_BCN, backbone.sample_rate_hz, prompts))

@@ -196,9 +196,10 @@ class DDPO(LightningModule):
     def setup(self, stage: str) -> None:
         source, h = self.trainer.datamodule, self.hparams
         if isinstance(source, PromptSource):
-            rewards, samplers = (self.reward, self.held_out_reward), (self.sampler, self.eval_sampler)
-            drop = h.long_prompts == "drop"
-            self._dropped_prompts += settle_long_prompts(source, self.backbone, rewards, samplers, drop=drop)
+            rewards = (self.reward, self.held_out_reward)
+            self._dropped_prompts += settle_long_prompts(
+                source, self.backbone, rewards, (self.sampler, self.eval_sampler), drop=h.long_prompts == "drop"
+            )
             check_judged(rewards, source.all_prompts())
         elif h.text_encoders != "keep":
             raise ValueError(f"text_encoders={h.text_encoders} needs a data module that knows all its prompts beforehand")

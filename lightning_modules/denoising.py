@@ -78,7 +78,8 @@ class Denoising(L.LightningModule):
             return self.backbone.encode(batch.wave_BCN).float()
 
     def _errors(self, clean: Tensor, prompts: Sequence[Prompt], time_B: Tensor, noise: Tensor) -> Tensor:
-        conditioning = self.backbone.encode_prompts([prompt.without_negative() for prompt in prompts])
+        said = [prompt.without_negative() for prompt in prompts]
+        conditioning = self.backbone.encode_prompts(said)
         mask = self.backbone.scored_mask(prompts) if hasattr(self.backbone, "scored_mask") else None
         return denoising_error(self.backbone.predict, self.backbone.path, clean, time_B, noise, conditioning, mask)
 

@@ -72,7 +72,7 @@ class Prompt:
         return replace(self, negative="") if self.negative else self
 
     def samples(self, sample_rate_hz: int) -> int:
-        """How many wave samples ``seconds`` are: the fewest that cover them. Every clip is cut to it."""
+        """The fewest wave samples that cover ``seconds``, at least 1. Every clip is cut to them."""
         return max(1, math.ceil(self.seconds * sample_rate_hz - 1e-6))
 
 

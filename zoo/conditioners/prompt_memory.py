@@ -55,14 +55,16 @@ class PromptMemory:
         return prompt.text, max(len(self.tokens(text)) for text in (prompt.text, prompt.negative))
 
     def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Reads prompts and their negatives, and prompts as they are without guidance; all of it stays.
+        """Reads prompts, with and without guidance, and their negatives, and keeps all of it.
 
         Raises ``ValueError`` for more texts than are kept, and as a call.
         """
         for prompt in prompts:
             for side in (prompt, prompt.as_negative(), prompt.without_negative()):
                 if self._key(side) not in self._kept and len(self._kept) >= CAPACITY:
-                    raise ValueError(f"{CAPACITY} texts are kept at most; keep the text encoders for more prompts than that")
+                    raise ValueError(
+                        f"{CAPACITY} texts are kept at most; keep the text encoders for more prompts than that"
+                    )
                 self(side)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:

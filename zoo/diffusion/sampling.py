@@ -221,7 +221,8 @@ def rollout(
             f"guidance_scale {sampler.guidance_scale} needs a negative side; encode what Sampler.sides "
             "gives, or set the scale to 1"
         )
-    conditioning, negative = conditioning.to(device), negative.to(device) if sampler.is_guided else None
+    conditioning = conditioning.to(device)
+    negative = negative.to(device) if sampler.is_guided else None
     mask = None if scored_mask is None else scored_mask.to(device)
     count, steps = len(prompts), int(sampler.steps)
 
