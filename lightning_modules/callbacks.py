@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.audio_samples import AudioSamples
+from lightning_modules.progress import RoundProgress
 from lightning_modules.report import draw_curve, write_report
 from zoo.backbones.adapter_files import base_hashes, check_base
 from zoo.backbones.lora import save_adapter
@@ -161,47 +162,3 @@ class Report(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             write_report(self.out_dir)
-
-
-class RoundProgress(Callback):
-    """Bars for rounds, and within a round for rollout, reward and update. Shows nothing on other processes than the first."""
-
-    PHASES = ("rollout", "reward", "update")
-
-    def __init__(self) -> None:
-        self.progress, self.tasks = None, {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        if not trainer.is_global_zero or not hasattr(pl_module, "report"):
-            return
-        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, TimeRemainingColumn())
-        total = trainer.num_training_batches * (trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1)
-        self.tasks = {"round": self.progress.add_task("round", total=total)}
-        self.tasks |= {phase: self.progress.add_task(f"  {phase}", total=None) for phase in self.PHASES}
-        self.progress.update(self.tasks["round"], completed=trainer.fit_loop.epoch_loop.total_batch_idx + 1)
-        self.progress.start()
-        pl_module.report = self._report
-
-    def _report(self, phase: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress.update(self.tasks[phase], completed=done, total=total)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.progress is not None:
-            mean = trainer.callback_metrics.get("reward/mean")
-            text = "round" if mean is None else f"round   reward {float(mean):+.3f}"
-            self.progress.update(self.tasks["round"], advance=1, description=text)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None

@@ -268,6 +268,7 @@ class DDPO(LightningModule):
             return sample_and_score(
                 self.backbone, reward, sampler, batch, seed=h.seed, sample_batch_size=h.sample_batch_size,
                 device=self.device, keep=keep, report=self.report, reward_workers=h.reward_workers,
+                drop_failed=h.on_bad_reward == "drop" and keep == "trajectory",
             )  # fmt: skip
 
     def _update(self, batch: PromptBatch, trajectory: Trajectory, advantage_B: Tensor, kept_B: list[bool]) -> dict[str, float]:

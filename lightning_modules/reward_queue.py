@@ -7,6 +7,7 @@ come after those that made the wave and no tensor changes streams: what overlaps
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +23,17 @@ from zoo.errors import for_screen
 from zoo.secrets import without_secrets
 from zoo.types import Prompt, Reward, RewardOutput
 
+log = logging.getLogger(__name__)
+
 WAITING = 2  # waves that may wait beside those that are being scored: what bounds the memory
 
 
 class RewardError(ValueError):
     """A reward raised, or returned something that is not one score a sample."""
+
+
+class RewardRaised(RewardError):
+    """A reward raised an exception of its own."""
 
 
 class Stopwatch:
@@ -56,9 +63,10 @@ def score(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequen
         raise
     except Exception as error:
         told = for_screen(without_secrets(str(error)), 2000)  # a service may have put its key into it
-        raise RewardError(
+        raise RewardRaised(
             f"the reward {name} raised {type(error).__name__}: {told} (on {len(prompts)} samples of {texts}, ...); "
-            "nothing since the last checkpoint is kept; mend the reward, then go on with resume=true"
+            "nothing since the last checkpoint is kept; mend the reward, or set on_bad_reward=drop to "
+            "leave such samples out, then go on with resume=true"
         ) from error
     check_answer(output, len(prompts), f"the reward {name} must return")
     return RewardOutput(_plain(output.score_B), *(_all_plain(named) for named in (output.parts, output.vectors)))
@@ -91,6 +99,22 @@ def _plain(value: Tensor) -> Tensor:
 
 def _all_plain(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _plain(value) for name, value in named.items()}
+
+
+def _filled(outputs: Sequence[RewardOutput | None], sizes: Sequence[int]) -> list[RewardOutput]:
+    """NaN for the samples of calls that failed, with the parts and vectors of the others."""
+    like = next((output for output in outputs if output is not None), RewardOutput(torch.empty(0)))
+
+    def nothing(count: int) -> RewardOutput:
+        parts = {name: torch.full((count,), torch.nan) for name in like.parts}
+        vectors = {
+            name: torch.full((count, vector.shape[1]), torch.nan)
+            for name, vector in like.vectors.items()
+        }
+        return RewardOutput(torch.full((count,), torch.nan), parts, vectors)
+
+    pairs = zip(outputs, sizes, strict=True)
+    return [nothing(size) if output is None else output for output, size in pairs]
 
 
 @dataclass(frozen=True)
@@ -133,6 +157,8 @@ class RewardQueue:
 
     ``put`` and ``collect`` raise the ``RewardError`` of the earliest wave that failed, as scoring in line would; errors of
     further waves are its notes (``__notes__``). Leaving the context ends all threads: waves that wait are not scored any more.
+    With ``drop_failed`` a call that raises is told as a warning, and its samples have NaN scores; an
+    answer of the wrong shape stops all the same.
     ``seconds``: spent in the reward, summed over threads; ``seconds_waited``: of the caller, in ``put`` and ``collect``.
     """
 
@@ -143,12 +169,14 @@ class RewardQueue:
         device: torch.device,
         workers: int = 0,
         report: Callable[[int], None] | None = None,
+        drop_failed: bool = False,
     ) -> None:
         self._reward, self._rate, self._device = reward, sample_rate_hz, device
+        self._drop_failed = drop_failed
         self._report = report or (lambda samples: None)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reward") if workers else None
         self._room = threading.BoundedSemaphore(workers + WAITING)
-        self._waves: list[Future[tuple[RewardOutput, float]]] = []
+        self._waves: list[Future[tuple[RewardOutput | None, float]]] = []
         self._sizes: list[int] = []
         self.seconds = self.seconds_waited = 0.0
 
@@ -167,10 +195,10 @@ class RewardQueue:
         """Scores ``wave_BCN`` (B, C, N), now or soon; it must not be changed any more. Raises ``RewardError``."""
         self._sizes.append(len(prompts))
         if self._pool is None:
-            future: Future[tuple[RewardOutput, float]] = Future()
+            future: Future[tuple[RewardOutput | None, float]] = Future()
             watch = Stopwatch(self._device)
             with watch():
-                output = score(self._reward, wave_BCN, self._rate, prompts)
+                output = self._scored(wave_BCN, prompts)
             future.set_result((output, watch.seconds))
             self.seconds_waited += watch.seconds
         else:
@@ -185,7 +213,7 @@ class RewardQueue:
 
     def collect(self) -> list[RewardOutput]:
         """Waits for what is left; the rewards of all waves in the order of ``put``. Raises ``RewardError``."""
-        outputs: list[RewardOutput] = []
+        outputs: list[RewardOutput | None] = []
         for index, wave in enumerate(self._waves):
             start = time.perf_counter()
             try:
@@ -197,13 +225,22 @@ class RewardQueue:
             self.seconds += seconds
             outputs.append(output)
             self._report(max(sum(self._sizes[: index + 1]), sum(s for s, w in zip(self._sizes, self._waves) if w.done())))
-        return outputs
+        return _filled(outputs, self._sizes)
 
-    def _work(self, wave_BCN: Tensor, prompts: Sequence[Prompt], modes: _Modes) -> tuple[RewardOutput, float]:
+    def _work(self, wave_BCN: Tensor, prompts: Sequence[Prompt], modes: _Modes) -> tuple[RewardOutput | None, float]:
         with modes():
             start = time.perf_counter()
-            output = score(self._reward, wave_BCN, self._rate, prompts)  # on the CPU: the GPU has finished
+            output = self._scored(wave_BCN, prompts)  # on the CPU: the GPU has finished
             return output, time.perf_counter() - start
+
+    def _scored(self, wave_BCN: Tensor, prompts: Sequence[Prompt]) -> RewardOutput | None:
+        try:
+            return score(self._reward, wave_BCN, self._rate, prompts)
+        except RewardRaised as error:
+            if not self._drop_failed:
+                raise
+            log.warning("%d samples are dropped: %s", len(prompts), error)
+            return None
 
     def _failures(self) -> list[BaseException]:
         done = [wave for wave in self._waves if wave.done() and not wave.cancelled()]

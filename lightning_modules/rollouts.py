@@ -76,11 +76,13 @@ def sample_and_score(
     keep: str = "trajectory",
     report: Report | None = None,
     reward_workers: int = 0,
+    drop_failed: bool = False,
 ) -> ScoredSamples:
     """Roll out, decode and score ``batch`` in micro-batches of ``sample_batch_size``.
 
     ``keep`` is "trajectory" (for training) or "wave" (for listening). Noise is keyed by (seed, round, prompt id, sample index).
     ``reward_workers``: threads that score while sampling goes on (0: in line); the numbers are the same.
+    ``drop_failed``: samples of a reward call that raised get NaN scores instead of an error.
     A backbone may have a method ``scored_mask(prompts)`` that returns what of the latents reaches the listener (bool, broadcast
     against (B, *latent)) or None. Waves are cut to ``prompt.seconds``.
     Raises ``RewardError`` (bad reward) and ``ValueError`` (prompts of different lengths).
@@ -96,7 +98,7 @@ def sample_and_score(
     trajectories, waves = [], []
     total = len(batch) * sampler.steps
     scored = partial(report, "reward", total=len(batch))
-    with RewardQueue(reward, backbone.sample_rate_hz, device, reward_workers, scored) as queue:
+    with RewardQueue(reward, backbone.sample_rate_hz, device, reward_workers, scored, drop_failed) as queue:
         for start in range(0, len(batch), sample_batch_size):
             rows = range(start, min(start + sample_batch_size, len(batch)))
             prompts = [batch.prompts[i] for i in rows]

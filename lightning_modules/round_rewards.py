@@ -104,6 +104,8 @@ def judge(
             "on_bad_reward=drop to leave such samples out; the last checkpoint is kept"
         )
     ids, scores, prompts = [row[0][0] for row in good], [row[1] for row in good], [row[2] for row in good]
+    part_names = max(gather(part_names), key=len)  # a process whose calls all failed has none
+    vector_names = max(gather(vector_names), key=len)
     *columns, norm_B = torch.tensor([row[3] for row in good], dtype=torch.float64).unbind(dim=1)
     parts, learned = dict(zip(part_names, columns, strict=True)), scores
     metrics = reward_summary(prompts, scores, class_label)

@@ -27,8 +27,10 @@ from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks, write_results
 from lightning_modules.command_line import split_override
 from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
+from lightning_modules.progress import quieten_lightning
+from lightning_modules.run_summary import run_summary
 from lightning_modules.start_checks import check_data, check_trainer
-from zoo.errors import did_you_mean, is_disk_full, parser_message
+from zoo.errors import Stopped, did_you_mean, is_disk_full, parser_message
 from zoo.files import clear_after_killed
 from zoo.secrets import masked_command, remember_in
 from zoo.targets import bind, check, instantiate, locate
@@ -174,6 +176,7 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
         check(node, where)
     check_trainer(settings, locate(run.module["_target_"], "module._target_"))
     run_folder.check_place(run.out_dir)
+    quieten_lightning()
     seed_everything(run.seed, workers=True, verbose=False)
     module = instantiate(run.module, "module")
     data = instantiate(run.data, "data")
@@ -235,6 +238,10 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
             write_results(built.trainer, built.module)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except (KeyboardInterrupt, SystemExit) as ended:  # Lightning turns Ctrl-C into an exit
+        if isinstance(ended, SystemExit) and not built.trainer.interrupted:
+            raise
+        raise Stopped(run_folder.way_on(out_dir)) from ended
     except Exception as error:
         if checkpoint and not start.has_trained and str(error).startswith("Error(s) in loading state_dict"):
             said = " ".join(str(error).split())[:300]
@@ -248,6 +255,8 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
         built.trainer.test(built.module, datamodule=built.data)
     if hasattr(built.module, "export") and built.trainer.is_global_zero:
         built.module.export(out_dir)
+    for line in run_summary(out_dir, built.module) if built.trainer.is_global_zero else ():
+        print(line, flush=True)
     return built
 
 

@@ -228,6 +228,14 @@ def disk_full(out_dir: Path) -> OSError:
     return OSError(errno.ENOSPC, f"the disk is full: {kept}; free some space and go on with resume=true")
 
 
+def way_on(out_dir: Path) -> str:
+    """How a run that was stopped goes on."""
+    kept = next((path for path in checkpoints(out_dir) if is_intact(path)), None)
+    if kept is None:
+        return f"no checkpoint was written yet: the same command with resume=true starts {out_dir} again"
+    return f"{kept} is kept: the same command with resume=true goes on from it"
+
+
 class RunCSV(CSVLogger):
     """``out_dir/metrics.csv``. A resumed run keeps the rows of steps before ``resumed_step`` (Lightning's would delete them)."""
 

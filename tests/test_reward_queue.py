@@ -265,3 +265,44 @@ def test_progress_and_seconds_are_told():
     assert metrics["seconds/reward_waited"] >= 0 and "seconds/reward_waited" not in recorded(module()).rounds[0]
     with pytest.raises(ValueError, match="reward_workers must be at least 0, got -1"):
         module(reward_workers=-1)
+
+
+class FailsOn(Vectors):
+    """Raises for the calls (from 0) in ``failing``."""
+
+    def __init__(self, *failing: int) -> None:
+        self.failing, self.calls = failing, 0
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        self.calls += 1
+        if self.calls - 1 in self.failing:
+            raise ConnectionError("the server is away")
+        return super().__call__(wave_BCN, sample_rate_hz, prompts)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_whose_reward_raised_can_be_dropped(workers, caplog):
+    whole = scored(Vectors(), 0)
+    some = scored(FailsOn(0, 2), workers, drop_failed=True)
+    kept = [2, 3, 6, 7]
+    assert some.score_B.isfinite().tolist() == [i in kept for i in range(8)]
+    assert torch.equal(some.score_B[kept], whole.score_B[kept])
+    assert torch.equal(some.parts["level"][kept], whole.parts["level"][kept])
+    assert torch.equal(some.vectors["wave"][kept], whole.vectors["wave"][kept])
+    assert "the server is away" in caplog.text
+    with pytest.raises(RewardError, match="the server is away"):
+        scored(FailsOn(1), workers)
+
+
+def test_a_wrong_shape_stops_also_when_failures_are_dropped():
+    class Short(ToyReward):
+        def __call__(self, wave_BCN, sample_rate_hz, prompts):
+            return RewardOutput(torch.zeros(1))
+
+    with pytest.raises(RewardError, match="shape"):
+        scored(Short(), 0, drop_failed=True)
+
+
+def test_a_run_drops_what_the_reward_could_not_score_and_counts_it():
+    rounds = recorded(module(reward=FailsOn(1), on_bad_reward="drop"), epochs=2).rounds
+    assert [metrics["dropped_samples"] for metrics in rounds] == [4, 0]

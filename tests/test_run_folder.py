@@ -210,9 +210,3 @@ def test_samples_are_spread_and_counted():
     assert more.sample_index[:3] == (0, 1, 0) and spread(repeated, 48).sample_index == (0, 1, 2, 3) * 12
     with pytest.raises(ValueError, match="at least 1"):
         AudioSamples("x", 0)
-
-
-def test_progress_shows_each_phase(tmp_path, capsys):
-    run(tmp_path, 1)
-    shown = capsys.readouterr().out
-    assert all(phase in shown for phase in ("rollout", "reward", "update"))

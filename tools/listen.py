@@ -1,13 +1,19 @@
 """Listen: python tools/listen.py page|blind --before RUN/audio/before --after RUN/audio/after ..., then summary answers.csv"""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from zoo.errors import reported
 
-if __name__ == "__main__":
-    from lightning_modules.listen_command import main
 
+def main(argv: Sequence[str]) -> None:
+    from lightning_modules.listen_command import main as command
+
+    command(argv)
+
+
+if __name__ == "__main__":
     sys.exit(reported(main))

@@ -10,7 +10,9 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -98,16 +100,50 @@ def _described(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run ``main(argv)`` and return an exit status: 0, or 2 after ``error: ...`` on stderr.
+class Stopped(KeyboardInterrupt):
+    """Somebody stopped the program (Ctrl-C or SIGTERM). The message says how to go on."""
 
-    With the environment variable ``ATTUNE_TRACEBACK=1`` the error is raised with its traceback instead.
+
+def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Runs ``main(argv)`` and returns an exit status: 0, or 2 after ``error: ...`` on stderr.
+
+    Ctrl-C and SIGTERM give one line on stderr, too, and 128 plus the number of the signal. With the
+    environment variable ``ATTUNE_TRACEBACK=1`` an error is raised with its traceback instead.
     """
+    signals = [signal.SIGINT]
     try:
-        main(list(sys.argv[1:] if argv is None else argv))
+        with _terminated_as_interrupted(signals):
+            main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt as stop:
+        way_on = str(stop) if isinstance(stop, Stopped) else "the same command starts again"
+        print(f"\nstopped; {way_on}", file=sys.stderr)
+        return 128 + signals[-1]
     except (ValueError, OSError) as error:
         if os.environ.get("ATTUNE_TRACEBACK") == "1":
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted(received: list[int]) -> Iterator[None]:
+    """SIGTERM raises ``KeyboardInterrupt`` inside, and is added to ``received``.
+
+    Not below SLURM, where Lightning handles the signals of a preempted job, nor in another thread
+    than the first, which gets no signals.
+    """
+    is_first = threading.current_thread() is threading.main_thread()
+    if not is_first or "SLURM_JOB_ID" in os.environ:
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

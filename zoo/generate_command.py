@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.errors import Stopped
 from zoo.files import (
     AUDIO_FORMATS,
     check_writable,
@@ -129,19 +130,33 @@ def _generate_files(
         clear_after_killed(folder, INDEX, *(f"*{suffix}" for suffix in AUDIO_FORMATS))
     count = max(1, batch_size // len(seeds))
     samples = [Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))]
-    for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
-        some = prompts[start : start + count]
-        waves = generate(backbone, some, seeds=seeds, batch_size=batch_size, **sampling)
-        if folder is None:
-            write_audio(paths[0], waves[0])
-            continue
-        rows = samples[start * len(seeds) : (start + count) * len(seeds)]
-        with files_written_together(folder) as part:  # a file and its row in the index, or none
-            for sample, wave in zip(rows, waves, strict=True):
-                write_audio(part / sample.path.name, wave)
-            write_index(folder, rows, part)
+    written = 0
+    try:
+        for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
+            some = prompts[start : start + count]
+            waves = generate(backbone, some, seeds=seeds, batch_size=batch_size, **sampling)
+            if folder is None:
+                write_audio(paths[0], waves[0])
+                continue
+            rows = samples[start * len(seeds) : (start + count) * len(seeds)]
+            with files_written_together(folder) as part:  # a file and its row in the index, or none
+                for sample, wave in zip(rows, waves, strict=True):
+                    write_audio(part / sample.path.name, wave)
+                write_index(folder, rows, part)
+            written += len(rows)
+    except KeyboardInterrupt as stop:
+        raise Stopped(_way_on(written, len(paths), folder)) from stop
     for path in paths:
         print(path)
+
+
+def _way_on(written: int, total: int, folder: Path | None) -> str:
+    if not written:
+        return "no sample was written; the same command starts again"
+    return (
+        f"{written} of {total} samples are whole and in {folder}; the same command with "
+        "--overwrite makes all of them again, or ask for the others with another --out"
+    )
 
 
 def parse_seeds(text: str) -> list[int]:

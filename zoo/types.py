@@ -314,7 +314,8 @@ class Reward(Protocol):
     function of the answers to all samples of a round, from all processes, in the order of (prompt id, sample index). Its score
     is what training learns from; the score of a single call stays what is logged, so that curves can be read over rounds.
     It may also have ``check_prompts(prompts)``, which raises ``ValueError`` for a prompt that it could not judge (asked of all
-    prompts before anything is sampled).
+    prompts before anything is sampled), and ``unit``: how its score is read, such as "cosine
+    similarity of clip and prompt; 1 is best".
     """
 
     differentiable: bool

@@ -142,6 +142,7 @@ class ClapReward(nn.Module):
                              f"compat={compat}, assume_rate_hz={assume_rate_hz}")  # fmt: skip
         self.assume_rate_hz = assume_rate_hz
         self.name = f"clap/{checkpoint}" + ("/compat" if compat else "") + (f"/as-{assume_rate_hz}-hz" if assume_rate_hz else "")
+        self.unit = "cosine similarity of clip and prompt; 1 is best"
         self.differentiable = bool(self.towers.differentiable) and not self.int16
         self.arguments = {
             "checkpoint": checkpoint,

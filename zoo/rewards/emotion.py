@@ -20,7 +20,14 @@ from zoo.rewards.waves import check_waves, finite_rows, mono_at
 from zoo.types import Prompt, RewardOutput
 
 MOODS = ("happy", "angry", "sad", "tender")
-VALUES = ("value", "label", "probability", "log_odds", "calibrated")
+UNITS = {  # how the numbers of each ``value`` are read
+    "value": "probability of the wanted class less that of the most likely one; 0 is best",
+    "label": "share of clips that the classifier hears as the wanted class; 1 is best",
+    "probability": "probability of the wanted class; 1 is best",
+    "log_odds": "log-odds of the wanted class in nats; higher is better",
+    "calibrated": "log-odds above the base model's, in its standard deviations; higher is better",
+}
+VALUES = tuple(UNITS)
 ACTIVATIONS = ("softmax", "sigmoid")
 _WHO = "the emotion reward"  # in messages
 _SILENCE_POWER = 1e-12  # added to the mean square before the level is divided out: -120 dB
@@ -153,6 +160,7 @@ class EmotionReward(nn.Module):
         self.sample_rate_hz, self.activation, self.rms = sample_rate_hz, activation, rms
         self.chunk_rule, self.hop_s, self.chunk_samples = chunk_rule, hop_s, round(chunk_s * sample_rate_hz)
         self.differentiable = value != "label"
+        self.unit = UNITS[value]
         self.classifier = ShortChunkResNet(sample_rate_hz, n_fft, hop_samples, n_mels, channels, len(self.class_names), dropout)
         self.arguments = {
             "value": value,

@@ -135,6 +135,7 @@ class GuardReward(nn.Module):
     """
 
     differentiable = False
+    unit = "penalty; 0 is best"
 
     def __init__(
         self,

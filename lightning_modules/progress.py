@@ -1,0 +1,195 @@
+"""What a person sees while a run goes on: bars in a terminal, lines in a file.
+
+Lightning's own messages that help nobody here are filtered (``quieten_lightning``).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PHASES = ("rollout", "reward", "update")
+HELD_OUT = "held-out "  # before the phases of an evaluation
+
+_NOISE = re.compile(
+    r"litlogger|litmodels|Tip:|TPU available|HPU available|graceful shutdown|Received SIGTERM"
+)
+_WARNINGS = (
+    r".*module\(s\) in eval mode at the start of training",  # rewards and frozen parts are meant to
+    r".*You have overridden `transfer_batch_to_device`",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*does not have many workers",
+    r".*exists and is not empty",  # a resumed run's checkpoints
+)
+
+
+class _Filter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _NOISE.search(record.getMessage())
+
+
+def quieten_lightning() -> None:
+    """Drops Lightning's advertisements, and its warnings about what is meant to be so. Repeatable."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for logger in (logging.getLogger(name), *_loggers_below(name)):
+            if not any(isinstance(one, _Filter) for one in logger.filters):
+                logger.addFilter(_Filter())
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _loggers_below(name: str) -> list[logging.Logger]:
+    known = logging.root.manager.loggerDict
+    below = [one for key, one in known.items() if key.startswith(f"{name}.")]
+    return [one for one in below if isinstance(one, logging.Logger)]
+
+
+class RoundProgress(Callback):
+    """Rounds, and within a round rollout, reward and update; evaluations have labels of their own.
+
+    In a terminal these are bars. Elsewhere (a file, a pipe, a batch system's log) every round and
+    every evaluation is a line. Only the first process shows anything.
+
+    Args:
+        console: where to write; by default the standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._rounds: int | None = None
+        self._first = 0
+        self._started = self._round_started = 0.0
+        self._is_evaluating = self._is_on = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+        self._first, self._rounds = _done(trainer), _rounds(trainer)
+        self._started = self._round_started = time.monotonic()
+        if self._bars is not None:
+            self._bars.reset(self._tasks["round"], total=self._rounds, completed=self._first)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self._is_on:
+            return
+        mean, done = trainer.callback_metrics.get("reward/mean"), _done(trainer)
+        reward = "" if mean is None else f"   reward {float(mean):+.3f}"
+        if self._bars is not None:
+            self._bars.update(
+                self._tasks["round"], completed=done, description=f"round{reward}"
+            )
+        else:
+            self._say_round(done, reward)
+        self._round_started = time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_evaluating = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_evaluating = False
+        if not self._is_on:
+            return
+        if self._bars is not None:
+            for phase in PHASES:
+                self._bars.update(self._tasks[HELD_OUT + phase], visible=False)
+            return
+        mean = getattr(pl_module, "held_out", {}).get("held_out/mean")
+        score = "" if mean is None else f"   reward {mean:+.3f}"
+        when = "before training" if trainer.sanity_checking else f"after round {_done(trainer)}"
+        self._say(f"held-out prompts {when}{score}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_on or not trainer.is_global_zero or not hasattr(pl_module, "report"):
+            return
+        self._is_on = True
+        console = self.console or Console()
+        self.console = console
+        pl_module.report = self._report
+        if not console.is_terminal:
+            return
+        self._bars = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        add = self._bars.add_task
+        self._tasks = {"round": add("round", total=None)}
+        for phase in (*PHASES, *(HELD_OUT + phase for phase in PHASES)):
+            self._tasks[phase] = add(f"  {phase}", total=None, visible=phase in PHASES)
+        self._bars.start()
+
+    def _report(self, phase: str, done: int, total: int) -> None:
+        if self._bars is None:
+            return
+        name = HELD_OUT + phase if self._is_evaluating else phase
+        task = self._bars.tasks[self._tasks[name]]
+        if done < task.completed or task.finished:  # the next round: its time starts at 0
+            self._bars.reset(self._tasks[name], total=total)
+        self._bars.update(self._tasks[name], completed=done, total=total, visible=True)
+
+    def _say_round(self, done: int, reward: str) -> None:
+        now = time.monotonic()
+        seconds, made = now - self._round_started, done - self._first
+        of, left = "", ""
+        if self._rounds is not None:
+            each = (now - self._started) / max(made, 1)
+            of = f"/{self._rounds}"
+            left = f"   about {_clock(each * max(self._rounds - done, 0))} left"
+        self._say(f"round {done}{of}{reward}   {seconds:.1f} s{left}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self.console.file.flush()
+
+    def _stop(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._is_on = None, False
+
+
+def _done(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop.total_batch_idx + 1
+
+
+def _rounds(trainer: Trainer) -> int | None:
+    """How many rounds the run will have had at its end; None where only a limit of time says so."""
+    epochs, batches, steps = trainer.max_epochs, trainer.num_training_batches, trainer.max_steps
+    if steps != -1 or not epochs or epochs < 0 or batches in (0, float("inf")):
+        return None
+    return int(batches) * epochs
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
