@@ -32,7 +32,10 @@ def names(kind: str | None = None) -> tuple[str, ...]:
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+        from zoo.errors import named_misfit
+
+        with named_misfit():
+            return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 

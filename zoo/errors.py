@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from zoo.secrets import without_secrets
+from zoo.versions import VersionError, check_versions, misfit
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
@@ -112,18 +113,31 @@ def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     """
     signals = [signal.SIGINT]
     try:
-        with _terminated_as_interrupted(signals):
+        with _terminated_as_interrupted(signals), named_misfit():
+            check_versions()
             main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt as stop:
         way_on = str(stop) if isinstance(stop, Stopped) else "the same command starts again"
         print(f"\nstopped; {way_on}", file=sys.stderr)
         return 128 + signals[-1]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, VersionError) as error:
         if os.environ.get("ATTUNE_TRACEBACK") == "1":
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def named_misfit() -> Iterator[None]:
+    """Imports inside that fail because torchaudio does not fit torch raise ``VersionError``."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        named = misfit(error)
+        if named is None:
+            raise
+        raise named from error
 
 
 @contextmanager
