@@ -66,6 +66,12 @@ def test_it_is_named_in_python_too(monkeypatch):
         _ = zoo.load
 
 
+def test_the_first_use_in_python_checks_the_pair(monkeypatch):
+    pretend(monkeypatch, "2.11.0", "2.11.1")
+    with pytest.raises(versions.VersionError, match=r"torchaudio==2\.11\.0"):
+        _ = zoo.generate
+
+
 @pytest.mark.parametrize("error", [RuntimeError("torchaudio is fun"), ImportError("no module x")])
 def test_other_errors_stay_what_they_are(error):
     def main(argv):

@@ -33,7 +33,9 @@ def names(kind: str | None = None) -> tuple[str, ...]:
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         from zoo.errors import named_misfit
+        from zoo.versions import check_versions
 
+        check_versions()
         with named_misfit():
             return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")

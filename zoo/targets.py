@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.errors import did_you_mean
+from zoo.errors import did_you_mean, named_misfit
 from zoo.secrets import remember_in
 
 _PLAIN = (bool, int, float, str, list, dict, tuple)
@@ -33,7 +33,8 @@ def locate(path: Any, where: str = "_target_") -> Any:
     for cut in range(1, len(parts)):
         name = ".".join(parts[:cut])
         try:
-            found, depth = importlib.import_module(name), cut
+            with named_misfit():
+                found, depth = importlib.import_module(name), cut
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 break
