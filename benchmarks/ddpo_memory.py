@@ -186,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
     print(table(rows))
     print(f"ours: activations at more steps are at most {growth(rows):.2%} above those at the fewest (allowed: {TOLERANCE:.0%})")
     with written_beside(options.out / "memory.json") as path:
-        path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n", "utf-8")
     picture(rows, options.out / "memory.png")
     if growth(rows) > TOLERANCE:
         raise SystemExit("memory grows with the steps")

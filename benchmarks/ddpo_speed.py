@@ -38,6 +38,7 @@ from benchmarks.reference_schedule import Phases, Schedule, sampled, updated
 from datamodules.batches import PromptBatch
 from lightning_modules.ddpo import DDPO
 from zoo.files import written_beside
+from zoo.language import article_of
 from zoo.rewards.emotion import MOODS
 from zoo.types import Backbone, Prompt, Reward
 
@@ -48,8 +49,9 @@ OURS, HALF = "ours (DDPO)", "ours, half of the steps trained"
 
 def prompt_round(samples: int) -> PromptBatch:
     """``samples`` requests: four prompts, one a mood, in turns."""
-    prompts = [Prompt(mood, f"A recording of a {mood} piano solo, high quality", "Low quality, multiple sound sources", SECONDS,
-                      labels={"mood": mood}) for mood in MOODS]  # fmt: skip
+    texts = {mood: f"A recording of {article_of(mood)} {mood} piano solo, high quality" for mood in MOODS}
+    negative = "Low quality, multiple sound sources"
+    prompts = [Prompt(mood, text, negative, SECONDS, labels={"mood": mood}) for mood, text in texts.items()]
     return PromptBatch(tuple(prompts[i % 4] for i in range(samples)), tuple(i // 4 for i in range(samples)), 0)
 
 
@@ -221,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
         "turns": {name: list(map(asdict, own)) for name, own in found.items()},
     }
     with written_beside(options.out / "speed.json") as path:
-        path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", "utf-8")
     picture(found, options.samples, options.out / "speed.png")
 
 

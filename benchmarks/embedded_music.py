@@ -5,7 +5,8 @@
 Rows: real clips; the same through the codec; generations; generations for word-instrument pairs that training captions never
 used; the generations under one another's prompts (chance). Columns: the project's own mood classifier (all, and per mood), the
 held-out judge (``benchmarks/judges.py``, fitted on other real clips), share in tune, onsets per second per mood, stereo width.
-Values are means ± standard errors over clips. Writes table.md, clips.json (every value of every clip) and table.png.
+Values are means over prompts with their 95 % intervals over prompts (Student's t; a real clip is its own prompt).
+Writes table.md, clips.json (every value of every clip) and table.png.
 The held-out judge is optional: ``--judge none``, or see ``benchmarks/judges.py`` for how to install it.
 """
 
@@ -27,6 +28,7 @@ from benchmarks.evaluation import (
     codec_round_trip,
     fitted_judge,
     generations,
+    half_width,
     loaded_network,
     markdown_table,
     measure,
@@ -63,10 +65,10 @@ def table(rows: dict[str, Measured]) -> str:
     lines = []
     for name, row in rows.items():
         line = [name, str(len(row.groups)), shown(row.estimate("accuracy"))]
-        line += [f"{row.estimate('accuracy', mood)[0]:.2f}" for mood in MOODS]
+        line += [f"{row.mean('accuracy', mood):.2f}" for mood in MOODS]
         line += [shown(row.estimate(column)) for column in ("judge_accuracy", "judge_probability", "judge_quadrant") if judged]
-        line += [shown(row.estimate("in_tune")), " ".join(f"{row.estimate('onsets_per_s', mood)[0]:.1f}" for mood in MOODS)]
-        lines.append([*line, f"{row.estimate('side_to_mid_db')[0]:.1f}"])
+        line += [shown(row.estimate("in_tune")), " ".join(f"{row.mean('onsets_per_s', mood):.1f}" for mood in MOODS)]
+        lines.append([*line, f"{row.mean('side_to_mid_db'):.1f}"])
     return markdown_table(header, lines)
 
 
@@ -81,9 +83,10 @@ def picture(rows: dict[str, Measured], path: Path) -> None:
     labels = {"accuracy": "own classifier", "judge_accuracy": "held-out judge", "in_tune": "share in tune"}
     figure, axes = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
     for shift, name in enumerate(measures):
-        means, errors = zip(*(row.estimate(name) for row in rows.values()))
+        found = [row.estimate(name) for row in rows.values()]
         places = [place + 0.27 * (shift - (len(measures) - 1) / 2) for place in range(len(rows))]
-        axes.bar(places, means, 0.25, yerr=errors, label=labels[name], capsize=2)
+        halves = [half_width(each) for each in found]
+        axes.bar(places, [each.value for each in found], 0.25, yerr=halves, label=labels[name], capsize=2)
     axes.axhline(0.25, color="black", linewidth=0.8, linestyle=":", label="chance of a mood")
     axes.set_xticks(range(len(rows)), rows, fontsize=8)
     axes.set_ylim(0, 1.05)

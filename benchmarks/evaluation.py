@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +19,12 @@ from datamodules.music import Clip, render_clip
 from lightning_modules.rollouts import sample_and_score
 from zoo.diffusion import Sampler
 from zoo.files import written_beside
-from zoo.metrics.intervals import mean_and_error
+from zoo.metrics.clustered import Clustered, clustered_mean
 from zoo.rewards.emotion import MOODS
 from zoo.types import Backbone, Prompt, Reward
 
 REFERENCE_SEED, REAL_SEED = 20_000_000, 21_000_000  # training renders seeds from 0, validation from 10,000,000
 Outputs = Callable[[Tensor, int], np.ndarray]  # the held-out network: (wave_BCN, sample_rate_hz) -> (B, features)
-Estimate = tuple[float, float]  # mean and standard error over clips
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,34 @@ def shuffled(clips: Clips, seed: int = 0) -> Clips:
 
 @dataclass(frozen=True)
 class Measured:
-    """``groups``: each clip's mood or relation. ``values``: by name one number a clip, or a shorter column (always of the same
-    clips) where only some are asked; NaN nowhere.
+    """``groups``: each clip's mood or relation. ``prompts``: the id of the prompt that it was made for. ``values``: by name one
+    number per clip, or a shorter column (always of the same clips) where only some are asked; NaN nowhere.
     """
 
     groups: list[str]
+    prompts: list[str]
     values: Mapping[str, np.ndarray]
 
-    def estimate(self, name: str, group: str | None = None) -> Estimate:
-        """Mean and standard error over clips, or over those of one group (of a column with one number a clip)."""
-        column = self.values[name].tolist()
+    def estimate(self, name: str) -> Clustered:
+        """Mean over prompts with its interval, of a column with one number per clip."""
+        return clustered_mean(self.values[name], self.prompts)
+
+    def mean(self, name: str, group: str | None = None) -> float:
+        """Over all numbers of a column, or over those of one group (of a column with one number per clip)."""
+        column = self.values[name]
         if group is not None:
             column = [value for value, own in zip(column, self.groups, strict=True) if own == group]
-        return mean_and_error(column)
+        return float(np.mean(column))
 
     def to_json(self) -> dict:
-        return {"groups": self.groups, "values": {name: column.tolist() for name, column in self.values.items()}}
+        values = {name: column.tolist() for name, column in self.values.items()}
+        return {"groups": self.groups, "prompts": self.prompts, "values": values}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Measured:
+        """Raises ``KeyError`` for a record of before prompts were written."""
+        values = {name: np.asarray(column) for name, column in record["values"].items()}
+        return Measured(record["groups"], record["prompts"], values)
 
 
 def measure(clips: Clips, reward: Reward, judge: MoodJudge | None, network: Outputs | None, batch_size: int = 32) -> Measured:
@@ -125,7 +137,8 @@ def measure(clips: Clips, reward: Reward, judge: MoodJudge | None, network: Outp
             values["judge_accuracy"] = verdict.probability_right
         for name, column in values.items():
             columns.setdefault(name, []).append(np.asarray(column, dtype=np.float64))
-    return Measured(clips.moods, {name: np.concatenate(parts) for name, parts in columns.items()})
+    ids = [prompt.id for prompt in clips.prompts]
+    return Measured(clips.moods, ids, {name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 def fitted_judge(reference: Clips, network: Outputs) -> MoodJudge:
@@ -133,9 +146,16 @@ def fitted_judge(reference: Clips, network: Outputs) -> MoodJudge:
     return MoodJudge.fit(network(reference.wave_BCN, reference.sample_rate_hz), reference.moods)
 
 
-def shown(estimate: Estimate, digits: int = 2) -> str:
-    """``.83 ± .04`` with ``digits`` decimals."""
-    return f"{estimate[0]:.{digits}f} ± {estimate[1]:.{digits}f}"
+def shown(found: Clustered, digits: int = 2) -> str:
+    """``.83 [.75, .91]`` with ``digits`` decimals: the 95 % interval over prompts."""
+    if found.low is None or found.high is None:
+        return f"{found.value:.{digits}f} (one prompt, no interval)"
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def half_width(found: Clustered) -> float:
+    """Of the 95 % interval, for pictures; 0 without one."""
+    return 0.0 if found.high is None else found.high - found.value
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -150,7 +170,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, record: dict) -> None:
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def loaded_network(name: str) -> Outputs | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evaluation import Measured, markdown_table, shown
-from benchmarks.quickstart_seeds import JUDGE, differences
+from benchmarks.evaluation import Measured, half_width, markdown_table, shown
+from benchmarks.quickstart_seeds import JUDGE, differences, direction
 from zoo.files import written_beside
 from zoo.metrics.intervals import mean_and_error
 
@@ -20,8 +20,8 @@ Bases = Mapping[str, Mapping[str, Measured]]  # condition -> set of prompts
 
 
 def verdict(before: Measured, after: Measured, name: str) -> str:
-    mean, error = differences(before, after, name)
-    return "rose" if mean > 2 * error else "fell" if mean < -2 * error else "unchanged"
+    """``rose``, ``fell`` or ``unchanged``, by the interval over prompts."""
+    return direction(differences(before, after, name))
 
 
 def scored(bases: Bases) -> dict[str, str]:
@@ -55,20 +55,20 @@ def over_seeds(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
         rows = [row[which] for (name, _), row in runs.items() if name == condition and which in row]
         if len(rows) > 1:
             before = bases[condition][which]
-            means = [[differences(before, row, score)[0] for row in rows] for score in scored(bases)]
-            lines.append([title, *(shown(mean_and_error(column), 3) for column in means)])
+            means = [[differences(before, row, score).value for row in rows] for score in scored(bases)]
+            lines.append([title, *("{:.3f} ± {:.3f}".format(*mean_and_error(column)) for column in means)])
     return markdown_table(["condition", *scored(bases).values()], lines)
 
 
 def references(real: Mapping[str, Measured]) -> str:
-    """Accuracy, value reward and judge of clips that no run made, ± standard error over clips: how high the scores can be."""
+    """Accuracy, value reward and judge of clips that no run made, with 95 % intervals: how high the scores can be."""
     columns = {name: title for name, title in SCORES.items() if all(name in clips.values for clips in real.values())}
     rows = [[title, *(shown(clips.estimate(name), 3) for name in columns)] for title, clips in real.items()]
     return markdown_table(["clips", *columns.values()], rows) if rows else "Not measured: there is no judge.\n"
 
 
 def every_run(bases: Bases, runs: Runs, which: str) -> str:
-    """One row a run: after, and the paired difference ± its standard error."""
+    """One row a run: after, and the paired difference with its interval over prompts."""
     lines = []
     for (name, seed), row in runs.items():
         if which in row:
@@ -87,7 +87,7 @@ def by_emotion(titles: Titles, bases: Bases, runs: Runs) -> str:
     lines = []
 
     def line(title: str, rows: Sequence[Measured]) -> None:
-        means = [np.mean([row.estimate("accuracy", mood)[0] for row in rows]) for mood in moods]
+        means = [np.mean([row.mean("accuracy", mood) for row in rows]) for mood in moods]
         lines.append([title, *(f"{mean:.2f}" for mean in means)])
 
     seen: list[list[float]] = []  # conditions with the same sampler have the same base
@@ -103,7 +103,7 @@ def by_emotion(titles: Titles, bases: Bases, runs: Runs) -> str:
 
 
 def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
-    """Paired differences on the prompts of Table 1, one point a seed with two standard errors, one panel a score."""
+    """Paired differences on the prompts of Table 1, one point per seed with its 95 % interval, one panel per score."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -118,12 +118,13 @@ def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
         for place, condition in enumerate(shown_titles):
             rows = [row[TABLE1] for (name, _), row in runs.items() if name == condition]
             for shift, row in enumerate(rows):
-                mean, error = differences(bases[condition][TABLE1], row, score)
+                found = differences(bases[condition][TABLE1], row, score)
                 height = -place + 0.14 * ((len(rows) - 1) / 2 - shift)
-                axes.errorbar(mean, height, xerr=2 * error, fmt="o", markersize=4, capsize=2, color=f"C{place % 10}")
+                half, colour = half_width(found), f"C{place % 10}"
+                axes.errorbar(found.value, height, xerr=half, fmt="o", markersize=4, capsize=2, color=colour)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("after - before, ± 2 SE", fontsize=9)
+        axes.set_xlabel("after - before, 95 % over prompts", fontsize=9)
     panels[0].set_yticks([-place for place in range(len(shown_titles))], list(shown_titles.values()))
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=150)

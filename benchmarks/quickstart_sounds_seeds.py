@@ -15,9 +15,10 @@ Protocol
    - p: probability of the event's likeliest accepted label in its best 0.96 s;
    - heard: an accepted label among the ten likeliest of 521. And of "then" clips alone:
    - order: the events come in the caption's order, where labels can tell them apart (chance 0.5).
-4. Each comparison is paired by clip: mean of after - before ± its standard error over clips (clips of one caption are not quite
-   independent, so it is a little too narrow).
-   A seed *learned* when the reward rose by more than 2 standard errors; the judge *fell* when above absent fell by more than 2.
+4. Each comparison is paired by clip, and a caption counts once: mean over captions of after - before with its 95 % interval over
+   captions (Student's t). A seed *learned* when the reward's interval lies above 0; the judge *fell* when that of above absent
+   lies below. (The published runs of 2026-11-21 were judged by 2 standard errors over clips, which is too narrow, with four
+   clips per caption by a factor of at most two. Changed afterwards, for all seeds alike.)
 5. The whole table is published, whatever it says. No seed, caption or clip is left out.
 
 Why above absent leads: most probabilities are near 0 and some near 1, which makes their mean noisy; ranks are not so. Decided on
@@ -146,7 +147,8 @@ def measured(
         order += [] if answer is None else [float(answer)]
     rows |= {"in_order": order} if order else {}
     relations = [prompt.labels["relation"] for prompt in clips.prompts]
-    return Measured(relations, {name: np.asarray(column) for name, column in rows.items()})
+    ids = [prompt.id for prompt in clips.prompts]
+    return Measured(relations, ids, {name: np.asarray(column) for name, column in rows.items()})
 
 
 def main(argv: Sequence[str]) -> None:

@@ -26,17 +26,20 @@ from benchmarks.sound_judges import (
 )
 from datamodules.captions import RELATIONS
 from zoo.files import written_beside
-from zoo.metrics.intervals import mean_and_error, wilson_interval
+from zoo.metrics.clustered import clustered_mean
+from zoo.metrics.intervals import wilson_interval
 from zoo.types import Reward
 
 
 @dataclass(frozen=True)
 class EventVerdict:
-    """One event of a clip's caption. ``new_recording``: its class is split by recording, so its recordings were never trained on.
+    """One event of a clip's caption; ``prompt``: the caption's id. ``new_recording``: its class is split by recording, so its
+    recordings were never trained on.
 
     ``above_absent`` is None where every class of the model shares a label with the scene.
     """
 
+    prompt: str
     sound_class: str
     relation: str
     new_recording: bool
@@ -83,25 +86,38 @@ def verdicts(
         for name, new, own in zip(classes, prompt.labels["recording_split"], indices, strict=True):
             above = judge.separation(probability_PK, own, indices)
             verdict = (is_hit(probability_PK, own), presence(probability_PK, own), above)
-            events.append(EventVerdict(name, relation, bool(new), *verdict))
+            events.append(EventVerdict(prompt.id, name, relation, bool(new), *verdict))
         order = in_order(probability_PK, indices) if relation == "then" else None
         nearest = judge.nearest_class(probability_PK) if relation == "single" else None
         rows.append(ClipVerdict(prompt.id, relation, classes, order, nearest, caption, score))
     return SetVerdicts(tuple(events), tuple(rows))
 
 
-def share(values: Sequence[bool]) -> str:
-    """``.83 [.74, .90] (60)``: a share, its Wilson interval and the number of values; a dash for none."""
-    if not values:
+Column = Sequence[tuple[str, float]]  # (prompt, value)
+
+
+def share_interval(column: Column) -> tuple[float, float, float]:
+    """(mean over captions, low, high) of hits: the wider of Student's t over captions and Wilson's interval over the hits."""
+    prompts, hits = zip(*column, strict=True)
+    found, (low, high) = clustered_mean(hits, prompts), wilson_interval(sum(hits), len(hits))
+    if found.low is not None and found.high is not None:
+        low, high = max(0.0, min(low, found.low)), min(1.0, max(high, found.high))
+    return found.value, low, high
+
+
+def share(column: Column) -> str:
+    """``.83 [.74, .90] (60)``: a share with its interval over captions and the number of values; a dash for none."""
+    if not column:
         return "-"
-    low, high = wilson_interval(sum(values), len(values))
-    return f"{sum(values) / len(values):.2f} [{low:.2f}, {high:.2f}] ({len(values)})"
+    value, low, high = share_interval(column)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}] ({len(column)})"
 
 
-def mean(values: Sequence[float | None]) -> str:
-    """``.83 ± .04`` of the values that are not None; a dash where there are fewer than two."""
-    known = [value for value in values if value is not None]
-    return shown(mean_and_error(known)) if len(known) > 1 else "-"
+def mean(column: Sequence[tuple[str, float | None]]) -> str:
+    """``.83 [.75, .91]`` over captions of the values that are not None; a dash where there are fewer than two captions."""
+    known = [(prompt, value) for prompt, value in column if value is not None]
+    prompts = [prompt for prompt, _ in known]
+    return shown(clustered_mean([value for _, value in known], prompts)) if len(set(prompts)) > 1 else "-"
 
 
 def right_class(clip: ClipVerdict) -> bool:
@@ -120,14 +136,14 @@ def set_table(sets: Mapping[str, SetVerdicts]) -> str:
     for name, rows in sets.items():
         events, clips = rows.events, rows.clips
         by_relation = [[event.heard for event in events if event.relation == relation] for relation in relations]
-        line = [name, str(len(clips)), share([event.heard for event in events])]
-        line += [share([event.heard for event in events if event.new_recording is new]) for new in (True, False)]
-        line += [" ".join(f"{np.mean(heard):.2f}" for heard in by_relation), mean([event.p for event in events])]
-        line += [mean([event.above_absent for event in events])]
-        line += [share([clip.in_order for clip in clips if clip.in_order is not None])]
-        line += [share([right_class(clip) for clip in clips if clip.nearest is not None])]
-        line += [mean([clip.caption for clip in clips])] if has_caption else []
-        line += [mean([clip.reward for clip in clips])] if has_reward else []
+        line = [name, str(len(clips)), share([(event.prompt, event.heard) for event in events])]
+        line += [share([(event.prompt, event.heard) for event in events if event.new_recording is new]) for new in (True, False)]
+        line += [" ".join(f"{np.mean(heard):.2f}" for heard in by_relation), mean([(event.prompt, event.p) for event in events])]
+        line += [mean([(event.prompt, event.above_absent) for event in events])]
+        line += [share([(clip.prompt, clip.in_order) for clip in clips if clip.in_order is not None])]
+        line += [share([(clip.prompt, right_class(clip)) for clip in clips if clip.nearest is not None])]
+        line += [mean([(clip.prompt, clip.caption) for clip in clips])] if has_caption else []
+        line += [mean([(clip.prompt, clip.reward) for clip in clips])] if has_reward else []
         lines.append(line)
     return markdown_table(header, lines)
 
@@ -162,7 +178,7 @@ def confusion(clips: Sequence[ClipVerdict], classes: Sequence[str]) -> np.ndarra
 
 
 def picture(sets: Mapping[str, SetVerdicts], classes: Sequence[str], path: Path) -> None:
-    """Left: heard, order and class of every set, with Wilson intervals. Right: confusion of the generated single sounds."""
+    """Left: heard, order and class of every set, with intervals over captions. Right: confusion of generated single sounds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -172,13 +188,12 @@ def picture(sets: Mapping[str, SetVerdicts], classes: Sequence[str], path: Path)
     for shift, measure in enumerate(("heard", "order", "class")):
         for place, rows in enumerate(sets.values()):
             values = {
-                "heard": [event.heard for event in rows.events],
-                "order": [clip.in_order for clip in rows.clips if clip.in_order is not None],
-                "class": [right_class(clip) for clip in rows.clips if clip.nearest is not None],
+                "heard": [(event.prompt, event.heard) for event in rows.events],
+                "order": [(clip.prompt, clip.in_order) for clip in rows.clips if clip.in_order is not None],
+                "class": [(clip.prompt, right_class(clip)) for clip in rows.clips if clip.nearest is not None],
             }[measure]
             if values:
-                middle = sum(values) / len(values)
-                low, high = wilson_interval(sum(values), len(values))
+                middle, low, high = share_interval(values)
                 error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
                 label = measure if place == 0 else None
                 bars.bar(place + 0.27 * (shift - 1), middle, 0.25, yerr=error, capsize=2, color=f"C{shift}", label=label)

@@ -23,6 +23,7 @@ from datamodules.batches import AudioBatch
 from datamodules.tables import read_table
 from zoo.audio_files import FORMATS, audio_facts, read_audio
 from zoo.audio_folders import listed
+from zoo.language import article_of
 from zoo.resampling import resampled
 from zoo.types import Prompt
 
@@ -149,10 +150,8 @@ class EmopiaDataset(Dataset):
             wave = torch.zeros(round(self.crop_s * self.sample_rate_hz))
             wave[: len(part)] = part[: len(wave)]
         labels = {"mood": mood, "quadrant": clip.quadrant, "song": clip.song, "instrument": "piano"}
-        prompt = Prompt(
-            id=clip.name, text=f"a recording of a {mood} piano solo", seconds=len(wave) / self.sample_rate_hz, labels=labels
-        )
-        return wave, prompt
+        text = f"a recording of {article_of(mood)} {mood} piano solo"
+        return wave, Prompt(id=clip.name, text=text, seconds=len(wave) / self.sample_rate_hz, labels=labels)
 
 
 class _Parts(Sampler):

@@ -18,11 +18,17 @@ import torch
 from datamodules.batches import AudioBatch
 from datamodules.music_render import _RENDER_RATE_HZ, PROGRAMS, RENDERERS
 from datamodules.music_score import MOODS, WORDS, compose
+from zoo.language import ARTICLE, with_articles
 from zoo.resampling import resampled
 from zoo.types import Prompt
 
-TEMPLATE = "A recording of a {word} {instrument} solo, high quality"
-TEMPLATES = (TEMPLATE, TEMPLATE, TEMPLATE, "a {word} {instrument} solo", "{word} {instrument} music", "solo {instrument}, {word}")
+TEMPLATE = "A recording of {article} {word} {instrument} solo, high quality"
+TEMPLATES = (
+    *(TEMPLATE, TEMPLATE, TEMPLATE),
+    "{article} {word} {instrument} solo",
+    "{word} {instrument} music",
+    "solo {instrument}, {word}",
+)
 NEGATIVE = "Low quality, multiple sound sources"
 _VAL_SEED = 10_000_000  # seeds of validation clips start here
 RMS = 0.06  # every clip is brought to this level, so that loudness does not give the mood away
@@ -108,7 +114,8 @@ def caption(clip: Clip, rng: random.Random, held_out: Sequence[tuple[str, str]] 
     if clip.flawed:
         return NEGATIVE
     words = [word for word in WORDS[clip.mood] if (word, clip.instrument) not in held_out]
-    return rng.choice(TEMPLATES).format(word=rng.choice(words), instrument=clip.instrument)
+    template = rng.choice(TEMPLATES)
+    return with_articles(template.format(word=rng.choice(words), instrument=clip.instrument, article=ARTICLE))
 
 
 class MusicSet:

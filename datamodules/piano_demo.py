@@ -179,5 +179,6 @@ def write_piano_demo(
             "soundfont": font,
             "clips": {split: len(clips) for split, clips in names.items()},
         }
-        (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(about, indent=2, allow_nan=False)
+        (temporary / "about.json").write_text(text + "\n", encoding="utf-8")
     return about["clips"]

@@ -59,8 +59,3 @@ def instrument_names(instruments: list[str] | str) -> list[str]:
         near = did_you_mean(instruments, INSTRUMENTS)
         raise ValueError(f"there is no list of instruments {instruments!r}; {near} (or give the instruments as a list)")
     return list(INSTRUMENTS[instruments])
-
-
-def article_of(word: str) -> str:
-    """ "a" or "an", by the first letter; silent and hard letters (hour, European) are not known here."""
-    return "an" if word[:1].lower() in tuple("aeiou") else "a"

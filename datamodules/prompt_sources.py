@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.audiocaps import caption_prompts, is_audiocaps
-from datamodules.prompt_grids import article_of
 from datamodules.tables import Record, read_table
 from zoo.errors import did_you_mean
+from zoo.language import ARTICLE, with_articles
 from zoo.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ def template_prompts(
     """Every word with every instrument, in the order mood, word, instrument; labels ``mood``, ``word``, ``instrument``.
 
     ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to), ``{instrument}`` and ``{article}`` ("a" or
-    "an", as the word takes it). Raises ``ValueError`` for other fields, an empty list, and when two combinations give the same
-    text (without ``{word}``, give one word a mood).
+    "an", as the word behind it takes it). Raises ``ValueError`` for other fields, an empty list, and when two combinations give
+    the same text (without ``{word}``, give one word a mood).
     """
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -55,7 +55,7 @@ def template_prompts(
         for word in mood_words:
             for instrument in instruments:
                 labels = {"mood": mood, "word": word, "instrument": instrument}
-                prompt = _prompt(template.format(**labels, article=article_of(word)), negative, seconds, labels)
+                prompt = _prompt(with_articles(template.format(**labels, article=ARTICLE)), negative, seconds, labels)
                 if prompt.id in prompts:
                     first = dict(prompts[prompt.id].labels)
                     raise ValueError(

@@ -215,4 +215,5 @@ def write_cache(path: Path, bundle: Bundle) -> None:
         "quarantined": dict(bundle.quarantined),
     }
     with written_beside(path) as temporary:
-        save_file({"samples": torch.cat(waves)}, str(temporary), metadata={"bank": json.dumps(about)})
+        metadata = {"bank": json.dumps(about, allow_nan=False)}
+        save_file({"samples": torch.cat(waves)}, str(temporary), metadata=metadata)

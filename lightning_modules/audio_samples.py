@@ -16,7 +16,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.rollouts import ScoredSamples
 from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
-from zoo.files import folder_written_beside
+from zoo.files import finite, folder_written_beside
 from zoo.types import Waveform
 
 INDEX = "samples.json"
@@ -48,7 +48,8 @@ def joined(batches: Iterable[PromptBatch]) -> PromptBatch | None:
 
 
 def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: int) -> Path:
-    """One 16-bit wav a sample and ``samples.json`` (file, prompt, score); an older folder is replaced when all is written.
+    """One 16-bit wav per sample and ``samples.json`` (file, prompt, score: null where it is not finite); an older folder is
+    replaced when all is written.
 
     Raises ``OSError``, and ``ValueError`` for a wave with NaN or infinity; the older folder stays then.
     """
@@ -59,7 +60,8 @@ def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: in
             write_audio(part / file, Waveform(samples.wave_BCN[i], sample_rate_hz))
             facts = {"id": prompt.id, "text": prompt.text, "negative": prompt.negative, "seconds": prompt.seconds}
             index.append({"file": file, **facts, "labels": dict(prompt.labels), "score": samples.score_B[i].item()})
-        (part / INDEX).write_text(json.dumps(index, indent=1, default=str), encoding="utf-8")
+        text = json.dumps(finite(index), indent=1, default=str, allow_nan=False)
+        (part / INDEX).write_text(text, encoding="utf-8")
     return folder
 
 

@@ -20,12 +20,15 @@ _BATCH = 8  # pairs that are scored at a time
 Progress = Callable[[int, int], None]  # (done, total)
 
 
-def scored(pairs: Sequence[Pair], reward: Reward, progress: Progress | None = None) -> tuple[str, list[float], list[float]]:
-    """(name of the number, the base's scores, the fine-tuned ones' scores) of a reward.
+def scored(
+    pairs: Sequence[Pair], reward: Reward, called: str = "score", progress: Progress | None = None
+) -> tuple[str, list[float], list[float]]:
+    """(name of the total score, the base's scores, the fine-tuned ones' scores): the reward's own ``name`` where it has one, as
+    a CLAP, else what it is ``called``.
 
     Raises ``ValueError`` and ``OSError`` for audio that cannot be read and prompts that the reward cannot judge.
     """
-    name, base, tuned = "score", [], []
+    name, base, tuned = str(getattr(reward, "name", called)), [], []
     first = next(reward.parameters(), None) if isinstance(reward, nn.Module) else None
     device = "cpu" if first is None else first.device
     for start in range(0, len(pairs), _BATCH):
@@ -34,7 +37,6 @@ def scored(pairs: Sequence[Pair], reward: Reward, progress: Progress | None = No
         waves = [read_audio(sample.path) for sample in samples]
         waves = [replace(wave, samples_CN=wave.samples_CN.to(device)) for wave in waves]
         output = score(reward, waves, [sample.prompt for sample in samples])
-        name = next(iter(output.parts), name)
         values = output.score_B.tolist()
         base += values[: len(some)]
         tuned += values[len(some) :]

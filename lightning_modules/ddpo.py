@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -22,7 +23,7 @@ from lightning_modules.advantages import PromptTracker
 from lightning_modules.ddpo_settings import CLIP_REFERENCE_ELEMENTS, check_settings, check_weights, make_trainable, samplers
 from lightning_modules.distributed import gather, sum_gradients, together
 from lightning_modules.ema import EMA
-from lightning_modules.held_out import HeldOutSample, held_out_samples, held_out_summary, scorers, watched
+from lightning_modules.held_out import HeldOutSample, held_out_samples, held_out_summary, scorers, told_not_finite, watched
 from lightning_modules.offload import move, present, put_text_encoders_away
 from lightning_modules.optimizers import build_optimizer
 from lightning_modules.policy_update import check_ratio, plan_round, ratio_tolerance, trainable_steps
@@ -331,4 +332,6 @@ class DDPO(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.held_out_samples = [sample for rank in gather(self.held_out_samples) for sample in rank]
         self.held_out = held_out_summary(self.held_out_samples, self.hparams.class_label)
+        if said := told_not_finite(self.held_out_samples):
+            rank_zero_warn(said)
         self.log_dict(self.held_out)

@@ -20,6 +20,7 @@ from lightning_modules.reward_queue import score
 from lightning_modules.rollouts import ScoredSamples
 from lightning_modules.round_rewards import reward_summary
 from zoo.errors import did_you_mean
+from zoo.metrics.clustered import clustered_mean
 from zoo.metrics.intervals import mean_and_error
 from zoo.types import Prompt, Reward, RewardOutput
 
@@ -79,10 +80,12 @@ def held_out_samples(batch: PromptBatch, samples: ScoredSamples) -> list[HeldOut
 
 def held_out_summary(samples: Sequence[HeldOutSample], class_label: str) -> dict[str, float]:
     """Metrics of an evaluation: ``held_out/...`` (the reward on held-out prompts) and ``held_out_scorer/...``, each with mean,
-    std and classes, and the mean of each part, ``held_out_part/...``. Numbers that are not finite are left out; the scorer's are
-    counted (``held_out_scorer/not_finite``).
+    std and classes, and the mean of each part, ``held_out_part/...``. Numbers that are not finite are left out and counted
+    (``held_out/not_finite``, ``held_out_scorer/not_finite``).
     """
     summary = _summary([(sample.prompt, sample.score) for sample in samples], class_label, "held_out")
+    if samples:
+        summary["held_out/not_finite"] = float(len(not_finite(samples)))
     asked = [(sample.prompt, sample.parts[SCORER]) for sample in samples if SCORER in sample.parts]
     if asked:
         summary |= _summary(asked, class_label, SCORER)
@@ -92,6 +95,24 @@ def held_out_summary(samples: Sequence[HeldOutSample], class_label: str) -> dict
         if values:
             summary[f"held_out_part/{name}"] = math.fsum(values) / len(values)
     return summary
+
+
+def not_finite(samples: Sequence[HeldOutSample]) -> list[HeldOutSample]:
+    """Those that the reward gave NaN or infinity."""
+    return [sample for sample in samples if not math.isfinite(sample.score)]
+
+
+def told_not_finite(samples: Sequence[HeldOutSample]) -> str | None:
+    """How many clips of an evaluation have no score, and of which prompts; None where all have one."""
+    bad = not_finite(samples)
+    if not bad:
+        return None
+    names = list(dict.fromkeys(sample.prompt.id for sample in bad))
+    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more prompts" if len(names) > 3 else "")
+    return (
+        f"the reward is NaN or infinite for {len(bad)} of {len(samples)} held-out clips ({shown}); held_out/mean is over the "
+        "others. Mend the reward, or compare only evaluations with the same clips"
+    )
 
 
 def _summary(pairs: Sequence[tuple[Prompt, float]], class_label: str, prefix: str) -> dict[str, float]:
@@ -122,7 +143,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class Change:
     """From one evaluation to another, over the clips that both have: mean rise of the reward and of the held-out score, and the
-    latter in its standard errors (paired: of the mean of the differences)."""
+    latter in its standard errors (paired, over prompts; over clips where there is one prompt, for which it then speaks)."""
 
     reward: float
     scorer: float
@@ -140,7 +161,9 @@ def change(before: Evaluation, now: Evaluation) -> Change:
             f"the held-out scores of round {before.round:.0f} and round {now.round:.0f} have {len(keys)} clips in common where "
             "both are finite; at least two are needed (more held-out prompts, or data.val_repeats)"
         )
-    rise, error = mean_and_error([now.scores[key][1] - before.scores[key][1] for key in keys])
+    rises = [now.scores[key][1] - before.scores[key][1] for key in keys]
+    found = clustered_mean(rises, [prompt for prompt, _ in keys])
+    rise, error = (found.value, found.error) if found.error is not None else mean_and_error(rises)
     errors = rise / error if error > 0 else math.copysign(math.inf, rise) if rise else 0.0
     reward = math.fsum(now.scores[key][0] - before.scores[key][0] for key in keys) / len(keys)
     return Change(reward, rise, errors)
@@ -149,11 +172,12 @@ def change(before: Evaluation, now: Evaluation) -> Change:
 class HeldOutWatch(Callback):
     """Acts when the held-out score has fallen while the reward has risen, on the same held-out clips.
 
-    After each evaluation the held-out score is compared, clip by clip, with its best evaluation so far (``compare_with`` "start":
-    with the first one). It has fallen when it is lower by more than ``standard_errors`` of the paired difference while the
-    trained reward is higher. When that holds at ``patience`` evaluations in a row, ``action`` is taken: "stop" ends the run
-    (which then exports what it has; ModelCheckpoint with monitor=held_out_scorer/mean keeps the best), "lower_rate" multiplies
-    the learning rate by ``factor`` (default 0.5), "raise_kl" the ``kl_weight`` (default 2; it must be above 0 to begin with). At
+    After each evaluation the held-out score is compared, clip by clip (a prompt counts once), with its best evaluation so far
+    (``compare_with`` "start": with the first one). It has fallen when it is lower by more than ``standard_errors`` of the paired
+    difference while the trained reward is higher. When that holds at ``patience`` evaluations in a row, ``action`` is taken:
+    "stop" ends the run (which then exports what it has; ModelCheckpoint with monitor=held_out_scorer/mean keeps the best),
+    "lower_rate" multiplies the learning rate by ``factor`` (default 0.5), "raise_kl" the ``kl_weight`` (default 2; it must be
+    above 0 to begin with). At
     1 standard error and patience 1 noise alone fires at one evaluation in six or more (more, because the best of many is lucky):
     cautious by choice; 2 errors or patience 2 are calmer.
 

@@ -91,7 +91,7 @@ def _page(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.scorer} is a {type(reward).__name__}, which scores nothing; name a reward")
     with Progress(transient=True) as bar:
         task = bar.add_task("scoring", total=len(pairing.pairs))
-        name, base, tuned = scored(pairing.pairs, reward, lambda done, total: bar.update(task, completed=done))
+        name, base, tuned = scored(pairing.pairs, reward, options.scorer, lambda done, total: bar.update(task, completed=done))
     write_comparison(out, pairing, name, base, tuned)
     found = paired_difference([pair.prompt.id for pair in pairing.pairs], base, tuned)
     print("\n".join([*summary_lines(name, found), str(out)]))

@@ -95,21 +95,27 @@ def test_card_table_at_toy_size(tmp_path):
     assert [len(row.groups) for row in rows.values()] == [8, 8, 8, 24, 8]  # one instrument: 12 of 16 words are held out
     text = embedded_music.table(rows)
     assert len(text.splitlines()) == 7 and "held-out judge" in text and "nan" not in text
-    assert rows["real"].estimate("in_tune")[0] > 0.6
+    assert rows["real"].estimate("in_tune").value > 0.6
     embedded_music.picture(rows, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
 
 
 def test_paired_differences_and_verdicts():
     base = np.arange(8.0)
-    before = evaluation.Measured(list(MOODS) * 2, {"reward": base, "judge_probability": base})
+    before = evaluation.Measured(list(MOODS) * 2, list("abcdefgh"), {"reward": base, "judge_probability": base})
     jitter = np.array([0.1, -0.1] * 4)
-    up = evaluation.Measured(before.groups, {"reward": base + 1 + jitter, "judge_probability": base - 1 + jitter})
-    mean, error = quickstart_seeds.differences(before, up, "reward")
-    assert mean == pytest.approx(1) and error == pytest.approx(0.1 * np.sqrt(8 / 7) / np.sqrt(8))
+    up = evaluation.Measured(before.groups, before.prompts, {"reward": base + 1 + jitter, "judge_probability": base - 1 + jitter})
+    found = quickstart_seeds.differences(before, up, "reward")
+    assert found.value == pytest.approx(1) and found.error == pytest.approx(0.1 * np.sqrt(8 / 7) / np.sqrt(8))
     assert quickstart_seeds.verdict(before, up, quickstart_seeds.JUDGE) == "learned, judge fell"
-    same = evaluation.Measured(before.groups, {"reward": base + jitter, "judge_probability": base + jitter})
+    same = evaluation.Measured(before.groups, before.prompts, {"reward": base + jitter, "judge_probability": base + jitter})
     assert quickstart_seeds.verdict(before, same, quickstart_seeds.JUDGE) == "did not learn, judge unchanged"
+    some = base + np.repeat([1.0, 0.0, 0.0], [4, 2, 2])  # all four clips of one prompt rose, those of two others did not
+    few = evaluation.Measured(before.groups, ["a"] * 4 + ["b"] * 2 + ["c"] * 2, before.values)
+    rose = evaluation.Measured(few.groups, few.prompts, {"reward": some})
+    assert quickstart_seeds.differences(few, rose, "reward").error == pytest.approx(1 / 3)
+    assert quickstart_seeds.verdict(few, rose, "none") == "did not learn"
+    assert "over 3 prompts (8 clips)" in quickstart_seeds.whom(few)
 
 
 def test_quickstart_protocol_at_toy_size(tmp_path, capsys):

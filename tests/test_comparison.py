@@ -28,10 +28,21 @@ class Loudness:
     """A reward that a reader can compute: the largest sample, as ``loudness/toy``."""
 
     differentiable = True
+    name = "loudness/toy"
 
     def __call__(self, wave_BCN: torch.Tensor, sample_rate_hz: int, prompts: list[Prompt]) -> RewardOutput:
         value_B = wave_BCN.abs().amax(dim=(1, 2))
         return RewardOutput(value_B, {"loudness/toy": value_B})
+
+
+class Parts:
+    """A reward without a name whose first part is not its score, as a classifier's."""
+
+    differentiable = False
+
+    def __call__(self, wave_BCN: torch.Tensor, sample_rate_hz: int, prompts: list[Prompt]) -> RewardOutput:
+        value_B = wave_BCN.abs().amax(dim=(1, 2))
+        return RewardOutput(value_B - 1, {"p_happy": value_B})
 
 
 class Elements(HTMLParser):
@@ -50,6 +61,7 @@ def test_the_page_holds_prompts_sounds_and_scores_and_nothing_from_elsewhere(tmp
     (after / "samples.json").write_text(json.dumps(index[:5]))
     pairing = read_pairs(before, after)
     name, base, tuned = scored(pairing.pairs, Loudness())
+    assert scored(pairing.pairs, Parts(), "toy/mood")[0] == "toy/mood", "the total is not called after its first part"
     assert name == "loudness/toy" and base == pytest.approx([0.25] * 5, abs=0.01) and tuned == pytest.approx([0.5] * 5, abs=0.01)
     text = comparison_page(pairing, name, base, tuned, "Original & fine-tuned")
     assert "<h1>Original &amp; fine-tuned</h1>" in text and ">change of loudness/toy</th>" in text

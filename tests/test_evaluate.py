@@ -240,6 +240,18 @@ def test_a_configuration_alone_evaluates_its_untrained_model(trained, tmp_path):
     assert other["role"] == "trained" and other["name"] == "base + adapter x 0.5"
 
 
+def test_a_model_that_nobody_trained_here_is_called_original(trained, tmp_path):
+    from lightning_modules.evaluation.command import _role
+
+    assert _role("embedded/music", []) == _role(str(trained / "tiny"), []) == _role("base", []) == "original"
+    assert _role(str(trained / "run"), []) == _role("embedded/music", ["runs/x/adapter"]) == "trained"
+    export = tmp_path / "merged"
+    shutil.copytree(trained / "tiny", export)
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(config | {"training": {"algorithm": "DDPO"}}))
+    assert _role(str(export), []) == "trained"
+
+
 def test_the_embedded_model_is_evaluated_by_embedded_scorers(tmp_path):
     (tmp_path / "p.csv").write_text("text,mood\na sad piano,sad\na happy piano,happy\n")
     words = ["--model", "embedded/music", "--prompts", tmp_path / "p.csv", "--rewards", "embedded/mood", "embedded/clap"]

@@ -18,6 +18,7 @@ from lightning_modules.held_out import (
     WithHeldOut,
     change,
     held_out_summary,
+    told_not_finite,
     watched,
 )
 from lightning_modules.rollouts import RewardError
@@ -62,9 +63,40 @@ def test_the_summary_by_arithmetic():
     summary = held_out_summary(samples, "mood")
     assert summary["held_out/mean"] == 2 and summary["held_out/sad/mean"] == 3 and summary["held_out_part/level"] == 3
     assert summary["held_out_scorer/mean"] == 3 and summary["held_out_scorer/happy/mean"] == 4
-    assert summary["held_out_scorer/not_finite"] == 1
+    assert summary["held_out_scorer/not_finite"] == 1 and summary["held_out/not_finite"] == 1
+    assert held_out_summary([sample("a", 1.0)], "mood")["held_out/not_finite"] == 0
     assert not any("scorer" in name for name in held_out_summary([sample("a", 1.0)], "mood"))
     assert held_out_summary([], "mood") == {}
+
+
+def test_clips_without_a_score_are_told_with_their_prompts():
+    samples = [sample("a", 1.0), sample("b", math.nan), sample("b", math.inf, index=1), sample("c", math.nan)]
+    said = told_not_finite(samples)
+    assert "3 of 4" in said and "'b', 'c'" in said and "'a'" not in said
+    assert told_not_finite(samples[:1]) is None
+    many = told_not_finite([sample(f"p{i}", math.nan) for i in range(9)])
+    assert "9 of 9" in many and "6 more" in many
+
+
+class NoScore(ToyReward):
+    """NaN for the first clip of every call, as a reward that cannot hear a clip."""
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        output = super().__call__(wave_BCN, sample_rate_hz, prompts)
+        score = output.score_B.clone()
+        score[0] = math.nan
+        return RewardOutput(score, output.parts)
+
+
+def test_an_evaluation_with_nan_says_so(recwarn):
+    ddpo = module(reward=NoScore(), on_bad_reward="drop")
+    ddpo.log_dict = lambda metrics: None
+    ddpo.on_validation_epoch_start()
+    ddpo.validation_step(prompt_round(4), 0)
+    ddpo.on_validation_epoch_end()
+    count = ddpo.held_out["held_out/not_finite"]
+    assert count >= 1 and math.isfinite(ddpo.held_out["held_out/mean"])
+    assert any(f"{count:.0f} of 4 held-out clips" in str(warning.message) for warning in recwarn)
 
 
 def evaluation(round_number: float, *pairs: tuple[float, float]) -> Evaluation:
@@ -81,6 +113,14 @@ def test_changes_are_paired():
     assert Evaluation.restored(now.state()) == now
     with pytest.raises(ValueError, match="round 0 and round 1 have 1 clips in common.*at least two"):
         change(before, evaluation(1, (0.0, 1.0), (0.0, math.nan), (math.nan, 1.0)))
+
+
+def test_clips_of_one_prompt_are_one_change():
+    before = Evaluation.of([sample(name, 0.0, 0.0, index=i) for name in "ab" for i in range(5)], 0)
+    after = [sample(name, 1.0, {"a": -1.0, "b": -3.0}[name], index=i) for name in "ab" for i in range(5)]
+    assert change(before, Evaluation.of(after, 1)).scorer_errors == pytest.approx(-2.0)  # -2 over an error of 1, not of 1/3
+    one = [sample("a", 1.0, -1.0 - i, index=i) for i in range(5)]  # one prompt: over its clips, there is nothing else
+    assert change(before, Evaluation.of(one, 1)).scorer_errors == pytest.approx(-3 / math.sqrt(2.5 / 5))
 
 
 class Stage:

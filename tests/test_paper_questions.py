@@ -21,7 +21,7 @@ SMALL = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
 
 def measured(shift: float) -> Measured:
     base = np.arange(8.0) + shift + np.array([0.1, -0.1] * 4) * shift
-    return Measured(list(MOODS) * 2, dict.fromkeys(pt.SCORES, base))
+    return Measured(list(MOODS) * 2, list("abcdefgh"), dict.fromkeys(pt.SCORES, base))
 
 
 @pytest.mark.parametrize("condition", pq.CONDITIONS, ids=lambda condition: condition.name)
@@ -72,11 +72,11 @@ def test_drawn_seeds_stand_for_their_numbers():
             pq.run_seed(conditions["drawn_seeds"], seed)
 
 
-def test_verdicts_need_two_standard_errors():
+def test_verdicts_need_an_interval_on_one_side_of_zero():
     before = measured(0.0)
     assert pt.verdict(before, measured(1.0), "clap") == "rose" and pt.verdict(before, measured(-1.0), "clap") == "fell"
     assert pt.verdict(before, before, "clap") == "unchanged"
-    noisy = Measured(before.groups, {"clap": before.values["clap"] + np.array([1.0, -0.9] * 4)})
+    noisy = Measured(before.groups, before.prompts, {"clap": before.values["clap"] + np.array([1.0, -0.9] * 4)})
     assert pt.verdict(before, noisy, "clap") == "unchanged"
 
 
@@ -98,10 +98,11 @@ def test_the_mean_over_seeds_has_the_error_over_seeds():
 
 
 def test_references_show_what_was_measured():
-    real = Measured(["sad", "happy"], {"accuracy": np.array([1.0, 0.0]), "reward": np.array([0.0, -0.5]), "in_tune": np.ones(2)})
+    values = {"accuracy": np.array([1.0, 0.0]), "reward": np.array([0.0, -0.5]), "in_tune": np.ones(2)}
+    real = Measured(["sad", "happy"], ["p", "q"], values)
     rows = pt.references({"real clips": real}).splitlines()
     assert rows[0] == "| clips | balanced accuracy | value reward |"
-    assert rows[2] == "| real clips | 0.500 ± 0.500 | -0.250 ± 0.250 |"
+    assert rows[2] == "| real clips | 0.500 [-5.853, 6.853] | -0.250 [-3.427, 2.927] |"  # t of one degree: 12.706
     assert "no judge" in pt.references({})
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from datamodules.prompt_grids import EMOTIONS, INSTRUMENTS, article_of, emotion_words, instrument_names
+from datamodules.prompt_grids import EMOTIONS, INSTRUMENTS, emotion_words, instrument_names
 from datamodules.prompt_sources import template_prompts
 from datamodules.prompts import PromptDataModule
+from zoo.language import article_of
 from zoo.rewards.emotion import MOODS, class_indices
 
 
@@ -59,3 +62,34 @@ def test_the_largest_grid_asks_for_its_class_in_every_prompt() -> None:
     assert all(
         prompt.labels["word"] in prompt.text and prompt.labels["instrument"] in prompt.text for prompt in data.train_prompts
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "article"),
+    [("aggressive", "an"), ("hour", "an"), ("European", "a"), ("ukulele", "a"), ("unhappy", "an"), ("unique", "a"),
+     ("one-man", "a"), ("only", "an"), ("harp", "a"), ("", "a")],
+)  # fmt: skip
+def test_the_article_goes_by_the_sound(word: str, article: str) -> None:
+    assert article_of(word) == article
+
+
+def test_the_article_is_that_of_the_word_behind_it() -> None:
+    prompts = template_prompts("{word}: {article} {instrument}", {"sad": ["sad", "angry"]}, ["harp", "organ", "ukulele"])
+    assert [prompt.text for prompt in prompts][:4] == ["sad: a harp", "sad: an organ", "sad: a ukulele", "angry: a harp"]
+
+
+def test_every_shipped_prompt_has_the_right_article_but_those_of_the_public_code() -> None:
+    import random
+    import re
+
+    from datamodules.music import Clip, caption
+    from lightning_modules import run
+
+    texts = [caption(Clip("angry", "harp", seed), random.Random(seed)) for seed in range(60)]
+    configs = Path(__file__).resolve().parents[1] / "configs" / "ddpo"
+    for name in ("quickstart", "quickstart_smoke", "paper_questions", "music_rlhf/base"):
+        node = run.load([configs / f"{name}.yaml"]).data
+        words, instruments = emotion_words(node["words"]), instrument_names(node["instruments"])
+        texts += [prompt.text for prompt in template_prompts(node["template"], words, instruments)]
+    assert any("an aggressive" in text for text in texts) and any("an intense" in text for text in texts)
+    assert not [text for text in texts if re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text)]

@@ -72,7 +72,7 @@ def test_what_the_judge_always_hears_does_not_count():
 
 def test_order_is_asked_of_clips_of_one_sound_after_another():
     found = of(THEN, heard((1, 1, 0.8), (5, 2, 0.8)), heard((5, 1, 0.8), (1, 2, 0.8)))
-    assert found.values["in_order"].tolist() == [1, 0] and found.estimate("in_order")[0] == 0.5
+    assert found.values["in_order"].tolist() == [1, 0] and found.mean("in_order") == 0.5
 
 
 def test_a_caption_that_cannot_be_compared_is_named():

@@ -156,8 +156,12 @@ def test_captions_are_weighed_against_what_is_heard():
 
 
 def test_shares_and_means_say_how_many():
-    assert sound_tables.share([True, True, False, True]) == "0.75 [0.30, 0.95] (4)" and sound_tables.share([]) == "-"
-    assert sound_tables.mean([1.0, None, 2.0]) == "1.50 ± 0.50" and sound_tables.mean([None, 1.0]) == "-"
+    hits = [("a", True), ("b", True), ("c", False), ("d", True)]
+    # t of three degrees over four captions: 0.75 +- 3.182 * 0.25, cut at 0 and 1; wider than Wilson's .30 to .95
+    assert sound_tables.share(hits) == "0.75 [0.00, 1.00] (4)" and sound_tables.share([]) == "-"
+    assert sound_tables.share([("a", True)] * 4) == "1.00 [0.51, 1.00] (4)", "one caption: Wilson's over its events"
+    assert sound_tables.mean([("a", 1.0), ("b", None), ("c", 2.0)]) == "1.50 [-4.85, 7.85]"
+    assert sound_tables.mean([("a", None), ("b", 1.0)]) == "-" == sound_tables.mean([("a", 1.0), ("a", 2.0)])
 
 
 class Length:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.language import with_articles
+
 PLACE = "path/to/this/folder"  # stands for the folder, or owner/name on the Hub; see ``zoo.card.placed_in``
 
 
@@ -66,10 +68,9 @@ def _prompt(config: Mapping[str, Any]) -> str:
     if isinstance(template, str) and isinstance(words, Mapping) and words and isinstance(instruments, list) and instruments:
         mood, some = next(iter(words.items()))
         fields = {"{word}": str(some[0]), "{mood}": str(mood), "{instrument}": str(instruments[0])}
-        fields["{article}"] = "an" if fields["{word}"][:1] in tuple("aeiou") else "a"
         for field, value in fields.items():
             template = template.replace(field, value)
-        return template
+        return with_articles(template)
     return "A recording of a sad piano solo"
 
 

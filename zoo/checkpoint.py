@@ -106,7 +106,8 @@ def write_config(folder: Path, config: Mapping[str, Any], hashed: Iterable[str])
     _plain(config, folder)
     sha256 = {name: sha256_of(folder / name) for name in hashed}
     content = {"format": FORMAT, **config, "versions": _versions(), "sha256": sha256}
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(config: Mapping[str, Any], folder: Path) -> None:

@@ -8,12 +8,13 @@ import fnmatch
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def parsed_json(text: str, depth: int = JSON_DEPTH) -> Any:
         raise ValueError(too_deep)
     if "\\ud" in text.lower():
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            str(value).encode()
         except UnicodeEncodeError:
             raise ValueError("half a surrogate pair (\\ud800) stands for no character") from None
     return value
@@ -247,3 +248,12 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = collections.Counter(name for name, _ in pairs)
         raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands twice in one object")
     return node
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for every number that is NaN or infinite, through mappings and sequences: JSON knows no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -101,4 +101,4 @@ def write_pin(repo_id: str, pin: Pin, path: str | Path = LOCK_FILE) -> None:
         file: {"sha256": locked.sha256, "size_bytes": locked.size_bytes} for file, locked in sorted(one.files.items())
     }} for name, one in sorted(pins.items())}}
     with written_beside(path) as temporary:
-        temporary.write_text(json.dumps(node, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(node, indent=2, allow_nan=False) + "\n", encoding="utf-8")

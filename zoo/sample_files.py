@@ -15,7 +15,7 @@ from typing import Any
 
 from zoo.audio_folders import Listing, listed
 from zoo.errors import did_you_mean
-from zoo.files import parsed_json, written_beside
+from zoo.files import finite, parsed_json, written_beside
 from zoo.safety import safe_relative_path
 from zoo.types import Prompt
 
@@ -76,7 +76,8 @@ def write_index(
         entries[sample.path.name] = {**facts, "labels": dict(p.labels), **{k: v for k, v in known.items() if v is not None}}
     path = Path(folder if to is None else to) / INDEX
     with written_beside(path) as part:
-        part.write_text(json.dumps(list(entries.values()), indent=1, default=str), encoding="utf-8")
+        text = json.dumps(finite(list(entries.values())), indent=1, default=str, allow_nan=False)
+        part.write_text(text, encoding="utf-8")
     return path
 
 

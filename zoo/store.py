@@ -55,7 +55,8 @@ def is_downloaded(folder: str | Path) -> bool:
 
 def write_record(folder: Path, record: PullRecord) -> None:
     with written_beside(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(asdict(record), indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path) -> PullRecord | None:

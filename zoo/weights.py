@@ -80,7 +80,7 @@ def save_state(
     weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
     with written_beside(folder / INDEX_FILE) as temporary:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(index, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return (*files, INDEX_FILE)
 
 

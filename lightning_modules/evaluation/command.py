@@ -6,6 +6,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,11 @@ from lightning_modules.evaluation.scores import (
     short_name,
 )
 from lightning_modules.evaluation.tables import all_tables, as_markdown, summary
+from zoo.checkpoint import CONFIG_FILE, read_config
 from zoo.devices import usable_device
 from zoo.files import check_writable, clear_after_killed, files_written_together
-from zoo.run_models import recorded_sampling
+from zoo.registry import find
+from zoo.run_models import is_run, recorded_sampling
 from zoo.sample_files import Sample
 from zoo.sampling_settings import SamplingSettings, sampling_settings
 from zoo.types import Prompt
@@ -141,7 +144,7 @@ def evaluate(options: argparse.Namespace, read_prompts: ReadPrompts, read_table:
     recorded = recorded_sampling(model) if model is not None and Path(model).is_dir() else {}
     how = sampling_settings({**asked, "guidance_scale": options.guidance}, config.settings, recorded, evaluation=True)
     wanted = _prompts(options, config, how, read_prompts)
-    own = options.role or (ORIGINAL if model == BASE and not options.adapter and not options.baseline else TRAINED)
+    own = options.role or (TRAINED if options.baseline or options.generations else _role(model, options.adapter))
     sides = {own: options.generations or model} | ({ORIGINAL: options.baseline} if options.baseline else {})
     if wanted:
         check_prompts(scorers, wanted)
@@ -163,6 +166,22 @@ def evaluate(options: argparse.Namespace, read_prompts: ReadPrompts, read_table:
         sets.append(_scored_set(name, setting, role, samples, source, scorers, cache, options))
     sets.sort(key=lambda one: one.role)  # original before trained, as in the paper's tables
     return Results(tuple(scorer.facts for scorer in scorers), tuple(sets))
+
+
+def _role(model: str, adapters: Sequence[str]) -> str:
+    """Trained: with adapters, a run, an adapter and what was exported from a run; everything else is a model as it was found."""
+    if adapters:
+        return TRAINED
+    folder = None
+    if model != BASE:
+        with suppress(FileNotFoundError):
+            folder = find(model)
+    if folder is None or not folder.is_dir():
+        return ORIGINAL
+    if is_run(folder):
+        return TRAINED
+    config = read_config(folder) if (folder / CONFIG_FILE).is_file() else {}
+    return TRAINED if config.get("kind") == "adapter" or config.get("training") else ORIGINAL
 
 
 def _prompts(

@@ -148,7 +148,7 @@ def model_clips(
         "denoiser": fingerprint(backbone.denoiser),
         "prompts": hashlib.sha256(asked.encode()).hexdigest()[:12],
     }
-    source = json.loads(json.dumps(source))
+    source = json.loads(json.dumps(source, allow_nan=False))
     sampler = sampling.sampler
     _claim(folder, source)
     paths = output_paths(prompts, seeds, folder, "wav")
@@ -176,7 +176,7 @@ def _claim(folder: Path, source: Mapping[str, Any]) -> None:
                              "now); name another --out, or remove that folder")  # fmt: skip
         return
     with written_beside(path) as part:
-        part.write_text(json.dumps(source, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(source, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def _source(path: Path) -> Mapping[str, Any]:

@@ -96,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--role",
         choices=[TRAINED, ORIGINAL],
-        help="what a model without --baseline is in Table 2 (default: trained)",
+        help="what a model without --baseline is in Table 2 "
+        "(default: trained for clips, runs and adapters, else original)",
     )
     add(
         "--combine",
@@ -109,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--players",
         type=int,
         default=3,
-        help="clips a class in report.html, from best to worst; 0 is none",
+        help="clips per class in report.html, from best to worst; 0 is none",
     )
     add("--batch-size", type=int, default=8, help="samples at a time")
     add("--device", default="cpu", help="such as cpu, cuda, mps")

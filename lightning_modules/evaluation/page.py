@@ -124,8 +124,8 @@ def _bars(
             continue
         places = [place - 0.4 + width * (shift + 0.5) for place, _ in found]
         values = [each.value for _, each in found]
-        below, above = [each.value - each.low for _, each in found], [each.high - each.value for _, each in found]
-        errors = [[max(0.0, value) for value in side] for side in (below, above)]
+        sides = [_sides(each) for _, each in found]
+        errors = [[below for below, _ in sides], [above for _, above in sides]]
         colour = colormaps["tab20"](2 * (settings.index(one.setting) % 10) + (one.role == ORIGINAL))
         # matplotlib leaves labels out that begin with a line below: a space before them shows them
         label = " " * one.title.startswith("_") + _plain(f"{one.title} (n = {len(one.clips)})")
@@ -134,6 +134,13 @@ def _bars(
     axis.axvline(len(names) - 1.5, color="lightgray", lw=0.8)
     axis.set_xticks(range(len(names)), [_plain(name) for name in names])
     axis.margins(x=0.02)
+
+
+def _sides(each: Estimate) -> tuple[float, float]:
+    """How far the interval reaches below and above the value; nowhere without one."""
+    if each.low is None or each.high is None:
+        return 0.0, 0.0
+    return max(0.0, each.value - each.low), max(0.0, each.high - each.value)
 
 
 def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[ScoredClip]]:

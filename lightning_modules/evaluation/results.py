@@ -143,4 +143,4 @@ def combined(parts: Mapping[str, Results]) -> Results:
 
 
 def _numbers(one: ClipSet) -> list[tuple]:
-    return sorted((clip.key, json.dumps(clip.values, sort_keys=True)) for clip in one.clips)
+    return sorted((clip.key, json.dumps(clip.values, sort_keys=True, allow_nan=False)) for clip in one.clips)

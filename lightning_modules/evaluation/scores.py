@@ -142,7 +142,7 @@ class ScoreCache:
 
     def save(self) -> None:
         with written_beside(self.path) as part:
-            part.write_text(json.dumps(self.entries), encoding="utf-8")
+            part.write_text(json.dumps(self.entries, allow_nan=False), encoding="utf-8")
         self._last = time.monotonic()
 
 
@@ -194,6 +194,11 @@ def _of_the_set(scorer: Scorer, entries: Sequence[Mapping[str, Any]], samples: S
     vectors = {name: torch.tensor([entry["vectors"][name] for entry in entries]) for name in names}
     output = scorer.reward.combine(RewardOutput(parts.pop("score"), parts, vectors), prompts)
     more = {name: part.tolist() for name, part in output.parts.items() if name not in parts}
+    for name, column in more.items():
+        bad = [sample.path for sample, value in zip(samples, column, strict=True) if not math.isfinite(value)]
+        if bad:
+            raise ValueError(f"{scorer.facts.name} gave no finite {name} for {len(bad)} of {len(samples)} clips, the first "
+                             f"{bad[0]}; leave them out of the table")  # fmt: skip
     return [{name: column[i] for name, column in more.items()} for i in range(len(samples))]
 
 

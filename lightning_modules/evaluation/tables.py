@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_modules.evaluation.results import TRAINED, ClipSet, Results, ScorerFacts, baseline_of
 from lightning_modules.evaluation.statistics import (
+    FEW_PROMPTS,
     SCORE,
     Difference,
     Estimate,
@@ -26,7 +27,10 @@ from lightning_modules.evaluation.statistics import (
 )
 
 NONE = "-"
-FEW_PROMPTS = 10  # below, a bootstrap over prompts has too few of them to know how they differ
+OVER_PROMPTS = (
+    "95 % intervals are over prompts (Student's t of the prompts' means: a prompt counts once, however many clips it has). "
+    "They speak for prompts like those of the set, in number as the second column says; one prompt has no interval."
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def shown(estimate: Estimate | None, digits: int = 2, signed: bool = False) -> s
     if estimate is None:
         return NONE
     sign = "+" if signed else ""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{sign}.{digits}f} (one prompt, no interval)"
     value, low, high = (f"{number:{sign}.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
 
@@ -79,8 +85,16 @@ def shown(estimate: Estimate | None, digits: int = 2, signed: bool = False) -> s
 def shown_difference(difference: Difference | None, digits: int = 2) -> str:
     if difference is None:
         return NONE
-    p = "" if difference.p is None else f", p = {difference.p:.2g}"
-    return shown(difference.estimate, digits, signed=True) + p + ("" if difference.is_paired else ", unpaired")
+    return shown(difference.estimate, digits, signed=True) + ("" if difference.is_paired else ", unpaired")
+
+
+def few_prompts_note(sets: Sequence[tuple[str, ClipSet]]) -> list[str]:
+    """What is to be said where a set, given with its title, has few prompts; nothing where none has."""
+    few = sorted({title for title, one in sets if len({clip.id for clip in one.clips}) < FEW_PROMPTS})
+    if not few:
+        return []
+    return [f"Fewer than {FEW_PROMPTS} prompts ({'; '.join(few)}): how prompts differ is known from these few alone, so the "
+            "intervals are rough, and other prompts may do otherwise."]  # fmt: skip
 
 
 def sizes(one: ClipSet) -> str:
@@ -96,19 +110,24 @@ def table_1(results: Results, scorer: ScorerFacts) -> Table:
             continue
         cells = []
         for each in found.classes.values():
-            cells.append(NONE if each is None else f"{shown(each)} ({round(each.value * each.count)}/{each.count})")
+            cells.append(NONE if each is None else f"{shown(each)} ({found.confusion[len(cells)][len(cells)]}/{each.count})")
         rows.append((one.title, sizes(one), *cells, shown(found.balanced)))
         if baseline_of(one, results.sets) in (None, one):
             notes.append(f"{one.title}: {power_note(found)}.")
         absent = [name for name, each in found.classes.items() if each is None]
         if absent:
             notes.append(f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other classes.")
+        alone = [name for name, each in found.classes.items() if each is not None and each.prompts == 1]
+        if alone:
+            notes.append(f"{one.title}: one prompt asked for each of {', '.join(alone)}; the interval of such a class is "
+                         "Wilson's over its clips and speaks for that prompt only.")  # fmt: skip
     chances = ", ".join(f"{chance:.2f}" for chance in one_class_means(results, scorer))
     always = f"Calling every clip the same class gives a mean of at most {chances or NONE}."
-    how = ("Classes: Wilson intervals, 95 %, hits / clips. Mean over classes: the wider of a bootstrap over prompts and their "
-           "clips and of Wilson's intervals put together.")  # fmt: skip
+    how = (f"{OVER_PROMPTS} Of a class (hits / clips) and of the mean over classes they are at least as wide as Wilson's; of "
+           f"means over classes with {FEW_PROMPTS} prompts each or more, by bootstrap over prompts and their clips.")  # fmt: skip
+    few = few_prompts_note([(one.title, one) for one in results.sets if accuracy(one, scorer) is not None])
     header = ("setting, model", "clips (prompts)", *scorer.class_names, "mean")
-    return Table(f"Table 1: accuracy by {scorer.title}", header, tuple(rows), (how, always, _fingerprint(scorer), *notes))
+    return Table(f"Table 1: accuracy by {scorer.title}", header, tuple(rows), (how, *few, always, _fingerprint(scorer), *notes))
 
 
 def one_class_means(results: Results, scorer: ScorerFacts) -> list[float]:
@@ -129,11 +148,9 @@ def table_2(results: Results) -> Table:
         for scorer in results.scorers:
             row += _triple(line, scorer)
         rows.append(tuple(row))
-    how = ("95 % intervals by bootstrap over prompts and their clips (of accuracies at least as wide as by formula). Differences "
-           "are paired clip by clip (same prompt and sample number) unless they say otherwise; p: McNemar, exact.")  # fmt: skip
-    few = sorted({line.title for line in lines(results) if len({clip.id for clip in line.some.clips}) < FEW_PROMPTS})
-    rough = [f"Fewer than {FEW_PROMPTS} prompts ({'; '.join(few)}): intervals of scores over prompts are rough, and those of "
-             "accuracies hold for these prompts more than for others."] if few else []  # fmt: skip
+    how = (f"{OVER_PROMPTS} Accuracies: means over classes, their intervals at least as wide as by formula. Differences are "
+           "paired by prompt and sample number unless they say otherwise.")  # fmt: skip
+    rough = few_prompts_note([(line.title, line.some) for line in lines(results)])
     notes = (how, *rough, *map(_fingerprint, results.scorers))
     return Table("Table 2: original and trained", tuple(header), tuple(rows), notes)
 
@@ -161,9 +178,9 @@ def parts_table(results: Results, scorer: ScorerFacts) -> Table:
             both = None if None in sides else mean_difference(line.original, line.trained, scorer, part)
             rows.append((line.title, line.sizes, part, *(shown(side, 3) for side in sides), shown_difference(both, 3)))
     header = ("setting (trained model)", "clips (prompts)", "number", "original", "trained", "difference")
-    how = ("95 % intervals by bootstrap over prompts and their clips, whatever their classes: an accuracy's is wider here than "
-           "in Tables 1 and 2, which hold the classes fixed.")  # fmt: skip
-    return Table(f"All numbers by {scorer.title}", header, tuple(rows), (how,))
+    how = (f"{OVER_PROMPTS} Classes are not held fixed here, so an accuracy's interval can be wider than in Tables 1 and 2.")
+    rough = few_prompts_note([(line.title, line.some) for line in lines(results)])
+    return Table(f"All numbers by {scorer.title}", header, tuple(rows), (how, *rough))
 
 
 def _fingerprint(scorer: ScorerFacts) -> str:

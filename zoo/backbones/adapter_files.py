@@ -115,7 +115,8 @@ def write_adapter(
     content |= {"base": {**base, "sha256": dict(recorded or base_hashes(model))}, **facts}
     with folder_written_beside(folder, replace=True) as part:
         save_weights(weights, part / WEIGHTS_FILE, dtype)
-        (part / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(settings, indent=2, sort_keys=True, allow_nan=False)
+        (part / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         write_config(part, content, (CONFIG_FILE, WEIGHTS_FILE))
     return folder
 

@@ -2,7 +2,8 @@
 
 Two-stage bootstrap (Davison and Hinkley 1997, section 3.8): prompts are drawn with replacement, then the clips of each drawn
 prompt. With one clip a prompt this is the plain bootstrap over prompts; with one prompt it is that over its clips, and then says
-nothing about other prompts.
+nothing about other prompts. With few prompts (below about ten per class) it is too narrow: of 2 to 4 it covered .62 to .91 where
+``clustered.py`` covered .92 to .97. Use it where no formula serves, or where a mean is bounded and prompts are many.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How sure a measured share or difference is."""
+"""How sure a measured share or difference of independent clips is. Clips of one prompt are not: ``clustered.py``."""
 
 from __future__ import annotations
 
@@ -28,18 +28,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
-
-
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's exact test: how odd so uneven a split is, if a clip is as likely to be right only on either side.
-
-    ``only_first``, ``only_second``: clips right on one side only. 1 when there are none. Raises ``ValueError`` below 0.
-    """
-    if only_first < 0 or only_second < 0:
-        raise ValueError(f"counts of clips must not be negative, got {only_first} and {only_second}")
-    count, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(count, hits) for hits in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**count)
 
 
 def clips_needed(first: float, second: float, power: float = 0.8) -> float:

@@ -151,7 +151,7 @@ def _everything(handle: int) -> bytes:
 def _line(answer: Answer, path: Path) -> str:
     row = {**asdict(answer), "preferred": answer.preferred}
     if path.suffix == ".jsonl":
-        return json.dumps(row, ensure_ascii=False) + "\n"
+        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     cells = io.StringIO()
     csv.writer(cells, lineterminator="\n").writerow(" ".join(str(row[name]).split()) for name in COLUMNS)
     return cells.getvalue()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.files import sha256_of
-from zoo.metrics.intervals import mean_and_error
+from zoo.metrics.clustered import clustered_mean
 from zoo.sample_files import Sample, read_samples
 from zoo.types import Prompt
 
@@ -116,13 +116,8 @@ def paired_difference(prompt_ids: Sequence[str], base: Sequence[float], tuned: S
         groups.setdefault(name, []).append(tuple(both))
     sides = [[math.fsum(side) / len(side) for side in zip(*group, strict=True)] for group in groups.values()]
     changes = [after - before for before, after in sides]
-    interval = None
-    if len(changes) > 1:
-        from scipy.stats import t
-
-        mean, error = mean_and_error(changes)
-        half = float(t.ppf(0.975, len(changes) - 1)) * error
-        interval = (mean - half, mean + half)
+    found = clustered_mean([after - before for before, after in zip(base, tuned, strict=True)], prompt_ids)
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
     means = [math.fsum(column) / len(sides) for column in zip(*sides, strict=True)]
-    return Difference(*means, math.fsum(changes) / len(changes), interval, len(sides), len(prompt_ids),
+    return Difference(*means, found.value, interval, len(sides), len(prompt_ids),
                       sum(change > 0 for change in changes), sum(change < 0 for change in changes))  # fmt: skip

@@ -1,0 +1,110 @@
+"""Means of clips that are not independent: those of one prompt resemble each other, so prompts are counted, not clips.
+
+A prompt counts once, however many clips it has: the mean is over the means of prompts, its standard error is that of
+the prompts' means, its interval Student's t. It speaks for prompts like these; one prompt has no interval, because it
+says nothing about others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """``value``: mean over prompts. ``error``: its standard error over prompts; ``low``, ``high``: its 95 % interval, with
+    ``degrees`` of freedom; all four None for one prompt. ``clips``, ``prompts``: how many it is of.
+    """
+
+    value: float
+    error: float | None
+    low: float | None
+    high: float | None
+    degrees: float | None
+    clips: int
+    prompts: int
+
+
+def clustered_mean(
+    values: Sequence[float], prompts: Sequence[Hashable], classes: Sequence[Hashable] | None = None
+) -> Clustered:
+    """Mean of ``values`` (one per clip) over prompts, with its interval by Student's t.
+
+    Of paired differences (after - before of each clip) it is the difference paired by prompt.
+
+    Args:
+        values: one number per clip.
+        prompts: the prompt that each clip was made for.
+        classes: one per clip; then the mean over classes of their means (of hits: the balanced accuracy). Prompts vary
+            within their class, with Welch's degrees of freedom; where a class has a single prompt, how its prompts
+            vary is not known, and all prompts are taken as one group: K - 1 degrees of freedom, a wider interval.
+
+    Raises:
+        ValueError: for no clips, unequal counts, and values that are not finite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    classes = [None] * len(values) if classes is None else classes
+    if not len(values) or not len(values) == len(prompts) == len(classes):
+        counts = f"{len(values)} values, {len(prompts)} prompts, {len(classes)} classes"
+        raise ValueError(
+            f"expected one prompt (and class) per value and at least one value, got {counts}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{int((~np.isfinite(values)).sum())} of {len(values)} values are NaN or infinite; leave them out "
+                         "and say how many")  # fmt: skip
+    means = list(_prompt_means(values, prompts, classes).values())
+    value = float(np.mean([own.mean() for own in means]))
+    count = sum(map(len, means))
+    if count < 2:
+        return Clustered(value, None, None, None, None, len(values), count)
+    if min(map(len, means)) > 1:
+        parts = np.array([own.var(ddof=1) / len(own) for own in means]) / len(means) ** 2
+        variance = float(parts.sum())
+        freedom = float((parts**2 / [len(own) - 1 for own in means]).sum())
+        degrees = variance**2 / freedom if freedom > 0 else float(count - len(means))
+    else:
+        weight = sum(1 / len(own) for own in means) / len(means) ** 2
+        variance = float(np.concatenate(means).var(ddof=1)) * weight
+        degrees = float(count - 1)
+    return _with_interval(value, variance, degrees, len(values), count)
+
+
+def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
+    """``second - first`` of independent sets of clips (no pairs), by Welch's t; no interval where one of them has none."""
+    value = second.value - first.value
+    clips, prompts = min(first.clips, second.clips), min(first.prompts, second.prompts)
+    if first.error is None or second.error is None:
+        return Clustered(value, None, None, None, None, clips, prompts)
+    parts = [(one.error**2, one.degrees) for one in (first, second)]
+    variance = sum(part for part, _ in parts)
+    freedom = sum(part**2 / degrees for part, degrees in parts)
+    degrees = variance**2 / freedom if freedom > 0 else min(first.degrees, second.degrees)
+    return _with_interval(value, variance, degrees, clips, prompts)
+
+
+def _with_interval(
+    value: float, variance: float, degrees: float, clips: int, prompts: int
+) -> Clustered:
+    from scipy.stats import t
+
+    error = variance**0.5
+    half = float(t.ppf((1 + LEVEL) / 2, degrees)) * error
+    return Clustered(value, error, value - half, value + half, degrees, clips, prompts)
+
+
+def _prompt_means(
+    values: np.ndarray, prompts: Sequence[Hashable], classes: Sequence[Hashable]
+) -> dict[Hashable, np.ndarray]:
+    """Class -> the means of its prompts."""
+    clips: dict[Hashable, dict[Hashable, list[float]]] = {}
+    for value, prompt, name in zip(values, prompts, classes, strict=True):
+        clips.setdefault(name, {}).setdefault(prompt, []).append(value)
+    return {
+        name: np.array([np.mean(own) for own in by_prompt.values()])
+        for name, by_prompt in clips.items()
+    }
