@@ -143,7 +143,7 @@ def table(before: Measured, after: dict[int, Measured], scores: Sequence[Score],
 
 def verdict(before: Measured, after: Measured, judge: str) -> str:
     """In words, by rule 4 of the protocol. ``judge`` names the held-out score."""
-    words = "learned" if direction(differences(before, after, "reward")) == "rose" else "did not learn"
+    words = "learned" if direction(differences(before, after, "reward")) == "rose" else "not certain"
     if judge in before.values:
         words += f", judge {direction(differences(before, after, judge))}"
     return words

@@ -109,12 +109,12 @@ def test_paired_differences_and_verdicts():
     assert found.value == pytest.approx(1) and found.error == pytest.approx(0.1 * np.sqrt(8 / 7) / np.sqrt(8))
     assert quickstart_seeds.verdict(before, up, quickstart_seeds.JUDGE) == "learned, judge fell"
     same = evaluation.Measured(before.groups, before.prompts, {"reward": base + jitter, "judge_probability": base + jitter})
-    assert quickstart_seeds.verdict(before, same, quickstart_seeds.JUDGE) == "did not learn, judge unchanged"
+    assert quickstart_seeds.verdict(before, same, quickstart_seeds.JUDGE) == "not certain, judge unchanged"
     some = base + np.repeat([1.0, 0.0, 0.0], [4, 2, 2])  # all four clips of one prompt rose, those of two others did not
     few = evaluation.Measured(before.groups, ["a"] * 4 + ["b"] * 2 + ["c"] * 2, before.values)
     rose = evaluation.Measured(few.groups, few.prompts, {"reward": some})
     assert quickstart_seeds.differences(few, rose, "reward").error == pytest.approx(1 / 3)
-    assert quickstart_seeds.verdict(few, rose, "none") == "did not learn"
+    assert quickstart_seeds.verdict(few, rose, "none") == "not certain"
     assert "over 3 prompts (8 clips)" in quickstart_seeds.whom(few)
 
 

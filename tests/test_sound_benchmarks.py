@@ -150,6 +150,6 @@ def test_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     }  # fmt: skip
     assert same == before and other["reward"] != before["reward"]  # the same weights and the same noise
     shown = capsys.readouterr().out
-    assert "| judge: above absent | difference |" in shown and "| 0 |" in shown and "did not learn, judge unchanged" in shown
+    assert "| judge: above absent | difference |" in shown and "| 0 |" in shown and "not certain, judge unchanged" in shown
     assert (tmp_path / "out" / "table.md").is_file() and (tmp_path / "out" / "table.png").is_file()
     assert np.isfinite([value for column in other.values() for value in column]).all()

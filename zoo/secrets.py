@@ -150,7 +150,8 @@ def _without_known(text: str) -> str:
         value for name, value in os.environ.items() if len(value) >= 6 and is_secret_key(name)
     }
     for value in sorted(_known | variables, key=len, reverse=True):
-        for form in {value, quote(value, safe=""), quote_plus(value), json.dumps(value)[1:-1]}:
+        escaped = json.dumps(value, allow_nan=False)[1:-1]
+        for form in {value, quote(value, safe=""), quote_plus(value), escaped}:
             if form not in text:
                 continue
             if len(value) >= 8:
