@@ -76,7 +76,7 @@ def _page(options: argparse.Namespace) -> None:
     from lightning_modules.comparison import scored, summary_lines, write_comparison
     from zoo.loading import load
     from zoo.pages.pairs import paired_difference
-    from zoo.types import Reward
+    from zoo.types import Reward, lacking
 
     out = Path(options.out)
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
@@ -87,7 +87,7 @@ def _page(options: argparse.Namespace) -> None:
     clear_after_killed(out.parent, glob.escape(out.name))
     pairing = _pairing(options)
     reward = load(options.scorer, options.device)
-    if not isinstance(reward, Reward):
+    if lacking(reward, Reward):
         raise ValueError(f"{options.scorer} is a {type(reward).__name__}, which scores nothing; name a reward")
     with Progress(transient=True) as bar:
         task = bar.add_task("scoring", total=len(pairing.pairs))

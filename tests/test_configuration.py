@@ -13,12 +13,14 @@ import pytest
 import torch
 import yaml
 from toy_run import ROOT, config, load
+from toys import ToyBackbone, ToyReward
 
 from lightning_modules import run
 from zoo import files
 from zoo.errors import describe, did_you_mean, is_disk_full, reported
+from zoo.rewards.emotion import EmotionReward
 from zoo.targets import bind, instantiate, locate
-from zoo.types import Reward
+from zoo.types import Backbone, Reward
 
 if TYPE_CHECKING:
     from fractions import Fraction as Unseen  # an annotation that is not there at run time
@@ -171,10 +173,23 @@ def test_a_role_is_not_filled_by_a_plain_value(wrong):
     def scored_by(reward: Reward, other: Reward | None = None):
         return reward
 
-    assert bind(scored_by, {"reward": torch.nn.Identity(), "other": None}, "x")["other"] is None
+    assert bind(scored_by, {"reward": ToyReward(), "other": None}, "x")["other"] is None
     for key in ("reward", "other"):
         with pytest.raises(ValueError, match=rf"x\.{key}: .* expects .*Reward.*, got .*; an object is built by a node"):
-            bind(scored_by, {"reward": torch.nn.Identity(), key: wrong}, "x")
+            bind(scored_by, {"reward": ToyReward(), key: wrong}, "x")
+
+
+def test_a_role_is_not_filled_by_an_object_that_does_not_play_it():
+    def made(backbone: Backbone, reward: Reward | None = None, watched: EmotionReward | None = None):
+        return backbone
+
+    whole = {"backbone": ToyBackbone(), "reward": ToyReward()}
+    assert bind(made, whole, "x") == whole
+    wrong = {"backbone": ToyReward(), "reward": torch.nn.Identity(), "watched": ToyBackbone()}
+    for key, value in wrong.items():
+        expected = rf"x\.{key}: .* expects .*, got {type(value).__name__}($|, which has no )"
+        with pytest.raises(ValueError, match=expected):
+            bind(made, whole | {key: value}, "x")
 
 
 def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -20,8 +20,12 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
         ("module.train_batch_size=3", "train_batch_size=3"),
         ("data=null", "data is missing"),
         ("data.repeats=1", "data.repeats"),
-        ("data.words={none: [happy, sad]}", "held_out|mood"),
+        ("data={_target_: datamodules.prompts.PromptDataModule, template: 'a {word} {instrument}', "
+         "words: {none: [happy, sad]}, instruments: [piano]}", "mood 'none'.*classifier"),
         ("data={_target_: datamodules.music.MusicDataModule}", "MusicDataModule yields AudioBatch"),
+        ("module.reward={_target_: zoo.backbones.tiny.TinyAudio}", r"module\.reward: .*TinyAudio.*differentiable"),
+        ("module.held_out_reward={_target_: zoo.backbones.tiny.TinyAudio}", r"module\.held_out_reward: .*TinyAudio"),
+        ("module.backbone={_target_: zoo.rewards.guards.GuardReward}", r"module\.backbone: .*GuardReward.*denoiser"),
         ("module.learning_rate=.inf", "learning_rate inf"),
         ("module.weight_decay=.inf", "weight_decay inf"),
         ("module.guidance_scale=0", "detach_unconditional"),
@@ -35,8 +39,9 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
 )
 def test_what_cannot_work_is_refused_before_there_is_a_folder(tmp_path, override, word):
     for start in (run.dry_run, run.fit):
-        with pytest.raises(ValueError, match=word):
+        with pytest.raises(ValueError, match=word) as refused:
             start(run.load([SMOKE], [f"out_dir={tmp_path / 'run'}", override]))
+        assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -24,7 +24,7 @@ from zoo.loading import as_dtype
 from zoo.run_facts import facts_of
 from zoo.run_models import built_from, load_weights, run_settings
 from zoo.run_results import Checkpoint, fill, newest_result
-from zoo.types import Backbone
+from zoo.types import Backbone, lacking
 from zoo.weights import read_state, save_state
 
 
@@ -121,7 +121,7 @@ def _export_policy(
     from zoo.backbones.lora import add_lora
 
     backbone = built_from(settings, "backbone", run)
-    if not isinstance(backbone, Backbone):
+    if lacking(backbone, Backbone):
         raise ValueError(f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, no backbone")
     backbone.requires_grad_(False)
     name = (facts.get("base") or {}).get("name")

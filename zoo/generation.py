@@ -11,7 +11,7 @@ import torch
 from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.loading import load, open_model
 from zoo.targets import bind_types
-from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform
+from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform, lacking
 
 
 def generate(
@@ -65,7 +65,7 @@ def generate(
         raise ValueError(f"expected at least one prompt, one seed and a batch of one, got {counts}")
     if isinstance(backbone, (str, Path)):
         backbone = open_model(str(backbone), device=device)
-    if not isinstance(backbone, Backbone):
+    if lacking(backbone, Backbone):
         raise ValueError(
             f"backbone: a {type(backbone).__name__} generates nothing; give a zoo name, a folder "
             "or a backbone"
@@ -157,7 +157,7 @@ def score(
     ]
     if isinstance(reward, (str, Path)):
         name, reward = reward, load(reward)
-        if not isinstance(reward, Reward):
+        if lacking(reward, Reward):
             raise ValueError(
                 f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such "
                 "as embedded/clap"

@@ -17,7 +17,7 @@ from zoo.registry import ENTRIES, find, looks_remote
 from zoo.run_models import code_named_by, is_run, of_run, refuse_downloaded
 from zoo.safety import read_json
 from zoo.targets import locate
-from zoo.types import Backbone
+from zoo.types import Backbone, lacking
 
 
 def load(
@@ -97,7 +97,7 @@ def _adapted(model: Any, stack: Sequence[tuple[Path, float]], name: str) -> Any:
     if stack:
         from zoo.backbones.adapters import stack_adapters
 
-        if not isinstance(model, Backbone):
+        if lacking(model, Backbone):
             raise ValueError(
                 f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone"
             )
@@ -240,7 +240,7 @@ def open_model(
             f"{folder} is neither a model ({CONFIG_FILE}, or model_index.json of diffusers) nor a "
             "run (config.yaml)"
         )
-    if not isinstance(backbone, Backbone):
+    if lacking(backbone, Backbone):
         raise ValueError(
             f"{source} is a {type(backbone).__name__}, which generates nothing; name a backbone"
         )

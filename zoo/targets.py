@@ -19,6 +19,7 @@ from typing import Any
 
 from zoo.errors import did_you_mean, named_misfit
 from zoo.secrets import remember_in
+from zoo.types import lacking
 
 _PLAIN = (bool, int, float, str, list, dict, tuple)
 _TOP_LEVEL = ("zoo", "datamodules", "lightning_modules", "lightning", "torch", "transformers", "diffusers")
@@ -107,8 +108,10 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
             value = _with_tuples(value, annotation)
         same_as_default = parameter is not None and value is None and parameter.default is None
         if not same_as_default and not _fits(value, annotation):
-            how = "; an object is built by a node such as {_target_: package.Class, ...}" if _is_role(annotation) else ""
-            raise ValueError(f"{_key(where, key)}: {name} expects {_spelled(annotation)}, got {value!r}{how}")
+            raise ValueError(
+                f"{_key(where, key)}: {name} expects {_spelled(annotation)}, "
+                f"got {_shown(value)}{_hint(value, annotation)}"
+            )
         bound[key] = value
     return bound
 
@@ -131,8 +134,9 @@ def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value may stand for ``annotation``; objects and unknown kinds of annotation pass."""
-    if annotation is Any or isinstance(annotation, (str, typing.TypeVar)) or not isinstance(value, (*_PLAIN, type(None))):
+    """Whether a plain value or an object may stand for ``annotation``; what is yet to be built and
+    unknown kinds of annotation pass, and objects where a class of another library is declared."""
+    if annotation is Any or isinstance(annotation, (str, typing.TypeVar)) or isinstance(value, _Built):
         return True
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -147,7 +151,9 @@ def _fits(value: Any, annotation: Any) -> bool:
     if not inspect.isclass(kind):
         return True
     if _is_role(kind):  # issubclass does not take one
-        return not getattr(kind, "_is_runtime_protocol", False) or isinstance(value, kind)
+        return not getattr(kind, "_is_runtime_protocol", False) or not lacking(value, kind)
+    if not isinstance(value, _PLAIN):
+        return not _is_known(kind) or isinstance(value, kind)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind in (bool, int, str):
@@ -192,6 +198,30 @@ def _with_tuples(value: Any, annotation: Any) -> Any:
 def _is_role(annotation: Any) -> bool:
     """Whether this is a Protocol, or one of the choices is."""
     return any(getattr(kind, "_is_protocol", False) for kind in (annotation, *typing.get_args(annotation)))
+
+
+def _is_known(kind: type) -> bool:
+    """Whether an object must be of this class: a plain one or one of the project. Other libraries
+    often take more than they declare."""
+    return kind in (*_PLAIN, type(None)) or kind.__module__.partition(".")[0] in ("zoo", "datamodules", "lightning_modules")
+
+
+def _shown(value: Any) -> str:
+    """A plain value as it is written, an object by the name of its type."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
+    return repr(value) if isinstance(value, (*_PLAIN, type(None))) else type(value).__name__
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    if not _is_role(annotation):
+        return ""
+    if isinstance(value, (*_PLAIN, type(None))):
+        return "; an object is built by a node such as {_target_: package.Class, ...}"
+    role = next(kind for kind in (*typing.get_args(annotation), annotation) if _is_role(kind))
+    return f", which has no {', '.join(lacking(value, role))}"
 
 
 def _spelled(annotation: Any) -> str:

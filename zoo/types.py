@@ -11,6 +11,7 @@ Interaural time difference: positive = the right ear is late = the source is on 
 from __future__ import annotations
 
 import base64
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -321,3 +322,15 @@ class Reward(Protocol):
     differentiable: bool
 
     def __call__(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput: ...
+
+
+def lacking(value: Any, role: type) -> list[str]:
+    """The members of a role (``Backbone``, ``Reward``) that ``value`` does not have; empty where it
+    plays the role.
+
+    ``isinstance`` would answer no for every ``nn.Module`` from Python 3.12 on, which does not see
+    submodules such as ``denoiser`` there.
+    """
+    methods = {name for name in vars(role) if name == "__call__" or not name.startswith("_")}
+    members = methods | set(inspect.get_annotations(role))
+    return sorted(name for name in members if not hasattr(value, name))

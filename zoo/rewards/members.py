@@ -15,7 +15,7 @@ from zoo.checkpoint import architecture_class, identity_of
 from zoo.errors import did_you_mean
 from zoo.loading import load
 from zoo.targets import bind
-from zoo.types import Reward
+from zoo.types import Reward, lacking
 
 RESERVED = ("z", "spread")  # parts of the ensemble itself
 _KEYS = ("reward", "weight", "mean", "std")
@@ -55,7 +55,7 @@ def open_reward(given: Any, where: str) -> Reward:
             given = found(**bind(found, dict(given.get("arguments") or {}), "arguments"))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if not isinstance(given, Reward):
+    if lacking(given, Reward):
         raise ValueError(f"{where}: a {type(given).__name__} is no reward (it needs __call__ and differentiable)")
     return given
 
