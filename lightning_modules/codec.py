@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import AudioBatch
+from lightning_modules.optimizers import check_rates
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.diffusion import noise_generator
@@ -61,6 +62,7 @@ class Codec(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["codec"])
+        check_rates(self.hparams)
         check_schedule(warmup_steps, total_steps)
         self.codec = codec
         if freeze_encoder:

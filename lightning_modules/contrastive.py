@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip
 from lightning_modules.ema import EMA
+from lightning_modules.optimizers import check_rates
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.resampling import resampled
@@ -105,6 +106,7 @@ class Contrastive(L.LightningModule):
         check_schedule(warmup_steps, total_steps)
         snr_db = tuple(snr_db)  # a plain value in the checkpoint
         self.save_hyperparameters(ignore=["reward", "codec"])
+        check_rates(self.hparams)
         self.reward = reward.requires_grad_(True)
         self._codec = (codec,)  # in a tuple: not a submodule, so neither trained nor saved
         self.ema = None if ema_decay is None else EMA(self.reward.parameters(), ema_decay)

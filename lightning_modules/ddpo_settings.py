@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.optimizers import optimizer_class
+from lightning_modules.optimizers import check_rates, optimizer_class
 from zoo.backbones.adapter_files import read_adapter
 from zoo.backbones.adapters import fill_adapter
 from zoo.backbones.lora import add_lora
@@ -43,9 +43,7 @@ _CHOICES = {
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` naming the first setting that cannot work."""
-    for name in ("learning_rate", "weight_decay", "adam_epsilon"):
-        if not 0 <= settings[name] < math.inf:
-            raise ValueError(f"invalid {name} {settings[name]}: expected a finite number >= 0")
+    check_rates(settings)
     if settings["detach_unconditional"] and settings["guidance_scale"] == 0:
         raise ValueError(
             "guidance_scale 0 uses the unconditional branch alone, and detach_unconditional=true "

@@ -14,7 +14,7 @@ from torch import Tensor
 from datamodules.batches import AudioBatch, LatentBatch
 from lightning_modules.ema import EMA
 from lightning_modules.losses import min_snr_weights
-from lightning_modules.optimizers import optimizer_class
+from lightning_modules.optimizers import check_rates, optimizer_class
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.diffusion import denoising_error, noise_generator
 from zoo.errors import did_you_mean
@@ -53,6 +53,7 @@ class Denoising(L.LightningModule):
         super().__init__()
         trainable = tuple(trainable)  # a plain value in the checkpoint
         self.save_hyperparameters(ignore=["backbone"])
+        check_rates(self.hparams)
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
         check_schedule(warmup_steps, total_steps)

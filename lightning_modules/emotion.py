@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
+from lightning_modules.optimizers import check_rates
 from lightning_modules.random_state import random_state, set_random_state
 from zoo.metrics.intervals import wilson_interval
 from zoo.rewards.emotion import EmotionReward
@@ -120,6 +121,7 @@ class Emotion(L.LightningModule):
         if total_steps is not None and restart_epochs is not None:
             raise ValueError("total_steps and restart_epochs are two schedules; leave one of them null")
         self.save_hyperparameters(ignore=["reward", "codec"])
+        check_rates(self.hparams)
         self.reward = reward
         self._codec = (codec,)  # in a tuple: not a submodule, so neither trained nor saved
         self.report: ClassificationReport | None = None

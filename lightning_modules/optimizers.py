@@ -7,7 +7,9 @@ ones stay in 32 bits). For a whole AudioLDM 2 denoiser (347 million weights) tha
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +35,18 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         raise ValueError(
             f"optimizer {name!r} needs the package {package}, which cannot be imported ({error}); {command}, or take 'adamw'"
         ) from error
+
+
+def check_rates(settings: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a ``learning_rate``, ``weight_decay``, ``adam_epsilon`` or ``betas``
+    among ``settings`` with which no optimiser works."""
+    for name in ("learning_rate", "weight_decay", "adam_epsilon"):
+        value = settings.get(name, 0)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"invalid {name} {value}: expected a finite number >= 0")
+    betas = settings.get("betas", ())
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"invalid betas {tuple(betas)}: expected two numbers in [0, 1)")
 
 
 def build_optimizer(

@@ -134,15 +134,16 @@ def _nearest_key(key: str, config: DictConfig) -> str:
 
 
 class _WriteConfig(Callback):
-    """Writes config.yaml once the data is set up and every process is there, so that a refused start leaves nothing; first sweeps
-    away what a killed run was about to write."""
+    """Writes config.yaml when the first batch is about to be computed, so that a refused start leaves
+    nothing; first sweeps away what a killed run was about to write."""
 
     def __init__(self, run: Run, command_line: Sequence[str], checkpoint: Path | None) -> None:
         self.run, self.command_line, self.checkpoint = run, command_line, checkpoint
-        self.has_trained = False
+        self.has_trained = self.has_written = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+    def write(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and not self.has_written:
+            self.has_written = True
             out_dir = Path(self.run.out_dir)
             for folder in (out_dir, out_dir / "checkpoints", out_dir / "audio"):
                 clear_after_killed(folder)
@@ -157,7 +158,11 @@ class _WriteConfig(Callback):
                 state = states[callback.state_key]
                 states[callback.state_key] = run_folder.moved(state, str(callback.dirpath))
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write(trainer)
         self.has_trained = True
 
 
@@ -234,6 +239,7 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
     try:
         built.trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
         if checkpoint and not start.has_trained:
+            start.write(built.trainer)
             rank_zero_info(f"{out_dir} was trained to its end before; its results are written anew (trainer.max_epochs for more)")
             write_results(built.trainer, built.module)
     except MisconfigurationException as error:

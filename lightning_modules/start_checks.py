@@ -37,6 +37,13 @@ def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
     for name, (sign, advice) in _OURS.items():
         if settings.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None) and sign in own:
             raise ValueError(f"trainer.{name} has no effect on {target.__name__}; use {advice}")
+    precision = str(settings.get("precision"))
+    is_whole = precision == "64" or (precision.endswith("-true") and precision != "32-true")
+    if is_whole and hasattr(target, "batch_types"):
+        raise ValueError(
+            f"trainer.precision={precision}: {target.__name__} keeps what it trains in float32; "
+            "use 32-true, 16-mixed or bf16-mixed"
+        )
     _check_accelerator(settings.get("accelerator"))
 
 

@@ -8,8 +8,14 @@ import torch
 from toy_ddpo import fitted, module, trainer, weights
 from toys import Rounds, ToyBackbone, small_audio
 
+from lightning_modules.codec import Codec
+from lightning_modules.contrastive import Contrastive
 from lightning_modules.denoising import Denoising
+from lightning_modules.emotion import Emotion
 from lightning_modules.optimizers import OPTIMIZERS, build_optimizer, optimizer_class
+from zoo.backbones.spectral_codec import SpectralCodec
+from zoo.rewards.clap import ClapReward
+from zoo.rewards.emotion import EmotionReward
 
 
 class Rounded(torch.optim.AdamW):
@@ -71,3 +77,19 @@ def test_eight_bit_moments_are_saved_and_resumed(tmp_path):
     trainer(2).fit(resumed, Rounds(8, start=1), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(resumed)[name]), name
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("nan"), -1.0])
+@pytest.mark.parametrize("kind", [Denoising, Codec, Contrastive, Emotion])
+def test_a_rate_that_no_optimiser_takes_is_refused_by_every_module(kind, rate):
+    clap = {"width": 32, "depth": 1, "heads": 2, "text_depth": 1, "embedding": 16}
+    models = {
+        Denoising: ToyBackbone,
+        Codec: lambda: SpectralCodec(width=8, encoder_depth=1, decoder_depth=1),
+        Contrastive: lambda: ClapReward("toy", "tiny", clap),
+        Emotion: EmotionReward,
+    }
+    arguments = {"trainable": ["denoiser"]} if kind is Denoising else {}
+    kind(models[kind](), learning_rate=1e-3, **arguments)
+    with pytest.raises(ValueError, match="invalid learning_rate"):
+        kind(models[kind](), learning_rate=rate, **arguments)

@@ -27,6 +27,8 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
         ("module.held_out_reward={_target_: zoo.backbones.tiny.TinyAudio}", r"module\.held_out_reward: .*TinyAudio"),
         ("module.backbone={_target_: zoo.rewards.guards.GuardReward}", r"module\.backbone: .*GuardReward.*denoiser"),
         ("module.learning_rate=.inf", "learning_rate inf"),
+        ("module.betas=[1.5, .9]", "invalid betas"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true.*bf16-mixed"),
         ("module.weight_decay=.inf", "weight_decay inf"),
         ("module.guidance_scale=0", "detach_unconditional"),
         ("module.lora_rank=1000000000", "lora_rank 1000000000"),
@@ -43,6 +45,16 @@ def test_what_cannot_work_is_refused_before_there_is_a_folder(tmp_path, override
             start(run.load([SMOKE], [f"out_dir={tmp_path / 'run'}", override]))
         assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_a_later_hook_refuses_leaves_no_folder(tmp_path):
+    where = f"out_dir={tmp_path / 'run'}"
+    watch = "trainer.callbacks=[{_target_: lightning_modules.held_out.HeldOutWatch}]"
+    with pytest.raises(ValueError, match="held_out_reward"):
+        run.fit(run.load([SMOKE], [where, watch]))
+    assert not list(tmp_path.iterdir())
+    run.fit(run.load([SMOKE], [where]))  # is not told that a run is there already
+    assert (tmp_path / "run" / "config.yaml").is_file()
 
 
 @pytest.mark.parametrize("place", ["''", "/"])
