@@ -213,13 +213,8 @@ def test_a_rate_that_is_none_is_refused(reward, rate):
         reward(noise(), rate, PROMPTS)
 
 
-def test_a_rate_that_no_filter_reaches_is_refused(reward):
-    with pytest.raises(ValueError, match="common divisor 1 Hz"):
-        reward(noise(), 44_101, PROMPTS)
-
-
-@pytest.mark.parametrize("rate", [8_000, 192_000])
-def test_low_and_high_rates_are_heard_at_their_pitch(reward, rate):
+@pytest.mark.parametrize("rate", [8_000, 44_101, 192_000])
+def test_low_odd_and_high_rates_are_heard_at_their_pitch(reward, rate):
     tone = 0.1 * torch.sin(2 * math.pi * 440 * torch.arange(int(1.25 * rate)) / rate)[None, None]
     window = reward.cut(tone, rate)[0, 0]
     assert window.shape == (60_000,) and torch.fft.rfft(window).abs().argmax() * 48_000 / 60_000 == pytest.approx(440, abs=1)
