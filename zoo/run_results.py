@@ -47,31 +47,52 @@ def newest_result(run: Path) -> Path | Checkpoint:
             break
         try:
             return read_checkpoint(path)
-        except Exception as error:  # torch raises several kinds for a file that was cut off
-            damaged.append(f"{path.name}: {type(error).__name__} {str(error)[:60]}".strip())
+        except (ValueError, OSError) as error:
+            damaged.append(str(error))
     if done is not None:
         return done if done.name == "denoiser.safetensors" else done.parent
     if damaged:
-        raise ValueError(f"no checkpoint in {run / 'checkpoints'} can be read ({'; '.join(damaged[:3])})")
+        raise ValueError(
+            f"no checkpoint in {run / 'checkpoints'} can be read ({'; '.join(damaged[:3])}); let the "
+            "run write another one (resume=true)"
+        )
     raise ValueError(f"the run in {run} has left nothing to export yet: no adapter/, no model/, no checkpoint; "
                      "let it finish one round or epoch")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises what ``torch.load`` raises for a damaged file, and ``ValueError`` for one that is no training checkpoint."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    """The weights and settings of a run's checkpoint, on the CPU.
+
+    Raises ``ValueError`` naming the file and what is wrong: damaged, no plain data, or not the
+    state of a run. ``OSError`` where it cannot be opened.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # RuntimeError, UnpicklingError, EOFError and more, by what is wrong
+        said = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of plain data: it is damaged (an interrupted "
+            f"write?) or holds code ({type(error).__name__}: {said})"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} is no checkpoint of a run: it has no state_dict")
-    ema = content.get("ema") or (content.get("ddpo") or {}).get("ema")
-    recorded = (content.get("callbacks") or {}).get("AdapterExport") or {}
-    return Checkpoint(
-        path,
-        int(content.get("global_step", 0)),
-        content["state_dict"],
-        None if ema is None else ema["average"],
-        content.get("hyper_parameters") or {},
-        recorded.get("base_sha256") or {},
-    )
+    try:
+        ema = content.get("ema") or (content.get("ddpo") or {}).get("ema")
+        recorded = (content.get("callbacks") or {}).get("AdapterExport") or {}
+        return Checkpoint(
+            path,
+            int(content.get("global_step", 0)),
+            content["state_dict"],
+            None if ema is None else ema["average"],
+            content.get("hyper_parameters") or {},
+            recorded.get("base_sha256") or {},
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not the state of a run: a part of it is not what a run writes ({error})"
+        ) from error
 
 
 @torch.no_grad()
