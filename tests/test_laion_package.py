@@ -123,3 +123,19 @@ def test_the_package_itself_imports_offline_and_agrees_with_our_towers():
     done = subprocess.run(command, cwd=root, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"embeddings (\S+) apart", done.stdout)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("missing", ["laion_clap", "torchvision"])
+def test_what_is_missing_is_named_with_the_command_for_it(missing, monkeypatch, tmp_path):
+    """Neither is a requirement on Python 3.13; the package imports torchvision unasked."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "laion_clap"]:
+        monkeypatch.delitem(sys.modules, name)
+    if missing == "torchvision":
+        (tmp_path / "laion_clap").mkdir()
+        (tmp_path / "laion_clap" / "__init__.py").write_text("import torchvision.transforms\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "torchvision.transforms", raising=False)
+    with pytest.raises(ValueError, match=f"{missing}.*pip install .*{missing.replace('_', '.')}") as told:
+        LaionClapTowers(text_config=SMALL)
+    assert "\n" not in str(told.value) and "towers=transformers" in str(told.value)

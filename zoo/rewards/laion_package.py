@@ -121,12 +121,22 @@ def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
             import laion_clap
         except ImportError as error:
             raise ValueError(
-                f"the laion_clap package cannot be imported ({error}); pip install 'laion-clap>=1.1.7,<2', or take "
-                "towers=transformers"
+                f"the laion_clap package cannot be imported ({error}); {_mend(error)}, or set "
+                "towers=transformers, which needs neither"
             ) from error
         finally:
             sys.path[:] = before
         return laion_clap.CLAP_Module(enable_fusion=False, device="cpu", amodel=audio_model, tmodel="roberta")
+
+
+def _mend(error: ImportError) -> str:
+    """The pip command for what is missing: laion_clap imports torchvision without asking for it."""
+    missing = (error.name or "").partition(".")[0]
+    if missing and missing not in ("laion_clap", "torchvision"):
+        return f"pip install {missing}"
+    if missing == "torchvision":
+        return "pip install torchvision (of the release that fits torch: docs/dependencies.md)"
+    return "pip install 'laion-clap>=1.1.7,<2' torchvision"
 
 
 @contextmanager
