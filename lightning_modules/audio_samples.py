@@ -66,10 +66,12 @@ def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: in
 
 
 class AudioSamples(Callback):
-    """``before/`` (the base model), ``after/`` (the trained one) and, after each evaluation, ``round_<n>/`` in ``folder``.
+    """``before/`` (where the run started: the base model, or the ``start_adapter`` on it), ``after/``
+    (the trained one) and, after each evaluation, ``round_<n>/`` in ``folder``.
 
     ``count`` held-out prompts, evenly spread, always with the noise of their evaluation; without held-out prompts, prompts of the
-    first training round. The base model is the adapter switched off, so ``before/`` can be made at any time.
+    first training round. The base model is the adapter switched off, so its ``before/`` can be made
+    at any time; one of a whole denoiser or of a ``start_adapter`` only before the first update.
     """
 
     def __init__(self, folder: str | Path, count: int = 8, every_evaluation: bool = True) -> None:
@@ -87,9 +89,10 @@ class AudioSamples(Callback):
         if fresh:
             self._forget()
         if fresh or not (self.folder / "before" / INDEX).is_file():
-            adapted = bool(pl_module.hparams.lora_rank)
-            if adapted or fresh:  # a whole denoiser that has learned has no base left to play
-                with reference(pl_module.backbone) if adapted else nullcontext():
+            hparams = pl_module.hparams
+            from_base = bool(hparams.lora_rank) and hparams.get("start_adapter") is None
+            if from_base or fresh:  # what has learned since cannot be switched off
+                with reference(pl_module.backbone) if from_base else nullcontext():
                     self._write(pl_module, "before")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -55,7 +55,7 @@ class DDPO(LightningModule):
     encoded, ``decoder`` "offload" during updates; else "keep". ``ema_decay``: evaluation and export use averages. ``eval_*``
     None: as in training. ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also for each round).
     ``start_adapter``: folder of another run's ``adapter/`` to begin with (same rank, alpha, targets
-    and base); KL and ``audio/before`` still compare with the base model, the adapter switched off.
+    and base); ``audio/before`` plays it, KL still compares with the base model (adapter off).
     Raises ``ValueError`` on values that cannot be meant."""
 
     MAY_CHANGE_ON_RESUME = frozenset(

@@ -1,10 +1,13 @@
 """A run that begins with the adapter of another one."""
 
+import json
+
 import pytest
 import torch
 from toy_ddpo import fitted, module, trainer, weights
 from toys import Rounds, ToyBackbone, shaken
 
+from lightning_modules.audio_samples import AudioSamples
 from lightning_modules.ddpo import DDPO
 from zoo.backbones.lora import add_lora, reference, save_adapter
 from zoo.run_facts import facts_of
@@ -46,6 +49,20 @@ def test_its_resume_is_bitwise(adapter, tmp_path):
     trainer(4).fit(second, Rounds(8, start=2), ckpt_path=half, weights_only=True)
     ended = weights(second)
     assert all(torch.equal(value, ended[name]) for name, value in weights(whole).items())
+
+
+def test_audio_before_is_where_the_run_started(adapter, tmp_path):
+    def before(start):
+        ddpo, samples = module(start_adapter=start), AudioSamples(tmp_path / "audio", count=2)
+        untrained = module(start_adapter=start)
+        fitted(ddpo, callbacks=[samples])
+        told = json.loads((tmp_path / "audio" / "before" / "samples.json").read_text())
+        assert [one["score"] for one in told] == pytest.approx(
+            untrained.evaluate(samples.batch).score_B.tolist(), abs=1e-6
+        )
+        return [one["score"] for one in told]
+
+    assert before(None) != before(adapter)
 
 
 @pytest.mark.parametrize(
