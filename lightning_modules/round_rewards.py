@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,16 @@ def combined(combine: Combine, whole: RewardOutput, prompts: Sequence[Prompt], r
     return output
 
 
+def _by_sample(named: Mapping[str, Tensor], count: int) -> list[dict[str, Any]]:
+    """``count`` rows of plain numbers, or of vectors, by name."""
+    columns = {name: value.tolist() if value.ndim == 1 else value for name, value in named.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)]
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def judge(
     batch: PromptBatch,
     samples: ScoredSamples,
@@ -82,11 +93,11 @@ def judge(
     """
     combine: Combine | None = getattr(reward, "combine", None)
     keys = [(prompt.id, index) for prompt, index in zip(batch.prompts, batch.sample_index, strict=True)]
-    part_names, vector_names = sorted(samples.parts), sorted(samples.vectors) if combine is not None else []
-    clean = samples.trajectory.clean.flatten(1)
-    extras = torch.stack([*(samples.parts[name] for name in part_names), clean.pow(2).mean(dim=1).sqrt().cpu()], dim=1).tolist()
-    vectors = [[samples.vectors[name][i] for name in vector_names] for i in range(len(keys))]
-    own = list(zip(keys, samples.score_B.tolist(), batch.prompts, extras, vectors, strict=True))
+    part_rows = _by_sample(samples.parts, len(keys))
+    vector_rows = _by_sample(samples.vectors if combine is not None else {}, len(keys))
+    norms = samples.trajectory.clean.flatten(1).pow(2).mean(dim=1).sqrt().tolist()
+    scores = samples.score_B.tolist()
+    own = list(zip(keys, scores, batch.prompts, part_rows, vector_rows, norms, strict=True))
     rows = sorted((row for rank in gather(own) for row in rank), key=lambda row: row[0])
     if len({row[0] for row in rows}) < len(rows):
         raise ValueError("two processes hold the same (prompt id, sample index); split a round's prompts over the processes")
@@ -104,13 +115,13 @@ def judge(
             "on_bad_reward=drop to leave such samples out; the last checkpoint is kept"
         )
     ids, scores, prompts = [row[0][0] for row in good], [row[1] for row in good], [row[2] for row in good]
-    part_names = max(gather(part_names), key=len)  # a process whose calls all failed has none
-    vector_names = max(gather(vector_names), key=len)
-    *columns, norm_B = torch.tensor([row[3] for row in good], dtype=torch.float64).unbind(dim=1)
-    parts, learned = dict(zip(part_names, columns, strict=True)), scores
+    parts = {name: _column([row[3][name] for row in good]) for name in sorted(good[0][3])}
+    learned = scores
     metrics = reward_summary(prompts, scores, class_label)
     if combine is not None:
-        stacked = {name: torch.stack([row[4][i] for row in good]) for i, name in enumerate(vector_names)}
+        stacked = {
+            name: torch.stack([row[4][name] for row in good]) for name in sorted(good[0][4])
+        }
         whole = RewardOutput(torch.tensor(scores, dtype=torch.float64), parts, stacked)
         output = combined(combine, whole, prompts, batch.round_index)
         parts, learned = dict(output.parts), output.score_B.double().tolist()
@@ -122,5 +133,5 @@ def judge(
         advantages = batch_advantages(learned) if advantage == "batch" else group_advantages(learned, ids, std)
     by_key = {row[0]: float(value) for row, value in zip(good, advantages, strict=True)}
     metrics |= {f"reward_part/{name}": float(part_B.double().mean()) for name, part_B in parts.items()}
-    metrics |= {"latent_norm": float(norm_B.mean()), "dropped_samples": float(len(bad))}
+    metrics |= {"latent_norm": float(_column([row[5] for row in good]).mean()), "dropped_samples": float(len(bad))}
     return Judged(torch.tensor([by_key.get(key, 0.0) for key in keys]), [key in by_key for key in keys], metrics)

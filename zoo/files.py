@@ -232,7 +232,7 @@ def parsed_json(text: str, depth: int = JSON_DEPTH) -> Any:
         raise ValueError(too_deep)
     if "\\ud" in text.lower():
         try:
-            str(value).encode()
+            json.dumps(finite(value), ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             raise ValueError("half a surrogate pair (\\ud800) stands for no character") from None
     return value
