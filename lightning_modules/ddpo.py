@@ -34,6 +34,7 @@ from lightning_modules.round_rewards import judge
 from lightning_modules.round_update import update_round
 from lightning_modules.schedules import decay_rate
 from zoo.diffusion import Sampler, step_stds
+from zoo.lengths import check_seconds
 from zoo.types import Backbone, Reward, Trajectory
 
 
@@ -228,6 +229,9 @@ class DDPO(LightningModule):
         if not isinstance(data, PromptSource):
             return
         check_judged((self.reward, self.held_out_reward), data.all_prompts())
+        size, states = self.hparams.sample_batch_size, self.sampler.steps + 1
+        for seconds in sorted({prompt.seconds for prompt in data.all_prompts()}):
+            check_seconds(self.backbone, seconds, size, states, "data.seconds")
         if hasattr(data, "first_round"):
             world = self.trainer.num_devices * self.trainer.num_nodes if self._trainer else 1
             whole, h = data.first_round(1), self.hparams

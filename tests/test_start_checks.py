@@ -8,7 +8,10 @@ import pytest
 import torch
 from toy_run import ROOT, load
 
+import zoo
 from lightning_modules import run
+from zoo.backbones.tiny import TinyAudio
+from zoo.lengths import check_seconds
 
 SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
 
@@ -27,6 +30,9 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
         ("module.held_out_reward={_target_: zoo.backbones.tiny.TinyAudio}", r"module\.held_out_reward: .*TinyAudio"),
         ("module.backbone={_target_: zoo.rewards.guards.GuardReward}", r"module\.backbone: .*GuardReward.*denoiser"),
         ("module.learning_rate=.inf", "learning_rate inf"),
+        ("data.seconds=.01", r"data\.seconds 0\.01: too short.*use at least 0\.\d+ s"),
+        ("data.seconds=1e9", r"data\.seconds 1e\+09: .*use at most \d+ s"),
+        ("data.seconds=1e308", r"data\.seconds 1e\+308: .*use at most \d+ s"),
         ("module.betas=[1.5, .9]", "invalid betas"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true.*bf16-mixed"),
         ("module.weight_decay=.inf", "weight_decay inf"),
@@ -55,6 +61,17 @@ def test_a_start_that_a_later_hook_refuses_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
     run.fit(run.load([SMOKE], [where]))  # is not told that a run is there already
     assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("seconds", [0.01, 1e9])
+def test_the_length_that_is_advised_works(seconds):
+    backbone = TinyAudio(width=16, depth=1, heads=2, codec_width=8, text_width=16, text_depth=1)
+    with pytest.raises(ValueError, match="invalid seconds") as refused:
+        zoo.generate(backbone, "rain", seconds=seconds, steps=1)
+    advised = float(str(refused.value).rpartition("use at ")[2].split()[1])
+    check_seconds(backbone, advised, 1, 2, "seconds")
+    if advised < 1:
+        assert zoo.generate(backbone, "rain", seconds=advised, steps=1)[0].samples_CN.isfinite().all()
 
 
 @pytest.mark.parametrize("place", ["''", "/"])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from zoo.diffusion import Sampler, noise_generator, rollout
+from zoo.lengths import check_seconds
 from zoo.loading import load, open_model
 from zoo.targets import bind_types
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform, lacking
@@ -81,9 +82,14 @@ def generate_each(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Waveform]:
-    """One wave for every (prompt, seed), in order, as ``generate`` makes them. Raises ``ValueError`` when the model gives NaN."""
+    """One wave for every (prompt, seed), in order, as ``generate`` makes them.
+
+    Raises ``ValueError`` for a length that the model cannot make here, and when it gives NaN.
+    """
     device = next(backbone.denoiser.parameters()).device
     waves: dict[int, Waveform] = {}
+    for seconds in sorted({prompt.seconds for prompt, _ in jobs}):
+        check_seconds(backbone, seconds, min(batch_size, len(jobs)), sampler.steps + 1, "seconds")
     for place in _batches([prompt.seconds for prompt, _ in jobs], batch_size):
         for i, wave in zip(place, _sample(backbone, sampler, [jobs[i] for i in place], device), strict=True):
             waves[i] = wave

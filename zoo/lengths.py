@@ -1,0 +1,87 @@
+"""Which lengths a backbone can make on this machine, asked before anything is sampled."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from zoo.types import Backbone
+
+_SHORT_S = 0.5  # clips below this are tried: windows of a codec may be longer
+_LONGEST_TRIED_S = 8.0
+
+
+@torch.no_grad()
+def check_seconds(backbone: Backbone, seconds: float, rows: int, states: int, name: str) -> None:
+    """Refuses a length that ``backbone`` cannot make, or that cannot fit into the main memory.
+
+    Args:
+        backbone: is asked for its ``latent_shape``; below half a second it decodes one silent clip.
+        seconds: of every sample.
+        rows: samples whose waves or latents are held at once.
+        states: latents that are kept of each sample, 1 or more.
+        name: how the setting is called, for the message.
+
+    Raises:
+        ValueError: in one line, with ``name`` and the length that works.
+    """
+    try:
+        shape = tuple(backbone.latent_shape(seconds))
+    except ValueError as error:
+        raise ValueError(f"invalid {name} {seconds:g}: {error}") from error
+    except OverflowError:
+        shape = (math.inf,)
+    needed = _bytes(backbone, shape, seconds, rows, states)
+    memory = _memory_bytes()
+    if memory is not None and needed > memory:
+        at_1_s = _bytes(backbone, tuple(backbone.latent_shape(1.0)), 1.0, rows, states)
+        raise ValueError(
+            f"invalid {name} {seconds:g}: {rows} samples of this length need at least "
+            f"{needed / 2**30:.3g} GB, this machine has {memory / 2**30:.3g} GB; "
+            f"use at most {_floored(memory / at_1_s):g} s"
+        )
+    if seconds >= _SHORT_S or _decodes(backbone, seconds):
+        return
+    longer = 2 * seconds
+    while longer <= _LONGEST_TRIED_S and not _decodes(backbone, longer):
+        longer *= 2
+    if longer <= _LONGEST_TRIED_S:  # else the length is not what is wrong
+        raise ValueError(
+            f"invalid {name} {seconds:g}: too short for {type(backbone).__name__}; "
+            f"use at least {longer:g} s"
+        )
+
+
+def _bytes(
+    backbone: Backbone, shape: tuple[float, ...], seconds: float, rows: int, states: int
+) -> float:
+    """Of float32 waves and latents."""
+    wave = backbone.channels * backbone.sample_rate_hz * seconds
+    return 4.0 * rows * (wave + states * math.prod(map(float, shape)))
+
+
+def _memory_bytes() -> int | None:
+    """The main memory of this machine, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _floored(value: float) -> float:
+    """With its first two digits only."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value / unit) * unit
+
+
+def _decodes(backbone: Backbone, seconds: float) -> bool:
+    parameter = next(backbone.denoiser.parameters())
+    shape = backbone.latent_shape(seconds)
+    try:
+        with torch.random.fork_rng():
+            backbone.decode(torch.zeros(1, *shape, device=parameter.device))
+    except RuntimeError:
+        return False
+    return True
