@@ -17,11 +17,13 @@ from lightning_modules.denoising import Denoising
 from lightning_modules.rollouts import sample_and_score
 from zoo.backbones import BACKBONES
 from zoo.backbones.lora import add_lora, attention_linears, reference
+from zoo.backbones.tiny import TinyAudio
 from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.generation import generate
 from zoo.types import Backbone, Conditioning, Path, Prompt, RewardOutput
 
-# the smallest arguments of each backbone that need no weights of others
+# the smallest arguments of each backbone that need no weights of others; one that is small by
+# default needs no row
 ARGUMENTS = {
     "tiny_audio": {
         "width": 32,
@@ -46,13 +48,13 @@ PROMPTS = (
 )
 
 
-def test_every_backbone_has_arguments():
-    assert set(ARGUMENTS) == set(BACKBONES)
+def test_arguments_are_of_backbones_of_the_table():
+    assert set(ARGUMENTS) <= set(BACKBONES)
 
 
 def build(key):
     module, _, name = BACKBONES[key].partition(":")
-    return getattr(importlib.import_module(module), name)(**ARGUMENTS[key])
+    return getattr(importlib.import_module(module), name)(**ARGUMENTS.get(key, {}))
 
 
 @pytest.fixture(params=sorted(BACKBONES))
@@ -97,7 +99,7 @@ def test_it_plays_the_role(backbone):
 
 def test_arguments_are_plain_and_make_the_same_model(key, backbone):
     kept = json.loads(json.dumps(backbone.arguments, allow_nan=False))
-    assert kept == backbone.arguments and kept.items() >= ARGUMENTS[key].items()
+    assert kept == backbone.arguments and kept.items() >= ARGUMENTS.get(key, {}).items()
     again = type(backbone)(**kept)
     assert again.arguments == backbone.arguments
     assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in backbone.state_dict().items()}
@@ -180,9 +182,10 @@ def test_only_the_adapter_learns_and_off_it_is_the_base(backbone):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_a_sample_does_not_depend_on_its_batch(key, backbone, guidance_scale):
+def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
     """In float64 where the network can: rounding in float32 depends on the size of the batch, which is not what is tested."""
-    dtype = torch.float32 if key == "tiny_audio" else torch.float64  # its embeddings of time and length are float32
+    # TinyAudio's embeddings of time and length are float32
+    dtype = torch.float32 if isinstance(backbone, TinyAudio) else torch.float64
     sampler, backbone = Sampler(steps=3, guidance_scale=guidance_scale), backbone.to(dtype)
 
     def predict(latent, time_B, conditioning):
