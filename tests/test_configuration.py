@@ -269,3 +269,14 @@ def test_lists_become_tuples_inside_other_types_too():
     for key, wrong in (("pairs", [["a"]]), ("pairs", [[1.0, "a"]]), ("box", [[1, 2, 3]]), ("named", {"a": ["b", 1]})):
         with pytest.raises(ValueError, match=f"x.{key}"):
             bind(of_nested_tuples, {"pairs": [], key: wrong}, "x")
+
+
+def test_a_module_of_ones_own_says_how_it_is_found(tmp_path, monkeypatch):
+    (tmp_path / "mine_here.py").write_text("class Reward: ...")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"mine_here.*PYTHONPATH=\."):
+        locate("mine_here.Reward")
+    monkeypatch.syspath_prepend(".")  # what PYTHONPATH=. does
+    assert locate("mine_here.Reward").__name__ == "Reward"
+    with pytest.raises(ValueError, match="did you mean 'datamodules'"):
+        locate("datamodule.Reward")

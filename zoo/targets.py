@@ -15,6 +15,7 @@ import pkgutil
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from zoo.errors import did_you_mean, named_misfit
@@ -43,7 +44,7 @@ def locate(path: Any, where: str = "_target_") -> Any:
         except ImportError as error:
             raise ValueError(f"{where}: {path} cannot be imported: {error}") from error
     if found is None:
-        raise ValueError(f"{where}: there is no package {parts[0]!r} (in {path}); {did_you_mean(parts[0], _TOP_LEVEL)}")
+        raise ValueError(f"{where}: there is no package {parts[0]!r} (in {path}); {_way_in(parts[0])}")
     for i, part in enumerate(parts[depth:], start=depth):
         if not hasattr(found, part):
             owner = ".".join(parts[:i])
@@ -52,6 +53,17 @@ def locate(path: Any, where: str = "_target_") -> Any:
     if not callable(found):
         raise ValueError(f"{where}: {path} is not a class or function")
     return found
+
+
+def _way_in(package: str) -> str:
+    """How a package that cannot be imported becomes importable, or the name that was meant."""
+    here = Path.cwd()
+    if (here / f"{package}.py").is_file() or (here / package).is_dir():
+        return (
+            f"{package} lies in the current folder, where Python does not look for it: put "
+            "PYTHONPATH=. before the command (PYTHONPATH=. python tools/fit.py ...)"
+        )
+    return did_you_mean(package, _TOP_LEVEL)
 
 
 def _public_names(owner: Any) -> list[str]:
