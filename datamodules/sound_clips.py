@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules.sound_licences import allows
 from zoo.audio_files import decoded, resample
 from zoo.errors import did_you_mean
-from zoo.files import written_beside
+from zoo.files import parsed_json, written_beside
 from zoo.types import Waveform
 
 SHORTEST_S = 0.05
@@ -195,11 +195,11 @@ def read_cache(path: Path) -> Bundle:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            about = json.loads(file.metadata()["bank"])
+            about = parsed_json(file.metadata()["bank"])
             flat_N = file.get_tensor("samples")
         clips = tuple(BankClip(**{**c, "audioset_labels": tuple(c["audioset_labels"])}) for c in about["clips"])
         parts = flat_N.split(about["lengths"])
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"the cached sounds {path} are damaged ({error}); delete the file, it is made again") from error
     return Bundle(clips, {clip.id: part for clip, part in zip(clips, parts, strict=True)}, about["quarantined"])
 

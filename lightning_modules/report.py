@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_modules.page import page, picture, player
-from zoo.files import written_beside
+from zoo.errors import parsing
+from zoo.files import parsed_json, written_beside
+from zoo.run_results import metrics_rows
 from zoo.secrets import without_secrets
 
 
 def read_rows(path: str | Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv; empty cells are left out. An absent file is no rows."""
-    path = Path(path)
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    """As ``zoo.run_results.metrics_rows``."""
+    return metrics_rows(Path(path))
 
 
 def _series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -62,7 +58,9 @@ def _samples(folder: Path) -> dict[str, dict]:
     index = folder / "samples.json"
     if not index.is_file():
         return {}
-    return {sample["file"]: sample for sample in json.loads(index.read_text(encoding="utf-8"))}
+    with parsing(index, "an index of samples"):
+        samples = parsed_json(index.read_text(encoding="utf-8"))
+        return {sample["file"]: sample for sample in samples}
 
 
 def _cell(folder: Path, sample: dict | None) -> str:

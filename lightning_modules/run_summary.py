@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from pathlib import Path
 from typing import Any
 
 from lightning_modules.report import read_rows
+from zoo.errors import parsing
+from zoo.files import parsed_json
 
 
 def run_summary(out_dir: str | Path, module: Any) -> list[str]:
@@ -48,5 +49,7 @@ def _mean_score(folder: Path) -> float:
     index = folder / "samples.json"
     if not index.is_file():
         return math.nan
-    scores = [sample["score"] for sample in json.loads(index.read_text(encoding="utf-8"))]
-    return sum(scores) / len(scores) if scores else math.nan
+    with parsing(index, "an index of samples"):
+        samples = parsed_json(index.read_text(encoding="utf-8"))
+        scores = [sample["score"] for sample in samples if sample["score"] is not None]
+        return sum(scores) / len(scores) if scores else math.nan

@@ -150,7 +150,7 @@ def test_settings_must_agree_with_the_tensors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="n_mels = 128, .*front end say 16"):
         load_emopia(_without_settings(path))
     beside.write_text("a: [")
-    with pytest.raises(ValueError, match=r"hparams.yaml cannot be read"):
+    with pytest.raises(ValueError, match=r"hparams\.yaml"):
         load_emopia(path)
     beside.unlink()
     with pytest.raises(ValueError, match=r"f_max = 8000, its tensors and EMOPIA's front end say 11025"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.card_snippets import PLACE, snippet
 from zoo.entry import UNKNOWN, ZooEntry, licence_words
-from zoo.errors import did_you_mean
+from zoo.errors import did_you_mean, parser_message, parsing
 from zoo.secrets import without_secrets
 from zoo.table import ENTRIES
 
@@ -102,7 +102,6 @@ def check_card(content: str, what: str) -> None:
     Raises ``ValueError``: header missing or not readable by ``huggingface_hub.ModelCard``, no licence or an unknown one, a
     pipeline tag or base that cannot be meant, a model-index that does not come back as it was written, an empty body.
     """
-    import yaml
     from huggingface_hub import ModelCard
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
@@ -111,8 +110,8 @@ def check_card(content: str, what: str) -> None:
     try:
         card = ModelCard(content, ignore_metadata_errors=False)
         data = card.data.to_dict()
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise ValueError(f"{what}: the header cannot be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # parsers raise more than their own classes
+        raise ValueError(f"{what}: the header cannot be read: {parser_message(error)}") from error
     licence = data.get("license")
     if licence not in (*_HUB_LICENCES, "other"):
         raise ValueError(f"{what}: license {licence!r} is none that the Hub knows; {did_you_mean(str(licence), _HUB_LICENCES)}")
@@ -174,7 +173,10 @@ def _own_header(body: str) -> tuple[dict[str, Any], str]:
     import yaml
 
     match = re.match(r"\A---\n(.*?)\n---\n", body, re.DOTALL)
-    return (yaml.safe_load(match[1]) or {}, body[match.end() :]) if match else ({}, body)
+    if match is None:
+        return {}, body
+    with parsing("the header of a card's own text", "YAML"):
+        return yaml.safe_load(match[1]) or {}, body[match.end() :]
 
 
 def _header(name: str, config: Mapping[str, Any], entry: ZooEntry | None, own: Mapping[str, Any]) -> Any:

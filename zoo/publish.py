@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.entry import UNKNOWN, is_repo_id, licence_words
+from zoo.errors import parsing
 from zoo.hub_client import client_answers, connected
 from zoo.safety import read_json, shown
 from zoo.secrets import holds_secret
@@ -122,10 +123,8 @@ def _front_matter(card: Path) -> tuple[dict[str, Any], str]:
     match = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", card.read_text("utf-8"), re.DOTALL)
     if match is None:
         raise ValueError(f"{card} has no header (--- license: ... ---); export again, or write one")
-    try:
+    with parsing(f"the header of {card}", "YAML"):
         node = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
-        raise ValueError(f"the header of {card} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(node, dict):
         raise ValueError(f"the header of {card} must be a mapping such as 'license: apache-2.0'")
     return node, match[1]

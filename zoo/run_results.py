@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import parsing
+
 FINISHED = ("adapter/adapter_model.safetensors", "denoiser.safetensors", "model/config.json")
 
 
@@ -120,16 +122,26 @@ def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequen
         own[name].copy_(value)
 
 
+def metrics_rows(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv; empty cells are left out. An absent file is no rows.
+
+    Raises ``ValueError`` naming a file that is no table of numbers.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file, parsing(path, "metrics.csv"):
+        rows = list(csv.DictReader(file))
+        if any(None in row for row in rows):
+            raise ValueError("a row has more cells than there are columns")
+        return [{name: float(cell) for name, cell in row.items() if name and cell} for row in rows]
+
+
 def held_out_numbers(run: Path, step: int | None) -> dict[str, dict[str, float]]:
     """name -> {"before", "after"} of the run's held-out numbers in metrics.csv, up to optimiser step ``step`` (None: the end).
 
     ``before`` is there when the run was evaluated before training. Without a file, or without held-out numbers: ``{}``.
     """
-    path = run / "metrics.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+    rows = metrics_rows(run / "metrics.csv")
     rows = [row for row in rows if math.isfinite(row.get("held_out/mean", math.nan))]
     rows = [row for row in rows if step is None or row.get("step", 0) <= step]
     if not rows:

@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_modules.evaluation.results import ScoredClip, ScorerFacts
 from zoo.audio_files import read_audio
+from zoo.errors import parsing
 from zoo.files import parsed_json, sha256_of, written_beside
 from zoo.generation import score
 from zoo.loading import load
@@ -88,7 +89,8 @@ def _reward_node(path: str) -> dict[str, Any]:
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"--rewards: there is no file {path}")
-    content = OmegaConf.load(path)
+    with parsing(path, "YAML"):
+        content = OmegaConf.load(path)
     if isinstance(content, Mapping) and "_target_" in content:
         return dict(OmegaConf.to_container(content, resolve=True))
     from lightning_modules import run

@@ -146,7 +146,7 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dic
     try:
         check_safetensors_header(path)
         weights = load_file(str(path))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"the adapter in {folder} cannot be read ({error}); it may be damaged, export it again") from error
     refuse_wrong_numbers(weights, None, str(path))
     return config, weights, facts

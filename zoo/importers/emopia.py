@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo.construction import build_within
-from zoo.errors import did_you_mean
+from zoo.errors import did_you_mean, parsing
 from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
 from zoo.rewards.emotion import EmotionReward
 from zoo.rewards.emotion_tasks import CHUNK_S, RATE_HZ, TASKS, classes_of
@@ -159,10 +159,8 @@ def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     )
     beside, settings = path.with_name("hparams.yaml"), {}
     if beside.is_file():
-        try:
+        with parsing(f"{beside} (it belongs to {path.name}; fetch both again)", "YAML"):
             read = yaml.load(beside.read_text(encoding="utf-8"), Plain)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{beside} cannot be read: {error}; it belongs to {path.name}, fetch both again") from error
         settings.update(read if isinstance(read, dict) else {})
     inside = content.get("hyper_parameters", {})
     return settings | (inside if isinstance(inside, dict) else {})

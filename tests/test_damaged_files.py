@@ -1,0 +1,50 @@
+"""Files that a person or a killed process damaged are told in one line that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_modules.evaluation.scores import open_scorers
+from lightning_modules.report import read_rows, write_report
+from lightning_modules.run_summary import run_summary
+from zoo.card import check_card
+from zoo.publish import _front_matter
+from zoo.run_results import held_out_numbers
+
+DAMAGED = ["[" * 100_000, '[{"file": "a.wav", ', '{"file": 1}', "\x00\x01\x02", "7", "- [1, {a: &x 2, b: *y}"]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda text: repr(text[:8]))
+def test_an_index_of_samples(tmp_path: Path, content: str) -> None:
+    index = tmp_path / "audio" / "before" / "samples.json"
+    index.parent.mkdir(parents=True)
+    index.write_text(content)
+    for reader in (lambda: write_report(tmp_path), lambda: run_summary(tmp_path, None)):
+        with pytest.raises(ValueError, match=r"samples\.json") as told:
+            reader()
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", ["round,held_out/mean\n1,abc\n", "a,b\n1,2,3\n", "round\n\x001\n"])
+def test_a_table_of_metrics(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    for reader in (lambda: read_rows(path), lambda: held_out_numbers(tmp_path, None)):
+        with pytest.raises(ValueError, match=r"metrics\.csv"):
+            reader()
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "a: [1", "a: *b", "!!python/object:os.x {}"])
+def test_headers_and_settings_in_yaml(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "reward.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"reward\.yaml"):
+        open_scorers([str(path)], None, "cpu")
+    card = tmp_path / "README.md"
+    card.write_text(f"---\n{content}\n---\nbody\n")
+    for reader in (lambda: _front_matter(card), lambda: check_card(card.read_text(), str(card))):
+        with pytest.raises(ValueError, match=r"README\.md") as told:
+            reader()
+        assert "\n" not in str(told.value)
