@@ -217,6 +217,10 @@ class AudioDataModule(L.LightningDataModule):
         self.train_clips: tuple[Clip, ...] = ()
         self.val_clips: tuple[Clip, ...] = ()
 
+    def check_files(self) -> None:
+        """Finds what a fit would miss: a folder, a file of a table, a clip. Raises as ``setup``."""
+        self.setup("fit")
+
     def setup(self, stage: str | None = None) -> None:
         clips = find_clips(self.folder, self.captions, self.caption)
         problems = {clip.name: self._problem(clip) for clip in clips}

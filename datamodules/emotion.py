@@ -209,6 +209,10 @@ class EmopiaDataModule(L.LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.splits: dict[str, list[EmopiaClip]] = {}
 
+    def check_files(self) -> None:
+        """Finds what a fit would miss: a folder, a file of a table, a clip. Raises as ``setup``."""
+        self.setup("fit")
+
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
             splits = {split: read_split(self.split_dir / f"{split}.csv", self.audio_dir) for split in SPLITS}

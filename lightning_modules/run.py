@@ -278,6 +278,8 @@ def dry_run(run: Run) -> str:
     """Builds everything, runs and writes nothing; says what would be trained and what it needs. Raises as ``fit`` does."""
     built = build(run)
     check_data(built.module, built.data)
+    if hasattr(built.data, "check_files"):  # a data module whose setup reads files and no more
+        built.data.check_files()
     run_folder.starting_point(Path(run.out_dir), run.to_dict(), run.resume)
     parameters = list(built.module.parameters())
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

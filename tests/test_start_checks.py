@@ -10,8 +10,10 @@ from toy_run import ROOT, load
 
 import zoo
 from lightning_modules import run
+from zoo.audio_files import write_audio
 from zoo.backbones.tiny import TinyAudio
 from zoo.lengths import check_seconds
+from zoo.types import Waveform
 
 SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
 
@@ -103,3 +105,27 @@ def test_old_checkpoints_are_deleted_after_a_move_or_a_copy(tmp_path, move):
     names = sorted(path.name for path in (new / "checkpoints").iterdir())
     assert names == [f"epoch={i}-step={4 * i + 4}.ckpt" for i in (2, 3, 4)] + ["last.ckpt"]
     assert sorted(old.rglob("*")) == before
+
+
+def test_a_dry_run_finds_missing_clips(tmp_path):
+    """Both ways to lack a clip: no folder at all, and a row of a table without its file."""
+    folder = tmp_path / "clips"
+    node = (
+        f"data={{_target_: datamodules.audio.AudioDataModule, folder: {folder}, "
+        f"captions: {tmp_path / 't.csv'}, sample_rate_hz: 16000, channels: 2, seconds: 1.0, "
+        "batch_size: 1}"
+    )
+    asked = [node, f"out_dir={tmp_path / 'run'}"]
+    config = run.load([ROOT / "configs/embedded/codec.yaml"], asked)
+    with pytest.raises((ValueError, OSError), match="clips"):
+        run.dry_run(config)
+    folder.mkdir()
+    write_audio(folder / "here.wav", Waveform(torch.zeros(2, 16000), 16000))
+    (tmp_path / "t.csv").write_text("file,caption\nhere.wav,rain\ngone.wav,wind\n")
+    with pytest.raises((ValueError, OSError), match=r"gone\.wav"):
+        run.dry_run(config)
+    emopia = [f"data.audio_dir={tmp_path / 'none'}", f"data.split_dir={tmp_path / 'none'}"]
+    config = run.load([ROOT / "configs/emotion/emopia.yaml"], [*emopia, asked[1]])
+    with pytest.raises((ValueError, OSError), match="none"):
+        run.dry_run(config)
+    assert not (tmp_path / "run").exists()
