@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from lightning_modules.resume_settings import Change, changes, may_change, released_by
 from zoo import __version__
+from zoo.errors import parsing
 from zoo.files import written_beside
 from zoo.secrets import masked, masked_command
 
@@ -263,10 +264,18 @@ class RunCSV(CSVLogger):
     def _kept_rows(self) -> tuple[list[dict[str, str]], list[str]]:
         if not self._file.exists() or self.resumed_step is None:
             return [], []
-        with self._file.open(newline="", encoding="utf-8") as file:
+        what = "a metrics.csv (move it away, then resume=true starts another)"
+        with self._file.open(newline="", encoding="utf-8") as file, parsing(self._file, what):
             reader = csv.DictReader(file)
-            rows = [row for row in reader if row.get("step", "").isdigit() and int(row["step"]) < self.resumed_step]
-            return rows, list(reader.fieldnames or [])
+            rows, header = list(reader), list(reader.fieldnames or [])
+            if rows and None in rows[-1].values():  # cut by a kill: its step is made again
+                rows.pop()
+            if header and "step" not in header:
+                raise ValueError("it has no column 'step'")
+            if any(None in row or None in row.values() for row in rows):
+                raise ValueError("a row has more or fewer cells than there are columns")
+            kept = [row for row in rows if row["step"].isdecimal()]
+            return [row for row in kept if int(row["step"]) < self.resumed_step], header
 
 
 def every_epoch(out_dir: Path) -> ModelCheckpoint:

@@ -8,6 +8,7 @@ import pytest
 
 from lightning_modules.evaluation.scores import open_scorers
 from lightning_modules.report import read_rows, write_report
+from lightning_modules.run_folder import RunCSV
 from lightning_modules.run_summary import run_summary
 from zoo.card import check_card
 from zoo.publish import _front_matter
@@ -48,3 +49,21 @@ def test_headers_and_settings_in_yaml(tmp_path: Path, content: str) -> None:
         with pytest.raises(ValueError, match=r"README\.md") as told:
             reader()
         assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["step,loss\n0,1\n1,2,3\n", "round,loss\n0,1\n", "step,loss\n0\n1,2\n", "step,loss\n0,\xff\n"],
+)
+def test_a_resumed_run_keeps_a_table_that_it_cannot_read(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"metrics\.csv"):
+        _ = RunCSV(tmp_path, resumed_step=5).experiment
+    assert path.read_bytes() == content.encode("latin-1")
+
+
+def test_a_row_that_a_kill_cut_short_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("loss,step\n1,0\n2,1\n3")
+    _ = RunCSV(tmp_path, resumed_step=5).experiment
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["loss,step", "1,0", "2,1"]
