@@ -68,7 +68,7 @@ def references(real: Mapping[str, Measured]) -> str:
 
 
 def every_run(bases: Bases, runs: Runs, which: str) -> str:
-    """One row a run: after, and the paired difference with its interval over prompts."""
+    """One row per run: the value after, and the paired difference with its interval over prompts."""
     lines = []
     for (name, seed), row in runs.items():
         if which in row:

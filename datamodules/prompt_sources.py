@@ -39,7 +39,7 @@ def template_prompts(
 
     ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to), ``{instrument}`` and ``{article}`` ("a" or
     "an", as the word behind it takes it). Raises ``ValueError`` for other fields, an empty list, and when two combinations give
-    the same text (without ``{word}``, give one word a mood).
+    the same text (without ``{word}``, give one word per mood).
     """
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]

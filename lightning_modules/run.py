@@ -269,7 +269,7 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
 def predict(run: Run) -> Any:
     """What ``module.predict_step`` gives for the data's ``predict_dataloader``, with the weights of the last intact checkpoint if
     ``out_dir`` holds one. Writes nothing itself (a ``BasePredictionWriter`` among ``trainer.callbacks`` may)."""
-    checkpoint = next(filter(run_folder.is_intact, run_folder.checkpoints(Path(run.out_dir))), None)
+    checkpoint = run_folder.newest_intact(Path(run.out_dir))
     built = build(run, records=False)
     return built.trainer.predict(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
 

@@ -106,7 +106,7 @@ def _listed(released: Collection[str]) -> str:
 
 
 def check_place(out_dir: str) -> None:
-    """Raises ``ValueError`` for a folder that cannot be meant as a run folder."""
+    """Raises ``ValueError`` for a path that cannot be a run folder."""
     if not out_dir.strip() or Path(out_dir).resolve() == Path(out_dir).resolve().parent:
         raise ValueError(f"invalid out_dir {out_dir!r}: name a folder for the run, such as runs/one")
 
@@ -223,15 +223,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
+def newest_intact(out_dir: Path) -> Path | None:
+    """The checkpoint that a run would go on from, None for none."""
+    return next(filter(is_intact, checkpoints(out_dir)), None)
+
+
 def disk_full(out_dir: Path) -> OSError:
     """The error of a run that found the disk full, with the way on."""
-    kept = next((f"{path} is intact" for path in checkpoints(out_dir) if is_intact(path)), "no checkpoint was written yet")
+    path = newest_intact(out_dir)
+    kept = "no checkpoint was written yet" if path is None else f"{path} is intact"
     return OSError(errno.ENOSPC, f"the disk is full: {kept}; free some space and go on with resume=true")
 
 
 def way_on(out_dir: Path) -> str:
     """How a run that was stopped goes on."""
-    kept = next((path for path in checkpoints(out_dir) if is_intact(path)), None)
+    kept = newest_intact(out_dir)
     if kept is None:
         return f"no checkpoint was written yet: the same command with resume=true starts {out_dir} again"
     return f"{kept} is kept: the same command with resume=true goes on from it"
