@@ -1,16 +1,21 @@
-"""Memory of AudioLDM 2 at its released sizes, counted on shapes: activations of a DDPO step, and what a whole run holds.
+"""Memory of AudioLDM 2 at its released sizes, counted on shapes: activations of a DDPO step, and
+what a whole run holds.
 
     python benchmarks/audioldm2_memory.py --size base --seconds 10       # shapes only: no weights, no arithmetic, a minute
     python benchmarks/audioldm2_memory.py --size small --seconds 1 --real
 
-For one guided prediction (two rows, LoRA on cross-attention, text mask on), with and without gradient checkpointing:
+For one guided prediction (two rows, LoRA on cross-attention, text mask on), with and without
+gradient checkpointing:
 
-- *kept*: the bytes that autograd keeps for the backward pass, parameters not counted. The limit, with checkpointing, is 0.2 GiB;
-- *peak*: the most bytes of tensors alive at once in forward and backward, what is computed again among them.
+- *kept*: the bytes that autograd keeps for the backward pass, parameters not counted. The limit,
+  with checkpointing, is 0.2 GiB;
+- *peak*: the most bytes of tensors alive at once in forward and backward, what is computed again
+  among them.
 
-By default on fake tensors, which have shapes and no contents; ``--real`` computes. float32; half of it in 16 bits. Then the sum
-for a run: weights, activations of so many samples at once, and the latents of a round. Not counted: the CUDA context, workspaces
-of its libraries and what the allocator leaves unused between blocks (1 to 2 GB).
+By default on fake tensors, which have shapes and no contents; ``--real`` computes. float32; half of
+it in 16 bits. Then the sum for a run: weights, activations of so many samples at once, and the
+latents of a round. Not counted: the CUDA context, workspaces of its libraries and what the
+allocator leaves unused between blocks (1 to 2 GB).
 """
 
 from __future__ import annotations
@@ -35,8 +40,13 @@ from zoo.backbones.lora import attention_linears
 KEPT_LIMIT = 0.2 * 2**30  # bytes of one guided prediction of 10 s with checkpointing
 # weights in millions, by the published configurations: the denoiser, and the parts beside it
 DENOISER = {"base": 346.9, "large": 718.0}
-TEXT, CODEC, REWARD = 592.1, 110.7, 193.9  # CLAP 125.3, T5 341.2, GPT-2 124.4, projection 1.2; VAE, vocoder; HTSAT-base, RoBERTa
-# checkpointing -> peak bytes of one guided sample of 10 s of the base size, as counted below (the test counts again)
+TEXT, CODEC, REWARD = (
+    592.1,
+    110.7,
+    193.9,
+)  # CLAP 125.3, T5 341.2, GPT-2 124.4, projection 1.2; VAE, vocoder; HTSAT-base, RoBERTa
+# checkpointing -> peak bytes of one guided sample of 10 s of the base size, as counted below (the
+# test counts again)
 PEAK = {False: 1_449_244_000, True: 160_475_000}
 
 Predicting = tuple[nn.Module, Callable[[], torch.Tensor]]
@@ -44,7 +54,9 @@ Predicting = tuple[nn.Module, Callable[[], torch.Tensor]]
 
 @contextmanager
 def saved_bytes(module: nn.Module) -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the bytes of distinct storages, other than ``module``'s own, that autograd kept inside."""
+    """Yields a function that tells the bytes of distinct storages, other than ``module``'s own,
+    that autograd kept inside.
+    """
     own = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -59,23 +71,34 @@ def saved_bytes(module: nn.Module) -> Iterator[Callable[[], int]]:
 
 
 def without_contents(module: nn.Module) -> None:
-    """Puts fake tensors of the processor in the place of ``module``'s parameters: those of no device take other kernels."""
+    """Puts fake tensors of the processor in the place of ``module``'s parameters: those of no
+    device take other kernels.
+    """
     for part in module.modules():
         for name, old in part.named_parameters(recurse=False):
-            part._parameters[name] = nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device="cpu"), old.requires_grad)
+            part._parameters[name] = nn.Parameter(
+                torch.empty(old.shape, dtype=old.dtype, device="cpu"), old.requires_grad
+            )
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes: ``kept`` for the backward pass, ``peak`` of all tensors alive in forward and backward."""
+    """Bytes:
+
+    ``kept`` for the backward pass, ``peak`` of all tensors alive in forward and backward.
+    """
 
     kept: int
     peak: int
 
 
 @contextmanager
-def prediction(size: str, seconds: float, checkpointing: bool, real: bool, rank: int = 8, rows: int = 2) -> Iterator[Predicting]:
-    """Yields the network with its adapter and what predicts ``rows`` of ``seconds`` (25 latent frames a second, 16 bands)."""
+def prediction(
+    size: str, seconds: float, checkpointing: bool, real: bool, rank: int = 8, rows: int = 2
+) -> Iterator[Predicting]:
+    """Yields the network with its adapter and what predicts ``rows`` of ``seconds`` (25 latent
+    frames a second, 16 bands).
+    """
     from peft import LoraConfig, get_peft_model
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -89,17 +112,21 @@ def prediction(size: str, seconds: float, checkpointing: bool, real: bool, rank:
         if not real:
             without_contents(unet)
         inputs = {
-            "sample": torch.zeros(rows, 8, round(seconds * 25), 16), "timestep": torch.tensor([500] * rows),
+            "sample": torch.zeros(rows, 8, round(seconds * 25), 16),
+            "timestep": torch.tensor([500] * rows),
             "encoder_hidden_states": torch.zeros(rows, LOA, widths[1]),
             "encoder_hidden_states_1": torch.zeros(rows, TOKENS, widths[2]),
             "encoder_attention_mask_1": torch.ones(rows, TOKENS, dtype=torch.bool),
-        }  # fmt: skip
+        }
         yield unet, lambda: unet(**inputs, return_dict=False)[0]
 
 
 def measure(size: str, seconds: float, checkpointing: bool, real: bool) -> int:
     """Bytes that autograd keeps for one guided prediction."""
-    with prediction(size, seconds, checkpointing, real) as (unet, predict), saved_bytes(unet) as kept:
+    with (
+        prediction(size, seconds, checkpointing, real) as (unet, predict),
+        saved_bytes(unet) as kept,
+    ):
         output = predict()
         count = kept()
         del output
@@ -114,15 +141,29 @@ def activations(size: str, seconds: float, checkpointing: bool, real: bool = Fal
 
 
 def latents_bytes(seconds: float, steps: int, samples: int) -> int:
-    """Bytes of the float32 trajectories of a round: one latent more than steps, (8, 25 frames a second, 16)."""
+    """Bytes of the float32 trajectories of a round: one latent more than steps, (8, 25 frames a
+    second, 16).
+    """
     return samples * (steps + 1) * 8 * round(seconds * 25) * 16 * 4
 
 
 def run_parts(
-    size: str, peak_bytes: float, samples: int, latents: int, text_encoders: bool = True, bytes_each: int = 4
+    size: str,
+    peak_bytes: float,
+    samples: int,
+    latents: int,
+    text_encoders: bool = True,
+    bytes_each: int = 4,
 ) -> dict[str, float]:
-    """What a run holds, in GB: weights of ``bytes_each``, activations of ``samples`` a forward, latents of a round."""
-    weights = {"denoiser": DENOISER[size], "text encoders": TEXT * text_encoders, "VAE and vocoder": CODEC, "CLAP reward": REWARD}
+    """What a run holds, in GB: weights of ``bytes_each``, activations of ``samples`` a forward,
+    latents of a round.
+    """
+    weights = {
+        "denoiser": DENOISER[size],
+        "text encoders": TEXT * text_encoders,
+        "VAE and vocoder": CODEC,
+        "CLAP reward": REWARD,
+    }
     parts = {f"weights, {name}": millions * bytes_each / 1e3 for name, millions in weights.items()}
     return {**parts, "activations": samples * peak_bytes / 1e9, "latents": latents / 1e9}
 
@@ -130,16 +171,34 @@ def run_parts(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=list(SIZES), default="base")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the audio (25 latent frames a second)")
-    parser.add_argument("--real", action="store_true", help="compute with weights instead of counting shapes")
-    parser.add_argument("--samples", type=int, default=8, help="samples in a forward, for the sum of a run")
-    parser.add_argument("--round", type=int, default=32, help="samples in a round, for the sum of a run")
-    parser.add_argument("--steps", type=int, default=19, help="sampling steps, for the sum of a run")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="length of the audio (25 latent frames a second)",
+    )
+    parser.add_argument(
+        "--real", action="store_true", help="compute with weights instead of counting shapes"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=8, help="samples in a forward, for the sum of a run"
+    )
+    parser.add_argument(
+        "--round", type=int, default=32, help="samples in a round, for the sum of a run"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=19, help="sampling steps, for the sum of a run"
+    )
     options = parser.parse_args()
-    plain, less = (activations(options.size, options.seconds, on, options.real) for on in (False, True))
-    print(f"{options.size}, {options.seconds:g} s, two rows, float32: {plain.kept / 2**20:.1f} MiB kept for the backward pass, "
-          f"with checkpointing {less.kept / 2**20:.1f} MiB, 1/{plain.kept / less.kept:.1f}; "
-          f"peak {plain.peak / 2**20:.1f} and {less.peak / 2**20:.1f} MiB")  # fmt: skip
+    plain, less = (
+        activations(options.size, options.seconds, on, options.real) for on in (False, True)
+    )
+    print(
+        f"{options.size}, {options.seconds:g} s, two rows, float32: {plain.kept / 2**20:.1f} MiB"
+        f" kept for the backward pass, with checkpointing {less.kept / 2**20:.1f} MiB,"
+        f" 1/{plain.kept / less.kept:.1f}; peak {plain.peak / 2**20:.1f} and"
+        f" {less.peak / 2**20:.1f} MiB"
+    )
     verdict = "inside" if less.kept <= KEPT_LIMIT else "ABOVE"
     print(f"kept with checkpointing: {verdict} the limit of {KEPT_LIMIT / 2**20:.1f} MiB (0.2 GiB)")
     latents = latents_bytes(options.seconds, options.steps, options.round)

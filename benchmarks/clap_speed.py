@@ -1,11 +1,13 @@
-"""Clips a second through CLAP's audio tower: our path against the laion_clap package's own, on the same random weights.
+"""Clips a second through CLAP's audio tower: our path against the laion_clap package's own, on the
+same random weights.
 
     python benchmarks/clap_speed.py [clips] [repeats] [device] [HTSAT-tiny|HTSAT-base]
 
-Ours: waves on the device, batched front end there, transformers' ClapModel. Theirs: ``get_audio_embedding_from_data`` from numpy,
-as the package is used for scoring (16 bits and padding clip by clip on the CPU, its own front end). Both sides see the same 10 s
-clips at 48 kHz, in turns, in this one run; printed are the best of ``repeats`` of each, their ratio, the share that the front end
-has of each side's time, and how far the embeddings are apart.
+Ours: waves on the device, batched front end there, transformers' ClapModel. Theirs:
+``get_audio_embedding_from_data`` from numpy, as the package is used for scoring (16 bits and
+padding clip by clip on the CPU, its own front end). Both sides see the same 10 s clips at 48 kHz,
+in turns, in this one run; printed are the best of ``repeats`` of each, their ratio, the share that
+the front end has of each side's time, and how far the embeddings are apart.
 """
 
 from __future__ import annotations
@@ -26,11 +28,19 @@ from zoo.rewards.clap import ClapReward
 from zoo.rewards.laion_package import AUDIO_MODELS, LaionClapTowers
 
 RATE_HZ, SECONDS = 48_000, 10
-TEXT = {"num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}  # the text tower plays no part here
+TEXT = {
+    "num_hidden_layers": 1,
+    "intermediate_size": 64,
+    "vocab_size": 64,
+}  # the text tower plays no part here
 
 
-def best_s(runs: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """The shortest of ``repeats`` times of each run in seconds, taken in turns after one that does not count."""
+def best_s(
+    runs: dict[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, float]:
+    """The shortest of ``repeats`` times of each run in seconds, taken in turns after one that does
+    not count.
+    """
     best = dict.fromkeys(runs, float("inf"))
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -44,18 +54,31 @@ def best_s(runs: dict[str, Callable[[], object]], repeats: int, device: torch.de
 
 
 @torch.no_grad()
-def compared(theirs: LaionClapTowers, ours: ClapReward, clips: int, repeats: int, device: torch.device) -> dict[str, float]:
-    """Seconds of ``ours``, ``theirs`` and their front ends for ``clips`` clips, and ``apart``: the largest difference."""
-    wave_BCN = 0.1 * torch.randn(clips, 1, SECONDS * RATE_HZ, generator=torch.Generator().manual_seed(0))
+def compared(
+    theirs: LaionClapTowers, ours: ClapReward, clips: int, repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Seconds of ``ours``, ``theirs`` and their front ends for ``clips`` clips, and ``apart``: the
+    largest difference.
+    """
+    wave_BCN = 0.1 * torch.randn(
+        clips, 1, SECONDS * RATE_HZ, generator=torch.Generator().manual_seed(0)
+    )
     on_device, array = wave_BCN.to(device), wave_BCN[:, 0].numpy()
     package, branch = theirs.package, theirs.package.model.audio_branch
     runs: dict[str, Callable[[], object]] = {
         "ours": lambda: ours.embed_audio(on_device, RATE_HZ),
         "theirs": lambda: package.get_audio_embedding_from_data(array),
         "our front end": lambda: ours.towers.mel(ours.cut(on_device, RATE_HZ)[:, 0]),
-        "their front end": lambda: branch.logmel_extractor(branch.spectrogram_extractor(on_device[:, 0])),
+        "their front end": lambda: branch.logmel_extractor(
+            branch.spectrogram_extractor(on_device[:, 0])
+        ),
     }
-    apart = (ours.embed_audio(on_device, RATE_HZ) - theirs.embed_audio(on_device[:, 0])).abs().max().item()
+    apart = (
+        (ours.embed_audio(on_device, RATE_HZ) - theirs.embed_audio(on_device[:, 0]))
+        .abs()
+        .max()
+        .item()
+    )
     return {**best_s(runs, repeats, device), "apart": apart}
 
 
@@ -65,17 +88,29 @@ def main(clips: int, repeats: int, device: torch.device, audio_model: str) -> No
     ours = ClapReward(audio_model, "transformers", {"config": found.config})
     load_clap_state(ours.towers.clap, found.state, "the package's random weights")
     result = compared(theirs.to(device), ours.to(device), clips, repeats, device)
-    print(f"{audio_model}, {clips} clips of {SECONDS} s at {RATE_HZ} Hz on {device}, {torch.get_num_threads()} threads")
+    print(
+        f"{audio_model}, {clips} clips of {SECONDS} s at {RATE_HZ} Hz on {device},"
+        f" {torch.get_num_threads()} threads"
+    )
     for side, front_end in (("ours", "our front end"), ("theirs", "their front end")):
         share = result[front_end] / result[side]
         print(f"  {side:7s} {clips / result[side]:8.2f} clips/s, front end {share:.1%} of the time")
-    print(f"  ratio ours/theirs {result['theirs'] / result['ours']:.2f}; embeddings {result['apart']:.1e} apart")
+    print(
+        f"  ratio ours/theirs {result['theirs'] / result['ours']:.2f}; embeddings"
+        f" {result['apart']:.1e} apart"
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=int, nargs="?", default=8, help="clips of 10 s in a batch")
-    parser.add_argument("repeats", type=int, nargs="?", default=5, help="turns of each side that count; the best is printed")
+    parser.add_argument(
+        "repeats",
+        type=int,
+        nargs="?",
+        default=5,
+        help="turns of each side that count; the best is printed",
+    )
     parser.add_argument("device", type=torch.device, nargs="?", default="cpu", help="such as cuda")
     parser.add_argument("audio_model", choices=AUDIO_MODELS, nargs="?", default="HTSAT-base")
     main(**vars(parser.parse_args()))

@@ -1,16 +1,20 @@
-"""Memory of a DDPO update as the number of trained steps grows: ours against the schedule of the reference.
+"""Memory of a DDPO update as the number of trained steps grows: ours against the schedule of the
+reference.
 
     python benchmarks/ddpo_memory.py                    # some minutes on one core; writes JSON and PNG to runs/ddpo_memory
     python benchmarks/ddpo_memory.py --steps 2 4 8
 
-Ours runs forward and backward of one step after the other. The reference (the DDPO loop of the music RLHF experiments) calls
-backward at every step, too, but with ``retain_graph=True``, and keeps each step's loss for its log, so no graph is freed before
-the last step is done. Both give the same gradient. Counted on random weights, on the real class of AudioLDM 2's denoiser (made
-narrow) and on the embedded architecture:
+Ours runs forward and backward of one step after the other. The reference (the DDPO loop of the
+music RLHF experiments) calls backward at every step, too, but with ``retain_graph=True``, and keeps
+each step's loss for its log, so no graph is freed before the last step is done. Both give the same
+gradient. Counted on random weights, on the real class of AudioLDM 2's denoiser (made narrow) and on
+the embedded architecture:
 
 - *activations*: the most bytes that autograd held for backward passes, weights not counted;
-- *live*: the most bytes of tensors alive at once that the update made, beside the *latents* of its samples (float32, one more
-  than steps), which the rollout made and which grow with the steps by their definition. Ours reads them where they lie.
+- *live*: the most bytes of tensors alive at once that the update made, beside the *latents* of its
+  samples (float32, one more
+  than steps), which the rollout made and which grow with the steps by their definition. Ours reads
+  them where they lie.
 
 The counts depend on shapes only, not on the machine.
 """
@@ -46,7 +50,9 @@ TOLERANCE = 0.01  # activations at the most steps are at most this share above t
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one update of ``steps`` steps: activations of both schedules, all live tensors of both, latents of its samples."""
+    """Bytes of one update of ``steps`` steps: activations of both schedules, all live tensors of
+    both, latents of its samples.
+    """
 
     model: str
     steps: int
@@ -72,9 +78,18 @@ class Update:
         steps_KN = torch.arange(self.steps)[:, None].expand(self.steps, count)
         micro = MicroBatch(tuple(range(count)), steps_KN, torch.ones(count))
         backward_steps(
-            self.backbone, self.sampler, trajectory, micro, trajectory.log_prob_SB, self.advantage_B, micro.terms,
-            lambda loss: loss.backward(), clip_range=CLIP_RANGE, advantage_clip=5.0, kl_weight=0.0,
-        )  # fmt: skip
+            self.backbone,
+            self.sampler,
+            trajectory,
+            micro,
+            trajectory.log_prob_SB,
+            self.advantage_B,
+            micro.terms,
+            lambda loss: loss.backward(),
+            clip_range=CLIP_RANGE,
+            advantage_clip=5.0,
+            kl_weight=0.0,
+        )
 
     def reference(self) -> None:
         latents = self.trajectory.latents_SB
@@ -83,8 +98,15 @@ class Update:
         for step in range(self.steps):
             part = self.trajectory
             step_B = torch.full((len(part),), step)
-            log_prob, _, _ = step_log_prob(self.backbone.predict, self.backbone.path, self.sampler, part, step_B)
-            loss = clipped_policy_loss(log_prob, part.log_prob_SB[step], self.advantage_B, CLIP_RANGE).loss / self.steps
+            log_prob, _, _ = step_log_prob(
+                self.backbone.predict, self.backbone.path, self.sampler, part, step_B
+            )
+            loss = (
+                clipped_policy_loss(
+                    log_prob, part.log_prob_SB[step], self.advantage_B, CLIP_RANGE
+                ).loss
+                / self.steps
+            )
             loss.backward(retain_graph=True)
             kept.append(loss)
         del now, after, kept
@@ -92,27 +114,40 @@ class Update:
 
 def prepared(backbone: Backbone, steps: int, samples: int) -> Update:
     """A rollout of ``samples`` different prompts with guidance, one step longer than is trained."""
-    prompts = [Prompt(f"p{i}", f"sad piano {i}", negative="low quality", seconds=SECONDS) for i in range(samples)]
+    prompts = [
+        Prompt(f"p{i}", f"sad piano {i}", negative="low quality", seconds=SECONDS)
+        for i in range(samples)
+    ]
     sampler = Sampler(steps + 1, guidance_scale=3.0, detach_unconditional=True)
     with torch.no_grad():
         conditioning = backbone.encode_prompts(prompts)
         negative = backbone.encode_prompts([prompt.as_negative() for prompt in prompts])
     generators = [noise_generator(0, 0, prompt.id, 0) for prompt in prompts]
     shape = backbone.latent_shape(SECONDS)
-    trajectory = rollout(backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators)
+    trajectory = rollout(
+        backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators
+    )
     return Update(backbone, sampler, trajectory, steps, torch.linspace(-1, 1, samples))
 
 
-def measure(backbone: Backbone, steps: int, samples: int = 2, name: str = "", live: bool = True) -> Memory:
-    """Both schedules on the same rollout; gradients are cleared before each. Without ``live`` only activations are counted, which
-    is faster. Raises ``AssertionError`` if the gradients differ."""
+def measure(
+    backbone: Backbone, steps: int, samples: int = 2, name: str = "", live: bool = True
+) -> Memory:
+    """Both schedules on the same rollout; gradients are cleared before each.
+
+    Without ``live`` only activations are counted, which is faster. Raises ``AssertionError`` if the
+    gradients differ.
+    """
     update = prepared(backbone, steps, samples)
     trained = [parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad]
 
     def counted(schedule: Callable[[], None]) -> tuple[int, int, list[Tensor]]:
         for parameter in trained:
             parameter.grad = None
-        with peak_saved_bytes(backbone.denoiser) as saved, peak_live_bytes() if live else nullcontext(int) as alive:
+        with (
+            peak_saved_bytes(backbone.denoiser) as saved,
+            peak_live_bytes() if live else nullcontext(int) as alive,
+        ):
             schedule()
         return saved(), alive(), [parameter.grad for parameter in trained]
 
@@ -121,7 +156,9 @@ def measure(backbone: Backbone, steps: int, samples: int = 2, name: str = "", li
     scale = max(gradient.abs().max() for gradient in theirs)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * scale.item())
-    return Memory(name, steps, ours, reference, ours_live, reference_live, update.trajectory.latents_SB.nbytes)
+    return Memory(
+        name, steps, ours, reference, ours_live, reference_live, update.trajectory.latents_SB.nbytes
+    )
 
 
 def models() -> dict[str, Backbone]:
@@ -129,7 +166,9 @@ def models() -> dict[str, Backbone]:
     from zoo.backbones.tiny import TinyAudio
 
     torch.manual_seed(0)
-    embedded = TinyAudio(width=64, depth=2, heads=2, codec_width=16, codec_encoder_depth=1, codec_decoder_depth=1)
+    embedded = TinyAudio(
+        width=64, depth=2, heads=2, codec_width=16, codec_encoder_depth=1, codec_decoder_depth=1
+    )
     found = {"AudioLDM 2, narrow": RandomAudioLDM2("tiny"), "embedded, narrow": embedded}
     for backbone in found.values():
         add_lora(backbone.requires_grad_(False).eval(), 8, targets="all")
@@ -138,20 +177,34 @@ def models() -> dict[str, Backbone]:
 
 def table(rows: Sequence[Memory]) -> str:
     """Markdown; MiB."""
-    lines = ["| model | trained steps | ours, activations | reference, activations | ratio | ours, live | "
-             "reference, live | latents |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [
+        (
+            "| model | trained steps | ours, activations | reference, activations | ratio | ours,"
+            " live | reference, live | latents |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         ours, reference, live, other, latents = (
-            f"{value / 2**20:.2f} MiB" for value in (row.ours, row.reference, row.ours_live, row.reference_live, row.latents)
+            f"{value / 2**20:.2f} MiB"
+            for value in (row.ours, row.reference, row.ours_live, row.reference_live, row.latents)
         )
         ratio = f"{row.reference / row.ours:.1f}"
-        lines.append(f"| {row.model} | {row.steps} | {ours} | {reference} | {ratio} | {live} | {other} | {latents} |")
+        lines.append(
+            f"| {row.model} | {row.steps} | {ours} | {reference} | {ratio} | {live} | {other} |"
+            f" {latents} |"
+        )
     return "\n".join(lines)
 
 
 def growth(rows: Sequence[Memory]) -> float:
-    """How much more activations ours has at any number of steps than at the fewest steps of the same model, as a share."""
-    fewest = {row.model: min((r for r in rows if r.model == row.model), key=lambda r: r.steps).ours for row in rows}
+    """How much more activations ours has at any number of steps than at the fewest steps of the
+    same model, as a share.
+    """
+    fewest = {
+        row.model: min((r for r in rows if r.model == row.model), key=lambda r: r.steps).ours
+        for row in rows
+    }
     return max(row.ours / fewest[row.model] - 1 for row in rows)
 
 
@@ -165,8 +218,16 @@ def picture(rows: Sequence[Memory], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(names), figsize=(4.5 * len(names), 3.6), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         own = [row for row in rows if row.model == name]
-        for label, values in (("reference", [row.reference for row in own]), ("ours", [row.ours for row in own])):
-            axis.loglog([row.steps for row in own], [value / 2**20 for value in values], marker="o", label=label)
+        for label, values in (
+            ("reference", [row.reference for row in own]),
+            ("ours", [row.ours for row in own]),
+        ):
+            axis.loglog(
+                [row.steps for row in own],
+                [value / 2**20 for value in values],
+                marker="o",
+                label=label,
+            )
         axis.set(title=name, xlabel="trained steps", ylabel="activations at the worst moment, MiB")
         axis.legend()
     figure.tight_layout()
@@ -177,16 +238,33 @@ def picture(rows: Sequence[Memory], path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="numbers of trained steps")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=list(STEPS), help="numbers of trained steps"
+    )
     parser.add_argument("--samples", type=int, default=2, help="samples in the micro-batch")
-    parser.add_argument("--out", type=Path, default=Path("runs/ddpo_memory"), help="folder for memory.json and memory.png")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/ddpo_memory"),
+        help="folder for memory.json and memory.png",
+    )
     options = parser.parse_args(argv)
-    pairs = [(name, backbone, steps) for name, backbone in models().items() for steps in options.steps]
-    rows = [measure(backbone, steps, options.samples, name) for name, backbone, steps in track(pairs, "measuring")]
+    pairs = [
+        (name, backbone, steps) for name, backbone in models().items() for steps in options.steps
+    ]
+    rows = [
+        measure(backbone, steps, options.samples, name)
+        for name, backbone, steps in track(pairs, "measuring")
+    ]
     print(table(rows))
-    print(f"ours: activations at more steps are at most {growth(rows):.2%} above those at the fewest (allowed: {TOLERANCE:.0%})")
+    print(
+        f"ours: activations at more steps are at most {growth(rows):.2%} above those at the fewest"
+        f" (allowed: {TOLERANCE:.0%})"
+    )
     with written_beside(options.out / "memory.json") as path:
-        path.write_text(json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n", "utf-8")
+        path.write_text(
+            json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n", "utf-8"
+        )
     picture(rows, options.out / "memory.png")
     if growth(rows) > TOLERANCE:
         raise SystemExit("memory grows with the steps")

@@ -1,18 +1,22 @@
-"""DDPO samples a second: ours against the reference's schedule of work, and where the difference comes from.
+"""DDPO samples a second: ours against the reference's schedule of work, and where the difference
+comes from.
 
     python benchmarks/ddpo_speed.py                     # two minutes on one idle core; JSON and PNG in runs/ddpo_speed
     python benchmarks/ddpo_speed.py --samples 32 --steps 10 --repeats 5
 
-One round on `embedded/music` with the mood reward: encode, roll out, decode, score, update (LoRA of rank 8 on all attention, as
-the reference has it). The first side is the schedule of the reference (``reference_schedule.py``: one sample at a time, both
-branches of guidance trained, an optimiser step a sample); its habits are then exchanged for ours one after another, and the last
-side is ``DDPO`` itself. All sides run the same model, prompts, noise and steps in this one process, in turns; the first turn does
-not count. On a machine that others use, too, ``--clock cpu`` counts this process's processor time. Printed: the median of the
-turns and their range, and the ratio to the reference turn by turn.
+One round on `embedded/music` with the mood reward: encode, roll out, decode, score, update (LoRA of
+rank 8 on all attention, as the reference has it). The first side is the schedule of the reference
+(``reference_schedule.py``: one sample at a time, both branches of guidance trained, an optimiser
+step a sample); its habits are then exchanged for ours one after another, and the last side is
+``DDPO`` itself. All sides run the same model, prompts, noise and steps in this one process, in
+turns; the first turn does not count. On a machine that others use, too, ``--clock cpu`` counts this
+process's processor time. Printed: the median of the turns and their range, and the ratio to the
+reference turn by turn.
 
-The last line, half of the steps trained, is an option that learns less from a sample; it stands apart and is not in the headline.
-Encoding a text costs this model next to nothing. With AudioLDM 2 it would be about an eighth of one guided denoising step of 10 s
-(by operations: 45 GFLOP for T5, CLAP and GPT-2 on prompt and negative, 334 for the step), so it is small there, too.
+The last line, half of the steps trained, is an option that learns less from a sample; it stands
+apart and is not in the headline. Encoding a text costs this model next to nothing. With AudioLDM 2
+it would be about an eighth of one guided denoising step of 10 s (by operations: 45 GFLOP for T5,
+CLAP and GPT-2 on prompt and negative, 334 for the step), so it is small there, too.
 """
 
 from __future__ import annotations
@@ -49,10 +53,16 @@ OURS, HALF = "ours (DDPO)", "ours, half of the steps trained"
 
 def prompt_round(samples: int) -> PromptBatch:
     """``samples`` requests: four prompts, one a mood, in turns."""
-    texts = {mood: f"A recording of {article_of(mood)} {mood} piano solo, high quality" for mood in MOODS}
+    texts = {
+        mood: f"A recording of {article_of(mood)} {mood} piano solo, high quality" for mood in MOODS
+    }
     negative = "Low quality, multiple sound sources"
-    prompts = [Prompt(mood, text, negative, SECONDS, labels={"mood": mood}) for mood, text in texts.items()]
-    return PromptBatch(tuple(prompts[i % 4] for i in range(samples)), tuple(i // 4 for i in range(samples)), 0)
+    prompts = [
+        Prompt(mood, text, negative, SECONDS, labels={"mood": mood}) for mood, text in texts.items()
+    ]
+    return PromptBatch(
+        tuple(prompts[i % 4] for i in range(samples)), tuple(i // 4 for i in range(samples)), 0
+    )
 
 
 def ladder(rows: int) -> dict[str, Schedule]:
@@ -91,7 +101,10 @@ class OursTimed(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         seconds = self.clock() - self.start
         metrics = trainer.callback_metrics
-        self.turn = Turn(seconds, {name: float(metrics[f"seconds/{name}"]) for name in ("sampling", "reward", "update")})
+        self.turn = Turn(
+            seconds,
+            {name: float(metrics[f"seconds/{name}"]) for name in ("sampling", "reward", "update")},
+        )
 
 
 class _Given:
@@ -111,35 +124,75 @@ def ours(module: DDPO, batch: PromptBatch, clock: Callable[[], float], share: fl
     """One round through Lightning; starting and stopping the trainer does not count."""
     timed = OursTimed(clock)
     module.hparams.train_step_share = share
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[timed], **quiet).fit(module, _Given(batch))
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[timed], **quiet).fit(
+        module, _Given(batch)
+    )
     return timed.turn
 
 
-def restated(module: DDPO, batch: PromptBatch, clock: Callable[[], float], schedule: Schedule) -> Turn:
+def restated(
+    module: DDPO, batch: PromptBatch, clock: Callable[[], float], schedule: Schedule
+) -> Turn:
     parameters, phases = list(module.trainable().values()), Phases(clock)
     optimizer, start = torch.optim.AdamW(parameters, lr=LEARNING_RATE), clock()
     sampler = replace(module.sampler, detach_unconditional=schedule.detach)
     samples = sampled(module.backbone, module.reward, sampler, batch, schedule, SEED, phases)
-    updated(module.backbone, sampler, samples, schedule, optimizer, parameters, CLIP_RANGE,
-            torch.Generator().manual_seed(SEED), phases)  # fmt: skip
+    updated(
+        module.backbone,
+        sampler,
+        samples,
+        schedule,
+        optimizer,
+        parameters,
+        CLIP_RANGE,
+        torch.Generator().manual_seed(SEED),
+        phases,
+    )
     return Turn(clock() - start, phases.seconds)
 
 
 def ddpo(backbone: Backbone, reward: Reward, samples: int, steps: int, rows: int) -> DDPO:
     """Ours with an adapter that moves by next to nothing, so that every turn does the same work."""
     module = DDPO(
-        backbone, reward, lora_rank=8, lora_targets="all", sample_steps=steps, guidance_scale=GUIDANCE, detach_unconditional=True,
-        sample_batch_size=rows, train_batch_size=rows, updates_per_round=samples // rows, advantage="batch",
-        learning_rate=LEARNING_RATE, clip_range=CLIP_RANGE, clip_reference_elements=None, skip_last_step=False, seed=SEED,
-    )  # fmt: skip
+        backbone,
+        reward,
+        lora_rank=8,
+        lora_targets="all",
+        sample_steps=steps,
+        guidance_scale=GUIDANCE,
+        detach_unconditional=True,
+        sample_batch_size=rows,
+        train_batch_size=rows,
+        updates_per_round=samples // rows,
+        advantage="batch",
+        learning_rate=LEARNING_RATE,
+        clip_range=CLIP_RANGE,
+        clip_reference_elements=None,
+        skip_last_step=False,
+        seed=SEED,
+    )
     return module.eval()
 
 
-def sides(module: DDPO, batch: PromptBatch, rows: int, clock: Callable[[], float]) -> dict[str, Callable[[], Turn]]:
+def sides(
+    module: DDPO, batch: PromptBatch, rows: int, clock: Callable[[], float]
+) -> dict[str, Callable[[], Turn]]:
     """Name -> what runs one round; all share the model and its adapter."""
-    lines = {name: partial(restated, module, batch, clock, schedule) for name, schedule in ladder(rows).items()}
-    return {**lines, OURS: partial(ours, module, batch, clock, 1.0), HALF: partial(ours, module, batch, clock, 0.5)}
+    lines = {
+        name: partial(restated, module, batch, clock, schedule)
+        for name, schedule in ladder(rows).items()
+    }
+    return {
+        **lines,
+        OURS: partial(ours, module, batch, clock, 1.0),
+        HALF: partial(ours, module, batch, clock, 0.5),
+    }
 
 
 def turns(runs: dict[str, Callable[[], Turn]], repeats: int) -> dict[str, list[Turn]]:
@@ -158,19 +211,29 @@ def turns(runs: dict[str, Callable[[], Turn]], repeats: int) -> dict[str, list[T
 
 def ratios(found: dict[str, list[Turn]], name: str) -> list[float]:
     """How many times as fast as the reference a side was, turn by turn."""
-    return [theirs.seconds / turn.seconds for theirs, turn in zip(found["reference"], found[name], strict=True)]
+    return [
+        theirs.seconds / turn.seconds
+        for theirs, turn in zip(found["reference"], found[name], strict=True)
+    ]
 
 
 def table(found: dict[str, list[Turn]], samples: int) -> str:
-    """Markdown: samples a second, ratio to the reference with its range over the turns, ratio to the line above."""
-    lines = ["| schedule | samples/s (range) | times the reference (range) | times the line above |", "| --- | --- | --- | --- |"]
+    """Markdown: samples a second, ratio to the reference with its range over the turns, ratio to
+    the line above.
+    """
+    lines = [
+        "| schedule | samples/s (range) | times the reference (range) | times the line above |",
+        "| --- | --- | --- | --- |",
+    ]
     above = None
     for name, own in found.items():
         rate, times = [samples / turn.seconds for turn in own], ratios(found, name)
         median = statistics.median(times)
         step = "" if above is None else f"{median / above:.2f}"
-        lines.append(f"| {name} | {statistics.median(rate):.2f} ({min(rate):.2f} to {max(rate):.2f}) | {median:.2f} "
-                     f"({min(times):.2f} to {max(times):.2f}) | {step} |")  # fmt: skip
+        lines.append(
+            f"| {name} | {statistics.median(rate):.2f} ({min(rate):.2f} to {max(rate):.2f}) |"
+            f" {median:.2f} ({min(times):.2f} to {max(times):.2f}) | {step} |"
+        )
         above = median
     return "\n".join(lines)
 
@@ -184,8 +247,14 @@ def picture(found: dict[str, list[Turn]], samples: int, path: Path) -> None:
 
     rates = [[samples / turn.seconds for turn in own] for own in found.values()]
     middle = [statistics.median(rate) for rate in rates]
-    spread = [[m - min(rate) for m, rate in zip(middle, rates)], [max(rate) - m for m, rate in zip(middle, rates)]]
-    colours = ["tab:grey" if name == "reference" else "tab:orange" if name in (OURS, HALF) else "tab:blue" for name in found]
+    spread = [
+        [m - min(rate) for m, rate in zip(middle, rates)],
+        [max(rate) - m for m, rate in zip(middle, rates)],
+    ]
+    colours = [
+        "tab:grey" if name == "reference" else "tab:orange" if name in (OURS, HALF) else "tab:blue"
+        for name in found
+    ]
     figure, axis = pyplot.subplots(figsize=(8, 0.45 * len(found) + 1.2))
     axis.barh(list(found), middle, xerr=spread, color=colours)
     axis.invert_yaxis()
@@ -198,26 +267,69 @@ def picture(found: dict[str, list[Turn]], samples: int, path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--samples", type=int, default=8, help="samples in the round; a multiple of --rows")
-    parser.add_argument("--rows", type=int, default=8, help="samples in one of our forwards and in one of our optimiser steps")
-    parser.add_argument("--steps", type=int, default=5, help="sampling steps; all but the last, which adds no noise, are trained")
+    parser.add_argument(
+        "--samples", type=int, default=8, help="samples in the round; a multiple of --rows"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=8,
+        help="samples in one of our forwards and in one of our optimiser steps",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=5,
+        help="sampling steps; all but the last, which adds no noise, are trained",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side that count")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: of this process, where others run beside it")
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: of this process, where others run beside it",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--out", type=Path, default=Path("runs/ddpo_speed"), help="folder for speed.json and speed.png")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/ddpo_speed"),
+        help="folder for speed.json and speed.png",
+    )
     options = parser.parse_args(argv)
     if options.samples % options.rows:
         raise SystemExit(f"--samples {options.samples} is no multiple of --rows {options.rows}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
-    module = ddpo(zoo.load("embedded/music"), zoo.load("embedded/mood"), options.samples, options.steps, options.rows)
-    found = turns(sides(module, prompt_round(options.samples), options.rows, CLOCKS[options.clock]), options.repeats)
-    print(f"embedded/music, {options.samples} samples of {SECONDS} s, {options.steps} steps, guidance {GUIDANCE}, CPU, "
-          f"{options.threads} thread(s), {options.repeats} turns, {options.clock} clock")  # fmt: skip
+    module = ddpo(
+        zoo.load("embedded/music"),
+        zoo.load("embedded/mood"),
+        options.samples,
+        options.steps,
+        options.rows,
+    )
+    found = turns(
+        sides(module, prompt_round(options.samples), options.rows, CLOCKS[options.clock]),
+        options.repeats,
+    )
+    print(
+        f"embedded/music, {options.samples} samples of {SECONDS} s, {options.steps} steps, guidance"
+        f" {GUIDANCE}, CPU, {options.threads} thread(s), {options.repeats} turns, {options.clock}"
+        " clock"
+    )
     print(table(found, options.samples))
-    for name in ("reference", list(found)[-3]):  # the last of the restated ones: DDPO's own phases are of the wall's clock
-        phases = {phase: statistics.median(turn.phases[phase] for turn in found[name]) for phase in found[name][0].phases}
-        print(f"seconds of a round, {name}: " + ", ".join(f"{phase} {value:.2f}" for phase, value in phases.items()))
+    for name in (
+        "reference",
+        list(found)[-3],
+    ):  # the last of the restated ones: DDPO's own phases are of the wall's clock
+        phases = {
+            phase: statistics.median(turn.phases[phase] for turn in found[name])
+            for phase in found[name][0].phases
+        }
+        print(
+            f"seconds of a round, {name}: "
+            + ", ".join(f"{phase} {value:.2f}" for phase, value in phases.items())
+        )
     record = {
         "settings": vars(options) | {"out": str(options.out)},
         "turns": {name: list(map(asdict, own)) for name, own in found.items()},

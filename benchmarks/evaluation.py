@@ -1,4 +1,6 @@
-"""What the benchmarks share: clips with the moods asked for, and everything that is measured on them."""
+"""What the benchmarks share: clips with the moods asked for, and everything that is measured on
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,13 @@ from zoo.metrics.clustered import Clustered, clustered_mean
 from zoo.rewards.emotion import MOODS
 from zoo.types import Backbone, Prompt, Reward
 
-REFERENCE_SEED, REAL_SEED = 20_000_000, 21_000_000  # training renders seeds from 0, validation from 10,000,000
-Outputs = Callable[[Tensor, int], np.ndarray]  # the held-out network: (wave_BCN, sample_rate_hz) -> (B, features)
+REFERENCE_SEED, REAL_SEED = (
+    20_000_000,
+    21_000_000,
+)  # training renders seeds from 0, validation from 10,000,000
+Outputs = Callable[
+    [Tensor, int], np.ndarray
+]  # the held-out network: (wave_BCN, sample_rate_hz) -> (B, features)
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,12 @@ class Clips:
 
 
 def real_clips(
-    per_cell: int, instruments: Sequence[str], seconds: float, sample_rate_hz: int, first_seed: int, renderer: str = "soundfont"
+    per_cell: int,
+    instruments: Sequence[str],
+    seconds: float,
+    sample_rate_hz: int,
+    first_seed: int,
+    renderer: str = "soundfont",
 ) -> Clips:
     """``per_cell`` rendered clips of every mood and instrument, from seeds that no training uses."""
     waves, prompts = [], []
@@ -59,33 +71,57 @@ def real_clips(
 def codec_round_trip(backbone: Backbone, clips: Clips, batch_size: int = 16) -> Clips:
     """The clips through the backbone's encoder and decoder."""
     with torch.no_grad():
-        parts = [backbone.decode(backbone.encode(part)) for part in clips.wave_BCN.split(batch_size)]
-    return Clips(torch.cat(parts)[..., : clips.wave_BCN.shape[-1]], backbone.sample_rate_hz, clips.prompts)
+        parts = [
+            backbone.decode(backbone.encode(part)) for part in clips.wave_BCN.split(batch_size)
+        ]
+    return Clips(
+        torch.cat(parts)[..., : clips.wave_BCN.shape[-1]], backbone.sample_rate_hz, clips.prompts
+    )
 
 
 def generations(
-    backbone: Backbone, reward: Reward, sampler: Sampler, prompts: Sequence[Prompt], repeats: int, seed: int, batch_size: int = 16
+    backbone: Backbone,
+    reward: Reward,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    repeats: int,
+    seed: int,
+    batch_size: int = 16,
 ) -> Clips:
-    """``repeats`` samples of every prompt; the noise of sample i of a prompt depends on (seed, prompt id, i) only."""
+    """``repeats`` samples of every prompt; the noise of sample i of a prompt depends on (seed,
+    prompt id, i) only.
+    """
     batch = PromptBatch(
-        tuple(prompt for prompt in prompts for _ in range(repeats)), tuple(index for _ in prompts for index in range(repeats))
+        tuple(prompt for prompt in prompts for _ in range(repeats)),
+        tuple(index for _ in prompts for index in range(repeats)),
     )
     samples = sample_and_score(
-        backbone, reward, sampler, batch, seed=seed, sample_batch_size=batch_size, device=torch.device("cpu"), keep="wave"
+        backbone,
+        reward,
+        sampler,
+        batch,
+        seed=seed,
+        sample_batch_size=batch_size,
+        device=torch.device("cpu"),
+        keep="wave",
     )
     return Clips(samples.wave_BCN, backbone.sample_rate_hz, samples.prompts)
 
 
 def shuffled(clips: Clips, seed: int = 0) -> Clips:
-    """The same clips under one another's prompts: what is right by chance or because every clip sounds alike."""
+    """The same clips under one another's prompts: what is right by chance or because every clip
+    sounds alike.
+    """
     order = np.random.default_rng(seed).permutation(len(clips.prompts))
     return Clips(clips.wave_BCN, clips.sample_rate_hz, tuple(clips.prompts[i] for i in order))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """``groups``: each clip's mood or relation. ``prompts``: the id of the prompt that it was made for. ``values``: by name one
-    number per clip, or a shorter column (always of the same clips) where only some are asked; NaN nowhere.
+    """``groups``: each clip's mood or relation.
+
+    ``prompts``: the id of the prompt that it was made for. ``values``: by name one number per clip,
+    or a shorter column (always of the same clips) where only some are asked; NaN nowhere.
     """
 
     groups: list[str]
@@ -97,7 +133,9 @@ class Measured:
         return clustered_mean(self.values[name], self.prompts)
 
     def mean(self, name: str, group: str | None = None) -> float:
-        """Over all numbers of a column, or over those of one group (of a column with one number per clip)."""
+        """Over all numbers of a column, or over those of one group (of a column with one number per
+        clip).
+        """
         column = self.values[name]
         if group is not None:
             column = [value for value, own in zip(column, self.groups, strict=True) if own == group]
@@ -114,13 +152,25 @@ class Measured:
         return Measured(record["groups"], record["prompts"], values)
 
 
-def measure(clips: Clips, reward: Reward, judge: MoodJudge | None, network: Outputs | None, batch_size: int = 32) -> Measured:
-    """Per clip: ``reward``, ``accuracy`` (of the reward's classifier), ``in_tune``, ``onsets_per_s``, ``side_to_mid_db``; with a
-    judge also ``judge_quadrant``, ``judge_probability`` and ``judge_accuracy``.
+def measure(
+    clips: Clips,
+    reward: Reward,
+    judge: MoodJudge | None,
+    network: Outputs | None,
+    batch_size: int = 32,
+) -> Measured:
+    """Per clip:
+
+    ``reward``, ``accuracy`` (of the reward's classifier), ``in_tune``, ``onsets_per_s``,
+    ``side_to_mid_db``; with a judge also ``judge_quadrant``, ``judge_probability`` and
+    ``judge_accuracy``.
     """
     columns: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(clips.prompts), batch_size):
-        wave, prompts = clips.wave_BCN[start : start + batch_size], clips.prompts[start : start + batch_size]
+        wave, prompts = (
+            clips.wave_BCN[start : start + batch_size],
+            clips.prompts[start : start + batch_size],
+        )
         with torch.no_grad():
             output = reward(wave, clips.sample_rate_hz, prompts)
         values = {
@@ -131,14 +181,18 @@ def measure(clips: Clips, reward: Reward, judge: MoodJudge | None, network: Outp
             "side_to_mid_db": side_to_mid_db(wave).numpy(),
         }
         if judge is not None:
-            verdict = judge.verdict(network(wave, clips.sample_rate_hz), [prompt.labels["mood"] for prompt in prompts])
+            verdict = judge.verdict(
+                network(wave, clips.sample_rate_hz), [prompt.labels["mood"] for prompt in prompts]
+            )
             values["judge_quadrant"] = verdict.quadrant_right
             values["judge_probability"] = verdict.probability
             values["judge_accuracy"] = verdict.probability_right
         for name, column in values.items():
             columns.setdefault(name, []).append(np.asarray(column, dtype=np.float64))
     ids = [prompt.id for prompt in clips.prompts]
-    return Measured(clips.moods, ids, {name: np.concatenate(parts) for name, parts in columns.items()})
+    return Measured(
+        clips.moods, ids, {name: np.concatenate(parts) for name, parts in columns.items()}
+    )
 
 
 def fitted_judge(reference: Clips, network: Outputs) -> MoodJudge:
@@ -174,7 +228,10 @@ def write_json(path: Path, record: dict) -> None:
 
 
 def loaded_network(name: str) -> Outputs | None:
-    """``vibenet`` or ``none``. Raises ``ValueError`` for another name, ``ImportError`` saying how to install the judge."""
+    """``vibenet`` or ``none``.
+
+    Raises ``ValueError`` for another name, ``ImportError`` saying how to install the judge.
+    """
     if name == "none":
         return None
     if name != "vibenet":

@@ -1,7 +1,8 @@
 """What `import zoo` costs beyond torch: python benchmarks/import_time.py [--repeats 5]
 
-In a fresh process, one after the other: `import torch`, then `import zoo` with its table, then the first look at `zoo.load` (the
-diffusion code, but no model library). The least of the repeats, wall and processor time: on a busy machine the second is truer.
+In a fresh process, one after the other: `import torch`, then `import zoo` with its table, then the
+first look at `zoo.load` (the diffusion code, but no model library). The least of the repeats, wall
+and processor time: on a busy machine the second is truer.
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ STEPS = ("import torch", "import zoo; zoo.entries()", "zoo.load, zoo.generate, z
 
 
 def seconds(steps: tuple[str, ...], repeats: int) -> list[tuple[float, float]]:
-    """(wall, processor) time in s of each statement, one after the other in one interpreter; the least of the repeats."""
+    """(wall, processor) time in s of each statement, one after the other in one interpreter; the
+    least of the repeats.
+    """
     clock = "(time.perf_counter(), time.process_time())"
-    code = f"import time\nmarks = [{clock}]\n" + "".join(f"{step}\nmarks.append({clock})\n" for step in steps)
+    code = f"import time\nmarks = [{clock}]\n" + "".join(
+        f"{step}\nmarks.append({clock})\n" for step in steps
+    )
     code += "for (a, b), (c, d) in zip(marks, marks[1:]):\n    print(c - a, d - b)"
     runs = []
     for _ in range(repeats):
-        output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         runs.append([tuple(map(float, line.split())) for line in output.splitlines()])
-    return [(min(run[i][0] for run in runs), min(run[i][1] for run in runs)) for i in range(len(steps))]
+    return [
+        (min(run[i][0] for run in runs), min(run[i][1] for run in runs)) for i in range(len(steps))
+    ]
 
 
 def main() -> int:

@@ -1,14 +1,19 @@
-"""A judge that this project did not train: VibeNet's valence and energy of a clip, turned into a mood.
+"""A judge that this project did not train:
 
-VibeNet (GPL-3.0-or-later; an EfficientNet student whose weights are in its wheel) is opt-in and never a dependency:
+VibeNet's valence and energy of a clip, turned into a mood.
+
+VibeNet (GPL-3.0-or-later; an EfficientNet student whose weights are in its wheel) is opt-in and
+never a dependency:
 
     pip install --no-deps vibenet==0.1.0 && pip install onnxruntime
 
-Only its ONNX file is read. Its front end (64 ms FFT, 40 ms Hann window every 20 ms, 128 Slaney mel bands, dB with an 80 dB
-range) is rebuilt here from its parameters. Clips are mixed to mono and brought to one level first: its energy leans on loudness.
+Only its ONNX file is read. Its front end (64 ms FFT, 40 ms Hann window every 20 ms, 128 Slaney mel
+bands, dB with an 80 dB range) is rebuilt here from its parameters. Clips are mixed to mono and
+brought to one level first: its energy leans on loudness.
 
 Two verdicts per clip, both fitted on *real* clips and then applied to generations:
-- ``quadrant``: valence and energy against the medians of the real clips (transparent, but it throws information away);
+- ``quadrant``: valence and energy against the medians of the real clips (transparent, but it throws
+  information away);
 - ``probability``: multinomial logistic regression from all seven outputs to the four moods.
 """
 
@@ -28,14 +33,24 @@ from zoo.metrics.intervals import mean_and_error
 from zoo.resampling import resampled
 from zoo.rewards.emotion import MOODS, level_normalised
 
-OUTPUTS = ("acousticness", "danceability", "energy", "instrumentalness", "liveness", "speechiness", "valence")
+OUTPUTS = (
+    "acousticness",
+    "danceability",
+    "energy",
+    "instrumentalness",
+    "liveness",
+    "speechiness",
+    "valence",
+)
 RATE_HZ = 16_000
 _INSTALL = "pip install --no-deps vibenet==0.1.0 && pip install onnxruntime"
 
 
 def vibenet_model_path() -> Path:
     """The ONNX file inside the installed wheel. Raises ``ImportError`` saying how to install it."""
-    return wheel_path("vibenet", "artifacts/efficientnet_model.onnx", "the held-out mood judge", _INSTALL)
+    return wheel_path(
+        "vibenet", "artifacts/efficientnet_model.onnx", "the held-out mood judge", _INSTALL
+    )
 
 
 def mono_16khz(wave_BCN: Tensor, sample_rate_hz: int, rms: float) -> Tensor:
@@ -48,7 +63,9 @@ def vibenet_log_mel(mono_BN: Tensor) -> Tensor:
     """(B, 128, frames) in dB with a range of 80 dB, from (B, N) at 16 kHz; no padding at the ends."""
     frames = mono_BN.unfold(1, 640, 320) * torch.hann_window(640)
     power_BTF = torch.fft.rfft(frames, 1024).abs().square()
-    bank = torchaudio.functional.melscale_fbanks(513, 0.0, 8000.0, 128, RATE_HZ, norm="slaney", mel_scale="slaney")
+    bank = torchaudio.functional.melscale_fbanks(
+        513, 0.0, 8000.0, 128, RATE_HZ, norm="slaney", mel_scale="slaney"
+    )
     db_BMT = 10 * torch.log10((power_BTF @ bank).clamp(min=1e-10)).transpose(1, 2)
     return torch.maximum(db_BMT, db_BMT.amax(dim=(1, 2), keepdim=True) - 80)
 
@@ -64,23 +81,38 @@ class VibeNet:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self.rms = rms
-        self.session = onnxruntime.InferenceSession(str(vibenet_model_path()), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            str(vibenet_model_path()), options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, wave_BCN: Tensor, sample_rate_hz: int) -> np.ndarray:
         mel_BMT = vibenet_log_mel(mono_16khz(wave_BCN, sample_rate_hz, self.rms)).numpy()
         return np.stack([self.session.run(None, {"x": mel[None]})[0][0] for mel in mel_BMT])
 
 
-def fit_logistic_regression(features: np.ndarray, classes: np.ndarray, count: int, penalty: float = 1e-3) -> np.ndarray:
-    """(features + 1, count) weights (last row: bias) of a multinomial logistic regression with a squared penalty, by L-BFGS."""
-    x = torch.cat([torch.as_tensor(features, dtype=torch.float64), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+def fit_logistic_regression(
+    features: np.ndarray, classes: np.ndarray, count: int, penalty: float = 1e-3
+) -> np.ndarray:
+    """(features + 1, count) weights (last row: bias) of a multinomial logistic regression with a
+    squared penalty, by L-BFGS.
+    """
+    x = torch.cat(
+        [
+            torch.as_tensor(features, dtype=torch.float64),
+            torch.ones(len(features), 1, dtype=torch.float64),
+        ],
+        dim=1,
+    )
     y = torch.as_tensor(classes, dtype=torch.long)
     weights = torch.zeros(x.shape[1], count, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ weights, y) + penalty * weights[:-1].square().sum()
+        loss = (
+            torch.nn.functional.cross_entropy(x @ weights, y)
+            + penalty * weights[:-1].square().sum()
+        )
         loss.backward()
         return loss
 
@@ -103,7 +135,11 @@ def mood_indices(moods: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class JudgeVerdict:
-    """Per clip: ``quadrant_right`` (0 or 1), ``probability`` of the wanted mood, ``probability_right`` (its argmax, 0 or 1)."""
+    """Per clip:
+
+    ``quadrant_right`` (0 or 1), ``probability`` of the wanted mood, ``probability_right`` (its
+    argmax, 0 or 1).
+    """
 
     quadrant_right: np.ndarray
     probability: np.ndarray
@@ -111,12 +147,16 @@ class JudgeVerdict:
 
     def summary(self) -> dict[str, tuple[float, float]]:
         """Mean and standard error over clips of each."""
-        return {name: mean_and_error(getattr(self, name).tolist()) for name in self.__dataclass_fields__}
+        return {
+            name: mean_and_error(getattr(self, name).tolist()) for name in self.__dataclass_fields__
+        }
 
 
 @dataclass(frozen=True)
 class MoodJudge:
-    """Thresholds and regression fitted on real clips; plain numbers, so that it can be saved and read again."""
+    """Thresholds and regression fitted on real clips; plain numbers, so that it can be saved and
+    read again.
+    """
 
     valence_median: float
     energy_median: float
@@ -133,7 +173,9 @@ class MoodJudge:
         classes = mood_indices(moods)
         absent = [mood for index, mood in enumerate(MOODS) if index not in classes]
         if absent:
-            raise ValueError(f"the judge needs real clips of every mood; none of {', '.join(absent)}")
+            raise ValueError(
+                f"the judge needs real clips of every mood; none of {', '.join(absent)}"
+            )
         mean, std = outputs.mean(axis=0), outputs.std(axis=0) + 1e-6
         weights = fit_logistic_regression((outputs - mean) / std, classes, len(MOODS))
         valence, energy = outputs[:, OUTPUTS.index("valence")], outputs[:, OUTPUTS.index("energy")]

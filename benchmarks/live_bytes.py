@@ -1,7 +1,8 @@
-"""Counting memory without a GPU: what autograd holds for the backward pass, and all tensors alive, at the worst moment.
+"""Counting memory without a GPU: what autograd holds for the backward pass, and all tensors alive,
+at the worst moment.
 
-Storages are counted once however many tensors look at them, so the counts depend on shapes only: not on the machine, its
-allocator or its load.
+Storages are counted once however many tensors look at them, so the counts depend on shapes only:
+not on the machine, its allocator or its load.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Tally:
-    """Bytes of the distinct storages that are counted now, and the most there ever were. ``own`` storages do not count."""
+    """Bytes of the distinct storages that are counted now, and the most there ever were.
+
+    ``own`` storages do not count.
+    """
 
     def __init__(self, own: Sequence[Tensor]) -> None:
         self.own = {tensor.untyped_storage()._cdata for tensor in own}
@@ -57,9 +61,15 @@ class _Alive(TorchDispatchMode):
         super().__init__()
         self.tally, self.seen = tally, weakref.WeakKeyDictionary()
 
-    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            leaf.untyped_storage()._cdata
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage(), given)
@@ -74,15 +84,23 @@ class _Alive(TorchDispatchMode):
 
 @contextmanager
 def peak_saved_bytes(*modules: nn.Module) -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the most bytes that autograd held inside the block, weights of ``modules`` not counted."""
-    tally = _Tally([tensor for module in modules for tensor in (*module.parameters(), *module.buffers())])
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Saved(tensor, tally), lambda saved: saved.tensor):
+    """Yields a function that tells the most bytes that autograd held inside the block, weights of
+    ``modules`` not counted.
+    """
+    tally = _Tally(
+        [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    )
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: _Saved(tensor, tally), lambda saved: saved.tensor
+    ):
         yield lambda: tally.peak
 
 
 @contextmanager
 def peak_live_bytes() -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the most bytes of tensors made inside the block that were alive at once."""
+    """Yields a function that tells the most bytes of tensors made inside the block that were alive
+    at once.
+    """
     tally = _Tally([])
     with _Alive(tally):
         yield lambda: tally.peak

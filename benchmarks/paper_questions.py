@@ -1,30 +1,48 @@
-"""The questions of "RLHF on conditional music generation", asked again on the embedded music model, five seeds.
+"""The questions of "RLHF on conditional music generation", asked again on the embedded music model,
+five seeds.
 
     python tools/fit.py --config configs/embedded/clap_music.yaml                 # the CLAP of condition "clap", once
     python benchmarks/paper_questions.py --out out/benchmarks/paper_questions
 
 Protocol
-1. For every condition below and every seed k in 0..4: ``configs/ddpo/paper_questions.yaml`` with that condition's overrides,
-   ``seed=k``, nothing else changed: always 20 rounds of 48 rollouts and 2 trained steps a sample. A run that holds an adapter
+1. For every condition below and every seed k in 0..4: ``configs/ddpo/paper_questions.yaml`` with
+  that condition's overrides,
+   ``seed=k``, nothing else changed: always 20 rounds of 48 rollouts and 2 trained steps a sample. A
+   run that holds an adapter
    is not run again.
-2. Base and adapters play the prompts of Table 1 of the paper (4 emotions, piano), ``--samples`` clips each (32, n = 128), and
-   the grid that their condition was trained on (n = 128 or close), with the configuration's evaluation sampler and noise
-   keyed by (1000003, prompt id, sample index): the same noise before and after, and for all runs. Training never uses that
+2. Base and adapters play the prompts of Table 1 of the paper (4 emotions, piano), ``--samples``
+  clips each (32, n = 128), and
+   the grid that their condition was trained on (n = 128 or close), with the configuration's
+   evaluation sampler and noise
+   keyed by (1000003, prompt id, sample index): the same noise before and after, and for all runs.
+   Training never uses that
    seed. The prompts themselves are those that are trained on, as in the paper.
-3. Scores: accuracy of the emotion classifier (its mean over classes of equal size is the balanced accuracy), its value reward,
-   CLAP cosine, and the held-out judge (VibeNet, ``benchmarks/judges.py``), fitted once on real clips: its probability of the
+3. Scores: accuracy of the emotion classifier (its mean over classes of equal size is the balanced
+  accuracy), its value reward,
+   CLAP cosine, and the held-out judge (VibeNet, ``benchmarks/judges.py``), fitted once on real
+   clips: its probability of the
    asked mood. Neither VibeNet nor, but for condition "clap", the CLAP is ever trained on.
-4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before with its 95 % interval over
-   prompts (Student's t). *Rose* / *fell*: the interval lies above / below 0. (The published runs of 2026-11-21 were judged by 2
+4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before
+  with its 95 % interval over
+   prompts (Student's t). *Rose* / *fell*: the interval lies above / below 0. (The published runs of
+   2026-11-21 were judged by 2
    standard errors over clips, which speaks for those four prompts only. Changed afterwards.)
-   The aim for "4 emotions": balanced accuracy rose on at least 4 of 5 seeds, and the judge's probability with it.
-5. Conditions "emotions_4_kl" and "ensemble" were added when the scores of the first six had been seen (the judge did not follow
-   them), the KL's weight chosen by the training reward of one trial seed; they are no questions of the paper.
-6. Condition "weak_guidance" was added when all of these had been seen: at guidance 0.5 the base already scores what the judge
-   gives to real clips through the codec (0.707 and 0.722), so the judge could not rise. Guidance 0.25 was chosen by scores of
-   the base alone (accuracy 0.44, judge 0.52); nothing was trained with it before its five seeds. "weak_ensemble" was added
-   when those had been seen (judge up on three seeds), and with it "label" (section 5.1 of the paper), again without a trial.
-   "drawn_seeds" came with it: the paper's random seeds, five numbers that the operating system drew once (``DRAWN``).
+   The aim for "4 emotions": balanced accuracy rose on at least 4 of 5 seeds, and the judge's
+   probability with it.
+5. Conditions "emotions_4_kl" and "ensemble" were added when the scores of the first six had been
+  seen (the judge did not follow
+   them), the KL's weight chosen by the training reward of one trial seed; they are no questions of
+   the paper.
+6. Condition "weak_guidance" was added when all of these had been seen: at guidance 0.5 the base
+  already scores what the judge
+   gives to real clips through the codec (0.707 and 0.722), so the judge could not rise. Guidance
+   0.25 was chosen by scores of
+   the base alone (accuracy 0.44, judge 0.52); nothing was trained with it before its five seeds.
+   "weak_ensemble" was added
+   when those had been seen (judge up on three seeds), and with it "label" (section 5.1 of the
+   paper), again without a trial.
+   "drawn_seeds" came with it: the paper's random seeds, five numbers that the operating system drew
+   once (``DRAWN``).
 7. All runs are published, whatever they say. No seed, prompt or clip is left out.
 
 Writes table.md (summary and every run), results.json (every value of every clip) and table.png.
@@ -59,7 +77,16 @@ from benchmarks.evaluation import (
     write_json,
     write_text,
 )
-from benchmarks.paper_tables import OWN, TABLE1, by_emotion, every_run, over_seeds, picture, references, summary
+from benchmarks.paper_tables import (
+    OWN,
+    TABLE1,
+    by_emotion,
+    every_run,
+    over_seeds,
+    picture,
+    references,
+    summary,
+)
 from benchmarks.quickstart_seeds import (
     NOISE_SEED,
     built,
@@ -72,12 +99,14 @@ from zoo.errors import reported
 from zoo.types import Prompt, Reward
 
 SIXTEEN = (
-    "data.words={happy: [happy, joyful, cheerful, upbeat], angry: [angry, aggressive, intense, ferocious], "
-    "sad: [sad, mournful, somber, sorrowful], tender: [tender, gentle, soft, soothing]}"
+    "data.words={happy: [happy, joyful, cheerful, upbeat], angry: [angry, aggressive, intense,"
+    " ferocious], sad: [sad, mournful, somber, sorrowful], tender: [tender, gentle, soft,"
+    " soothing]}"
 )
 BOTH = (
-    "module.reward={_target_: zoo.rewards.ensemble.EnsembleReward, members: {mood: {reward: embedded/mood, weight: 1.0}, "
-    "clap: {reward: {clap}, weight: 1.0}}, spread_weight: 0.5, deviation: round}"
+    "module.reward={_target_: zoo.rewards.ensemble.EnsembleReward, members: {mood: {reward:"
+    " embedded/mood, weight: 1.0}, clap: {reward: {clap}, weight: 1.0}}, spread_weight: 0.5,"
+    " deviation: round}"
 )
 THREE = "data.instruments=[piano, guitar, harp]"
 DRAWN = (915201464, 118275046, 2035218846, 789371167, 2129212926)
@@ -85,9 +114,9 @@ DRAWN = (915201464, 118275046, 2035218846, 789371167, 2129212926)
 
 @dataclass(frozen=True)
 class Condition:
-    """``overrides`` of the configuration; ``{clap}`` in them is the folder of the trained CLAP, ``{label}`` that of the
-    label reward. ``seeds``: the seeds that stand
-    for 0, 1, ... (none: themselves).
+    """``overrides`` of the configuration; ``{clap}`` in them is the folder of the trained CLAP,
+    ``{label}`` that of the label reward. ``seeds``: the seeds that stand for 0, 1, ... (none:
+    themselves).
     """
 
     name: str
@@ -98,10 +127,26 @@ class Condition:
 
 CONDITIONS = (
     Condition("emotions_4", "4 emotions, piano"),
-    Condition("emotions_16", "16 emotions, piano", (SIXTEEN, "data.prompts_per_round=16", "data.repeats=3")),
-    Condition("instruments_3", "4 emotions, 3 instruments", (THREE, "data.prompts_per_round=12", "data.repeats=4")),
-    Condition("first_steps", "first 2 of 3 steps", ("module.train_steps=[0, 2]", "module.train_step_share=1.0")),
-    Condition("last_steps", "last 2 of 3 steps", ("module.train_steps=[1, 3]", "module.train_step_share=1.0")),
+    Condition(
+        "emotions_16",
+        "16 emotions, piano",
+        (SIXTEEN, "data.prompts_per_round=16", "data.repeats=3"),
+    ),
+    Condition(
+        "instruments_3",
+        "4 emotions, 3 instruments",
+        (THREE, "data.prompts_per_round=12", "data.repeats=4"),
+    ),
+    Condition(
+        "first_steps",
+        "first 2 of 3 steps",
+        ("module.train_steps=[0, 2]", "module.train_step_share=1.0"),
+    ),
+    Condition(
+        "last_steps",
+        "last 2 of 3 steps",
+        ("module.train_steps=[1, 3]", "module.train_step_share=1.0"),
+    ),
     Condition("clap", "CLAP reward", ("module.reward.name={clap}",)),
     Condition("emotions_4_kl", "4 emotions, KL to the base", ("module.kl_weight=0.3",)),
     Condition("ensemble", "emotion and CLAP rewards together", (BOTH,)),
@@ -109,15 +154,20 @@ CONDITIONS = (
     Condition("label", "4 emotions, label reward", ("module.reward.name={label}",)),
     Condition("weak_guidance", "4 emotions, guidance 0.25", ("module.guidance_scale=0.25",)),
     Condition("weak_ensemble", "both rewards, guidance 0.25", (BOTH, "module.guidance_scale=0.25")),
-)  # fmt: skip
+)
 
 
 def overrides(condition: Condition, clap: Path, label: Path) -> list[str]:
-    return [text.replace("{clap}", str(clap)).replace("{label}", str(label)) for text in condition.overrides]
+    return [
+        text.replace("{clap}", str(clap)).replace("{label}", str(label))
+        for text in condition.overrides
+    ]
 
 
 def write_label_reward(folder: Path) -> None:
-    """``embedded/mood`` with the reward of section 5.1: 1 where the classifier hears the asked emotion, else 0."""
+    """``embedded/mood`` with the reward of section 5.1: 1 where the classifier hears the asked
+    emotion, else 0.
+    """
     import zoo
     from zoo.checkpoint import identity_of, save_artifact
 
@@ -126,13 +176,22 @@ def write_label_reward(folder: Path) -> None:
         kind, architecture, arguments = identity_of(mood)
         label = type(mood)(**arguments | {"value": "label"})
         label.load_state_dict(mood.state_dict())
-        save_artifact(folder, kind=kind, architecture=architecture, arguments=dict(label.arguments), module=label)
+        save_artifact(
+            folder,
+            kind=kind,
+            architecture=architecture,
+            arguments=dict(label.arguments),
+            module=label,
+        )
 
 
 def run_seed(condition: Condition, seed: int) -> int:
     """The seed of a run. Raises ``ValueError`` when a condition has its own and not so many."""
     if condition.seeds and seed not in range(len(condition.seeds)):
-        raise ValueError(f"--seeds: condition {condition.name} has the seeds 0 to {len(condition.seeds) - 1}, got {seed}")
+        raise ValueError(
+            f"--seeds: condition {condition.name} has the seeds 0 to {len(condition.seeds) - 1},"
+            f" got {seed}"
+        )
     return condition.seeds[seed] if condition.seeds else seed
 
 
@@ -149,7 +208,11 @@ def clap_scores(clap: Reward, clips: Clips) -> np.ndarray:
     with torch.no_grad():
         for start in range(0, len(clips.prompts), 16):
             rows = slice(start, start + 16)
-            parts.append(clap(clips.wave_BCN[rows], clips.sample_rate_hz, clips.prompts[rows]).score_B.numpy())
+            parts.append(
+                clap(
+                    clips.wave_BCN[rows], clips.sample_rate_hz, clips.prompts[rows]
+                ).score_B.numpy()
+            )
     return np.concatenate(parts).astype(np.float64)
 
 
@@ -159,21 +222,50 @@ def main(argv: Sequence[str]) -> None:
 
     import zoo
 
-    parser = option_parser(__doc__, "configs/ddpo/paper_questions.yaml", 32, "out/benchmarks/paper_questions")
-    parser.add_argument("--clap", type=Path, default=Path("runs/embedded/clap_music/model"), help="folder of the trained CLAP")
-    parser.add_argument("--conditions", nargs="+", default=[c.name for c in CONDITIONS], choices=[c.name for c in CONDITIONS])
+    parser = option_parser(
+        __doc__, "configs/ddpo/paper_questions.yaml", 32, "out/benchmarks/paper_questions"
+    )
+    parser.add_argument(
+        "--clap",
+        type=Path,
+        default=Path("runs/embedded/clap_music/model"),
+        help="folder of the trained CLAP",
+    )
+    parser.add_argument(
+        "--conditions",
+        nargs="+",
+        default=[c.name for c in CONDITIONS],
+        choices=[c.name for c in CONDITIONS],
+    )
     parser.add_argument("--judge", default="vibenet", help="vibenet or none")
-    parser.add_argument("--reference-clips", type=int, default=25, help="real clips a mood and instrument to fit the judge")
-    parser.add_argument("--train-only", action="store_true", help="stop before the evaluation (to spread seeds over processes)")
+    parser.add_argument(
+        "--reference-clips",
+        type=int,
+        default=25,
+        help="real clips a mood and instrument to fit the judge",
+    )
+    parser.add_argument(
+        "--train-only",
+        action="store_true",
+        help="stop before the evaluation (to spread seeds over processes)",
+    )
     options = parser.parse_args(argv)
-    network, clap = loaded_network(options.judge), zoo.load(str(options.clap.resolve()))  # before any hour is spent
+    network, clap = (
+        loaded_network(options.judge),
+        zoo.load(str(options.clap.resolve())),
+    )  # before any hour is spent
     out, chosen = options.out.resolve(), [c for c in CONDITIONS if c.name in options.conditions]
     label = out / "label_reward"
     write_label_reward(label)
     for seed in options.seeds:
         for condition in chosen:
             own = [*overrides(condition, options.clap.resolve(), label), *options.overrides]
-            train(run_seed(condition, seed), options.config.resolve(), out / f"{condition.name}-{seed}", own)
+            train(
+                run_seed(condition, seed),
+                options.config.resolve(),
+                out / f"{condition.name}-{seed}",
+                own,
+            )
     if options.train_only:
         return
     config = read_config(options.config)
@@ -181,22 +273,35 @@ def main(argv: Sequence[str]) -> None:
     instruments, seconds = ["guitar", "harp", "piano"], config["data"]["seconds"]
     judge = None
     if network is not None:
-        reference = real_clips(options.reference_clips, instruments, seconds, built(config).sample_rate_hz, REFERENCE_SEED)
+        reference = real_clips(
+            options.reference_clips,
+            instruments,
+            seconds,
+            built(config).sample_rate_hz,
+            REFERENCE_SEED,
+        )
         judge = fitted_judge(reference, network)
     table1, grids, sampler = condition_prompts(config), {}, {}
     for condition in chosen:
         dotted = OmegaConf.from_dotlist(overrides(condition, options.clap.resolve(), label))
         own = OmegaConf.to_container(OmegaConf.merge(config, dotted), resolve=True)
-        grids[condition.name], sampler[condition.name] = condition_prompts(own), evaluation_sampler(own["module"])
+        grids[condition.name], sampler[condition.name] = (
+            condition_prompts(own),
+            evaluation_sampler(own["module"]),
+        )
 
-    def evaluated(run_dir: Path | None, condition: str, prompts: Sequence[Prompt], file: Path) -> Measured:
+    def evaluated(
+        run_dir: Path | None, condition: str, prompts: Sequence[Prompt], file: Path
+    ) -> Measured:
         """What was measured is kept beside the run, so that a stopped evaluation goes on."""
         if file.is_file():
             with suppress(KeyError):  # measured before prompts were written: once more
                 return Measured.from_json(json.loads(file.read_text(encoding="utf-8")))
         repeats = max(1, options.samples * len(table1) // len(prompts))
         with torch.no_grad():
-            clips = generations(built(config, run_dir), mood, sampler[condition], prompts, repeats, NOISE_SEED)
+            clips = generations(
+                built(config, run_dir), mood, sampler[condition], prompts, repeats, NOISE_SEED
+            )
         measured = measure(clips, mood, judge, network)
         measured = replace(measured, values={**measured.values, "clap": clap_scores(clap, clips)})
         write_json(file, measured.to_json())
@@ -206,24 +311,43 @@ def main(argv: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         sets = {TABLE1: table1, **({} if grids[condition] == table1 else {OWN: grids[condition]})}
         return {
-            which: evaluated(run_dir, condition, prompts, folder / f"measured-{which}.json") for which, prompts in sets.items()
+            which: evaluated(run_dir, condition, prompts, folder / f"measured-{which}.json")
+            for which, prompts in sets.items()
         }
 
-    bases = {condition.name: both(None, condition.name, out / f"base-{condition.name}") for condition in chosen}
+    bases = {
+        condition.name: both(None, condition.name, out / f"base-{condition.name}")
+        for condition in chosen
+    }
     runs = {}
-    for name, seed in track([(c.name, seed) for c in chosen for seed in options.seeds], "evaluating", transient=True):
+    for name, seed in track(
+        [(c.name, seed) for c in chosen for seed in options.seeds], "evaluating", transient=True
+    ):
         runs[name, seed] = both(out / f"{name}-{seed}", name, out / f"{name}-{seed}")
     real = {}
-    if judge is not None:  # what the judge gives to real clips of the four emotions, as they are and through the codec
+    if (
+        judge is not None
+    ):  # what the judge gives to real clips of the four emotions, as they are and through the codec
         with torch.no_grad():
-            clips = real_clips(options.samples, config["data"]["instruments"], seconds, built(config).sample_rate_hz, REAL_SEED)
-            played = {"real clips": clips, "real clips through the codec": codec_round_trip(built(config), clips)}
+            clips = real_clips(
+                options.samples,
+                config["data"]["instruments"],
+                seconds,
+                built(config).sample_rate_hz,
+                REAL_SEED,
+            )
+            played = {
+                "real clips": clips,
+                "real clips through the codec": codec_round_trip(built(config), clips),
+            }
             real = {name: measure(clips, mood, judge, network) for name, clips in played.items()}
     titles = {condition.name: condition.title for condition in chosen}
     sections = {
         "Prompts of Table 1 (4 emotions, piano)": summary(titles, bases, runs, TABLE1),
         "Real clips of the four emotions": references(real),
-        "Mean difference over seeds ± standard error over seeds": over_seeds(titles, bases, runs, TABLE1),
+        "Mean difference over seeds ± standard error over seeds": over_seeds(
+            titles, bases, runs, TABLE1
+        ),
         "The grid that was trained on, where it is another": summary(titles, bases, runs, OWN),
         "Accuracy by emotion": by_emotion(titles, bases, runs),
         "Every run, prompts of Table 1": every_run(bases, runs, TABLE1),
@@ -231,9 +355,17 @@ def main(argv: Sequence[str]) -> None:
     }
     text = "\n".join(f"{title}\n\n{table}" for title, table in sections.items())
     write_text(out / "table.md", text)
-    record = {f"{name}-{seed}": {which: m.to_json() for which, m in row.items()} for (name, seed), row in runs.items()}
-    record["base"] = {name: {which: m.to_json() for which, m in row.items()} for name, row in bases.items()}
-    write_json(out / "results.json", {"overrides": options.overrides, "samples": options.samples, "clips": record})
+    record = {
+        f"{name}-{seed}": {which: m.to_json() for which, m in row.items()}
+        for (name, seed), row in runs.items()
+    }
+    record["base"] = {
+        name: {which: m.to_json() for which, m in row.items()} for name, row in bases.items()
+    }
+    write_json(
+        out / "results.json",
+        {"overrides": options.overrides, "samples": options.samples, "clips": record},
+    )
     picture(titles, bases, runs, out / "table.png")
     print(text)
 

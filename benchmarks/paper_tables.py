@@ -12,10 +12,17 @@ from benchmarks.quickstart_seeds import JUDGE, differences, direction
 from zoo.files import written_beside
 from zoo.metrics.intervals import mean_and_error
 
-SCORES = {"accuracy": "balanced accuracy", "reward": "value reward", JUDGE: "held-out judge p(mood)", "clap": "CLAP cosine"}
+SCORES = {
+    "accuracy": "balanced accuracy",
+    "reward": "value reward",
+    JUDGE: "held-out judge p(mood)",
+    "clap": "CLAP cosine",
+}
 TABLE1, OWN = "table1", "own"  # the two sets of prompts
 Titles = Mapping[str, str]  # condition -> what the tables call it
-Runs = Mapping[tuple[str, int], Mapping[str, Measured]]  # (condition, seed) -> set of prompts -> what was measured
+Runs = Mapping[
+    tuple[str, int], Mapping[str, Measured]
+]  # (condition, seed) -> set of prompts -> what was measured
 Bases = Mapping[str, Mapping[str, Measured]]  # condition -> set of prompts
 
 
@@ -31,7 +38,9 @@ def scored(bases: Bases) -> dict[str, str]:
 
 
 def summary(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
-    """One row a condition: the base, the mean over seeds after, and on how many seeds each score rose and fell."""
+    """One row a condition: the base, the mean over seeds after, and on how many seeds each score
+    rose and fell.
+    """
     lines = []
     for condition, title in titles.items():
         rows = [row[which] for (name, _), row in runs.items() if name == condition and which in row]
@@ -44,27 +53,49 @@ def summary(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
             line.append(f"{before.values[score].mean():.3f} -> {after:.3f}")
             line.append(f"{verdicts.count('rose')} / {verdicts.count('fell')} of {len(rows)}")
         lines.append(line)
-    header = ["condition", *(text for title in scored(bases).values() for text in (title, "rose / fell"))]
+    header = [
+        "condition",
+        *(text for title in scored(bases).values() for text in (title, "rose / fell")),
+    ]
     return markdown_table(header, lines)
 
 
 def over_seeds(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
-    """One row a condition: the mean over seeds of the differences ± its standard error over seeds (of two or more)."""
+    """One row a condition: the mean over seeds of the differences ± its standard error over seeds
+    (of two or more).
+    """
     lines = []
     for condition, title in titles.items():
         rows = [row[which] for (name, _), row in runs.items() if name == condition and which in row]
         if len(rows) > 1:
             before = bases[condition][which]
-            means = [[differences(before, row, score).value for row in rows] for score in scored(bases)]
-            lines.append([title, *("{:.3f} ± {:.3f}".format(*mean_and_error(column)) for column in means)])
+            means = [
+                [differences(before, row, score).value for row in rows] for score in scored(bases)
+            ]
+            lines.append(
+                [title, *("{:.3f} ± {:.3f}".format(*mean_and_error(column)) for column in means)]
+            )
     return markdown_table(["condition", *scored(bases).values()], lines)
 
 
 def references(real: Mapping[str, Measured]) -> str:
-    """Accuracy, value reward and judge of clips that no run made, with 95 % intervals: how high the scores can be."""
-    columns = {name: title for name, title in SCORES.items() if all(name in clips.values for clips in real.values())}
-    rows = [[title, *(shown(clips.estimate(name), 3) for name in columns)] for title, clips in real.items()]
-    return markdown_table(["clips", *columns.values()], rows) if rows else "Not measured: there is no judge.\n"
+    """Accuracy, value reward and judge of clips that no run made, with 95 % intervals: how high the
+    scores can be.
+    """
+    columns = {
+        name: title
+        for name, title in SCORES.items()
+        if all(name in clips.values for clips in real.values())
+    }
+    rows = [
+        [title, *(shown(clips.estimate(name), 3) for name in columns)]
+        for title, clips in real.items()
+    ]
+    return (
+        markdown_table(["clips", *columns.values()], rows)
+        if rows
+        else "Not measured: there is no judge.\n"
+    )
 
 
 def every_run(bases: Bases, runs: Runs, which: str) -> str:
@@ -74,15 +105,25 @@ def every_run(bases: Bases, runs: Runs, which: str) -> str:
         if which in row:
             before, line = bases[name][which], [name, str(seed)]
             for score in scored(bases):
-                line += [f"{row[which].values[score].mean():.3f}", shown(differences(before, row[which], score), 3)]
+                line += [
+                    f"{row[which].values[score].mean():.3f}",
+                    shown(differences(before, row[which], score), 3),
+                ]
             lines.append(line)
     return markdown_table(
-        ["condition", "seed", *(text for title in scored(bases).values() for text in (title, "difference"))], lines
+        [
+            "condition",
+            "seed",
+            *(text for title in scored(bases).values() for text in (title, "difference")),
+        ],
+        lines,
     )
 
 
 def by_emotion(titles: Titles, bases: Bases, runs: Runs) -> str:
-    """Table 1 of the paper: accuracy of each emotion, each base and the mean over seeds of every condition."""
+    """Table 1 of the paper: accuracy of each emotion, each base and the mean over seeds of every
+    condition.
+    """
     moods = list(dict.fromkeys(next(iter(bases.values()))[TABLE1].groups))
     lines = []
 
@@ -103,7 +144,9 @@ def by_emotion(titles: Titles, bases: Bases, runs: Runs) -> str:
 
 
 def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
-    """Paired differences on the prompts of Table 1, one point per seed with its 95 % interval, one panel per score."""
+    """Paired differences on the prompts of Table 1, one point per seed with its 95 % interval, one
+    panel per score.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -112,7 +155,11 @@ def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
     drawn = scored(bases)
     shown_titles = {condition: title for condition, title in titles.items() if condition in bases}
     figure, panels = pyplot.subplots(
-        1, len(drawn), figsize=(13, 0.9 + 0.34 * len(shown_titles)), sharey=True, layout="constrained"
+        1,
+        len(drawn),
+        figsize=(13, 0.9 + 0.34 * len(shown_titles)),
+        sharey=True,
+        layout="constrained",
     )
     for axes, (score, title) in zip(panels, drawn.items(), strict=True):
         for place, condition in enumerate(shown_titles):
@@ -121,11 +168,15 @@ def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
                 found = differences(bases[condition][TABLE1], row, score)
                 height = -place + 0.14 * ((len(rows) - 1) / 2 - shift)
                 half, colour = half_width(found), f"C{place % 10}"
-                axes.errorbar(found.value, height, xerr=half, fmt="o", markersize=4, capsize=2, color=colour)
+                axes.errorbar(
+                    found.value, height, xerr=half, fmt="o", markersize=4, capsize=2, color=colour
+                )
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("after - before, 95 % over prompts", fontsize=9)
-    panels[0].set_yticks([-place for place in range(len(shown_titles))], list(shown_titles.values()))
+    panels[0].set_yticks(
+        [-place for place in range(len(shown_titles))], list(shown_titles.values())
+    )
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=150)
     pyplot.close(figure)

@@ -3,16 +3,24 @@
     python benchmarks/quickstart_seeds.py --out out/benchmarks/quickstart
 
 Protocol
-1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart.yaml seed=k out_dir=<out>/seed<k>``,
+1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart.yaml seed=k
+  out_dir=<out>/seed<k>``,
    nothing else changed. A seed whose run folder already holds an adapter is not run again.
-2. Base model and adapter are evaluated on all *held-out* prompts of that configuration (word-instrument pairs that fine-tuning
-   never sees), ``--samples`` clips each (16), with the configuration's evaluation sampler and noise keyed by (1000003, prompt id,
+2. Base model and adapter are evaluated on all *held-out* prompts of that configuration
+  (word-instrument pairs that fine-tuning
+   never sees), ``--samples`` clips each (16), with the configuration's evaluation sampler and noise
+   keyed by (1000003, prompt id,
    sample index): the same noise before and after, and for all seeds. Training never uses that seed.
-3. Scores: (a) the training reward; (b) the held-out judge (VibeNet, ``benchmarks/judges.py``), fitted once on real clips, its
-   probability of the mood that was asked for. Beside them accuracy, share in tune and onsets per second, as guards.
-4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before with its 95 % interval over
-   prompts (Student's t). A seed *learned* when the reward's interval lies above 0; the judge *fell* when its interval lies
-   below. (The published runs of 2026-11-21 were judged by 2 standard errors over clips, which takes the clips of one prompt
+3. Scores: (a) the training reward; (b) the held-out judge (VibeNet, ``benchmarks/judges.py``),
+  fitted once on real clips, its
+   probability of the mood that was asked for. Beside them accuracy, share in tune and onsets per
+   second, as guards.
+4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before
+  with its 95 % interval over
+   prompts (Student's t). A seed *learned* when the reward's interval lies above 0; the judge *fell*
+   when its interval lies
+   below. (The published runs of 2026-11-21 were judged by 2 standard errors over clips, which takes
+   the clips of one prompt
    for independent: too narrow by a factor of about five. Changed afterwards, for all seeds alike.)
 5. The whole table is published, whatever it says. No seed, prompt or clip is left out.
 
@@ -61,7 +69,9 @@ JUDGE = "judge_probability"
 
 @dataclass(frozen=True)
 class Score:
-    """A column of the table: ``name`` in ``Measured.values``; ``paired`` adds the difference with its interval; with a
+    """A column of the table:
+
+    ``name`` in ``Measured.values``; ``paired`` adds the difference with its interval; with a
     ``legend`` it is in the picture.
     """
 
@@ -88,20 +98,37 @@ def train(seed: int, config: Path, run_dir: Path, overrides: Sequence[str] = ())
     Raises ``subprocess.CalledProcessError`` when the run fails.
     """
     if not (run_dir / "adapter").is_dir():
-        command = [sys.executable, str(ROOT / "tools" / "fit.py"), "--config", str(config), f"seed={seed}", f"out_dir={run_dir}"]
+        command = [
+            sys.executable,
+            str(ROOT / "tools" / "fit.py"),
+            "--config",
+            str(config),
+            f"seed={seed}",
+            f"out_dir={run_dir}",
+        ]
         subprocess.run([*command, *overrides], check=True, cwd=ROOT)
 
 
 def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, ...]:
-    """All held-out prompts of a run's data node. Raises ``ValueError`` when they lack a value of ``label`` that is trained on."""
+    """All held-out prompts of a run's data node.
+
+    Raises ``ValueError`` when they lack a value of ``label`` that is trained on.
+    """
     from zoo.targets import instantiate
 
     data = instantiate({**data_config, "val_prompts": None}, "data")
     prompts = data.validation_prompts
     held = {prompt.labels.get(label) for prompt in prompts}
-    absent = dict.fromkeys(str(prompt.labels.get(label)) for prompt in data.train_prompts if prompt.labels.get(label) not in held)
+    absent = dict.fromkeys(
+        str(prompt.labels.get(label))
+        for prompt in data.train_prompts
+        if prompt.labels.get(label) not in held
+    )
     if absent:
-        raise ValueError(f"the configuration holds out no prompt of {', '.join(absent)}; hold out more of the prompts in data")
+        raise ValueError(
+            f"the configuration holds out no prompt of {', '.join(absent)}; hold out more of the"
+            " prompts in data"
+        )
     return prompts
 
 
@@ -110,17 +137,23 @@ def evaluation_sampler(module_config: dict[str, Any]):
     from lightning_modules.ddpo import DDPO
     from lightning_modules.ddpo_settings import samplers
 
-    defaults = {name: parameter.default for name, parameter in inspect.signature(DDPO).parameters.items()}
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(DDPO).parameters.items()
+    }
     return samplers({**defaults, **module_config})[1]
 
 
 def differences(before: Measured, after: Measured, name: str) -> Clustered:
-    """Mean over prompts of after - before of clips with the same prompt and noise, with its interval over prompts."""
+    """Mean over prompts of after - before of clips with the same prompt and noise, with its
+    interval over prompts.
+    """
     return clustered_mean(after.values[name] - before.values[name], before.prompts)
 
 
 def direction(found: Clustered) -> str:
-    """``rose`` or ``fell`` where the whole interval lies on one side of 0; ``unchanged`` else, and without an interval."""
+    """``rose`` or ``fell`` where the whole interval lies on one side of 0; ``unchanged`` else, and
+    without an interval.
+    """
     if found.low is None or found.high is None:
         return "unchanged"
     return "rose" if found.low > 0 else "fell" if found.high < 0 else "unchanged"
@@ -129,21 +162,32 @@ def direction(found: Clustered) -> str:
 def table(before: Measured, after: dict[int, Measured], scores: Sequence[Score], judge: str) -> str:
     """One row a seed: before -> after of every score that was measured, and the verdict."""
     scores = [score for score in scores if score.name in before.values]
-    header = ["seed", *(title for score in scores for title in ([score.title, "difference"] if score.paired else [score.title]))]
+    header = [
+        "seed",
+        *(
+            title
+            for score in scores
+            for title in ([score.title, "difference"] if score.paired else [score.title])
+        ),
+    ]
     lines = []
     for seed, row in after.items():
         line = [str(seed)]
         for score in scores:
             old, new = (measured.mean(score.name) for measured in (before, row))
             line.append(f"{old:.{score.digits}f} -> {new:.{score.digits}f}")
-            line += [shown(differences(before, row, score.name), score.digits)] if score.paired else []
+            line += (
+                [shown(differences(before, row, score.name), score.digits)] if score.paired else []
+            )
         lines.append([*line, verdict(before, row, judge)])
     return markdown_table([*header, "verdict"], lines)
 
 
 def verdict(before: Measured, after: Measured, judge: str) -> str:
     """In words, by rule 4 of the protocol. ``judge`` names the held-out score."""
-    words = "learned" if direction(differences(before, after, "reward")) == "rose" else "not certain"
+    words = (
+        "learned" if direction(differences(before, after, "reward")) == "rose" else "not certain"
+    )
     if judge in before.values:
         words += f", judge {direction(differences(before, after, judge))}"
     return words
@@ -153,13 +197,18 @@ def whom(before: Measured) -> str:
     """What stands below a table: what its intervals are over, and for which prompts they speak."""
     prompts = len(set(before.prompts))
     return (
-        f"\nDifferences: mean over {prompts} prompts ({len(before.prompts)} clips), in brackets the 95 % interval over prompts "
-        "(Student's t). They speak for prompts like these, not for other wordings.\n"
+        f"\nDifferences: mean over {prompts} prompts ({len(before.prompts)} clips), in brackets the"
+        " 95 % interval over prompts (Student's t). They speak for prompts like these, not for"
+        " other wordings.\n"
     )
 
 
-def picture(before: Measured, after: dict[int, Measured], scores: Sequence[Score], path: Path) -> None:
-    """Paired differences with 95 % intervals over prompts, one point per seed and score that has a legend."""
+def picture(
+    before: Measured, after: dict[int, Measured], scores: Sequence[Score], path: Path
+) -> None:
+    """Paired differences with 95 % intervals over prompts, one point per seed and score that has a
+    legend.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -171,7 +220,9 @@ def picture(before: Measured, after: dict[int, Measured], scores: Sequence[Score
         found = [differences(before, row, score.name) for row in after.values()]
         places = [place + 0.2 * (shift - (len(drawn) - 1) / 2) for place in range(len(after))]
         halves = [half_width(each) for each in found]
-        axes.errorbar(places, [each.value for each in found], halves, fmt="o", capsize=3, label=score.legend)
+        axes.errorbar(
+            places, [each.value for each in found], halves, fmt="o", capsize=3, label=score.legend
+        )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(after)), [f"seed {seed}" for seed in after])
     axes.set_ylabel("after - before, 95 % over prompts")
@@ -182,13 +233,21 @@ def picture(before: Measured, after: dict[int, Measured], scores: Sequence[Score
 
 
 def option_parser(description: str, config: str, samples: int, out: str) -> argparse.ArgumentParser:
-    """The options of every protocol of seeds, with its defaults; paths are relative to the project and the working folder."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The options of every protocol of seeds, with its defaults; paths are relative to the project
+    and the working folder.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=ROOT / config)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=samples, help="clips a held-out prompt")
     parser.add_argument("--out", type=Path, default=Path(out))
-    parser.add_argument("overrides", nargs="*", help="key=value for tools/fit.py (a departure from the protocol: it is recorded)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="key=value for tools/fit.py (a departure from the protocol: it is recorded)",
+    )
     return parser
 
 
@@ -218,7 +277,10 @@ def publish(
     scores: Sequence[Score],
     judge: str,
 ) -> None:
-    """Writes results.json, table.md and table.png into ``options.out`` and prints the table. Raises ``OSError``."""
+    """Writes results.json, table.md and table.png into ``options.out`` and prints the table.
+
+    Raises ``OSError``.
+    """
     record = {
         "config": str(options.config),
         "overrides": options.overrides,
@@ -238,22 +300,37 @@ def main(argv: Sequence[str]) -> None:
     from zoo.targets import instantiate
 
     parser = option_parser(__doc__, "configs/ddpo/quickstart.yaml", 16, "out/benchmarks/quickstart")
-    parser.add_argument("--reference-clips", type=int, default=24, help="real clips a mood and instrument, for the judge")
+    parser.add_argument(
+        "--reference-clips",
+        type=int,
+        default=24,
+        help="real clips a mood and instrument, for the judge",
+    )
     parser.add_argument("--judge", default="vibenet", help="vibenet or none")
     options = parser.parse_args(argv)
     network = loaded_network(options.judge)  # before any hour is spent
     out = options.out.resolve()
     config = read_config(options.config)
-    prompts, sampler = held_out_prompts(config["data"], "mood"), evaluation_sampler(config["module"])
+    prompts, sampler = (
+        held_out_prompts(config["data"], "mood"),
+        evaluation_sampler(config["module"]),
+    )
     for seed in options.seeds:
         train(seed, options.config.resolve(), out / f"seed{seed}", options.overrides)
     reward = instantiate(config["module"]["reward"], "module.reward")
     base = built(config)
     judge = None
     if network is not None:
-        # real clips exist of the instruments that can be rendered; the base plays those whatever else is asked for
+        # real clips exist of the instruments that can be rendered; the base plays those whatever
+        # else is asked for
         instruments = sorted({prompt.labels["instrument"] for prompt in prompts} & set(PROGRAMS))
-        reference = real_clips(options.reference_clips, instruments, prompts[0].seconds, base.sample_rate_hz, REFERENCE_SEED)
+        reference = real_clips(
+            options.reference_clips,
+            instruments,
+            prompts[0].seconds,
+            base.sample_rate_hz,
+            REFERENCE_SEED,
+        )
         judge = fitted_judge(reference, network)
 
     def evaluated(backbone: Backbone) -> Measured:

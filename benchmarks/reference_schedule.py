@@ -1,13 +1,17 @@
-"""The schedule of work of the published DDPO loop, restated, with switches that turn its habits into ours one after another.
+"""The schedule of work of the published DDPO loop, restated, with switches that turn its habits
+into ours one after another.
 
-What it restates: kvablack/ddpo-pytorch as the music RLHF experiments use it (arXiv 2305.13301, section 4; one prompt a rollout,
-one sample an optimiser step). Rollouts of one sample: prompt and negative are encoded each time, guidance is one forward of two
-rows, the wave is decoded and handed to a pool of two threads that score. Then latents and next latents are put together as two
-tensors, copied again in the order of training (samples shuffled, steps shuffled for each sample), and each sample is trained at
-all steps that add noise, with gradient through both branches of guidance and an optimiser step a sample.
+What it restates: kvablack/ddpo-pytorch as the music RLHF experiments use it (arXiv 2305.13301,
+section 4; one prompt a rollout, one sample an optimiser step). Rollouts of one sample: prompt and
+negative are encoded each time, guidance is one forward of two rows, the wave is decoded and handed
+to a pool of two threads that score. Then latents and next latents are put together as two tensors,
+copied again in the order of training (samples shuffled, steps shuffled for each sample), and each
+sample is trained at all steps that add noise, with gradient through both branches of guidance and
+an optimiser step a sample.
 
-Only the schedule is theirs. The arithmetic (transition, log-probability, loss) is this project's, so both sides learn the same
-thing from the same samples; the faults of the public code (mixed-up conditioning, graphs kept alive) are not restated.
+Only the schedule is theirs. The arithmetic (transition, log-probability, loss) is this project's,
+so both sides learn the same thing from the same samples; the faults of the public code (mixed-up
+conditioning, graphs kept alive) are not restated.
 """
 
 from __future__ import annotations
@@ -24,15 +28,27 @@ from torch import Tensor, nn
 from datamodules.batches import PromptBatch
 from lightning_modules.advantages import batch_advantages
 from lightning_modules.losses import clipped_policy_loss
-from zoo.diffusion import Sampler, gaussian_step, guided_output, log_prob, network_time, noise_generator, rollout, step_stds
+from zoo.diffusion import (
+    Sampler,
+    gaussian_step,
+    guided_output,
+    log_prob,
+    network_time,
+    noise_generator,
+    rollout,
+    step_stds,
+)
 from zoo.types import Backbone, Conditioning, Reward
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """``rows``: samples in a forward, in rollout and update. ``per_update``: samples in an optimiser step. ``encode_once``: texts
-    of a round are encoded once, not for each sample. ``one_copy``: latents are kept once and looked up. ``detach``: no
-    gradient through guidance's unconditional branch."""
+    """``rows``: samples in a forward, in rollout and update.
+
+    ``per_update``: samples in an optimiser step. ``encode_once``: texts of a round are encoded
+    once, not for each sample. ``one_copy``: latents are kept once and looked up. ``detach``: no
+    gradient through guidance's unconditional branch.
+    """
 
     rows: int = 1
     per_update: int = 1
@@ -57,7 +73,10 @@ class Phases:
 
 @dataclass(frozen=True)
 class Samples:
-    """A round of B samples: ``latents_SB`` (S + 1, B, ...), ``log_prob_SB`` (S, B), ``score_B``, and each sample's texts."""
+    """A round of B samples:
+
+    ``latents_SB`` (S + 1, B, ...), ``log_prob_SB`` (S, B), ``score_B``, and each sample's texts.
+    """
 
     latents_SB: Tensor
     log_prob_SB: Tensor
@@ -66,15 +85,25 @@ class Samples:
     negative: Conditioning
 
 
-def sampled(backbone: Backbone, reward: Reward, sampler: Sampler, batch: PromptBatch, schedule: Schedule, seed: int,
-            phases: Phases) -> Samples:  # fmt: skip
+def sampled(
+    backbone: Backbone,
+    reward: Reward,
+    sampler: Sampler,
+    batch: PromptBatch,
+    schedule: Schedule,
+    seed: int,
+    phases: Phases,
+) -> Samples:
     """Rollouts of ``schedule.rows`` samples, scored in two threads while the next are rolled out."""
     encoded: dict[str, tuple[Conditioning, Conditioning]] = {}
 
     def texts(row: int) -> tuple[Conditioning, Conditioning]:
         prompt = batch.prompts[row]
         if prompt.id not in encoded or not schedule.encode_once:
-            encoded[prompt.id] = (backbone.encode_prompts([prompt]), backbone.encode_prompts([prompt.as_negative()]))
+            encoded[prompt.id] = (
+                backbone.encode_prompts([prompt]),
+                backbone.encode_prompts([prompt.as_negative()]),
+            )
         return encoded[prompt.id]
 
     rollouts, sides, scores = [], [], []
@@ -84,13 +113,26 @@ def sampled(backbone: Backbone, reward: Reward, sampler: Sampler, batch: PromptB
             prompts = [batch.prompts[row] for row in rows]
             with phases("texts"):
                 pairs = [texts(row) for row in rows]
-                conditioning, negative = (Conditioning.cat(list(side)) for side in zip(*pairs, strict=True))
+                conditioning, negative = (
+                    Conditioning.cat(list(side)) for side in zip(*pairs, strict=True)
+                )
             with phases("rollout"):
                 generators = [
-                    noise_generator(seed, batch.round_index, batch.prompts[row].id, batch.sample_index[row]) for row in rows
+                    noise_generator(
+                        seed, batch.round_index, batch.prompts[row].id, batch.sample_index[row]
+                    )
+                    for row in rows
                 ]
-                made = rollout(backbone.predict, backbone.path, sampler, prompts, conditioning, negative,
-                               backbone.latent_shape(prompts[0].seconds), generators)  # fmt: skip
+                made = rollout(
+                    backbone.predict,
+                    backbone.path,
+                    sampler,
+                    prompts,
+                    conditioning,
+                    negative,
+                    backbone.latent_shape(prompts[0].seconds),
+                    generators,
+                )
             with phases("decoding"):
                 samples = prompts[0].samples(backbone.sample_rate_hz)
                 wave_BCN = backbone.decode(made.clean).float()[..., :samples]
@@ -101,7 +143,13 @@ def sampled(backbone: Backbone, reward: Reward, sampler: Sampler, batch: PromptB
             score_B = torch.cat([score.result() for score in scores])
     conditioning, negative = (Conditioning.cat(list(side)) for side in zip(*sides, strict=True))
     latents_SB = torch.cat([made.latents_SB for made in rollouts], dim=1)
-    return Samples(latents_SB, torch.cat([made.log_prob_SB for made in rollouts], dim=1), score_B, conditioning, negative)
+    return Samples(
+        latents_SB,
+        torch.cat([made.log_prob_SB for made in rollouts], dim=1),
+        score_B,
+        conditioning,
+        negative,
+    )
 
 
 @torch.no_grad()
@@ -109,41 +157,87 @@ def _scored(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequ
     return reward(wave_BCN, sample_rate_hz, prompts).score_B.detach().float()
 
 
-def _latents(samples: Samples, steps_KB: Tensor, one_copy: bool) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+def _latents(
+    samples: Samples, steps_KB: Tensor, one_copy: bool
+) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
     """What gives (latents, next latents) of place k in each row's order of steps."""
     latents_SB = samples.latents_SB
     if one_copy:
-        return lambda k, rows: (latents_SB[steps_KB[k, rows], rows], latents_SB[steps_KB[k, rows] + 1, rows])
+        return lambda k, rows: (
+            latents_SB[steps_KB[k, rows], rows],
+            latents_SB[steps_KB[k, rows] + 1, rows],
+        )
     every = torch.arange(latents_SB.shape[1])
     now, after = latents_SB[:-1].clone(), latents_SB[1:].clone()  # two copies ...
-    now, after = now[steps_KB, every], after[steps_KB, every]  # ... and again in the order of training
+    now, after = (
+        now[steps_KB, every],
+        after[steps_KB, every],
+    )  # ... and again in the order of training
     return lambda k, rows: (now[k, rows], after[k, rows])
 
 
-def updated(backbone: Backbone, sampler: Sampler, samples: Samples, schedule: Schedule, optimizer: torch.optim.Optimizer,
-            parameters: Sequence[nn.Parameter], clip_range: float, generator: torch.Generator, phases: Phases,
-            step: Callable[[], None] | None = None) -> None:  # fmt: skip
-    """One pass over the samples in random order. ``step`` (default: clip the gradient's norm to 1, ``optimizer.step()``) ends an
-    optimiser step; gradients are cleared after it."""
+def updated(
+    backbone: Backbone,
+    sampler: Sampler,
+    samples: Samples,
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    clip_range: float,
+    generator: torch.Generator,
+    phases: Phases,
+    step: Callable[[], None] | None = None,
+) -> None:
+    """One pass over the samples in random order.
+
+    ``step`` (default: clip the gradient's norm to 1, ``optimizer.step()``) ends an optimiser step;
+    gradients are cleared after it.
+    """
     count, path = samples.latents_SB.shape[1], backbone.path
     noisy = torch.nonzero(step_stds(path, sampler) > 0).flatten()
     advantage_B = torch.from_numpy(batch_advantages(samples.score_B)).float()
     with phases("update"):
         order = torch.randperm(count, generator=generator)
-        steps_KB = torch.stack([noisy[torch.randperm(len(noisy), generator=generator)] for _ in range(count)], dim=1)
-        look_up, times, optimizer_step = _latents(samples, steps_KB, schedule.one_copy), path.times(sampler.steps), step
+        steps_KB = torch.stack(
+            [noisy[torch.randperm(len(noisy), generator=generator)] for _ in range(count)], dim=1
+        )
+        look_up, times, optimizer_step = (
+            _latents(samples, steps_KB, schedule.one_copy),
+            path.times(sampler.steps),
+            step,
+        )
         for start in range(0, count, schedule.per_update):
             part = order[start : start + schedule.per_update]
             optimizer.zero_grad(set_to_none=True)
             for rows in part.split(schedule.rows):
-                conditioning, negative = samples.conditioning.rows(rows.tolist()), samples.negative.rows(rows.tolist())
+                conditioning, negative = (
+                    samples.conditioning.rows(rows.tolist()),
+                    samples.negative.rows(rows.tolist()),
+                )
                 for k in range(len(noisy)):
                     (x, x_next), step_N = look_up(k, rows), steps_KB[k, rows]
-                    output = guided_output(backbone.predict, x, network_time(times[step_N]), conditioning, negative,
-                                           sampler.guidance_scale, schedule.detach)  # fmt: skip
-                    coefficients = (*path.coefficients(times[step_N]), *path.coefficients(times[step_N + 1]))
+                    output = guided_output(
+                        backbone.predict,
+                        x,
+                        network_time(times[step_N]),
+                        conditioning,
+                        negative,
+                        sampler.guidance_scale,
+                        schedule.detach,
+                    )
+                    coefficients = (
+                        *path.coefficients(times[step_N]),
+                        *path.coefficients(times[step_N + 1]),
+                    )
                     eta = torch.tensor(sampler.etas, dtype=torch.float64)[step_N]
-                    mean, std = gaussian_step(x, output, *coefficients, prediction=path.prediction, eta=eta, rule=sampler.rule)
+                    mean, std = gaussian_step(
+                        x,
+                        output,
+                        *coefficients,
+                        prediction=path.prediction,
+                        eta=eta,
+                        rule=sampler.rule,
+                    )
                     new, old = log_prob(x_next, mean, std), samples.log_prob_SB[step_N, rows]
                     loss = clipped_policy_loss(new, old, advantage_B[rows], clip_range).loss
                     (loss * len(rows) / (len(part) * len(noisy))).backward()

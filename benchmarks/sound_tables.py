@@ -1,4 +1,5 @@
-"""What the judges say of sets of clips with scenes' captions, and how it is shown: tables and a picture.
+"""What the judges say of sets of clips with scenes' captions, and how it is shown: tables and a
+picture.
 
 Columns, intervals and their meaning: ``embedded_sounds.py``.
 """
@@ -33,8 +34,9 @@ from zoo.types import Reward
 
 @dataclass(frozen=True)
 class EventVerdict:
-    """One event of a clip's caption; ``prompt``: the caption's id. ``new_recording``: its class is split by recording, so its
-    recordings were never trained on.
+    """One event of a clip's caption; ``prompt``: the caption's id.
+
+    ``new_recording``: its class is split by recording, so its recordings were never trained on.
 
     ``above_absent`` is None where every class of the model shares a label with the scene.
     """
@@ -50,7 +52,9 @@ class EventVerdict:
 
 @dataclass(frozen=True)
 class ClipVerdict:
-    """``in_order``: "then" clips only; ``nearest``: the nearest class, clips of one sound only; the rest None where not asked."""
+    """``in_order``: "then" clips only; ``nearest``: the nearest class, clips of one sound only; the
+    rest None where not asked.
+    """
 
     prompt: str
     relation: str
@@ -68,19 +72,34 @@ class SetVerdicts:
 
 
 def verdicts(
-    clips: Clips, tagger: Tagger, judge: EventJudge, caption_judge: TextAudioJudge | None, reward: Reward | None
+    clips: Clips,
+    tagger: Tagger,
+    judge: EventJudge,
+    caption_judge: TextAudioJudge | None,
+    reward: Reward | None,
 ) -> SetVerdicts:
-    """All verdicts on clips whose prompts carry the labels of ``datamodules/captions.py: scene_labels``."""
+    """All verdicts on clips whose prompts carry the labels of ``datamodules/captions.py:
+    scene_labels``.
+    """
     heard_BPK = tagger(clips.wave_BCN, clips.sample_rate_hz)
     captions = [None] * len(clips.prompts)
     if caption_judge is not None:
-        captions = matched_above_random(caption_judge.scores(heard_BPK, [prompt.text for prompt in clips.prompts])).tolist()
+        captions = matched_above_random(
+            caption_judge.scores(heard_BPK, [prompt.text for prompt in clips.prompts])
+        ).tolist()
     rewards = [None] * len(clips.prompts)
     if reward is not None:
-        pairs = zip(clips.wave_BCN.split(16), (clips.prompts[i : i + 16] for i in range(0, len(clips.prompts), 16)))
-        rewards = torch.cat([reward(wave, clips.sample_rate_hz, prompts).score_B for wave, prompts in pairs]).tolist()
+        pairs = zip(
+            clips.wave_BCN.split(16),
+            (clips.prompts[i : i + 16] for i in range(0, len(clips.prompts), 16)),
+        )
+        rewards = torch.cat(
+            [reward(wave, clips.sample_rate_hz, prompts).score_B for wave, prompts in pairs]
+        ).tolist()
     events, rows = [], []
-    for probability_PK, prompt, caption, score in zip(heard_BPK, clips.prompts, captions, rewards, strict=True):
+    for probability_PK, prompt, caption, score in zip(
+        heard_BPK, clips.prompts, captions, rewards, strict=True
+    ):
         relation, classes = prompt.labels["relation"], tuple(prompt.labels["events"])
         indices = [label_indices(labels, judge.class_names) for labels in prompt.labels["audioset"]]
         for name, new, own in zip(classes, prompt.labels["recording_split"], indices, strict=True):
@@ -97,7 +116,9 @@ Column = Sequence[tuple[str, float]]  # (prompt, value)
 
 
 def share_interval(column: Column) -> tuple[float, float, float]:
-    """(mean over captions, low, high) of hits: the wider of Student's t over captions and Wilson's interval over the hits."""
+    """(mean over captions, low, high) of hits: the wider of Student's t over captions and Wilson's
+    interval over the hits.
+    """
     prompts, hits = zip(*column, strict=True)
     found, (low, high) = clustered_mean(hits, prompts), wilson_interval(sum(hits), len(hits))
     if found.low is not None and found.high is not None:
@@ -106,7 +127,9 @@ def share_interval(column: Column) -> tuple[float, float, float]:
 
 
 def share(column: Column) -> str:
-    """``.83 [.74, .90] (60)``: a share with its interval over captions and the number of values; a dash for none."""
+    """``.83 [.74, .90] (60)``: a share with its interval over captions and the number of values; a
+    dash for none.
+    """
     if not column:
         return "-"
     value, low, high = share_interval(column)
@@ -114,10 +137,16 @@ def share(column: Column) -> str:
 
 
 def mean(column: Sequence[tuple[str, float | None]]) -> str:
-    """``.83 [.75, .91]`` over captions of the values that are not None; a dash where there are fewer than two captions."""
+    """``.83 [.75, .91]`` over captions of the values that are not None; a dash where there are
+    fewer than two captions.
+    """
     known = [(prompt, value) for prompt, value in column if value is not None]
     prompts = [prompt for prompt, _ in known]
-    return shown(clustered_mean([value for _, value in known], prompts)) if len(set(prompts)) > 1 else "-"
+    return (
+        shown(clustered_mean([value for _, value in known], prompts))
+        if len(set(prompts)) > 1
+        else "-"
+    )
 
 
 def right_class(clip: ClipVerdict) -> bool:
@@ -126,22 +155,54 @@ def right_class(clip: ClipVerdict) -> bool:
 
 def set_table(sets: Mapping[str, SetVerdicts]) -> str:
     """One row a set; the numbers in round brackets count the values."""
-    relations = [name for name in RELATIONS if any(clip.relation == name for rows in sets.values() for clip in rows.clips)]
+    relations = [
+        name
+        for name in RELATIONS
+        if any(clip.relation == name for rows in sets.values() for clip in rows.clips)
+    ]
     has_caption, has_reward = (
-        any(getattr(clip, name) is not None for rows in sets.values() for clip in rows.clips) for name in ("caption", "reward")
+        any(getattr(clip, name) is not None for rows in sets.values() for clip in rows.clips)
+        for name in ("caption", "reward")
     )
-    header = ["clips", "n", "heard", "heard, new recordings", "heard, known recordings", f"heard: {', '.join(relations)}", "p"]
-    header += ["above absent", "order", "class", *(["caption"] if has_caption else []), *(["reward"] if has_reward else [])]
+    header = [
+        "clips",
+        "n",
+        "heard",
+        "heard, new recordings",
+        "heard, known recordings",
+        f"heard: {', '.join(relations)}",
+        "p",
+    ]
+    header += [
+        "above absent",
+        "order",
+        "class",
+        *(["caption"] if has_caption else []),
+        *(["reward"] if has_reward else []),
+    ]
     lines = []
     for name, rows in sets.items():
         events, clips = rows.events, rows.clips
-        by_relation = [[event.heard for event in events if event.relation == relation] for relation in relations]
+        by_relation = [
+            [event.heard for event in events if event.relation == relation]
+            for relation in relations
+        ]
         line = [name, str(len(clips)), share([(event.prompt, event.heard) for event in events])]
-        line += [share([(event.prompt, event.heard) for event in events if event.new_recording is new]) for new in (True, False)]
-        line += [" ".join(f"{np.mean(heard):.2f}" for heard in by_relation), mean([(event.prompt, event.p) for event in events])]
+        line += [
+            share([(event.prompt, event.heard) for event in events if event.new_recording is new])
+            for new in (True, False)
+        ]
+        line += [
+            " ".join(f"{np.mean(heard):.2f}" for heard in by_relation),
+            mean([(event.prompt, event.p) for event in events]),
+        ]
         line += [mean([(event.prompt, event.above_absent) for event in events])]
-        line += [share([(clip.prompt, clip.in_order) for clip in clips if clip.in_order is not None])]
-        line += [share([(clip.prompt, right_class(clip)) for clip in clips if clip.nearest is not None])]
+        line += [
+            share([(clip.prompt, clip.in_order) for clip in clips if clip.in_order is not None])
+        ]
+        line += [
+            share([(clip.prompt, right_class(clip)) for clip in clips if clip.nearest is not None])
+        ]
         line += [mean([(clip.prompt, clip.caption) for clip in clips])] if has_caption else []
         line += [mean([(clip.prompt, clip.reward) for clip in clips])] if has_reward else []
         lines.append(line)
@@ -149,22 +210,34 @@ def set_table(sets: Mapping[str, SetVerdicts]) -> str:
 
 
 def class_table(sets: Mapping[str, SetVerdicts]) -> str:
-    """One row a class, clips of one sound: heard / nearest class right in every set but the last (shuffled), and what the
-    generations that were not right were nearest to.
+    """One row a class, clips of one sound: heard / nearest class right in every set but the last
+    (shuffled), and what the generations that were not right were nearest to.
     """
     names = list(sets)[:-1]
-    classes = sorted({clip.sound_classes[0] for clip in sets[names[0]].clips if clip.relation == "single"})
+    classes = sorted(
+        {clip.sound_classes[0] for clip in sets[names[0]].clips if clip.relation == "single"}
+    )
     known = {event.sound_class: not event.new_recording for event in sets[names[0]].events}
     lines = []
     for sound_class in classes:
         line, own = [sound_class + (" *" if known[sound_class] else "")], []
         for name in names:
-            own = [clip for clip in sets[name].clips if clip.relation == "single" and clip.sound_classes[0] == sound_class]
-            heard = [e.heard for e in sets[name].events if e.relation == "single" and e.sound_class == sound_class]
+            own = [
+                clip
+                for clip in sets[name].clips
+                if clip.relation == "single" and clip.sound_classes[0] == sound_class
+            ]
+            heard = [
+                e.heard
+                for e in sets[name].events
+                if e.relation == "single" and e.sound_class == sound_class
+            ]
             line.append(f"{sum(heard)} / {sum(map(right_class, own))} of {len(own)}")
         wrong = Counter(clip.nearest for clip in own if not right_class(clip)).most_common(3)
         lines.append([*line, ", ".join(f"{other} {count}" for other, count in wrong)])
-    text = markdown_table(["class", *(f"{name}: heard / nearest" for name in names), "nearest where not right"], lines)
+    text = markdown_table(
+        ["class", *(f"{name}: heard / nearest" for name in names), "nearest where not right"], lines
+    )
     return text + "\n\\* fewer than three recordings: new scenes of known recordings\n"
 
 
@@ -178,31 +251,52 @@ def confusion(clips: Sequence[ClipVerdict], classes: Sequence[str]) -> np.ndarra
 
 
 def picture(sets: Mapping[str, SetVerdicts], classes: Sequence[str], path: Path) -> None:
-    """Left: heard, order and class of every set, with intervals over captions. Right: confusion of generated single sounds."""
+    """Left: heard, order and class of every set, with intervals over captions.
+
+    Right: confusion of generated single sounds.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (bars, matrix) = pyplot.subplots(1, 2, figsize=(13, 6.5), layout="constrained", width_ratios=(1, 1.2))
+    figure, (bars, matrix) = pyplot.subplots(
+        1, 2, figsize=(13, 6.5), layout="constrained", width_ratios=(1, 1.2)
+    )
     for shift, measure in enumerate(("heard", "order", "class")):
         for place, rows in enumerate(sets.values()):
             values = {
                 "heard": [(event.prompt, event.heard) for event in rows.events],
-                "order": [(clip.prompt, clip.in_order) for clip in rows.clips if clip.in_order is not None],
-                "class": [(clip.prompt, right_class(clip)) for clip in rows.clips if clip.nearest is not None],
+                "order": [
+                    (clip.prompt, clip.in_order) for clip in rows.clips if clip.in_order is not None
+                ],
+                "class": [
+                    (clip.prompt, right_class(clip))
+                    for clip in rows.clips
+                    if clip.nearest is not None
+                ],
             }[measure]
             if values:
                 middle, low, high = share_interval(values)
                 error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
                 label = measure if place == 0 else None
-                bars.bar(place + 0.27 * (shift - 1), middle, 0.25, yerr=error, capsize=2, color=f"C{shift}", label=label)
+                bars.bar(
+                    place + 0.27 * (shift - 1),
+                    middle,
+                    0.25,
+                    yerr=error,
+                    capsize=2,
+                    color=f"C{shift}",
+                    label=label,
+                )
     bars.set_xticks(range(len(sets)), [name.replace(", ", ",\n") for name in sets], fontsize=8)
     bars.set_ylim(0, 1.05)
     bars.set_ylabel("share")
     bars.legend(ncols=3, fontsize=8)
     counts = confusion(sets["generated"].clips, classes)
-    matrix.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    matrix.imshow(
+        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1
+    )
     size = max(3.0, min(8.0, 330 / max(len(classes), 1)))
     matrix.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
     matrix.set_yticks(range(len(classes)), classes, fontsize=size)

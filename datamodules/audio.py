@@ -1,4 +1,6 @@
-"""Your own recordings with captions, as batches of equal length: the data of pre-training and fine-tuning on clean audio."""
+"""Your own recordings with captions, as batches of equal length: the data of pre-training and
+fine-tuning on clean audio.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ SUFFIXES = tuple(FORMATS)
 
 @dataclass(frozen=True)
 class Clip:
-    """One file: its caption, labels and weight. ``name`` is the path inside the folder, with forward slashes."""
+    """One file: its caption, labels and weight.
+
+    ``name`` is the path inside the folder, with forward slashes.
+    """
 
     name: str
     path: Path
@@ -37,7 +42,9 @@ class Clip:
     labels: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
-def find_clips(folder: str | Path, captions: str | Path | None = None, caption: str = "") -> tuple[Clip, ...]:
+def find_clips(
+    folder: str | Path, captions: str | Path | None = None, caption: str = ""
+) -> tuple[Clip, ...]:
     """The audio files under ``folder`` (wav, flac, ogg, mp3; sub-folders too), sorted by name.
 
     ``captions``: a ``.csv``, ``.tsv`` or ``.jsonl`` table with ``file`` (path inside ``folder``)
@@ -53,12 +60,16 @@ def find_clips(folder: str | Path, captions: str | Path | None = None, caption: 
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder; give the folder that holds the audio files")
+        raise ValueError(
+            f"{folder}: there is no such folder; give the folder that holds the audio files"
+        )
     listing = listed(folder, SUFFIXES, deep=True)
     found = listing.files
     listing.log_set_aside(folder)
     if not found:
-        raise ValueError(f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}"
+        )
     if captions is None:
         return tuple(Clip(name, path, caption) for name, path in found.items())
     clips: dict[str, Clip] = {}
@@ -76,14 +87,27 @@ def find_clips(folder: str | Path, captions: str | Path | None = None, caption: 
         clips[name] = Clip(name, found[name], record.text("caption"), _weight(record), labels)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(f"{captions} lists files that {folder} does not hold: {', '.join(missing[:5])}{more}")
+        raise ValueError(
+            f"{captions} lists files that {folder} does not hold: {', '.join(missing[:5])}{more}"
+        )
     if not clips:
-        raise ValueError(f"{captions} holds no row; write one with 'file' and 'caption' for each recording")
+        raise ValueError(
+            f"{captions} holds no row; write one with 'file' and 'caption' for each recording"
+        )
     if len({clip.weight is None for clip in clips.values()}) > 1:
-        raise ValueError(f"{captions}: some rows have a weight and some have none; fill in all or drop the column")
+        raise ValueError(
+            f"{captions}: some rows have a weight and some have none; fill in all or drop the"
+            " column"
+        )
     if len(found) > len(clips):
         left_out = len(found) - len(clips)
-        log.warning("%s: %d of %d audio files have no row in %s and are left out", folder, left_out, len(found), captions)
+        log.warning(
+            "%s: %d of %d audio files have no row in %s and are left out",
+            folder,
+            left_out,
+            len(found),
+            captions,
+        )
     return tuple(clips[name] for name in sorted(clips))
 
 
@@ -99,7 +123,9 @@ def _weight(record: Record) -> float | None:
 
 
 def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
-    """One channel is repeated, many are averaged to one; raises ``ValueError`` for any other change (6 to 2, say)."""
+    """One channel is repeated, many are averaged to one; raises ``ValueError`` for any other change
+    (6 to 2, say).
+    """
     have = wave_CN.shape[0]
     if have == channels:
         return wave_CN
@@ -111,7 +137,10 @@ def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
 
 
 def crop(wave_CN: Tensor, samples: int, place: float) -> Tensor:
-    """``samples`` samples: ``place`` in [0, 1) chooses the start among all that fit; a shorter wave is followed by zeros."""
+    """``samples`` samples:
+
+    ``place`` in [0, 1) chooses the start among all that fit; a shorter wave is followed by zeros.
+    """
     spare = wave_CN.shape[-1] - samples
     if spare <= 0:
         return torch.nn.functional.pad(wave_CN, (0, -spare))
@@ -119,8 +148,13 @@ def crop(wave_CN: Tensor, samples: int, place: float) -> Tensor:
     return wave_CN[..., start : start + samples]
 
 
-def split_clips(clips: Sequence[Clip], val_share: float, seed: int) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
-    """(training, validation): ``val_share`` of the clips, rounded, chosen by a hash of ``seed`` and name; order is kept."""
+def split_clips(
+    clips: Sequence[Clip], val_share: float, seed: int
+) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+    """(training, validation):
+
+    ``val_share`` of the clips, rounded, chosen by a hash of ``seed`` and name; order is kept.
+    """
     if not 0 <= val_share < 1:
         raise ValueError(f"val_share must be in [0, 1), got {val_share}")
     ranked = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip.name}".encode()).digest())
@@ -129,11 +163,17 @@ def split_clips(clips: Sequence[Clip], val_share: float, seed: int) -> tuple[tup
 
 
 class _Crops(Dataset):
-    """Indexed by (epoch, clip): the crop of a clip is a function of seed, epoch and name, whichever worker reads it."""
+    """Indexed by (epoch, clip): the crop of a clip is a function of seed, epoch and name, whichever
+    worker reads it.
+    """
 
     def __init__(self, clips: Sequence[Clip], module: AudioDataModule, is_random: bool) -> None:
         self.clips, self.is_random, self.seed = clips, is_random, module.seed
-        self.rate_hz, self.channels, self.seconds = module.sample_rate_hz, module.channels, module.seconds
+        self.rate_hz, self.channels, self.seconds = (
+            module.sample_rate_hz,
+            module.channels,
+            module.seconds,
+        )
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Prompt, float | None]:
         epoch, index = key
@@ -141,7 +181,10 @@ class _Crops(Dataset):
         try:
             wave = prepare(read_audio(clip.path), self.rate_hz, self.channels)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{clip.path} cannot be read ({error}); data.check=full finds such files at the start") from error
+            raise ValueError(
+                f"{clip.path} cannot be read ({error}); data.check=full finds such files at the"
+                " start"
+            ) from error
         digest = hashlib.sha256(f"{self.seed}/{epoch}/{clip.name}".encode()).digest()
         place = int.from_bytes(digest[:6], "big") / 2**48 if self.is_random else 0.0
         prompt = Prompt(clip.name, clip.caption, seconds=self.seconds, labels=clip.labels)
@@ -155,7 +198,10 @@ class _Crops(Dataset):
 
 
 def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
-    """(channels, N) at ``sample_rate_hz``. Raises ``ValueError`` for no samples, values not finite, odd channel counts."""
+    """(channels, N) at ``sample_rate_hz``.
+
+    Raises ``ValueError`` for no samples, values not finite, odd channel counts.
+    """
     samples_CN = wave.samples_CN
     if samples_CN.shape[-1] == 0:
         raise ValueError("no samples")
@@ -165,24 +211,29 @@ def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
 
 
 class _EpochSampler(DistributedSampler):
-    """Lightning leaves a DistributedSampler alone and tells it the epoch (``set_epoch``), which it hands on to the crops."""
+    """Lightning leaves a DistributedSampler alone and tells it the epoch (``set_epoch``), which it
+    hands on to the crops.
+    """
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((self.epoch, index) for index in super().__iter__())
 
 
 class AudioDataModule(L.LightningDataModule):
-    """Crops of ``seconds`` from the recordings in ``folder``, at ``sample_rate_hz`` with ``channels`` channels in [-1, 1].
+    """Crops of ``seconds`` from the recordings in ``folder``, at ``sample_rate_hz`` with
+    ``channels`` channels in [-1, 1].
 
-    ``captions``, ``caption``: see ``find_clips``. ``crop``: ``random`` takes another place every epoch (a function of ``seed``,
-    epoch and file), ``first`` the beginning; validation always the beginning. Shorter clips are followed by silence.
-    ``check``: ``header`` opens every file at the start, ``full`` decodes it; clips that cannot be read, hold no samples or
-    have channels that cannot be mixed are set aside in ``quarantined`` (name -> reason) and counted in the log.
-    ``val_share``: share of the clips kept for validation. ``batch_size`` is per process; an epoch leaves out the last,
-    smaller batch.
+    ``captions``, ``caption``: see ``find_clips``. ``crop``: ``random`` takes another place every
+    epoch (a function of ``seed``, epoch and file), ``first`` the beginning; validation always the
+    beginning. Shorter clips are followed by silence. ``check``: ``header`` opens every file at the
+    start, ``full`` decodes it; clips that cannot be read, hold no samples or have channels that
+    cannot be mixed are set aside in ``quarantined`` (name -> reason) and counted in the log.
+    ``val_share``: share of the clips kept for validation. ``batch_size`` is per process; an epoch
+    leaves out the last, smaller batch.
 
-    A fit resumed at the end of an epoch continues exactly; one resumed within an epoch starts that epoch again.
-    Raises ``ValueError`` for settings out of range, no readable clip, and fewer training clips than one batch needs.
+    A fit resumed at the end of an epoch continues exactly; one resumed within an epoch starts that
+    epoch again. Raises ``ValueError`` for settings out of range, no readable clip, and fewer
+    training clips than one batch needs.
     """
 
     batch_type = AudioBatch
@@ -204,14 +255,30 @@ class AudioDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = (sample_rate_hz, channels, seconds, batch_size)
-        for name, value in zip(("sample_rate_hz", "channels", "seconds", "batch_size"), sizes, strict=True):
+        for name, value in zip(
+            ("sample_rate_hz", "channels", "seconds", "batch_size"), sizes, strict=True
+        ):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        for name, value, choices in (("crop", crop, ("random", "first")), ("check", check, ("header", "full"))):
+        for name, value, choices in (
+            ("crop", crop, ("random", "first")),
+            ("check", check, ("header", "full")),
+        ):
             if value not in choices:
                 raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
-        self.folder, self.captions, self.caption, self.val_share, self.seed = folder, captions, caption, val_share, seed
-        self.sample_rate_hz, self.channels, self.seconds, self.batch_size = sample_rate_hz, channels, seconds, batch_size
+        self.folder, self.captions, self.caption, self.val_share, self.seed = (
+            folder,
+            captions,
+            caption,
+            val_share,
+            seed,
+        )
+        self.sample_rate_hz, self.channels, self.seconds, self.batch_size = (
+            sample_rate_hz,
+            channels,
+            seconds,
+            batch_size,
+        )
         self.crop, self.check, self.num_workers = crop, check, num_workers
         self.quarantined: dict[str, str] = {}
         self.train_clips: tuple[Clip, ...] = ()
@@ -225,18 +292,28 @@ class AudioDataModule(L.LightningDataModule):
         clips = find_clips(self.folder, self.captions, self.caption)
         problems = {clip.name: self._problem(clip) for clip in clips}
         self.quarantined = {name: problem for name, problem in problems.items() if problem}
-        listed = "; ".join(f"{name}: {problem}" for name, problem in list(self.quarantined.items())[:5])
+        listed = "; ".join(
+            f"{name}: {problem}" for name, problem in list(self.quarantined.items())[:5]
+        )
         if len(self.quarantined) == len(clips):
-            raise ValueError(f"none of the {len(clips)} clips in {self.folder} can be used: {listed}")
+            raise ValueError(
+                f"none of the {len(clips)} clips in {self.folder} can be used: {listed}"
+            )
         if self.quarantined:
-            log.warning("%s: %d of %d clips set aside (%s)", self.folder, len(self.quarantined), len(clips), listed)
+            log.warning(
+                "%s: %d of %d clips set aside (%s)",
+                self.folder,
+                len(self.quarantined),
+                len(clips),
+                listed,
+            )
         usable = [clip for clip in clips if clip.name not in self.quarantined]
         self.train_clips, self.val_clips = split_clips(usable, self.val_share, self.seed)
         needed = self.batch_size * self._world()
         if len(self.train_clips) < needed:
             raise ValueError(
-                f"{len(self.train_clips)} training clips do not fill one batch of {self.batch_size} on {self._world()} "
-                f"process(es); lower batch_size or val_share, or add clips"
+                f"{len(self.train_clips)} training clips do not fill one batch of {self.batch_size}"
+                f" on {self._world()} process(es); lower batch_size or val_share, or add clips"
             )
 
     def _problem(self, clip: Clip) -> str:
@@ -263,7 +340,14 @@ class AudioDataModule(L.LightningDataModule):
     def _loader(self, clips: Sequence[Clip], is_training: bool) -> DataLoader:
         crops = _Crops(clips, self, is_training and self.crop == "random")
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        sampler = _EpochSampler(clips, self._world(), rank, shuffle=is_training, seed=self.seed, drop_last=is_training)
+        sampler = _EpochSampler(
+            clips, self._world(), rank, shuffle=is_training, seed=self.seed, drop_last=is_training
+        )
         return DataLoader(
-            crops, self.batch_size, sampler=sampler, drop_last=is_training, num_workers=self.num_workers, collate_fn=crops.collate
+            crops,
+            self.batch_size,
+            sampler=sampler,
+            drop_last=is_training,
+            num_workers=self.num_workers,
+            collate_fn=crops.collate,
         )

@@ -1,8 +1,11 @@
-"""Captions of AudioCaps as prompts: its CSV files ``train.csv``, ``val.csv`` and ``test.csv``. No audio is needed.
+"""Captions of AudioCaps as prompts: its CSV files ``train.csv``, ``val.csv`` and ``test.csv``.
 
-Format (Kim et al., NAACL 2019; github.com/cdjkim/audiocaps): columns ``audiocap_id,youtube_id,start_time,caption``; a row is one
-caption of the ten seconds from ``start_time`` (seconds) of a video. A clip has one caption in train and five in val and test;
-each row has an id of its own. The files hold no licence of ours and are not shipped.
+No audio is needed.
+
+Format (Kim et al., NAACL 2019; github.com/cdjkim/audiocaps): columns
+``audiocap_id,youtube_id,start_time,caption``; a row is one caption of the ten seconds from
+``start_time`` (seconds) of a video. A clip has one caption in train and five in val and test; each
+row has an id of its own. The files hold no licence of ours and are not shipped.
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ SECONDS = 10.0  # length of an AudioCaps clip
 
 @dataclass(frozen=True)
 class Row:
-    """One caption. ``start_s``: where the clip starts in the video; ``extra``: cells of other columns; ``line``: from 1."""
+    """One caption.
+
+    ``start_s``: where the clip starts in the video; ``extra``: cells of other columns; ``line``:
+    from 1.
+    """
 
     audiocap_id: str
     youtube_id: str
@@ -45,7 +52,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file holds: ``rows``, and how many rows were blank, repeated (id and all), or bad and dropped."""
+    """What a file holds:
+
+    ``rows``, and how many rows were blank, repeated (id and all), or bad and dropped.
+    """
 
     rows: tuple[Row, ...]
     empty: int
@@ -55,7 +65,10 @@ class Rows:
 
 
 def is_audiocaps(path: str | Path) -> bool:
-    """Whether a file is a CSV whose header names the four columns. A file that cannot be read is not."""
+    """Whether a file is a CSV whose header names the four columns.
+
+    A file that cannot be read is not.
+    """
     path = Path(path)
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
@@ -69,13 +82,16 @@ def is_audiocaps(path: str | Path) -> bool:
 
 
 def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> Rows:
-    """The captions of an AudioCaps CSV (UTF-8 with or without a mark, UTF-16 with its mark, else Latin-1).
+    """The captions of an AudioCaps CSV (UTF-8 with or without a mark, UTF-16 with its mark, else
+    Latin-1).
 
-    A row is bad without id, video, start or caption, with fewer or more cells than the header, with a start that is no number of
-    seconds, or when its id stands for another caption already. ``bad_rows``: "stop" at the first, or "drop" them; the log counts
-    them and names the first lines. Broken double quotes always stop: nobody knows how many rows they swallow.
+    A row is bad without id, video, start or caption, with fewer or more cells than the header, with
+    a start that is no number of seconds, or when its id stands for another caption already.
+    ``bad_rows``: "stop" at the first, or "drop" them; the log counts them and names the first
+    lines. Broken double quotes always stop: nobody knows how many rows they swallow.
 
-    Raises ``ValueError`` naming file and line, also for a missing file, another suffix, a wrong header and no caption at all.
+    Raises ``ValueError`` naming file and line, also for a missing file, another suffix, a wrong
+    header and no caption at all.
     """
     path = Path(path)
     if bad_rows not in BAD_ROWS:
@@ -95,26 +111,35 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
             row = _row(header, cells, line)
             known = rows.get(row.audiocap_id)
             if known is not None and (known.clip, known.caption) != (row.clip, row.caption):
-                raise ValueError(f"the audiocap_id {row.audiocap_id!r} stands for another caption in line {known.line}")
+                raise ValueError(
+                    f"the audiocap_id {row.audiocap_id!r} stands for another caption in line"
+                    f" {known.line}"
+                )
         except ValueError as error:
             problem = f"line {line}: {error}"
             if bad_rows == "stop":
-                raise ValueError(f"{path}, {problem}; mend the file, or drop such rows with bad_rows=drop") from None
+                raise ValueError(
+                    f"{path}, {problem}; mend the file, or drop such rows with bad_rows=drop"
+                ) from None
             dropped.append(problem)
             continue
         repeated += known is not None
         rows.setdefault(row.audiocap_id, row)
     if not rows:
-        raise ValueError(f"{path} holds no caption ({empty} empty and {len(dropped)} bad rows); expected {','.join(COLUMNS)} "
-                         "and a row a caption")  # fmt: skip
+        raise ValueError(
+            f"{path} holds no caption ({empty} empty and {len(dropped)} bad rows); expected"
+            f" {','.join(COLUMNS)} and a row a caption"
+        )
     return Rows(tuple(rows.values()), empty, repeated, tuple(dropped), encoding)
 
 
 def _header(cells: Sequence[str], path: Path) -> list[str]:
     missing = [name for name in COLUMNS if name not in cells]
     if missing:
-        raise ValueError(f"{path}: expected the header {','.join(COLUMNS)}, but {', '.join(missing)} is missing; "
-                         f"the first line is {','.join(cells)[:120]!r}")  # fmt: skip
+        raise ValueError(
+            f"{path}: expected the header {','.join(COLUMNS)}, but {', '.join(missing)} is missing;"
+            f" the first line is {','.join(cells)[:120]!r}"
+        )
     check_header(cells, path)
     return list(cells)
 
@@ -133,7 +158,9 @@ def _row(header: Sequence[str], cells: Sequence[str], line: int) -> Row:
     except ValueError:
         start_s = -1.0
     if not 0 <= start_s < float("inf"):
-        raise ValueError(f"start_time must be a number of seconds from 0, got {named['start_time']!r}")
+        raise ValueError(
+            f"start_time must be a number of seconds from 0, got {named['start_time']!r}"
+        )
     extra = {name: value for name, value in named.items() if name not in COLUMNS and name and value}
     return Row(named["audiocap_id"], named["youtube_id"], start_s, named["caption"], extra, line)
 
@@ -141,7 +168,8 @@ def _row(header: Sequence[str], cells: Sequence[str], line: int) -> Row:
 def chosen_captions(rows: Sequence[Row], captions: str, seed: int) -> tuple[Row, ...]:
     """The captions that are used of each clip, clips in the order of the file.
 
-    "first" in the file; one "drawn" by ``seed`` and clip, whatever the other rows are; or "all" that differ in words.
+    "first" in the file; one "drawn" by ``seed`` and clip, whatever the other rows are; or "all"
+    that differ in words.
     """
     clips: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -164,10 +192,11 @@ def caption_prompts(
     seconds: float = SECONDS,
     seed: int = 0,
 ) -> tuple[Prompt, ...]:
-    """Prompts of one AudioCaps CSV: id = ``audiocap_id``; labels ``youtube_id``, ``start_s`` and the file's other columns.
+    """Prompts of one AudioCaps CSV: id = ``audiocap_id``; labels ``youtube_id``, ``start_s`` and
+    the file's other columns.
 
-    See ``read_rows`` for ``bad_rows`` and ``chosen_captions`` for ``captions`` and ``seed``. What is left out is counted in the
-    log. Raises ``ValueError``.
+    See ``read_rows`` for ``bad_rows`` and ``chosen_captions`` for ``captions`` and ``seed``. What
+    is left out is counted in the log. Raises ``ValueError``.
     """
     if captions not in CAPTIONS:
         raise ValueError(f"captions {captions!r} is unknown; {did_you_mean(captions, CAPTIONS)}")
@@ -177,9 +206,20 @@ def caption_prompts(
     told = f"{path}: {len(rows)} of {len(found.rows)} captions of {clips} clips"
     if found.empty or found.repeated or found.dropped or found.encoding == "latin-1":
         note = "; not UTF-8, read as Latin-1" if found.encoding == "latin-1" else ""
-        first = f" ({'; '.join(found.dropped[:3])}{'; ...' if found.dropped[3:] else ''})" if found.dropped else ""
-        log.warning("%s; dropped %d empty, %d repeated and %d bad rows%s%s",
-                    told, found.empty, found.repeated, len(found.dropped), first, note)  # fmt: skip
+        first = (
+            f" ({'; '.join(found.dropped[:3])}{'; ...' if found.dropped[3:] else ''})"
+            if found.dropped
+            else ""
+        )
+        log.warning(
+            "%s; dropped %d empty, %d repeated and %d bad rows%s%s",
+            told,
+            found.empty,
+            found.repeated,
+            len(found.dropped),
+            first,
+            note,
+        )
     else:
         log.info("%s", told)
     labels = [{**row.extra, "youtube_id": row.youtube_id, "start_s": row.start_s} for row in rows]
@@ -199,20 +239,31 @@ def audiocaps_prompts(
     seconds: float = SECONDS,
     seed: int = 0,
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """(training prompts, held-out prompts) for ``PromptDataModule(prompts=...)`` from two AudioCaps files.
+    """(training prompts, held-out prompts) for ``PromptDataModule(prompts=...)`` from two AudioCaps
+    files.
 
-    ``count``: so many training captions, drawn by ``seed`` (None: all). Training captions that held-out clips have word for word
-    ("a man speaks") are left out and counted in the log, so that what is held out is. Raises ``ValueError`` as
-    ``caption_prompts`` does, for a clip or an id that is in both files, and for a ``count`` that cannot be met.
+    ``count``: so many training captions, drawn by ``seed`` (None: all). Training captions that
+    held-out clips have word for word ("a man speaks") are left out and counted in the log, so that
+    what is held out is. Raises ``ValueError`` as ``caption_prompts`` does, for a clip or an id that
+    is in both files, and for a ``count`` that cannot be met.
     """
-    shared = {"captions": captions, "bad_rows": bad_rows, "negative": negative, "seconds": seconds, "seed": seed}
+    shared = {
+        "captions": captions,
+        "bad_rows": bad_rows,
+        "negative": negative,
+        "seconds": seconds,
+        "seed": seed,
+    }
     prompts, held_out = caption_prompts(train, **shared), ()
     if validation is not None:
         held_out = caption_prompts(validation, **shared)
         prompts = _apart(prompts, held_out, train, validation)
     if count is not None:
         if not 0 < count <= len(prompts):
-            raise ValueError(f"count is {count}, but {train} gives {len(prompts)} training captions; give 1 to {len(prompts)}")
+            raise ValueError(
+                f"count is {count}, but {train} gives {len(prompts)} training captions; give 1 to"
+                f" {len(prompts)}"
+            )
         kept = set(random.Random(f"audiocaps count/{seed}").sample(range(len(prompts)), count))
         prompts = tuple(prompt for i, prompt in enumerate(prompts) if i in kept)
     return prompts, held_out
@@ -224,17 +275,28 @@ def _apart(
     def clip(prompt: Prompt) -> tuple[str, float]:
         return prompt.labels["youtube_id"], prompt.labels["start_s"]
 
-    for what, names in (("clips", (set(map(clip, prompts)), set(map(clip, held_out)))),
-                        ("ids", ({p.id for p in prompts}, {p.id for p in held_out}))):  # fmt: skip
+    for what, names in (
+        ("clips", (set(map(clip, prompts)), set(map(clip, held_out)))),
+        ("ids", ({p.id for p in prompts}, {p.id for p in held_out})),
+    ):
         both = sorted(map(str, names[0] & names[1]))
         if both:
-            raise ValueError(f"{len(both)} {what} are in both {train} and {validation}, first {both[0]}; name another file to "
-                             "hold out (val.csv)")  # fmt: skip
+            raise ValueError(
+                f"{len(both)} {what} are in both {train} and {validation}, first {both[0]}; name"
+                " another file to hold out (val.csv)"
+            )
     words = {prompt.text.casefold() for prompt in held_out}
     kept = tuple(prompt for prompt in prompts if prompt.text.casefold() not in words)
     if len(kept) < len(prompts):
         left_out = len(prompts) - len(kept)
-        log.warning("%s: left out %d training captions that %s has word for word", train, left_out, validation)
+        log.warning(
+            "%s: left out %d training captions that %s has word for word",
+            train,
+            left_out,
+            validation,
+        )
     if not kept:
-        raise ValueError(f"{validation} holds every caption of {train}; name another file to hold out (val.csv)")
+        raise ValueError(
+            f"{validation} holds every caption of {train}; name another file to hold out (val.csv)"
+        )
     return kept

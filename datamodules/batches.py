@@ -16,10 +16,12 @@ from zoo.types import Prompt
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Requests without audio. ``round_index`` counts the rollouts of a run from 0 and seeds their noise.
+    """Requests without audio.
 
-    ``sample_index[i]`` numbers the repeats of one prompt inside a round, so that (seed, round, prompt id, sample index)
-    names the noise of a sample whatever the batch size or rank.
+    ``round_index`` counts the rollouts of a run from 0 and seeds their noise.
+
+    ``sample_index[i]`` numbers the repeats of one prompt inside a round, so that (seed, round,
+    prompt id, sample index) names the noise of a sample whatever the batch size or rank.
     """
 
     prompts: tuple[Prompt, ...]
@@ -35,9 +37,11 @@ class PromptBatch:
 
 @runtime_checkable
 class PromptSource(Protocol):
-    """A data module that knows all its prompts before training starts, so that a module can look at them then.
+    """A data module that knows all its prompts before training starts, so that a module can look at
+    them then.
 
-    ``all_prompts``: of training and validation. ``drop_prompts`` leaves those with these ids out of both from then on; it raises
+    ``all_prompts``: of training and validation. ``drop_prompts`` leaves those with these ids out of
+    both from then on; it raises
     ``ValueError`` when none is left to train on.
     """
 
@@ -48,7 +52,10 @@ class PromptSource(Protocol):
 
 @dataclass(frozen=True)
 class AudioBatch:
-    """Clean audio with captions: ``wave_BCN`` in [-1, 1] at ``sample_rate_hz``; ``weight_B`` is None or one weight a sample."""
+    """Clean audio with captions:
+
+    ``wave_BCN`` in [-1, 1] at ``sample_rate_hz``; ``weight_B`` is None or one weight a sample.
+    """
 
     wave_BCN: Tensor
     sample_rate_hz: int
@@ -65,7 +72,10 @@ class AudioBatch:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Audio that was encoded before (see ``datamodules/cache.py``): ``latent_BCT`` as the backbone's ``encode`` gives it."""
+    """Audio that was encoded before (see ``datamodules/cache.py``):
+
+    ``latent_BCT`` as the backbone's ``encode`` gives it.
+    """
 
     latent_BCT: Tensor
     prompts: tuple[Prompt, ...]

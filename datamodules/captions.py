@@ -1,7 +1,8 @@
-"""What scenes of sounds are called: the truth of a scene, its captions in varied words, and captions that are wrong on purpose.
+"""What scenes of sounds are called: the truth of a scene, its captions in varied words, and
+captions that are wrong on purpose.
 
-A caption is a template ("{0} followed by {1}") filled with one phrase an event, so that the caption with the events swapped or
-one of them replaced differs from the right one in nothing else.
+A caption is a template ("{0} followed by {1}") filled with one phrase an event, so that the caption
+with the events swapped or one of them replaced differs from the right one in nothing else.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any
 
 from zoo.errors import did_you_mean
 
-# a word outside an embedded model's vocabulary costs a token a byte and one for its end, so that this many always fit 64 tokens
+# a word outside an embedded model's vocabulary costs a token a byte and one for its end, so that
+# this many always fit 64 tokens
 MAX_CAPTION_BYTES = 63
-_DRAWS = 8  # wordings that are tried before a caption that is too long falls back to the shortest one
+_DRAWS = (
+    8  # wordings that are tried before a caption that is too long falls back to the shortest one
+)
 
 # relation -> number of sounds -> templates; {0} is the event that begins first
 TEMPLATES: dict[str, dict[int, tuple[str, ...]]] = {
@@ -31,11 +35,20 @@ TEMPLATES: dict[str, dict[int, tuple[str, ...]]] = {
             "{0} and {1} simultaneously",
             "both {0} and {1}",
         ),
-        3: ("{0}, {1} and {2}", "{0} with {1} and {2}", "{0} and {1} while {2}", "{0}, {1} and {2} together"),
+        3: (
+            "{0}, {1} and {2}",
+            "{0} with {1} and {2}",
+            "{0} and {1} while {2}",
+            "{0}, {1} and {2} together",
+        ),
     },
     "overlap": {
         2: ("{0} joined by {1}", "{0}, meanwhile {1}", "{1} during {0}", "{0} and meanwhile {1}"),
-        3: ("{0} joined by {1} and {2}", "{0}, meanwhile {1} and {2}", "{0} joined by {1} and then {2}"),
+        3: (
+            "{0} joined by {1} and {2}",
+            "{0}, meanwhile {1} and {2}",
+            "{0} joined by {1} and then {2}",
+        ),
     },
     "then": {
         2: (
@@ -64,8 +77,9 @@ RELATIONS = tuple(TEMPLATES)
 class SceneEvent:
     """One sound of a scene: what it is and when it sounds, in seconds from the scene's start.
 
-    ``phrase`` is the recording's own caption; ``audioset_labels`` are names of AudioSet classes that a tagger may give it.
-    ``recording_split`` is False where the recording serves training and test scenes alike (classes with few recordings).
+    ``phrase`` is the recording's own caption; ``audioset_labels`` are names of AudioSet classes
+    that a tagger may give it. ``recording_split`` is False where the recording serves training and
+    test scenes alike (classes with few recordings).
     """
 
     sound_class: str
@@ -79,7 +93,9 @@ class SceneEvent:
 
 @dataclass(frozen=True)
 class Scene:
-    """The truth of a scene: ``events`` in order of onset, how they lie in time (``relation``), and the words of its caption.
+    """The truth of a scene:
+
+    ``events`` in order of onset, how they lie in time (``relation``), and the words of its caption.
 
     ``template`` holds one field an event; ``words[i]`` is what it calls ``events[i]``.
     """
@@ -112,7 +128,9 @@ def _template(relation: str, count: int, rng: random.Random) -> str:
     template = rng.choice(TEMPLATES[relation][count])
     if relation != "together":
         return template
-    places = rng.sample(range(count), count)  # none is first, so the caption names them in any order
+    places = rng.sample(
+        range(count), count
+    )  # none is first, so the caption names them in any order
     return re.sub(r"{(\d)}", lambda field: f"{{{places[int(field[1])]}}}", template)
 
 
@@ -121,9 +139,14 @@ def _fits(template: str, words: Sequence[str], max_bytes: int) -> bool:
 
 
 def worded(
-    relation: str, events: Sequence[SceneEvent], seed: int, rng: random.Random, max_bytes: int = MAX_CAPTION_BYTES
+    relation: str,
+    events: Sequence[SceneEvent],
+    seed: int,
+    rng: random.Random,
+    max_bytes: int = MAX_CAPTION_BYTES,
 ) -> Scene:
-    """A scene with a caption of at most ``max_bytes``; where the drawn wordings are longer, the events' class names.
+    """A scene with a caption of at most ``max_bytes``; where the drawn wordings are longer, the
+    events' class names.
 
     Raises ``ValueError`` when even those are too long.
     """
@@ -136,8 +159,9 @@ def worded(
     words = tuple(class_words(event.sound_class) for event in events)
     if not _fits(template, words, max_bytes):
         raise ValueError(
-            f"the caption {template.format(*words)!r} is longer than max_caption_bytes = {max_bytes}; raise it (the text encoder "
-            "must take one token more) or shorten the names of the classes"
+            f"the caption {template.format(*words)!r} is longer than max_caption_bytes ="
+            f" {max_bytes}; raise it (the text encoder must take one token more) or shorten the"
+            " names of the classes"
         )
     return Scene(relation, tuple(events), seed, template, words)
 
@@ -148,7 +172,10 @@ def recaption(scene: Scene, rng: random.Random, max_bytes: int = MAX_CAPTION_BYT
 
 
 def swap_order(scene: Scene) -> str | None:
-    """The caption with two neighbouring events swapped: wrong in nothing but the order. None for all but "then" scenes."""
+    """The caption with two neighbouring events swapped: wrong in nothing but the order.
+
+    None for all but "then" scenes.
+    """
     if scene.relation != "then":
         return None
     first = random.Random(f"swap/{scene.seed}").randrange(len(scene.words) - 1)
@@ -158,9 +185,14 @@ def swap_order(scene: Scene) -> str | None:
 
 
 def replace_class(
-    scene: Scene, phrases: Mapping[str, Sequence[str]], rng: random.Random, max_bytes: int = MAX_CAPTION_BYTES
+    scene: Scene,
+    phrases: Mapping[str, Sequence[str]],
+    rng: random.Random,
+    max_bytes: int = MAX_CAPTION_BYTES,
 ) -> str | None:
-    """The caption with one event called by another class. ``phrases``: class -> captions of its recordings.
+    """The caption with one event called by another class.
+
+    ``phrases``: class -> captions of its recordings.
 
     None when there is no other class, or none whose name fits ``max_bytes``.
     """
@@ -175,10 +207,12 @@ def replace_class(
 
 
 def scene_labels(scene: Scene) -> dict[str, Any]:
-    """The truth as plain values for ``Prompt.labels``: lists have one entry an event, in order of onset.
+    """The truth as plain values for ``Prompt.labels``: lists have one entry an event, in order of
+    onset.
 
-    ``events`` (classes), ``relation``, ``audioset`` (accepted AudioSet names of each event), ``onsets_s``, ``ends_s``, ``clips``
-    (ids of the recordings), ``recording_split``, and ``swapped``: the caption in the wrong order, or None.
+    ``events`` (classes), ``relation``, ``audioset`` (accepted AudioSet names of each event),
+    ``onsets_s``, ``ends_s``, ``clips`` (ids of the recordings), ``recording_split``, and
+    ``swapped``: the caption in the wrong order, or None.
     """
     return {
         "events": [event.sound_class for event in scene.events],
@@ -196,14 +230,18 @@ def check_relations(relations: Sequence[str], among: Sequence[str] = RELATIONS) 
     """Raises ``ValueError`` naming the nearest right relation."""
     for name in relations:
         if name not in among:
-            raise ValueError(f"relations: {name!r} is no relation between sounds; {did_you_mean(name, among)}")
+            raise ValueError(
+                f"relations: {name!r} is no relation between sounds; {did_you_mean(name, among)}"
+            )
 
 
 def check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
     """Raises ``ValueError`` naming the nearest right class, or the doubled one."""
     for name in classes:
         if name not in known:
-            raise ValueError(f"classes: there is no sound class {name!r}; {did_you_mean(name, known)}")
+            raise ValueError(
+                f"classes: there is no sound class {name!r}; {did_you_mean(name, known)}"
+            )
     doubled = sorted({name for name in classes if list(classes).count(name) > 1})
     if doubled:
         raise ValueError(f"classes: {', '.join(doubled)} stand there twice; drop one of each")

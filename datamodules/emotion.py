@@ -1,10 +1,11 @@
-"""EMOPIA (Hung et al. 2021, arXiv 2108.01374): pop piano clips in four emotion quadrants, as ``AudioBatch``.
+"""EMOPIA (Hung et al. 2021, arXiv 2108.01374): pop piano clips in four emotion quadrants, as
+``AudioBatch``.
 
-The data set comes without audio (MIDI, YouTube ids and times; CC BY-NC-SA 4.0). The layout read here is the one its
-classifier code works with: one folder of clips ``Q1_<YouTube id>_<segment>.mp3`` (or wav, flac,
-ogg, aiff, au, caf) and split files ``train.csv``, ``val.csv``, ``test.csv`` with the columns
-``fname,label``.
-Quadrants: Q1 high valence, high arousal; Q2 low, high; Q3 low, low; Q4 high, low.
+The data set comes without audio (MIDI, YouTube ids and times; CC BY-NC-SA 4.0). The layout read
+here is the one its classifier code works with: one folder of clips ``Q1_<YouTube
+id>_<segment>.mp3`` (or wav, flac, ogg, aiff, au, caf) and split files ``train.csv``, ``val.csv``,
+``test.csv`` with the columns ``fname,label``. Quadrants: Q1 high valence, high arousal; Q2 low,
+high; Q3 low, low; Q4 high, low.
 """
 
 from __future__ import annotations
@@ -47,26 +48,37 @@ class EmopiaClip:
 
 
 def parse_clip_name(name: str) -> tuple[str, str, str]:
-    """``Q1_<YouTube id>_<segment>`` -> (quadrant, song, segment). YouTube ids may hold ``_``: only the outer two split.
+    """``Q1_<YouTube id>_<segment>`` -> (quadrant, song, segment).
+
+    YouTube ids may hold ``_``: only the outer two split.
 
     Raises ``ValueError`` for any other form.
     """
     quadrant, _, rest = name.partition("_")
     song, _, segment = rest.rpartition("_")
     if quadrant not in MOOD_OF_QUADRANT or not song or not segment.isdigit():
-        raise ValueError(f"{name!r} is not an EMOPIA clip name; expected Q1..Q4, the YouTube id and a segment number: Q1_<id>_0")
+        raise ValueError(
+            f"{name!r} is not an EMOPIA clip name; expected Q1..Q4, the YouTube id and a segment"
+            " number: Q1_<id>_0"
+        )
     return quadrant, song, segment
 
 
 def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
-    """The clips of one split file, in its order. Files of other kinds beside the audio (.pt, .mid) are left alone.
+    """The clips of one split file, in its order.
 
-    Raises ``FileNotFoundError`` for a missing split file or clip (with the number of missing ones), ``ValueError`` for other
-    columns, a label that is missing or contradicts the name, a clip listed twice, or an empty split.
+    Files of other kinds beside the audio (.pt, .mid) are left alone.
+
+    Raises ``FileNotFoundError`` for a missing split file or clip (with the number of missing ones),
+    ``ValueError`` for other columns, a label that is missing or contradicts the name, a clip listed
+    twice, or an empty split.
     """
     csv_path, audio_dir = Path(csv_path), Path(audio_dir)
     if not csv_path.is_file():
-        raise FileNotFoundError(f"EMOPIA split file {csv_path} is missing; the splits are train.csv, val.csv and test.csv")
+        raise FileNotFoundError(
+            f"EMOPIA split file {csv_path} is missing; the splits are train.csv, val.csv and"
+            " test.csv"
+        )
     files = {Path(name).stem: path for name, path in listed(audio_dir, _SUFFIXES).files.items()}
     clips, missing = [], []
     for record in read_table(csv_path, "fname", "label").rows:
@@ -84,14 +96,17 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
             missing.append(name)
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of the clips in {csv_path} are not in {audio_dir}, for example {missing[0]}; "
-            "get them, or write split files without them"
+            f"{len(missing)} of the clips in {csv_path} are not in {audio_dir}, for example"
+            f" {missing[0]}; get them, or write split files without them"
         )
     if not clips:
         raise ValueError(f"{csv_path} lists no clips")
     names = [clip.name for clip in clips]
     if len(set(names)) < len(names):
-        raise ValueError(f"{csv_path} lists {next(name for name in names if names.count(name) > 1)} more than once")
+        raise ValueError(
+            f"{csv_path} lists {next(name for name in names if names.count(name) > 1)} more than"
+            " once"
+        )
     return clips
 
 
@@ -101,13 +116,16 @@ def _stem(name: str) -> str:
 
 
 def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
-    """Raises ``ValueError`` naming a song that lies in two splits: its clips would give the test away."""
+    """Raises ``ValueError`` naming a song that lies in two splits: its clips would give the test
+    away.
+    """
     home: dict[str, str] = {}
     for split, clips in splits.items():
         for clip in clips:
             if home.setdefault(clip.song, split) != split:
                 raise ValueError(
-                    f"song {clip.song!r} has clips in the splits {home[clip.song]} and {split}; a song belongs to one split only"
+                    f"song {clip.song!r} has clips in the splits {home[clip.song]} and {split}; a"
+                    " song belongs to one split only"
                 )
 
 
@@ -116,7 +134,9 @@ def duration_s(path: Path) -> float:
     return audio_facts(path).seconds
 
 
-def read_mono(path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: float | None = None) -> Tensor:
+def read_mono(
+    path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: float | None = None
+) -> Tensor:
     """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded.
 
     Raises ``ValueError`` naming a file that is no audio, cut off, has no samples, or NaN or
@@ -127,12 +147,15 @@ def read_mono(path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: fl
 
 
 class EmopiaDataset(Dataset):
-    """``(wave_N, Prompt)`` per ``(index, share)``: the whole clip, or ``crop_s`` seconds of it (zeros after a short clip).
+    """``(wave_N, Prompt)`` per ``(index, share)``: the whole clip, or ``crop_s`` seconds of it
+    (zeros after a short clip).
 
     ``share`` 0..1 says where a part begins: 0 with the clip, 1 so that both end together.
     """
 
-    def __init__(self, clips: Sequence[EmopiaClip], sample_rate_hz: int, crop_s: float | None = None) -> None:
+    def __init__(
+        self, clips: Sequence[EmopiaClip], sample_rate_hz: int, crop_s: float | None = None
+    ) -> None:
         self.clips, self.sample_rate_hz, self.crop_s = list(clips), sample_rate_hz, crop_s
 
     def __len__(self) -> int:
@@ -151,11 +174,15 @@ class EmopiaDataset(Dataset):
             wave[: len(part)] = part[: len(wave)]
         labels = {"mood": mood, "quadrant": clip.quadrant, "song": clip.song, "instrument": "piano"}
         text = f"a recording of {article_of(mood)} {mood} piano solo"
-        return wave, Prompt(id=clip.name, text=text, seconds=len(wave) / self.sample_rate_hz, labels=labels)
+        return wave, Prompt(
+            id=clip.name, text=text, seconds=len(wave) / self.sample_rate_hz, labels=labels
+        )
 
 
 class _Parts(Sampler):
-    """(clip, where its part begins) for one epoch: every clip once, a pure function of (seed, split, epoch)."""
+    """(clip, where its part begins) for one epoch: every clip once, a pure function of (seed,
+    split, epoch).
+    """
 
     def __init__(self, data: EmopiaDataModule, split: str) -> None:
         self.data, self.split = data, split
@@ -173,19 +200,24 @@ class _Parts(Sampler):
 
 
 class _LateLoader(DataLoader):
-    """Reads nothing before the first batch is asked for: the trainer makes iterators before it knows the resumed epoch."""
+    """Reads nothing before the first batch is asked for: the trainer makes iterators before it
+    knows the resumed epoch.
+    """
 
     def __iter__(self) -> Iterator[AudioBatch]:
         yield from super().__iter__()
 
 
 class EmopiaDataModule(L.LightningDataModule):
-    """EMOPIA as ``AudioBatch`` (mono). ``audio_dir`` holds the clips, ``split_dir`` the three csv files.
+    """EMOPIA as ``AudioBatch`` (mono).
 
-    Training batches hold one random part of ``crop_s`` seconds a clip, another one each epoch; test batches hold one whole clip
-    each, because clips differ in length and a clip's verdict is a vote over all of its chunks. ``val_crop``: validation hears one
-    random part a clip, as EMOPIA's own, instead of whole clips. What is drawn depends on ``seed`` and the epoch only, so a
-    resumed run hears what it would have heard.
+    ``audio_dir`` holds the clips, ``split_dir`` the three csv files.
+
+    Training batches hold one random part of ``crop_s`` seconds a clip, another one each epoch; test
+    batches hold one whole clip each, because clips differ in length and a clip's verdict is a vote
+    over all of its chunks. ``val_crop``: validation hears one random part a clip, as EMOPIA's own,
+    instead of whole clips. What is drawn depends on ``seed`` and the epoch only, so a resumed run
+    hears what it would have heard.
     """
 
     batch_type = AudioBatch
@@ -215,7 +247,10 @@ class EmopiaDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
-            splits = {split: read_split(self.split_dir / f"{split}.csv", self.audio_dir) for split in SPLITS}
+            splits = {
+                split: read_split(self.split_dir / f"{split}.csv", self.audio_dir)
+                for split in SPLITS
+            }
             check_song_disjoint(splits)
             self.splits = splits
 
@@ -226,12 +261,15 @@ class EmopiaDataModule(L.LightningDataModule):
     def _loader(self, split: str) -> DataLoader:
         cropped = split == "train" or (split == "val" and self.val_crop)
         return _LateLoader(
-            EmopiaDataset(self.splits[split], self.sample_rate_hz, self.crop_s if cropped else None),
+            EmopiaDataset(
+                self.splits[split], self.sample_rate_hz, self.crop_s if cropped else None
+            ),
             self.batch_size if cropped else 1,
             sampler=_Parts(self, split),
             num_workers=self.num_workers,
             collate_fn=self.collate,
-            generator=torch.Generator(),  # of the workers' seeds: the global generator is left to the module
+            # of the workers' seeds: the global generator is left to the module
+            generator=torch.Generator(),
         )
 
     def train_dataloader(self) -> DataLoader:

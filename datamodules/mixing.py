@@ -1,7 +1,10 @@
-"""Two clips mixed into one with both heard, and their captions joined: Tango's augmentation (arXiv 2304.13731, section 2.3).
+"""Two clips mixed into one with both heard, and their captions joined:
 
-Levels are A-weighted (IEC 61672), because a mixture by energy would let low rumble drown what the ear follows; the weights are
-those of between-class learning (Tokozume et al. 2018, arXiv 1711.10282, eq. 2), and the mixture keeps the energy of one clip.
+Tango's augmentation (arXiv 2304.13731, section 2.3).
+
+Levels are A-weighted (IEC 61672), because a mixture by energy would let low rumble drown what the
+ear follows; the weights are those of between-class learning (Tokozume et al. 2018, arXiv
+1711.10282, eq. 2), and the mixture keeps the energy of one clip.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ FLOOR_DB = -80.0
 
 
 def a_weights_db(sample_rate_hz: int) -> Tensor:
-    """(FFT // 2 + 1,) A-weighting in dB at each frequency of the spectrum, at least ``FLOOR_DB``; float64."""
+    """(FFT // 2 + 1,) A-weighting in dB at each frequency of the spectrum, at least ``FLOOR_DB``;
+    float64.
+    """
     square = torch.linspace(0, sample_rate_hz / 2, FFT // 2 + 1, dtype=torch.float64) ** 2
     square[0] = 1.0  # 0 Hz has no logarithm; the floor holds there
     gain = 12194.0**2 * square**2 / ((square + 12194.0**2) * (square + 20.6**2))
@@ -23,25 +28,33 @@ def a_weights_db(sample_rate_hz: int) -> Tensor:
 
 
 def levels_db(wave_N: Tensor, sample_rate_hz: int) -> Tensor:
-    """(frames,) A-weighted level of each Hann frame of ``FFT`` samples, half overlapped, at least ``FLOOR_DB``; float64.
+    """(frames,) A-weighted level of each Hann frame of ``FFT`` samples, half overlapped, at least
+    ``FLOOR_DB``; float64.
 
     Raises ``ValueError`` for a clip that is not one channel of at least ``FFT`` samples.
     """
     if wave_N.ndim != 1 or len(wave_N) < FFT:
-        raise ValueError(f"a level needs one channel of at least {FFT} samples, got shape {tuple(wave_N.shape)}")
+        raise ValueError(
+            f"a level needs one channel of at least {FFT} samples, got shape {tuple(wave_N.shape)}"
+        )
     frames = wave_N.double().unfold(0, FFT, FFT // 2) * torch.hann_window(FFT, dtype=torch.float64)
     power = torch.fft.rfft(frames).abs() ** 2 @ 10 ** (a_weights_db(sample_rate_hz) / 10)
     return 10 * torch.log10(power.clamp(min=10 ** (FLOOR_DB / 10)))
 
 
 def first_weight(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> float:
-    """The share of the first clip at which both sound equally loud, by their loudest frames: 1 / (1 + 10^((G1 - G2) / 20))."""
-    difference_db = levels_db(first_N, sample_rate_hz).max() - levels_db(second_N, sample_rate_hz).max()
+    """The share of the first clip at which both sound equally loud, by their loudest frames: 1 / (1
+    + 10^((G1 - G2) / 20)).
+    """
+    difference_db = (
+        levels_db(first_N, sample_rate_hz).max() - levels_db(second_N, sample_rate_hz).max()
+    )
     return float(1 / (1 + 10 ** (difference_db / 20)))
 
 
 def mixed(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> Tensor:
-    """(N,) float32: p * first + (1 - p) * second over sqrt(p^2 + (1 - p)^2), p from ``first_weight``.
+    """(N,) float32: p * first + (1 - p) * second over sqrt(p^2 + (1 - p)^2), p from
+    ``first_weight``.
 
     Raises ``ValueError`` for clips of different length, or as ``levels_db``.
     """

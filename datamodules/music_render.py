@@ -1,7 +1,9 @@
-"""Notes to stereo audio: a SoundFont through tinysoundfont, or a small additive synthesiser that needs nothing.
+"""Notes to stereo audio: a SoundFont through tinysoundfont, or a small additive synthesiser that
+needs nothing.
 
-The weights that the project ships were trained on ``FluidR3_GM.sf2`` (MIT; Debian's ``fluid-soundfont-gm``). Without apt,
-``TimGM6mb.sf2`` (GPL-2) travels inside the ``pretty_midi`` wheel.
+The weights that the project ships were trained on ``FluidR3_GM.sf2`` (MIT; Debian's
+``fluid-soundfont-gm``). Without apt, ``TimGM6mb.sf2`` (GPL-2) travels inside the ``pretty_midi``
+wheel.
 """
 
 from __future__ import annotations
@@ -16,10 +18,20 @@ import numpy as np
 
 from datamodules.music_score import Note
 
-PROGRAMS = {"piano": 0, "electric piano": 4, "music box": 10, "vibraphone": 11, "marimba": 12, "guitar": 24, "harp": 46}
+PROGRAMS = {
+    "piano": 0,
+    "electric piano": 4,
+    "music box": 10,
+    "vibraphone": 11,
+    "marimba": 12,
+    "guitar": 24,
+    "harp": 46,
+}
 _RENDER_RATE_HZ = 48_000
 _FLUID = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
-_STEREO_SPLIT_PITCH = 60  # a mono font gets width: notes from here up are panned right of the middle, the others left
+_STEREO_SPLIT_PITCH = (
+    60  # a mono font gets width: notes from here up are panned right of the middle, the others left
+)
 
 
 def find_font() -> Path:
@@ -38,8 +50,9 @@ def find_font() -> Path:
     if spec and spec.origin and (font := Path(spec.origin).parent / "TimGM6mb.sf2").is_file():
         return font
     raise FileNotFoundError(
-        "no SoundFont found: `apt-get install fluid-soundfont-gm`, or `pip install --no-deps pretty_midi==0.2.11.post0`, "
-        "or set ATTUNE_SOUNDFONT to an .sf2 file; renderer='additive' needs none"
+        "no SoundFont found: `apt-get install fluid-soundfont-gm`, or `pip install --no-deps"
+        " pretty_midi==0.2.11.post0`, or set ATTUNE_SOUNDFONT to an .sf2 file; renderer='additive'"
+        " needs none"
     )
 
 
@@ -49,15 +62,18 @@ def _synth(font: str):
         import tinysoundfont
     except ImportError as error:
         raise ImportError(
-            "rendering with a SoundFont needs tinysoundfont: `pip install --no-deps tinysoundfont==0.3.7`; "
-            "renderer='additive' needs nothing"
+            "rendering with a SoundFont needs tinysoundfont: `pip install --no-deps"
+            " tinysoundfont==0.3.7`; renderer='additive' needs nothing"
         ) from error
     synth = tinysoundfont.Synth(gain=-6, samplerate=_RENDER_RATE_HZ)
     return synth, synth.sfload(font)
 
 
 def render_soundfont(notes: Sequence[Note], instrument: str, seconds: float) -> np.ndarray:
-    """(2, seconds * 48000) float32. High notes sit on one channel of the synthesiser, low ones on another, panned apart."""
+    """(2, seconds * 48000) float32.
+
+    High notes sit on one channel of the synthesiser, low ones on another, panned apart.
+    """
     synth, font = _synth(str(find_font()))
     synth.sounds_off_all() if hasattr(synth, "sounds_off_all") else None
     for channel, pan in ((0, 44), (1, 84)):
@@ -72,7 +88,9 @@ def render_soundfont(notes: Sequence[Note], instrument: str, seconds: float) -> 
     for time_s, is_on, channel, pitch, velocity in sorted(events):
         until = min(total, round(time_s * _RENDER_RATE_HZ))
         if until > done:
-            blocks.append(np.frombuffer(synth.generate(until - done), np.float32).reshape(-1, 2).copy())
+            blocks.append(
+                np.frombuffer(synth.generate(until - done), np.float32).reshape(-1, 2).copy()
+            )
             done = until
         if is_on:
             synth.noteon(channel, pitch, velocity)
@@ -87,7 +105,9 @@ def render_soundfont(notes: Sequence[Note], instrument: str, seconds: float) -> 
 
 
 def render_additive(notes: Sequence[Note], instrument: str, seconds: float) -> np.ndarray:
-    """(2, seconds * 48000) float32 from decaying harmonics: no font, no dependency; for tests and first tries."""
+    """(2, seconds * 48000) float32 from decaying harmonics: no font, no dependency; for tests and
+    first tries.
+    """
     total = round(seconds * _RENDER_RATE_HZ)
     wave = np.zeros((2, total), np.float32)
     brightness = 0.3 + 0.05 * (PROGRAMS[instrument] % 7)
@@ -99,9 +119,15 @@ def render_additive(notes: Sequence[Note], instrument: str, seconds: float) -> n
         time = np.arange(count, dtype=np.float32) / _RENDER_RATE_HZ
         frequency = 440.0 * 2 ** ((note.pitch - 69) / 12)
         envelope = np.exp(-3.0 * time / max(note.length_s, 0.05)) * np.minimum(1, time / 0.005)
-        tone = sum(brightness**k * np.sin(2 * np.pi * frequency * (k + 1) * time) for k in range(6) if frequency * (k + 1) < 8000)
+        tone = sum(
+            brightness**k * np.sin(2 * np.pi * frequency * (k + 1) * time)
+            for k in range(6)
+            if frequency * (k + 1) < 8000
+        )
         right = 0.65 if note.pitch >= _STEREO_SPLIT_PITCH else 0.35
-        wave[:, start : start + count] += np.outer([1 - right, right], tone * envelope * note.velocity / 127 * 0.2)
+        wave[:, start : start + count] += np.outer(
+            [1 - right, right], tone * envelope * note.velocity / 127 * 0.2
+        )
     return wave
 
 

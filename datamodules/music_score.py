@@ -1,8 +1,9 @@
 """Rule-made solo-instrument music in four moods, as timed notes.
 
-The levers are those that listeners (and the EMOPIA labels) agree on: mode, tempo, register, loudness, articulation, note
-density and harmony. Quadrants as in EMOPIA (Hung et al. 2021): happy = Q1, angry = Q2, sad = Q3, tender = Q4.
-Every piece is a pure function of (mood, seed): nothing is copied from any composition.
+The levers are those that listeners (and the EMOPIA labels) agree on: mode, tempo, register,
+loudness, articulation, note density and harmony. Quadrants as in EMOPIA (Hung et al. 2021): happy =
+Q1, angry = Q2, sad = Q3, tender = Q4. Every piece is a pure function of (mood, seed): nothing is
+copied from any composition.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class Note:
 
 @dataclass(frozen=True)
 class MoodRules:
-    """What makes a mood. ``tempo_bpm`` and ``velocity`` are ranges, ``progression`` scale degrees, one chord a bar."""
+    """What makes a mood.
+
+    ``tempo_bpm`` and ``velocity`` are ranges, ``progression`` scale degrees, one chord a bar.
+    """
 
     scale: tuple[int, ...]
     progression: tuple[int, ...]
@@ -50,17 +54,28 @@ class MoodRules:
 
 
 RULES = {
-    "happy": MoodRules(_MAJOR, (0, 3, 4, 0, 5, 3, 4, 0), (138, 160), (88, 110), 72, 48, 0.5, 2, 0.12),
-    "angry": MoodRules(_PHRYGIAN, (0, 1, 0, 5, 0, 1, 6, 0), (152, 180), (112, 127), 50, 34, 0.45, 4, 0.12),
-    "sad": MoodRules(_MINOR, (0, 5, 3, 0, 5, 6, 4, 0), (54, 64), (40, 58), 60, 41, 1.15, 0.75, 0.15),
+    "happy": MoodRules(
+        _MAJOR, (0, 3, 4, 0, 5, 3, 4, 0), (138, 160), (88, 110), 72, 48, 0.5, 2, 0.12
+    ),
+    "angry": MoodRules(
+        _PHRYGIAN, (0, 1, 0, 5, 0, 1, 6, 0), (152, 180), (112, 127), 50, 34, 0.45, 4, 0.12
+    ),
+    "sad": MoodRules(
+        _MINOR, (0, 5, 3, 0, 5, 6, 4, 0), (54, 64), (40, 58), 60, 41, 1.15, 0.75, 0.15
+    ),
     "tender": MoodRules(_MAJOR, (0, 5, 3, 4, 0, 3, 4, 0), (66, 78), (42, 60), 69, 50, 1.1, 1, 0.15),
 }
 
 
-def compose(mood: str, seed: int, seconds: float, rules: MoodRules | None = None, pattern: str | None = None) -> list[Note]:
-    """Notes that fill ``seconds``. The piece starts at a random bar of its progression, on the beat.
+def compose(
+    mood: str, seed: int, seconds: float, rules: MoodRules | None = None, pattern: str | None = None
+) -> list[Note]:
+    """Notes that fill ``seconds``.
 
-    ``rules``: in place of the mood's own; ``pattern``: the mood whose left hand accompanies (by default its own).
+    The piece starts at a random bar of its progression, on the beat.
+
+    ``rules``: in place of the mood's own; ``pattern``: the mood whose left hand accompanies (by
+    default its own).
     Raises ``ValueError`` for a mood that has no rules.
     """
     for name in (mood, pattern or mood):
@@ -78,7 +93,9 @@ def compose(mood: str, seed: int, seconds: float, rules: MoodRules | None = None
         for beat, length, pitch, velocity in beats + melody:
             start_s = (bar * 4 + beat) * beat_s
             if start_s < seconds:
-                notes.append(Note(start_s, length * beat_s, _in_range(pitch), max(1, min(127, velocity))))
+                notes.append(
+                    Note(start_s, length * beat_s, _in_range(pitch), max(1, min(127, velocity)))
+                )
         bar += 1
     return sorted(notes, key=lambda note: (note.start_s, note.pitch))
 
@@ -104,7 +121,9 @@ def _accompaniment(mood: str, rules: MoodRules, chord: int, key: int, rng: rando
     def bass(degree: int) -> int:
         return _pitch(rules, degree, rules.bass_pitch, key)
 
-    if mood == "angry":  # octaves hammered in eighths, a tritone cluster on the last eighth of each half bar
+    if (
+        mood == "angry"
+    ):  # octaves hammered in eighths, a tritone cluster on the last eighth of each half bar
         for eighth in range(8):
             yield eighth / 2, 0.4, bass(chord), velocity()
             yield eighth / 2, 0.4, bass(chord) + 12, velocity()
@@ -125,7 +144,9 @@ def _accompaniment(mood: str, rules: MoodRules, chord: int, key: int, rng: rando
 
 
 def _melody(rules: MoodRules, chord: int, key: int, degree: int, rng: random.Random):
-    """A bar of stepwise melody that lands on chord tones at strong places; returns the notes and the last degree."""
+    """A bar of stepwise melody that lands on chord tones at strong places; returns the notes and
+    the last degree.
+    """
     count = max(1, int(4 * rules.notes_per_beat))
     step, notes = 4 / count, []
     strong = max(1, count // 2)
@@ -135,5 +156,7 @@ def _melody(rules: MoodRules, chord: int, key: int, degree: int, rng: random.Ran
         degree = max(-3, min(9, degree + rng.choice((-2, -1, -1, 0, 1, 1, 2))))
         sounding = chord + rng.choice((0, 2, 4)) if index % strong == 0 else degree
         pitch = _pitch(rules, sounding, rules.melody_pitch, key)
-        notes.append((index * step, step * rules.articulation, pitch, rng.randint(*rules.velocity) + 6))
+        notes.append(
+            (index * step, step * rules.articulation, pitch, rng.randint(*rules.velocity) + 6)
+        )
     return notes, degree

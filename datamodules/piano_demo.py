@@ -1,10 +1,13 @@
-"""A rendered piano set in EMOPIA's layout, for machines that have no EMOPIA audio: ``python tools/piano_demo.py --to DIR``.
+"""A rendered piano set in EMOPIA's layout, for machines that have no EMOPIA audio:
 
-It is synthetic: rule-made pieces, one synthesiser, moods that are what their rules say and what no listener has judged. A
-classifier that knows these moods has shown that the training works, not that it knows EMOPIA's.
-A song takes each lever (mode with harmony, tempo, loudness, register, articulation, density, accompaniment) from its mood, or
-with probability ``ambiguity`` from another mood, so that moods overlap. All segments of a song vary one theme of four bars, in
-one key, tempo and recording: who splits by segments instead of songs measures memory.
+``python tools/piano_demo.py --to DIR``.
+
+It is synthetic: rule-made pieces, one synthesiser, moods that are what their rules say and what no
+listener has judged. A classifier that knows these moods has shown that the training works, not that
+it knows EMOPIA's. A song takes each lever (mode with harmony, tempo, loudness, register,
+articulation, density, accompaniment) from its mood, or with probability ``ambiguity`` from another
+mood, so that moods overlap. All segments of a song vary one theme of four bars, in one key, tempo
+and recording: who splits by segments instead of songs measures memory.
 """
 
 from __future__ import annotations
@@ -37,8 +40,12 @@ _RMS = 0.06  # of a segment before its own gain
 
 @dataclass(frozen=True)
 class PianoSong:
-    """One song: ``id`` in the place of a YouTube id, quadrant (Q1..Q4), split, the rules that it follows, the mood whose
-    accompaniment it has (``pattern``), and how it was recorded: signal-to-noise ratio in dB, low-pass cutoff in Hz."""
+    """One song:
+
+    ``id`` in the place of a YouTube id, quadrant (Q1..Q4), split, the rules that it follows, the
+    mood whose accompaniment it has (``pattern``), and how it was recorded: signal-to-noise ratio in
+    dB, low-pass cutoff in Hz.
+    """
 
     id: str
     quadrant: str
@@ -51,13 +58,19 @@ class PianoSong:
 
 
 def drawn_rules(mood: str, ambiguity: float, rng: random.Random) -> tuple[MoodRules, str]:
-    """The levers of one song of ``mood``, and the mood of its accompaniment: each from another mood with that probability."""
+    """The levers of one song of ``mood``, and the mood of its accompaniment: each from another mood
+    with that probability.
+    """
 
     def donor() -> MoodRules:
         return RULES[source()]
 
     def source() -> str:
-        return rng.choice([name for name in MOODS if name != mood]) if rng.random() < ambiguity else mood
+        return (
+            rng.choice([name for name in MOODS if name != mood])
+            if rng.random() < ambiguity
+            else mood
+        )
 
     harmony, register = donor(), donor()
     tempo_bpm = rng.uniform(*donor().tempo_bpm) * rng.uniform(0.82, 1.2)
@@ -78,11 +91,19 @@ def drawn_rules(mood: str, ambiguity: float, rng: random.Random) -> tuple[MoodRu
 
 
 def plan_songs(songs: int, ambiguity: float, seed: int) -> list[PianoSong]:
-    """``songs`` songs, moods in turn, each mood shared out over the splits alike. Raises ``ValueError`` for too few songs."""
+    """``songs`` songs, moods in turn, each mood shared out over the splits alike.
+
+    Raises ``ValueError`` for too few songs.
+    """
     if songs < SMALLEST:
-        raise ValueError(f"a demo set needs at least {SMALLEST} songs (one of every mood in every split), got {songs}")
+        raise ValueError(
+            f"a demo set needs at least {SMALLEST} songs (one of every mood in every split), got"
+            f" {songs}"
+        )
     if not 0 <= ambiguity <= 0.75:
-        raise ValueError(f"ambiguity is a probability, 0..0.75 (there any mood is as likely), got {ambiguity}")
+        raise ValueError(
+            f"ambiguity is a probability, 0..0.75 (there any mood is as likely), got {ambiguity}"
+        )
     planned = []
     for number in range(songs):
         quadrant = list(MOOD_OF_QUADRANT)[number % 4]
@@ -92,12 +113,24 @@ def plan_songs(songs: int, ambiguity: float, seed: int) -> list[PianoSong]:
         rng = random.Random(f"piano/{seed}/{number}")
         rules, pattern = drawn_rules(MOOD_OF_QUADRANT[quadrant], ambiguity, rng)
         recording = {"snr_db": rng.uniform(15, 45), "cutoff_hz": 2000 * 5 ** rng.random()}
-        planned.append(PianoSong(f"demo-{number:06d}", quadrant, split, seed * 1_000_003 + number, rules, pattern, **recording))
+        planned.append(
+            PianoSong(
+                f"demo-{number:06d}",
+                quadrant,
+                split,
+                seed * 1_000_003 + number,
+                rules,
+                pattern,
+                **recording,
+            )
+        )
     return planned
 
 
 def segment_notes(song: PianoSong, segment: int, seconds: float) -> list[Note]:
-    """A variation of the song's theme that fills ``seconds``: from another bar on, some notes left out, played unevenly."""
+    """A variation of the song's theme that fills ``seconds``: from another bar on, some notes left
+    out, played unevenly.
+    """
     beat_s = 60 / song.rules.tempo_bpm[0]
     theme_s = _THEME_BARS * 4 * beat_s
     theme = compose(MOOD_OF_QUADRANT[song.quadrant], song.seed, theme_s, song.rules, song.pattern)
@@ -113,8 +146,12 @@ def segment_notes(song: PianoSong, segment: int, seconds: float) -> list[Note]:
     return sorted(notes, key=lambda note: (note.start_s, note.pitch))
 
 
-def render_segment(song: PianoSong, segment: int, seconds: float, renderer: str = "soundfont") -> torch.Tensor:
-    """(N,) mono at 22,050 Hz, at a level of its own within +-6 dB, dulled and under noise as the song's recording is."""
+def render_segment(
+    song: PianoSong, segment: int, seconds: float, renderer: str = "soundfont"
+) -> torch.Tensor:
+    """(N,) mono at 22,050 Hz, at a level of its own within +-6 dB, dulled and under noise as the
+    song's recording is.
+    """
     notes = segment_notes(song, segment, seconds)
     wave = torch.from_numpy(RENDERERS[renderer](notes, "piano", seconds).copy()).mean(dim=0)
     wave = resampled(wave, _RENDER_RATE_HZ, SAMPLE_RATE_HZ)[: round(seconds * SAMPLE_RATE_HZ)]
@@ -136,20 +173,26 @@ def write_piano_demo(
     audio_format: str = "flac",
     seed: int = 0,
 ) -> dict[str, int]:
-    """Writes ``audio/Q1_<song>_<segment>.<format>``, ``train.csv``, ``val.csv``, ``test.csv`` (fname,label) and ``about.json``.
+    """Writes ``audio/Q1_<song>_<segment>.<format>``, ``train.csv``, ``val.csv``, ``test.csv``
+    (fname,label) and ``about.json``.
 
-    The same arguments give the same files. Nothing of ``folder`` is there before all of it is. Returns the clips of each split.
-    Raises ``ValueError`` for arguments out of range, ``FileNotFoundError`` without a SoundFont, ``FileExistsError`` where
-    ``folder`` holds something.
+    The same arguments give the same files. Nothing of ``folder`` is there before all of it is.
+    Returns the clips of each split. Raises ``ValueError`` for arguments out of range,
+    ``FileNotFoundError`` without a SoundFont, ``FileExistsError`` where ``folder`` holds something.
     """
     from rich.progress import track
 
     planned = plan_songs(songs, ambiguity, seed)
-    for name, given, choices in (("renderer", renderer, RENDERERS), ("audio_format", audio_format, FORMATS)):
+    for name, given, choices in (
+        ("renderer", renderer, RENDERERS),
+        ("audio_format", audio_format, FORMATS),
+    ):
         if given not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
     if not 1 <= segments <= 64 or not 1 <= seconds < math.inf:
-        raise ValueError(f"segments must be 1..64 and seconds at least 1, got {segments} and {seconds}")
+        raise ValueError(
+            f"segments must be 1..64 and seconds at least 1, got {segments} and {seconds}"
+        )
     font = find_font().name if renderer == "soundfont" else None
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     with folder_written_beside(folder) as temporary:
@@ -165,9 +208,14 @@ def write_piano_demo(
                 names[song.split].append(name)
         for split, clips in names.items():
             with (temporary / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([("fname", "label"), *((name, name[:2]) for name in clips)])
+                csv.writer(file, lineterminator="\n").writerows(
+                    [("fname", "label"), *((name, name[:2]) for name in clips)]
+                )
         about = {
-            "what": "synthetic piano music made by rules and rendered; not EMOPIA, and judged by no listener",
+            "what": (
+                "synthetic piano music made by rules and rendered; not EMOPIA, and judged by no"
+                " listener"
+            ),
             "arguments": {
                 "songs": songs,
                 "segments": segments,

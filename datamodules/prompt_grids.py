@@ -1,8 +1,10 @@
-"""Words for prompts by the name of their list: emotions (mood -> words that ask for it) and instruments.
+"""Words for prompts by the name of their list: emotions (mood -> words that ask for it) and
+instruments.
 
-The lists of 4 and 16 emotions and of 1, 3 and 10 instruments are those of the public code of "RLHF on conditional music
-generation"; its 59 emotions (14 + 15 + 15 + 15 for the four quadrants of valence and arousal) and 30 instruments are lists of
-the same sizes written for this project, which begin with the shorter ones.
+The lists of 4 and 16 emotions and of 1, 3 and 10 instruments are those of the public code of "RLHF
+on conditional music generation"; its 59 emotions (14 + 15 + 15 + 15 for the four quadrants of
+valence and arousal) and 30 instruments are lists of the same sizes written for this project, which
+begin with the shorter ones.
 """
 
 from __future__ import annotations
@@ -16,46 +18,132 @@ _16 = {  # the quadrants of EMOPIA (arXiv 2108.01374) and four words for each
     "tender": ["tender", "gentle", "soft", "soothing"],  # Q4: high valence, low arousal
 }
 _MORE = {
-    "happy": ["excited", "festive", "playful", "lively", "bright", "bouncy", "triumphant", "energetic", "jubilant", "merry"],
-    "angry": ["furious", "fierce", "violent", "hostile", "tense", "menacing", "frantic", "agitated", "raging", "stormy",
-              "anxious"],
-    "sad": ["melancholic", "gloomy", "lonely", "depressed", "grieving", "bleak", "tragic", "despairing", "tearful", "wistful",
-            "weary"],
-    "tender": ["calm", "peaceful", "relaxed", "serene", "tranquil", "warm", "dreamy", "mellow", "quiet", "sweet", "delicate"],
-}  # fmt: skip
+    "happy": [
+        "excited",
+        "festive",
+        "playful",
+        "lively",
+        "bright",
+        "bouncy",
+        "triumphant",
+        "energetic",
+        "jubilant",
+        "merry",
+    ],
+    "angry": [
+        "furious",
+        "fierce",
+        "violent",
+        "hostile",
+        "tense",
+        "menacing",
+        "frantic",
+        "agitated",
+        "raging",
+        "stormy",
+        "anxious",
+    ],
+    "sad": [
+        "melancholic",
+        "gloomy",
+        "lonely",
+        "depressed",
+        "grieving",
+        "bleak",
+        "tragic",
+        "despairing",
+        "tearful",
+        "wistful",
+        "weary",
+    ],
+    "tender": [
+        "calm",
+        "peaceful",
+        "relaxed",
+        "serene",
+        "tranquil",
+        "warm",
+        "dreamy",
+        "mellow",
+        "quiet",
+        "sweet",
+        "delicate",
+    ],
+}
 EMOTIONS: dict[str, dict[str, list[str]]] = {
     "emotions_4": {mood: [mood] for mood in _16},
     "emotions_16": _16,
     "emotions_59": {mood: [*words, *_MORE[mood]] for mood, words in _16.items()},
 }
-_10 = ["guitar", "piano", "violin", "flute", "trumpet", "drums", "saxophone", "cello", "ukulele", "acoustic guitar"]
+_10 = [
+    "guitar",
+    "piano",
+    "violin",
+    "flute",
+    "trumpet",
+    "drums",
+    "saxophone",
+    "cello",
+    "ukulele",
+    "acoustic guitar",
+]
 INSTRUMENTS: dict[str, list[str]] = {
     "instruments_1": ["piano"],
     "instruments_2": ["piano", "violin"],
     "instruments_3": ["guitar", "piano", "violin"],
     "instruments_10": _10,
     "instruments_30": [
-        *_10, "harp", "clarinet", "oboe", "bassoon", "trombone", "tuba", "french horn", "viola", "double bass",
-        "electric guitar", "bass guitar", "banjo", "mandolin", "accordion", "harmonica", "organ", "harpsichord", "xylophone",
-        "marimba", "vibraphone",
+        *_10,
+        "harp",
+        "clarinet",
+        "oboe",
+        "bassoon",
+        "trombone",
+        "tuba",
+        "french horn",
+        "viola",
+        "double bass",
+        "electric guitar",
+        "bass guitar",
+        "banjo",
+        "mandolin",
+        "accordion",
+        "harmonica",
+        "organ",
+        "harpsichord",
+        "xylophone",
+        "marimba",
+        "vibraphone",
     ],
-}  # fmt: skip
+}
 
 
 def emotion_words(words: dict[str, list[str]] | str) -> dict[str, list[str]]:
-    """Mood -> words: as given, or a copy of the list of this name. Raises ``ValueError`` with the nearest name."""
+    """Mood -> words: as given, or a copy of the list of this name.
+
+    Raises ``ValueError`` with the nearest name.
+    """
     if not isinstance(words, str):
         return words
     if words not in EMOTIONS:
-        raise ValueError(f"there are no words {words!r}; {did_you_mean(words, EMOTIONS)} (or give mood -> list of words)")
+        raise ValueError(
+            f"there are no words {words!r}; {did_you_mean(words, EMOTIONS)} (or give mood -> list"
+            " of words)"
+        )
     return {mood: list(chosen) for mood, chosen in EMOTIONS[words].items()}
 
 
 def instrument_names(instruments: list[str] | str) -> list[str]:
-    """The instruments as given, or a copy of the list of this name. Raises ``ValueError`` with the nearest name."""
+    """The instruments as given, or a copy of the list of this name.
+
+    Raises ``ValueError`` with the nearest name.
+    """
     if not isinstance(instruments, str):
         return instruments
     if instruments not in INSTRUMENTS:
         near = did_you_mean(instruments, INSTRUMENTS)
-        raise ValueError(f"there is no list of instruments {instruments!r}; {near} (or give the instruments as a list)")
+        raise ValueError(
+            f"there is no list of instruments {instruments!r}; {near} (or give the instruments as a"
+            " list)"
+        )
     return list(INSTRUMENTS[instruments])

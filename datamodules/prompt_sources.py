@@ -22,7 +22,9 @@ _OWN_COLUMNS = ("text", "id", "negative", "seconds", "labels")
 
 
 def prompt_id(text: str, negative: str, seconds: float) -> str:
-    """A readable, stable name of a request: a slug of the text and 8 hex digits of a hash over text, negative and seconds."""
+    """A readable, stable name of a request: a slug of the text and 8 hex digits of a hash over
+    text, negative and seconds.
+    """
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64].rstrip("-")
     digest = hashlib.sha256(f"{text}\0{negative}\0{float(seconds)!r}".encode()).hexdigest()[:8]
     return f"{slug}-{digest}" if slug else digest
@@ -35,47 +37,64 @@ def template_prompts(
     negative: str = "",
     seconds: float = 4.096,
 ) -> tuple[Prompt, ...]:
-    """Every word with every instrument, in the order mood, word, instrument; labels ``mood``, ``word``, ``instrument``.
+    """Every word with every instrument, in the order mood, word, instrument; labels ``mood``,
+    ``word``, ``instrument``.
 
-    ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to), ``{instrument}`` and ``{article}`` ("a" or
-    "an", as the word behind it takes it). Raises ``ValueError`` for other fields, an empty list, and when two combinations give
-    the same text (without ``{word}``, give one word per mood).
+    ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to),
+    ``{instrument}`` and ``{article}`` ("a" or "an", as the word behind it takes it). Raises
+    ``ValueError`` for other fields, an empty list, and when two combinations give the same text
+    (without ``{word}``, give one word per mood).
     """
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}; write {{{{ for a brace that is no field") from error
+        raise ValueError(
+            f"template {template!r}: {error}; write {{{{ for a brace that is no field"
+        ) from error
     for name in fields:
         if name not in _FIELDS:
-            raise ValueError(f"template {template!r} has the unknown field {{{name}}}; {did_you_mean(name, _FIELDS)}")
+            raise ValueError(
+                f"template {template!r} has the unknown field {{{name}}};"
+                f" {did_you_mean(name, _FIELDS)}"
+            )
     if not words or not instruments or not all(words.values()):
-        raise ValueError("words (mood -> list of words) and instruments must not be empty, nor may the words of a mood")
+        raise ValueError(
+            "words (mood -> list of words) and instruments must not be empty, nor may the words of"
+            " a mood"
+        )
     prompts: dict[str, Prompt] = {}
     for mood, mood_words in words.items():
         for word in mood_words:
             for instrument in instruments:
                 labels = {"mood": mood, "word": word, "instrument": instrument}
-                prompt = _prompt(with_articles(template.format(**labels, article=ARTICLE)), negative, seconds, labels)
+                prompt = _prompt(
+                    with_articles(template.format(**labels, article=ARTICLE)),
+                    negative,
+                    seconds,
+                    labels,
+                )
                 if prompt.id in prompts:
                     first = dict(prompts[prompt.id].labels)
                     raise ValueError(
-                        f"two prompts have the text {prompt.text!r} (for {first} and {labels}); use {{word}} and "
-                        "{instrument} in the template, or drop the doubled entry"
+                        f"two prompts have the text {prompt.text!r} (for {first} and {labels}); use"
+                        " {word} and {instrument} in the template, or drop the doubled entry"
                     )
                 prompts[prompt.id] = prompt
     return tuple(prompts.values())
 
 
-def file_prompts(path: str | Path, negative: str = "", seconds: float = 4.096) -> tuple[Prompt, ...]:
+def file_prompts(
+    path: str | Path, negative: str = "", seconds: float = 4.096
+) -> tuple[Prompt, ...]:
     """Prompts of a ``.txt`` (one per line), ``.csv``, ``.tsv`` or ``.jsonl`` file.
 
     The words are in the column ``text`` (or ``prompt``, ``caption``).
 
-    Columns ``id``, ``negative`` and ``seconds`` override the defaults; ``labels`` (jsonl, an object) and all other columns become
-    labels. A CSV with the header of AudioCaps gives all its captions (``datamodules.audiocaps``, which also chooses among them).
-    Empty lines and repeated prompts are dropped and counted in the log. Raises ``ValueError`` as
-    ``read_table``, for a file without prompts, a record without text and seconds that are no
-    positive number.
+    Columns ``id``, ``negative`` and ``seconds`` override the defaults; ``labels`` (jsonl, an
+    object) and all other columns become labels. A CSV with the header of AudioCaps gives all its
+    captions (``datamodules.audiocaps``, which also chooses among them). Empty lines and repeated
+    prompts are dropped and counted in the log. Raises ``ValueError`` as ``read_table``, for a file
+    without prompts, a record without text and seconds that are no positive number.
     """
     if is_audiocaps(path):
         return caption_prompts(path, negative=negative, seconds=seconds)
@@ -95,7 +114,14 @@ def file_prompts(path: str | Path, negative: str = "", seconds: float = 4.096) -
         raise ValueError(f"{path} holds no prompt ({table.empty} empty lines); write at least one")
     if table.empty or doubled or table.encoding == "latin-1":
         note = "; not UTF-8, read as Latin-1" if table.encoding == "latin-1" else ""
-        log.warning("%s: %d prompts, dropped %d empty and %d repeated%s", path, len(prompts), table.empty, doubled, note)
+        log.warning(
+            "%s: %d prompts, dropped %d empty and %d repeated%s",
+            path,
+            len(prompts),
+            table.empty,
+            doubled,
+            note,
+        )
     return tuple(prompts.values())
 
 
@@ -110,5 +136,9 @@ def _file_prompt(record: Record, negative: str, seconds: float) -> Prompt:
         raise ValueError(f"{record.where}: {error}") from None
 
 
-def _prompt(text: str, negative: str, seconds: float, labels: dict[str, Any], name: str = "") -> Prompt:
-    return Prompt(name or prompt_id(text, negative, seconds), text, negative, float(seconds), labels=labels)
+def _prompt(
+    text: str, negative: str, seconds: float, labels: dict[str, Any], name: str = ""
+) -> Prompt:
+    return Prompt(
+        name or prompt_id(text, negative, seconds), text, negative, float(seconds), labels=labels
+    )

@@ -1,6 +1,8 @@
-"""Prompts without audio: the data of everything that learns from its own samples (DDPO and its relatives).
+"""Prompts without audio: the data of everything that learns from its own samples (DDPO and its
+relatives).
 
-One training batch is one *round*: the prompts whose samples are drawn, rewarded and learned from before the next round.
+One training batch is one *round*: the prompts whose samples are drawn, rewarded and learned from
+before the next round.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from zoo.errors import did_you_mean
 from zoo.types import Prompt
 
 
-def round_prompts(prompts: Sequence[Prompt], prompts_per_round: int, repeats: int, seed: int, round_index: int) -> PromptBatch:
+def round_prompts(
+    prompts: Sequence[Prompt], prompts_per_round: int, repeats: int, seed: int, round_index: int
+) -> PromptBatch:
     """The whole round ``round_index`` of a run: a pure function of its arguments.
 
-    The prompts are dealt from shuffled decks (one shuffle of all prompts after the other), so that none comes up a second time
-    before all came up once. Rows are ordered repeat by repeat: all prompts of the round, then all again, ``repeats`` times.
+    The prompts are dealt from shuffled decks (one shuffle of all prompts after the other), so that
+    none comes up a second time before all came up once. Rows are ordered repeat by repeat: all
+    prompts of the round, then all again, ``repeats`` times.
     """
     dealt = []
     for place in range(round_index * prompts_per_round, (round_index + 1) * prompts_per_round):
@@ -45,12 +50,16 @@ def _numbered(rows: Sequence[Prompt], round_index: int) -> PromptBatch:
 
 
 def shard(batch: PromptBatch, rank: int, world_size: int) -> PromptBatch:
-    """The rows of one process: a consecutive block, so that the blocks of rank 0, 1, ... one after the other are the whole batch.
+    """The rows of one process: a consecutive block, so that the blocks of rank 0, 1, ... one after
+    the other are the whole batch.
 
     Raises ``ValueError`` when the rows do not divide over the processes.
     """
     if len(batch) % world_size:
-        raise ValueError(f"{len(batch)} samples do not divide over {world_size} processes; make them a multiple of {world_size}")
+        raise ValueError(
+            f"{len(batch)} samples do not divide over {world_size} processes; make them a multiple"
+            f" of {world_size}"
+        )
     size = len(batch) // world_size
     mine = slice(rank * size, (rank + 1) * size)
     return PromptBatch(batch.prompts[mine], batch.sample_index[mine], batch.round_index)
@@ -60,7 +69,8 @@ def shard(batch: PromptBatch, rank: int, world_size: int) -> PromptBatch:
 class PromptRounds:
     """An endless run cut into epochs: each pass yields ``len(self)`` further rounds.
 
-    ``next_round`` is the cursor, which resume restores. Rows are those of process ``rank`` of ``world_size`` (``shard``).
+    ``next_round`` is the cursor, which resume restores. Rows are those of process ``rank`` of
+    ``world_size`` (``shard``).
     """
 
     prompts: tuple[Prompt, ...]
@@ -77,8 +87,12 @@ class PromptRounds:
 
     def __iter__(self) -> Iterator[PromptBatch]:
         for _ in range(self.rounds_per_epoch):
-            batch = round_prompts(self.prompts, self.prompts_per_round, self.repeats, self.seed, self.next_round)
-            self.next_round += 1  # before the yield: a checkpoint written while the round is handled resumes at the next one
+            batch = round_prompts(
+                self.prompts, self.prompts_per_round, self.repeats, self.seed, self.next_round
+            )
+            # before the yield: a checkpoint written while the round is handled resumes at the next
+            # one
+            self.next_round += 1
             yield shard(batch, self.rank, self.world_size)
 
 
@@ -98,19 +112,23 @@ class HeldOut:
 class PromptDataModule(L.LightningDataModule):
     """Rounds of prompts from a template, a file or elsewhere, and held-out prompts for evaluation.
 
-    Either ``template`` with ``words`` (mood -> words) and ``instruments`` (``template_prompts``; labels mood, word, instrument),
-    each of them literal or the name of a list in ``prompt_grids``, or ``file`` (``file_prompts``), or ``prompts``: training and
-    held-out prompts as ``scene_prompts`` makes them, with a ``negative`` and ``seconds`` of their own. The validation set is one
-    of: ``held_out``, [word, instrument] pairs that are never trained on; ``val_template``, every word and instrument of training
-    in this wording, with noise that no training round has; ``val_file``. ``val_prompts`` keeps at most that many of them, evenly
-    spread (None: all, 0: none). ``negative``: text of guidance's unconditional side. ``seconds``: length of every sample.
+    Either ``template`` with ``words`` (mood -> words) and ``instruments`` (``template_prompts``;
+    labels mood, word, instrument), each of them literal or the name of a list in ``prompt_grids``,
+    or ``file`` (``file_prompts``), or ``prompts``: training and held-out prompts as
+    ``scene_prompts`` makes them, with a ``negative`` and ``seconds`` of their own. The validation
+    set is one of: ``held_out``, [word, instrument] pairs that are never trained on;
+    ``val_template``, every word and instrument of training in this wording, with noise that no
+    training round has; ``val_file``. ``val_prompts`` keeps at most that many of them, evenly spread
+    (None: all, 0: none). ``negative``: text of guidance's unconditional side. ``seconds``: length
+    of every sample.
 
-    A round has ``prompts_per_round * repeats`` samples over all processes together, of which each takes a consecutive block
-    (``shard``); an epoch has ``rounds_per_epoch`` rounds. Prompts and order of a round depend on ``seed`` and the round's index
-    only, so a resumed run continues with exactly the rounds that the interrupted one would have drawn.
+    A round has ``prompts_per_round * repeats`` samples over all processes together, of which each
+    takes a consecutive block (``shard``); an epoch has ``rounds_per_epoch`` rounds. Prompts and
+    order of a round depend on ``seed`` and the round's index only, so a resumed run continues with
+    exactly the rounds that the interrupted one would have drawn.
 
-    Raises ``ValueError`` for settings that contradict each other, unknown words, no prompts, and a resumed run whose prompts
-    differ.
+    Raises ``ValueError`` for settings that contradict each other, unknown words, no prompts, and a
+    resumed run whose prompts differ.
     """
 
     batch_type = PromptBatch
@@ -136,56 +154,92 @@ class PromptDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = (prompts_per_round, repeats, rounds_per_epoch, val_repeats)
-        for name, value in zip(("prompts_per_round", "repeats", "rounds_per_epoch", "val_repeats"), sizes, strict=True):
+        for name, value in zip(
+            ("prompts_per_round", "repeats", "rounds_per_epoch", "val_repeats"), sizes, strict=True
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if val_prompts is not None and val_prompts < 0:
             raise ValueError(f"val_prompts must be 0 (no validation) or more, got {val_prompts}")
         if sum(source is not None for source in (template, file, prompts)) != 1:
-            raise ValueError("give one of template (with words and instruments), file and prompts, and not two of them")
+            raise ValueError(
+                "give one of template (with words and instruments), file and prompts, and not two"
+                " of them"
+            )
         if template is not None:
-            grid = (emotion_words(words or {}), instrument_names(instruments or []), negative, seconds)
+            grid = (
+                emotion_words(words or {}),
+                instrument_names(instruments or []),
+                negative,
+                seconds,
+            )
             train, validation = _hold_out(template_prompts(template, *grid), held_out or [])
             if val_template is not None and held_out:
-                raise ValueError("held_out and val_template both name the validation prompts; drop one of them")
-            validation = validation if val_template is None else template_prompts(val_template, *grid)
+                raise ValueError(
+                    "held_out and val_template both name the validation prompts; drop one of them"
+                )
+            validation = (
+                validation if val_template is None else template_prompts(val_template, *grid)
+            )
         elif words or instruments or held_out or val_template is not None:
             raise ValueError(
-                "words, instruments, held_out and val_template belong to a template; with file, give held-out prompts as val_file"
+                "words, instruments, held_out and val_template belong to a template; with file,"
+                " give held-out prompts as val_file"
             )
         elif prompts is not None:
             if negative or seconds != 4.096:
-                raise ValueError("negative and seconds belong to the prompts here; set them below data.prompts")
+                raise ValueError(
+                    "negative and seconds belong to the prompts here; set them below data.prompts"
+                )
             train, validation = map(tuple, prompts)
         else:
             train, validation = file_prompts(file, negative, seconds), ()
         if val_file is not None:
             if validation:
-                raise ValueError("held_out (or val_template) and val_file both name the validation prompts; drop one of them")
+                raise ValueError(
+                    "held_out (or val_template) and val_file both name the validation prompts; drop"
+                    " one of them"
+                )
             validation = file_prompts(val_file, negative, seconds)
         if not train:
-            raise ValueError("every prompt is held out, so none is left to train on; shorten held_out")
+            raise ValueError(
+                "every prompt is held out, so none is left to train on; shorten held_out"
+            )
         if val_prompts is not None and val_prompts < len(validation):
-            validation = tuple(validation[i * len(validation) // val_prompts] for i in range(val_prompts))
-        self.train_prompts, self.validation_prompts, self.val_repeats = train, validation, val_repeats
-        self.val_round = 0 if val_template is None else -1  # prompts that are trained on get noise of no training round
+            validation = tuple(
+                validation[i * len(validation) // val_prompts] for i in range(val_prompts)
+            )
+        self.train_prompts, self.validation_prompts, self.val_repeats = (
+            train,
+            validation,
+            val_repeats,
+        )
+        self.val_round = (
+            0 if val_template is None else -1
+        )  # prompts that are trained on get noise of no training round
         self.rounds = PromptRounds(train, prompts_per_round, repeats, rounds_per_epoch, seed)
 
     def setup(self, stage: str | None = None) -> None:
-        """Takes this process's place from the trainer. Raises ``ValueError`` when samples do not divide over the processes."""
-        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        """Takes this process's place from the trainer.
+
+        Raises ``ValueError`` when samples do not divide over the processes.
+        """
+        rank, world = (
+            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        )
         self.rounds.rank, self.rounds.world_size = rank, world
         samples = self.rounds.prompts_per_round * self.rounds.repeats
         if samples % world:
             raise ValueError(
-                f"prompts_per_round * repeats = {samples} samples do not divide over {world} processes; "
-                f"make the product a multiple of {world}"
+                f"prompts_per_round * repeats = {samples} samples do not divide over {world}"
+                f" processes; make the product a multiple of {world}"
             )
         held_out = len(self.validation_prompts) * self.val_repeats
         if held_out % world:
             raise ValueError(
-                f"{len(self.validation_prompts)} held-out prompts * val_repeats = {held_out} samples do not divide over {world} "
-                f"processes; set val_repeats to a multiple of {world}"
+                f"{len(self.validation_prompts)} held-out prompts * val_repeats = {held_out}"
+                f" samples do not divide over {world} processes; set val_repeats to a multiple of"
+                f" {world}"
             )
 
     def all_prompts(self) -> tuple[Prompt, ...]:
@@ -193,13 +247,19 @@ class PromptDataModule(L.LightningDataModule):
         return tuple(dict.fromkeys((*self.train_prompts, *self.validation_prompts)))
 
     def drop_prompts(self, ids: Collection[str]) -> None:
-        """Leaves these prompts out from now on. Raises ``ValueError`` when none is left to train on, and as ``setup`` does."""
+        """Leaves these prompts out from now on.
+
+        Raises ``ValueError`` when none is left to train on, and as ``setup`` does.
+        """
         kept, held_out = (
             tuple(prompt for prompt in prompts if prompt.id not in ids)
             for prompts in (self.train_prompts, self.validation_prompts)
         )
         if not kept:
-            raise ValueError(f"all {len(self.train_prompts)} training prompts would be left out, so there is nothing to train on")
+            raise ValueError(
+                f"all {len(self.train_prompts)} training prompts would be left out, so there is"
+                " nothing to train on"
+            )
         self.train_prompts, self.validation_prompts, self.rounds.prompts = kept, held_out, kept
         self.setup()
 
@@ -213,7 +273,9 @@ class PromptDataModule(L.LightningDataModule):
         return self.rounds
 
     def val_dataloader(self) -> HeldOut | list:
-        """One batch: held-out prompts ``val_repeats`` times in a fixed order, always from the same noise. Empty without any."""
+        """One batch: held-out prompts ``val_repeats`` times in a fixed order, always from the same
+        noise. Empty without any.
+        """
         if not self.validation_prompts:
             return []
         batch = _numbered(list(self.validation_prompts) * self.val_repeats, self.val_round)
@@ -225,19 +287,29 @@ class PromptDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["fingerprint"] != self.fingerprint():
             raise ValueError(
-                "the checkpoint was written with other prompts, prompts_per_round, repeats or seed, so it cannot be continued "
-                "exactly; use the settings in the run folder's config.yaml, or start a new run"
+                "the checkpoint was written with other prompts, prompts_per_round, repeats or seed,"
+                " so it cannot be continued exactly; use the settings in the run folder's"
+                " config.yaml, or start a new run"
             )
         self.rounds.next_round = int(state_dict["next_round"])
 
     def fingerprint(self) -> str:
-        """A hash of what decides the rounds: the training prompts, their number a round, the repeats and the seed."""
+        """A hash of what decides the rounds: the training prompts, their number a round, the
+        repeats and the seed.
+        """
         r = self.rounds
-        parts = [r.prompts_per_round, r.repeats, r.seed, *(f"{p.id}\0{p.text}\0{p.negative}\0{p.seconds}" for p in r.prompts)]
+        parts = [
+            r.prompts_per_round,
+            r.repeats,
+            r.seed,
+            *(f"{p.id}\0{p.text}\0{p.negative}\0{p.seconds}" for p in r.prompts),
+        ]
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def _hold_out(prompts: Sequence[Prompt], pairs: Sequence[Sequence[str]]) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+def _hold_out(
+    prompts: Sequence[Prompt], pairs: Sequence[Sequence[str]]
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     wanted = set()
     for pair in pairs:
         if isinstance(pair, str) or len(pair) != 2:
@@ -245,7 +317,13 @@ def _hold_out(prompts: Sequence[Prompt], pairs: Sequence[Sequence[str]]) -> tupl
         for value, name in zip(pair, ("word", "instrument"), strict=True):
             known = {prompt.labels[name] for prompt in prompts}
             if value not in known:
-                raise ValueError(f"held_out: {value!r} is none of the {name}s; {did_you_mean(value, known)}")
+                raise ValueError(
+                    f"held_out: {value!r} is none of the {name}s; {did_you_mean(value, known)}"
+                )
         wanted.add(tuple(pair))
-    held = [prompt for prompt in prompts if (prompt.labels["word"], prompt.labels["instrument"]) in wanted]
+    held = [
+        prompt
+        for prompt in prompts
+        if (prompt.labels["word"], prompt.labels["instrument"]) in wanted
+    ]
     return tuple(prompt for prompt in prompts if prompt not in held), tuple(held)

@@ -1,4 +1,6 @@
-"""Scenes of one to three recorded sounds with captions and truth: streamed as batches, never stored."""
+"""Scenes of one to three recorded sounds with captions and truth: streamed as batches, never
+stored.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,12 @@ _VAL_SEED = 2**50  # seeds of validation scenes start here, above the 48 bits of
 
 
 class SceneSet:
-    """``count`` scenes, composed anew whenever they are asked for (``datamodules/cache.py: ClipSet``).
+    """``count`` scenes, composed anew whenever they are asked for (``datamodules/cache.py:
 
-    ``make`` composes a scene from its seed (``first_seed`` + index); ``phrases``: class -> captions of its recordings.
+    ClipSet``).
+
+    ``make`` composes a scene from its seed (``first_seed`` + index); ``phrases``: class -> captions
+    of its recordings.
     """
 
     def __init__(
@@ -45,7 +50,9 @@ class SceneSet:
     ) -> None:
         self.make, self.phrases, self.count, self.first_seed = make, phrases, count, first_seed
         self.seconds, self.max_caption_bytes = seconds, max_caption_bytes
-        self._scenes: dict[int, Scene] = {}  # the truth of scenes that were composed: a few hundred bytes each
+        self._scenes: dict[
+            int, Scene
+        ] = {}  # the truth of scenes that were composed: a few hundred bytes each
 
     def __len__(self) -> int:
         return self.count
@@ -60,7 +67,10 @@ class SceneSet:
         return self.request(recaption(self._scenes[index], rng, self.max_caption_bytes), rng)
 
     def request(self, scene: Scene, rng: random.Random) -> Prompt:
-        """The scene's caption; labels: ``scene_labels``, and ``negatives``: the caption with a wrong class (one, or none)."""
+        """The scene's caption; labels:
+
+        ``scene_labels``, and ``negatives``: the caption with a wrong class (one, or none).
+        """
         replaced = replace_class(scene, self.phrases, rng, self.max_caption_bytes)
         labels = {**scene_labels(scene), "negatives": [] if replaced is None else [replaced]}
         return Prompt(f"scene-{scene.seed}", scene.caption, seconds=self.seconds, labels=labels)
@@ -69,24 +79,33 @@ class SceneSet:
 class _Stream:
     """Batches as a pure function of (seed, epoch, batch number, rank).
 
-    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin with the old epoch's batches.
+    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin
+    with the old epoch's batches.
     """
 
     def __init__(self, module: SceneDataModule, scenes: SceneSet, train: bool) -> None:
         self.module, self.scenes, self.train = module, scenes, train
 
     def __len__(self) -> int:
-        return self.module.batches_per_epoch if self.train else max(1, len(self.scenes) // self.module.batch_size)
+        return (
+            self.module.batches_per_epoch
+            if self.train
+            else max(1, len(self.scenes) // self.module.batch_size)
+        )
 
     def __iter__(self) -> Iterator[AudioBatch]:
         m = self.module
-        epoch, rank = (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
+        epoch, rank = (
+            (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
+        )
         size = m.batch_size if self.train else min(m.batch_size, len(self.scenes))
         for number in range(len(self)):
             waves, prompts = [], []
             for row in range(size):
                 name = f"{m.seed}/{epoch}/{number}/{rank}/{row}"
-                wave_CN, scene = self.scenes.make(_seed_of(name) if self.train else self.scenes.first_seed + number * size + row)
+                wave_CN, scene = self.scenes.make(
+                    _seed_of(name) if self.train else self.scenes.first_seed + number * size + row
+                )
                 waves.append(wave_CN)
                 prompts.append(self.scenes.request(scene, random.Random(f"negatives/{scene.seed}")))
             yield AudioBatch(torch.stack(waves), m.bank.sample_rate_hz, tuple(prompts))
@@ -100,18 +119,21 @@ def _seed_of(name: str) -> int:
 class SceneDataModule(L.LightningDataModule):
     """Scenes of recorded sounds as ``AudioBatch``: (B, 2, N) at the bank's rate.
 
-    The labels of a prompt hold the truth (``captions.scene_labels``: events in order of onset, when, AudioSet names), and
-    captions that are wrong: ``swapped`` (another order; None unless one sound follows another), ``negatives`` (a wrong class).
-    Training scenes use the bank's training recordings, validation scenes its test recordings.
+    The labels of a prompt hold the truth (``captions.scene_labels``: events in order of onset,
+    when, AudioSet names), and captions that are wrong: ``swapped`` (another order; None unless one
+    sound follows another), ``negatives`` (a wrong class). Training scenes use the bank's training
+    recordings, validation scenes its test recordings.
 
-    ``licences``, ``classes``, ``families``: what is used of ``bank`` (None: all). ``relations``: shares of scenes with a single
-    sound, sounds together, overlapping, and one after another ("then"); ``three_share``: how many of those with more than one
-    sound have three. ``noise_db``: level of white noise relative to the scene's (such as -50; None: none).
-    ``max_caption_bytes``: longer captions fall back to the names of the classes. ``clips``/``val_clips``: scenes in ``clip_sets``
-    (what ``LatentCache`` encodes) and in validation; training batches of this module itself are new scenes always.
+    ``licences``, ``classes``, ``families``: what is used of ``bank`` (None: all). ``relations``:
+    shares of scenes with a single sound, sounds together, overlapping, and one after another
+    ("then"); ``three_share``: how many of those with more than one sound have three. ``noise_db``:
+    level of white noise relative to the scene's (such as -50; None: none). ``max_caption_bytes``:
+    longer captions fall back to the names of the classes. ``clips``/``val_clips``: scenes in
+    ``clip_sets`` (what ``LatentCache`` encodes) and in validation; training batches of this module
+    itself are new scenes always.
 
-    Raises ``ValueError`` for shares that do not sum to 1, unknown names, too few classes or seconds, and filters that leave
-    nothing.
+    Raises ``ValueError`` for shares that do not sum to 1, unknown names, too few classes or
+    seconds, and filters that leave nothing.
     """
 
     batch_type = AudioBatch
@@ -138,7 +160,10 @@ class SceneDataModule(L.LightningDataModule):
         check_relations(list(shares))
         if min(shares.values(), default=0.0) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
             said = ", ".join(f"{name} {share}" for name, share in shares.items())
-            raise ValueError(f"relations: shares are 0 or more and sum to 1, got {said} (sum {sum(shares.values()):g})")
+            raise ValueError(
+                f"relations: shares are 0 or more and sum to 1, got {said} (sum"
+                f" {sum(shares.values()):g})"
+            )
         if not 0 <= three_share <= 1:
             raise ValueError(f"three_share is a share of scenes, 0 to 1, got {three_share}")
         for name, value in (("clips", clips), ("val_clips", val_clips), ("batch_size", batch_size)):
@@ -149,7 +174,10 @@ class SceneDataModule(L.LightningDataModule):
         self.bank, self.seconds, self.max_caption_bytes = bank, seconds, max_caption_bytes
         self.batch_size, self.batches_per_epoch, self.seed = batch_size, batches_per_epoch, seed
         self._sets = []
-        for split, count, first_seed in (("train", clips, seed * 1_000_003), ("test", val_clips, _VAL_SEED)):
+        for split, count, first_seed in (
+            ("train", clips, seed * 1_000_003),
+            ("test", val_clips, _VAL_SEED),
+        ):
             recordings = by_class(bank.clips, split)
             for relation in (name for name in RELATIONS if shares.get(name)):
                 sounds = 1 if relation == "single" else 3 if three_share else 2
@@ -165,7 +193,9 @@ class SceneDataModule(L.LightningDataModule):
                 max_caption_bytes=max_caption_bytes,
             )
             phrases = {name: [clip.caption for clip in mine] for name, mine in recordings.items()}
-            self._sets.append(SceneSet(make, phrases, count, first_seed, seconds, max_caption_bytes))
+            self._sets.append(
+                SceneSet(make, phrases, count, first_seed, seconds, max_caption_bytes)
+            )
 
     def clip_sets(self) -> tuple[SceneSet, SceneSet]:
         """Training and validation scenes."""

@@ -1,9 +1,12 @@
-"""A bank of real recorded sounds with captions, from Debian packages. Nothing of it is ever committed.
+"""A bank of real recorded sounds with captions, from Debian packages.
 
-``load_bank`` reads packages that are installed, or that ``python tools/sounds.py fetch --to DIR`` unpacked without root.
-``sound_rules.tsv`` says which file is what: source, glob, caption, class, family, and the AudioSet labels that a tagger may
-rightly answer (``;`` between them). The first rule that matches a file counts. ``datamodules/sound_folders.py`` does the same
-for a folder of one's own.
+Nothing of it is ever committed.
+
+``load_bank`` reads packages that are installed, or that ``python tools/sounds.py fetch --to DIR``
+unpacked without root. ``sound_rules.tsv`` says which file is what: source, glob, caption, class,
+family, and the AudioSet labels that a tagger may rightly answer (``;`` between them). The first
+rule that matches a file counts. ``datamodules/sound_folders.py`` does the same for a folder of
+one's own.
 """
 
 from __future__ import annotations
@@ -15,7 +18,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from datamodules.sound_clips import BankClip, Bundle, SoundBank, cache_key, decode, draw_splits, read_cache, write_cache
+from datamodules.sound_clips import (
+    BankClip,
+    Bundle,
+    SoundBank,
+    cache_key,
+    decode,
+    draw_splits,
+    read_cache,
+    write_cache,
+)
 from datamodules.sound_folders import load_folder_bank
 from datamodules.sound_licences import (
     PERMISSIVE,
@@ -29,7 +41,15 @@ from datamodules.sound_licences import (
 from datamodules.sound_sources import SMALL_SET, SOURCES, Entry, Source, original_recording
 from zoo.errors import did_you_mean
 
-__all__ = ["PERMISSIVE", "BankClip", "SoundBank", "allows", "load_bank", "load_folder_bank", "load_rules"]
+__all__ = [
+    "PERMISSIVE",
+    "BankClip",
+    "SoundBank",
+    "allows",
+    "load_bank",
+    "load_folder_bank",
+    "load_rules",
+]
 
 RULES = Path(__file__).with_name("sound_rules.tsv")
 COLUMNS = ["source", "glob", "caption", "class", "family", "audioset_labels"]
@@ -37,7 +57,9 @@ COLUMNS = ["source", "glob", "caption", "class", "family", "audioset_labels"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of ``sound_rules.tsv``: files of ``source`` whose name matches ``glob`` are such a sound."""
+    """One line of ``sound_rules.tsv``: files of ``source`` whose name matches ``glob`` are such a
+    sound.
+    """
 
     source: str
     glob: str
@@ -49,17 +71,28 @@ class Rule:
 
 @functools.lru_cache(maxsize=4)
 def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
-    """The rule table. Raises ``ValueError`` naming the line for a wrong header, a missing cell or an unknown source."""
+    """The rule table.
+
+    Raises ``ValueError`` naming the line for a wrong header, a missing cell or an unknown source.
+    """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or rows[0] != COLUMNS:
-        raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(rows[0]) if rows else 'nothing'}")
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(COLUMNS)}, got"
+            f" {', '.join(rows[0]) if rows else 'nothing'}"
+        )
     rules = []
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(COLUMNS) or not all(row):
-            raise ValueError(f"{path}, line {number}: expected {len(COLUMNS)} filled cells between tabs, got {row}")
+            raise ValueError(
+                f"{path}, line {number}: expected {len(COLUMNS)} filled cells between tabs, got"
+                f" {row}"
+            )
         if row[0] not in SOURCES:
-            raise ValueError(f"{path}, line {number}: unknown source {row[0]!r}; {did_you_mean(row[0], SOURCES)}")
+            raise ValueError(
+                f"{path}, line {number}: unknown source {row[0]!r}; {did_you_mean(row[0], SOURCES)}"
+            )
         rules.append(Rule(*row[:5], tuple(row[5].split(";"))))
     return tuple(rules)
 
@@ -67,7 +100,10 @@ def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
 def install_command(packages: Iterable[str] = SMALL_SET) -> str:
     """What installs Debian packages, with root and without."""
     names = " ".join(packages)
-    return f"`apt-get install --no-install-recommends {names}`, or without root `python tools/sounds.py fetch --to DIR`"
+    return (
+        f"`apt-get install --no-install-recommends {names}`, or without root `python"
+        " tools/sounds.py fetch --to DIR`"
+    )
 
 
 def load_bank(
@@ -78,14 +114,18 @@ def load_bank(
     licences: Collection[str] | None = None,
     rules: str | Path = RULES,
 ) -> SoundBank:
-    """The sounds of the packages below ``root``: ``/`` where they are installed, else the folder they were unpacked in.
+    """The sounds of the packages below ``root``:
 
-    ``sources`` (names of ``SOURCES``) must all be there; None takes those that are, at least one of the small set among them.
-    ``licences`` (such as ``PERMISSIVE``) is applied before the splits are drawn. ``cache_dir`` keeps the decoded waves in one
-    file, so that the next load takes a second. ``quarantined`` has what cannot be used, and exact copies of earlier clips.
+    ``/`` where they are installed, else the folder they were unpacked in.
 
-    Raises ``FileNotFoundError`` naming the command that installs what is missing, ``ValueError`` for an unknown source, a damaged
-    package, or licences that leave nothing, and ``OSError`` for a package that is only half unpacked.
+    ``sources`` (names of ``SOURCES``) must all be there; None takes those that are, at least one of
+    the small set among them. ``licences`` (such as ``PERMISSIVE``) is applied before the splits are
+    drawn. ``cache_dir`` keeps the decoded waves in one file, so that the next load takes a second.
+    ``quarantined`` has what cannot be used, and exact copies of earlier clips.
+
+    Raises ``FileNotFoundError`` naming the command that installs what is missing, ``ValueError``
+    for an unknown source, a damaged package, or licences that leave nothing, and ``OSError`` for a
+    package that is only half unpacked.
     """
     if isinstance(sources, str):
         raise ValueError(f"sources is a list of names, got the text {sources!r}; write [{sources}]")
@@ -97,9 +137,14 @@ def load_bank(
     root, table = Path(root), load_rules(Path(rules))
     chosen = _present(root, sources)
     found = [(name, rule, entry) for name in chosen for rule, entry in _matches(root, name, table)]
-    facts = [f"rate {sample_rate_hz}", *(f"{name}\t{entry.name}\t{entry.stamp}\t{rule}" for name, rule, entry in found)]
+    facts = [
+        f"rate {sample_rate_hz}",
+        *(f"{name}\t{entry.name}\t{entry.stamp}\t{rule}" for name, rule, entry in found),
+    ]
     facts += [f"{name}\t{_papers_text(root, SOURCES[name])}" for name in chosen]
-    cache = None if cache_dir is None else Path(cache_dir) / f"sounds-{cache_key(facts)}.safetensors"
+    cache = (
+        None if cache_dir is None else Path(cache_dir) / f"sounds-{cache_key(facts)}.safetensors"
+    )
     if cache is not None and cache.is_file():
         bundle = read_cache(cache)
     else:
@@ -107,24 +152,41 @@ def load_bank(
         if cache is not None and bundle.clips:
             write_cache(cache, bundle)
     if not bundle.clips:
-        left_out = "; ".join(f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3])
-        raise ValueError(f"no sound below {root} can be used ({left_out or 'no file matches a rule'})")
-    bank = SoundBank(draw_splits(bundle.clips), bundle.waves, sample_rate_hz, bundle.quarantined, redraw_splits=True)
+        left_out = "; ".join(
+            f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3]
+        )
+        raise ValueError(
+            f"no sound below {root} can be used ({left_out or 'no file matches a rule'})"
+        )
+    bank = SoundBank(
+        draw_splits(bundle.clips),
+        bundle.waves,
+        sample_rate_hz,
+        bundle.quarantined,
+        redraw_splits=True,
+    )
     return bank if licences is None else bank.select(licences=licences)
 
 
 def _present(root: Path, sources: Collection[str] | None) -> list[str]:
     half = sorted(path.stem for path in (root / ".packages").glob("*.unpacking"))
     if half:
-        raise OSError(f"{', '.join(half)} below {root} was not unpacked to its end: `python tools/sounds.py fetch --to {root}`")
+        raise OSError(
+            f"{', '.join(half)} below {root} was not unpacked to its end: `python tools/sounds.py"
+            f" fetch --to {root}`"
+        )
     there = [name for name, source in SOURCES.items() if (root / source.place).exists()]
     if sources is None:
         if not any(SOURCES[name].package in SMALL_SET for name in there):
-            raise FileNotFoundError(f"none of the packages of recorded sounds is below {root}: {install_command()}")
+            raise FileNotFoundError(
+                f"none of the packages of recorded sounds is below {root}: {install_command()}"
+            )
         return there
     if missing := [name for name in sources if name not in there]:
         packages = dict.fromkeys(SOURCES[name].package for name in missing)
-        raise FileNotFoundError(f"{', '.join(missing)} is not below {root}: {install_command(packages)}")
+        raise FileNotFoundError(
+            f"{', '.join(missing)} is not below {root}: {install_command(packages)}"
+        )
     return [name for name in there if name in sources]
 
 
@@ -132,7 +194,10 @@ def _matches(root: Path, name: str, table: Sequence[Rule]) -> list[tuple[Rule, E
     mine = [rule for rule in table if rule.source == name]
     source = SOURCES[name]
     entries = source.entries(root / source.place, [rule.glob for rule in mine], source.origin)
-    return [(next(rule for rule in mine if fnmatchcase(entry.name, rule.glob)), entry) for entry in entries]
+    return [
+        (next(rule for rule in mine if fnmatchcase(entry.name, rule.glob)), entry)
+        for entry in entries
+    ]
 
 
 def _papers_text(root: Path, source: Source) -> str:
@@ -144,11 +209,14 @@ def _papers_text(root: Path, source: Source) -> str:
     return text
 
 
-def licence_of(entry: Entry, source: Source, stanzas: Sequence[Stanza], statement: str) -> tuple[str, str, str]:
+def licence_of(
+    entry: Entry, source: Source, stanzas: Sequence[Stanza], statement: str
+) -> tuple[str, str, str]:
     """(licence, credit, link of the original or "") of one file.
 
-    In this order: the credit inside the container; the paragraph of the copyright file that names the file; the sentence beside
-    the sounds; the paragraph for all files; what a person reads in papers that no machine can read; else ``unknown``.
+    In this order: the credit inside the container; the paragraph of the copyright file that names
+    the file; the sentence beside the sounds; the paragraph for all files; what a person reads in
+    papers that no machine can read; else ``unknown``.
     """
     if entry.credit:
         return credit_licence(entry.credit), entry.credit, original_recording(entry.credit)
@@ -185,7 +253,15 @@ def _decoded(root: Path, found: Sequence[tuple[str, Rule, Entry]], sample_rate_h
         licence, credit, original = licence_of(entry, SOURCES[name], *papers[name])
         caption = rule.caption.replace("{words}", (entry.words or "").rstrip("."))
         seconds = len(wave_N) / sample_rate_hz
-        about = (clip_id, rule.sound_class, caption, rule.family, rule.audioset_labels, licence, credit)
+        about = (
+            clip_id,
+            rule.sound_class,
+            caption,
+            rule.family,
+            rule.audioset_labels,
+            licence,
+            credit,
+        )
         clips.append(BankClip(*about, "both", seconds, False, original or clip_id))
         waves[clip_id] = wave_N
     return Bundle(tuple(clips), waves, quarantined)

@@ -1,4 +1,5 @@
-"""Recordings in memory: the clips of a sound bank, decoding, splits by recording, and a cache of one file.
+"""Recordings in memory: the clips of a sound bank, decoding, splits by recording, and a cache of
+one file.
 
 Shapes: ``N`` samples; waves are mono float32 at the bank's rate, never louder than 1.
 """
@@ -29,12 +30,15 @@ CACHE_VERSION = 2
 
 @dataclass(frozen=True)
 class BankClip:
-    """One recorded sound. ``id`` is stable (``opensfx/24``); ``audioset_labels`` are what a tagger may rightly answer.
+    """One recorded sound.
 
-    ``licence`` is an SPDX-like expression or ``unknown``; ``recording`` is shared by clips cut from one original (empty: the clip
-    is one of its own); ``seconds`` is its length. ``recording_split``: its class has three recordings or more, so that ``split``
-    (``train`` or ``test``) keeps whole recordings apart. Otherwise ``split`` is ``both``: such a class can be tested on unseen
-    scenes only, and results must say so.
+    ``id`` is stable (``opensfx/24``); ``audioset_labels`` are what a tagger may rightly answer.
+
+    ``licence`` is an SPDX-like expression or ``unknown``; ``recording`` is shared by clips cut from
+    one original (empty: the clip is one of its own); ``seconds`` is its length.
+    ``recording_split``: its class has three recordings or more, so that ``split`` (``train`` or
+    ``test``) keeps whole recordings apart. Otherwise ``split`` is ``both``: such a class can be
+    tested on unseen scenes only, and results must say so.
     """
 
     id: str
@@ -51,9 +55,12 @@ class BankClip:
 
 
 class SoundBank:
-    """Clips and their waves (by clip id). ``quarantined``: what was left out (unreadable, too short, silent, a copy) and why.
+    """Clips and their waves (by clip id).
 
-    ``redraw_splits``: the splits were drawn by ``draw_splits``, not stated by somebody, and may be drawn again.
+    ``quarantined``: what was left out (unreadable, too short, silent, a copy) and why.
+
+    ``redraw_splits``: the splits were drawn by ``draw_splits``, not stated by somebody, and may be
+    drawn again.
     """
 
     def __init__(
@@ -74,9 +81,15 @@ class SoundBank:
         return len(self.clips)
 
     def wave(self, clip: BankClip) -> Tensor:
-        """(N,) float32 mono at ``sample_rate_hz``, in [-1, 1]; a copy. Raises ``ValueError`` for a clip of another bank."""
+        """(N,) float32 mono at ``sample_rate_hz``, in [-1, 1]; a copy.
+
+        Raises ``ValueError`` for a clip of another bank.
+        """
         if clip.id not in self._waves:
-            raise ValueError(f"this bank has no clip {clip.id!r}; {did_you_mean(clip.id, [c.id for c in self.clips], 4)}")
+            raise ValueError(
+                f"this bank has no clip {clip.id!r};"
+                f" {did_you_mean(clip.id, [c.id for c in self.clips], 4)}"
+            )
         return self._waves[clip.id].clone()
 
     def classes(self) -> tuple[str, ...]:
@@ -90,23 +103,36 @@ class SoundBank:
         classes: Collection[str] | None = None,
         families: Collection[str] | None = None,
     ) -> SoundBank:
-        """The clips that pass all filters. ``split="train"`` (or ``"test"``) keeps the clips of ``both`` too.
+        """The clips that pass all filters.
 
-        Where the bank drew its splits itself, they are drawn anew over what ``licences`` leave (until a split, class or family
-        has been chosen), so that ``recording_split`` is true of the bank at hand.
+        ``split="train"`` (or ``"test"``) keeps the clips of ``both`` too.
+
+        Where the bank drew its splits itself, they are drawn anew over what ``licences`` leave
+        (until a split, class or family has been chosen), so that ``recording_split`` is true of the
+        bank at hand.
 
         Raises ``ValueError`` for an unknown split, class or family, and when nothing is left.
         """
         if split is not None and split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose 'train' or 'test' (both hold the classes too small to split)")
-        for kind, wanted, there in (("class", classes, "sound_class"), ("family", families, "family")):
+            raise ValueError(
+                f"unknown split {split!r}; choose 'train' or 'test' (both hold the classes too"
+                " small to split)"
+            )
+        for kind, wanted, there in (
+            ("class", classes, "sound_class"),
+            ("family", families, "family"),
+        ):
             known = {getattr(clip, there) for clip in self.clips}
             if isinstance(wanted, str):
                 raise ValueError(f"expected a list of {kind} names, got the text {wanted!r}")
             if unknown := sorted(set(wanted or ()) - known):
-                raise ValueError(f"this bank has no {kind} {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+                raise ValueError(
+                    f"this bank has no {kind} {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
+                )
         if isinstance(licences, str):
-            raise ValueError(f"licences is a list of licence ids, got the text {licences!r}; write [{licences}]")
+            raise ValueError(
+                f"licences is a list of licence ids, got the text {licences!r}; write [{licences}]"
+            )
         clips = self.clips
         if licences is not None:
             clips = tuple(clip for clip in clips if allows(clip.licence, licences))
@@ -119,19 +145,34 @@ class SoundBank:
             and (families is None or clip.family in families)
         )
         if not clips:
-            filters = {"licences": licences, "split": split, "classes": classes, "families": families}
-            said = ", ".join(f"{k}={v if isinstance(v, str) else sorted(v)}" for k, v in filters.items() if v is not None)
+            filters = {
+                "licences": licences,
+                "split": split,
+                "classes": classes,
+                "families": families,
+            }
+            said = ", ".join(
+                f"{k}={v if isinstance(v, str) else sorted(v)}"
+                for k, v in filters.items()
+                if v is not None
+            )
             there = ", ".join(sorted({clip.licence for clip in self.clips})) or "none"
-            raise ValueError(f"no recorded sound is left with {said}; of {len(self.clips)} clips the licences are: {there}")
+            raise ValueError(
+                f"no recorded sound is left with {said}; of {len(self.clips)} clips the licences"
+                f" are: {there}"
+            )
         redraw = self._redraw_splits and split is None and classes is None and families is None
         return SoundBank(clips, self._waves, self.sample_rate_hz, self.quarantined, redraw)
 
 
 def draw_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
-    """Gives every clip its split. A class of three recordings or more is split by recording; smaller ones are ``both``.
+    """Gives every clip its split.
 
-    Recordings are ranked by the hash of their name and the first quarter (at least one) is for testing. The draw depends on which
-    recordings are there and on nothing else: test a model on the selection (sources, licences) that it was trained on.
+    A class of three recordings or more is split by recording; smaller ones are ``both``.
+
+    Recordings are ranked by the hash of their name and the first quarter (at least one) is for
+    testing. The draw depends on which recordings are there and on nothing else: test a model on the
+    selection (sources, licences) that it was trained on.
     """
     recordings: dict[str, set[str]] = {}
     for clip in clips:
@@ -139,7 +180,9 @@ def draw_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
     tests: dict[str, set[str]] = {}
     for name, group in recordings.items():
         if len(group) >= 3:
-            ranked = sorted(group, key=lambda recording: hashlib.sha256(recording.encode()).digest())
+            ranked = sorted(
+                group, key=lambda recording: hashlib.sha256(recording.encode()).digest()
+            )
             tests[name] = set(ranked[: max(1, round(TEST_SHARE * len(ranked)))])
 
     def split_of(clip: BankClip) -> BankClip:
@@ -152,10 +195,12 @@ def draw_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
 
 
 def decode(data: bytes, sample_rate_hz: int, name: str, first_with: dict[str, str]) -> Tensor:
-    """Wave (N,) mono in [-1, 1] at ``sample_rate_hz``. ``first_with``: hash of the stored samples -> the first
-    name that had them; ``name`` is entered.
+    """Wave (N,) mono in [-1, 1] at ``sample_rate_hz``.
 
-    Raises ``ValueError`` for bytes that are no audio, shorter than 0.05 s, silent or NaN, or a copy of another clip
+    ``first_with``: hash of the stored samples -> the first name that had them; ``name`` is entered.
+
+    Raises ``ValueError`` for bytes that are no audio, shorter than 0.05 s, silent or NaN, or a copy
+    of another clip
     """
     wave = decoded(data)
     wave_CN, rate_hz = wave.samples_CN, wave.sample_rate_hz
@@ -197,11 +242,20 @@ def read_cache(path: Path) -> Bundle:
         with safe_open(str(path), framework="pt") as file:
             about = parsed_json(file.metadata()["bank"])
             flat_N = file.get_tensor("samples")
-        clips = tuple(BankClip(**{**c, "audioset_labels": tuple(c["audioset_labels"])}) for c in about["clips"])
+        clips = tuple(
+            BankClip(**{**c, "audioset_labels": tuple(c["audioset_labels"])})
+            for c in about["clips"]
+        )
         parts = flat_N.split(about["lengths"])
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the cached sounds {path} are damaged ({error}); delete the file, it is made again") from error
-    return Bundle(clips, {clip.id: part for clip, part in zip(clips, parts, strict=True)}, about["quarantined"])
+        raise ValueError(
+            f"the cached sounds {path} are damaged ({error}); delete the file, it is made again"
+        ) from error
+    return Bundle(
+        clips,
+        {clip.id: part for clip, part in zip(clips, parts, strict=True)},
+        about["quarantined"],
+    )
 
 
 def write_cache(path: Path, bundle: Bundle) -> None:

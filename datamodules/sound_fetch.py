@@ -1,7 +1,9 @@
-"""What ``python tools/sounds.py`` does: unpack Debian's packages of recorded sounds without root, and list what is there.
+"""What ``python tools/sounds.py`` does: unpack Debian's packages of recorded sounds without root,
+and list what is there.
 
-Only the packages named in ``datamodules/sound_sources.py`` are downloaded, by ``apt-get download``, which checks them against
-Debian's signed lists; ``dpkg-deb -x`` unpacks them and runs none of their scripts.
+Only the packages named in ``datamodules/sound_sources.py`` are downloaded, by ``apt-get download``,
+which checks them against Debian's signed lists; ``dpkg-deb -x`` unpacks them and runs none of their
+scripts.
 """
 
 from __future__ import annotations
@@ -27,11 +29,16 @@ def _run(command: Sequence[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise OSError(f"`{' '.join(command)}` failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        raise OSError(
+            f"`{' '.join(command)}` failed:"
+            f" {lines[-1] if lines else f'exit status {done.returncode}'}"
+        )
 
 
 def _download(package: str, folder: Path) -> Path:
-    """The .deb in ``folder``, by the machine's package lists, else by lists of our own below it (they need no root)."""
+    """The .deb in ``folder``, by the machine's package lists, else by lists of our own below it
+    (they need no root).
+    """
     own = folder / "apt"
     options = ("-o", f"Dir::State::Lists={own / 'lists'}", "-o", f"Dir::Cache={own / 'cache'}")
     try:
@@ -45,8 +52,9 @@ def _download(package: str, folder: Path) -> Path:
             _run(["apt-get", *options, "download", package], folder)
         except OSError as error:
             raise OSError(
-                f"{package} could not be downloaded. {first}. With package lists of its own: {error}. The names are Debian 12's; "
-                "another release may lack one: choose with --packages"
+                f"{package} could not be downloaded. {first}. With package lists of its own:"
+                f" {error}. The names are Debian 12's; another release may lack one: choose with"
+                " --packages"
             ) from error
     found = sorted(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -54,11 +62,14 @@ def _download(package: str, folder: Path) -> Path:
     return found[-1]
 
 
-def fetch(to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[str], None] = print) -> list[str]:
-    """Downloads and unpacks what is not yet there below ``to``; returns the packages that were unpacked now.
+def fetch(
+    to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[str], None] = print
+) -> list[str]:
+    """Downloads and unpacks what is not yet there below ``to``; returns the packages that were
+    unpacked now.
 
-    Interrupted, it goes on where it was. Raises ``ValueError`` for a package that is not in ``FULL_SET``, ``OSError`` where
-    apt-get or dpkg-deb is absent or fails.
+    Interrupted, it goes on where it was. Raises ``ValueError`` for a package that is not in
+    ``FULL_SET``, ``OSError`` where apt-get or dpkg-deb is absent or fails.
     """
     from rich.progress import Progress
 
@@ -66,10 +77,16 @@ def fetch(to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[st
 
     for name in packages:
         if name not in FULL_SET:
-            raise ValueError(f"{name!r} is no package of sounds that this project reads; {did_you_mean(name, FULL_SET)}")
+            raise ValueError(
+                f"{name!r} is no package of sounds that this project reads;"
+                f" {did_you_mean(name, FULL_SET)}"
+            )
     to = Path(to).expanduser().resolve()
     if to == Path("/"):
-        raise ValueError(f"choose a folder of its own, not /; to install for everybody: {install_command(packages)}")
+        raise ValueError(
+            "choose a folder of its own, not /; to install for everybody:"
+            f" {install_command(packages)}"
+        )
     state = to / ".packages"
     todo = [name for name in dict.fromkeys(packages) if not (state / f"{name}.unpacked").exists()]
     for name in packages:
@@ -78,7 +95,10 @@ def fetch(to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[st
     if not todo:
         return []
     if lacking := [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]:
-        raise OSError(f"{' and '.join(lacking)} not found: this needs Debian 12 or a container of it (docker run -it debian:12)")
+        raise OSError(
+            f"{' and '.join(lacking)} not found: this needs Debian 12 or a container of it (docker"
+            " run -it debian:12)"
+        )
     state.mkdir(parents=True, exist_ok=True)
     with Progress(*Progress.get_default_columns(), transient=True) as progress:
         task = progress.add_task("", total=len(todo))
@@ -106,8 +126,14 @@ def summary(bank: SoundBank) -> list[tuple[str, ...]]:
         clips = [clip for clip in bank.clips if clip.sound_class == name]
         licences = ", ".join(sorted({clip.licence for clip in clips}))
         tested = sum(clip.split == "test" for clip in clips)
-        split = f"{len(clips) - tested} / {tested}" if clips[0].recording_split else "unseen scenes only"
-        rows.append((name, str(len(clips)), f"{sum(clip.seconds for clip in clips):.1f}", split, licences))
+        split = (
+            f"{len(clips) - tested} / {tested}"
+            if clips[0].recording_split
+            else "unseen scenes only"
+        )
+        rows.append(
+            (name, str(len(clips)), f"{sum(clip.seconds for clip in clips):.1f}", split, licences)
+        )
     return rows
 
 
@@ -128,21 +154,47 @@ def show(bank: SoundBank) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """``fetch --to DIR [--set small|full] [--packages ...]`` or ``list [--root DIR] [--licences ...]``."""
+    """``fetch --to DIR [--set small|full] [--packages ...]`` or ``list [--root DIR] [--licences
+    ...]``.
+    """
     parser = argparse.ArgumentParser(
         prog="python tools/sounds.py",
         description="Recorded sounds from Debian packages.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    fetching = commands.add_parser("fetch", help="download and unpack packages below a folder, without root")
-    fetching.add_argument("--to", required=True, metavar="DIR", help="the folder; give it as root to the sound bank")
-    fetching.add_argument("--set", choices=list(SETS), default="small", help="; ".join(f"{k}: {v}" for k, v in SIZES.items()))
-    fetching.add_argument("--packages", nargs="+", metavar="NAME", help=f"instead of a set, some of {', '.join(FULL_SET)}")
-    listing = commands.add_parser("list", help="the classes of sounds that are there, with their licences")
-    listing.add_argument("--root", default="/", help="where the packages lie: / (installed), or the folder given to --to")
-    listing.add_argument("--licences", nargs="+", metavar="ID", help="only these, such as CC0-1.0 CC-BY-3.0")
-    listing.add_argument("--sources", nargs="+", metavar="NAME", help="only these, such as opensfx sonic-pi")
+    fetching = commands.add_parser(
+        "fetch", help="download and unpack packages below a folder, without root"
+    )
+    fetching.add_argument(
+        "--to", required=True, metavar="DIR", help="the folder; give it as root to the sound bank"
+    )
+    fetching.add_argument(
+        "--set",
+        choices=list(SETS),
+        default="small",
+        help="; ".join(f"{k}: {v}" for k, v in SIZES.items()),
+    )
+    fetching.add_argument(
+        "--packages",
+        nargs="+",
+        metavar="NAME",
+        help=f"instead of a set, some of {', '.join(FULL_SET)}",
+    )
+    listing = commands.add_parser(
+        "list", help="the classes of sounds that are there, with their licences"
+    )
+    listing.add_argument(
+        "--root",
+        default="/",
+        help="where the packages lie: / (installed), or the folder given to --to",
+    )
+    listing.add_argument(
+        "--licences", nargs="+", metavar="ID", help="only these, such as CC0-1.0 CC-BY-3.0"
+    )
+    listing.add_argument(
+        "--sources", nargs="+", metavar="NAME", help="only these, such as opensfx sonic-pi"
+    )
     options = parser.parse_args(list(argv))
     if options.command == "list":
         from datamodules.sound_bank import load_bank
@@ -151,6 +203,9 @@ def main(argv: Sequence[str]) -> None:
         return
     packages = tuple(options.packages or SETS[options.set])
     size = "" if options.packages else f" ({SIZES[options.set]})"
-    print(f"{', '.join(packages)}{size} by apt-get download and dpkg-deb -x into {options.to}; nothing is installed")
+    print(
+        f"{', '.join(packages)}{size} by apt-get download and dpkg-deb -x into {options.to};"
+        " nothing is installed"
+    )
     fetch(options.to, packages)
     print(f"done; use it as root={options.to}")

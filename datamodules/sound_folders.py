@@ -1,4 +1,6 @@
-"""A sound bank from a user's own folder: ESC-50, AudioCaps, or any audio files with a table beside them.
+"""A sound bank from a user's own folder:
+
+ESC-50, AudioCaps, or any audio files with a table beside them.
 
 ``LAYOUTS`` is the literal table of what is where. The project downloads none of these data sets.
 """
@@ -11,7 +13,16 @@ from pathlib import Path, PurePath
 
 from torch import Tensor
 
-from datamodules.sound_clips import BankClip, Bundle, SoundBank, cache_key, decode, draw_splits, read_cache, write_cache
+from datamodules.sound_clips import (
+    BankClip,
+    Bundle,
+    SoundBank,
+    cache_key,
+    decode,
+    draw_splits,
+    read_cache,
+    write_cache,
+)
 from datamodules.sound_licences import UNKNOWN, spdx
 from datamodules.tables import read_table
 from zoo.audio_files import FORMATS
@@ -29,8 +40,9 @@ _OPTIONAL = ("class", "family", _LABELS, "licence", "credit", "recording", "spli
 class Layout:
     """How a table speaks of its clips.
 
-    ``table`` is its usual place; ``stems(row)`` are names under which the audio may lie, with a suffix or without, in one of
-    ``folders``; ``about(row)`` gives the fields of a ``BankClip`` that the row states: a ``split`` among them is kept as it is.
+    ``table`` is its usual place; ``stems(row)`` are names under which the audio may lie, with a
+    suffix or without, in one of ``folders``; ``about(row)`` gives the fields of a ``BankClip`` that
+    the row states: a ``split`` among them is kept as it is.
     """
 
     table: str
@@ -46,27 +58,60 @@ def _esc50(row: Row) -> dict:
     family = ESC50_FAMILIES[int(target) // 10] if target.isdigit() and int(target) < 50 else UNKNOWN
     split = {"split": "test" if row["fold"] == "5" else "train"}
     recording = f"freesound {row['src_file']}" if row.get("src_file") else ""
-    about = {"sound_class": row["category"], "caption": f"the sound of {category}", "family": family, "recording": recording}
-    return {**about, **split, "licence": "CC-BY-NC-3.0", "credit": "ESC-50 (K. J. Piczak), the clip's author in its LICENSE file"}
+    about = {
+        "sound_class": row["category"],
+        "caption": f"the sound of {category}",
+        "family": family,
+        "recording": recording,
+    }
+    return {
+        **about,
+        **split,
+        "licence": "CC-BY-NC-3.0",
+        "credit": "ESC-50 (K. J. Piczak), the clip's author in its LICENSE file",
+    }
 
 
 def _audiocaps(row: Row) -> dict:
     credit = f"https://www.youtube.com/watch?v={row['youtube_id']}"
-    return {"caption": row["caption"], "recording": f"youtube {row['youtube_id']}", "credit": credit}
+    return {
+        "caption": row["caption"],
+        "recording": f"youtube {row['youtube_id']}",
+        "credit": credit,
+    }
 
 
 def _csv(row: Row) -> dict:
-    labels = tuple(label.strip() for label in row.get("audioset_labels", "").split(";") if label.strip())
-    names = {"class": "sound_class", "family": "family", "licence": "licence", "credit": "credit", "split": "split"}
+    labels = tuple(
+        label.strip() for label in row.get("audioset_labels", "").split(";") if label.strip()
+    )
+    names = {
+        "class": "sound_class",
+        "family": "family",
+        "licence": "licence",
+        "credit": "credit",
+        "split": "split",
+    }
     stated = {field: row[column] for column, field in names.items() if row.get(column)}
     if stated.get("split", "train") not in ("train", "test"):
-        raise ValueError(f"split is {stated['split']!r}; expected 'train' or 'test', or an empty cell")
-    return {"caption": row["caption"], "audioset_labels": labels, "recording": row.get("recording", ""), **stated}
+        raise ValueError(
+            f"split is {stated['split']!r}; expected 'train' or 'test', or an empty cell"
+        )
+    return {
+        "caption": row["caption"],
+        "audioset_labels": labels,
+        "recording": row.get("recording", ""),
+        **stated,
+    }
 
 
 LAYOUTS: dict[str, Layout] = {
     "esc50": Layout(
-        "meta/esc50.csv", ("filename", "fold", "target", "category"), ("audio", "."), lambda row: [row["filename"]], _esc50
+        "meta/esc50.csv",
+        ("filename", "fold", "target", "category"),
+        ("audio", "."),
+        lambda row: [row["filename"]],
+        _esc50,
     ),
     "audiocaps": Layout(
         "train.csv",
@@ -92,19 +137,27 @@ def load_folder_bank(
     sample_rate_hz: int = 16_000,
     cache_dir: str | Path | None = None,
 ) -> SoundBank:
-    """A bank from ``folder``. ``table`` (relative to it, or absolute) is by default where the layout has it.
+    """A bank from ``folder``.
 
-    - ``csv``: columns ``file`` and ``caption``, and where known ``class``, ``family``, ``audioset_labels`` (``;``), ``licence``,
+    ``table`` (relative to it, or absolute) is by default where the layout has it.
+
+    - ``csv``: columns ``file`` and ``caption``, and where known ``class``, ``family``,
+      ``audioset_labels`` (``;``), ``licence``,
       ``credit``, ``recording``, ``split``.
-    - ``esc50``: ``meta/esc50.csv`` and ``audio/``; fold 5 is for testing, and the whole set counts as CC-BY-NC-3.0.
-    - ``audiocaps``: one of its CSV files and the sounds as ``YOUTUBEID_START``, ``YOUTUBEID``, ``YYOUTUBEID`` or ``AUDIOCAPID``
+    - ``esc50``: ``meta/esc50.csv`` and ``audio/``; fold 5 is for testing, and the whole set counts
+      as CC-BY-NC-3.0.
+    - ``audiocaps``: one of its CSV files and the sounds as ``YOUTUBEID_START``, ``YOUTUBEID``,
+      ``YYOUTUBEID`` or ``AUDIOCAPID``
       with any audio suffix; several captions of one sound become several clips of one recording.
 
-    ``missing``: what to do about rows whose audio is not there: ``error`` or ``drop`` (each then stands in ``quarantined``).
-    Clips that cannot be read, and files that are exact copies of earlier ones, are quarantined either way.
+    ``missing``: what to do about rows whose audio is not there: ``error`` or ``drop`` (each then
+    stands in ``quarantined``).
+    Clips that cannot be read, and files that are exact copies of earlier ones, are quarantined
+    either way.
 
-    Raises ``ValueError`` for an unknown layout, missing columns or cells, a file outside the folder, or nothing usable, and
-    ``FileNotFoundError`` that counts and names the rows that lack audio.
+    Raises ``ValueError`` for an unknown layout, missing columns or cells, a file outside the
+    folder, or nothing usable, and ``FileNotFoundError`` that counts and names the rows that lack
+    audio.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
@@ -122,13 +175,24 @@ def load_folder_bank(
         else:
             found.append((number, row, audio))
     if lacking and (missing == "error" or not found):
-        shown = ", ".join(list(lacking)[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-        advice = "missing='drop' leaves them out" if found else f"the audio is looked for below {folder}"
-        raise FileNotFoundError(f"{path}: {len(lacking)} of {len(rows)} rows have no audio file ({shown}); {advice}")
+        shown = ", ".join(list(lacking)[:5]) + (
+            f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        )
+        advice = (
+            "missing='drop' leaves them out" if found else f"the audio is looked for below {folder}"
+        )
+        raise FileNotFoundError(
+            f"{path}: {len(lacking)} of {len(rows)} rows have no audio file ({shown}); {advice}"
+        )
     facts = [f"{layout} rate {sample_rate_hz}"]
     for number, row, audio in found:
-        facts.append(f"{number} {sorted(row.items())} {audio} {audio.stat().st_size}.{audio.stat().st_mtime_ns}")
-    cache = None if cache_dir is None else Path(cache_dir) / f"sounds-{cache_key(facts)}.safetensors"
+        facts.append(
+            f"{number} {sorted(row.items())} {audio}"
+            f" {audio.stat().st_size}.{audio.stat().st_mtime_ns}"
+        )
+    cache = (
+        None if cache_dir is None else Path(cache_dir) / f"sounds-{cache_key(facts)}.safetensors"
+    )
     if cache is not None and cache.is_file():
         bundle = read_cache(cache)
     else:
@@ -136,10 +200,18 @@ def load_folder_bank(
         if cache is not None and bundle.clips:
             write_cache(cache, bundle)
     if not bundle.clips:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3])
+        reasons = "; ".join(
+            f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3]
+        )
         raise ValueError(f"{path}: none of {len(rows)} rows can be used ({reasons})")
     drawn = not any(clip.split for clip in bundle.clips)
-    return SoundBank(_with_splits(bundle.clips), bundle.waves, sample_rate_hz, {**lacking, **bundle.quarantined}, drawn)
+    return SoundBank(
+        _with_splits(bundle.clips),
+        bundle.waves,
+        sample_rate_hz,
+        {**lacking, **bundle.quarantined},
+        drawn,
+    )
 
 
 def _rows(path: Path, form: Layout) -> list[tuple[int, Row]]:
@@ -168,14 +240,22 @@ def _audio(folder: Path, files: Listing, form: Layout, row: Row, where: str) -> 
             for name in (stem, *(stem + suffix for suffix in FORMATS)):
                 path = folder / place / name
                 if not path.resolve().is_relative_to(folder.resolve()):
-                    raise ValueError(f"{where}: {name!r} lies outside {folder}; name files inside it")
+                    raise ValueError(
+                        f"{where}: {name!r} lies outside {folder}; name files inside it"
+                    )
                 found = files.find((PurePath(place) / name).as_posix())
                 if found is not None:
                     return files.files[found]
     return None
 
 
-def _decoded(found: Sequence[tuple[int, Row, Path]], folder: Path, form: Layout, where: str, sample_rate_hz: int) -> Bundle:
+def _decoded(
+    found: Sequence[tuple[int, Row, Path]],
+    folder: Path,
+    form: Layout,
+    where: str,
+    sample_rate_hz: int,
+) -> Bundle:
     from rich.progress import track
 
     clips, waves, quarantined = [], {}, {}
@@ -216,4 +296,6 @@ def _decoded(found: Sequence[tuple[int, Row, Path]], folder: Path, form: Layout,
 def _with_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
     """Stated splits are kept; the others are drawn by recording."""
     drawn = iter(draw_splits([clip for clip in clips if not clip.split]))
-    return tuple(replace(clip, recording_split=True) if clip.split else next(drawn) for clip in clips)
+    return tuple(
+        replace(clip, recording_split=True) if clip.split else next(drawn) for clip in clips
+    )

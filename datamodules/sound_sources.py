@@ -1,6 +1,8 @@
-"""Where recorded sounds lie in Debian packages: folders, Qt resource bundles (.rcc) and OpenTTD catalogues (.cat).
+"""Where recorded sounds lie in Debian packages: folders, Qt resource bundles (.rcc) and OpenTTD
+catalogues (.cat).
 
-Each reader lists ``Entry`` records without decoding anything; only what a rule asks for is read and unpacked.
+Each reader lists ``Entry`` records without decoding anything; only what a rule asks for is read and
+unpacked.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ LARGEST_BYTES = 1 << 28  # a compressed file that unpacks to more than this is r
 class Entry:
     """One recording in a package.
 
-    ``name`` is what a rule's glob matches; ``origin`` the path in the package's source, which its copyright file speaks of;
-    ``stamp`` changes when the bytes may have changed; ``credit`` is text that travels inside the container; ``words`` fills the
-    blank of a caption such as ``a person saying: {words}`` (None: there are none).
+    ``name`` is what a rule's glob matches; ``origin`` the path in the package's source, which its
+    copyright file speaks of; ``stamp`` changes when the bytes may have changed; ``credit`` is text
+    that travels inside the container; ``words`` fills the blank of a caption such as ``a person
+    saying: {words}`` (None: there are none).
     """
 
     name: str
@@ -36,10 +39,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """``place`` is below the root; ``origin`` is what stands before a file's name in the package's source.
+    """``place`` is below the root; ``origin`` is what stands before a file's name in the package's
+    source.
 
-    ``licence`` is what the package's copyright file says to a person where no machine can read it; ``statement`` (file, text,
-    licence) is a sentence beside the sounds that covers those which the copyright file does not name one by one.
+    ``licence`` is what the package's copyright file says to a person where no machine can read it;
+    ``statement`` (file, text, licence) is a sentence beside the sounds that covers those which the
+    copyright file does not name one by one.
     """
 
     package: str
@@ -75,7 +80,9 @@ def folder_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[E
 
 
 def spoken_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[Entry]:
-    """Spoken descriptions ``dog_desc.ogg`` whose words are the first line of ``dog.txt`` beside them."""
+    """Spoken descriptions ``dog_desc.ogg`` whose words are the first line of ``dog.txt`` beside
+    them.
+    """
     for name, path in _files(place, globs):
         text = path.with_name(path.stem.removesuffix("_desc") + ".txt")
         lines = text.read_text("utf-8", errors="replace").splitlines() if text.is_file() else []
@@ -94,18 +101,27 @@ def bundle_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[E
 
 
 def catalogue_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[Entry]:
-    """The sounds of one .cat file, named by their two-digit index, with the credit text that lies beside each."""
+    """The sounds of one .cat file, named by their two-digit index, with the credit text that lies
+    beside each.
+    """
     for index, credit, wav in read_cat(place):
         name = f"{index:02d}"
         if _wanted(name, globs):
-            yield Entry(name, origin + name, f"{_stamp(place)}.{index}", functools.partial(bytes, wav), credit=credit)
+            yield Entry(
+                name,
+                origin + name,
+                f"{_stamp(place)}.{index}",
+                functools.partial(bytes, wav),
+                credit=credit,
+            )
 
 
 def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(path inside, reader) of every file in a Qt resource bundle; files are raw, zlib or Zstandard (needs ``zstandard``).
+    """(path inside, reader) of every file in a Qt resource bundle; files are raw, zlib or Zstandard
+    (needs ``zstandard``).
 
-    Layout: https://doc.qt.io/qt-6/rcc.html: a header, a tree of nodes, names in UTF-16 and data, all big-endian.
-    Raises ``ValueError`` for a file that is none, or is damaged.
+    Layout: https://doc.qt.io/qt-6/rcc.html: a header, a tree of nodes, names in UTF-16 and data,
+    all big-endian. Raises ``ValueError`` for a file that is none, or is damaged.
     """
     data = Path(path).read_bytes()
     if data[:4] != b"qres" or len(data) < 20:
@@ -132,7 +148,12 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         else:
             start = blobs + struct.unpack_from(">I", data, at + 10)[0]
             size = struct.unpack_from(">I", data, start)[0]
-            yield inside, functools.partial(_unpacked, data[start + 4 : start + 4 + size], flags, f"{path}: {inside}")
+            yield (
+                inside,
+                functools.partial(
+                    _unpacked, data[start + 4 : start + 4 + size], flags, f"{path}: {inside}"
+                ),
+            )
 
     try:
         yield from walk(0, "")
@@ -154,7 +175,9 @@ def _unpacked(blob: bytes, flags: int, name: str) -> bytes:
         try:
             import zstandard
         except ImportError as error:
-            raise ImportError("this bundle is compressed with Zstandard: `pip install zstandard` to read it") from error
+            raise ImportError(
+                "this bundle is compressed with Zstandard: `pip install zstandard` to read it"
+            ) from error
         try:
             with zstandard.ZstdDecompressor().stream_reader(blob) as reader:
                 raw = reader.read(LARGEST_BYTES + 1)
@@ -169,8 +192,9 @@ def _unpacked(blob: bytes, flags: int, name: str) -> bytes:
 def read_cat(path: str | Path) -> Iterator[tuple[int, str, memoryview]]:
     """(index, credit text, WAV bytes) of every sound in an OpenTTD catalogue.
 
-    Layout (https://wiki.openttd.org/en/Development/Sounds): pairs of little-endian offset and size, then per sound one byte with
-    the text's length, the text, and a RIFF chunk. Raises ``ValueError`` for a file that is none, or is damaged.
+    Layout (https://wiki.openttd.org/en/Development/Sounds): pairs of little-endian offset and size,
+    then per sound one byte with the text's length, the text, and a RIFF chunk. Raises
+    ``ValueError`` for a file that is none, or is damaged.
     """
     data = Path(path).read_bytes()
     try:
@@ -180,13 +204,22 @@ def read_cat(path: str | Path) -> Iterator[tuple[int, str, memoryview]]:
             text = data[start + 1 : start + 1 + data[start]]
             wave = start + 1 + data[start]
             size = struct.unpack_from("<I", data, wave + 4)[0] + 8
-            yield index, text.split(b"\0")[0].decode("latin-1"), memoryview(data)[wave : wave + size]
+            yield (
+                index,
+                text.split(b"\0")[0].decode("latin-1"),
+                memoryview(data)[wave : wave + size],
+            )
     except (struct.error, IndexError) as error:
-        raise ValueError(f"{path} is no OpenTTD sound catalogue, or is damaged ({error}); install its package again") from error
+        raise ValueError(
+            f"{path} is no OpenTTD sound catalogue, or is damaged ({error}); install its package"
+            " again"
+        ) from error
 
 
 def original_recording(credit: str) -> str:
-    """What a catalogue's credit names as the original: two edits of one original are one recording. Empty: none is named."""
+    """What a catalogue's credit names as the original: two edits of one original are one recording.
+    Empty: none is named.
+    """
     match = re.search(r"Ori?gi?nal (.+?)(?:\. (?:Edited|Cut|Mixed|License)|$)", credit)
     return match[1] if match else ""
 
@@ -194,19 +227,42 @@ def original_recording(credit: str) -> str:
 _SONIC_PI = "usr/share/sonic-pi/samples"
 _CC0_SENTENCE = ("README.md", "the public domain via the Creative Commons 0 License", "CC0-1.0")
 SOURCES: dict[str, Source] = {
-    "opensfx": Source("openttd-opensfx", "usr/share/games/openttd/baseset/opensfx/opensfx.cat", catalogue_entries),
-    "gcompris": Source("gcompris-qt-data", "usr/share/gcompris-qt/rcc", bundle_entries, "/gcompris/"),
-    "sonic-pi": Source("sonic-pi-samples", _SONIC_PI, folder_entries, "etc/samples/", statement=_CC0_SENTENCE),
-    "simutrans": Source("simutrans-pak64", "usr/share/games/simutrans/pak/sound", folder_entries, "sound/"),
-    "tuxpaint": Source("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps", folder_entries, "stamps/"),
-    "tuxpaint-speech": Source("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps", spoken_entries, "stamps/"),
-    "wesnoth": Source(
-        "wesnoth-1.16-data", "usr/share/games/wesnoth/1.16/data/core", folder_entries, "data/core/", licence="GPL-2.0-or-later"
+    "opensfx": Source(
+        "openttd-opensfx", "usr/share/games/openttd/baseset/opensfx/opensfx.cat", catalogue_entries
     ),
-    "lincity": Source("lincity-ng-data", "usr/share/games/lincity-ng/sounds", folder_entries, "data/sounds/"),
+    "gcompris": Source(
+        "gcompris-qt-data", "usr/share/gcompris-qt/rcc", bundle_entries, "/gcompris/"
+    ),
+    "sonic-pi": Source(
+        "sonic-pi-samples", _SONIC_PI, folder_entries, "etc/samples/", statement=_CC0_SENTENCE
+    ),
+    "simutrans": Source(
+        "simutrans-pak64", "usr/share/games/simutrans/pak/sound", folder_entries, "sound/"
+    ),
+    "tuxpaint": Source(
+        "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps", folder_entries, "stamps/"
+    ),
+    "tuxpaint-speech": Source(
+        "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps", spoken_entries, "stamps/"
+    ),
+    "wesnoth": Source(
+        "wesnoth-1.16-data",
+        "usr/share/games/wesnoth/1.16/data/core",
+        folder_entries,
+        "data/core/",
+        licence="GPL-2.0-or-later",
+    ),
+    "lincity": Source(
+        "lincity-ng-data", "usr/share/games/lincity-ng/sounds", folder_entries, "data/sounds/"
+    ),
     "lmms": Source("lmms-common", "usr/share/lmms/samples", folder_entries, "data/samples/"),
     "alsa": Source("alsa-utils", "usr/share/sounds/alsa", folder_entries, "speaker-test/samples/"),
-    "asterisk": Source("asterisk-core-sounds-en-wav", "usr/share/asterisk/sounds/en_US_f_Allison", folder_entries, "en-"),
+    "asterisk": Source(
+        "asterisk-core-sounds-en-wav",
+        "usr/share/asterisk/sounds/en_US_f_Allison",
+        folder_entries,
+        "en-",
+    ),
 }
 """Name in clip ids and in ``sound_rules.tsv`` -> where it lies. The paths and the package names are Debian 12's."""
 

@@ -1,4 +1,7 @@
-"""From rewards to advantages, in float64. Sums are exactly rounded, so the order of samples or ranks changes nothing."""
+"""From rewards to advantages, in float64.
+
+Sums are exactly rounded, so the order of samples or ranks changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ BATCH_EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class RewardStatistics:
-    """Of one set of rewards: ``mean``, population ``std`` (exactly 0 when all are equal) and ``count``."""
+    """Of one set of rewards:
+
+    ``mean``, population ``std`` (exactly 0 when all are equal) and ``count``.
+    """
 
     mean: float
     std: float
@@ -26,14 +32,21 @@ class RewardStatistics:
 
 
 def reward_statistics(rewards: Iterable[float]) -> RewardStatistics:
-    """Mean and population standard deviation by exactly rounded sums. Raises ``ValueError`` when there is no reward."""
+    """Mean and population standard deviation by exactly rounded sums.
+
+    Raises ``ValueError`` when there is no reward.
+    """
     values = [float(reward) for reward in rewards]
     if not values:
         raise ValueError("no rewards were given, expected at least one")
     if min(values) == max(values):
         return RewardStatistics(values[0], 0.0, len(values))
     mean = math.fsum(values) / len(values)
-    return RewardStatistics(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)), len(values))
+    return RewardStatistics(
+        mean,
+        math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)),
+        len(values),
+    )
 
 
 def _rewards(rewards: ArrayLike | torch.Tensor, names: Sequence[str] | None = None) -> np.ndarray:
@@ -45,7 +58,10 @@ def _rewards(rewards: ArrayLike | torch.Tensor, names: Sequence[str] | None = No
         raise ValueError(f"rewards must be {expected}, got shape {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array)).tolist()
     if bad:
-        raise ValueError(f"rewards of samples {bad} are not finite; drop such samples before advantages are taken")
+        raise ValueError(
+            f"rewards of samples {bad} are not finite; drop such samples before advantages are"
+            " taken"
+        )
     return array
 
 
@@ -56,12 +72,15 @@ def batch_advantages(rewards: ArrayLike | torch.Tensor) -> np.ndarray:
     return (array - batch.mean) / (batch.std + BATCH_EPSILON)
 
 
-def group_advantages(rewards: ArrayLike | torch.Tensor, prompt_ids: Sequence[str], std: str = "group") -> np.ndarray:
+def group_advantages(
+    rewards: ArrayLike | torch.Tensor, prompt_ids: Sequence[str], std: str = "group"
+) -> np.ndarray:
     """(r - mean of the prompt's group) / (std + 1e-6), float64 (B,), as in GRPO.
 
-    ``std`` "group": of the same group (arXiv 2402.03300); "batch": of all rewards (Flow-GRPO, arXiv 2505.05470), which keeps
-    groups of almost equal rewards from being blown up. A group whose rewards are all equal gets advantage 0.
-    Raises ``ValueError`` for another ``std``, or when counts differ.
+    ``std`` "group": of the same group (arXiv 2402.03300); "batch": of all rewards (Flow-GRPO, arXiv
+    2505.05470), which keeps groups of almost equal rewards from being blown up. A group whose
+    rewards are all equal gets advantage 0. Raises ``ValueError`` for another ``std``, or when
+    counts differ.
     """
     if std not in ("group", "batch"):
         raise ValueError(f"std must be 'group' or 'batch', got {std!r}")
@@ -71,44 +90,60 @@ def group_advantages(rewards: ArrayLike | torch.Tensor, prompt_ids: Sequence[str
     for prompt_id in set(prompt_ids):
         rows = [row for row, name in enumerate(prompt_ids) if name == prompt_id]
         group = reward_statistics(array[rows])
-        advantages[rows] = (array[rows] - group.mean) / ((group if std == "group" else batch).std + TRACKER_EPSILON)
+        advantages[rows] = (array[rows] - group.mean) / (
+            (group if std == "group" else batch).std + TRACKER_EPSILON
+        )
     return advantages
 
 
 class PromptTracker:
-    """Per-prompt reward statistics over the last ``buffer_size`` samples of each prompt, kept between rounds (DDPO).
+    """Per-prompt reward statistics over the last ``buffer_size`` samples of each prompt, kept
+    between rounds (DDPO).
 
-    New rewards enter the buffers before they are used. A prompt with fewer than ``min_count`` rewards in its buffer is
-    normalised by the mean and std of the whole current call instead.
+    New rewards enter the buffers before they are used. A prompt with fewer than ``min_count``
+    rewards in its buffer is normalised by the mean and std of the whole current call instead.
     """
 
     def __init__(self, buffer_size: int = 16, min_count: int = 16) -> None:
         if not 1 <= min_count <= buffer_size:
             raise ValueError(
-                f"PromptTracker: expected 1 <= min_count <= buffer_size, got min_count {min_count}, buffer_size {buffer_size}; "
-                "a buffer that never holds min_count rewards would never be used"
+                f"PromptTracker: expected 1 <= min_count <= buffer_size, got min_count {min_count},"
+                f" buffer_size {buffer_size}; a buffer that never holds min_count rewards would"
+                " never be used"
             )
         self.buffer_size, self.min_count = int(buffer_size), int(min_count)
         self._buffers: dict[str, deque[float]] = {}
 
     def update(
-        self, prompt_ids: Sequence[str], rewards: ArrayLike | torch.Tensor, order: Sequence[int] | None = None
+        self,
+        prompt_ids: Sequence[str],
+        rewards: ArrayLike | torch.Tensor,
+        order: Sequence[int] | None = None,
     ) -> np.ndarray:
         """Advantages (r - mean) / (std + 1e-6), float64 (B,), of samples gathered from all ranks.
 
-        Full buffers drop their oldest rewards. ``order`` (B,) is the place of each sample in the round (its global index): with
-        it, what is dropped does not depend on how ranks were gathered; without it the order given counts.
-        Raises ``ValueError`` on rewards that are not finite, or when counts differ; nothing is changed then.
+        Full buffers drop their oldest rewards. ``order`` (B,) is the place of each sample in the
+        round (its global index): with it, what is dropped does not depend on how ranks were
+        gathered; without it the order given counts. Raises ``ValueError`` on rewards that are not
+        finite, or when counts differ; nothing is changed then.
         """
         prompt_ids = list(prompt_ids)
         array = _rewards(rewards, prompt_ids)
-        if order is not None and sorted({int(place) for place in order}) != sorted(int(place) for place in order):
-            raise ValueError("order names a place twice; give every sample its own place in the round")
+        if order is not None and sorted({int(place) for place in order}) != sorted(
+            int(place) for place in order
+        ):
+            raise ValueError(
+                "order names a place twice; give every sample its own place in the round"
+            )
         if order is not None and len(order) != len(array):
-            raise ValueError(f"order needs one place a sample, expected {len(array)}, got {len(order)}")
+            raise ValueError(
+                f"order needs one place a sample, expected {len(array)}, got {len(order)}"
+            )
         call = reward_statistics(array)
         for row in range(len(array)) if order is None else np.argsort(np.asarray(order)):
-            self._buffers.setdefault(prompt_ids[row], deque(maxlen=self.buffer_size)).append(float(array[row]))
+            self._buffers.setdefault(prompt_ids[row], deque(maxlen=self.buffer_size)).append(
+                float(array[row])
+            )
         used = {}
         for prompt_id in set(prompt_ids):
             buffer = self._buffers[prompt_id]
@@ -126,9 +161,14 @@ class PromptTracker:
         return {"buffers": {prompt_id: list(buffer) for prompt_id, buffer in self._buffers.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces all buffers; of more than ``buffer_size`` rewards the newest are kept. ``ValueError`` on a foreign state."""
+        """Replaces all buffers; of more than ``buffer_size`` rewards the newest are kept.
+
+        ``ValueError`` on a foreign state.
+        """
         if not isinstance(state, dict) or not isinstance(state.get("buffers"), dict):
-            raise ValueError("not the state of a PromptTracker: expected {'buffers': {prompt id: [rewards]}}")
+            raise ValueError(
+                "not the state of a PromptTracker: expected {'buffers': {prompt id: [rewards]}}"
+            )
         self._buffers = {
             str(prompt_id): deque((float(reward) for reward in rewards), maxlen=self.buffer_size)
             for prompt_id, rewards in state["buffers"].items()

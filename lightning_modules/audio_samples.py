@@ -1,4 +1,6 @@
-"""The same held-out prompts with the same noise before and after training (and at every evaluation), as wav files."""
+"""The same held-out prompts with the same noise before and after training (and at every
+evaluation), as wav files.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ INDEX = "samples.json"
 
 
 def spread(batch: PromptBatch, count: int) -> PromptBatch:
-    """``count`` rows of a batch (all, if it has fewer) of as many prompts as there are, evenly spread over them; a prompt comes a
-    second time when every one is there, next to its first.
+    """``count`` rows of a batch (all, if it has fewer) of as many prompts as there are, evenly
+    spread over them; a prompt comes a second time when every one is there, next to its first.
     """
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(batch.prompts):
@@ -35,7 +37,11 @@ def spread(batch: PromptBatch, count: int) -> PromptBatch:
         wanted = min(count - len(chosen), len(layer))
         chosen += [layer[i * len(layer) // wanted] for i in range(wanted)]
     rows = [row for _, row in sorted(chosen)]
-    return PromptBatch(tuple(batch.prompts[i] for i in rows), tuple(batch.sample_index[i] for i in rows), batch.round_index)
+    return PromptBatch(
+        tuple(batch.prompts[i] for i in rows),
+        tuple(batch.sample_index[i] for i in rows),
+        batch.round_index,
+    )
 
 
 def joined(batches: Iterable[PromptBatch]) -> PromptBatch | None:
@@ -44,34 +50,50 @@ def joined(batches: Iterable[PromptBatch]) -> PromptBatch | None:
     if not batches:
         return None
     prompts = tuple(prompt for batch in batches for prompt in batch.prompts)
-    return PromptBatch(prompts, tuple(i for batch in batches for i in batch.sample_index), batches[0].round_index)
+    return PromptBatch(
+        prompts, tuple(i for batch in batches for i in batch.sample_index), batches[0].round_index
+    )
 
 
 def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: int) -> Path:
-    """One 16-bit wav per sample and ``samples.json`` (file, prompt, score: null where it is not finite); an older folder is
-    replaced when all is written.
+    """One 16-bit wav per sample and ``samples.json`` (file, prompt, score: null where it is not
+    finite); an older folder is replaced when all is written.
 
-    Raises ``OSError``, and ``ValueError`` for a wave with NaN or infinity; the older folder stays then.
+    Raises ``OSError``, and ``ValueError`` for a wave with NaN or infinity; the older folder stays
+    then.
     """
     folder, index = Path(folder), []
     with folder_written_beside(folder, replace=True) as part:
         for i, prompt in enumerate(samples.prompts):
             file = f"{i:02d}_{re.sub(r'[^A-Za-z0-9_-]+', '-', prompt.id)[:60]}.wav"
             write_audio(part / file, Waveform(samples.wave_BCN[i], sample_rate_hz))
-            facts = {"id": prompt.id, "text": prompt.text, "negative": prompt.negative, "seconds": prompt.seconds}
-            index.append({"file": file, **facts, "labels": dict(prompt.labels), "score": samples.score_B[i].item()})
+            facts = {
+                "id": prompt.id,
+                "text": prompt.text,
+                "negative": prompt.negative,
+                "seconds": prompt.seconds,
+            }
+            index.append(
+                {
+                    "file": file,
+                    **facts,
+                    "labels": dict(prompt.labels),
+                    "score": samples.score_B[i].item(),
+                }
+            )
         text = json.dumps(finite(index), indent=1, default=str, allow_nan=False)
         (part / INDEX).write_text(text, encoding="utf-8")
     return folder
 
 
 class AudioSamples(Callback):
-    """``before/`` (where the run started: the base model, or the ``start_adapter`` on it), ``after/``
-    (the trained one) and, after each evaluation, ``round_<n>/`` in ``folder``.
+    """``before/`` (where the run started: the base model, or the ``start_adapter`` on it),
+    ``after/`` (the trained one) and, after each evaluation, ``round_<n>/`` in ``folder``.
 
-    ``count`` held-out prompts, evenly spread, always with the noise of their evaluation; without held-out prompts, prompts of the
-    first training round. The base model is the adapter switched off, so its ``before/`` can be made
-    at any time; one of a whole denoiser or of a ``start_adapter`` only before the first update.
+    ``count`` held-out prompts, evenly spread, always with the noise of their evaluation; without
+    held-out prompts, prompts of the first training round. The base model is the adapter switched
+    off, so its ``before/`` can be made at any time; one of a whole denoiser or of a
+    ``start_adapter`` only before the first update.
     """
 
     def __init__(self, folder: str | Path, count: int = 8, every_evaluation: bool = True) -> None:
@@ -80,11 +102,16 @@ class AudioSamples(Callback):
         self.folder, self.count, self.every_evaluation = Path(folder), count, every_evaluation
         self.batch: PromptBatch | None = None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
         if self.batch is not None or not trainer.is_global_zero:
             return
         pl_module.check_round(batch)  # a run that cannot train writes nothing
-        self.batch = spread(self._held_out(trainer) or PromptBatch(batch.prompts, batch.sample_index, -1), self.count)
+        self.batch = spread(
+            self._held_out(trainer) or PromptBatch(batch.prompts, batch.sample_index, -1),
+            self.count,
+        )
         fresh = trainer.global_step == 0
         if fresh:
             self._forget()
@@ -100,7 +127,9 @@ class AudioSamples(Callback):
             self._write(pl_module, f"round_{int(trainer.callback_metrics.get('round', 0)):05d}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.batch is None and trainer.is_global_zero and trainer.datamodule is not None:  # no round was left to train
+        if (
+            self.batch is None and trainer.is_global_zero and trainer.datamodule is not None
+        ):  # no round was left to train
             held_out = joined(trainer.datamodule.val_dataloader())
             self.batch = None if held_out is None else spread(held_out, self.count)
         if self.batch is not None:
@@ -118,4 +147,6 @@ class AudioSamples(Callback):
             shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, pl_module: LightningModule, name: str) -> None:
-        write_samples(self.folder / name, pl_module.evaluate(self.batch), pl_module.backbone.sample_rate_hz)
+        write_samples(
+            self.folder / name, pl_module.evaluate(self.batch), pl_module.backbone.sample_rate_hz
+        )

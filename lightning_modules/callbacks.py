@@ -1,4 +1,7 @@
-"""What a run leaves in its folder, and what it shows while it runs. ``default_callbacks`` is the whole set."""
+"""What a run leaves in its folder, and what it shows while it runs.
+
+``default_callbacks`` is the whole set.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,12 @@ Row = dict[str, float]
 FIRST_COLUMNS = ("round", "epoch", "step")
 
 
-def default_callbacks(out_dir: str | Path, audio_count: int = 8, progress: bool = True) -> list[Callback]:
-    """metrics.csv, adapter/, audio/before and audio/after, curve.png, report.html in ``out_dir``, and a progress display."""
+def default_callbacks(
+    out_dir: str | Path, audio_count: int = 8, progress: bool = True
+) -> list[Callback]:
+    """metrics.csv, adapter/, audio/before and audio/after, curve.png, report.html in ``out_dir``,
+    and a progress display.
+    """
     out_dir = Path(out_dir)
     metrics = MetricsCSV(out_dir / "metrics.csv")
     callbacks: list[Callback] = [
@@ -36,16 +43,24 @@ def default_callbacks(out_dir: str | Path, audio_count: int = 8, progress: bool 
 
 
 def write_results(trainer: Trainer, pl_module: LightningModule) -> None:
-    """What a run leaves at its end, once more: for a run that was killed between its last checkpoint and that."""
+    """What a run leaves at its end, once more: for a run that was killed between its last
+    checkpoint and that.
+    """
     for callback in trainer.callbacks:
         if isinstance(callback, (AdapterExport, AudioSamples, Curve, Report)):
             callback.on_train_end(trainer, pl_module)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A CSV with the union of all columns; what a row has not is empty. Raises ``OSError``; an older file stays then."""
+    """A CSV with the union of all columns; what a row has not is empty.
+
+    Raises ``OSError``; an older file stays then.
+    """
     names = {name for row in rows for name in row}
-    columns = [*(name for name in FIRST_COLUMNS if name in names), *sorted(names.difference(FIRST_COLUMNS))]
+    columns = [
+        *(name for name in FIRST_COLUMNS if name in names),
+        *sorted(names.difference(FIRST_COLUMNS)),
+    ]
     with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -53,11 +68,13 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 class MetricsCSV(Callback):
-    """One row a training batch with its ``round_metrics`` (of the module; Lightning's ``callback_metrics`` also hold what only an
-    earlier round had, such as the mean of a mood that this one has not); ``held_out`` numbers join the row before them.
+    """One row a training batch with its ``round_metrics`` (of the module; Lightning's
+    ``callback_metrics`` also hold what only an earlier round had, such as the mean of a mood that
+    this one has not); ``held_out`` numbers join the row before them.
 
-    Rows travel in the checkpoint, so that a resumed run has each round once: what came after the checkpoint is made again.
-    A sanity check over held-out prompts before training (``num_sanity_val_steps=-1``) becomes the row of round 0.
+    Rows travel in the checkpoint, so that a resumed run has each round once: what came after the
+    checkpoint is made again. A sanity check over held-out prompts before training
+    (``num_sanity_val_steps=-1``) becomes the row of round 0.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -96,11 +113,11 @@ class MetricsCSV(Callback):
 
 
 class AdapterExport(Callback):
-    """At the end the adapter in peft's layout in ``adapter/`` (averaged weights if there is an EMA); after full fine-tuning the
-    denoiser's weights in ``denoiser.safetensors`` instead.
+    """At the end the adapter in peft's layout in ``adapter/`` (averaged weights if there is an
+    EMA); after full fine-tuning the denoiser's weights in ``denoiser.safetensors`` instead.
 
-    Checkpoints hold the hashes of the base model, so that an export of one says what it was trained on, and a run whose base has
-    changed since is not resumed (``ValueError``).
+    Checkpoints hold the hashes of the base model, so that an export of one says what it was trained
+    on, and a run whose base has changed since is not resumed (``ValueError``).
     """
 
     def __init__(self, out_dir: str | Path) -> None:
@@ -113,7 +130,12 @@ class AdapterExport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.hparams.lora_rank:
             recorded, self.base_sha256 = self.base_sha256, base_hashes(pl_module.backbone.denoiser)
-            check_base(pl_module.backbone.denoiser, recorded, "the run to resume", "the base of its first start")
+            check_base(
+                pl_module.backbone.denoiser,
+                recorded,
+                "the run to resume",
+                "the base of its first start",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"base_sha256": dict(self.base_sha256)}

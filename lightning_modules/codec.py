@@ -15,10 +15,15 @@ from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.diffusion import noise_generator
 
 
-def codec_losses(codec: SpectralCodec, wave_B2N: Tensor, noise_B: Tensor | None = None) -> dict[str, Tensor]:
-    """Scalars: ``log_magnitude`` (mean absolute error, nats), ``convergence`` (relative Frobenius error of magnitudes,
-    Arik et al. 2018 eq. 2), ``stereo`` (mean absolute error of level in nats and coherence, weighted by band energy), ``kl``
-    (nats per latent element). ``noise_B``: standard normal noise of the latents' shape, or None for the posterior's mean.
+def codec_losses(
+    codec: SpectralCodec, wave_B2N: Tensor, noise_B: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Scalars:
+
+    ``log_magnitude`` (mean absolute error, nats), ``convergence`` (relative Frobenius error of
+    magnitudes, Arik et al. 2018 eq. 2), ``stereo`` (mean absolute error of level in nats and
+    coherence, weighted by band energy), ``kl`` (nats per latent element). ``noise_B``: standard
+    normal noise of the latents' shape, or None for the posterior's mean.
     """
     log_magnitude, stereo = codec.features(wave_B2N)
     mean, log_variance = codec.posterior(log_magnitude, stereo)
@@ -37,12 +42,14 @@ def codec_losses(codec: SpectralCodec, wave_B2N: Tensor, noise_B: Tensor | None 
 
 
 class Codec(L.LightningModule):
-    """Trains a ``SpectralCodec``: log-magnitude + spectral convergence + stereo + a small KL term (AdamW, cosine decay).
+    """Trains a ``SpectralCodec``: log-magnitude + spectral convergence + stereo + a small KL term
+    (AdamW, cosine decay).
 
-    ``kl_weight`` trades smooth latents against detail. ``freeze_encoder`` keeps latents valid while the decoder goes on
-    learning. ``total_steps`` is the length of the learning-rate schedule in optimiser steps. At the end of every epoch the
-    mean and standard deviation of the latents are measured over the validation batches. The noise depends on ``seed``, the
-    step and the process only, so a run resumed at the end of an epoch continues exactly.
+    ``kl_weight`` trades smooth latents against detail. ``freeze_encoder`` keeps latents valid while
+    the decoder goes on learning. ``total_steps`` is the length of the learning-rate schedule in
+    optimiser steps. At the end of every epoch the mean and standard deviation of the latents are
+    measured over the validation batches. The noise depends on ``seed``, the step and the process
+    only, so a run resumed at the end of an epoch continues exactly.
     """
 
     batch_types = (AudioBatch,)
@@ -72,16 +79,26 @@ class Codec(L.LightningModule):
     def _loss(self, batch: AudioBatch, name: str, generator: torch.Generator | None) -> Tensor:
         if batch.sample_rate_hz != self.codec.sample_rate_hz:
             raise ValueError(
-                f"the data has {batch.sample_rate_hz} Hz, the codec {self.codec.sample_rate_hz} Hz; set data.sample_rate_hz"
+                f"the data has {batch.sample_rate_hz} Hz, the codec {self.codec.sample_rate_hz} Hz;"
+                " set data.sample_rate_hz"
             )
         if batch.wave_BCN.shape[1] != 2:
-            raise ValueError(f"the codec trains on stereo audio, got {batch.wave_BCN.shape[1]} channel(s); set channels to 2")
+            raise ValueError(
+                f"the codec trains on stereo audio, got {batch.wave_BCN.shape[1]} channel(s); set"
+                " channels to 2"
+            )
         frames = -(-batch.wave_BCN.shape[-1] // self.codec.samples_per_latent)
         shape = (len(batch), len(self.codec.latent_mean_C), frames)
-        noise_B = None if generator is None else torch.randn(shape, generator=generator).to(self.device)
+        noise_B = (
+            None if generator is None else torch.randn(shape, generator=generator).to(self.device)
+        )
         losses = codec_losses(self.codec, batch.wave_BCN, noise_B)
         h = self.hparams
-        total = losses["log_magnitude"] + h.convergence_weight * losses["convergence"] + h.stereo_weight * losses["stereo"]
+        total = (
+            losses["log_magnitude"]
+            + h.convergence_weight * losses["convergence"]
+            + h.stereo_weight * losses["stereo"]
+        )
         if not h.freeze_encoder:
             total = total + h.kl_weight * losses["kl"]
         across = {"batch_size": len(batch), "sync_dist": name == "val"}
@@ -90,7 +107,9 @@ class Codec(L.LightningModule):
         return total
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
-        generator = noise_generator(self.hparams.seed, self.global_step, f"codec/{batch_index}", self.global_rank)
+        generator = noise_generator(
+            self.hparams.seed, self.global_step, f"codec/{batch_index}", self.global_rank
+        )
         return self._loss(batch, "train", generator)
 
     def on_validation_epoch_start(self) -> None:
@@ -112,11 +131,17 @@ class Codec(L.LightningModule):
         parameters = [p for p in self.codec.parameters() if p.requires_grad]
         return adamw_with_cosine(parameters, h.learning_rate, 0.01, h.warmup_steps, h.total_steps)
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        self.clip_gradients(
+            optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
+        )
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes ``codec.safetensors`` (float32), which ``TinyAudio`` trainings start from, into ``out_dir``."""
+        """Writes ``codec.safetensors`` (float32), which ``TinyAudio`` trainings start from, into
+        ``out_dir``.
+        """
         from zoo.checkpoint import save_weights
 
         save_weights(self.codec.state_dict(), Path(out_dir) / "codec.safetensors")

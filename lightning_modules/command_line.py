@@ -1,4 +1,5 @@
-"""The words behind ``tools/fit.py``: what people type by habit is taken as it was meant, or answered with the right spelling.
+"""The words behind ``tools/fit.py``: what people type by habit is taken as it was meant, or
+answered with the right spelling.
 
 Nothing heavy is imported here, so that ``--help`` and a typing mistake are answered at once.
 """
@@ -22,8 +23,8 @@ _DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # what editors and chat progr
 def settled(words: Sequence[str]) -> list[str]:
     """The command line with every YAML file behind a ``--config``.
 
-    Raises ``ValueError`` with the right spelling for ``--module.lr 1``, ``key value``, ``key = value``, a value that the shell
-    has split for want of quotes, and unknown options.
+    Raises ``ValueError`` with the right spelling for ``--module.lr 1``, ``key value``, ``key =
+    value``, a value that the shell has split for want of quotes, and unknown options.
     """
     result: list[str] = []
     rest = list(words)
@@ -31,7 +32,10 @@ def settled(words: Sequence[str]) -> list[str]:
         word = rest.pop(0)
         if word in CONFIG_OPTIONS:
             if not rest or rest[0][:1] in _DASHES:
-                raise ValueError(f"{word} needs a YAML file behind it, such as --config configs/ddpo/quickstart.yaml")
+                raise ValueError(
+                    f"{word} needs a YAML file behind it, such as --config"
+                    " configs/ddpo/quickstart.yaml"
+                )
             result += ["--config", rest.pop(0)]
         elif word in FLAGS or word.startswith("--config="):
             result.append(word)
@@ -54,26 +58,32 @@ def split_override(override: str) -> tuple[str, str]:
             f"trainer.max_epochs=20{_hint(key)}"
         )
     if not text.strip():
-        nothing = "" if key in ROOT_KEYS else f", {key}=null for none, or {key}='\"\"' for empty text"
+        nothing = (
+            "" if key in ROOT_KEYS else f", {key}=null for none, or {key}='\"\"' for empty text"
+        )
         raise ValueError(f"{key}= has no value; write {key}=VALUE{nothing}")
     if _open_brackets(text) > 0 or text.startswith("_target_:"):
         raise ValueError(
-            f"the shell has split the value of {key}, of which {text!r} is left; put the whole word in quotes: "
-            f"'{key}={{_target_: package.Class, key: value}}'"
+            f"the shell has split the value of {key}, of which {text!r} is left; put the whole word"
+            f" in quotes: '{key}={{_target_: package.Class, key: value}}'"
         )
     return key, text
 
 
 def _hint(key: str) -> str:
     if key[:1] in ("+", "~"):
-        return f" (without {key[0]!r}: a new key is added by itself, and key=null takes a value away)"
+        return (
+            f" (without {key[0]!r}: a new key is added by itself, and key=null takes a value away)"
+        )
     root = re.split(r"[.\[]", key)[0]
     near = difflib.get_close_matches(root, ROOT_KEYS, n=1)
     return f" (did you mean {near[0]}{'' if root == key else '...'}=VALUE?)" if near else ""
 
 
 def _check_override(word: str, rest: Sequence[str]) -> None:
-    """What can only be said with the words behind it in sight; ``split_override`` judges the word itself."""
+    """What can only be said with the words behind it in sight; ``split_override`` judges the word
+    itself.
+    """
     following = rest[0] if rest else ""
     key, equals, text = word.partition("=")
     if equals and _open_brackets(text) > 0:
@@ -106,7 +116,9 @@ def _about_option(word: str, rest: Sequence[str]) -> str:
 
 
 def _is_key(text: str) -> bool:
-    """Whether this may be the key of a setting: a root key, or dotted below one (or below what is nearly one)."""
+    """Whether this may be the key of a setting: a root key, or dotted below one (or below what is
+    nearly one).
+    """
     root = re.split(r"[.\[]", text)[0]
     is_root = bool(difflib.get_close_matches(root, ROOT_KEYS, n=1, cutoff=0.8))
     return bool(re.fullmatch(_KEY, text)) and is_root

@@ -1,9 +1,12 @@
-"""Contrastive training of a CLAP on sounds and captions, with wrong captions that differ in order or in one event.
+"""Contrastive training of a CLAP on sounds and captions, with wrong captions that differ in order
+or in one event.
 
-Sources: symmetric InfoNCE of CLIP (Radford et al., arXiv 2103.00020, figure 3); LAION-CLAP (Wu et al., arXiv 2211.06687);
-wrong captions of the sample's own among its candidates: NegCLIP (Yuksekgonul et al., arXiv 2210.01936).
+Sources: symmetric InfoNCE of CLIP (Radford et al., arXiv 2103.00020, figure 3); LAION-CLAP (Wu et
+al., arXiv 2211.06687); wrong captions of the sample's own among its candidates: NegCLIP
+(Yuksekgonul et al., arXiv 2210.01936).
 
-Shapes: ``B`` samples (audio rows, text columns), ``E`` embedding, ``K`` wrong captions of a sample, ``N`` clips of an evaluation.
+Shapes: ``B`` samples (audio rows, text columns), ``E`` embedding, ``K`` wrong captions of a sample,
+``N`` clips of an evaluation.
 """
 
 from __future__ import annotations
@@ -31,13 +34,19 @@ from zoo.types import Backbone, Prompt
 
 
 def info_nce(
-    similarity_BB: Tensor, same_BB: Tensor, scale: Tensor | float, wrong_BK: Tensor | None = None, given_BK: Tensor | None = None
+    similarity_BB: Tensor,
+    same_BB: Tensor,
+    scale: Tensor | float,
+    wrong_BK: Tensor | None = None,
+    given_BK: Tensor | None = None,
 ) -> Tensor:
-    """() mean of the two cross-entropies in nats: each clip chooses its caption, each caption its clip.
+    """() mean of the two cross-entropies in nats: each clip chooses its caption, each caption its
+    clip.
 
-    ``similarity_BB``: cosines, clips in rows and captions in columns, pairs on the diagonal. ``same_BB`` marks captions that say
-    the same; such pairs beside the diagonal count neither as right nor as wrong. ``wrong_BK``: cosines of each clip with its
-    own wrong captions, further candidates of the clip's choice; where ``given_BK`` is False there is none.
+    ``similarity_BB``: cosines, clips in rows and captions in columns, pairs on the diagonal.
+    ``same_BB`` marks captions that say the same; such pairs beside the diagonal count neither as
+    right nor as wrong. ``wrong_BK``: cosines of each clip with its own wrong captions, further
+    candidates of the clip's choice; where ``given_BK`` is False there is none.
     """
     count = len(similarity_BB)
     diagonal = torch.eye(count, dtype=torch.bool, device=similarity_BB.device)
@@ -45,7 +54,9 @@ def info_nce(
     rows = logits
     if wrong_BK is not None:
         wrong = scale * wrong_BK
-        rows = torch.cat([logits, wrong if given_BK is None else wrong.masked_fill(~given_BK, -torch.inf)], dim=1)
+        rows = torch.cat(
+            [logits, wrong if given_BK is None else wrong.masked_fill(~given_BK, -torch.inf)], dim=1
+        )
     target = torch.arange(count, device=logits.device)
     return (F.cross_entropy(rows, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -53,29 +64,39 @@ def info_nce(
 def wrong_captions(prompt: Prompt) -> list[str]:
     """``labels["negatives"]`` (a list) and ``labels["swapped"]`` (one or None), each text once.
 
-    A text equal to the caption is none ("a bird then a bird" swapped). Raises ``ValueError`` for something else, or empty texts.
+    A text equal to the caption is none ("a bird then a bird" swapped). Raises ``ValueError`` for
+    something else, or empty texts.
     """
     negatives, swapped = prompt.labels.get("negatives") or (), prompt.labels.get("swapped")
     texts = list(dict.fromkeys([*((swapped,) if swapped is not None else ()), *negatives]))
-    if isinstance(negatives, str) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"prompt {prompt.id!r}: negatives must be a list of texts and swapped one text, got {texts!r}")
+    if isinstance(negatives, str) or not all(
+        isinstance(text, str) and text.strip() for text in texts
+    ):
+        raise ValueError(
+            f"prompt {prompt.id!r}: negatives must be a list of texts and swapped one text, got"
+            f" {texts!r}"
+        )
     return [text for text in texts if text != prompt.text]
 
 
 class Contrastive(L.LightningModule):
     """Trains ``reward.towers`` on ``AudioBatch`` whose prompts are captions; exports the reward.
 
-    Labels of a prompt that it understands, all optional: ``events`` (classes in order) and ``relation``, which say
-    which captions mean the same (else only equal texts do); ``negatives``, a list of wrong captions; ``swapped``, the caption in
-    the wrong order, which is a negative too and is what the order accuracy is measured on; ``recording_split``.
+    Labels of a prompt that it understands, all optional: ``events`` (classes in order) and
+    ``relation``, which say which captions mean the same (else only equal texts do); ``negatives``,
+    a list of wrong captions; ``swapped``, the caption in the wrong order, which is a negative too
+    and is what the order accuracy is measured on; ``recording_split``.
 
-    - ``total_steps`` and ``warmup_steps``: optimiser steps of the cosine schedule. ``ema_decay``: None = the weights as they are.
+    - ``total_steps`` and ``warmup_steps``: optimiser steps of the cosine schedule. ``ema_decay``:
+      None = the weights as they are.
     - ``noise_share`` of a batch gets white noise at an SNR in dB drawn from ``snr_db``.
-    - ``codec``: a backbone; ``codec_share`` of every batch goes through it, with latent noise of up to ``codec_latent_noise`` of
-      the latents' standard deviation, because generations are what the reward will judge. It is neither trained nor saved.
+    - ``codec``: a backbone; ``codec_share`` of every batch goes through it, with latent noise of up
+      to ``codec_latent_noise`` of
+      the latents' standard deviation, because generations are what the reward will judge. It is
+      neither trained nor saved.
 
-    Candidates are those of one process's batch. Raises ``ValueError`` for shares outside 0..1, and a reward that no gradient
-    passes.
+    Candidates are those of one process's batch. Raises ``ValueError`` for shares outside 0..1, and
+    a reward that no gradient passes.
     """
 
     batch_types = (AudioBatch,)
@@ -102,7 +123,9 @@ class Contrastive(L.LightningModule):
         if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
             raise ValueError(f"snr_db must be a lower and an upper bound in dB, got {list(snr_db)}")
         if not reward.differentiable:
-            raise ValueError("no gradient passes this reward (int16=true, or towers that are not differentiable)")
+            raise ValueError(
+                "no gradient passes this reward (int16=true, or towers that are not differentiable)"
+            )
         check_schedule(warmup_steps, total_steps)
         snr_db = tuple(snr_db)  # a plain value in the checkpoint
         self.save_hyperparameters(ignore=["reward", "codec"])
@@ -119,7 +142,9 @@ class Contrastive(L.LightningModule):
             self._codec[0].to(self.device).eval().requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        for module in self.reward.modules():  # ClapReward.train() keeps evaluation mode, so the flag is set directly
+        for module in (
+            self.reward.modules()
+        ):  # ClapReward.train() keeps evaluation mode, so the flag is set directly
             module.training = True
 
     def on_train_epoch_start(self) -> None:
@@ -133,32 +158,52 @@ class Contrastive(L.LightningModule):
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         return self.reward.towers.embed_text(list(unique))[[unique[text] for text in texts]]
 
-    def _cosines_with_wrong(self, audio_BE: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    def _cosines_with_wrong(
+        self, audio_BE: Tensor, prompts: Sequence[Prompt]
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """(B, K) cosines of clips with their wrong captions, and which of them there are."""
         texts = [wrong_captions(prompt) for prompt in prompts]
         most = max(map(len, texts))
         if most == 0:
             return None, None
-        flat = [text for row, prompt in zip(texts, prompts, strict=True) for text in [*row, *[prompt.text] * (most - len(row))]]
+        flat = [
+            text
+            for row, prompt in zip(texts, prompts, strict=True)
+            for text in [*row, *[prompt.text] * (most - len(row))]
+        ]
         wrong_BKE = self._embed_texts(flat).unflatten(0, (len(texts), most))
-        given = torch.tensor([[place < len(row) for place in range(most)] for row in texts], device=audio_BE.device)
+        given = torch.tensor(
+            [[place < len(row) for place in range(most)] for row in texts], device=audio_BE.device
+        )
         return (audio_BE[:, None] * wrong_BKE).sum(dim=-1), given
 
     def _degraded(self, batch: AudioBatch) -> Tensor:
         """(B, 1, N) mono, some of it sent through the codec, some of it noisy."""
         h, device = self.hparams, batch.wave_BCN.device
-        mono_BN, codec, through_codec = batch.wave_BCN.float().mean(dim=1), self._codec[0], round(h.codec_share * len(batch))
+        mono_BN, codec, through_codec = (
+            batch.wave_BCN.float().mean(dim=1),
+            self._codec[0],
+            round(h.codec_share * len(batch)),
+        )
         if codec is not None and through_codec:
             rows = torch.randperm(len(batch), device=device)[:through_codec]
             scale = h.codec_latent_noise * torch.rand(through_codec, device=device)
-            tripped = codec_round_trip(codec, batch.wave_BCN[rows], batch.sample_rate_hz, scale).mean(dim=1)
+            tripped = codec_round_trip(
+                codec, batch.wave_BCN[rows], batch.sample_rate_hz, scale
+            ).mean(dim=1)
             tripped = resampled(tripped, codec.sample_rate_hz, batch.sample_rate_hz)
             mono_BN = mono_BN.clone()
             length = min(tripped.shape[1], mono_BN.shape[1])
             mono_BN[rows, :length] = tripped[:, :length]
         low, high = h.snr_db
-        noisy = add_noise(mono_BN, torch.randn_like(mono_BN), low + (high - low) * torch.rand(len(batch), device=device))
-        return torch.where((torch.rand(len(batch), 1, device=device) < h.noise_share), noisy, mono_BN).unsqueeze(1)
+        noisy = add_noise(
+            mono_BN,
+            torch.randn_like(mono_BN),
+            low + (high - low) * torch.rand(len(batch), device=device),
+        )
+        return torch.where(
+            (torch.rand(len(batch), 1, device=device) < h.noise_share), noisy, mono_BN
+        ).unsqueeze(1)
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
         audio_BE = self.reward.embed_audio(self._degraded(batch), batch.sample_rate_hz)
@@ -169,18 +214,34 @@ class Contrastive(L.LightningModule):
             similarity_BB = audio_BE @ text_BE.T
             loss = info_nce(similarity_BB, same_BB, self.reward.towers.scale, wrong_BK, given_BK)
         if not torch.isfinite(loss):
-            bad = [p.id for p, row in zip(batch.prompts, batch.wave_BCN, strict=True) if not torch.isfinite(row).all()]
-            cause = f"clips that hold NaN or infinity: {bad[:5]}" if bad else "all clips are finite; lower module.learning_rate"
+            bad = [
+                p.id
+                for p, row in zip(batch.prompts, batch.wave_BCN, strict=True)
+                if not torch.isfinite(row).all()
+            ]
+            cause = (
+                f"clips that hold NaN or infinity: {bad[:5]}"
+                if bad
+                else "all clips are finite; lower module.learning_rate"
+            )
             raise ValueError(f"the loss is {loss.item()} at step {self.global_step}; {cause}")
         own_B = similarity_BB.detach().diagonal()
-        logged = {"train/loss": loss, "train/scale": self.reward.towers.scale.detach(), "train/cosine": own_B.mean()}
+        logged = {
+            "train/loss": loss,
+            "train/scale": self.reward.towers.scale.detach(),
+            "train/cosine": own_B.mean(),
+        }
         if given_BK is not None and given_BK.any():
-            logged["train/right_over_wrong"] = (own_B[:, None] > wrong_BK.detach())[given_BK].float().mean()
+            logged["train/right_over_wrong"] = (
+                (own_B[:, None] > wrong_BK.detach())[given_BK].float().mean()
+            )
         self.log_dict(logged, batch_size=len(batch), prog_bar=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        if self.ema is not None and self.global_step != self._averaged_step:  # not while gradients are being accumulated
+        if (
+            self.ema is not None and self.global_step != self._averaged_step
+        ):  # not while gradients are being accumulated
             self._averaged_step = self.global_step
             self.ema.update()
 
@@ -191,8 +252,13 @@ class Contrastive(L.LightningModule):
         with self._averaged():
             audio_BE = self.reward.embed_audio(batch.wave_BCN, batch.sample_rate_hz)
             text_BE = self._embed_texts([prompt.text for prompt in batch.prompts])
-            swapped = [None if (other := p.labels.get("swapped")) == p.text else other for p in batch.prompts]
-            order_BE = self._embed_texts([other or p.text for other, p in zip(swapped, batch.prompts, strict=True)])
+            swapped = [
+                None if (other := p.labels.get("swapped")) == p.text else other
+                for p in batch.prompts
+            ]
+            order_BE = self._embed_texts(
+                [other or p.text for other, p in zip(swapped, batch.prompts, strict=True)]
+            )
         ordered_B = torch.tensor([other is not None for other in swapped], device=audio_BE.device)
         order_B = (audio_BE * order_BE).sum(dim=-1).masked_fill(~ordered_B, torch.nan)
         self._rows.append((audio_BE.float().cpu(), text_BE.float().cpu(), order_B.float().cpu()))
@@ -205,7 +271,12 @@ class Contrastive(L.LightningModule):
         values = {f"{name}/{key}": value for key, value in self.report.metrics().items()}
         self.log_dict(values, sync_dist=True)  # each process ranks its own share of the clips
         shown = [f"{name}/{key}" for key in ("text_to_audio_r1", "order_accuracy")]
-        self.log_dict({f"{key}_now": values[key] for key in shown if key in values}, prog_bar=True, logger=False, sync_dist=True)
+        self.log_dict(
+            {f"{key}_now": values[key] for key in shown if key in values},
+            prog_bar=True,
+            logger=False,
+            sync_dist=True,
+        )
 
     def validation_step(self, batch: AudioBatch, batch_index: int) -> None:
         self._evaluate(batch)
@@ -221,10 +292,16 @@ class Contrastive(L.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        return adamw_with_cosine(self.reward.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps)
+        return adamw_with_cosine(
+            self.reward.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps
+        )
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        self.clip_gradients(
+            optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.ema is not None:
@@ -235,7 +312,9 @@ class Contrastive(L.LightningModule):
             self.ema.load_state_dict(checkpoint["ema"])
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the reward (averaged weights) to ``out_dir``/model, an artefact that ``zoo.load`` reads, in half precision."""
+        """Writes the reward (averaged weights) to ``out_dir``/model, an artefact that ``zoo.load``
+        reads, in half precision.
+        """
         from zoo.checkpoint import save_artifact
 
         facts = {} if self.report is None else {"evaluation": asdict(self.report)}

@@ -17,7 +17,9 @@ from zoo.diffusion import Sampler
 from zoo.errors import did_you_mean
 from zoo.types import Backbone
 
-CLIP_REFERENCE_ELEMENTS = 16384  # Stable Diffusion's 4 x 64 x 64, for which DDPO's clip range of 1e-4 was found
+CLIP_REFERENCE_ELEMENTS = (
+    16384  # Stable Diffusion's 4 x 64 x 64, for which DDPO's clip range of 1e-4 was found
+)
 
 _POSITIVE = (
     "sample_steps",
@@ -54,20 +56,34 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
     for name, allowed in _CHOICES.items():
         if settings[name] not in allowed:
-            raise ValueError(f"{name} {settings[name]!r} is unknown; {did_you_mean(str(settings[name]), allowed)}")
+            raise ValueError(
+                f"{name} {settings[name]!r} is unknown;"
+                f" {did_you_mean(str(settings[name]), allowed)}"
+            )
     if settings["decay_rounds"] is not None and settings["decay_rounds"] < 1:
-        raise ValueError(f"decay_rounds must be at least 1 (or null for a constant rate), got {settings['decay_rounds']}")
+        raise ValueError(
+            "decay_rounds must be at least 1 (or null for a constant rate), got"
+            f" {settings['decay_rounds']}"
+        )
     if settings["clip_reference_elements"] is not None and settings["clip_reference_elements"] < 1:
-        raise ValueError("clip_reference_elements must be at least 1 (or null to take clip_range as it is), got "
-                         f"{settings['clip_reference_elements']}")  # fmt: skip
+        raise ValueError(
+            "clip_reference_elements must be at least 1 (or null to take clip_range as it is), got "
+            f"{settings['clip_reference_elements']}"
+        )
     if settings["train_step_share"] > 1:
-        raise ValueError(f"train_step_share is a share of the steps, at most 1, got {settings['train_step_share']}")
+        raise ValueError(
+            "train_step_share is a share of the steps, at most 1, got"
+            f" {settings['train_step_share']}"
+        )
     optimizer_class(settings["optimizer"])
     for name in ("kl_weight", "lora_rank", "reward_workers"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name} must be at least 0, got {settings[name]}")
     if settings["lora_rank"] == 0 and settings["kl_weight"] > 0:
-        raise ValueError("kl_weight > 0 compares with the base model, which is the adapter switched off; set lora_rank >= 1")
+        raise ValueError(
+            "kl_weight > 0 compares with the base model, which is the adapter switched off; set"
+            " lora_rank >= 1"
+        )
     check = settings["ratio_check"]
     if check != "auto" if isinstance(check, str) else not check >= 0:
         raise ValueError(f"ratio_check must be auto, true, false or a tolerance, got {check!r}")
@@ -78,17 +94,31 @@ def _plain(eta: float | Sequence[float]) -> float | tuple[float, ...]:
 
 
 def samplers(settings: Mapping[str, Any]) -> tuple[Sampler, Sampler]:
-    """(of training, of evaluation); what evaluation leaves as None is as in training. Raises ``ValueError``."""
+    """(of training, of evaluation); what evaluation leaves as None is as in training.
+
+    Raises ``ValueError``.
+    """
     s = settings
-    training = Sampler(s["sample_steps"], s["guidance_scale"], _plain(s["eta"]), s["rule"], s["detach_unconditional"])
+    training = Sampler(
+        s["sample_steps"],
+        s["guidance_scale"],
+        _plain(s["eta"]),
+        s["rule"],
+        s["detach_unconditional"],
+    )
     steps, scale, eta = s["eval_sample_steps"], s["eval_guidance_scale"], s["eval_eta"]
     if eta is None and steps not in (None, training.steps) and isinstance(training.eta, tuple):
-        raise ValueError("eval_sample_steps differs from sample_steps while eta is one number a step; give eval_eta too")
+        raise ValueError(
+            "eval_sample_steps differs from sample_steps while eta is one number a step; give"
+            " eval_eta too"
+        )
     evaluation = Sampler(
         training.steps if steps is None else steps,
         training.guidance_scale if scale is None else scale,
         training.eta if eta is None else _plain(eta),
-        training.rule if s["eval_rule"] is None else s["eval_rule"],  # also a solver, which cannot be trained
+        (
+            training.rule if s["eval_rule"] is None else s["eval_rule"]
+        ),  # also a solver, which cannot be trained
         training.detach_unconditional,
     )
     return training, evaluation
@@ -131,7 +161,10 @@ def make_trainable(
         return
     backbone.denoiser.requires_grad_(True)
     if any(p.dtype not in (torch.float32, torch.float64) for p in backbone.denoiser.parameters()):
-        raise ValueError("lora_rank=0 trains the whole denoiser, whose weights must be float32; load it in float32")
+        raise ValueError(
+            "lora_rank=0 trains the whole denoiser, whose weights must be float32; load it in"
+            " float32"
+        )
 
 
 def _check_start(folder: str, rank: int, alpha: float | None) -> None:
@@ -152,10 +185,15 @@ def _check_start(folder: str, rank: int, alpha: float | None) -> None:
 
 
 def check_weights(own: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
-    """Every trainable weight must be in the checkpoint and fit. Raises ``ValueError`` naming the first that does not."""
-    wrong = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]
+    """Every trainable weight must be in the checkpoint and fit.
+
+    Raises ``ValueError`` naming the first that does not.
+    """
+    wrong = sorted(own.keys() ^ saved.keys()) or [
+        name for name in own if own[name].shape != saved[name].shape
+    ]
     if wrong:
         raise ValueError(
-            f"the checkpoint does not fit this run: {len(wrong)} trainable weights differ, first {wrong[0]}; "
-            "resume with the same backbone, lora_rank and lora_targets"
+            f"the checkpoint does not fit this run: {len(wrong)} trainable weights differ, first"
+            f" {wrong[0]}; resume with the same backbone, lora_rank and lora_targets"
         )

@@ -1,4 +1,6 @@
-"""Learning from clean audio: pre-training, fine-tuning and, with a weight per sample, reward-weighted likelihood (BATON)."""
+"""Learning from clean audio: pre-training, fine-tuning and, with a weight per sample,
+reward-weighted likelihood (BATON).
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,20 @@ from zoo.types import Backbone, Prompt
 
 
 class Denoising(L.LightningModule):
-    """Minimises the weighted denoising error of a backbone's network (Ho et al. 2020, eq. 14; v: Salimans and Ho 2022).
+    """Minimises the weighted denoising error of a backbone's network (Ho et al. 2020, eq. 14; v:
 
-    ``trainable`` names the backbone's submodules that learn. ``condition_dropout`` is the share of samples whose text is
-    emptied, so that guidance has an unconditional side. ``min_snr_gamma`` (None = plain error) follows arXiv 2303.09556.
-    ``optimizer`` is one of ``optimizers.OPTIMIZERS``; ``total_steps`` and ``warmup_steps`` are steps of its cosine schedule.
-    Sample weights of a batch (``weight_B``) multiply its errors. Times, noise and dropped captions depend on ``seed``, the step
-    and the process only, so a run resumed at the end of an epoch continues exactly. Validation uses the averaged weights, fixed
-    noise, and also scores every clip under the next clip's caption (``val/error_shuffled``): a model that listens has the lower
-    error under the right one. Raises ``ValueError`` for unknown parts, and for audio at another rate than the backbone's.
+    Salimans and Ho 2022).
+
+    ``trainable`` names the backbone's submodules that learn. ``condition_dropout`` is the share of
+    samples whose text is emptied, so that guidance has an unconditional side. ``min_snr_gamma``
+    (None = plain error) follows arXiv 2303.09556. ``optimizer`` is one of
+    ``optimizers.OPTIMIZERS``; ``total_steps`` and ``warmup_steps`` are steps of its cosine
+    schedule. Sample weights of a batch (``weight_B``) multiply its errors. Times, noise and dropped
+    captions depend on ``seed``, the step and the process only, so a run resumed at the end of an
+    epoch continues exactly. Validation uses the averaged weights, fixed noise, and also scores
+    every clip under the next clip's caption (``val/error_shuffled``): a model that listens has the
+    lower error under the right one. Raises ``ValueError`` for unknown parts, and for audio at
+    another rate than the backbone's.
     """
 
     batch_types = (AudioBatch, LatentBatch)
@@ -64,7 +71,10 @@ class Denoising(L.LightningModule):
         for name in trainable:
             if name not in parts:
                 kind = type(backbone).__name__
-                raise ValueError(f"trainable names {name!r}, which is no part of {kind}; {did_you_mean(name, parts)}")
+                raise ValueError(
+                    f"trainable names {name!r}, which is no part of {kind};"
+                    f" {did_you_mean(name, parts)}"
+                )
             parts[name].requires_grad_(True)
         self.ema = EMA([p for p in backbone.parameters() if p.requires_grad], ema_decay)
 
@@ -73,33 +83,47 @@ class Denoising(L.LightningModule):
             return batch.latent_BCT.float()
         if batch.sample_rate_hz != self.backbone.sample_rate_hz:
             raise ValueError(
-                f"the data has {batch.sample_rate_hz} Hz, the backbone {self.backbone.sample_rate_hz} Hz; set data.sample_rate_hz"
+                f"the data has {batch.sample_rate_hz} Hz, the backbone"
+                f" {self.backbone.sample_rate_hz} Hz; set data.sample_rate_hz"
             )
         with torch.no_grad():
             return self.backbone.encode(batch.wave_BCN).float()
 
-    def _errors(self, clean: Tensor, prompts: Sequence[Prompt], time_B: Tensor, noise: Tensor) -> Tensor:
+    def _errors(
+        self, clean: Tensor, prompts: Sequence[Prompt], time_B: Tensor, noise: Tensor
+    ) -> Tensor:
         said = [prompt.without_negative() for prompt in prompts]
         conditioning = self.backbone.encode_prompts(said)
         mask = self.backbone.scored_mask(prompts) if hasattr(self.backbone, "scored_mask") else None
-        return denoising_error(self.backbone.predict, self.backbone.path, clean, time_B, noise, conditioning, mask)
+        return denoising_error(
+            self.backbone.predict, self.backbone.path, clean, time_B, noise, conditioning, mask
+        )
 
     def training_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> Tensor:
         clean = self._latents(batch)
         count = len(batch)
-        generator = noise_generator(self.hparams.seed, self.global_step, f"denoising/{batch_index}", self.global_rank)
+        generator = noise_generator(
+            self.hparams.seed, self.global_step, f"denoising/{batch_index}", self.global_rank
+        )
         # stratified times: one in each of B equal intervals, so that the loss is less noisy
-        uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        uniform = (
+            torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+        ) / count
         time_B = self.backbone.path.sample_times(uniform.to(self.device))
         dropped = torch.rand(count, generator=generator) < self.hparams.condition_dropout
-        prompts = [replace(p, text="", sources=()) if drop else p for p, drop in zip(batch.prompts, dropped, strict=True)]
+        prompts = [
+            replace(p, text="", sources=()) if drop else p
+            for p, drop in zip(batch.prompts, dropped, strict=True)
+        ]
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         errors = self._errors(clean, prompts, time_B, noise)
         weight_B = torch.ones_like(errors) if batch.weight_B is None else batch.weight_B
         if self.hparams.min_snr_gamma is not None:
             alpha, sigma = self.backbone.path.coefficients(time_B)
             path = self.backbone.path
-            weight_B = weight_B * min_snr_weights(alpha, sigma, path.prediction, self.hparams.min_snr_gamma)
+            weight_B = weight_B * min_snr_weights(
+                alpha, sigma, path.prediction, self.hparams.min_snr_gamma
+            )
         loss = (weight_B * errors).mean()
         self.log("train/loss", loss, batch_size=count, prog_bar=True)
         return loss
@@ -108,7 +132,9 @@ class Denoising(L.LightningModule):
         self._averaged_step = self.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        if self.global_step != self._averaged_step:  # not after a batch whose gradients are still being accumulated
+        if (
+            self.global_step != self._averaged_step
+        ):  # not after a batch whose gradients are still being accumulated
             self._averaged_step = self.global_step
             self.ema.update()
 
@@ -116,19 +142,37 @@ class Denoising(L.LightningModule):
         clean, count = self._latents(batch), len(batch)
         generator = torch.Generator().manual_seed(batch_index)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
-        time_B = self.backbone.path.sample_times((torch.arange(count, device=self.device) + 0.5) / count)
+        time_B = self.backbone.path.sample_times(
+            (torch.arange(count, device=self.device) + 0.5) / count
+        )
         others = [*batch.prompts[1:], batch.prompts[0]]
         with self.ema.swapped():
             right = self._errors(clean, batch.prompts, time_B, noise).mean()
             wrong = self._errors(clean, others, time_B, noise).mean()
-        self.log_dict({"val/error": right, "val/error_shuffled": wrong}, batch_size=count, sync_dist=True, prog_bar=True)
+        self.log_dict(
+            {"val/error": right, "val/error_shuffled": wrong},
+            batch_size=count,
+            sync_dist=True,
+            prog_bar=True,
+        )
 
     def configure_optimizers(self):
         h = self.hparams
-        return adamw_with_cosine(self.ema.parameters, h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps, h.optimizer)
+        return adamw_with_cosine(
+            self.ema.parameters,
+            h.learning_rate,
+            h.weight_decay,
+            h.warmup_steps,
+            h.total_steps,
+            h.optimizer,
+        )
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self.clip_gradients(optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm")
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        self.clip_gradients(
+            optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()
@@ -137,10 +181,12 @@ class Denoising(L.LightningModule):
         self.ema.load_state_dict(checkpoint["ema"])
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the backbone with averaged weights as an artefact (``model/`` in ``out_dir``, half precision).
+        """Writes the backbone with averaged weights as an artefact (``model/`` in ``out_dir``, half
+        precision).
 
-        A backbone from outside (no row of ``zoo.backbones.BACKBONES``) has no artefact form: its weights are written as
-        ``backbone.safetensors``, and the run's config.yaml says how to build it (``zoo.open_model(out_dir)``).
+        A backbone from outside (no row of ``zoo.backbones.BACKBONES``) has no artefact form: its
+        weights are written as ``backbone.safetensors``, and the run's config.yaml says how to build
+        it (``zoo.open_model(out_dir)``).
         """
         from zoo.backbones import BACKBONES
         from zoo.checkpoint import save_artifact, save_weights

@@ -1,4 +1,7 @@
-"""The few collectives that reinforcement learning needs. With one process each of them is the identity."""
+"""The few collectives that reinforcement learning needs.
+
+With one process each of them is the identity.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def gather(value: Any) -> list[Any]:
@@ -25,14 +32,21 @@ def gather(value: Any) -> list[Any]:
 
 
 def together(action: Callable[[], T], kind: type[Exception]) -> T:
-    """What ``action`` returns here. Where it raises ``kind`` on any process, all of them raise that, with the first one's
-    message, so that none is left waiting for the others."""
+    """What ``action`` returns here.
+
+    Where it raises ``kind`` on any process, all of them raise that, with the first one's message,
+    so that none is left waiting for the others.
+    """
     result, problem = None, None
     try:
         result = action()
     except kind as error:
         problem = error
-    messages = [message for message in gather(None if problem is None else str(problem)) if message is not None]
+    messages = [
+        message
+        for message in gather(None if problem is None else str(problem))
+        if message is not None
+    ]
     if messages:
         raise kind(messages[0]) from problem
     return result

@@ -11,9 +11,11 @@ from torch import nn
 
 
 class EMA:
-    """Averages of ``parameters``, kept on their device and in at least float32: average = decay * average + (1 - decay) * weight.
+    """Averages of ``parameters``, kept on their device and in at least float32: average = decay *
+    average + (1 - decay) * weight.
 
-    Early on the decay is capped at (1 + n) / (10 + n) after n updates, so that the start is forgotten quickly.
+    Early on the decay is capped at (1 + n) / (10 + n) after n updates, so that the start is
+    forgotten quickly.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
@@ -38,7 +40,9 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the parameters hold the averages; afterwards, also on an error, exactly what they held before."""
+        """Inside, the parameters hold the averages; afterwards, also on an error, exactly what they
+        held before.
+        """
         held = [parameter.detach().clone() for parameter in self.parameters]
         try:
             self._fill(self.average)
@@ -52,14 +56,20 @@ class EMA:
             parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "average": [average.detach().cpu().clone() for average in self.average]}
+        return {
+            "updates": self.updates,
+            "average": [average.detach().cpu().clone() for average in self.average],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ``ValueError`` when the averages are of other parameters."""
         shapes = [tuple(average.shape) for average in state["average"]]
         expected = [tuple(parameter.shape) for parameter in self.parameters]
         if shapes != expected:
-            raise ValueError(f"the saved averages are of other parameters: shapes {shapes[:3]}..., expected {expected[:3]}...")
+            raise ValueError(
+                f"the saved averages are of other parameters: shapes {shapes[:3]}..., expected"
+                f" {expected[:3]}..."
+            )
         self.updates = int(state["updates"])
         saved = zip(state["average"], self.average, strict=True)
         self.average = [average.to(own.device, own.dtype).clone() for average, own in saved]

@@ -1,4 +1,7 @@
-"""Losses and weights of the algorithms, as pure functions. Log-probabilities are nats per scored latent element."""
+"""Losses and weights of the algorithms, as pure functions.
+
+Log-probabilities are nats per scored latent element.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from zoo.diffusion.paths import require_known
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """``loss`` () carries the gradient. Detached: ``ratio`` (B,), ``clip_fraction`` () and ``approx_kl`` ()."""
+    """``loss`` () carries the gradient.
+
+    Detached: ``ratio`` (B,), ``clip_fraction`` () and ``approx_kl`` ().
+    """
 
     loss: Tensor
     ratio: Tensor
@@ -23,14 +29,20 @@ class PolicyLoss:
 
 
 def clipped_policy_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float, advantage_clip: float = 5.0
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    clip_range: float,
+    advantage_clip: float = 5.0,
 ) -> PolicyLoss:
-    """Clipped importance-sampled policy loss (PPO, arXiv 1707.06347 eq. 7; DDPO-IS, arXiv 2305.13301), all inputs (B,).
+    """Clipped importance-sampled policy loss (PPO, arXiv 1707.06347 eq. 7; DDPO-IS, arXiv
+    2305.13301), all inputs (B,).
 
-    loss = mean(max(-A r, -A clip(r, 1 - clip_range, 1 + clip_range))), r = exp(log_prob - old_log_prob), with A first
-    clamped to +-``advantage_clip``. ``clip_fraction`` is the share of rows with |r - 1| > clip_range, whatever the sign of A;
-    ``approx_kl`` = mean((log_prob - old_log_prob)^2) / 2. Gradient flows into ``log_prob`` only.
-    Raises ``ValueError`` when shapes differ or a range is not positive.
+    loss = mean(max(-A r, -A clip(r, 1 - clip_range, 1 + clip_range))), r = exp(log_prob -
+    old_log_prob), with A first clamped to +-``advantage_clip``. ``clip_fraction`` is the share of
+    rows with |r - 1| > clip_range, whatever the sign of A; ``approx_kl`` = mean((log_prob -
+    old_log_prob)^2) / 2. Gradient flows into ``log_prob`` only. Raises ``ValueError`` when shapes
+    differ or a range is not positive.
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
         raise ValueError(
@@ -38,33 +50,48 @@ def clipped_policy_loss(
             f"{tuple(log_prob.shape)}, {tuple(old_log_prob.shape)}, {tuple(advantage.shape)}"
         )
     if not (clip_range > 0 and advantage_clip > 0):
-        raise ValueError(f"clip_range and advantage_clip must be positive, got {clip_range} and {advantage_clip}")
+        raise ValueError(
+            f"clip_range and advantage_clip must be positive, got {clip_range} and {advantage_clip}"
+        )
     advantage = advantage.detach().to(log_prob).clamp(-advantage_clip, advantage_clip)
     log_ratio = log_prob - old_log_prob.detach()
     ratio = log_ratio.exp()
-    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
+    loss = torch.maximum(
+        -advantage * ratio, -advantage * ratio.clamp(1 - clip_range, 1 + clip_range)
+    ).mean()
     ratio, log_ratio = ratio.detach(), log_ratio.detach()
-    return PolicyLoss(loss, ratio, ((ratio - 1).abs() > clip_range).float().mean(), 0.5 * (log_ratio**2).mean())
+    return PolicyLoss(
+        loss, ratio, ((ratio - 1).abs() > clip_range).float().mean(), 0.5 * (log_ratio**2).mean()
+    )
 
 
-def kl_to_reference(mean: Tensor, reference_mean: Tensor, std_B: Tensor, scored_mask: Tensor | None = None) -> Tensor:
-    """KL(policy || reference) of one step (B,), nats per scored element: (mean - reference_mean)^2 / (2 std^2).
+def kl_to_reference(
+    mean: Tensor, reference_mean: Tensor, std_B: Tensor, scored_mask: Tensor | None = None
+) -> Tensor:
+    """KL(policy || reference) of one step (B,), nats per scored element:
 
-    Both Gaussians share ``std_B`` (B,), so this is exact (DPOK, arXiv 2305.16381). No gradient flows into ``reference_mean``.
-    Raises ``ValueError`` naming the rows whose std is 0.
+    (mean - reference_mean)^2 / (2 std^2).
+
+    Both Gaussians share ``std_B`` (B,), so this is exact (DPOK, arXiv 2305.16381). No gradient
+    flows into ``reference_mean``. Raises ``ValueError`` naming the rows whose std is 0.
     """
     if bool((std_B <= 0).any()):
         rows = (std_B <= 0).nonzero().flatten().tolist()
-        raise ValueError(f"rows {rows} have std 0: a deterministic step has no KL; leave such steps out of training")
+        raise ValueError(
+            f"rows {rows} have std 0: a deterministic step has no KL; leave such steps out of"
+            " training"
+        )
     std = std_B.to(mean).reshape(-1, *[1] * (mean.ndim - 1))
     return scored_mean((mean - reference_mean.detach()) ** 2 / (2 * std**2), scored_mask)
 
 
 def rescaled_clip_range(clip_range: float, reference_elements: int, scored_elements: int) -> float:
-    """The clip range for a latent with ``scored_elements``, when ``clip_range`` was tuned on ``reference_elements``.
+    """The clip range for a latent with ``scored_elements``, when ``clip_range`` was tuned on
+    ``reference_elements``.
 
-    The log-ratio is a mean over elements, so clip_range * elements (nats of the true log-ratio) is kept constant:
-    1e-4 at 16,384 elements is 1.6384 nats. Raises ``ValueError`` unless all three are positive.
+    The log-ratio is a mean over elements, so clip_range * elements (nats of the true log-ratio) is
+    kept constant: 1e-4 at 16,384 elements is 1.6384 nats. Raises ``ValueError`` unless all three
+    are positive.
     """
     if not (clip_range > 0 and reference_elements > 0 and scored_elements > 0):
         raise ValueError(
@@ -74,11 +101,16 @@ def rescaled_clip_range(clip_range: float, reference_elements: int, scored_eleme
     return clip_range * reference_elements / scored_elements
 
 
-def min_snr_weights(alpha_B: Tensor, sigma_B: Tensor, prediction: str, gamma: float = 5.0) -> Tensor:
-    """Weights (B,) for ``denoising_error`` such that the error of the *clean* latent weighs min(SNR, gamma).
+def min_snr_weights(
+    alpha_B: Tensor, sigma_B: Tensor, prediction: str, gamma: float = 5.0
+) -> Tensor:
+    """Weights (B,) for ``denoising_error`` such that the error of the *clean* latent weighs
+    min(SNR, gamma).
 
-    SNR = alpha^2 / sigma^2 (min-SNR, arXiv 2303.09556). On VP paths: "x0" min(SNR, gamma), "eps" min(1, gamma / SNR),
-    "v" min(SNR, gamma) / (SNR + 1); "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2. Finite at alpha 0 and sigma 0.
+    SNR = alpha^2 / sigma^2 (min-SNR, arXiv 2303.09556). On VP paths: "x0" min(SNR, gamma), "eps"
+    min(1, gamma / SNR),
+    "v" min(SNR, gamma) / (SNR + 1); "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2.
+    Finite at alpha 0 and sigma 0.
     Raises ``ValueError`` for an unknown prediction or a gamma that is not positive and finite.
     """
     require_known("prediction", prediction, PREDICTIONS)
@@ -87,7 +119,9 @@ def min_snr_weights(alpha_B: Tensor, sigma_B: Tensor, prediction: str, gamma: fl
     alpha, sigma = alpha_B.float(), sigma_B.float()
     capped = torch.minimum(alpha**2, gamma * sigma**2)
     if prediction == "x0":
-        return torch.where(sigma > 0, capped / (sigma**2).clamp(min=1e-30), torch.full_like(sigma, gamma))
+        return torch.where(
+            sigma > 0, capped / (sigma**2).clamp(min=1e-30), torch.full_like(sigma, gamma)
+        )
     if prediction == "eps":
         return torch.where(alpha > 0, capped / (alpha**2).clamp(min=1e-30), torch.ones_like(alpha))
     return capped / ((alpha**2 + sigma**2) ** 2 if prediction == "v" else (alpha + sigma) ** 2)

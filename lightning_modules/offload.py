@@ -1,7 +1,9 @@
-"""Parts of a backbone that training does not always need: text encoders once prompts are encoded, the decoder during updates.
+"""Parts of a backbone that training does not always need: text encoders once prompts are encoded,
+the decoder during updates.
 
-Which parts there are a backbone says itself: ``parts``, "text" and "decoder" -> names of its modules (``zoo.types.Backbone``).
-Parts work on the device they lie on, so what was moved to main memory still works there, only slowly.
+Which parts there are a backbone says itself: ``parts``, "text" and "decoder" -> names of its
+modules (``zoo.types.Backbone``). Parts work on the device they lie on, so what was moved to main
+memory still works there, only slowly.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ from zoo.types import Backbone, Prompt
 
 
 def part_modules(backbone: Backbone, part: str) -> list[nn.Module]:
-    """The modules of "text" or "decoder" that are there. Raises ``ValueError`` for a backbone without such a part."""
+    """The modules of "text" or "decoder" that are there.
+
+    Raises ``ValueError`` for a backbone without such a part.
+    """
     names = getattr(backbone, "parts", {}).get(part, ())
     if not names:
-        raise ValueError(f"{type(backbone).__name__} has no part {part!r} that could be moved or dropped (it is small, or does "
-                         "without); leave text_encoders and decoder at keep")  # fmt: skip
+        raise ValueError(
+            f"{type(backbone).__name__} has no part {part!r} that could be moved or dropped (it is"
+            " small, or does without); leave text_encoders and decoder at keep"
+        )
     return [module for module in (getattr(backbone, name) for name in names) if module is not None]
 
 
@@ -43,16 +50,29 @@ def present(backbone: Backbone, part: str, device: torch.device | str) -> Iterat
 
 
 def put_text_encoders_away(backbone: Backbone, prompts: Sequence[Prompt], *, drop: bool) -> None:
-    """Encodes ``prompts`` and their negatives (a backbone keeps what it encoded), then moves the text encoders to main memory, or
-    with ``drop`` frees them: any other text is then refused by name. Raises ``ValueError`` as ``part_modules`` does, and for more
-    prompts than the backbone keeps."""
+    """Encodes ``prompts`` and their negatives (a backbone keeps what it encoded), then moves the
+    text encoders to main memory, or with ``drop`` frees them: any other text is then refused by
+    name. Raises ``ValueError`` as ``part_modules`` does, and for more prompts than the backbone
+    keeps.
+    """
     modules = part_modules(backbone, "text")
-    size = sum(tensor.numel() * tensor.element_size() for module in modules for tensor in module.parameters())
-    for prompt in track(prompts, "encoding prompts", transient=True, disable=rank_zero_only.rank != 0 or len(prompts) < 100):
+    size = sum(
+        tensor.numel() * tensor.element_size()
+        for module in modules
+        for tensor in module.parameters()
+    )
+    for prompt in track(
+        prompts,
+        "encoding prompts",
+        transient=True,
+        disable=rank_zero_only.rank != 0 or len(prompts) < 100,
+    ):
         backbone.remember([prompt])
     if drop:
         backbone.drop_text_encoders(prompts)
     else:
         move(backbone, "text", "cpu")
     where = "dropped" if drop else "moved to main memory"
-    rank_zero_info(f"{len(prompts)} prompts are encoded; the text encoders ({size / 2**20:.0f} MB) are {where}")
+    rank_zero_info(
+        f"{len(prompts)} prompts are encoded; the text encoders ({size / 2**20:.0f} MB) are {where}"
+    )

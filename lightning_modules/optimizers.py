@@ -1,7 +1,10 @@
-"""Optimisers by name: AdamW (arXiv 1711.05101), and AdamW whose moments are kept in eight bits (arXiv 2110.02861).
+"""Optimisers by name:
 
-What eight bits save is 6 of the 8 bytes that AdamW keeps a trained weight, and only in tensors of at least 4096 weights (smaller
-ones stay in 32 bits). For a whole AudioLDM 2 denoiser (347 million weights) that is 2.1 GB; for a LoRA adapter it is megabytes.
+AdamW (arXiv 1711.05101), and AdamW whose moments are kept in eight bits (arXiv 2110.02861).
+
+What eight bits save is 6 of the 8 bytes that AdamW keeps a trained weight, and only in tensors of
+at least 4096 weights (smaller ones stay in 32 bits). For a whole AudioLDM 2 denoiser (347 million
+weights) that is 2.1 GB; for a LoRA adapter it is megabytes.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ OPTIMIZERS = {
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class of an optimiser. Raises ``ValueError`` for an unknown name, and where its package is not installed."""
+    """The class of an optimiser.
+
+    Raises ``ValueError`` for an unknown name, and where its package is not installed.
+    """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; {did_you_mean(name, OPTIMIZERS)}")
     module, kind, command = OPTIMIZERS[name]
@@ -33,13 +39,15 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     except ImportError as error:
         package = module.partition(".")[0]
         raise ValueError(
-            f"optimizer {name!r} needs the package {package}, which cannot be imported ({error}); {command}, or take 'adamw'"
+            f"optimizer {name!r} needs the package {package}, which cannot be imported ({error});"
+            f" {command}, or take 'adamw'"
         ) from error
 
 
 def check_rates(settings: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for a ``learning_rate``, ``weight_decay``, ``adam_epsilon`` or ``betas``
-    among ``settings`` with which no optimiser works."""
+    """Raises ``ValueError`` for a ``learning_rate``, ``weight_decay``, ``adam_epsilon`` or
+    ``betas`` among ``settings`` with which no optimiser works.
+    """
     for name in ("learning_rate", "weight_decay", "adam_epsilon"):
         value = settings.get(name, 0)
         if not 0 <= value < math.inf:
@@ -57,6 +65,11 @@ def build_optimizer(
     epsilon: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """The optimiser ``name`` of ``OPTIMIZERS`` for ``parameters``. Raises ``ValueError`` as ``optimizer_class``."""
+    """The optimiser ``name`` of ``OPTIMIZERS`` for ``parameters``.
+
+    Raises ``ValueError`` as ``optimizer_class``.
+    """
     kind = optimizer_class(name)
-    return kind(parameters, lr=learning_rate, betas=tuple(betas), eps=epsilon, weight_decay=weight_decay)
+    return kind(
+        parameters, lr=learning_rate, betas=tuple(betas), eps=epsilon, weight_decay=weight_decay
+    )

@@ -1,4 +1,6 @@
-"""Pieces of self-contained HTML pages that open offline: everything is inside the file, no script, no link to elsewhere."""
+"""Pieces of self-contained HTML pages that open offline: everything is inside the file, no script,
+no link to elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,34 @@ img { max-width: 100% } pre { background: #f4f6f8; padding: 1rem; overflow: auto
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """The bytes as an address that needs no other file; ``kind`` is the media type, such as image/png."""
+    """The bytes as an address that needs no other file; ``kind`` is the media type, such as
+    image/png.
+    """
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def picture(path: Path, description: str) -> str:
-    """An ``<img>`` element with the PNG file in it; ``description`` is read out where it cannot be seen. Raises ``OSError``."""
-    return f'<img alt="{html.escape(description)}" src="{data_uri("image/png", path.read_bytes())}">'
+    """An ``<img>`` element with the PNG file in it; ``description`` is read out where it cannot be
+    seen. Raises ``OSError``.
+    """
+    return (
+        f'<img alt="{html.escape(description)}" src="{data_uri("image/png", path.read_bytes())}">'
+    )
 
 
 def player(path: Path) -> str:
-    """An ``<audio>`` element with the file in it (as FLAC: lossless and half the size; every browser plays it)."""
+    """An ``<audio>`` element with the file in it (as FLAC: lossless and half the size; every
+    browser plays it).
+    """
     import soundfile
 
     wave = read_audio(path)
     samples_NC = (wave.samples_CN.T * 2**15).round().clamp(-(2**15), 2**15 - 1).short().numpy()
     packed = io.BytesIO()
     soundfile.write(packed, samples_NC, wave.sample_rate_hz, format="FLAC", subtype="PCM_16")
-    return f'<audio controls preload="none" src="{data_uri("audio/flac", packed.getvalue())}"></audio>'
+    return (
+        f'<audio controls preload="none" src="{data_uri("audio/flac", packed.getvalue())}"></audio>'
+    )
 
 
 def page(title: str, body: str) -> str:

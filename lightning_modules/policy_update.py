@@ -1,6 +1,8 @@
-"""What a policy-gradient update is made of: which steps, in which order, in which micro-batches; and the check of the ratio.
+"""What a policy-gradient update is made of: which steps, in which order, in which micro-batches;
+and the check of the ratio.
 
-Everything random here is keyed by (seed, round, inner epoch, ...), so a resumed run makes the same choices.
+Everything random here is keyed by (seed, round, inner epoch, ...), so a resumed run makes the same
+choices.
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ SAME_SHAPES, OTHER_SHAPES = 1e-6, 1e-5  # |ratio - 1| that float32 leaves before
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward's worth of work, K times. ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps;
-    ``weight_N`` (n,) is 0 for rows that only fill the batch (in place of dropped samples), so that all batches keep one shape."""
+    """One forward's worth of work, K times.
+
+    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps; ``weight_N`` (n,)
+    is 0 for rows that only fill the batch (in place of dropped samples), so that all batches keep
+    one shape.
+    """
 
     rows: tuple[int, ...]
     steps_KN: Tensor
@@ -45,54 +51,77 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def trainable_steps(std_S: Tensor, window: tuple[int, int] | None, skip_last_step: bool) -> list[int]:
+def trainable_steps(
+    std_S: Tensor, window: tuple[int, int] | None, skip_last_step: bool
+) -> list[int]:
     """Steps that may be trained, in sampler order. ``std_S`` (S,) is the noise of each step.
 
-    ``window`` (lo, hi) takes steps lo..hi-1; None takes every step that adds noise. ``skip_last_step`` leaves out the last step
-    of the sampler. Raises ``ValueError`` for a window outside the sampler, steps without noise in it, or when nothing is left.
+    ``window`` (lo, hi) takes steps lo..hi-1; None takes every step that adds noise.
+    ``skip_last_step`` leaves out the last step of the sampler. Raises ``ValueError`` for a window
+    outside the sampler, steps without noise in it, or when nothing is left.
     """
     count = len(std_S)
     if window is not None and len(window) != 2:
-        raise ValueError(f"train_steps takes a first step and the one after the last, (lo, hi), got {window}")
+        raise ValueError(
+            f"train_steps takes a first step and the one after the last, (lo, hi), got {window}"
+        )
     lo, hi = (0, count) if window is None else window
     if not 0 <= lo < hi <= count:
-        raise ValueError(f"train_steps ({lo}, {hi}) must lie inside the {count} sampling steps: 0 <= lo < hi <= {count}")
+        raise ValueError(
+            f"train_steps ({lo}, {hi}) must lie inside the {count} sampling steps: 0 <= lo < hi <="
+            f" {count}"
+        )
     steps = [step for step in range(lo, hi) if not (skip_last_step and step == count - 1)]
     silent = [step for step in steps if not std_S[step] > 0]
     if window is None:
         steps = [step for step in steps if std_S[step] > 0]
     elif silent:
         raise ValueError(
-            f"train_steps ({lo}, {hi}): steps {silent} add no noise, so they have no log-probability; leave them out, raise eta "
-            "there, or set skip_last_step=true if it is the last one"
+            f"train_steps ({lo}, {hi}): steps {silent} add no noise, so they have no"
+            " log-probability; leave them out, raise eta there, or set skip_last_step=true if it"
+            " is the last one"
         )
     if not steps:
-        raise ValueError(f"of {count} steps none is left to train (train_steps {window}); raise eta or sample_steps")
+        raise ValueError(
+            f"of {count} steps none is left to train (train_steps {window}); raise eta or"
+            " sample_steps"
+        )
     return steps
 
 
-def draw_steps(steps: Sequence[int], share: float, draw: str, batch: PromptBatch, *key: int) -> Tensor:
-    """Steps to train, (K, B) long with K = max(1, round(share * len(steps))), without repeats in a column.
+def draw_steps(
+    steps: Sequence[int], share: float, draw: str, batch: PromptBatch, *key: int
+) -> Tensor:
+    """Steps to train, (K, B) long with K = max(1, round(share * len(steps))), without repeats in a
+    column.
 
-    ``draw`` "sample": each sample has its own random subset in random order; "batch": one for all. ``key`` names the draw:
-    seed, round, inner epoch; with "sample" also the sample, so that its steps do not depend on the process it is on.
+    ``draw`` "sample": each sample has its own random subset in random order; "batch": one for all.
+    ``key`` names the draw: seed, round, inner epoch; with "sample" also the sample, so that its
+    steps do not depend on the process it is on.
     """
     kept = max(1, round(share * len(steps)))
     choices = torch.tensor(list(steps))
 
     def one(*name: int | str) -> Tensor:
-        return choices[torch.randperm(len(steps), generator=keyed_generator(*key, "steps", *name))[:kept]]
+        return choices[
+            torch.randperm(len(steps), generator=keyed_generator(*key, "steps", *name))[:kept]
+        ]
 
     if draw == "batch":
         return one().unsqueeze(1).expand(kept, len(batch)).contiguous()
-    return torch.stack([one(p.id, int(i)) for p, i in zip(batch.prompts, batch.sample_index, strict=True)], dim=1)
+    return torch.stack(
+        [one(p.id, int(i)) for p, i in zip(batch.prompts, batch.sample_index, strict=True)], dim=1
+    )
 
 
-def plan_updates(steps_KB: Tensor, kept_B: Sequence[bool], size: int, updates: int, *key: int) -> list[list[MicroBatch]]:
-    """The round's samples in random order, as ``updates`` optimiser steps of micro-batches of ``size``.
+def plan_updates(
+    steps_KB: Tensor, kept_B: Sequence[bool], size: int, updates: int, *key: int
+) -> list[list[MicroBatch]]:
+    """The round's samples in random order, as ``updates`` optimiser steps of micro-batches of
+    ``size``.
 
-    Dropped samples are replaced by kept ones of weight 0. A rank without any kept sample gets empty updates.
-    Raises ``ValueError`` when sizes do not divide.
+    Dropped samples are replaced by kept ones of weight 0. A rank without any kept sample gets empty
+    updates. Raises ``ValueError`` when sizes do not divide.
     """
     count = steps_KB.shape[1]
     check_sizes(count, size, updates)
@@ -113,7 +142,9 @@ def plan_updates(steps_KB: Tensor, kept_B: Sequence[bool], size: int, updates: i
 def plan_round(
     steps: Sequence[int], batch: PromptBatch, kept_B: Sequence[bool], settings: Mapping[str, Any]
 ) -> list[list[MicroBatch]]:
-    """The optimiser steps of all inner epochs of a round, by the settings of ``DDPO``; each inner epoch draws anew."""
+    """The optimiser steps of all inner epochs of a round, by the settings of ``DDPO``; each inner
+    epoch draws anew.
+    """
     s, plans = settings, []
     for epoch in range(s["inner_epochs"]):
         key = (s["seed"], batch.round_index, epoch)
@@ -123,11 +154,15 @@ def plan_round(
 
 
 def check_sizes(count: int, train_batch_size: int, updates: int) -> None:
-    """Raises ``ValueError`` unless a round of ``count`` samples a rank splits into ``updates`` of whole training batches."""
+    """Raises ``ValueError`` unless a round of ``count`` samples a rank splits into ``updates`` of
+    whole training batches.
+    """
     if count % (train_batch_size * updates):
         raise ValueError(
-            f"a round of {count} samples (per process) does not split into updates_per_round={updates} optimiser steps of "
-            f"batches of train_batch_size={train_batch_size}; it must be a multiple of {train_batch_size * updates}"
+            f"a round of {count} samples (per process) does not split into"
+            f" updates_per_round={updates} optimiser steps of batches of"
+            f" train_batch_size={train_batch_size}; it must be a multiple of"
+            f" {train_batch_size * updates}"
         )
 
 
@@ -145,8 +180,13 @@ def is_full_precision(network: nn.Module, device_type: str, convolutions: bool =
 
     ``convolutions``: cuDNN's convolutions count, too, where TF32 is PyTorch's default.
     """
-    halves = any(p.is_floating_point() and p.dtype not in (torch.float32, torch.float64) for p in network.parameters())
-    tf32 = device_type == "cuda" and (torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32)
+    halves = any(
+        p.is_floating_point() and p.dtype not in (torch.float32, torch.float64)
+        for p in network.parameters()
+    )
+    tf32 = device_type == "cuda" and (
+        torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32
+    )
     tf32 = tf32 or (device_type == "cuda" and convolutions and torch.backends.cudnn.allow_tf32)
     return not (halves or tf32 or torch.is_autocast_enabled(device_type))
 
@@ -178,7 +218,10 @@ def ratio_tolerance(
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """What one micro-batch saw, on the CPU: ``ratio_KN`` (K, n) with ``weight_N`` (n,); summed ``loss`` and ``kl_to_base``."""
+    """What one micro-batch saw, on the CPU:
+
+    ``ratio_KN`` (K, n) with ``weight_N`` (n,); summed ``loss`` and ``kl_to_base``.
+    """
 
     ratio_KN: Tensor
     weight_N: Tensor
@@ -200,10 +243,12 @@ def backward_steps(
     advantage_clip: float,
     kl_weight: float,
 ) -> UpdateRecord:
-    """Forward and backward of each step of one micro-batch, one graph at a time, so memory does not grow with the steps.
+    """Forward and backward of each step of one micro-batch, one graph at a time, so memory does not
+    grow with the steps.
 
-    Gradients of all micro-batches add up to the gradient of the mean over ``terms`` (sample, step) pairs of the clipped policy
-    loss plus ``kl_weight`` times the KL to the base model (adapter off). ``old_SB`` (S, B), ``advantage_B`` (B,) are the round's.
+    Gradients of all micro-batches add up to the gradient of the mean over ``terms`` (sample, step)
+    pairs of the clipped policy loss plus ``kl_weight`` times the KL to the base model (adapter
+    off). ``old_SB`` (S, B), ``advantage_B`` (B,) are the round's.
     """
     device = trajectory.latents_SB.device
     rows, weight = torch.tensor(micro.rows, device=device), micro.weight_N.to(device)
@@ -216,7 +261,9 @@ def backward_steps(
                 _, base_mean, _ = score(step_N, micro.rows)
         log_prob, mean, std = score(step_N, micro.rows)
         old, advantage = old_SB[step_N.to(device), rows], advantage_B[rows]
-        policy = clipped_policy_loss(log_prob[counted], old[counted], advantage[counted], clip_range, advantage_clip)
+        policy = clipped_policy_loss(
+            log_prob[counted], old[counted], advantage[counted], clip_range, advantage_clip
+        )
         loss = policy.loss * weight.sum()
         if base_mean is not None:
             kl = (kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)) * weight).sum()
@@ -231,20 +278,30 @@ def backward_steps(
 def recomputed_log_prob(
     backbone: Backbone, sampler: Sampler, trajectory: Trajectory, plan: Sequence[MicroBatch]
 ) -> tuple[Tensor, float]:
-    """Old log-probabilities (S, B) scored again in the very batches of the update; the largest |ratio - 1| of the stored ones."""
+    """Old log-probabilities (S, B) scored again in the very batches of the update; the largest
+    |ratio - 1| of the stored ones.
+    """
     old_SB, gap = trajectory.log_prob_SB.clone(), 0.0
     for micro in plan:
         rows = torch.tensor(micro.rows)
         for step_N in micro.steps_KN:
-            log_prob, _, _ = step_log_prob(backbone.predict, backbone.path, sampler, trajectory, step_N, micro.rows)
-            gap = max(gap, (log_prob - trajectory.log_prob_SB[step_N, rows]).expm1().abs().max().item())
+            log_prob, _, _ = step_log_prob(
+                backbone.predict, backbone.path, sampler, trajectory, step_N, micro.rows
+            )
+            gap = max(
+                gap, (log_prob - trajectory.log_prob_SB[step_N, rows]).expm1().abs().max().item()
+            )
             old_SB[step_N, rows] = log_prob
     return old_SB, gap
 
 
 def update_metrics(records: Sequence[UpdateRecord], clip_range: float) -> dict[str, float]:
-    """Means (ratio also min and max) over all (sample, step) pairs that counted, of all micro-batches."""
-    ratio = torch.cat([record.ratio_KN[:, record.weight_N > 0].flatten() for record in records]).double()
+    """Means (ratio also min and max) over all (sample, step) pairs that counted, of all
+    micro-batches.
+    """
+    ratio = torch.cat(
+        [record.ratio_KN[:, record.weight_N > 0].flatten() for record in records]
+    ).double()
     return {
         "loss": sum(record.loss for record in records) / len(ratio),
         "kl_to_base": sum(record.kl_to_base for record in records) / len(ratio),
@@ -256,13 +313,20 @@ def update_metrics(records: Sequence[UpdateRecord], clip_range: float) -> dict[s
     }
 
 
-def worst_ratio(record: UpdateRecord, micro: MicroBatch, prompts: Sequence[Prompt]) -> tuple[float, str]:
-    """(largest |ratio - 1| among rows that count, the step and prompt where it is); NaN counts as infinite."""
+def worst_ratio(
+    record: UpdateRecord, micro: MicroBatch, prompts: Sequence[Prompt]
+) -> tuple[float, str]:
+    """(largest |ratio - 1| among rows that count, the step and prompt where it is); NaN counts as
+    infinite.
+    """
     off = torch.where(record.ratio_KN.isnan(), torch.inf, (record.ratio_KN - 1).abs())
     off = torch.where(micro.weight_N > 0, off, 0.0)
     k, n = divmod(int(off.argmax()), off.shape[1])
     prompt = prompts[micro.rows[n]]
-    return off[k, n].item(), f"step {int(micro.steps_KN[k, n])} of prompt {prompt.id!r} ({prompt.text!r})"
+    return (
+        off[k, n].item(),
+        f"step {int(micro.steps_KN[k, n])} of prompt {prompt.id!r} ({prompt.text!r})",
+    )
 
 
 def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> None:
@@ -274,6 +338,6 @@ def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> Non
     if deviation <= tolerance:
         return
     raise ValueError(
-        f"before the first update the importance ratio must be 1 within {tolerance:.3g}, but it is off by {deviation:.3g} "
-        f"at {where}; {why}"
+        f"before the first update the importance ratio must be 1 within {tolerance:.3g}, but it is"
+        f" off by {deviation:.3g} at {where}; {why}"
     )

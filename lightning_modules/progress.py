@@ -44,7 +44,10 @@ class _Filter(logging.Filter):
 
 
 def quieten_lightning() -> None:
-    """Drops Lightning's advertisements, and its warnings about what is meant to be so. Repeatable."""
+    """Drops Lightning's advertisements, and its warnings about what is meant to be so.
+
+    Repeatable.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         for logger in (logging.getLogger(name), *_loggers_below(name)):
             if not any(isinstance(one, _Filter) for one in logger.filters):
@@ -94,9 +97,7 @@ class RoundProgress(Callback):
         mean, done = trainer.callback_metrics.get("reward/mean"), _done(trainer)
         reward = "" if mean is None else f"   reward {float(mean):+.3f}"
         if self._bars is not None:
-            self._bars.update(
-                self._tasks["round"], completed=done, description=f"round{reward}"
-            )
+            self._bars.update(self._tasks["round"], completed=done, description=f"round{reward}")
         else:
             self._say_round(done, reward)
         self._round_started = time.monotonic()

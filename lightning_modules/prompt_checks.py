@@ -1,5 +1,6 @@
-"""Which prompts a run can train on, decided before anything is sampled: too long ones, ones that a reward could not judge, and
-rounds that do not fit."""
+"""Which prompts a run can train on, decided before anything is sampled: too long ones, ones that a
+reward could not judge, and rounds that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def settle_long_prompts(
     *,
     drop: bool,
 ) -> int:
-    """Refuses prompts of ``source`` that an encoder cannot take, or with ``drop`` leaves them out with a warning; their number.
+    """Refuses prompts of ``source`` that an encoder cannot take, or with ``drop`` leaves them out
+    with a warning; their number.
 
     Negatives count where one of ``samplers`` is guided.
     Raises ``ValueError`` naming them and the limit, and when none would be left to train on.
@@ -64,21 +66,30 @@ def settle_long_prompts(
 
 
 def check_judged(rewards: Sequence[Reward | None], prompts: Sequence[Prompt]) -> None:
-    """Asks every reward that has ``check_prompts``, which raises ``ValueError`` for a prompt that it could not judge."""
+    """Asks every reward that has ``check_prompts``, which raises ``ValueError`` for a prompt that
+    it could not judge.
+    """
     for reward in rewards:
         if hasattr(reward, "check_prompts"):
             reward.check_prompts(prompts)
 
 
 def check_round(batch: PromptBatch, settings: Mapping[str, Any], next_round: int | None) -> None:
-    """Raises ``ValueError`` when this round cannot be trained as configured: called before anything is sampled."""
+    """Raises ``ValueError`` when this round cannot be trained as configured: called before anything
+    is sampled.
+    """
     count = len(batch)
     if count % settings["sample_batch_size"]:
         raise ValueError(
-            f"a round of {count} samples a process is no multiple of sample_batch_size={settings['sample_batch_size']}"
+            f"a round of {count} samples a process is no multiple of"
+            f" sample_batch_size={settings['sample_batch_size']}"
         )
     check_sizes(count, settings["train_batch_size"], settings["updates_per_round"])
     if len({(p.id, i) for p, i in zip(batch.prompts, batch.sample_index, strict=True)}) < count:
-        raise ValueError("a round holds the same (prompt id, sample index) twice; number the repeats of a prompt")
+        raise ValueError(
+            "a round holds the same (prompt id, sample index) twice; number the repeats of a prompt"
+        )
     if next_round is not None and batch.round_index != next_round:
-        raise ValueError(f"the data module gave round {batch.round_index}, but round {next_round} is next")
+        raise ValueError(
+            f"the data module gave round {batch.round_index}, but round {next_round} is next"
+        )

@@ -1,4 +1,6 @@
-"""The state of the global random generators as plain values and tensors (so that ``torch.load(weights_only=True)`` reads it)."""
+"""The state of the global random generators as plain values and tensors (so that
+``torch.load(weights_only=True)`` reads it).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global generator is what is saved
     return {
         "python": [version, list(words), gauss],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(keys.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
@@ -28,5 +36,9 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+    if (
+        state["cuda"]
+        and torch.cuda.is_available()
+        and len(state["cuda"]) == torch.cuda.device_count()
+    ):
         torch.cuda.set_rng_state_all([cuda.cpu() for cuda in state["cuda"]])

@@ -1,4 +1,7 @@
-"""The picture and the page of a run: ``curve.png`` and a self-contained ``report.html`` that opens offline."""
+"""The picture and the page of a run:
+
+``curve.png`` and a self-contained ``report.html`` that opens offline.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +23,49 @@ def read_rows(path: str | Path) -> list[dict[str, float]]:
 
 
 def _series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    pairs = [(row.get("round", float(i + 1)), row[name]) for i, row in enumerate(rows) if math.isfinite(row.get(name, math.nan))]
+    pairs = [
+        (row.get("round", float(i + 1)), row[name])
+        for i, row in enumerate(rows)
+        if math.isfinite(row.get(name, math.nan))
+    ]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def _classes(rows: Sequence[Mapping[str, float]], prefix: str) -> list[str]:
-    names = {name for row in rows for name in row if name.startswith(prefix + "/") and name.endswith("/mean")}
+    names = {
+        name
+        for row in rows
+        for name in row
+        if name.startswith(prefix + "/") and name.endswith("/mean")
+    }
     return sorted(name for name in names if name != f"{prefix}/mean")
 
 
 def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Training reward (mean, one standard deviation, each class) and held-out reward over rounds, as a PNG."""
+    """Training reward (mean, one standard deviation, each class) and held-out reward over rounds,
+    as a PNG.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
-    for axis, prefix, title in ((left, "reward", "training prompts"), (right, "held_out", "held-out prompts, fixed noise")):
+    for axis, prefix, title in (
+        (left, "reward", "training prompts"),
+        (right, "held_out", "held-out prompts, fixed noise"),
+    ):
         x, mean = _series(rows, f"{prefix}/mean")
         _, std = _series(rows, f"{prefix}/std")
         for name in _classes(rows, prefix):
-            axis.plot(*_series(rows, name), lw=1, alpha=0.7, label=name.split("/")[1], marker="." if prefix == "held_out" else "")
-        axis.plot(x, mean, color="black", lw=2, label="all", marker="o" if prefix == "held_out" else "")
+            axis.plot(
+                *_series(rows, name),
+                lw=1,
+                alpha=0.7,
+                label=name.split("/")[1],
+                marker="." if prefix == "held_out" else "",
+            )
+        axis.plot(
+            x, mean, color="black", lw=2, label="all", marker="o" if prefix == "held_out" else ""
+        )
         if len(std) == len(mean) and prefix == "reward":
             low, high = ([m + sign * s for m, s in zip(mean, std)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color="black", alpha=0.08, lw=0)
@@ -80,7 +105,11 @@ def _table(audio: Path) -> str:
         text = html.escape(sample["text"])
         if sample["negative"]:
             text += f'<br><span class="note">not: {html.escape(sample["negative"])}</span>'
-        change = after[name]["score"] - before[name]["score"] if name in before and name in after else math.nan
+        change = (
+            after[name]["score"] - before[name]["score"]
+            if name in before and name in after
+            else math.nan
+        )
         shown = f"{change:+.3f}" if math.isfinite(change) else "n/a"
         cells = _cell(audio / "before", before.get(name)) + _cell(audio / "after", after.get(name))
         rows.append(f'<tr><td>{text}</td>{cells}<td class="number">{shown}</td></tr>')
@@ -90,19 +119,33 @@ def _table(audio: Path) -> str:
 
 def _numbers(rows: Sequence[Mapping[str, float]]) -> str:
     lines = []
-    named = {"training reward": "reward/mean", "held-out reward": "held_out/mean", "held-out scorer": "held_out_scorer/mean"}
+    named = {
+        "training reward": "reward/mean",
+        "held-out reward": "held_out/mean",
+        "held-out scorer": "held_out_scorer/mean",
+    }
     for title, name in named.items():
         x, y = _series(rows, name)
         if y:
-            lines.append(f"<li>{title}: {y[0]:+.3f} (round {x[0]:.0f}) to {y[-1]:+.3f} (round {x[-1]:.0f})</li>")
-    seconds = sum(value for row in rows for name, value in row.items() if name.startswith("seconds/"))
-    return f"<ul>{''.join(lines)}<li>{len(rows)} rows in metrics.csv, {seconds:.0f} s in sampling, reward and update</li></ul>"
+            lines.append(
+                f"<li>{title}: {y[0]:+.3f} (round {x[0]:.0f}) to {y[-1]:+.3f} (round"
+                f" {x[-1]:.0f})</li>"
+            )
+    seconds = sum(
+        value for row in rows for name, value in row.items() if name.startswith("seconds/")
+    )
+    return (
+        f"<ul>{''.join(lines)}<li>{len(rows)} rows in metrics.csv, {seconds:.0f} s in sampling,"
+        " reward and update</li></ul>"
+    )
 
 
 def write_report(out_dir: str | Path) -> Path:
-    """``report.html`` in a run folder, from its metrics.csv, audio/before, audio/after and config.yaml. What is missing is said.
+    """``report.html`` in a run folder, from its metrics.csv, audio/before, audio/after and
+    config.yaml. What is missing is said.
 
-    Everything is inside the file: no script, no link to elsewhere. Raises ``OSError`` when it cannot be written.
+    Everything is inside the file: no script, no link to elsewhere. Raises ``OSError`` when it
+    cannot be written.
     """
     out_dir = Path(out_dir)
     rows = read_rows(out_dir / "metrics.csv")
@@ -110,8 +153,10 @@ def write_report(out_dir: str | Path) -> Path:
     if rows:
         draw_curve(rows, out_dir / "curve.png")
         curve = picture(out_dir / "curve.png", "rewards over rounds")
-    settings = without_secrets(config.read_text(encoding="utf-8")) if config.is_file() else (
-        "config.yaml was not written"
+    settings = (
+        without_secrets(config.read_text(encoding="utf-8"))
+        if config.is_file()
+        else ("config.yaml was not written")
     )
     body = f"""<h2>Rewards</h2>
 {_numbers(rows)}

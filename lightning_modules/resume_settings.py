@@ -1,4 +1,5 @@
-"""What a resumed run may do differently, and what differs in truth from the run that it goes on with.
+"""What a resumed run may do differently, and what differs in truth from the run that it goes on
+with.
 
 A module states which of its settings may change in ``MAY_CHANGE_ON_RESUME``: those that leave the
 numbers as they are (up to rounding), and those that somebody has to mend before the run can go on,

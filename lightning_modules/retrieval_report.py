@@ -1,6 +1,8 @@
-"""What an evaluation of a CLAP says: retrieval both ways beside chance, matched against random, order; with 95 % intervals.
+"""What an evaluation of a CLAP says: retrieval both ways beside chance, matched against random,
+order; with 95 % intervals.
 
-Shapes: ``N`` clips, each with its caption; captions are the rows of a similarity and clips its columns.
+Shapes: ``N`` clips, each with its caption; captions are the rows of a similarity and clips its
+columns.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ KS = (1, 5, 10)
 def caption_truth(prompt: Prompt) -> tuple[Hashable, ...]:
     """What a caption says: two prompts of the same truth describe each other's clips.
 
-    From ``labels["events"]`` (classes) and ``labels["relation"]``: their order counts for "then" only, and sounds that are
-    together or overlap are told by the same words. Without these labels: the text itself, case-folded.
+    From ``labels["events"]`` (classes) and ``labels["relation"]``: their order counts for "then"
+    only, and sounds that are together or overlap are told by the same words. Without these labels:
+    the text itself, case-folded.
     """
     events, relation = prompt.labels.get("events"), prompt.labels.get("relation")
     if not events or relation is None:
@@ -31,8 +34,13 @@ def caption_truth(prompt: Prompt) -> tuple[Hashable, ...]:
 
 
 def same_meaning(prompts: Sequence[Prompt]) -> Tensor:
-    """(N, N) bool: which captions are of the same truth, or the same words for two truths; the diagonal is True."""
-    truths, texts = [caption_truth(prompt) for prompt in prompts], [prompt.text.casefold().strip() for prompt in prompts]
+    """(N, N) bool: which captions are of the same truth, or the same words for two truths; the
+    diagonal is True.
+    """
+    truths, texts = (
+        [caption_truth(prompt) for prompt in prompts],
+        [prompt.text.casefold().strip() for prompt in prompts],
+    )
     return _equal(truths) | _equal(texts)
 
 
@@ -60,12 +68,14 @@ class Share:
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """``text_to_audio`` and ``audio_to_text``: recall at k ("r1", "r5", "r10") of ``clips`` clips among each other.
+    """``text_to_audio`` and ``audio_to_text``: recall at k ("r1", "r5", "r10") of ``clips`` clips
+    among each other.
 
-    ``unseen``: the same, text to audio, of captions whose every recording is unknown from training (label
-    ``recording_split``); empty when no prompt says so. ``matched_over_random``: share of wrong clips that score below the
-    caption's own clip, None when there is no wrong one. ``order``: share of "A then B" captions above "B then A" for the
-    same clip, None without such pairs. ``cosine`` and ``cosine_random``: mean of matched pairs and of others (None: no others).
+    ``unseen``: the same, text to audio, of captions whose every recording is unknown from training
+    (label ``recording_split``); empty when no prompt says so. ``matched_over_random``: share of
+    wrong clips that score below the caption's own clip, None when there is no wrong one. ``order``:
+    share of "A then B" captions above "B then A" for the same clip, None without such pairs.
+    ``cosine`` and ``cosine_random``: mean of matched pairs and of others (None: no others).
     """
 
     clips: int
@@ -78,21 +88,37 @@ class RetrievalReport:
     cosine_random: float | None
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for a logger: ``text_to_audio_r1`` with ``_low`` and ``_high``, ``chance_r1``, ``order_accuracy`` ..."""
-        ways = {"text_to_audio": self.text_to_audio, "audio_to_text": self.audio_to_text, "unseen": self.unseen}
-        shares = {f"{way}_{k}": share for way, recalls in ways.items() for k, share in recalls.items()}
+        """Flat numbers for a logger:
+
+        ``text_to_audio_r1`` with ``_low`` and ``_high``, ``chance_r1``, ``order_accuracy`` ...
+        """
+        ways = {
+            "text_to_audio": self.text_to_audio,
+            "audio_to_text": self.audio_to_text,
+            "unseen": self.unseen,
+        }
+        shares = {
+            f"{way}_{k}": share for way, recalls in ways.items() for k, share in recalls.items()
+        }
         if self.order is not None:
             shares["order_accuracy"] = self.order
         numbers = {}
         for name, share in shares.items():
             numbers |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
         numbers |= {f"chance_{k}": share.chance for k, share in self.text_to_audio.items()}
-        others = {"matched_over_random": self.matched_over_random, "cosine": self.cosine, "cosine_random": self.cosine_random}
+        others = {
+            "matched_over_random": self.matched_over_random,
+            "cosine": self.cosine,
+            "cosine_random": self.cosine_random,
+        }
         return numbers | {name: value for name, value in others.items() if value is not None}
 
 
-def retrieval_report(similarity_NN: Tensor, swapped_N: Tensor, prompts: Sequence[Prompt]) -> RetrievalReport:
-    """From cosines of captions (rows) with clips (columns), and of clips with their own caption in the wrong order (NaN: none).
+def retrieval_report(
+    similarity_NN: Tensor, swapped_N: Tensor, prompts: Sequence[Prompt]
+) -> RetrievalReport:
+    """From cosines of captions (rows) with clips (columns), and of clips with their own caption in
+    the wrong order (NaN: none).
 
     Raises ``ValueError`` for cosines that are not finite.
     """
@@ -110,10 +136,17 @@ def retrieval_report(similarity_NN: Tensor, swapped_N: Tensor, prompts: Sequence
     above = (own > swapped_N).double() + 0.5 * (own == swapped_N).double()
     return RetrievalReport(
         clips=len(prompts),
-        text_to_audio={f"r{k}": Share.of(hits, chance[k]) for k, hits in ways["text_to_audio"].items()},
-        audio_to_text={f"r{k}": Share.of(hits, chance[k]) for k, hits in ways["audio_to_text"].items()},
+        text_to_audio={
+            f"r{k}": Share.of(hits, chance[k]) for k, hits in ways["text_to_audio"].items()
+        },
+        audio_to_text={
+            f"r{k}": Share.of(hits, chance[k]) for k, hits in ways["audio_to_text"].items()
+        },
         unseen={
-            f"r{k}": Share.of(hits[unseen], float(recall_at_k(torch.zeros(same[unseen].shape), same[unseen], k).mean()))
+            f"r{k}": Share.of(
+                hits[unseen],
+                float(recall_at_k(torch.zeros(same[unseen].shape), same[unseen], k).mean()),
+            )
             for k, hits in ways["text_to_audio"].items()
             if unseen.any()
         },

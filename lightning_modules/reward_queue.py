@@ -1,8 +1,10 @@
-"""The rewards of a round's waves, in line or in worker threads while sampling goes on; the results are the same.
+"""The rewards of a round's waves, in line or in worker threads while sampling goes on; the results
+are the same.
 
-Worker threads help where reward and sampling use different machinery: a reward on the CPU beside sampling on a GPU, one that
-waits for a server, or two that each use a part of the cores. On CUDA a worker uses the stream of sampling, so that its kernels
-come after those that made the wave and no tensor changes streams: what overlaps is the reward's work outside the GPU.
+Worker threads help where reward and sampling use different machinery: a reward on the CPU beside
+sampling on a GPU, one that waits for a server, or two that each use a part of the cores. On CUDA a
+worker uses the stream of sampling, so that its kernels come after those that made the wave and no
+tensor changes streams: what overlaps is the reward's work outside the GPU.
 """
 
 from __future__ import annotations
@@ -54,35 +56,54 @@ class Stopwatch:
         return time.perf_counter()
 
 
-def score(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
-    """The reward's answer, checked, float32 on the CPU. Raises ``RewardError`` naming the reward and what was wrong."""
+def score(
+    reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+) -> RewardOutput:
+    """The reward's answer, checked, float32 on the CPU.
+
+    Raises ``RewardError`` naming the reward and what was wrong.
+    """
     name, texts = type(reward).__name__, ", ".join(repr(prompt.text) for prompt in prompts[:3])
     try:
         output = reward(wave_BCN, sample_rate_hz, prompts)
     except RewardError:  # of a reward that this one asked: its message names it
         raise
     except Exception as error:
-        told = for_screen(without_secrets(str(error)), 2000)  # a service may have put its key into it
+        told = for_screen(
+            without_secrets(str(error)), 2000
+        )  # a service may have put its key into it
         raise RewardRaised(
-            f"the reward {name} raised {type(error).__name__}: {told} (on {len(prompts)} samples of {texts}, ...); "
-            "nothing since the last checkpoint is kept; mend the reward, or set on_bad_reward=drop to "
-            "leave such samples out, then go on with resume=true"
+            f"the reward {name} raised {type(error).__name__}: {told} (on {len(prompts)} samples of"
+            f" {texts}, ...); nothing since the last checkpoint is kept; mend the reward, or set"
+            " on_bad_reward=drop to leave such samples out, then go on with resume=true"
         ) from error
     check_answer(output, len(prompts), f"the reward {name} must return")
-    return RewardOutput(_plain(output.score_B), *(_all_plain(named) for named in (output.parts, output.vectors)))
+    return RewardOutput(
+        _plain(output.score_B), *(_all_plain(named) for named in (output.parts, output.vectors))
+    )
 
 
 def check_answer(output: RewardOutput, count: int, who: str) -> None:
-    """Raises ``RewardError``, which begins with ``who``, unless ``output`` holds one real number a sample for the score and each
-    part, and one vector a sample for each of ``vectors``."""
+    """Raises ``RewardError``, which begins with ``who``, unless ``output`` holds one real number a
+    sample for the score and each part, and one vector a sample for each of ``vectors``.
+    """
     if not isinstance(output, RewardOutput):
         raise RewardError(f"{who} a RewardOutput, got {type(output).__name__}")
     for kind in ("parts", "vectors"):
         if not isinstance(getattr(output, kind), Mapping):
-            raise RewardError(f"{who} {kind} by name (a dict, {{}} for none), got {type(getattr(output, kind)).__name__}")
-    numbers = {"score_B": output.score_B, **{f"parts[{name!r}]": part for name, part in output.parts.items()}}
+            raise RewardError(
+                f"{who} {kind} by name (a dict, {{}} for none), got"
+                f" {type(getattr(output, kind)).__name__}"
+            )
+    numbers = {
+        "score_B": output.score_B,
+        **{f"parts[{name!r}]": part for name, part in output.parts.items()},
+    }
     vectors = {f"vectors[{name!r}]": vector for name, vector in output.vectors.items()}
-    for ndim, named, what, shape in ((1, numbers, "one number", f"({count},)"), (2, vectors, "a vector", f"({count}, D)")):
+    for ndim, named, what, shape in (
+        (1, numbers, "one number", f"({count},)"),
+        (2, vectors, "a vector", f"({count}, D)"),
+    ):
         for name, value in named.items():
             if not isinstance(value, Tensor) or value.is_complex():
                 got = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
@@ -119,7 +140,9 @@ def _filled(outputs: Sequence[RewardOutput | None], sizes: Sequence[int]) -> lis
 
 @dataclass(frozen=True)
 class _Modes:
-    """What torch keeps for each thread, of the thread that samples: a reward must not notice that it runs in another one."""
+    """What torch keeps for each thread, of the thread that samples: a reward must not notice that
+    it runs in another one.
+    """
 
     is_inference: bool
     has_grad: bool
@@ -132,7 +155,10 @@ class _Modes:
         return _Modes(
             torch.is_inference_mode_enabled(),
             torch.is_grad_enabled(),
-            tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds),
+            tuple(
+                (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+                for kind in kinds
+            ),
             torch.cuda.current_stream(device) if device.type == "cuda" else None,
         )
 
@@ -149,17 +175,20 @@ class _Modes:
 
 
 class RewardQueue:
-    """Takes waves with ``put`` and gives all their rewards, in that order, with ``collect``; a context manager.
+    """Takes waves with ``put`` and gives all their rewards, in that order, with ``collect``; a
+    context manager.
 
-    ``workers`` 0 scores inside ``put``. Otherwise so many threads score while ``put`` returns; when ``WAITING`` more waves than
-    that are on hand it waits, so few waves exist at a time. The reward must then bear to be called from several threads at once
-    (with 1 worker: from another thread than the one that made it).
+    ``workers`` 0 scores inside ``put``. Otherwise so many threads score while ``put`` returns; when
+    ``WAITING`` more waves than that are on hand it waits, so few waves exist at a time. The reward
+    must then bear to be called from several threads at once (with 1 worker: from another thread
+    than the one that made it).
 
-    ``put`` and ``collect`` raise the ``RewardError`` of the earliest wave that failed, as scoring in line would; errors of
-    further waves are its notes (``__notes__``). Leaving the context ends all threads: waves that wait are not scored any more.
-    With ``drop_failed`` a call that raises is told as a warning, and its samples have NaN scores; an
-    answer of the wrong shape stops all the same.
-    ``seconds``: spent in the reward, summed over threads; ``seconds_waited``: of the caller, in ``put`` and ``collect``.
+    ``put`` and ``collect`` raise the ``RewardError`` of the earliest wave that failed, as scoring
+    in line would; errors of further waves are its notes (``__notes__``). Leaving the context ends
+    all threads: waves that wait are not scored any more. With ``drop_failed`` a call that raises is
+    told as a warning, and its samples have NaN scores; an answer of the wrong shape stops all the
+    same. ``seconds``: spent in the reward, summed over threads; ``seconds_waited``: of the caller,
+    in ``put`` and ``collect``.
     """
 
     def __init__(
@@ -183,16 +212,26 @@ class RewardQueue:
     def __enter__(self) -> RewardQueue:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._pool is None:
             return
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if error is not None and not isinstance(error, RewardError):  # sampling failed: say so, and what else did
+        if error is not None and not isinstance(
+            error, RewardError
+        ):  # sampling failed: say so, and what else did
             for other in self._failures():
                 error.add_note(f"meanwhile, {other}")
 
     def put(self, wave_BCN: Tensor, prompts: Sequence[Prompt]) -> None:
-        """Scores ``wave_BCN`` (B, C, N), now or soon; it must not be changed any more. Raises ``RewardError``."""
+        """Scores ``wave_BCN`` (B, C, N), now or soon; it must not be changed any more.
+
+        Raises ``RewardError``.
+        """
         self._sizes.append(len(prompts))
         if self._pool is None:
             future: Future[tuple[RewardOutput | None, float]] = Future()
@@ -206,13 +245,20 @@ class RewardQueue:
             self._room.acquire()
             self.seconds_waited += time.perf_counter() - start
             self._stop_if_one_failed()
-            future = self._pool.submit(self._work, wave_BCN, prompts, _Modes.of_this_thread(self._device))
+            future = self._pool.submit(
+                self._work, wave_BCN, prompts, _Modes.of_this_thread(self._device)
+            )
             future.add_done_callback(lambda _: self._room.release())
         self._waves.append(future)
-        self._report(sum(size for size, wave in zip(self._sizes, self._waves, strict=True) if wave.done()))
+        self._report(
+            sum(size for size, wave in zip(self._sizes, self._waves, strict=True) if wave.done())
+        )
 
     def collect(self) -> list[RewardOutput]:
-        """Waits for what is left; the rewards of all waves in the order of ``put``. Raises ``RewardError``."""
+        """Waits for what is left; the rewards of all waves in the order of ``put``.
+
+        Raises ``RewardError``.
+        """
         outputs: list[RewardOutput | None] = []
         for index, wave in enumerate(self._waves):
             start = time.perf_counter()
@@ -224,10 +270,17 @@ class RewardQueue:
             self.seconds_waited += time.perf_counter() - start
             self.seconds += seconds
             outputs.append(output)
-            self._report(max(sum(self._sizes[: index + 1]), sum(s for s, w in zip(self._sizes, self._waves) if w.done())))
+            self._report(
+                max(
+                    sum(self._sizes[: index + 1]),
+                    sum(s for s, w in zip(self._sizes, self._waves) if w.done()),
+                )
+            )
         return _filled(outputs, self._sizes)
 
-    def _work(self, wave_BCN: Tensor, prompts: Sequence[Prompt], modes: _Modes) -> tuple[RewardOutput | None, float]:
+    def _work(
+        self, wave_BCN: Tensor, prompts: Sequence[Prompt], modes: _Modes
+    ) -> tuple[RewardOutput | None, float]:
         with modes():
             start = time.perf_counter()
             output = self._scored(wave_BCN, prompts)  # on the CPU: the GPU has finished
@@ -247,7 +300,9 @@ class RewardQueue:
         return [error for error in (wave.exception() for wave in done) if error is not None]
 
     def _stop_if_one_failed(self) -> None:
-        """Threads take waves in order, so when one has failed, every earlier one is done as soon as the threads have ended."""
+        """Threads take waves in order, so when one has failed, every earlier one is done as soon as
+        the threads have ended.
+        """
         if not self._failures():
             return
         self._pool.shutdown(wait=True, cancel_futures=True)

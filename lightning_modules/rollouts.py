@@ -1,4 +1,7 @@
-"""Prompts in, scored samples out: encode, roll out, decode, reward, in micro-batches. Used by training and evaluation alike."""
+"""Prompts in, scored samples out: encode, roll out, decode, reward, in micro-batches.
+
+Used by training and evaluation alike.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,28 @@ from lightning_modules.reward_queue import RewardError, RewardQueue, Stopwatch
 from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.types import Backbone, Conditioning, Prompt, Reward, Trajectory
 
-__all__ = ["RewardError", "ScoredSamples", "Stopwatch", "encode_all", "one_latent_shape", "sample_and_score", "settle"]
+__all__ = [
+    "RewardError",
+    "ScoredSamples",
+    "Stopwatch",
+    "encode_all",
+    "one_latent_shape",
+    "sample_and_score",
+    "settle",
+]
 
 Report = Callable[[str, int, int], None]  # (phase, done, total)
 
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """B samples in the order of their prompts. ``score_B``, ``parts`` and ``vectors`` (the reward's) are float32 on the CPU and
-    may hold NaN.
+    """B samples in the order of their prompts.
 
-    ``trajectory`` or ``wave_BCN`` (CPU) are None unless asked for. Times in seconds: ``seconds_reward`` is spent in the reward,
-    summed over its threads; ``seconds_reward_waited`` of it (all, without threads) held up the round.
+    ``score_B``, ``parts`` and ``vectors`` (the reward's) are float32 on the CPU and may hold NaN.
+
+    ``trajectory`` or ``wave_BCN`` (CPU) are None unless asked for. Times in seconds:
+    ``seconds_reward`` is spent in the reward, summed over its threads; ``seconds_reward_waited`` of
+    it (all, without threads) held up the round.
     """
 
     prompts: tuple[Prompt, ...]
@@ -48,7 +61,10 @@ def settle(*models: Any) -> None:
 
 
 def encode_all(backbone: Backbone, prompts: Sequence[Prompt], size: int) -> Conditioning:
-    """One row a prompt; equal prompts are encoded once. All rows are padded alike, so any micro-batch has the same shape."""
+    """One row a prompt; equal prompts are encoded once.
+
+    All rows are padded alike, so any micro-batch has the same shape.
+    """
     unique = list(dict.fromkeys(prompts))
     parts = [backbone.encode_prompts(unique[i : i + size]) for i in range(0, len(unique), size)]
     place = {prompt: i for i, prompt in enumerate(unique)}
@@ -56,10 +72,18 @@ def encode_all(backbone: Backbone, prompts: Sequence[Prompt], size: int) -> Cond
 
 
 def one_latent_shape(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[int, ...]:
-    """The shape (without the batch axis) that all prompts share. Raises ``ValueError`` when their lengths differ."""
+    """The shape (without the batch axis) that all prompts share.
+
+    Raises ``ValueError`` when their lengths differ.
+    """
     lengths = sorted({prompt.seconds for prompt in prompts})
-    if len(lengths) > 1:  # also where a backbone always denoises its full length: waves are cut to one length
-        raise ValueError(f"the prompts of a round must have one length, got {lengths} seconds; give all the same `seconds`")
+    if (
+        len(lengths) > 1
+    ):  # also where a backbone always denoises its full length: waves are cut to one length
+        raise ValueError(
+            f"the prompts of a round must have one length, got {lengths} seconds; give all the same"
+            " `seconds`"
+        )
     return tuple(backbone.latent_shape(lengths[0]))
 
 
@@ -80,12 +104,13 @@ def sample_and_score(
 ) -> ScoredSamples:
     """Roll out, decode and score ``batch`` in micro-batches of ``sample_batch_size``.
 
-    ``keep`` is "trajectory" (for training) or "wave" (for listening). Noise is keyed by (seed, round, prompt id, sample index).
-    ``reward_workers``: threads that score while sampling goes on (0: in line); the numbers are the same.
-    ``drop_failed``: samples of a reward call that raised get NaN scores instead of an error.
-    A backbone may have a method ``scored_mask(prompts)`` that returns what of the latents reaches the listener (bool, broadcast
-    against (B, *latent)) or None. Waves are cut to ``prompt.seconds``.
-    Raises ``RewardError`` (bad reward) and ``ValueError`` (prompts of different lengths).
+    ``keep`` is "trajectory" (for training) or "wave" (for listening). Noise is keyed by (seed,
+    round, prompt id, sample index). ``reward_workers``: threads that score while sampling goes on
+    (0: in line); the numbers are the same. ``drop_failed``: samples of a reward call that raised
+    get NaN scores instead of an error. A backbone may have a method ``scored_mask(prompts)`` that
+    returns what of the latents reaches the listener (bool, broadcast against (B, *latent)) or None.
+    Waves are cut to ``prompt.seconds``. Raises ``RewardError`` (bad reward) and ``ValueError``
+    (prompts of different lengths).
     """
     report = report or (lambda phase, done, total: None)
     shape = one_latent_shape(backbone, batch.prompts)
@@ -98,7 +123,9 @@ def sample_and_score(
     trajectories, waves = [], []
     total = len(batch) * sampler.steps
     scored = partial(report, "reward", total=len(batch))
-    with RewardQueue(reward, backbone.sample_rate_hz, device, reward_workers, scored, drop_failed) as queue:
+    with RewardQueue(
+        reward, backbone.sample_rate_hz, device, reward_workers, scored, drop_failed
+    ) as queue:
         for start in range(0, len(batch), sample_batch_size):
             rows = range(start, min(start + sample_batch_size, len(batch)))
             prompts = [batch.prompts[i] for i in rows]
@@ -115,8 +142,15 @@ def sample_and_score(
                     conditioning.rows(rows),
                     None if negative is None else negative.rows(rows),
                     shape,
-                    [noise_generator(seed, batch.round_index, batch.prompts[i].id, batch.sample_index[i]) for i in rows],
-                    scored_mask=backbone.scored_mask(prompts) if hasattr(backbone, "scored_mask") else None,
+                    [
+                        noise_generator(
+                            seed, batch.round_index, batch.prompts[i].id, batch.sample_index[i]
+                        )
+                        for i in rows
+                    ],
+                    scored_mask=(
+                        backbone.scored_mask(prompts) if hasattr(backbone, "scored_mask") else None
+                    ),
                     device=device,
                     progress=progress,
                 )
@@ -125,7 +159,9 @@ def sample_and_score(
             waves.append(wave_BCN.to("cpu", copy=True) if keep == "wave" else None)
             queue.put(wave_BCN, prompts)
         outputs = queue.collect()
-    parts, vectors = ([getattr(output, kind) for output in outputs] for kind in ("parts", "vectors"))
+    parts, vectors = (
+        [getattr(output, kind) for output in outputs] for kind in ("parts", "vectors")
+    )
     return ScoredSamples(
         prompts=batch.prompts,
         score_B=torch.cat([output.score_B for output in outputs]),

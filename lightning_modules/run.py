@@ -1,7 +1,9 @@
-"""One run: configuration files and ``key=value`` overrides in, a fitted module and its run folder out.
+"""One run: configuration files and ``key=value`` overrides in, a fitted module and its run folder
+out.
 
-The configuration is plain data (``Run``); ``module``, ``data``, loggers and callbacks are ``_target_`` trees that
-``zoo.targets`` checks and builds. Nothing is written before everything is built and the data is set up.
+The configuration is plain data (``Run``); ``module``, ``data``, loggers and callbacks are
+``_target_`` trees that ``zoo.targets`` checks and builds. Nothing is written before everything is
+built and the data is set up.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    seed_everything,
+)
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
@@ -40,9 +48,10 @@ from zoo.targets import bind, check, instantiate, locate
 class Run:
     """The root of a configuration.
 
-    ``module``, ``data``: ``_target_`` trees. ``trainer``: arguments of ``lightning.Trainer``, with ``logger``, ``callbacks`` and
-    ``plugins`` as ``_target_`` trees. ``out_dir``: the run folder. ``seed``: of every generator. ``resume``: go on from the last
-    checkpoint. ``provenance`` is written by a run and ignored when read, so that a run's config.yaml is itself a configuration.
+    ``module``, ``data``: ``_target_`` trees. ``trainer``: arguments of ``lightning.Trainer``, with
+    ``logger``, ``callbacks`` and ``plugins`` as ``_target_`` trees. ``out_dir``: the run folder.
+    ``seed``: of every generator. ``resume``: go on from the last checkpoint. ``provenance`` is
+    written by a run and ignored when read, so that a run's config.yaml is itself a configuration.
     """
 
     module: dict[str, Any] = MISSING
@@ -65,10 +74,12 @@ class Built:
 
 
 def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
-    """Merges YAML files (each after those that its ``base:`` names; later ones win), then ``key=value`` overrides, then resolves
-    interpolations. A node of a later file or override with another ``_target_`` replaces the earlier node whole.
+    """Merges YAML files (each after those that its ``base:`` names; later ones win), then
+    ``key=value`` overrides, then resolves interpolations. A node of a later file or override with
+    another ``_target_`` replaces the earlier node whole.
 
-    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest right one.
+    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest
+    right one.
     """
     masked_command(overrides)  # remembers what they hold, for the messages from here on
     config = OmegaConf.structured(Run)
@@ -112,14 +123,18 @@ def _readable(error: Exception, where: str, key: str, config: DictConfig) -> Val
     first = parser_message(error)
     if isinstance(error, RecursionError):
         return ValueError(f"{where}: {first}")
-    return ValueError(f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}")
+    return ValueError(
+        f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}"
+    )
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:
     """The dotted keys of all values below nested dictionaries."""
     if not isinstance(node, dict):
         return [prefix]
-    return [key for name, value in node.items() for key in _keys(value, f"{prefix}.{name}".lstrip("."))]
+    return [
+        key for name, value in node.items() for key in _keys(value, f"{prefix}.{name}".lstrip("."))
+    ]
 
 
 def _nearest_key(key: str, config: DictConfig) -> str:
@@ -134,8 +149,9 @@ def _nearest_key(key: str, config: DictConfig) -> str:
 
 
 class _WriteConfig(Callback):
-    """Writes config.yaml when the first batch is about to be computed, so that a refused start leaves
-    nothing; first sweeps away what a killed run was about to write."""
+    """Writes config.yaml when the first batch is about to be computed, so that a refused start
+    leaves nothing; first sweeps away what a killed run was about to write.
+    """
 
     def __init__(self, run: Run, command_line: Sequence[str], checkpoint: Path | None) -> None:
         self.run, self.command_line, self.checkpoint = run, command_line, checkpoint
@@ -167,17 +183,24 @@ class _WriteConfig(Callback):
 
 
 def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Built:
-    """Seeds everything and builds module, data and trainer; every key is checked before the first of them is built.
+    """Seeds everything and builds module, data and trainer; every key is checked before the first
+    of them is built.
 
-    With ``records`` the trainer writes metrics, samples and checkpoints to the run folder. ``first``: callbacks before others.
-    Raises ``ValueError`` naming the key.
+    With ``records`` the trainer writes metrics, samples and checkpoints to the run folder.
+    ``first``: callbacks before others. Raises ``ValueError`` naming the key.
     """
     settings = dict(run.trainer)
     parts = {name: settings.pop(name, None) for name in ("logger", "callbacks", "plugins")}
     bind(Trainer, {**check(settings, "trainer"), **dict.fromkeys(parts)}, "trainer")
-    for where, node in {"module": run.module, "data": run.data, **{f"trainer.{k}": v for k, v in parts.items()}}.items():
+    for where, node in {
+        "module": run.module,
+        "data": run.data,
+        **{f"trainer.{k}": v for k, v in parts.items()},
+    }.items():
         if where in ("module", "data") and node is not None and "_target_" not in node:
-            raise ValueError(f"{where} needs a _target_, the class to build, such as lightning_modules.ddpo.DDPO")
+            raise ValueError(
+                f"{where} needs a _target_, the class to build, such as lightning_modules.ddpo.DDPO"
+            )
         check(node, where)
     check_trainer(settings, locate(run.module["_target_"], "module._target_"))
     run_folder.check_place(run.out_dir)
@@ -189,16 +212,26 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
         raise ValueError(f"module: {run.module['_target_']} is not a LightningModule")
     if data is not None and not isinstance(data, LightningDataModule):
         raise ValueError(f"data: {run.data['_target_']} is not a LightningDataModule")
-    built = {name: [] if node in (None, True, False) else instantiate(node, f"trainer.{name}") for name, node in parts.items()}
-    loggers, callbacks, plugins = (value if isinstance(value, list) else [value] for value in built.values())
+    built = {
+        name: [] if node in (None, True, False) else instantiate(node, f"trainer.{name}")
+        for name, node in parts.items()
+    }
+    loggers, callbacks, plugins = (
+        value if isinstance(value, list) else [value] for value in built.values()
+    )
     for name, kind, objects in (("logger", Logger, loggers), ("callbacks", Callback, callbacks)):
         for found in objects:
             if not isinstance(found, kind):
-                raise ValueError(f"trainer.{name}: expected nodes such as {{_target_: package.Class, ...}}, got {found!r}")
+                raise ValueError(
+                    f"trainer.{name}: expected nodes such as {{_target_: package.Class, ...}}, got"
+                    f" {found!r}"
+                )
     out_dir = Path(run.out_dir)
     if not records:
         settings = {"enable_checkpointing": False, **settings}
-    elif hasattr(module, "evaluate"):  # it can play its prompts: audio, curve, report, and a metrics.csv of rounds
+    elif hasattr(
+        module, "evaluate"
+    ):  # it can play its prompts: audio, curve, report, and a metrics.csv of rounds
         callbacks = [*callbacks, *default_callbacks(out_dir)]
         settings = {"enable_progress_bar": False, **settings}
     else:
@@ -206,24 +239,29 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(out_dir / "checkpoints")
-    if settings.get("enable_checkpointing", True) and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+    if settings.get("enable_checkpointing", True) and not any(
+        isinstance(c, ModelCheckpoint) for c in callbacks
+    ):
         callbacks.append(run_folder.every_epoch(out_dir))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins = [*plugins, run_folder.AtomicCheckpointIO()]
     settings = {"default_root_dir": str(out_dir), **instantiate(settings, "trainer")}
     try:
         arguments = bind(Trainer, settings, "trainer")
-        trainer = Trainer(**arguments, logger=loggers or False, callbacks=[*first, *callbacks], plugins=plugins)
+        trainer = Trainer(
+            **arguments, logger=loggers or False, callbacks=[*first, *callbacks], plugins=plugins
+        )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ValueError(f"trainer: {error}") from error
     return Built(module, data, trainer)
 
 
 def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
-    """Trains, from the last intact checkpoint with ``resume``; afterwards tests where module and data both have a test, and
-    calls ``module.export(out_dir)`` where there is one.
+    """Trains, from the last intact checkpoint with ``resume``; afterwards tests where module and
+    data both have a test, and calls ``module.export(out_dir)`` where there is one.
 
-    Raises ``ValueError`` before anything is written when ``out_dir`` holds another run, or ``OSError`` when the disk is full.
+    Raises ``ValueError`` before anything is written when ``out_dir`` holds another run, or
+    ``OSError`` when the disk is full.
     """
     out_dir = Path(run.out_dir)
     start = _WriteConfig(run, command_line, None)
@@ -237,10 +275,15 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
     for note in notes:
         rank_zero_info(note)
     try:
-        built.trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
+        built.trainer.fit(
+            built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint)
+        )
         if checkpoint and not start.has_trained:
             start.write(built.trainer)
-            rank_zero_info(f"{out_dir} was trained to its end before; its results are written anew (trainer.max_epochs for more)")
+            rank_zero_info(
+                f"{out_dir} was trained to its end before; its results are written anew"
+                " (trainer.max_epochs for more)"
+            )
             write_results(built.trainer, built.module)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
@@ -249,15 +292,24 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
             raise
         raise Stopped(run_folder.way_on(out_dir)) from ended
     except Exception as error:
-        if checkpoint and not start.has_trained and str(error).startswith("Error(s) in loading state_dict"):
+        if (
+            checkpoint
+            and not start.has_trained
+            and str(error).startswith("Error(s) in loading state_dict")
+        ):
             said = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{checkpoint} is of another model than this configuration's ({said}); name the out_dir of this run"
+                f"{checkpoint} is of another model than this configuration's ({said}); name the"
+                " out_dir of this run"
             ) from error
         if not is_disk_full(error):
             raise
         raise run_folder.disk_full(out_dir) from error
-    if built.data is not None and is_overridden("test_step", built.module) and is_overridden("test_dataloader", built.data):
+    if (
+        built.data is not None
+        and is_overridden("test_step", built.module)
+        and is_overridden("test_dataloader", built.data)
+    ):
         built.trainer.test(built.module, datamodule=built.data)
     if hasattr(built.module, "export") and built.trainer.is_global_zero:
         built.module.export(out_dir)
@@ -267,22 +319,32 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
 
 
 def predict(run: Run) -> Any:
-    """What ``module.predict_step`` gives for the data's ``predict_dataloader``, with the weights of the last intact checkpoint if
-    ``out_dir`` holds one. Writes nothing itself (a ``BasePredictionWriter`` among ``trainer.callbacks`` may)."""
+    """What ``module.predict_step`` gives for the data's ``predict_dataloader``, with the weights of
+    the last intact checkpoint if ``out_dir`` holds one. Writes nothing itself (a
+    ``BasePredictionWriter`` among ``trainer.callbacks`` may).
+    """
     checkpoint = run_folder.newest_intact(Path(run.out_dir))
     built = build(run, records=False)
-    return built.trainer.predict(built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint))
+    return built.trainer.predict(
+        built.module, datamodule=built.data, ckpt_path=checkpoint and str(checkpoint)
+    )
 
 
 def dry_run(run: Run) -> str:
-    """Builds everything, runs and writes nothing; says what would be trained and what it needs. Raises as ``fit`` does."""
+    """Builds everything, runs and writes nothing; says what would be trained and what it needs.
+
+    Raises as ``fit`` does.
+    """
     built = build(run)
     check_data(built.module, built.data)
     if hasattr(built.data, "check_files"):  # a data module whose setup reads files and no more
         built.data.check_files()
     run_folder.starting_point(Path(run.out_dir), run.to_dict(), run.resume)
     parameters = list(built.module.parameters())
-    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    total, trained = (
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+    )
     weights = sum(p.numel() * p.element_size() for p in parameters) / 2**20
     state = trained * 12 / 2**20  # float32 gradient and two moments
     backbone = getattr(built.module, "backbone", None)
@@ -292,9 +354,15 @@ def dry_run(run: Run) -> str:
     lines = [
         f"parameters        {total:,}",
         f"trainable         {trained:,} ({trained / max(total, 1):.2%})",
-        f"latent shape      {shape} for {seconds} s" if shape else "latent shape      none (the module has no backbone)",
-        f"memory estimate   {weights + state:.1f} MB a process: {weights:.1f} weights + {state:.1f} gradients and Adam moments; "
-        "activations come on top",
+        (
+            f"latent shape      {shape} for {seconds} s"
+            if shape
+            else "latent shape      none (the module has no backbone)"
+        ),
+        (
+            f"memory estimate   {weights + state:.1f} MB a process: {weights:.1f} weights +"
+            f" {state:.1f} gradients and Adam moments; activations come on top"
+        ),
         f"run folder        {run.out_dir} (nothing was written)",
     ]
     return "\n".join(lines)

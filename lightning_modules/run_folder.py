@@ -1,7 +1,8 @@
-"""What a run leaves on disk, and how a later start finds its way back: config.yaml, checkpoints/, metrics.csv.
+"""What a run leaves on disk, and how a later start finds its way back: config.yaml, checkpoints/,
+metrics.csv.
 
-Everything here is written beside its place and moved there, so that a kill or a full disk at any moment leaves the last good
-state intact.
+Everything here is written beside its place and moved there, so that a kill or a full disk at any
+moment leaves the last good state intact.
 """
 
 from __future__ import annotations
@@ -66,16 +67,28 @@ def provenance(
 
 def _git_sha(folder: Path) -> str | None:
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
 
     try:
-        return git("rev-parse", "HEAD").strip() + ("-dirty" if git("status", "--porcelain", "-uno").strip() else "")
+        return git("rev-parse", "HEAD").strip() + (
+            "-dirty" if git("status", "--porcelain", "-uno").strip() else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def write_config(out_dir: Path, config: Mapping[str, Any], command_line: Sequence[str], checkpoint: Path | None) -> None:
-    """``out_dir/config.yaml``: the resolved configuration, secrets masked, and one provenance record for every start so far."""
+def write_config(
+    out_dir: Path, config: Mapping[str, Any], command_line: Sequence[str], checkpoint: Path | None
+) -> None:
+    """``out_dir/config.yaml``: the resolved configuration, secrets masked, and one provenance
+    record for every start so far.
+    """
     earlier, changed = [], []
     if (out_dir / "config.yaml").exists():
         earlier = _read_config(out_dir / "config.yaml").get("provenance") or []
@@ -90,7 +103,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # YAML errors of several kinds
-        raise ValueError(f"{path} cannot be read ({error}); choose another out_dir or mend the file") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}); choose another out_dir or mend the file"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not the configuration of a run; choose another out_dir")
     return content
@@ -108,7 +123,9 @@ def _listed(released: Collection[str]) -> str:
 def check_place(out_dir: str) -> None:
     """Raises ``ValueError`` for a path that cannot be a run folder."""
     if not out_dir.strip() or Path(out_dir).resolve() == Path(out_dir).resolve().parent:
-        raise ValueError(f"invalid out_dir {out_dir!r}: name a folder for the run, such as runs/one")
+        raise ValueError(
+            f"invalid out_dir {out_dir!r}: name a folder for the run, such as runs/one"
+        )
 
 
 def moved(state: Mapping[str, Any], dirpath: str) -> dict[str, Any]:
@@ -134,17 +151,24 @@ def holds_run(out_dir: Path) -> bool:
     return (out_dir / "config.yaml").exists() or bool(checkpoints(out_dir))
 
 
-def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from (``None``: start at the beginning) and notes for the person at the screen.
+def starting_point(
+    out_dir: Path, config: Mapping[str, Any], resume: bool
+) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from (``None``: start at the beginning) and notes for the person at
+    the screen.
 
-    Raises ``ValueError`` when ``out_dir`` is a file, holds another run, or holds one of another module, data or seed.
+    Raises ``ValueError`` when ``out_dir`` is a file, holds another run, or holds one of another
+    module, data or seed.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"out_dir={out_dir} is a file; name a folder")
     if not holds_run(out_dir):
         return None, [f"{out_dir} holds no run yet: starting at the beginning"] if resume else []
     if not resume:
-        raise ValueError(f"{out_dir} already holds a run; give another out_dir=..., or resume=true to go on with that one")
+        raise ValueError(
+            f"{out_dir} already holds a run; give another out_dir=..., or resume=true to go on with"
+            " that one"
+        )
     notes = []
     if (out_dir / "config.yaml").exists():
         changed = changed_settings(out_dir, config)
@@ -169,15 +193,22 @@ def starting_point(out_dir: Path, config: Mapping[str, Any], resume: bool) -> tu
         damaged.append(f"{path} {why}")
     if damaged:
         raise ValueError(
-            f"no checkpoint in {out_dir / 'checkpoints'} is intact: {'; '.join(damaged)}; start a new run in another out_dir"
+            f"no checkpoint in {out_dir / 'checkpoints'} is intact: {'; '.join(damaged)}; start a"
+            " new run in another out_dir"
         )
     return None, [*notes, f"{out_dir} holds no checkpoint yet: starting at the beginning"]
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
     """``last.ckpt`` first, then from new to old; not what a killed run was about to write (hidden)."""
-    paths = [path for path in (out_dir / "checkpoints").glob("[!.]*.ckpt") if path.exists() or path.is_symlink()]
-    return sorted(paths, key=lambda path: (path.name == "last.ckpt", path.lstat().st_mtime_ns), reverse=True)
+    paths = [
+        path
+        for path in (out_dir / "checkpoints").glob("[!.]*.ckpt")
+        if path.exists() or path.is_symlink()
+    ]
+    return sorted(
+        paths, key=lambda path: (path.name == "last.ckpt", path.lstat().st_mtime_ns), reverse=True
+    )
 
 
 def is_intact(path: Path) -> bool:
@@ -186,8 +217,10 @@ def is_intact(path: Path) -> bool:
 
 
 def why_unusable(path: Path) -> str | None:
-    """Why training cannot go on from a checkpoint file, None where it can: every record has its checksum, and it is plain data
-    that holds what the trainer needs. A folder (sharded checkpoint) is taken as it is."""
+    """Why training cannot go on from a checkpoint file, None where it can: every record has its
+    checksum, and it is plain data that holds what the trainer needs. A folder (sharded checkpoint)
+    is taken as it is.
+    """
     if path.is_dir():
         return None
     try:
@@ -207,7 +240,9 @@ def why_unusable(path: Path) -> str | None:
 
 
 def logged_steps(checkpoint: Path) -> int | None:
-    """How many logging steps lie behind a checkpoint; rows of metrics.csv from there on will be written again."""
+    """How many logging steps lie behind a checkpoint; rows of metrics.csv from there on will be
+    written again.
+    """
     if checkpoint.is_dir():
         return None
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -216,9 +251,13 @@ def logged_steps(checkpoint: Path) -> int | None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints streamed to a file beside their place and moved there (Lightning's own goes through memory and ``/tmp``)."""
+    """Checkpoints streamed to a file beside their place and moved there (Lightning's own goes
+    through memory and ``/tmp``).
+    """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         with written_beside(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
@@ -232,19 +271,27 @@ def disk_full(out_dir: Path) -> OSError:
     """The error of a run that found the disk full, with the way on."""
     path = newest_intact(out_dir)
     kept = "no checkpoint was written yet" if path is None else f"{path} is intact"
-    return OSError(errno.ENOSPC, f"the disk is full: {kept}; free some space and go on with resume=true")
+    return OSError(
+        errno.ENOSPC, f"the disk is full: {kept}; free some space and go on with resume=true"
+    )
 
 
 def way_on(out_dir: Path) -> str:
     """How a run that was stopped goes on."""
     kept = newest_intact(out_dir)
     if kept is None:
-        return f"no checkpoint was written yet: the same command with resume=true starts {out_dir} again"
+        return (
+            f"no checkpoint was written yet: the same command with resume=true starts {out_dir}"
+            " again"
+        )
     return f"{kept} is kept: the same command with resume=true goes on from it"
 
 
 class RunCSV(CSVLogger):
-    """``out_dir/metrics.csv``. A resumed run keeps the rows of steps before ``resumed_step`` (Lightning's would delete them)."""
+    """``out_dir/metrics.csv``.
+
+    A resumed run keeps the rows of steps before ``resumed_step`` (Lightning's would delete them).
+    """
 
     def __init__(self, out_dir: str | Path, resumed_step: int | None = None) -> None:
         super().__init__(save_dir=str(out_dir), name="", version="", flush_logs_every_n_steps=1)
@@ -261,7 +308,10 @@ class RunCSV(CSVLogger):
                 writer = CSVLogger.experiment.fget(self)
             if rows:
                 writer.metrics_keys = header
-                with written_beside(self._file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                with (
+                    written_beside(self._file) as temporary,
+                    temporary.open("w", newline="", encoding="utf-8") as file,
+                ):
                     table = csv.DictWriter(file, fieldnames=header)
                     table.writeheader()
                     table.writerows(rows)
@@ -285,8 +335,16 @@ class RunCSV(CSVLogger):
 
 
 def every_epoch(out_dir: Path) -> ModelCheckpoint:
-    """``checkpoints/epoch=..-step=...ckpt`` after every epoch, the newest three kept, and ``last.ckpt``, a link to the newest."""
+    """``checkpoints/epoch=..-step=...ckpt`` after every epoch, the newest three kept, and
+    ``last.ckpt``, a link to the newest.
+    """
     return ModelCheckpoint(
-        dirpath=out_dir / "checkpoints", monitor="step", mode="max", save_top_k=3, save_last="link", every_n_epochs=1,
-        save_on_train_epoch_end=True, enable_version_counter=False,
-    )  # fmt: skip
+        dirpath=out_dir / "checkpoints",
+        monitor="step",
+        mode="max",
+        save_top_k=3,
+        save_last="link",
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )

@@ -30,7 +30,9 @@ def run_summary(out_dir: str | Path, module: Any) -> list[str]:
 
 
 def _held_out(out_dir: Path, module: Any) -> str:
-    """Held-out reward before and after; of the samples with the same noise where no evaluation came first."""
+    """Held-out reward before and after; of the samples with the same noise where no evaluation came
+    first.
+    """
     unit = getattr(getattr(module, "reward", None), "unit", "")
     rows = [row for row in read_rows(out_dir / "metrics.csv") if "held_out/mean" in row]
     first, last = (rows[0], rows[-1]) if rows else ({}, {})

@@ -1,4 +1,6 @@
-"""What a run's first round would refuse, told before the run folder exists; ``--dry-run`` asks it too."""
+"""What a run's first round would refuse, told before the run folder exists; ``--dry-run`` asks it
+too.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ _OURS = {  # trainer's setting -> (the module's setting that tells that it has i
 
 
 def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
-    """Raises ``ValueError`` for settings of ``lightning.Trainer`` with which nothing is trained, that
-    this machine cannot follow, or that ``target``, the module's class, has under another name."""
+    """Raises ``ValueError`` for settings of ``lightning.Trainer`` with which nothing is trained,
+    that this machine cannot follow, or that ``target``, the module's class, has under another name.
+    """
     for name in ("max_epochs", "max_steps"):
         value = settings.get(name)
         if isinstance(value, int) and (value == 0 or value < -1):
-            raise ValueError(f"invalid trainer.{name} {value}: expected at least 1, or -1 for no end")
+            raise ValueError(
+                f"invalid trainer.{name} {value}: expected at least 1, or -1 for no end"
+            )
     for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):
         value = settings.get(name)
         if isinstance(value, int) and value < 1:
@@ -35,7 +40,10 @@ def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
         raise ValueError("invalid trainer.limit_train_batches 0: nothing would be trained")
     own = inspect.signature(target).parameters
     for name, (sign, advice) in _OURS.items():
-        if settings.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None) and sign in own:
+        if (
+            settings.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None)
+            and sign in own
+        ):
             raise ValueError(f"trainer.{name} has no effect on {target.__name__}; use {advice}")
     precision = str(settings.get("precision"))
     is_whole = precision == "64" or (precision.endswith("-true") and precision != "32-true")
@@ -52,7 +60,11 @@ def _check_accelerator(name: Any) -> None:
     found = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
     if found.get(name, True):
         return
-    why = "" if torch.version.cuda or name == "mps" else " (the installed torch is built without CUDA)"
+    why = (
+        ""
+        if torch.version.cuda or name == "mps"
+        else " (the installed torch is built without CUDA)"
+    )
     raise ValueError(
         f"trainer.accelerator={name}: no such device is found on this machine{why}; "
         "use trainer.accelerator=cpu, or auto for the best there is"
@@ -65,7 +77,9 @@ def check_data(module: LightningModule, data: LightningDataModule | None) -> Non
     ``check_first_round(data)`` raises."""
     if data is None and not is_overridden("train_dataloader", module):
         kind = type(module).__name__
-        raise ValueError(f"data is missing: {kind} needs a data module; set data: {{_target_: ...}}")
+        raise ValueError(
+            f"data is missing: {kind} needs a data module; set data: {{_target_: ...}}"
+        )
     wanted, given = getattr(module, "batch_types", None), getattr(data, "batch_type", None)
     if wanted and given and not issubclass(given, wanted):
         names = " or ".join(kind.__name__ for kind in wanted)

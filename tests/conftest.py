@@ -1,4 +1,6 @@
-"""Settings and fixtures shared by all tests: no network, repeatable numbers, where the golden numbers lie."""
+"""Settings and fixtures shared by all tests: no network, repeatable numbers, where the golden
+numbers lie.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))  # toys.py, toy_run.py: shared by several test files
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: tests never reach for the network
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before anything imports huggingface_hub: tests never reach for the network
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
@@ -20,7 +24,9 @@ import torch
 if TYPE_CHECKING:
     from hub_server import HubServer
 
-torch.set_num_threads(1)  # the order of summation, and so the last bits, depends on the number of threads
+torch.set_num_threads(
+    1
+)  # the order of summation, and so the last bits, depends on the number of threads
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,13 +34,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-dir",
         type=Path,
         default=Path(__file__).parent / "golden",
-        help="folder with the golden numbers of the reference implementations (default: tests/golden)",
+        help=(
+            "folder with the golden numbers of the reference implementations (default:"
+            " tests/golden)"
+        ),
     )
     parser.addoption(
         "--sounds-root",
         type=Path,
         default=Path("/"),
-        help="where the packages of recorded sounds lie (default: /); tests that need them are skipped without",
+        help=(
+            "where the packages of recorded sounds lie (default: /); tests that need them are"
+            " skipped without"
+        ),
     )
 
 
@@ -43,18 +55,30 @@ def golden_dir(pytestconfig: pytest.Config) -> Path:
     """The folder of golden numbers. A missing folder fails the test: parity is never skipped."""
     folder = pytestconfig.getoption("--golden-dir").resolve()
     if not (folder / "README.md").is_file():
-        pytest.fail(f"no golden numbers in {folder} (README.md is missing); give the right folder with --golden-dir")
+        pytest.fail(
+            f"no golden numbers in {folder} (README.md is missing); give the right folder with"
+            " --golden-dir"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def sounds_root(pytestconfig: pytest.Config) -> Path:
-    """The root of the small set of sound packages. Tests that need it are skipped, saying what installs it, where it lacks."""
+    """The root of the small set of sound packages.
+
+    Tests that need it are skipped, saying what installs it, where it lacks.
+    """
     from datamodules.sound_bank import SMALL_SET, SOURCES, install_command
 
     root = pytestconfig.getoption("--sounds-root").resolve()
-    if not all((root / SOURCES[name].place).exists() for name in ("opensfx", "gcompris", "sonic-pi", "simutrans")):
-        pytest.skip(f"the packages of recorded sounds are not below {root}; {install_command(SMALL_SET)}, and --sounds-root=DIR")
+    if not all(
+        (root / SOURCES[name].place).exists()
+        for name in ("opensfx", "gcompris", "sonic-pi", "simutrans")
+    ):
+        pytest.skip(
+            f"the packages of recorded sounds are not below {root}; {install_command(SMALL_SET)},"
+            " and --sounds-root=DIR"
+        )
     return root
 
 
@@ -66,7 +90,9 @@ def project_root() -> Path:
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    """A Hub on 127.0.0.1; ``hub_server.connect`` lets this process talk to it, ``hub_server.environment`` another one."""
+    """A Hub on 127.0.0.1; ``hub_server.connect`` lets this process talk to it,
+    ``hub_server.environment`` another one.
+    """
     import hub_server
 
     with hub_server.serving() as server:
@@ -82,8 +108,11 @@ def pulled_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_zoo(pulled_models: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """AudioLDM 2, Tango and CLAP by their names in the zoo, and EMOPIA by its path, are small random models of their classes.
+def small_zoo(
+    pulled_models: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """AudioLDM 2, Tango and CLAP by their names in the zoo, and EMOPIA by its path, are small
+    random models of their classes.
 
     Gives the working directory, which is empty but for ``models/``.
     """

@@ -1,4 +1,7 @@
-"""What the Hub of tests answers, request by request: see ``hub_server.py``. One method for each address that the client calls."""
+"""What the Hub of tests answers, request by request: see ``hub_server.py``.
+
+One method for each address that the client calls.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         on_cdn = self.server.server_port == int(self.hub.cdn_url.rsplit(":", 1)[1])
-        path, token = unquote(urlsplit(self.path).path), (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        path, token = (
+            unquote(urlsplit(self.path).path),
+            (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None,
+        )
         self.hub.saw(self.command, path, token, self.headers.get("Range"), on_cdn)
         self.user = self.hub.users.get(token or "")
         body = self._body()
@@ -48,7 +54,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.user is None:
             return self._error(401, "", "Invalid username or password.")
         name, role = self.user
-        return self._json({"type": "user", "name": name, "orgs": [], "auth": {"accessToken": {"role": role, "displayName": "t"}}})
+        return self._json(
+            {
+                "type": "user",
+                "name": name,
+                "orgs": [],
+                "auth": {"accessToken": {"role": role, "displayName": "t"}},
+            }
+        )
 
     def _repo(self, repo_id: str, write: bool = False) -> Repo | None:
         repo = self.hub.repos.get(repo_id)
@@ -73,12 +86,21 @@ class Handler(BaseHTTPRequestHandler):
         if found := self._commit(repo, revision or "main"):
             header = re.match(rb"---\n(.*?)\n---\n", found[1].get("README.md", b""), re.DOTALL)
             card = yaml.safe_load(header[1]) if header else {}
-            self._json({
-                "cardData": card, "_id": "0", "id": repo_id, "modelId": repo_id, "sha": found[0], "private": repo.private,
-                "tags": [f"license:{card['license']}"] if "license" in card else [],
-                "gated": "manual" if repo.gated else False, "siblings": [{"rfilename": path} for path in sorted(found[1])],
-                "downloads": 0, "likes": 0,
-            })  # fmt: skip
+            self._json(
+                {
+                    "cardData": card,
+                    "_id": "0",
+                    "id": repo_id,
+                    "modelId": repo_id,
+                    "sha": found[0],
+                    "private": repo.private,
+                    "tags": [f"license:{card['license']}"] if "license" in card else [],
+                    "gated": "manual" if repo.gated else False,
+                    "siblings": [{"rfilename": path} for path in sorted(found[1])],
+                    "downloads": 0,
+                    "likes": 0,
+                }
+            )
 
     def tree(self, _: bytes, repo_id: str, revision: str) -> None:
         if found := self._commit(self._repo(repo_id), revision):
@@ -89,9 +111,15 @@ class Handler(BaseHTTPRequestHandler):
         if not (found := self._commit(repo, revision)):
             return None
         if repo.gated and (self.user is None or self.user[0] not in repo.granted):
-            return self._error(401 if self.user is None else 403, "GatedRepo", f"Access to model {repo_id} is restricted.")
+            return self._error(
+                401 if self.user is None else 403,
+                "GatedRepo",
+                f"Access to model {repo_id} is restricted.",
+            )
         if path not in found[1]:
-            return self._error(404, "EntryNotFound", f"Entry not found: {path}", X_Repo_Commit=found[0])
+            return self._error(
+                404, "EntryNotFound", f"Entry not found: {path}", X_Repo_Commit=found[0]
+            )
         content, head = found[1][path], {"X_Repo_Commit": found[0], "Accept_Ranges": "bytes"}
         if not _is_lfs(path, content):
             return self._content(content, ETag=f'"{_blob_id(content)}"', **head)
@@ -100,7 +128,9 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(302, b"", Location=f"{self.hub.cdn_url}/objects/{sha256}", **head)
 
     def stored(self, body: bytes, sha256: str) -> None:
-        """The storage behind the Hub: objects by hash; a signed address there, so no token is asked for."""
+        """The storage behind the Hub: objects by hash; a signed address there, so no token is asked
+        for.
+        """
         if self.command == "PUT":
             self.hub.lfs[sha256] = body
             return self._send(200, b"", ETag=f'"{sha256}"')
@@ -110,11 +140,18 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, body: bytes) -> None:
         wanted = json.loads(body)
         if self.user is None or self.user[1] != "write":
-            return self._error(401 if self.user is None else 403, "", "This token may not create repos")
+            return self._error(
+                401 if self.user is None else 403, "", "This token may not create repos"
+            )
         repo_id = f"{wanted.get('organization') or self.user[0]}/{wanted['name']}"
         exists = repo_id in self.hub.repos
-        self.hub.create(repo_id, private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
-        return self._json({"url": f"{self.hub.url}/{repo_id}", "error": "You already created this repo"}, 409 if exists else 200)
+        self.hub.create(
+            repo_id, private=wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        )
+        return self._json(
+            {"url": f"{self.hub.url}/{repo_id}", "error": "You already created this repo"},
+            409 if exists else 200,
+        )
 
     def validate_yaml(self, _: bytes) -> None:
         self._json({"errors": [], "warnings": []})
@@ -123,24 +160,57 @@ class Handler(BaseHTTPRequestHandler):
         if repo := self._repo(repo_id, write=True):
             here = repo.commits[-1][1]
             modes = {True: "lfs", False: "regular"}
-            self._json({"files": [{
-                "path": file["path"], "shouldIgnore": False, "uploadMode": modes[_is_lfs(file["path"], file["size"])],
-                "oid": _entry(file["path"], here[file["path"]])["oid"] if file["path"] in here else None,
-            } for file in json.loads(body)["files"]]})  # fmt: skip
+            self._json(
+                {
+                    "files": [
+                        {
+                            "path": file["path"],
+                            "shouldIgnore": False,
+                            "uploadMode": modes[_is_lfs(file["path"], file["size"])],
+                            "oid": (
+                                _entry(file["path"], here[file["path"]])["oid"]
+                                if file["path"] in here
+                                else None
+                            ),
+                        }
+                        for file in json.loads(body)["files"]
+                    ]
+                }
+            )
 
     def lfs_batch(self, body: bytes, repo_id: str) -> None:
         if self._repo(repo_id, write=True):
-            self._json({"transfer": "basic", "objects": [
-                {"oid": one["oid"], "size": one["size"]} if one["oid"] in self.hub.lfs else
-                {"oid": one["oid"], "size": one["size"], "actions": {
-                    "upload": {"href": f"{self.hub.cdn_url}/objects/{one['oid']}"},
-                    "verify": {"href": f"{self.hub.url}/{repo_id}.git/info/lfs/verify"}}}
-                for one in json.loads(body)["objects"]]})  # fmt: skip
+            self._json(
+                {
+                    "transfer": "basic",
+                    "objects": [
+                        (
+                            {"oid": one["oid"], "size": one["size"]}
+                            if one["oid"] in self.hub.lfs
+                            else {
+                                "oid": one["oid"],
+                                "size": one["size"],
+                                "actions": {
+                                    "upload": {"href": f"{self.hub.cdn_url}/objects/{one['oid']}"},
+                                    "verify": {
+                                        "href": f"{self.hub.url}/{repo_id}.git/info/lfs/verify"
+                                    },
+                                },
+                            }
+                        )
+                        for one in json.loads(body)["objects"]
+                    ],
+                }
+            )
 
     def lfs_verify(self, body: bytes, repo_id: str) -> None:
         wanted = json.loads(body)
         content = self.hub.lfs.get(wanted["oid"])
-        if content is None or hashlib.sha256(content).hexdigest() != wanted["oid"] or len(content) != wanted["size"]:
+        if (
+            content is None
+            or hashlib.sha256(content).hexdigest() != wanted["oid"]
+            or len(content) != wanted["size"]
+        ):
             self.hub.lfs.pop(wanted["oid"], None)
             return self._error(400, "", "the uploaded object has another hash")
         return self._json({})
@@ -151,8 +221,13 @@ class Handler(BaseHTTPRequestHandler):
         files = dict(repo.commits[-1][1])
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
-            if line["key"] == "header" and value.get("parentCommit", repo.commits[-1][0]) != repo.commits[-1][0]:
-                return self._error(412, "", "A commit has happened since. Please refresh and try again.")
+            if (
+                line["key"] == "header"
+                and value.get("parentCommit", repo.commits[-1][0]) != repo.commits[-1][0]
+            ):
+                return self._error(
+                    412, "", "A commit has happened since. Please refresh and try again."
+                )
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             if line["key"] == "lfsFile":
@@ -162,8 +237,14 @@ class Handler(BaseHTTPRequestHandler):
             if line["key"] == "deletedFile":
                 files.pop(value["path"])
         sha = self.hub.commit(repo, files)
-        return self._json({"commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}", "commitOid": sha, "hookOutput": "",
-                           "success": True})  # fmt: skip
+        return self._json(
+            {
+                "commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}",
+                "commitOid": sha,
+                "hookOutput": "",
+                "success": True,
+            }
+        )
 
     # answering
     def _body(self) -> bytes:
@@ -176,9 +257,15 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _send(self, status: int, content: bytes, break_after: int | None = None, **headers: str) -> None:
+    def _send(
+        self, status: int, content: bytes, break_after: int | None = None, **headers: str
+    ) -> None:
         self.send_response(status)
-        for name, value in {"Content_Type": "application/octet-stream", "Content_Length": str(len(content)), **headers}.items():
+        for name, value in {
+            "Content_Type": "application/octet-stream",
+            "Content_Length": str(len(content)),
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -192,7 +279,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, code: str, message: str, **headers: str) -> None:
         codes = {"X_Error_Code": code} if code else {}
-        self._send(status, json.dumps({"error": message}).encode(), X_Error_Message=message, **codes, **headers)
+        self._send(
+            status,
+            json.dumps({"error": message}).encode(),
+            X_Error_Message=message,
+            **codes,
+            **headers,
+        )
 
     def _content(self, true_content: bytes, **headers: str) -> None:
         if self.command == "HEAD":
@@ -226,7 +319,10 @@ ROUTES = (  # (path, method of the handler, on the storage's port?)
 
 
 def _is_lfs(path: str, content: bytes | int) -> bool:
-    return path.endswith(".safetensors") or (content if isinstance(content, int) else len(content)) >= LFS_FROM_BYTES
+    return (
+        path.endswith(".safetensors")
+        or (content if isinstance(content, int) else len(content)) >= LFS_FROM_BYTES
+    )
 
 
 def _blob_id(content: bytes) -> str:
@@ -236,5 +332,9 @@ def _blob_id(content: bytes) -> str:
 def _entry(path: str, content: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
     if _is_lfs(path, content):
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        entry["lfs"] = {
+            "oid": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+            "pointerSize": 130,
+        }
     return entry

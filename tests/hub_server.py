@@ -1,7 +1,9 @@
-"""A Hub in this process, on 127.0.0.1, for an unmodified huggingface_hub client: create, push, list and pull model repos.
+"""A Hub in this process, on 127.0.0.1, for an unmodified huggingface_hub client: create, push, list
+and pull model repos.
 
-Two ports stand for two hosts: ``url`` is the Hub, ``cdn_url`` the storage of large files, where no token may go.
-Repos keep every commit, so a pull at a revision gives that revision. Tests make it fail on purpose: ``break_off``, ``corrupt``.
+Two ports stand for two hosts: ``url`` is the Hub, ``cdn_url`` the storage of large files, where no
+token may go. Repos keep every commit, so a pull at a revision gives that revision. Tests make it
+fail on purpose: ``break_off``, ``corrupt``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ WRITER, READER = "hf_writerAAAAAAAAAAAAAAAAAAAAAAAAAA", "hf_readerBBBBBBBBBBBBBB
 
 @dataclass
 class Repo:
-    """``commits``: (sha, {path: content}) from the first to the newest. ``granted``: who may read a gated repo."""
+    """``commits``:
+
+    (sha, {path: content}) from the first to the newest. ``granted``: who may read a gated repo.
+    """
 
     private: bool = False
     gated: bool = False
@@ -40,7 +45,10 @@ class Request:
 
 
 class HubServer:
-    """The state that both ports serve. ``users``: token -> (name, role). Use ``serving`` or the fixture ``hub``."""
+    """The state that both ports serve.
+
+    ``users``: token -> (name, role). Use ``serving`` or the fixture ``hub``.
+    """
 
     def __init__(self) -> None:
         self.users = {WRITER: ("tester", "write"), READER: ("reader", "read")}
@@ -49,22 +57,36 @@ class HubServer:
         self.requests: list[Request] = []
         self._broken: dict[bytes, list[int]] = {}
         self._corrupt: dict[bytes, bytes] = {}
-        self.hostile: dict[str, Callable[[Handler], None]] = {}  # path's end -> what answers instead
+        self.hostile: dict[
+            str, Callable[[Handler], None]
+        ] = {}  # path's end -> what answers instead
         self.url = self.cdn_url = ""
 
     def create(self, repo_id: str, *, private: bool = False, gated: bool = False) -> Repo:
         """The repo of this name; an existing one stays as it is."""
         return self.repos.setdefault(repo_id, Repo(private=private, gated=gated))
 
-    def put(self, repo_id: str, files: Mapping[str, bytes], *, private: bool = False, gated: bool = False) -> str:
-        """Commit these files (any path, also a hostile one) as the Hub's own hand; gives the revision."""
+    def put(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        private: bool = False,
+        gated: bool = False,
+    ) -> str:
+        """Commit these files (any path, also a hostile one) as the Hub's own hand; gives the
+        revision.
+        """
         repo = self.create(repo_id, private=private, gated=gated)
         return self.commit(repo, {**repo.commits[-1][1], **files})
 
     def commit(self, repo: Repo, files: dict[str, bytes]) -> str:
         for content in files.values():
             self.lfs[hashlib.sha256(content).hexdigest()] = content
-        listing = "".join(f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(files.items()))
+        listing = "".join(
+            f"{path} {hashlib.sha256(content).hexdigest()}"
+            for path, content in sorted(files.items())
+        )
         sha = hashlib.sha1((repo.commits[-1][0] + listing).encode()).hexdigest()
         repo.commits.append((sha, files))
         return sha
@@ -81,7 +103,9 @@ class HubServer:
         return next((commit for commit in repo.commits[1:] if commit[0] == revision), None)
 
     def break_off(self, content: bytes, *after_bytes: int) -> None:
-        """The next downloads of this content lose their connection after so many bytes each; then it works again."""
+        """The next downloads of this content lose their connection after so many bytes each; then
+        it works again.
+        """
         self._broken[content] = list(after_bytes)
 
     def corrupt(self, content: bytes) -> None:
@@ -109,7 +133,9 @@ def serving() -> Iterator[HubServer]:
     hub.url, hub.cdn_url = (f"http://127.0.0.1:{port.server_port}" for port in ports)
     for port in ports:
         port.daemon_threads = True
-        threading.Thread(target=port.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=port.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
     try:
         yield hub
     finally:
@@ -118,15 +144,29 @@ def serving() -> Iterator[HubServer]:
             port.server_close()
 
 
-def environment(hub: HubServer, home: Path, token: str | None = WRITER, offline: bool = False) -> dict[str, str]:
-    """What a process needs in its environment (before it imports huggingface_hub) to talk to this server only."""
-    found = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_XET": "1",
-             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+def environment(
+    hub: HubServer, home: Path, token: str | None = WRITER, offline: bool = False
+) -> dict[str, str]:
+    """What a process needs in its environment (before it imports huggingface_hub) to talk to this
+    server only.
+    """
+    found = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     return found | ({"HF_TOKEN": token} if token is not None else {})
 
 
 def connect(
-    monkeypatch: pytest.MonkeyPatch, hub: HubServer, home: Path, token: str | None = WRITER, offline: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    hub: HubServer,
+    home: Path,
+    token: str | None = WRITER,
+    offline: bool = False,
 ) -> None:
     """The same for this process, where huggingface_hub may have read its environment already."""
     from huggingface_hub import constants, hf_api
@@ -136,10 +176,15 @@ def connect(
     for name, value in environment(hub, home, token, offline).items():
         monkeypatch.setenv(name, value)
     settings = {
-        "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": True, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"),
-        "HF_TOKEN_PATH": str(home / "token"), "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-    }  # fmt: skip
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": offline,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+    }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)

@@ -1,4 +1,6 @@
-"""Adapters on disk, stacked with strengths, merged, and kept apart from bases they were not trained on."""
+"""Adapters on disk, stacked with strengths, merged, and kept apart from bases they were not trained
+on.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from zoo.weights import save_weights
 def output(backbone):
     said = backbone.encode_prompts(prompts(3))
     with torch.no_grad():
-        return backbone.predict(torch.linspace(-1, 1, 48).reshape(3, 2, 8), torch.full((3,), 0.4), said)
+        return backbone.predict(
+            torch.linspace(-1, 1, 48).reshape(3, 2, 8), torch.full((3,), 0.4), said
+        )
 
 
 def trained(seed: int, **changes) -> ToyBackbone:
@@ -36,7 +40,10 @@ def trained(seed: int, **changes) -> ToyBackbone:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("adapters")
-    return [save_adapter(trained(1), place / "one"), save_adapter(trained(2, rank=3, targets="all"), place / "two")]
+    return [
+        save_adapter(trained(1), place / "one"),
+        save_adapter(trained(2, rank=3, targets="all"), place / "two"),
+    ]
 
 
 def weights(backbone) -> dict[str, torch.Tensor]:
@@ -52,13 +59,20 @@ def merged(*adapters) -> dict[str, torch.Tensor]:
 
 def test_the_folder_says_which_base_and_equal_weights_give_equal_bytes(folders, tmp_path):
     config = json.loads((folders[0] / "config.json").read_text())
-    assert config["kind"] == "adapter" and config["base"]["sha256"] == base_hashes(ToyBackbone().denoiser)
-    assert set(config["base"]["sha256"]) == {"float32", "bfloat16", "float16"} and config["format"] == 1
+    assert config["kind"] == "adapter" and config["base"]["sha256"] == base_hashes(
+        ToyBackbone().denoiser
+    )
+    assert (
+        set(config["base"]["sha256"]) == {"float32", "bfloat16", "float16"}
+        and config["format"] == 1
+    )
     assert set(config["sha256"]) == {"adapter_config.json", "adapter_model.safetensors"}
     again = save_adapter(trained(1), tmp_path / "again")
     for name in ("adapter_config.json", "adapter_model.safetensors", "config.json"):
         assert (again / name).read_bytes() == (folders[0] / name).read_bytes(), name
-    assert sorted(path.name for path in again.iterdir()) == sorted(["config.json", *config["sha256"]])
+    assert sorted(path.name for path in again.iterdir()) == sorted(
+        ["config.json", *config["sha256"]]
+    )
 
 
 def test_the_hash_is_of_the_base_with_and_without_adapters():
@@ -85,7 +99,10 @@ def test_stacked_and_merged_say_the_same(folders, strengths):
     stack_adapters(live, list(zip(folders, strengths, strict=True)))
     stack_adapters(plain, list(zip(folders, strengths, strict=True)))
     merge_adapters(plain)
-    assert type(plain.denoiser) is type(ToyBackbone().denoiser) and weights(plain).keys() == weights(ToyBackbone()).keys()
+    assert (
+        type(plain.denoiser) is type(ToyBackbone().denoiser)
+        and weights(plain).keys() == weights(ToyBackbone()).keys()
+    )
     torch.testing.assert_close(output(plain), output(live), rtol=0, atol=2e-6)
     assert not any(p.requires_grad for b in (live, plain) for p in b.denoiser.parameters())
     refuse_live_adapter(plain.denoiser.state_dict(), "x")
@@ -120,8 +137,13 @@ def test_another_base_is_refused_with_both_hashes_and_left_as_it_was(folders):
         backbone.denoiser.out.bias.view(-1)[0] += 0.5
     before, found = output(backbone), base_sha256(backbone.denoiser, "float32")
     recorded = base_sha256(ToyBackbone().denoiser, "float32")
-    for load in (lambda: load_adapter(backbone, folders[0]), lambda: stack_adapters(backbone, [(folders[0], 1.0)], "mine")):
-        with pytest.raises(ValueError, match=f"trained on another base: .*{recorded}.*{found}") as caught:
+    for load in (
+        lambda: load_adapter(backbone, folders[0]),
+        lambda: stack_adapters(backbone, [(folders[0], 1.0)], "mine"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"trained on another base: .*{recorded}.*{found}"
+        ) as caught:
             load()
     assert "but mine has" in str(caught.value) and torch.equal(output(backbone), before)
     stack_adapters(backbone, [(folders[0], 1.0)], check_bases=False)
@@ -168,7 +190,9 @@ def test_what_cannot_be_stacked(folders):
 def test_a_stack_has_no_folder_of_its_own(folders, tmp_path):
     backbone = ToyBackbone()
     stack_adapters(backbone, [(folder, 1.0) for folder in folders])
-    with pytest.raises(ValueError, match="2 adapters are stacked here, a folder holds one; merge them"):
+    with pytest.raises(
+        ValueError, match="2 adapters are stacked here, a folder holds one; merge them"
+    ):
         save_adapter(backbone, tmp_path / "both")
     assert list(tmp_path.iterdir()) == []
 
@@ -176,7 +200,9 @@ def test_a_stack_has_no_folder_of_its_own(folders, tmp_path):
 def test_a_live_adapter_is_never_saved_with_its_base():
     backbone = trained(1)
     for state in (backbone.denoiser.state_dict(), backbone.state_dict()):
-        with pytest.raises(ValueError, match="artefact x: the model has a live adapter .* merge it first .*--merge"):
+        with pytest.raises(
+            ValueError, match="artefact x: the model has a live adapter .* merge it first .*--merge"
+        ):
             refuse_live_adapter(state, "artefact x")
 
 
@@ -191,7 +217,10 @@ def copy(folders, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "megatron_c.* is more than plain LoRA"),
+        (
+            {"megatron_config": {"a": 1}, "megatron_core": "os"},
+            "megatron_c.* is more than plain LoRA",
+        ),
         ({"megatron_core": "antigravity"}, "megatron_core='antigravity' is more than plain LoRA"),
         ({"use_dora": True}, "use_dora=True is more than plain LoRA"),
         ({"bias": "all"}, "bias='all' is more than plain LoRA"),
@@ -219,7 +248,9 @@ def test_what_was_changed_after_it_was_written_is_refused(copy, folders):
     path = copy / "adapter_model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match="adapter_model.safetensors is not the file that config.json describes"):
+    with pytest.raises(
+        ValueError, match="adapter_model.safetensors is not the file that config.json describes"
+    ):
         read_adapter(copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"format": 2}))
@@ -261,4 +292,6 @@ def test_a_full_disk_or_a_bad_weight_keeps_the_older_adapter(folders, copy, monk
     monkeypatch.setattr("zoo.weights.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(trained(5), copy)
-    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before and len(list(copy.parent.iterdir())) == 1
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before and len(
+        list(copy.parent.iterdir())
+    ) == 1

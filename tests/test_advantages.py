@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.advantages import PromptTracker, batch_advantages, group_advantages, reward_statistics
+from lightning_modules.advantages import (
+    PromptTracker,
+    batch_advantages,
+    group_advantages,
+    reward_statistics,
+)
 
 
 def test_batch_advantages_by_hand() -> None:
@@ -18,9 +23,15 @@ def test_batch_advantages_by_hand() -> None:
 def test_group_advantages_by_hand() -> None:
     names, rewards = ["a", "b", "a", "b", "c"], [1.0, 0.1, 3.0, 0.1, 7.0]
     assert group_advantages(rewards, names).tolist() == pytest.approx([-1, 0, 1, 0, 0], abs=1e-5)
-    assert group_advantages(rewards, names)[[1, 3, 4]].tolist() == [0.0, 0.0, 0.0]  # exactly: equal groups teach nothing
+    assert group_advantages(rewards, names)[[1, 3, 4]].tolist() == [
+        0.0,
+        0.0,
+        0.0,
+    ]  # exactly: equal groups teach nothing
     std = np.std(rewards)
-    assert group_advantages(rewards, names, std="batch").tolist() == pytest.approx([-1 / std, 0, 1 / std, 0, 0], abs=1e-5)
+    assert group_advantages(rewards, names, std="batch").tolist() == pytest.approx(
+        [-1 / std, 0, 1 / std, 0, 0], abs=1e-5
+    )
     with pytest.raises(ValueError, match="'group' or 'batch', got 'bach'"):
         group_advantages(rewards, names, std="bach")
 
@@ -29,7 +40,9 @@ def test_tracker_falls_back_to_the_call_then_uses_its_buffer() -> None:
     tracker = PromptTracker(buffer_size=3, min_count=2)
     first = tracker.update(["a", "b", "c"], [1.0, 2.0, 6.0])  # one reward each: mean 3 of the call
     assert first.tolist() == pytest.approx((np.array([1, 2, 6]) - 3) / np.std([1, 2, 6]), rel=1e-5)
-    second = tracker.update(["a", "c"], [3.0, 10.0])  # the new rewards count: a has 1, 3 and c has 6, 10
+    second = tracker.update(
+        ["a", "c"], [3.0, 10.0]
+    )  # the new rewards count: a has 1, 3 and c has 6, 10
     assert second.tolist() == pytest.approx([1.0, 1.0], rel=1e-5)
     tracker.update(["a", "a"], [5.0, 7.0])  # three are kept: 3, 5, 7
     stats = tracker.stats()
@@ -47,13 +60,24 @@ def test_the_order_of_samples_and_ranks_changes_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
     names, straight, permuted = list("abc"), PromptTracker(5, 3), PromptTracker(5, 3)
     for _ in range(4):
-        prompts, rewards = rng.choice(names, 16).tolist(), rng.normal(size=16) * 10.0 ** rng.integers(-3, 3, 16)
+        prompts, rewards = (
+            rng.choice(names, 16).tolist(),
+            rng.normal(size=16) * 10.0 ** rng.integers(-3, 3, 16),
+        )
         order = rng.permutation(16)  # what another gathering of the ranks does
         shuffled = [prompts[i] for i in order]
         expected = straight.update(prompts, rewards)
-        assert permuted.update(shuffled, rewards[order], order=order).tolist() == expected[order].tolist()
-        assert batch_advantages(rewards[order]).tolist() == batch_advantages(rewards)[order].tolist()
-        assert group_advantages(rewards[order], shuffled).tolist() == group_advantages(rewards, prompts)[order].tolist()
+        assert (
+            permuted.update(shuffled, rewards[order], order=order).tolist()
+            == expected[order].tolist()
+        )
+        assert (
+            batch_advantages(rewards[order]).tolist() == batch_advantages(rewards)[order].tolist()
+        )
+        assert (
+            group_advantages(rewards[order], shuffled).tolist()
+            == group_advantages(rewards, prompts)[order].tolist()
+        )
     assert straight.stats() == permuted.stats()
 
 
@@ -66,7 +90,10 @@ def test_state_survives_a_safe_checkpoint(tmp_path) -> None:
     assert resumed.stats() == tracker.stats()
     for _ in range(3):
         rewards = rng.normal(size=6)
-        assert resumed.update(list("aabbcc"), rewards).tolist() == tracker.update(list("aabbcc"), rewards).tolist()
+        assert (
+            resumed.update(list("aabbcc"), rewards).tolist()
+            == tracker.update(list("aabbcc"), rewards).tolist()
+        )
     smaller = PromptTracker(2, 2)
     smaller.load_state_dict(tracker.state_dict())
     assert smaller.state_dict()["buffers"]["a"] == tracker.state_dict()["buffers"]["a"][-2:]

@@ -12,14 +12,24 @@ import pytest
 import soundfile
 import torch
 
-from datamodules.audio import AudioDataModule, Clip, crop, find_clips, mix_channels, prepare, split_clips
+from datamodules.audio import (
+    AudioDataModule,
+    Clip,
+    crop,
+    find_clips,
+    mix_channels,
+    prepare,
+    split_clips,
+)
 from datamodules.batches import AudioBatch
 from zoo.types import Waveform
 
 RATE_HZ = 8000
 
 
-def write(path: Path, seconds: float = 1.0, channels: int = 1, level: float = 0.5, rate_hz: int = RATE_HZ) -> None:
+def write(
+    path: Path, seconds: float = 1.0, channels: int = 1, level: float = 0.5, rate_hz: int = RATE_HZ
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ramp = np.linspace(0, level, round(seconds * rate_hz), dtype=np.float32)
     soundfile.write(path, np.repeat(ramp[:, None], channels, 1), rate_hz)
@@ -34,7 +44,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def module(folder: Path, **changes) -> AudioDataModule:
-    settings = {"sample_rate_hz": RATE_HZ, "channels": 2, "seconds": 0.5, "batch_size": 2, "seed": 1}
+    settings = {
+        "sample_rate_hz": RATE_HZ,
+        "channels": 2,
+        "seconds": 0.5,
+        "batch_size": 2,
+        "seed": 1,
+    }
     return AudioDataModule(str(folder), **(settings | changes))
 
 
@@ -53,11 +69,20 @@ def table(folder: Path, rows: list[dict]) -> str:
 def test_files_of_all_folders_get_the_default_caption(folder: Path) -> None:
     (folder / "notes.txt").write_text("not audio")
     clips = find_clips(folder, caption="a ramp")
-    assert [clip.name for clip in clips] == ["0.wav", "2.wav", "4.wav", "deep/1.wav", "deep/3.wav", "deep/5.wav"]
+    assert [clip.name for clip in clips] == [
+        "0.wav",
+        "2.wav",
+        "4.wav",
+        "deep/1.wav",
+        "deep/3.wav",
+        "deep/5.wav",
+    ]
     assert {clip.caption for clip in clips} == {"a ramp"}
 
 
-def test_captions_weights_and_labels_come_from_the_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_captions_weights_and_labels_come_from_the_table(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     one = {"file": "deep/1.wav", "caption": "one", "weight": 0.5, "mood": "sad"}
     rows = [one, {"file": "0.wav", "caption": "nil", "weight": 2}]
     with caplog.at_level(logging.WARNING):
@@ -76,7 +101,10 @@ def test_csv_captions_may_hold_commas(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"file": f"{i}.ogg", "caption": "x"} for i in range(7)], r"hold: 0.ogg \(line 1\), .*4.ogg \(line 5\) and 2 more$"),
+        (
+            [{"file": f"{i}.ogg", "caption": "x"} for i in range(7)],
+            r"hold: 0.ogg \(line 1\), .*4.ogg \(line 5\) and 2 more$",
+        ),
         ([{"file": "0.wav", "caption": "x"}] * 2, "line 2: 0.wav is listed a second time"),
         ([{"file": "0.wav", "words": "x"}], "line 1: .*'caption'.* it has 'file', 'words'"),
         ([{"file": "0.wav", "caption": None}], "line 1: .*'caption', got None"),
@@ -84,9 +112,15 @@ def test_csv_captions_may_hold_commas(folder: Path) -> None:
         ([{"file": "0.wav", "caption": True}], "line 1: .*got True"),
         ([{"file": True, "caption": "x"}], "line 1: file must be text or a number, got True"),
         ([{"file": "0.wav", "caption": "x", "weight": True}], "got True"),
-        ([{"file": "0.wav", "caption": "x", "weight": -1}], "weight must be a number of at least 0, got -1"),
+        (
+            [{"file": "0.wav", "caption": "x", "weight": -1}],
+            "weight must be a number of at least 0, got -1",
+        ),
         ([{"file": "0.wav", "caption": "x", "weight": "big"}], "got 'big'"),
-        ([{"file": "0.wav", "caption": "x", "weight": 1}, {"file": "2.wav", "caption": "x"}], "some rows have a weight and some"),
+        (
+            [{"file": "0.wav", "caption": "x", "weight": 1}, {"file": "2.wav", "caption": "x"}],
+            "some rows have a weight and some",
+        ),
         ([], "holds no row"),
     ],
 )
@@ -141,15 +175,24 @@ def test_batches_have_the_asked_shape(folder: Path) -> None:
     data = ready(folder, val_share=0.34, caption="a ramp")
     batches = list(data.train_dataloader())
     assert len(batches) == 2 and all(isinstance(batch, AudioBatch) for batch in batches)
-    assert batches[0].wave_BCN.shape == (2, 2, 4000) and batches[0].sample_rate_hz == RATE_HZ and batches[0].weight_B is None
+    assert (
+        batches[0].wave_BCN.shape == (2, 2, 4000)
+        and batches[0].sample_rate_hz == RATE_HZ
+        and batches[0].weight_B is None
+    )
     assert {(p.text, p.seconds) for p in batches[0].prompts} == {("a ramp", 0.5)}
     (held,) = list(data.val_dataloader())
-    assert len(held) == 2 and held.wave_BCN[:, :, 0].abs().max() < 1e-3  # validation takes the beginning of the ramps
+    assert (
+        len(held) == 2 and held.wave_BCN[:, :, 0].abs().max() < 1e-3
+    )  # validation takes the beginning of the ramps
     assert ready(folder).val_dataloader() == []
 
 
 def test_weights_reach_the_batch(folder: Path) -> None:
-    rows = [{"file": name, "caption": "x", "weight": weight} for name, weight in (("0.wav", 0.5), ("2.wav", 2.0))]
+    rows = [
+        {"file": name, "caption": "x", "weight": weight}
+        for name, weight in (("0.wav", 0.5), ("2.wav", 2.0))
+    ]
     (batch,) = list(ready(folder, captions=table(folder, rows)).train_dataloader())
     assert sorted(batch.weight_B.tolist()) == [0.5, 2.0]
 
@@ -157,7 +200,11 @@ def test_weights_reach_the_batch(folder: Path) -> None:
 def starts(data: AudioDataModule, epoch: int) -> dict[str, float]:
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)
-    return {p.id: wave[0, 0].item() for batch in loader for wave, p in zip(batch.wave_BCN, batch.prompts, strict=True)}
+    return {
+        p.id: wave[0, 0].item()
+        for batch in loader
+        for wave, p in zip(batch.wave_BCN, batch.prompts, strict=True)
+    }
 
 
 def test_crops_change_with_epoch_and_seed_and_with_nothing_else(folder: Path) -> None:
@@ -183,7 +230,9 @@ def test_broken_files_are_set_aside_by_name(folder: Path, caplog: pytest.LogCapt
 
 
 def test_values_that_are_not_finite_are_found_by_the_full_check(folder: Path) -> None:
-    soundfile.write(folder / "nan.wav", np.full(RATE_HZ, np.nan, np.float32), RATE_HZ, subtype="FLOAT")
+    soundfile.write(
+        folder / "nan.wav", np.full(RATE_HZ, np.nan, np.float32), RATE_HZ, subtype="FLOAT"
+    )
     assert set(ready(folder, check="full").quarantined) == {"nan.wav"}
     data = ready(folder, batch_size=7)
     with pytest.raises(ValueError, match="nan.wav cannot be read .*data.check=full"):
@@ -219,7 +268,9 @@ class Listener(L.LightningModule):
         self.heard: list[list[tuple[str, float]]] = []
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> None:
-        self.heard.append([(p.id, w[0, 0].item()) for p, w in zip(batch.prompts, batch.wave_BCN, strict=True)])
+        self.heard.append(
+            [(p.id, w[0, 0].item()) for p, w in zip(batch.prompts, batch.wave_BCN, strict=True)]
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -227,7 +278,16 @@ class Listener(L.LightningModule):
 
 def test_lightning_tells_the_crops_the_epoch(folder: Path, tmp_path: Path) -> None:
     listener = Listener()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    L.Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path, **quiet).fit(listener, module(folder))
-    heard = [dict(pair for batch in listener.heard[e * 3 : e * 3 + 3] for pair in batch) for e in (0, 1)]
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    L.Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path, **quiet).fit(
+        listener, module(folder)
+    )
+    heard = [
+        dict(pair for batch in listener.heard[e * 3 : e * 3 + 3] for pair in batch) for e in (0, 1)
+    ]
     assert heard == [starts(ready(folder), 0), starts(ready(folder), 1)]

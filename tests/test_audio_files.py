@@ -17,7 +17,12 @@ from zoo.types import Waveform
 
 def tone(seconds: float = 0.5, rate_hz: int = 16_000, channels: int = 2) -> Waveform:
     time = torch.arange(round(seconds * rate_hz)) / rate_hz
-    return Waveform(torch.stack([0.5 * torch.sin(2 * torch.pi * (440 + 220 * c) * time) for c in range(channels)]), rate_hz)
+    return Waveform(
+        torch.stack(
+            [0.5 * torch.sin(2 * torch.pi * (440 + 220 * c) * time) for c in range(channels)]
+        ),
+        rate_hz,
+    )
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -25,8 +30,14 @@ def test_every_format_keeps_rate_channels_and_sound(tmp_path, suffix):
     wave = tone()
     write_audio(tmp_path / f"a{suffix}", wave)
     back = read_audio(tmp_path / f"a{suffix}")
-    assert back.sample_rate_hz == 16_000 and back.samples_CN.shape[0] == 2 and back.samples_CN.dtype == torch.float32
-    power = [torch.fft.rfft(w.samples_CN[:, :8000]).abs().argmax(dim=1).tolist() for w in (wave, back)]
+    assert (
+        back.sample_rate_hz == 16_000
+        and back.samples_CN.shape[0] == 2
+        and back.samples_CN.dtype == torch.float32
+    )
+    power = [
+        torch.fft.rfft(w.samples_CN[:, :8000]).abs().argmax(dim=1).tolist() for w in (wave, back)
+    ]
     assert power[0] == power[1] == [220, 330]  # bins of 2 Hz
     if suffix in (".wav", ".flac"):
         assert torch.allclose(back.samples_CN, wave.samples_CN, atol=2**-15)
@@ -35,7 +46,11 @@ def test_every_format_keeps_rate_channels_and_sound(tmp_path, suffix):
 
 def test_loud_samples_are_clipped_not_wrapped(tmp_path):
     write_audio(tmp_path / "a.wav", Waveform(torch.tensor([[0.0, 1.5, -1.5, 0.25]]), 8000))
-    assert torch.allclose(read_audio(tmp_path / "a.wav").samples_CN, torch.tensor([[0.0, 1.0, -1.0, 0.25]]), atol=2**-14)
+    assert torch.allclose(
+        read_audio(tmp_path / "a.wav").samples_CN,
+        torch.tensor([[0.0, 1.0, -1.0, 0.25]]),
+        atol=2**-14,
+    )
 
 
 def test_resampling_keeps_pitch(tmp_path):
@@ -50,7 +65,9 @@ def test_resampling_keeps_pitch(tmp_path):
 
 def test_files_that_cannot_be_read(tmp_path):
     write_audio(tmp_path / "song.wav", tone())
-    with pytest.raises(FileNotFoundError, match=r"no audio file .*sonh.wav; did you mean 'song.wav'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no audio file .*sonh.wav; did you mean 'song.wav'"
+    ):
         read_audio(tmp_path / "sonh.wav")
     with pytest.raises(FileNotFoundError, match="nothing to choose from"):
         read_audio(tmp_path / "nowhere" / "song.wav")
@@ -58,7 +75,9 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"empty.wav is empty \(0 bytes\)"):
         read_audio(tmp_path / "empty.wav")
     (tmp_path / "text.wav").write_text("not audio at all " * 20)
-    with pytest.raises(ValueError, match=r"text.wav cannot be read as audio .*expected one of .wav, .flac"):
+    with pytest.raises(
+        ValueError, match=r"text.wav cannot be read as audio .*expected one of .wav, .flac"
+    ):
         read_audio(tmp_path / "text.wav")
     soundfile.write(tmp_path / "none.wav", numpy.zeros((0, 1)), 8000)
     with pytest.raises(ValueError, match="none.wav holds no samples"):
@@ -84,7 +103,11 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path):
         ("a.wav", Waveform(torch.zeros(0, 5), 8000), r"expected samples \(channels, samples\)"),
         ("a.wav", Waveform(torch.zeros(5), 8000), r"got shape \(5,\)"),
         ("a.wav", Waveform(torch.full((1, 4), torch.nan), 8000), r"a.wav: .*NaN or infinity"),
-        ("a.mp3", Waveform(torch.zeros(1, 400), 12_345), "1 channels at 12345 Hz cannot be written as MP3"),
+        (
+            "a.mp3",
+            Waveform(torch.zeros(1, 400), 12_345),
+            "1 channels at 12345 Hz cannot be written as MP3",
+        ),
     ],
 )
 def test_waves_that_cannot_be_written_leave_nothing(tmp_path, name, wave, message):
@@ -116,4 +139,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OSError, match="No space left"):  # and not libsndfile's "System error"
         write_audio(tmp_path / "a.wav", tone(0.1))
-    assert (tmp_path / "a.wav").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    assert (tmp_path / "a.wav").read_bytes() == before and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["a.wav"]

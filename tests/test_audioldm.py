@@ -1,4 +1,6 @@
-"""AudioLDM: its conditioning, its calls and its audio are those of the diffusers pipeline; released folders; DDPO on it."""
+"""AudioLDM: its conditioning, its calls and its audio are those of the diffusers pipeline; released
+folders; DDPO on it.
+"""
 
 import json
 import shutil
@@ -36,24 +38,34 @@ def folder(model, tmp_path_factory):
 
 
 def sampled(model, sampler, prompts=PROMPTS):
-    sides = [model.encode_prompts(side) for side in (prompts, [prompt.as_negative() for prompt in prompts])]
+    sides = [
+        model.encode_prompts(side)
+        for side in (prompts, [prompt.as_negative() for prompt in prompts])
+    ]
     generators = [noise_generator(0, 0, prompt.id, 0) for prompt in prompts]
     shape = model.latent_shape(prompts[0].seconds)
     return rollout(model.predict, model.path, sampler, prompts, *sides, shape, generators)
 
 
 def test_conditioning_equals_the_pipeline(model):
-    """Padding, which the pipeline adds to 100 tokens and we do not, changes nothing; a longer negative is no exception."""
+    """Padding, which the pipeline adds to 100 tokens and we do not, changes nothing; a longer
+    negative is no exception.
+    """
     texts, negatives = [prompt.text for prompt in PROMPTS], [prompt.negative for prompt in PROMPTS]
     with torch.no_grad():
         pipe = pipeline(model)
         pipe.tokenizer.model_max_length = 60
         theirs = pipe._encode_prompt(texts, "cpu", 1, True, negatives)
-    ours = [model.encode_prompts(side)["clap_BD"] for side in ([p.as_negative() for p in PROMPTS], PROMPTS)]
+    ours = [
+        model.encode_prompts(side)["clap_BD"]
+        for side in ([p.as_negative() for p in PROMPTS], PROMPTS)
+    ]
     assert ours[1].shape == (3, CLAP_WIDTH)
     torch.testing.assert_close(ours[1].norm(dim=-1), torch.ones(3))
     torch.testing.assert_close(ours[1], theirs[3:], atol=1e-5, rtol=1e-5)
-    short = [len(model.clap_tokenizer(text)) <= theirs.shape[1] for text in negatives]  # it cuts negatives to CLAP's width
+    short = [
+        len(model.clap_tokenizer(text)) <= theirs.shape[1] for text in negatives
+    ]  # it cuts negatives to CLAP's width
     assert sum(short) >= 2
     torch.testing.assert_close(ours[0][short], theirs[:3][short], atol=1e-5, rtol=1e-5)
 
@@ -65,9 +77,15 @@ def test_sampling_equals_the_pipeline(model):
     pipe = pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
-        LONG, negative_prompt="noise", audio_length_in_s=0.2, num_inference_steps=5, guidance_scale=2.5, eta=0.0,
-        latents=trajectory.latents_SB[0], output_type="pt",
-    ).audios  # fmt: skip
+        LONG,
+        negative_prompt="noise",
+        audio_length_in_s=0.2,
+        num_inference_steps=5,
+        guidance_scale=2.5,
+        eta=0.0,
+        latents=trajectory.latents_SB[0],
+        output_type="pt",
+    ).audios
     with torch.no_grad():
         ours = model.decode(trajectory.clean)[..., : theirs.shape[-1]]
     assert theirs.shape == (1, 3200) and theirs.abs().max() > 1e-3
@@ -78,7 +96,9 @@ def test_the_text_is_heard_and_belongs_to_its_sample(model):
     trajectory = sampled(model, Sampler(3, guidance_scale=2.5))
     steps = torch.zeros(3, dtype=torch.long)
     with torch.no_grad():
-        same = step_log_prob(model.predict, model.path, Sampler(3, guidance_scale=2.5), trajectory, steps)[0]
+        same = step_log_prob(
+            model.predict, model.path, Sampler(3, guidance_scale=2.5), trajectory, steps
+        )[0]
         x, time_B = trajectory.latents_SB[0], torch.tensor([500, 500, 500])
         right = model.predict(x, time_B, trajectory.conditioning)
         foreign = model.predict(x, time_B, trajectory.conditioning.rows([1, 2, 0]))
@@ -94,12 +114,16 @@ def test_ddpo_moves_every_adapter(targets):
     model.train()
     sampler = Sampler(3, guidance_scale=2.5)
     trajectory = sampled(model, sampler)
-    new = step_log_prob(model.predict, model.path, sampler, trajectory, torch.zeros(3, dtype=torch.long))[0]
+    new = step_log_prob(
+        model.predict, model.path, sampler, trajectory, torch.zeros(3, dtype=torch.long)
+    )[0]
     loss = clipped_policy_loss(new, trajectory.log_prob_SB[0], torch.tensor([1.0, -1.0, 0.5]), 1e-2)
     assert (loss.ratio - 1).abs().max() <= 1e-6
     loss.loss.backward()
     learning = {name: p.grad for name, p in model.denoiser.named_parameters() if "lora_B" in name}
-    assert learning and all(gradient is not None and gradient.any() for gradient in learning.values())
+    assert learning and all(
+        gradient is not None and gradient.any() for gradient in learning.values()
+    )
     assert any("attn1" in name for name in learning) == (targets == "all")
 
 
@@ -107,7 +131,9 @@ def test_a_released_folder_gives_the_same_model(model, folder):
     again = AudioLDM.from_pretrained(str(folder), checkpoint_activations=True)
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     with torch.no_grad():
-        ours, theirs = (sampled(one, Sampler(2, guidance_scale=2.0)).clean for one in (model, again))
+        ours, theirs = (
+            sampled(one, Sampler(2, guidance_scale=2.0)).clean for one in (model, again)
+        )
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(again.decode(ours), model.decode(ours), atol=1e-5, rtol=1e-5)
     assert isinstance(pulled_audioldm("audioldm-m-full", folder), AudioLDM)
@@ -118,7 +144,9 @@ def test_a_released_folder_gives_the_same_model(model, folder):
 
 def test_an_artefact_holds_the_whole_model(model, tmp_path):
     kind, architecture, arguments = identity_of(model)
-    save_artifact(tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model)
+    save_artifact(
+        tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model
+    )
     again = load_artifact(tmp_path / "saved")
     with torch.no_grad():
         ours, theirs = (sampled(one, Sampler(2)).clean for one in (model, again))
@@ -135,19 +163,34 @@ def test_every_tensor_is_accounted_for(folder, tmp_path, damage):
     else:
         state["stray"] = torch.zeros(1)
     save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"do not fit UNet2DConditionModel: 1 {damage} \((class_embedding\.bias|stray)\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"do not fit UNet2DConditionModel: 1 {damage} \((class_embedding\.bias|stray)\)",
+    ):
         AudioLDM.from_pretrained(str(copied))
     shutil.rmtree(copied / "vae")
-    with pytest.raises(FileNotFoundError, match="no AudioLDM in diffusers layout: it has no folder vae"):
+    with pytest.raises(
+        FileNotFoundError, match="no AudioLDM in diffusers layout: it has no folder vae"
+    ):
         AudioLDM.from_pretrained(str(copied))
 
 
 @pytest.mark.parametrize(
     ("file", "key", "value", "message"),
     [
-        ("unet/config.json", "projection_class_embeddings_input_dim", 7, "of width 7, expected 'simple_projection' of CLAP's"),
+        (
+            "unet/config.json",
+            "projection_class_embeddings_input_dim",
+            7,
+            "of width 7, expected 'simple_projection' of CLAP's",
+        ),
         ("vocoder/config.json", "normalize_before", True, "normalises its mels first"),
-        ("scheduler/scheduler_config.json", "beta_schedule", "linear", "beta_schedule must be 'scaled_linear'"),
+        (
+            "scheduler/scheduler_config.json",
+            "beta_schedule",
+            "linear",
+            "beta_schedule must be 'scaled_linear'",
+        ),
     ],
 )
 def test_another_kind_of_model_is_refused(folder, tmp_path, file, key, value, message):

@@ -1,4 +1,6 @@
-"""AudioLDM 2 and the world: released folders, saved artefacts, peft's adapters on the plain network, checkpointed gradients."""
+"""AudioLDM 2 and the world: released folders, saved artefacts, peft's adapters on the plain
+network, checkpointed gradients.
+"""
 
 import copy
 import json
@@ -21,7 +23,10 @@ from zoo.checkpoint import identity_of, load_artifact, save_artifact
 from zoo.importers.audioldm2 import pulled_audioldm2
 from zoo.types import Conditioning, Prompt
 
-PROMPTS = (Prompt("a", "a dog barks", "rain", 0.2), Prompt("b", "calm piano melody with strings", "", 0.2))
+PROMPTS = (
+    Prompt("a", "a dog barks", "rain", 0.2),
+    Prompt("b", "calm piano melody with strings", "", 0.2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +41,28 @@ def folder(model, tmp_path_factory):
 
 def test_a_released_folder_gives_the_same_model(model, folder):
     again = AudioLDM2.from_pretrained(str(folder))
-    assert isinstance(again, AudioLDM2) and not again.training and not any(p.requires_grad for p in again.parameters())
+    assert (
+        isinstance(again, AudioLDM2)
+        and not again.training
+        and not any(p.requires_grad for p in again.parameters())
+    )
     assert not any(tensor.is_meta for tensor in again.state_dict().values())
-    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: t.shape for n, t in again.state_dict().items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
     with torch.no_grad():
-        ours, theirs = latents(model.predict, model, PROMPTS), latents(again.predict, again, PROMPTS)
-        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)  # where weights lie in memory shows in the last bits
+        ours, theirs = (
+            latents(model.predict, model, PROMPTS),
+            latents(again.predict, again, PROMPTS),
+        )
+        torch.testing.assert_close(
+            theirs, ours, atol=1e-5, rtol=1e-5
+        )  # where weights lie in memory shows in the last bits
         torch.testing.assert_close(again.decode(ours), model.decode(ours), atol=1e-5, rtol=1e-5)
     built = AudioLDM2(**json.loads(json.dumps(again.arguments)))
-    assert {n: t.shape for n, t in built.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: t.shape for n, t in built.state_dict().items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
 
 
 def test_the_zoo_opens_a_pulled_folder(folder):
@@ -64,21 +82,45 @@ def test_every_tensor_is_accounted_for(folder, tmp_path, damage):
     else:
         state["stray"] = torch.zeros(1)
     save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"do not fit AudioLDM2ProjectionModel: 1 {damage} \((eos_embed|stray)\)"):
+    with pytest.raises(
+        ValueError, match=rf"do not fit AudioLDM2ProjectionModel: 1 {damage} \((eos_embed|stray)\)"
+    ):
         AudioLDM2.from_pretrained(str(copied))
     shutil.rmtree(copied / "vae")
-    with pytest.raises(FileNotFoundError, match="no AudioLDM 2 in diffusers layout: it has no folder vae"):
+    with pytest.raises(
+        FileNotFoundError, match="no AudioLDM 2 in diffusers layout: it has no folder vae"
+    ):
         AudioLDM2.from_pretrained(str(copied))
 
 
 @pytest.mark.parametrize(
     ("file", "key", "value", "message"),
     [
-        ("text_encoder_2/config.json", "model_type", "vits", "text_encoder_2 is a vits, expected t5"),
+        (
+            "text_encoder_2/config.json",
+            "model_type",
+            "vits",
+            "text_encoder_2 is a vits, expected t5",
+        ),
         ("vocoder/config.json", "normalize_before", True, "normalises its mels first"),
-        ("scheduler/scheduler_config.json", "beta_schedule", "linear", "beta_schedule must be 'scaled_linear'"),
-        ("unet/config.json", "quantization_config", {"quant_method": "bitsandbytes"}, "unet holds quantised weights"),
-        ("language_model/config.json", "quantization_config", {"quant_method": "gptq"}, "language_model holds quantised weights"),
+        (
+            "scheduler/scheduler_config.json",
+            "beta_schedule",
+            "linear",
+            "beta_schedule must be 'scaled_linear'",
+        ),
+        (
+            "unet/config.json",
+            "quantization_config",
+            {"quant_method": "bitsandbytes"},
+            "unet holds quantised weights",
+        ),
+        (
+            "language_model/config.json",
+            "quantization_config",
+            {"quant_method": "gptq"},
+            "language_model holds quantised weights",
+        ),
     ],
 )
 def test_another_kind_of_model_is_refused(folder, tmp_path, file, key, value, message):
@@ -90,7 +132,10 @@ def test_another_kind_of_model_is_refused(folder, tmp_path, file, key, value, me
 
 
 def test_a_language_model_with_its_head_is_read_too(model, tmp_path):
-    """What the library itself saves of a pipeline that it can run: ``GPT2LMHeadModel``, not the released ``GPT2Model``."""
+    """What the library itself saves of a pipeline that it can run:
+
+    ``GPT2LMHeadModel``, not the released ``GPT2Model``.
+    """
     pipeline(model).save_pretrained(str(tmp_path / "saved"))
     again = AudioLDM2.from_pretrained(str(tmp_path / "saved"))
     with torch.no_grad():
@@ -100,7 +145,9 @@ def test_a_language_model_with_its_head_is_read_too(model, tmp_path):
 
 def test_an_artefact_holds_the_whole_model(model, tmp_path):
     kind, architecture, arguments = identity_of(model)
-    save_artifact(tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model)
+    save_artifact(
+        tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model
+    )
     again = load_artifact(tmp_path / "saved")
     with torch.no_grad():
         found, wanted = (latents(one.predict, one, PROMPTS) for one in (again, model))
@@ -108,21 +155,29 @@ def test_an_artefact_holds_the_whole_model(model, tmp_path):
 
 
 def library_checkpointing(model, conditioning, x):
-    """Output of the library's own checkpointing, which hands a shifted list of arguments to its attention blocks."""
+    """Output of the library's own checkpointing, which hands a shifted list of arguments to its
+    attention blocks.
+    """
     unet = copy.deepcopy(model.denoiser)
     unet.enable_gradient_checkpointing()
     return predicting(unet)(x, torch.tensor([500] * len(x)), conditioning)
 
 
 def test_where_the_library_alone_goes_wrong(model):
-    """Without a mask it is right; with one it stops, or is wrong without a word. If this fails, the library was repaired."""
+    """Without a mask it is right; with one it stops, or is wrong without a word.
+
+    If this fails, the library was repaired.
+    """
     x = torch.randn(2, *model.latent_shape(0.2))
     conditioning = model.encode_prompts(PROMPTS)
     right = model.predict(x, torch.tensor([500, 500]), conditioning).detach()
     with pytest.raises(RuntimeError, match="size|expand"):
         library_checkpointing(model, conditioning, x)
     unet = copy.deepcopy(model.denoiser)
-    streams = {"encoder_hidden_states": conditioning["loa_BLD"], "encoder_hidden_states_1": conditioning["t5_BLD"]}
+    streams = {
+        "encoder_hidden_states": conditioning["loa_BLD"],
+        "encoder_hidden_states_1": conditioning["t5_BLD"],
+    }
     plain = unet(x, torch.tensor([500, 500]), **streams, return_dict=False)[0]
     unet.enable_gradient_checkpointing()
     assert torch.equal(unet(x, torch.tensor([500, 500]), **streams, return_dict=False)[0], plain)
@@ -142,7 +197,10 @@ def test_with_checkpointing_each_block_is_computed_twice_and_not_a_third_time(mo
         if isinstance(module, BasicTransformerBlock):
             module.register_forward_pre_hook(lambda *_: counts.append(1))
     set_checkpointing(unet, True)
-    x, conditioning = torch.randn(2, *model.latent_shape(0.2), requires_grad=True), model.encode_prompts(PROMPTS)
+    x, conditioning = (
+        torch.randn(2, *model.latent_shape(0.2), requires_grad=True),
+        model.encode_prompts(PROMPTS),
+    )
     output = predicting(unet)(x, torch.tensor([500, 500]), conditioning)
     once = len(counts)
     output.sum().backward()
@@ -161,11 +219,17 @@ def test_bytes_are_counted_without_computing():
 
 
 @pytest.mark.parametrize(
-    ("size", "parameters", "cross", "every"), [("base", 346_943_496, 128, 384), ("large", 718_012_296, 256, 1024)]
+    ("size", "parameters", "cross", "every"),
+    [("base", 346_943_496, 128, 384), ("large", 718_012_296, 256, 1024)],
 )
 def test_the_benchmark_measures_the_released_sizes(size, parameters, cross, every):
-    """346.94 M is the released file's size in bytes over four; a third of the second attentions is no cross-attention."""
+    """346.94 M is the released file's size in bytes over four; a third of the second attentions is
+    no cross-attention.
+    """
     with torch.device("meta"):
         unet = AudioLDM2UNet2DConditionModel(**SIZES[size])
     assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
-    assert (len(attention_linears(unet, cross_only=True)), len(attention_linears(unet))) == (cross, every)
+    assert (len(attention_linears(unet, cross_only=True)), len(attention_linears(unet))) == (
+        cross,
+        every,
+    )

@@ -39,11 +39,15 @@ ARGUMENTS = {
 }
 ARGUMENTS["audioldm"] = toy_audioldm.arguments()
 ARGUMENTS["audioldm2"] = toy_audioldm2.arguments()
-ARGUMENTS["stable_audio"] = toy_stable_audio.arguments() | {"frame_window": "heard"}  # None denoises its full length always
+ARGUMENTS["stable_audio"] = toy_stable_audio.arguments() | {
+    "frame_window": "heard"
+}  # None denoises its full length always
 ARGUMENTS["tangoflux"] = toy_tangoflux.ARGUMENTS | {"frame_window": "heard"}
 PROMPTS = (
     Prompt("a", "sad piano", "noise", 0.5),
-    Prompt("b", "a long and happy recording of an acoustic guitar with a bird in front", "noise", 0.5),
+    Prompt(
+        "b", "a long and happy recording of an acoustic guitar with a bird in front", "noise", 0.5
+    ),
     Prompt("c", "", "noise", 0.5),
 )
 
@@ -64,7 +68,9 @@ def key(request):
 
 @pytest.fixture
 def backbone(key):
-    """In eval mode, and every tensor of the denoiser that starts at zero moved: what is tested is not an identity."""
+    """In eval mode, and every tensor of the denoiser that starts at zero moved: what is tested is
+    not an identity.
+    """
     model = build(key).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -88,12 +94,22 @@ def noisy(backbone, rows, seconds=0.5):
 
 
 def wave(backbone, rows, samples):
-    return 0.1 * torch.randn(rows, backbone.channels, samples, generator=torch.Generator().manual_seed(3))
+    return 0.1 * torch.randn(
+        rows, backbone.channels, samples, generator=torch.Generator().manual_seed(3)
+    )
 
 
 def test_it_plays_the_role(backbone):
-    assert isinstance(backbone, Backbone) and isinstance(backbone, torch.nn.Module) and isinstance(backbone.path, Path)
-    assert isinstance(backbone.sample_rate_hz, int) and backbone.sample_rate_hz > 0 and backbone.channels in (1, 2)
+    assert (
+        isinstance(backbone, Backbone)
+        and isinstance(backbone, torch.nn.Module)
+        and isinstance(backbone.path, Path)
+    )
+    assert (
+        isinstance(backbone.sample_rate_hz, int)
+        and backbone.sample_rate_hz > 0
+        and backbone.channels in (1, 2)
+    )
     assert "denoiser" in dict(backbone.named_children())
 
 
@@ -102,7 +118,9 @@ def test_arguments_are_plain_and_make_the_same_model(key, backbone):
     assert kept == backbone.arguments and kept.items() >= ARGUMENTS.get(key, {}).items()
     again = type(backbone)(**kept)
     assert again.arguments == backbone.arguments
-    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in backbone.state_dict().items()}
+    assert {n: t.shape for n, t in again.state_dict().items()} == {
+        n: t.shape for n, t in backbone.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.5, 0.777])
@@ -111,7 +129,10 @@ def test_latents_have_the_promised_shape_and_cover_the_length(backbone, seconds)
     latents = backbone.encode(wave(backbone, 2, samples))
     assert latents.shape == (2, *backbone.latent_shape(seconds))
     made = backbone.decode(latents)
-    assert made.shape[:2] == (2, backbone.channels) and samples <= made.shape[-1] < samples + 0.2 * backbone.sample_rate_hz
+    assert (
+        made.shape[:2] == (2, backbone.channels)
+        and samples <= made.shape[-1] < samples + 0.2 * backbone.sample_rate_hz
+    )
     assert made.dtype == torch.float32 and made.isfinite().all()
 
 
@@ -134,7 +155,9 @@ def test_predictions_look_like_latents(backbone):
     conditioning = backbone.encode_prompts(PROMPTS)
     assert isinstance(conditioning, Conditioning) and len(conditioning) == len(PROMPTS)
     output = backbone.predict(latent, time_B, conditioning)
-    assert output.shape == latent.shape and output.dtype == torch.float32 and output.isfinite().all()
+    assert (
+        output.shape == latent.shape and output.dtype == torch.float32 and output.isfinite().all()
+    )
 
 
 def test_a_prompt_means_the_same_alone_and_among_others(backbone):
@@ -143,7 +166,9 @@ def test_a_prompt_means_the_same_alone_and_among_others(backbone):
     with torch.no_grad():
         together = backbone.predict(latent, time_B, conditioning)
         joined = Conditioning.cat([backbone.encode_prompts([prompt]) for prompt in PROMPTS])
-        torch.testing.assert_close(backbone.predict(latent, time_B, joined), together, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            backbone.predict(latent, time_B, joined), together, atol=1e-5, rtol=1e-5
+        )
         for row, prompt in enumerate(PROMPTS):
             for alone in (backbone.encode_prompts([prompt]), conditioning.rows([row])):
                 output = backbone.predict(latent[row : row + 1], time_B[row : row + 1], alone)
@@ -155,7 +180,9 @@ def test_prompts_and_times_matter(backbone):
     latent, time_B = latent[:1].expand_as(latent), time_B[:1].expand_as(time_B)
     with torch.no_grad():
         outputs = backbone.predict(latent, time_B, backbone.encode_prompts(PROMPTS))
-        later = backbone.predict(latent, noisy(backbone, 3)[1], backbone.encode_prompts(PROMPTS[:1] * 3))
+        later = backbone.predict(
+            latent, noisy(backbone, 3)[1], backbone.encode_prompts(PROMPTS[:1] * 3)
+        )
     for many in (outputs, later):
         assert min((many[i] - many[j]).abs().max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-3
 
@@ -171,7 +198,9 @@ def test_only_the_adapter_learns_and_off_it_is_the_base(backbone):
     assert adapter and all(name.startswith("denoiser.") and "lora_" in name for name in adapter)
     with torch.no_grad():
         for parameter in adapter.values():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)) * 0.1)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)) * 0.1
+            )
     output = backbone.predict(latent, time_B, conditioning)
     assert (output - base).abs().max() > 1e-4
     output.square().mean().backward()
@@ -183,7 +212,9 @@ def test_only_the_adapter_learns_and_off_it_is_the_base(backbone):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
-    """In float64 where the network can: rounding in float32 depends on the size of the batch, which is not what is tested."""
+    """In float64 where the network can: rounding in float32 depends on the size of the batch, which
+    is not what is tested.
+    """
     # TinyAudio's embeddings of time and length are float32
     dtype = torch.float32 if isinstance(backbone, TinyAudio) else torch.float64
     sampler, backbone = Sampler(steps=3, guidance_scale=guidance_scale), backbone.to(dtype)
@@ -192,10 +223,14 @@ def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
         return backbone.predict(latent.to(dtype), time_B.to(dtype), conditioning)
 
     def sample(prompts):
-        conditioning, negative = (backbone.encode_prompts(side) for side in (prompts, [p.as_negative() for p in prompts]))
+        conditioning, negative = (
+            backbone.encode_prompts(side) for side in (prompts, [p.as_negative() for p in prompts])
+        )
         generators = [noise_generator(7, 0, prompt.id, 0) for prompt in prompts]
         shape = backbone.latent_shape(prompts[0].seconds)
-        return rollout(predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators)
+        return rollout(
+            predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators
+        )
 
     with torch.no_grad():
         three, one = sample(PROMPTS), sample(PROMPTS[1:2])
@@ -220,7 +255,13 @@ def test_without_guidance_a_negative_has_no_effect(backbone):
         reward = Level()
         batch = PromptBatch(tuple(prompts), (0, 0, 0), 0)
         return sample_and_score(
-            backbone, reward, Sampler(2, scale), batch, seed=0, sample_batch_size=2, device=torch.device("cpu")
+            backbone,
+            reward,
+            Sampler(2, scale),
+            batch,
+            seed=0,
+            sample_batch_size=2,
+            device=torch.device("cpu"),
         ).trajectory.latents_SB
 
     for path in (made, rolled_out):
@@ -240,17 +281,25 @@ def test_generation_and_rollout_cut_a_clip_alike(backbone, seconds):
     settings = {"seed": 0, "sample_batch_size": 1, "device": torch.device("cpu"), "keep": "wave"}
     batch = PromptBatch((prompt,), (0,), 0)
     for scale in (1.0, 2.0):
-        wave_BCN = sample_and_score(backbone, Level(), Sampler(1, scale), batch, **settings).wave_BCN
+        wave_BCN = sample_and_score(
+            backbone, Level(), Sampler(1, scale), batch, **settings
+        ).wave_BCN
         lengths.add(wave_BCN.shape[-1])
     assert lengths == {prompt.samples(backbone.sample_rate_hz)}
 
 
 def test_weights_go_out_and_in_again(key, backbone):
     other = build(key).eval()
-    other.load_state_dict({name: tensor.clone() for name, tensor in backbone.state_dict().items()}, strict=True)
+    other.load_state_dict(
+        {name: tensor.clone() for name, tensor in backbone.state_dict().items()}, strict=True
+    )
     latent, time_B = noisy(backbone, 3)
     waves = wave(backbone, 1, 8000)
     with torch.no_grad():
-        first, second = (m.predict(latent, time_B, m.encode_prompts(PROMPTS)) for m in (backbone, other))
-        assert torch.equal(first, second) and torch.equal(backbone.encode(waves), other.encode(waves))
+        first, second = (
+            m.predict(latent, time_B, m.encode_prompts(PROMPTS)) for m in (backbone, other)
+        )
+        assert torch.equal(first, second) and torch.equal(
+            backbone.encode(waves), other.encode(waves)
+        )
         assert torch.equal(backbone.decode(latent), other.decode(latent))

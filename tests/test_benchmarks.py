@@ -1,4 +1,6 @@
-"""The benchmarks at toy size: the judge's arithmetic, what they measure, and that both scripts run to their files."""
+"""The benchmarks at toy size: the judge's arithmetic, what they measure, and that both scripts run
+to their files.
+"""
 
 import json
 
@@ -14,7 +16,14 @@ from zoo.backbones.tiny import TinyAudio
 from zoo.diffusion import Sampler
 from zoo.rewards.emotion import MOODS, EmotionReward
 
-TINY = {"width": 32, "depth": 1, "heads": 2, "text_width": 16, "codec_width": 32, "codec_decoder_depth": 1}
+TINY = {
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "text_width": 16,
+    "codec_width": 32,
+    "codec_decoder_depth": 1,
+}
 SMALL = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
 CENTRES = {"happy": (1, 1), "angry": (-1, 1), "sad": (-1, -1), "tender": (1, -1)}  # valence, energy
 
@@ -33,7 +42,9 @@ def loudness_network(wave_BCN, sample_rate_hz):
     assert sample_rate_hz == 16_000
     outputs = np.zeros((len(wave_BCN), len(OUTPUTS)))
     outputs[:, OUTPUTS.index("valence")] = wave_BCN.abs().mean(dim=(1, 2))
-    outputs[:, OUTPUTS.index("energy")] = (wave_BCN[..., 1:] - wave_BCN[..., :-1]).abs().mean(dim=(1, 2))
+    outputs[:, OUTPUTS.index("energy")] = (
+        (wave_BCN[..., 1:] - wave_BCN[..., :-1]).abs().mean(dim=(1, 2))
+    )
     return outputs
 
 
@@ -42,16 +53,28 @@ def test_judge_recognises_separate_moods_and_rejects_wrong_ones():
     judge = MoodJudge.fit(outputs_of(moods, 0.1), moods)
     fresh = outputs_of(moods, 0.1, seed=1)
     right = judge.verdict(fresh, moods).summary()
-    assert right["quadrant_right"][0] == right["probability_right"][0] == 1 and right["probability"][0] > 0.9
+    assert (
+        right["quadrant_right"][0] == right["probability_right"][0] == 1
+        and right["probability"][0] > 0.9
+    )
     wrong = judge.verdict(fresh, [MOODS[(MOODS.index(mood) + 1) % 4] for mood in moods]).summary()
-    assert wrong["quadrant_right"][0] == wrong["probability_right"][0] == 0 and wrong["probability"][0] < 0.1
+    assert (
+        wrong["quadrant_right"][0] == wrong["probability_right"][0] == 0
+        and wrong["probability"][0] < 0.1
+    )
 
 
 def test_judge_is_calibrated_when_moods_overlap():
     moods = list(MOODS) * 200
-    verdict = MoodJudge.fit(outputs_of(moods, 1.0), moods).verdict(outputs_of(moods, 1.0, seed=1), moods)
-    probabilities = MoodJudge.fit(outputs_of(moods, 1.0), moods).probabilities(outputs_of(moods, 1.0, seed=1))
-    assert verdict.probability_right.mean() == pytest.approx(probabilities.max(axis=1).mean(), abs=0.05)
+    verdict = MoodJudge.fit(outputs_of(moods, 1.0), moods).verdict(
+        outputs_of(moods, 1.0, seed=1), moods
+    )
+    probabilities = MoodJudge.fit(outputs_of(moods, 1.0), moods).probabilities(
+        outputs_of(moods, 1.0, seed=1)
+    )
+    assert verdict.probability_right.mean() == pytest.approx(
+        probabilities.max(axis=1).mean(), abs=0.05
+    )
 
 
 def test_judge_refuses_what_it_cannot_be_fitted_on():
@@ -90,9 +113,24 @@ def test_card_table_at_toy_size(tmp_path):
     backbone, reward = TinyAudio(**TINY).eval(), EmotionReward(**SMALL)
     with torch.no_grad():
         rows = embedded_music.run(
-            backbone, reward, loudness_network, Sampler(2, 2.0), ["piano"], 1.024, 2, repeats=2, seed=0, renderer="additive"
+            backbone,
+            reward,
+            loudness_network,
+            Sampler(2, 2.0),
+            ["piano"],
+            1.024,
+            2,
+            repeats=2,
+            seed=0,
+            renderer="additive",
         )
-    assert [len(row.groups) for row in rows.values()] == [8, 8, 8, 24, 8]  # one instrument: 12 of 16 words are held out
+    assert [len(row.groups) for row in rows.values()] == [
+        8,
+        8,
+        8,
+        24,
+        8,
+    ]  # one instrument: 12 of 16 words are held out
     text = embedded_music.table(rows)
     assert len(text.splitlines()) == 7 and "held-out judge" in text and "nan" not in text
     assert rows["real"].estimate("in_tune").value > 0.6
@@ -102,15 +140,30 @@ def test_card_table_at_toy_size(tmp_path):
 
 def test_paired_differences_and_verdicts():
     base = np.arange(8.0)
-    before = evaluation.Measured(list(MOODS) * 2, list("abcdefgh"), {"reward": base, "judge_probability": base})
+    before = evaluation.Measured(
+        list(MOODS) * 2, list("abcdefgh"), {"reward": base, "judge_probability": base}
+    )
     jitter = np.array([0.1, -0.1] * 4)
-    up = evaluation.Measured(before.groups, before.prompts, {"reward": base + 1 + jitter, "judge_probability": base - 1 + jitter})
+    up = evaluation.Measured(
+        before.groups,
+        before.prompts,
+        {"reward": base + 1 + jitter, "judge_probability": base - 1 + jitter},
+    )
     found = quickstart_seeds.differences(before, up, "reward")
-    assert found.value == pytest.approx(1) and found.error == pytest.approx(0.1 * np.sqrt(8 / 7) / np.sqrt(8))
+    assert found.value == pytest.approx(1) and found.error == pytest.approx(
+        0.1 * np.sqrt(8 / 7) / np.sqrt(8)
+    )
     assert quickstart_seeds.verdict(before, up, quickstart_seeds.JUDGE) == "learned, judge fell"
-    same = evaluation.Measured(before.groups, before.prompts, {"reward": base + jitter, "judge_probability": base + jitter})
-    assert quickstart_seeds.verdict(before, same, quickstart_seeds.JUDGE) == "not certain, judge unchanged"
-    some = base + np.repeat([1.0, 0.0, 0.0], [4, 2, 2])  # all four clips of one prompt rose, those of two others did not
+    same = evaluation.Measured(
+        before.groups, before.prompts, {"reward": base + jitter, "judge_probability": base + jitter}
+    )
+    assert (
+        quickstart_seeds.verdict(before, same, quickstart_seeds.JUDGE)
+        == "not certain, judge unchanged"
+    )
+    some = base + np.repeat(
+        [1.0, 0.0, 0.0], [4, 2, 2]
+    )  # all four clips of one prompt rose, those of two others did not
     few = evaluation.Measured(before.groups, ["a"] * 4 + ["b"] * 2 + ["c"] * 2, before.values)
     rose = evaluation.Measured(few.groups, few.prompts, {"reward": some})
     assert quickstart_seeds.differences(few, rose, "reward").error == pytest.approx(1 / 3)

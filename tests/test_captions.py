@@ -1,4 +1,6 @@
-"""Scenes of sounds: the truth against the audio itself, their captions, wrong captions, determinism."""
+"""Scenes of sounds: the truth against the audio itself, their captions, wrong captions,
+determinism.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def overlap_s(first: SceneEvent, second: SceneEvent) -> float:
 
 
 @pytest.mark.parametrize("clip_seconds", [0.3, 1.1, 6.0])
-@pytest.mark.parametrize(("relation", "sounds"), [("single", 1), ("together", 2), ("overlap", 3), ("then", 2), ("then", 3)])
+@pytest.mark.parametrize(
+    ("relation", "sounds"),
+    [("single", 1), ("together", 2), ("overlap", 3), ("then", 2), ("then", 3)],
+)
 def test_the_truth_is_what_sounds(relation: str, sounds: int, clip_seconds: float) -> None:
     bank = tone_bank(clip_seconds)
     for seed in range(6):
@@ -51,7 +56,12 @@ def test_the_truth_is_what_sounds(relation: str, sounds: int, clip_seconds: floa
         assert wave_CN.shape == (2, round(4.096 * RATE_HZ)) and len(scene.events) == sounds
         assert len({event.sound_class for event in scene.events}) == sounds
         for event in scene.events:
-            inside = heard(wave_CN, pitch_of(event), event.start_s + 0.02, min(event.end_s, event.start_s + 0.27))
+            inside = heard(
+                wave_CN,
+                pitch_of(event),
+                event.start_s + 0.02,
+                min(event.end_s, event.start_s + 0.27),
+            )
             before = heard(wave_CN, pitch_of(event), max(0, event.start_s - 0.25), event.start_s)
             after = heard(wave_CN, pitch_of(event), event.end_s, min(4.096, event.end_s + 0.25))
             assert inside > 0.02 and before < 0.25 * inside and after < 0.25 * inside, (seed, event)
@@ -65,7 +75,11 @@ def test_relations_hold_in_time(sounds: int, clip_seconds: float) -> None:
         for relation in ("together", "overlap", "then"):
             _, scene = compose(bank, seed, relation=relation, sounds=sounds)
             onsets = [event.start_s for event in scene.events]
-            assert onsets == sorted(onsets) and onsets[0] >= 0 and max(event.end_s for event in scene.events) <= 4.096 + 1e-6
+            assert (
+                onsets == sorted(onsets)
+                and onsets[0] >= 0
+                and max(event.end_s for event in scene.events) <= 4.096 + 1e-6
+            )
             for first, second in zip(scene.events, scene.events[1:], strict=False):
                 late, both = second.start_s - first.start_s, overlap_s(first, second)
                 if relation == "then":
@@ -95,7 +109,10 @@ def test_levels_are_even_and_peaks_stay_below_full_scale() -> None:
     for seed in range(12):
         wave_CN, scene = compose(bank, seed, relation="together", sounds=2)
         assert math.isclose(float(wave_CN.square().mean().sqrt()), 0.08, rel_tol=1e-3)
-        levels = [heard(wave_CN, pitch_of(event), event.start_s + 0.02, event.end_s - 0.02) for event in scene.events]
+        levels = [
+            heard(wave_CN, pitch_of(event), event.start_s + 0.02, event.end_s - 0.02)
+            for event in scene.events
+        ]
         assert 20 * abs(math.log10(levels[0] / levels[1])) < 7
     click = tone_bank(0.06)
     for seed in range(12):
@@ -108,7 +125,11 @@ def test_cuts_are_faded_and_silence_at_the_ends_does_not_count() -> None:
     event = cut_event(wave, 0, 4 * RATE_HZ, RATE_HZ, random.Random(0))
     assert 2.0 <= len(event) / RATE_HZ <= 2.03
     cropped = cut_event(wave, 0, RATE_HZ // 2, RATE_HZ, random.Random(0))
-    assert len(cropped) <= RATE_HZ // 2 and float(cropped[:4].abs().max()) < 0.05 and float(cropped[-4:].abs().max()) < 0.05
+    assert (
+        len(cropped) <= RATE_HZ // 2
+        and float(cropped[:4].abs().max()) < 0.05
+        and float(cropped[-4:].abs().max()) < 0.05
+    )
     assert math.isclose(float(cropped[100:-100].square().mean().sqrt()), 1, rel_tol=0.05)
     with pytest.raises(ValueError, match="silent"):
         cut_event(torch.zeros(100), 0, 50, RATE_HZ, random.Random(0))
@@ -118,11 +139,15 @@ def test_a_crop_of_a_recording_that_is_mostly_silent_holds_its_sound() -> None:
     wave = torch.cat([tone(500, 0.1), torch.zeros(20 * RATE_HZ), tone(500, 0.1)])
     for seed in range(20):
         event = cut_event(wave, 0, RATE_HZ // 2, RATE_HZ, random.Random(seed))
-        assert len(event) > 0.05 * RATE_HZ and math.isclose(float(event[60:-60].square().mean().sqrt()), 1, rel_tol=0.2)
+        assert len(event) > 0.05 * RATE_HZ and math.isclose(
+            float(event[60:-60].square().mean().sqrt()), 1, rel_tol=0.2
+        )
 
 
 def test_sounds_have_places_in_the_stereo_field() -> None:
-    sides = [compose(tone_bank(), seed, relation="single")[0].square().sum(dim=1) for seed in range(20)]
+    sides = [
+        compose(tone_bank(), seed, relation="single")[0].square().sum(dim=1) for seed in range(20)
+    ]
     balance_db = [10 * math.log10(float(side[0] / side[1])) for side in sides]
     assert min(balance_db) < -2 and max(balance_db) > 2 and max(map(abs, balance_db)) < 8
 
@@ -146,19 +171,33 @@ def test_a_scene_is_a_pure_function_of_its_seed() -> None:
 
 def test_shares_of_relations_are_kept() -> None:
     bank = tone_bank(0.3)
-    scenes = [compose(bank, seed, relations={"single": 0.5, "then": 0.5}, three_share=0.5)[1] for seed in range(200)]
+    scenes = [
+        compose(bank, seed, relations={"single": 0.5, "then": 0.5}, three_share=0.5)[1]
+        for seed in range(200)
+    ]
     assert 75 < sum(scene.relation == "single" for scene in scenes) < 125
     assert {scene.relation for scene in scenes} == {"single", "then"}
     assert 30 < sum(len(scene.events) == 3 for scene in scenes) < 70
 
 
 def event(name: str, start_s: float = 0.0) -> SceneEvent:
-    return SceneEvent(name, f"tones/{name}", f"a {class_words(name)} sounding", (), start_s, start_s + 1)
+    return SceneEvent(
+        name, f"tones/{name}", f"a {class_words(name)} sounding", (), start_s, start_s + 1
+    )
 
 
 def test_captions_name_the_events_in_the_order_that_they_claim() -> None:
-    scene = Scene("then", (event("dog"), event("bell", 1.5)), 0, "{0} followed by {1}", ("a dog sounding", "bell"))
-    assert scene.caption == "a dog sounding followed by bell" and swap_order(scene) == "bell followed by a dog sounding"
+    scene = Scene(
+        "then",
+        (event("dog"), event("bell", 1.5)),
+        0,
+        "{0} followed by {1}",
+        ("a dog sounding", "bell"),
+    )
+    assert (
+        scene.caption == "a dog sounding followed by bell"
+        and swap_order(scene) == "bell followed by a dog sounding"
+    )
     wordings = {recaption(scene, random.Random(i)).caption for i in range(200)}
     assert len(wordings) > 30
     for text in wordings:
@@ -180,7 +219,11 @@ def test_swapped_captions_differ_in_order_only(sounds: int) -> None:
         swapped = swap_order(scene)
         words, before = (sorted(text.replace(",", "").split()) for text in (swapped, scene.caption))
         assert swapped != scene.caption and words == before
-    assert all(swap_order(compose(tone_bank(), seed, relation=name)[1]) is None for seed in range(3) for name in RELATIONS[:3])
+    assert all(
+        swap_order(compose(tone_bank(), seed, relation=name)[1]) is None
+        for seed in range(3)
+        for name in RELATIONS[:3]
+    )
 
 
 def test_a_replaced_class_is_not_in_the_scene() -> None:
@@ -190,8 +233,14 @@ def test_a_replaced_class_is_not_in_the_scene() -> None:
         text = replace_class(scene, phrases, random.Random(seed))
         there = {class_words(e.sound_class) for e in scene.events}
         assert sum(word in text for word in there) == 1
-        assert sum(class_words(name) in text for name in CLASSES if class_words(name) not in there) == 1
-    assert replace_class(scene, {e.sound_class: [e.phrase] for e in scene.events}, random.Random(0)) is None
+        assert (
+            sum(class_words(name) in text for name in CLASSES if class_words(name) not in there)
+            == 1
+        )
+    assert (
+        replace_class(scene, {e.sound_class: [e.phrase] for e in scene.events}, random.Random(0))
+        is None
+    )
 
 
 def test_every_template_has_one_field_an_event() -> None:
@@ -203,25 +252,45 @@ def test_every_template_has_one_field_an_event() -> None:
 
 
 def test_captions_that_are_too_long_fall_back_to_class_names() -> None:
-    events = tuple(SceneEvent(name, name, "a very long description " * 4, (), i, i + 1) for i, name in enumerate(CLASSES))[:3]
+    events = tuple(
+        SceneEvent(name, name, "a very long description " * 4, (), i, i + 1)
+        for i, name in enumerate(CLASSES)
+    )[:3]
     scene = recaption(Scene("then", events, 0, "", ()), random.Random(0))
-    assert len(scene.caption.encode()) <= MAX_CAPTION_BYTES and scene.words == ("dog", "bell", "siren")
+    assert len(scene.caption.encode()) <= MAX_CAPTION_BYTES and scene.words == (
+        "dog",
+        "bell",
+        "siren",
+    )
     with pytest.raises(ValueError, match="longer than max_caption_bytes = 12; raise it"):
         recaption(scene, random.Random(0), 12)
 
 
 def test_captions_fit_the_embedded_text_encoder() -> None:
-    """The longest allowed caption of unknown words fits 64 tokens, and the connectors have tokens of their own."""
+    """The longest allowed caption of unknown words fits 64 tokens, and the connectors have tokens
+    of their own.
+    """
     from zoo.conditioners.text import WORDS, tokenize
 
-    assert len(tokenize("x" * MAX_CAPTION_BYTES)) <= 64 and len(tokenize("z " * (MAX_CAPTION_BYTES // 2) + "z")) <= 64
-    connectors = {word for counts in TEMPLATES.values() for ts in counts.values() for t in ts for word in t.split()}
+    assert (
+        len(tokenize("x" * MAX_CAPTION_BYTES)) <= 64
+        and len(tokenize("z " * (MAX_CAPTION_BYTES // 2) + "z")) <= 64
+    )
+    connectors = {
+        word
+        for counts in TEMPLATES.values()
+        for ts in counts.values()
+        for t in ts
+        for word in t.split()
+    }
     words = {word.strip(",") for word in connectors if "{" not in word}
     assert words and words <= set(WORDS)
 
 
 def test_class_names_of_the_permissive_sounds_are_words_of_the_vocabulary() -> None:
-    """One token each: the classes of sonic-pi-samples and opensfx, which the shipped weights are trained on."""
+    """One token each: the classes of sonic-pi-samples and opensfx, which the shipped weights are
+    trained on.
+    """
     from datamodules.sound_bank import load_rules
     from zoo.conditioners.text import WORDS
 

@@ -1,4 +1,6 @@
-"""Cards: a header that the Hub takes, the licence that is inherited, numbers with their protocol, and code that runs."""
+"""Cards: a header that the Hub takes, the licence that is inherited, numbers with their protocol,
+and code that runs.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def blocks(card: str) -> list[str]:
 
 
 def executed(card: str, where: Path, folder: Path, monkeypatch) -> list[dict]:
-    """Every python block of the card, run in ``folder`` with the place-holder standing for ``where``; the names that it made."""
+    """Every python block of the card, run in ``folder`` with the place-holder standing for
+    ``where``; the names that it made.
+    """
     assert PLACE in card and PLACE not in placed_in(card, str(where))
     monkeypatch.chdir(folder)
     made = []
@@ -59,11 +63,16 @@ def executed(card: str, where: Path, folder: Path, monkeypatch) -> list[dict]:
     return made
 
 
-def test_the_adapters_card_runs_and_both_ways_of_loading_sound_the_same(adapter, tmp_path, monkeypatch):
+def test_the_adapters_card_runs_and_both_ways_of_loading_sound_the_same(
+    adapter, tmp_path, monkeypatch
+):
     card = (adapter / "README.md").read_text()
     ours, plain = executed(card, adapter, tmp_path, monkeypatch)
     assert (tmp_path / "out.wav").stat().st_size > 1000
-    assert ours["settings"] == {"steps": 3, "guidance_scale": 1.5, "seconds": 0.256} and ours["prompt"] == "A merry piano"
+    assert (
+        ours["settings"] == {"steps": 3, "guidance_scale": 1.5, "seconds": 0.256}
+        and ours["prompt"] == "A merry piano"
+    )
     (wave,) = zoo.generate(plain["base"], [ours["prompt"]], seeds=[0], **ours["settings"])
     assert torch.equal(wave.samples_CN, ours["wave"].samples_CN)
 
@@ -78,8 +87,14 @@ def test_the_merged_models_card_runs(run, tmp_path, monkeypatch):
 def test_the_embedded_models_have_cards_that_run(name, tmp_path, monkeypatch):
     folder = ENTRIES[name].path
     card = card_for(folder)
-    assert header(card)["license"] == ENTRIES[name].licence and f"# {name}" in card and "](../" not in card
-    monkeypatch.setattr(zoo, "generate", lambda *a, **k: quick(*a, **{**k, "steps": 1, "seconds": 0.512}))
+    assert (
+        header(card)["license"] == ENTRIES[name].licence
+        and f"# {name}" in card
+        and "](../" not in card
+    )
+    monkeypatch.setattr(
+        zoo, "generate", lambda *a, **k: quick(*a, **{**k, "steps": 1, "seconds": 0.512})
+    )
     quick = zoo.generation.generate
     (made,) = executed(card, folder, tmp_path, monkeypatch)
     assert "wave" in made or "reward" in made
@@ -88,18 +103,30 @@ def test_the_embedded_models_have_cards_that_run(name, tmp_path, monkeypatch):
 def test_header(adapter):
     found = header((adapter / "README.md").read_text())
     assert found["license"] == "cc-by-nc-sa-4.0" == licence_of(adapter)
-    assert found["pipeline_tag"] == "text-to-audio" and found["library_name"] == "peft" and found["language"] == "en"
+    assert (
+        found["pipeline_tag"] == "text-to-audio"
+        and found["library_name"] == "peft"
+        and found["language"] == "en"
+    )
     assert {"attune", "adapter", "lora", "ddpo", "music"} == set(found["tags"])
     assert "base_model" not in found  # tiny-base is no owner/name
     (model,) = found["model-index"]
-    numbers = {metric["type"]: metric["value"] for result in model["results"] for metric in result["metrics"]}
+    numbers = {
+        metric["type"]: metric["value"]
+        for result in model["results"]
+        for metric in result["metrics"]
+    }
     metrics = json.loads((adapter / "config.json").read_text())["metrics"]
     assert numbers["held_out_mean"] == round(metrics["held_out/mean"]["after"], 6)
 
 
 def test_a_base_on_the_hub_is_named_by_its_repository(adapter, tmp_path):
     config = json.loads((adapter / "config.json").read_text())
-    bases = {"audioldm2": "cvssp/audioldm2", "someone/model": "someone/model", "embedded/music": "embedded/music"}
+    bases = {
+        "audioldm2": "cvssp/audioldm2",
+        "someone/model": "someone/model",
+        "embedded/music": "embedded/music",
+    }
     for base, repo in bases.items():
         config["base"]["name"] = base
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -114,10 +141,19 @@ def test_body_holds_what_a_reader_needs(adapter):
     card = (adapter / "README.md").read_text()
     metrics = json.loads((adapter / "config.json").read_text())["metrics"]["held_out/mean"]
     for wanted in (
-        "# adapter", "## Intended use", "## Training data", "## Reward and its known hacks", "## Measured", "## Limits",
-        f"| all | {metrics['before']:.3f} | {metrics['after']:.3f} |", "always from the same noise", "One run, one seed",
-        "not for commercial use; what you derive from it inherits that", "words happy: merry", "held_out merry piano",
-    ):  # fmt: skip
+        "# adapter",
+        "## Intended use",
+        "## Training data",
+        "## Reward and its known hacks",
+        "## Measured",
+        "## Limits",
+        f"| all | {metrics['before']:.3f} | {metrics['after']:.3f} |",
+        "always from the same noise",
+        "One run, one seed",
+        "not for commercial use; what you derive from it inherits that",
+        "words happy: merry",
+        "held_out merry piano",
+    ):
         assert wanted in card, wanted
     assert "{{" not in card and "<!--" not in card
 
@@ -132,16 +168,24 @@ def test_known_hacks_come_from_the_rewards_own_card(adapter, tmp_path):
 def test_a_run_of_another_name_gets_the_template(run, place, tmp_path):
     folder = export_run(run, tmp_path / "mine", card="_template")
     card = (folder / "README.md").read_text()
-    assert "# mine" in card and "Nobody has yet written down what this model is good for" in card and len(blocks(card)) == 2
+    assert (
+        "# mine" in card
+        and "Nobody has yet written down what this model is good for" in card
+        and len(blocks(card)) == 2
+    )
 
 
 def test_what_a_body_leaves_out_is_appended(adapter, tmp_path, monkeypatch):
     (tmp_path / "cards").mkdir()
     monkeypatch.setattr("zoo.card.CARDS", tmp_path / "cards")
-    assert "Nobody has written a description" in card_for(adapter) and "## Results" in card_for(adapter)
+    assert "Nobody has written a description" in card_for(adapter) and "## Results" in card_for(
+        adapter
+    )
     (tmp_path / "cards" / "ddpo_quickstart.md").write_text("# {{name}}\n\nFine music.\n")
     card = card_for(adapter, "own")
-    places = [card.index(text) for text in ("# own", "Fine music.", "## Results", "## Use", "## Licence")]
+    places = [
+        card.index(text) for text in ("# own", "Fine music.", "## Results", "## Use", "## Licence")
+    ]
     assert places == sorted(places)
     for body, message in (
         ("# x\n{{reslts}}\n", "unknown place {{reslts}}; did you mean 'results'"),
@@ -171,10 +215,16 @@ def test_a_card_name_is_no_path():
     ("change", "message"),
     [
         (("---\n", ""), "has no header"),
-        (("license: cc-by-nc-sa-4.0", "license: cc-nc"), "license 'cc-nc' is none that the Hub knows"),
+        (
+            ("license: cc-by-nc-sa-4.0", "license: cc-nc"),
+            "license 'cc-nc' is none that the Hub knows",
+        ),
         (("license: cc-by-nc-sa-4.0\n", ""), "license None is none that the Hub knows"),
         (("license: cc-by-nc-sa-4.0", "license: other"), "license other needs a license_name"),
-        (("pipeline_tag: text-to-audio", "pipeline_tag: text-to-music"), "pipeline_tag must be one of .*got 'text-to-music'"),
+        (
+            ("pipeline_tag: text-to-audio", "pipeline_tag: text-to-music"),
+            "pipeline_tag must be one of .*got 'text-to-music'",
+        ),
         (("library_name: peft", "base_model: /etc/passwd"), "base_model must be owner/name"),
         (("library_name: peft", "library_name: [peft"), "the header cannot be read"),
         (("  results:", "  reslts:"), "the header cannot be read"),
@@ -186,7 +236,10 @@ def test_bad_cards(adapter, change, message):
 
 
 def test_licences(adapter, place, tmp_path):
-    assert licence_of(ENTRIES["embedded/music"].path) == "apache-2.0" and licence_of(place / "base") == "cc-by-nc-sa-4.0"
+    assert (
+        licence_of(ENTRIES["embedded/music"].path) == "apache-2.0"
+        and licence_of(place / "base") == "cc-by-nc-sa-4.0"
+    )
     config = json.loads((adapter / "config.json").read_text())
     for base, said, wanted in (
         (BASE, "mit", "cc-by-nc-sa-4.0"),  # what a folder says of itself cannot free it
@@ -197,11 +250,15 @@ def test_licences(adapter, place, tmp_path):
         (None, "mit", "mit"),
         (None, None, ""),
     ):
-        changed = {key: value for key, value in config.items() if key != "licence"} | ({"licence": said} if said else {})
+        changed = {key: value for key, value in config.items() if key != "licence"} | (
+            {"licence": said} if said else {}
+        )
         changed["base"] = {**config["base"], "name": base}
         (tmp_path / "config.json").write_text(json.dumps(changed))
         assert licence_of(tmp_path) == wanted, (base, said)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"licence": "stable-audio-community"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"licence": "stable-audio-community"})
+    )
     found = header(card_for(tmp_path))
     assert found["license"] == "other" and found["license_name"] == "stable-audio-community"
 
@@ -212,12 +269,19 @@ def test_verify_says_what_it_checked_and_refuses_what_is_wrong(adapter, place, t
     for path in adapter.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     facts = "\n".join(verify_artifact(folder))
-    for wanted in ("adapter lora, format 1", "2 of them as config.json promises", "fits its base tiny-base", "card: valid"):
+    for wanted in (
+        "adapter lora, format 1",
+        "2 of them as config.json promises",
+        "fits its base tiny-base",
+        "card: valid",
+    ):
         assert wanted in facts
     assert facts.endswith("licence cc-by-nc-sa-4.0")
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(card.replace("license: cc-by-nc-sa-4.0", "license: mit"))
-    with pytest.raises(ValueError, match="says license mit, but this model has to keep cc-by-nc-sa-4.0"):
+    with pytest.raises(
+        ValueError, match="says license mit, but this model has to keep cc-by-nc-sa-4.0"
+    ):
         verify_artifact(folder)
     (folder / "README.md").unlink()
     assert "card: none (README.md is written by an export" in "\n".join(verify_artifact(folder))
@@ -230,10 +294,19 @@ def test_verify_says_what_it_checked_and_refuses_what_is_wrong(adapter, place, t
     (folder / "config.json").write_text(json.dumps(config | {"sha256": {}}))
     with pytest.raises(ValueError, match="promises no hash of adapter_model.safetensors"):
         verify_artifact(folder)
-    (folder / "config.json").write_text(json.dumps(config | {"base": {**config["base"], "name": "someone/else"}}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"base": {**config["base"], "name": "someone/else"}})
+    )
     assert "not tried on its base, someone/else" in "\n".join(verify_artifact(folder))
     other = tmp_path / "other"
-    save_artifact(other, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=random_model(1), licence="mit")
+    save_artifact(
+        other,
+        kind="backbone",
+        architecture="tiny_audio",
+        arguments=SMALL,
+        module=random_model(1),
+        licence="mit",
+    )
     (other / "README.md").write_text(card_for(other))
     assert "loads strictly" in "\n".join(verify_artifact(other))
 
@@ -250,12 +323,22 @@ def test_a_card_holds_no_path_of_this_machine(tmp_path: Path) -> None:
     facts = {
         "base": {"name": base, "licence": "mit", "files": {}},
         "training": {
-            "algorithm": "DDPO", "reward": "C:\\Users\\somebody\\judge",
-            "prompts": {"sources": ["/home/somebody/sounds", "~/somebody/x"], "template": "see /home/somebody/t"},
+            "algorithm": "DDPO",
+            "reward": "C:\\Users\\somebody\\judge",
+            "prompts": {
+                "sources": ["/home/somebody/sounds", "~/somebody/x"],
+                "template": "see /home/somebody/t",
+            },
         },
-    }  # fmt: skip
-    save_artifact(tmp_path / "model", module=zoo.backbones.tiny.TinyAudio(**SMALL), kind="backbone",
-                  architecture="tiny_audio", arguments=SMALL, **facts)  # fmt: skip
+    }
+    save_artifact(
+        tmp_path / "model",
+        module=zoo.backbones.tiny.TinyAudio(**SMALL),
+        kind="backbone",
+        architecture="tiny_audio",
+        arguments=SMALL,
+        **facts,
+    )
     card = card_for(tmp_path / "model")
     assert "somebody" not in card
     assert "path/to/my base" in card and "path/to/judge" in card and "path/to/sounds" in card

@@ -23,7 +23,12 @@ from zoo.types import Prompt
 
 
 def save(folder, model=None, **changes):
-    settings = {"kind": "backbone", "architecture": "tiny_audio", "arguments": SMALL, "module": model or TinyAudio(**SMALL)}
+    settings = {
+        "kind": "backbone",
+        "architecture": "tiny_audio",
+        "arguments": SMALL,
+        "module": model or TinyAudio(**SMALL),
+    }
     save_artifact(folder, **{**settings, **changes})
 
 
@@ -48,7 +53,9 @@ def edit(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config.pop("sha256")
     config.update(changes)
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if value is not ...})
+    )
 
 
 def test_round_trip_is_exact_frozen_and_leaves_the_random_state(good):
@@ -63,7 +70,11 @@ def test_round_trip_is_exact_frozen_and_leaves_the_random_state(good):
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     config = json.loads((folder / "config.json").read_text())
-    assert config["licence"] == "Apache-2.0" and config["arguments"] == SMALL and config["versions"]["torch"].startswith("2.")
+    assert (
+        config["licence"] == "Apache-2.0"
+        and config["arguments"] == SMALL
+        and config["versions"]["torch"].startswith("2.")
+    )
     conditioning = again.encode_prompts([Prompt("a", "a sad piano")])
     latent = torch.randn(1, *again.latent_shape(1.0))
     assert again.predict(latent, torch.full((1,), 0.5), conditioning).shape == latent.shape
@@ -73,30 +84,54 @@ def test_half_precision_on_disk_computes_in_float32(tmp_path):
     model = TinyAudio(**SMALL)
     save(tmp_path, model, dtype=torch.float16)
     stored = load_file(tmp_path / "model.safetensors")
-    assert all(value.dtype == torch.float16 for value in stored.values() if value.is_floating_point())
+    assert all(
+        value.dtype == torch.float16 for value in stored.values() if value.is_floating_point()
+    )
     again = load_artifact(tmp_path)
     assert {p.dtype for p in again.parameters()} == {torch.float32}
     for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value.half().float() if value.is_floating_point() else value)
-    assert {p.dtype for p in load_artifact(tmp_path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+        assert torch.equal(
+            again.state_dict()[name], value.half().float() if value.is_floating_point() else value
+        )
+    assert {p.dtype for p in load_artifact(tmp_path, dtype=torch.bfloat16).parameters()} == {
+        torch.bfloat16
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "tiny_audoi"}, "unknown architecture 'tiny_audoi'; did you mean 'tiny_audio'"),
+        (
+            {"architecture": "tiny_audoi"},
+            "unknown architecture 'tiny_audoi'; did you mean 'tiny_audio'",
+        ),
         ({"architecture": "os.system"}, "unknown architecture 'os.system'; choose from"),
         ({"kind": "backbones"}, "unknown kind 'backbones'; did you mean 'backbone'"),
         ({"kind": ...}, "has no kind"),
         ({"kind": "adapter"}, "holds an adapter, no model"),
-        ({"format": 2}, r"written by a newer version \(format 2, attune .*reads format 1: install a newer attune"),
+        (
+            {"format": 2},
+            (
+                r"written by a newer version \(format 2, attune .*reads format 1: install a newer"
+                r" attune"
+            ),
+        ),
         ({"format": "1"}, "format must be a whole number of at least 1, got '1'"),
-        ({"versions": {"attune": "17.0.0"}}, r"written by a newer version \(format 1, attune 17.0.0\)"),
+        (
+            {"versions": {"attune": "17.0.0"}},
+            r"written by a newer version \(format 1, attune 17.0.0\)",
+        ),
         (
             {"architecture": "not yet known", "versions": {"attune": "0.999.0"}},
-            "unknown architecture 'not yet known'.*written by attune 0.999.0, this is .*: a newer version may know it",
+            (
+                "unknown architecture 'not yet known'.*written by attune 0.999.0, this is .*: a"
+                " newer version may know it"
+            ),
         ),
-        ({"arguments": {"widht": 32}}, "arguments.widht: TinyAudio takes no 'widht'; did you mean 'width'"),
+        (
+            {"arguments": {"widht": 32}},
+            "arguments.widht: TinyAudio takes no 'widht'; did you mean 'width'",
+        ),
         ({"arguments": {"width": "32"}}, "arguments.width: TinyAudio expects int, got '32'"),
         ({"arguments": [1]}, "arguments must be an object"),
         (
@@ -104,8 +139,14 @@ def test_half_precision_on_disk_computes_in_float32(tmp_path):
             "holds a _target_: a model artefact names no code",
         ),
         ({"notes": [{"_target_": "os.system"}]}, "names no code"),
-        ({"arguments": {**SMALL, "width": 48}}, r"(?s)do not fit the architecture; .* of another shape: .* expected "),
-        ({"arguments": {**SMALL, "depth": 2}}, r"do not fit the architecture; \d+ missing: denoiser"),
+        (
+            {"arguments": {**SMALL, "width": 48}},
+            r"(?s)do not fit the architecture; .* of another shape: .* expected ",
+        ),
+        (
+            {"arguments": {**SMALL, "depth": 2}},
+            r"do not fit the architecture; \d+ missing: denoiser",
+        ),
     ],
 )
 def test_bad_configurations(copy, changes, message):
@@ -132,7 +173,9 @@ def test_every_tensor_is_accounted_for(copy):
     save_file({**state, "extra.weight": torch.zeros(2)}, copy / "model.safetensors")
     with pytest.raises(ValueError, match="1 not used: extra.weight"):
         load_artifact(copy)
-    save_file({name: value for name, value in state.items() if name != first}, copy / "model.safetensors")
+    save_file(
+        {name: value for name, value in state.items() if name != first}, copy / "model.safetensors"
+    )
     with pytest.raises(ValueError, match=f"1 missing: {first}"):
         load_artifact(copy)
 
@@ -167,7 +210,10 @@ def test_what_cannot_be_saved_leaves_the_old_artefact(copy, good):
         next(large.parameters()).view(-1)[0] = 1e6
     for changes, message in (
         ({"model": bad}, "holds NaN or infinity; .* was not written"),
-        ({"model": large, "dtype": torch.float16}, r"as torch.float16 \(it was finite; export at more precision\)"),
+        (
+            {"model": large, "dtype": torch.float16},
+            r"as torch.float16 \(it was finite; export at more precision\)",
+        ),
         ({"module": torch.nn.Linear(1, 1)}, "is TinyAudio, got Linear"),
         ({"arguments": {"widht": 3}}, "did you mean 'width'"),
         ({"facts": {1, 2}}, "plain JSON values"),
@@ -185,7 +231,9 @@ def test_a_full_disk_leaves_the_old_artefact(copy, monkeypatch):
     def full(tensors, path, metadata):
         with open(path, "wb") as file:
             file.write(b"x")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(OSError, match="No space left") as caught:
@@ -197,9 +245,17 @@ def test_a_full_disk_leaves_the_old_artefact(copy, monkeypatch):
 
 def test_weights_that_share_memory_are_saved_apart(tmp_path):
     shared = torch.arange(6.0).reshape(2, 3)
-    save_weights({"a": shared, "b": shared, "c": shared.T, "n": torch.tensor(3)}, tmp_path / "w.safetensors", torch.float16)
+    save_weights(
+        {"a": shared, "b": shared, "c": shared.T, "n": torch.tensor(3)},
+        tmp_path / "w.safetensors",
+        torch.float16,
+    )
     state = load_file(tmp_path / "w.safetensors")
-    assert torch.equal(state["c"], shared.T.half()) and torch.equal(state["a"], state["b"]) and state["n"].dtype == torch.int64
+    assert (
+        torch.equal(state["c"], shared.T.half())
+        and torch.equal(state["a"], state["b"])
+        and state["n"].dtype == torch.int64
+    )
 
 
 def test_large_weights_are_split_with_an_index_and_come_back_the_same(good, tmp_path):
@@ -207,9 +263,14 @@ def test_large_weights_are_split_with_an_index_and_come_back_the_same(good, tmp_
     save(folder, good[1], shard_bytes=40_000, dtype=torch.float32)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    assert all((folder / name).stat().st_size < 60_000 or len(load_file(folder / name)) == 1 for name in files)
+    assert all(
+        (folder / name).stat().st_size < 60_000 or len(load_file(folder / name)) == 1
+        for name in files
+    )
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in good[1].state_dict().values())
+    assert index["metadata"]["total_size"] == sum(
+        t.numel() * t.element_size() for t in good[1].state_dict().values()
+    )
     assert read_config(folder)["sha256"].keys() == {*files, "model.safetensors.index.json"}
     again = load_artifact(folder).state_dict()
     assert all(torch.equal(again[name], value) for name, value in good[1].state_dict().items())
@@ -219,23 +280,31 @@ def test_large_weights_are_split_with_an_index_and_come_back_the_same(good, tmp_
     with pytest.raises(ValueError, match="leaves its folder"):
         load_artifact(folder)
     (folder / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match="holds both model.safetensors and model.safetensors.index.json"):
+    with pytest.raises(
+        ValueError, match="holds both model.safetensors and model.safetensors.index.json"
+    ):
         load_artifact(folder)
 
 
 def test_shards_are_hashed_one_by_one(good, tmp_path):
     folder = tmp_path / "split"
     save(folder, good[1], shard_bytes=100_000)
-    shard = folder / next(name for name in read_config(folder)["sha256"] if name.startswith("model-00002"))
+    shard = folder / next(
+        name for name in read_config(folder)["sha256"] if name.startswith("model-00002")
+    )
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(ValueError, match="model-00002-of-.* is not the file that config.json describes"):
+    with pytest.raises(
+        ValueError, match="model-00002-of-.* is not the file that config.json describes"
+    ):
         load_artifact(folder)
 
 
 def test_load_export_load_is_bitwise_equal(good, tmp_path):
     once = load_artifact(good[0])
     save(tmp_path / "again", once)
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (good[0] / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        good[0] / "model.safetensors"
+    ).read_bytes()
     twice = load_artifact(tmp_path / "again").state_dict()
     assert all(torch.equal(twice[name], value) for name, value in once.state_dict().items())
 
@@ -260,9 +329,15 @@ def test_a_read_only_target(tmp_path, monkeypatch, number):
         raise OSError(number, "as the system says", str(path))
 
     monkeypatch.setattr(files.Path, "mkdir", refuse)
-    with pytest.raises(OSError, match=r"cannot write here \(as the system says\); name a folder that you may write to") as caught:
+    with pytest.raises(
+        OSError,
+        match=r"cannot write here \(as the system says\); name a folder that you may write to",
+    ) as caught:
         save(tmp_path / "model")
-    assert describe(caught.value).endswith(f": {tmp_path / 'model'}") and list(tmp_path.iterdir()) == []
+    assert (
+        describe(caught.value).endswith(f": {tmp_path / 'model'}")
+        and list(tmp_path.iterdir()) == []
+    )
 
 
 KILLED = """
@@ -284,7 +359,9 @@ save_artifact(sys.argv[1], kind="backbone", architecture="tiny_audio", arguments
 def test_a_killed_export_leaves_the_old_artefact_and_the_next_one_clears_up(good, copy):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     here = Path(__file__).resolve().parent
-    result = subprocess.run([sys.executable, "-c", KILLED, str(copy), str(here), str(here.parent)], check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED, str(copy), str(here), str(here.parent)], check=False
+    )
     assert result.returncode == -9
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     assert len(list(copy.parent.iterdir())) == 2  # and a hidden part
@@ -295,7 +372,12 @@ def test_a_killed_export_leaves_the_old_artefact_and_the_next_one_clears_up(good
 def test_a_folder_that_a_killed_writer_had_moved_away_comes_back(tmp_path):
     (tmp_path / ".model.999999999.old").mkdir()
     (tmp_path / ".model.999999999.old" / "config.json").write_text("{}")
-    with pytest.raises(ZeroDivisionError), files.folder_written_beside(tmp_path / "model", replace=True) as part:
+    with (
+        pytest.raises(ZeroDivisionError),
+        files.folder_written_beside(tmp_path / "model", replace=True) as part,
+    ):
         (part / "x").touch()
         _ = 1 / 0
-    assert [path.name for path in tmp_path.iterdir()] == ["model"] and (tmp_path / "model" / "config.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and (
+        tmp_path / "model" / "config.json"
+    ).is_file()

@@ -1,4 +1,6 @@
-"""The CLAP reward: what is done to the audio, the cosine, cached texts, gradients, artefacts, what it refuses."""
+"""The CLAP reward: what is done to the audio, the cosine, cached texts, gradients, artefacts, what
+it refuses.
+"""
 
 import json
 import math
@@ -11,7 +13,15 @@ from zoo.rewards.clap import ClapReward, int16_round_trip, padded, window_starts
 from zoo.types import Prompt
 
 RATE = 16_000
-SMALL = {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1, "embedding": 8}
+SMALL = {
+    "window_s": 1.024,
+    "n_mels": 32,
+    "channels": [4, 4, 4, 8],
+    "width": 16,
+    "depth": 1,
+    "text_depth": 1,
+    "embedding": 8,
+}
 WINDOW = 16_384
 
 
@@ -20,7 +30,9 @@ def small(**settings) -> ClapReward:
 
 
 def noise(count: int = 2, samples: int = WINDOW, channels: int = 1, seed: int = 1) -> torch.Tensor:
-    return torch.randn(count, channels, samples, generator=torch.Generator().manual_seed(seed)) * 0.1
+    return (
+        torch.randn(count, channels, samples, generator=torch.Generator().manual_seed(seed)) * 0.1
+    )
 
 
 PROMPTS = (Prompt("a", "a dog barking"), Prompt("b", "rain then thunder"))
@@ -49,17 +61,26 @@ def test_int16_cuts_towards_zero():
 def test_the_score_is_the_plain_cosine_and_carries_the_checkpoint_s_name():
     reward = small()
     output = reward(noise(), RATE, PROMPTS)
-    audio, text = reward.embed_audio(noise(), RATE), reward.embed_text([prompt.text for prompt in PROMPTS])
-    assert torch.allclose(audio.norm(dim=1), torch.ones(2)) and torch.allclose(text.norm(dim=1), torch.ones(2))
+    audio, text = (
+        reward.embed_audio(noise(), RATE),
+        reward.embed_text([prompt.text for prompt in PROMPTS]),
+    )
+    assert torch.allclose(audio.norm(dim=1), torch.ones(2)) and torch.allclose(
+        text.norm(dim=1), torch.ones(2)
+    )
     assert torch.allclose(output.score_B, (audio * text).sum(dim=1), atol=1e-6)
-    assert list(output.parts) == ["clap/small"] and torch.equal(output.parts["clap/small"], output.score_B)
+    assert list(output.parts) == ["clap/small"] and torch.equal(
+        output.parts["clap/small"], output.score_B
+    )
 
 
 def test_windows_are_averaged_and_brought_to_unit_length():
     reward, wave = small(), noise(samples=2 * WINDOW)
     one, two = (reward.embed_audio(half, RATE) for half in wave.chunk(2, dim=2))
     mean = (one + two) / 2
-    assert torch.allclose(reward.embed_audio(wave, RATE), mean / mean.norm(dim=1, keepdim=True), atol=1e-6)
+    assert torch.allclose(
+        reward.embed_audio(wave, RATE), mean / mean.norm(dim=1, keepdim=True), atol=1e-6
+    )
     first = small(windows="first")
     first.load_state_dict(reward.state_dict())
     assert torch.allclose(first.embed_audio(wave, RATE), one, atol=1e-6)
@@ -73,14 +94,24 @@ def test_the_rate_that_is_given_is_the_rate_that_is_heard():
     heard = reward.embed_audio(tone, 48_000)
     assert float((heard * reward.embed_audio(same, RATE)).sum()) > 0.999
     wrong_rate = reward.cut(tone, RATE)[0, 0]
-    assert torch.fft.rfft(wrong_rate).abs().argmax() * RATE / WINDOW == pytest.approx(440 / 3, abs=1)  # the bug that is kept out
-    assert torch.fft.rfft(reward.cut(tone, 48_000)[0, 0]).abs().argmax() * RATE / WINDOW == pytest.approx(440, abs=1)
+    assert torch.fft.rfft(wrong_rate).abs().argmax() * RATE / WINDOW == pytest.approx(
+        440 / 3, abs=1
+    )  # the bug that is kept out
+    assert torch.fft.rfft(
+        reward.cut(tone, 48_000)[0, 0]
+    ).abs().argmax() * RATE / WINDOW == pytest.approx(440, abs=1)
 
 
 def test_stereo_is_mixed_and_the_level_earns_nothing():
     reward, wave = small(), noise(channels=2)
-    assert torch.allclose(reward.embed_audio(wave, RATE), reward.embed_audio(wave.mean(dim=1, keepdim=True), RATE), atol=1e-6)
-    assert torch.allclose(reward.embed_audio(wave, RATE), reward.embed_audio(0.1 * wave, RATE), atol=1e-4)
+    assert torch.allclose(
+        reward.embed_audio(wave, RATE),
+        reward.embed_audio(wave.mean(dim=1, keepdim=True), RATE),
+        atol=1e-6,
+    )
+    assert torch.allclose(
+        reward.embed_audio(wave, RATE), reward.embed_audio(0.1 * wave, RATE), atol=1e-4
+    )
 
 
 def test_the_gradient_reaches_the_wave_and_climbing_it_raises_the_score():
@@ -102,7 +133,9 @@ def test_without_gradient_in_16_bits():
 def test_texts_are_embedded_once_until_the_weights_change(monkeypatch):
     reward, asked = small(), []
     embed = reward.towers.embed_text
-    monkeypatch.setattr(reward.towers, "embed_text", lambda texts: asked.append(list(texts)) or embed(texts))
+    monkeypatch.setattr(
+        reward.towers, "embed_text", lambda texts: asked.append(list(texts)) or embed(texts)
+    )
     first = reward.embed_text(["rain", "wind", "rain"])
     assert asked == [["rain"], ["wind"]] and torch.equal(first[0], first[2])
     assert torch.equal(reward.embed_text(["wind"])[0], first[1]) and len(asked) == 2
@@ -111,12 +144,16 @@ def test_texts_are_embedded_once_until_the_weights_change(monkeypatch):
     assert torch.equal(reward.embed_text(["rain"]), other.embed_text(["rain"])) and len(asked) == 3
     with torch.no_grad():
         reward.towers.text_pool.out.bias.add_(1)
-    assert not torch.equal(reward.embed_text(["rain"]), other.embed_text(["rain"])) and len(asked) == 4
+    assert (
+        not torch.equal(reward.embed_text(["rain"]), other.embed_text(["rain"])) and len(asked) == 4
+    )
     assert reward.double().embed_text(["rain"]).shape == (1, 8) and len(asked) == 5
 
 
 def test_kept_texts_belong_to_the_weights_however_those_came():
-    """Weights that are put in the place of others count no writes, and those made in inference mode count none at all."""
+    """Weights that are put in the place of others count no writes, and those made in inference mode
+    count none at all.
+    """
     reward, other = small(), small()
     for source in (reward, other):
         weights = {name: tensor.clone() for name, tensor in source.state_dict().items()}
@@ -139,14 +176,20 @@ def test_the_cache_of_texts_is_bounded(monkeypatch):
     rows = reward.embed_text([f"bird {i}" for i in range(5)])
     assert rows.shape == (5, 8) and list(reward._texts) == ["bird 2", "bird 3", "bird 4"]
     reward.embed_text(["bird 2", "bird 5"])
-    assert list(reward._texts) == ["bird 4", "bird 2", "bird 5"]  # what was asked for longest ago goes
+    assert list(reward._texts) == [
+        "bird 4",
+        "bird 2",
+        "bird 5",
+    ]  # what was asked for longest ago goes
 
 
 def test_order_matters_to_both_towers():
     reward = small()
     there = reward.embed_text(["rain then wind", "wind then rain"])
     assert not torch.allclose(there[0], there[1], atol=1e-4)
-    low, high = (torch.sin(2 * math.pi * hz * torch.arange(WINDOW // 2) / RATE) for hz in (200, 2000))
+    low, high = (
+        torch.sin(2 * math.pi * hz * torch.arange(WINDOW // 2) / RATE) for hz in (200, 2000)
+    )
     clips = torch.stack([torch.cat([low, high]), torch.cat([high, low])])[:, None]
     heard = reward.embed_audio(clips, RATE)
     assert not torch.allclose(heard[0], heard[1], atol=1e-4)
@@ -195,12 +238,21 @@ def test_what_it_refuses():
         ({"checkpoint": "x", "towers": "tinny"}, "did you mean 'tiny'"),
         ({"checkpoint": "x", "windows": "frist"}, "did you mean 'first'"),
         ({"checkpoint": "x", "padding": "loop"}, "choose from repeat, zero"),
-        ({"checkpoint": "x"}, "pretrained"),  # transformers' ClapModel is the default, and has sizes of many kinds
+        (
+            {"checkpoint": "x"},
+            "pretrained",
+        ),  # transformers' ClapModel is the default, and has sizes of many kinds
         ({"checkpoint": "x", "arguments": {"n_mel": 32}}, "did you mean 'n_mels'"),
         ({"checkpoint": "x", "towers": "tiny", "arguments": {"n_mels": "32"}}, "expects int"),
         ({"checkpoint": "x", "towers": "tiny", "arguments": {"n_mels": 40}}, "multiple of 16"),
-        ({"checkpoint": "x", "towers": "tiny", "arguments": {"window_s": 1.0}}, r"multiple of 4 \* hop_samples = 1024"),
-        ({"checkpoint": "x", "towers": "tiny", "arguments": {"channels": [4, 4]}}, "4 convolutions"),
+        (
+            {"checkpoint": "x", "towers": "tiny", "arguments": {"window_s": 1.0}},
+            r"multiple of 4 \* hop_samples = 1024",
+        ),
+        (
+            {"checkpoint": "x", "towers": "tiny", "arguments": {"channels": [4, 4]}},
+            "4 convolutions",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -210,9 +262,13 @@ def test_wrong_arguments_are_named(arguments, message):
 
 def test_an_artefact_gives_the_same_score_to_the_bit(tmp_path):
     reward = small(windows="first")
-    save_artifact(tmp_path, kind="reward", architecture="clap", arguments=reward.arguments, module=reward)
+    save_artifact(
+        tmp_path, kind="reward", architecture="clap", arguments=reward.arguments, module=reward
+    )
     loaded = load_artifact(tmp_path)
-    assert torch.equal(loaded(noise(), RATE, PROMPTS).score_B, reward(noise(), RATE, PROMPTS).score_B)
+    assert torch.equal(
+        loaded(noise(), RATE, PROMPTS).score_B, reward(noise(), RATE, PROMPTS).score_B
+    )
     assert json.loads((tmp_path / "config.json").read_text())["arguments"] == reward.arguments
     assert loaded.arguments == reward.arguments and loaded.windows == "first"
 
@@ -220,7 +276,9 @@ def test_an_artefact_gives_the_same_score_to_the_bit(tmp_path):
 def test_the_towers_that_ship_are_small():
     reward = ClapReward("x", "tiny")
     assert reward.towers.window_samples == 65_536  # 4.096 s
-    assert 2 * sum(value.numel() for value in reward.state_dict().values()) < 2e6  # bytes in half precision
+    assert (
+        2 * sum(value.numel() for value in reward.state_dict().values()) < 2e6
+    )  # bytes in half precision
 
 
 def test_an_assumed_rate_is_heard_instead_of_the_real_one_and_says_so(tmp_path):
@@ -230,11 +288,23 @@ def test_an_assumed_rate_is_heard_instead_of_the_real_one_and_says_so(tmp_path):
     assert torch.equal(output.score_B, plain(wave, 48_000, PROMPTS).score_B)
     assert not torch.equal(output.score_B, plain(wave, RATE, PROMPTS).score_B)
     assert list(output.parts) == ["clap/small/compat/as-48000-hz"]
-    assert reward.cut(wave, RATE).shape == (2, 1, WINDOW), "a third as long, then repeated to a window"
-    save_artifact(tmp_path / "out", kind="reward", architecture="clap", arguments=reward.arguments, module=reward)
+    assert reward.cut(wave, RATE).shape == (
+        2,
+        1,
+        WINDOW,
+    ), "a third as long, then repeated to a window"
+    save_artifact(
+        tmp_path / "out",
+        kind="reward",
+        architecture="clap",
+        arguments=reward.arguments,
+        module=reward,
+    )
     assert torch.equal(load_artifact(tmp_path / "out")(wave, RATE, PROMPTS).score_B, output.score_B)
     for wrong in ({"assume_rate_hz": 48_000}, {"assume_rate_hz": 0, "compat": True}):
-        with pytest.raises(ValueError, match="for comparison with published numbers: set compat and a rate in Hz"):
+        with pytest.raises(
+            ValueError, match="for comparison with published numbers: set compat and a rate in Hz"
+        ):
             small(**wrong)
     with pytest.raises(ValueError, match="needs the sample rate"):
         reward(wave, None, PROMPTS)

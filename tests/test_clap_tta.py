@@ -1,4 +1,6 @@
-"""configs/ddpo/clap_tta.yaml and its form for Tango: a CLAP rewards, another only watches, captions are an AudioCaps CSV."""
+"""configs/ddpo/clap_tta.yaml and its form for Tango: a CLAP rewards, another only watches, captions
+are an AudioCaps CSV.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,25 @@ from zoo.table import ENTRIES
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("clap_tta", "clap_tta_tango")
 SMALL = [
-    *(f"data.prompts.{knob}={ROOT / 'tests/outside' / name}" for knob, name in
-      (("train", "captions_train.csv"), ("validation", "captions_val.csv"))),
-    "data.prompts.count=4", "data.prompts.seconds=0.3", "data.prompts_per_round=2", "data.repeats=2", "data.val_prompts=2",
-    "data.val_repeats=1", "module.sample_steps=3", "module.sample_batch_size=2", "module.train_batch_size=2",
-    "module.train_step_share=1.0", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.accelerator=cpu",
+    *(
+        f"data.prompts.{knob}={ROOT / 'tests/outside' / name}"
+        for knob, name in (("train", "captions_train.csv"), ("validation", "captions_val.csv"))
+    ),
+    "data.prompts.count=4",
+    "data.prompts.seconds=0.3",
+    "data.prompts_per_round=2",
+    "data.repeats=2",
+    "data.val_prompts=2",
+    "data.val_repeats=1",
+    "module.sample_steps=3",
+    "module.sample_batch_size=2",
+    "module.train_batch_size=2",
+    "module.train_step_share=1.0",
+    "trainer.max_epochs=1",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.accelerator=cpu",
     "trainer.enable_model_summary=false",
-]  # fmt: skip
+]
 
 
 def load(name: str, *overrides: str) -> run.Run:
@@ -30,9 +44,16 @@ def load(name: str, *overrides: str) -> run.Run:
 def test_tango_differs_in_what_it_says_alone() -> None:
     first, second = (load(name) for name in NAMES)
     backbones = [config.module.pop("backbone") for config in (first, second)]
-    assert [ENTRIES[backbone["source"]].architecture for backbone in backbones] == ["audioldm2", "tango"]
+    assert [ENTRIES[backbone["source"]].architecture for backbone in backbones] == [
+        "audioldm2",
+        "tango",
+    ]
     assert (first.module.pop("guidance_scale"), second.module.pop("guidance_scale")) == (3.5, 3.0)
-    assert first.module == second.module and first.data == second.data and first.trainer == second.trainer
+    assert (
+        first.module == second.module
+        and first.data == second.data
+        and first.trainer == second.trainer
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,11 +61,17 @@ def test_what_the_configuration_says_in_words_is_so(name: str) -> None:
     config = load(name)
     module, data = config.module, config.data
     samples = data["prompts_per_round"] * data["repeats"]
-    assert samples == 256 and samples % (module["train_batch_size"] * module["updates_per_round"]) == 0
-    assert data["prompts"]["count"] == config.trainer["max_epochs"] * data["prompts_per_round"], "each caption comes up once"
+    assert (
+        samples == 256 and samples % (module["train_batch_size"] * module["updates_per_round"]) == 0
+    )
+    assert data["prompts"]["count"] == config.trainer["max_epochs"] * data["prompts_per_round"], (
+        "each caption comes up once"
+    )
     judges = ENTRIES[module["reward"]["name"]], ENTRIES[module["held_out_reward"]["name"]]
     assert {judge.kind for judge in judges} == {"reward"} and judges[0].repo_id != judges[1].repo_id
-    assert {judge.layout for judge in judges} == {"transformers"} and {judge.sample_rate_hz for judge in judges} == {48_000}
+    assert {judge.layout for judge in judges} == {"transformers"} and {
+        judge.sample_rate_hz for judge in judges
+    } == {48_000}
     assert module["advantage"] == "group" and module["kl_weight"] > 0 and module["lora_rank"] > 0
 
 
@@ -54,10 +81,19 @@ def test_it_runs_from_captions_to_adapter(name: str, small_zoo: Path) -> None:
     config = load(name, *SMALL, f"out_dir={out}")
     run.fit(config)
     last = read_rows(out / "metrics.csv")[-1]
-    for metric in ("reward/mean", "held_out/mean", "held_out_scorer/mean", "kl_to_base", "grad_norm"):
+    for metric in (
+        "reward/mean",
+        "held_out/mean",
+        "held_out_scorer/mean",
+        "kl_to_base",
+        "grad_norm",
+    ):
         assert torch.isfinite(torch.tensor(last[metric])), metric
     assert last["grad_norm"] > 0
     assert last["held_out/mean"] == pytest.approx(last["held_out_scorer/mean"], abs=1e-5), (
         "one CLAP here: it heard the same clips"
     )
-    assert list((out / "adapter").glob("*.safetensors")) and (out / "audio/after/samples.json").is_file()
+    assert (
+        list((out / "adapter").glob("*.safetensors"))
+        and (out / "audio/after/samples.json").is_file()
+    )

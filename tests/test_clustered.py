@@ -1,4 +1,6 @@
-"""Means over prompts: arithmetic that a reader can redo, and a simulation of how often the intervals hold."""
+"""Means over prompts: arithmetic that a reader can redo, and a simulation of how often the
+intervals hold.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,8 @@ def test_what_has_no_mean_is_refused():
 
 
 def _covered(prompts: int, clips: int, simulations: int = 400) -> tuple[float, float, float]:
-    """Shares of simulations in which the true mean 0 lies in the interval: t over prompts, bootstrap, t over clips.
+    """Shares of simulations in which the true mean 0 lies in the interval: t over prompts,
+    bootstrap, t over clips.
 
     Correlation within prompts .66, as the quickstart's clips have it.
     """
@@ -123,6 +126,7 @@ def test_the_bootstrap_draws_clips_within_the_prompts_that_it_draws():
     assert one.std() == pytest.approx(values.std() / math.sqrt(40), rel=0.05)
     values, prompts = [0.0, 2.0, 10.0, 12.0], ["a", "a", "b", "b"]
     draws = bootstrap_means(values, prompts, draws=20_000)
-    # variance: between prompts 25 / 2, within them 1 / 4 (two drawn prompts of two drawn clips, deviation 1)
+    # variance: between prompts 25 / 2, within them 1 / 4 (two drawn prompts of two drawn clips,
+    # deviation 1)
     assert draws.var() == pytest.approx(25 / 2 + 1 / 4, rel=0.03)
     assert len(set(np.round(draws, 6))) > 3  # without the second stage: 1, 6 and 11 alone

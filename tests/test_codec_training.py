@@ -14,7 +14,9 @@ from zoo.types import Prompt
 
 
 def codec():
-    return SpectralCodec(window=512, hop=128, bands=8, latent_channels=4, width=16, encoder_depth=1, decoder_depth=1)
+    return SpectralCodec(
+        window=512, hop=128, bands=8, latent_channels=4, width=16, encoder_depth=1, decoder_depth=1
+    )
 
 
 def module(**settings):
@@ -23,7 +25,13 @@ def module(**settings):
 
 def music(batches_per_epoch=2):
     return MusicDataModule(
-        clips=6, val_clips=4, seconds=0.256, renderer="additive", workers=1, batch_size=2, batches_per_epoch=batches_per_epoch
+        clips=6,
+        val_clips=4,
+        seconds=0.256,
+        renderer="additive",
+        workers=1,
+        batch_size=2,
+        batches_per_epoch=batches_per_epoch,
     )
 
 
@@ -60,11 +68,17 @@ def test_a_perfect_codec_has_no_loss_and_a_silent_one_has():
     log_magnitude, stereo = model.features(wave)
     model.features_of = lambda latent: (log_magnitude, stereo)
     perfect = codec_losses(model, wave)
-    assert [float(perfect[name]) for name in ("log_magnitude", "convergence", "stereo")] == [0.0, 0.0, 0.0]
+    assert [float(perfect[name]) for name in ("log_magnitude", "convergence", "stereo")] == [
+        0.0,
+        0.0,
+        0.0,
+    ]
     model.features_of = lambda latent: (log_magnitude + 0.5, stereo)
     louder = codec_losses(model, wave)
     assert float(louder["log_magnitude"]) == pytest.approx(0.5, rel=1e-5)
-    assert float(louder["convergence"]) == pytest.approx(torch.tensor(0.5).exp().item() - 1, rel=1e-4)  # magnitudes times e^0.5
+    assert float(louder["convergence"]) == pytest.approx(
+        torch.tensor(0.5).exp().item() - 1, rel=1e-4
+    )  # magnitudes times e^0.5
 
 
 def test_kl_is_that_of_two_normal_distributions():
@@ -73,7 +87,9 @@ def test_kl_is_that_of_two_normal_distributions():
     model.posterior = lambda *features: (torch.full(shape, 2.0), torch.zeros(shape))
     assert float(codec_losses(model, batch().wave_BCN)["kl"]) == pytest.approx(2.0)  # mean^2 / 2
     model.posterior = lambda *features: (torch.zeros(shape), torch.ones(shape))
-    assert float(codec_losses(model, batch().wave_BCN)["kl"]) == pytest.approx((torch.e - 2) / 2, rel=1e-5)
+    assert float(codec_losses(model, batch().wave_BCN)["kl"]) == pytest.approx(
+        (torch.e - 2) / 2, rel=1e-5
+    )
 
 
 def test_the_loss_falls_on_one_batch(quiet):
@@ -119,7 +135,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
         assert name.endswith(("mean_C", "std_C")) or not torch.equal(start[name], tensor), name
-    assert resumed.optimizers[0].param_groups[0]["lr"] == trainer.optimizers[0].param_groups[0]["lr"]
+    assert (
+        resumed.optimizers[0].param_groups[0]["lr"] == trainer.optimizers[0].param_groups[0]["lr"]
+    )
 
 
 def test_statistics_of_the_latents_are_measured(tmp_path):
@@ -142,13 +160,20 @@ def test_a_frozen_encoder_keeps_its_latents(tmp_path):
     latents = model.codec.encode(batch().wave_BCN)
     trainer = fit(model, tmp_path, 1)
     assert torch.equal(model.codec.encode(batch().wave_BCN), latents)
-    changed = {name.split(".")[0] for name, tensor in model.codec.state_dict().items() if not torch.equal(before[name], tensor)}
+    changed = {
+        name.split(".")[0]
+        for name, tensor in model.codec.state_dict().items()
+        if not torch.equal(before[name], tensor)
+    }
     assert changed == {"from_latent", "decoder", "head"}
     assert {"val/loss", "val/stereo", "train/log_magnitude"} <= set(trainer.callback_metrics)
 
 
 def test_the_kl_term_counts_only_while_the_encoder_learns(quiet):
-    both = [module(freeze_encoder=frozen, kl_weight=weight) for frozen, weight in ((True, 0.0), (True, 9.0), (False, 9.0))]
+    both = [
+        module(freeze_encoder=frozen, kl_weight=weight)
+        for frozen, weight in ((True, 0.0), (True, 9.0), (False, 9.0))
+    ]
     for model in both:
         model.codec.load_state_dict(both[0].codec.state_dict())
     frozen, weighted, learning = (float(model.training_step(batch(), 0).detach()) for model in both)

@@ -18,7 +18,10 @@ from zoo.errors import did_you_mean
         (["-c", "x.yml", "y.YAML"], ["--config", "x.yml", "--config", "y.YAML"]),
         (["--config=x.yaml", "--dry-run"], ["--config=x.yaml", "--dry-run"]),
         (["data.file=prompts.yaml"], ["data.file=prompts.yaml"]),
-        (["module.reward={_target_: zoo.load, name: x}"], ["module.reward={_target_: zoo.load, name: x}"]),
+        (
+            ["module.reward={_target_: zoo.load, name: x}"],
+            ["module.reward={_target_: zoo.load, name: x}"],
+        ),
     ],
 )
 def test_what_can_be_meant_in_one_way_only_is_taken_so(words, meant):
@@ -42,7 +45,10 @@ QUOTED = "module.reward={_target_: zoo.load, name: embedded/mood}"
         (["seed", "=3"], "seed=3"),
         (["seed=", "3"], "seed=3"),
         (QUOTED.split(), f"'{QUOTED}'"),
-        (["module.reward=_target_:zoo.load", "module.reward=name:x"], "in quotes"),  # braces expanded by bash
+        (
+            ["module.reward=_target_:zoo.load", "module.reward=name:x"],
+            "in quotes",
+        ),  # braces expanded by bash
         (["seed="], "seed=VALUE"),
         (["data.negative="], "data.negative=null"),
         (["+module.x=1"], "without '\\+'"),
@@ -53,7 +59,9 @@ QUOTED = "module.reward={_target_: zoo.load, name: embedded/mood}"
     ],
 )
 def test_each_habit_gets_the_line_that_helps(words, advice):
-    with pytest.raises(ValueError, match=advice.replace("{", r"\{") if advice[0] == "'" else advice):
+    with pytest.raises(
+        ValueError, match=advice.replace("{", r"\{") if advice[0] == "'" else advice
+    ):
         settled(words)
 
 

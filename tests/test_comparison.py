@@ -30,7 +30,9 @@ class Loudness:
     differentiable = True
     name = "loudness/toy"
 
-    def __call__(self, wave_BCN: torch.Tensor, sample_rate_hz: int, prompts: list[Prompt]) -> RewardOutput:
+    def __call__(
+        self, wave_BCN: torch.Tensor, sample_rate_hz: int, prompts: list[Prompt]
+    ) -> RewardOutput:
         value_B = wave_BCN.abs().amax(dim=(1, 2))
         return RewardOutput(value_B, {"loudness/toy": value_B})
 
@@ -40,7 +42,9 @@ class Parts:
 
     differentiable = False
 
-    def __call__(self, wave_BCN: torch.Tensor, sample_rate_hz: int, prompts: list[Prompt]) -> RewardOutput:
+    def __call__(
+        self, wave_BCN: torch.Tensor, sample_rate_hz: int, prompts: list[Prompt]
+    ) -> RewardOutput:
         value_B = wave_BCN.abs().amax(dim=(1, 2))
         return RewardOutput(value_B - 1, {"p_happy": value_B})
 
@@ -55,23 +59,46 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_the_page_holds_prompts_sounds_and_scores_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_page_holds_prompts_sounds_and_scores_and_nothing_from_elsewhere(
+    tmp_path: Path,
+) -> None:
     before, after = folders(tmp_path, count=3, seeds=(0, 1))
     index = json.loads((after / "samples.json").read_text())
     (after / "samples.json").write_text(json.dumps(index[:5]))
     pairing = read_pairs(before, after)
     name, base, tuned = scored(pairing.pairs, Loudness())
-    assert scored(pairing.pairs, Parts(), "toy/mood")[0] == "toy/mood", "the total is not called after its first part"
-    assert name == "loudness/toy" and base == pytest.approx([0.25] * 5, abs=0.01) and tuned == pytest.approx([0.5] * 5, abs=0.01)
+    assert scored(pairing.pairs, Parts(), "toy/mood")[0] == "toy/mood", (
+        "the total is not called after its first part"
+    )
+    assert (
+        name == "loudness/toy"
+        and base == pytest.approx([0.25] * 5, abs=0.01)
+        and tuned == pytest.approx([0.5] * 5, abs=0.01)
+    )
     text = comparison_page(pairing, name, base, tuned, "Original & fine-tuned")
     assert "<h1>Original &amp; fine-tuned</h1>" in text and ">change of loudness/toy</th>" in text
-    assert text.count("sound number 0") == 2 and text.count("sound number 2") == 1 and "seed 1" in text
-    assert "mean over n = 3 prompts (5 pairs of clips)" in text and "1 samples of one folder have no partner" in text
+    assert (
+        text.count("sound number 0") == 2 and text.count("sound number 2") == 1 and "seed 1" in text
+    )
+    assert (
+        "mean over n = 3 prompts (5 pairs of clips)" in text
+        and "1 samples of one folder have no partner" in text
+    )
     players = [attrs for tag, attrs in Elements(text).found if tag == "audio"]
     assert len(players) == 10
-    sound, rate = soundfile.read(io.BytesIO(base64.b64decode(players[0]["src"].partition(",")[2])), dtype="int16")
-    assert rate == 8000 and sound.tolist() == soundfile.read(pairing.pairs[0].base.path, dtype="int16")[0].tolist()
-    links = [value for _, attrs in Elements(text).found for key, value in attrs.items() if key in ("src", "href")]
+    sound, rate = soundfile.read(
+        io.BytesIO(base64.b64decode(players[0]["src"].partition(",")[2])), dtype="int16"
+    )
+    assert (
+        rate == 8000
+        and sound.tolist() == soundfile.read(pairing.pairs[0].base.path, dtype="int16")[0].tolist()
+    )
+    links = [
+        value
+        for _, attrs in Elements(text).found
+        for key, value in attrs.items()
+        if key in ("src", "href")
+    ]
     assert all(link.startswith("data:") for link in links) and not {"script", "link", "iframe"} & {
         t for t, _ in Elements(text).found
     }
@@ -82,7 +109,9 @@ def test_prompts_are_text_and_never_markup(tmp_path: Path) -> None:
     evil = '<script>alert(1)</script> & "quotes"'
     for folder in (before, after):
         (entry,) = json.loads((folder / "samples.json").read_text())
-        (folder / "samples.json").write_text(json.dumps([{**entry, "text": evil, "negative": "<b>hiss"}]))
+        (folder / "samples.json").write_text(
+            json.dumps([{**entry, "text": evil, "negative": "<b>hiss"}])
+        )
     text = comparison_page(read_pairs(before, after), "<i>score", [0.1], [0.2], "</title><script>")
     assert html.escape(evil) in text and "not: &lt;b&gt;hiss" in text
     assert not {"script", "b", "i"} & {tag for tag, _ in Elements(text).found}
@@ -91,9 +120,15 @@ def test_prompts_are_text_and_never_markup(tmp_path: Path) -> None:
 def test_the_summary_in_words() -> None:
     found = paired_difference(["a", "b"], [0.1, 0.2], [0.3, 0.3])
     first, second = summary_lines("clap/x", found)
-    assert first.startswith("clap/x, mean over n = 2 prompts (2 pairs of clips): original 0.150, fine-tuned 0.300, change +0.150")
+    assert first.startswith(
+        "clap/x, mean over n = 2 prompts (2 pairs of clips): original 0.150, fine-tuned 0.300,"
+        " change +0.150"
+    )
     assert "95 % interval -0.485 to +0.785" in first and second == "2 prompts went up, 0 down"
-    assert "no interval from one prompt" in summary_lines("x", paired_difference(["a"], [0.0], [1.0]))[0]
+    assert (
+        "no interval from one prompt"
+        in summary_lines("x", paired_difference(["a"], [0.0], [1.0]))[0]
+    )
 
 
 def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -113,7 +148,10 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert re.search(r"clap/\S+, mean over n = 2 prompts", out) and str(tmp_path / "p.html") in out
     assert (tmp_path / "p.html").read_text().count("<audio") == 4
-    assert reported(listen_command.main, words) == 2 and "exists; give another --out" in capsys.readouterr().err
+    assert (
+        reported(listen_command.main, words) == 2
+        and "exists; give another --out" in capsys.readouterr().err
+    )
     (tmp_path / ".p.999999999.part.html").touch()  # of a killed call
     assert reported(listen_command.main, [*words, "--overwrite"]) == 0
     assert not (tmp_path / ".p.999999999.part.html").exists()
@@ -123,10 +161,22 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["page", "--out", "{tmp}/p.txt", "--scorer", "embedded/clap"], "expected a file that ends in .html"),
-        (["page", "--out", "{tmp}/p.html", "--scorer", "embedded/clop"], "did you mean 'embedded/clap'"),
-        (["page", "--out", "{tmp}/p.html", "--scorer", "embedded/music"], "which scores nothing; name a reward"),
-        (["page", "--out", "{tmp}/p.html", "--scorer", "x", "--count", "9"], "there are 2 pairs; give 1 to 2"),
+        (
+            ["page", "--out", "{tmp}/p.txt", "--scorer", "embedded/clap"],
+            "expected a file that ends in .html",
+        ),
+        (
+            ["page", "--out", "{tmp}/p.html", "--scorer", "embedded/clop"],
+            "did you mean 'embedded/clap'",
+        ),
+        (
+            ["page", "--out", "{tmp}/p.html", "--scorer", "embedded/music"],
+            "which scores nothing; name a reward",
+        ),
+        (
+            ["page", "--out", "{tmp}/p.html", "--scorer", "x", "--count", "9"],
+            "there are 2 pairs; give 1 to 2",
+        ),
         (
             ["page", "--out", "{tmp}/before/samples.json/p.html", "--scorer", "no/such"],
             "cannot be written here",
@@ -135,14 +185,28 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
         (["blind", "--answers", "{tmp}/a.csv", "--host", "nowhere"], "host must be localhost"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_are_one_line(
+    tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
     if words[0] == "blind":
-        pytest.importorskip("gradio", reason="the listening page needs gradio (extra app), which is not installed")
+        pytest.importorskip(
+            "gradio", reason="the listening page needs gradio (extra app), which is not installed"
+        )
     before, after = folders(tmp_path, count=2)
-    words = [words[0], "--before", str(before), "--after", str(after), *(word.format(tmp=tmp_path) for word in words[1:])]
+    words = [
+        words[0],
+        "--before",
+        str(before),
+        "--after",
+        str(after),
+        *(word.format(tmp=tmp_path) for word in words[1:]),
+    ]
     assert reported(listen_command.main, words) == 2
     assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "before"], "nothing was written"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "after",
+        "before",
+    ], "nothing was written"
 
 
 def test_a_test_whose_answers_cannot_be_saved_does_not_open(tmp_path: Path) -> None:

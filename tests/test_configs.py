@@ -16,11 +16,30 @@ from zoo.table import ENTRIES
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SELF_EVIDENT = ("_target_", "out_dir", "seed", "sample_rate_hz")
-SMALL_MUSIC = ("clips=8", "val_clips=8", "batch_size=4", "renderer=additive", "workers=0", "cache_dir=null")
-SMALL_SCENES = ("val_clips=2", "batch_size=2", "bank.cache_dir=null", "bank.licences=null", "three_share=0.0")
-# What a config needs to be built in seconds: little rendered data (denoisers also get a codec of their own, see below).
-CAPTIONS = {"train": "captions_train.csv", "validation": "captions_val.csv"}  # in the form of AudioCaps' files
-SMALL_CAPTIONS = [f"data.prompts.{knob}={ROOT / 'tests' / 'outside' / name}" for knob, name in CAPTIONS.items()]
+SMALL_MUSIC = (
+    "clips=8",
+    "val_clips=8",
+    "batch_size=4",
+    "renderer=additive",
+    "workers=0",
+    "cache_dir=null",
+)
+SMALL_SCENES = (
+    "val_clips=2",
+    "batch_size=2",
+    "bank.cache_dir=null",
+    "bank.licences=null",
+    "three_share=0.0",
+)
+# What a config needs to be built in seconds: little rendered data (denoisers also get a codec of
+# their own, see below).
+CAPTIONS = {
+    "train": "captions_train.csv",
+    "validation": "captions_val.csv",
+}  # in the form of AudioCaps' files
+SMALL_CAPTIONS = [
+    f"data.prompts.{knob}={ROOT / 'tests' / 'outside' / name}" for knob, name in CAPTIONS.items()
+]
 SMALLEST = {
     "embedded/codec.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
     "embedded/denoiser.yaml": [f"data.source.{knob}" for knob in SMALL_MUSIC],
@@ -29,11 +48,18 @@ SMALLEST = {
     "embedded/sounds.yaml": [f"data.source.{knob}" for knob in (*SMALL_SCENES, "classes=null")],
     "embedded/clap_music.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
     "embedded/clap.yaml": [f"data.{knob}" for knob in SMALL_SCENES],
-    "ddpo/ensemble_music.yaml": ["module.held_out_reward.name=embedded/clap"],  # its own is trained first
+    "ddpo/ensemble_music.yaml": [
+        "module.held_out_reward.name=embedded/clap"
+    ],  # its own is trained first
 }
 CAPTIONED = ("clap_tta", "clap_tta_tango", "clap_tta_stable_audio")
-SMALLEST |= {f"ddpo/{name}.yaml": [*SMALL_CAPTIONS, "data.prompts.count=null"] for name in CAPTIONED}
-DENOISERS = {"embedded/denoiser.yaml": "embedded/codec.yaml", "embedded/sounds.yaml": "embedded/sounds_codec.yaml"}
+SMALLEST |= {
+    f"ddpo/{name}.yaml": [*SMALL_CAPTIONS, "data.prompts.count=null"] for name in CAPTIONED
+}
+DENOISERS = {
+    "embedded/denoiser.yaml": "embedded/codec.yaml",
+    "embedded/sounds.yaml": "embedded/sounds_codec.yaml",
+}
 
 
 def relative(path: Path) -> str:
@@ -41,24 +67,42 @@ def relative(path: Path) -> str:
 
 
 def needs_small_zoo(config: run.Run) -> bool:
-    """Whether it names a model that no checkout holds: an entry on the Hub, or a file below models/."""
-    names = [value for value in flat({"module": config.module, "data": config.data}).values() if isinstance(value, str)]
-    return any(name.startswith("models/") or (name in ENTRIES and ENTRIES[name].path is None) for name in names)
+    """Whether it names a model that no checkout holds: an entry on the Hub, or a file below
+    models/.
+    """
+    names = [
+        value
+        for value in flat({"module": config.module, "data": config.data}).values()
+        if isinstance(value, str)
+    ]
+    return any(
+        name.startswith("models/") or (name in ENTRIES and ENTRIES[name].path is None)
+        for name in names
+    )
 
 
 def uncommented(text: str) -> list[str]:
-    """The knob lines (``key: value``) without a comment on the same line or a comment line just above."""
+    """The knob lines (``key: value``) without a comment on the same line or a comment line just
+    above.
+    """
     found, above = [], ""
     for number, line in enumerate(text.splitlines(), 1):
         knob = re.match(r"\s*(?:- )?([A-Za-z_]\w*):\s+[^#\s]", line)
-        if knob and knob[1] not in SELF_EVIDENT and "#" not in line and not above.lstrip().startswith("#"):
+        if (
+            knob
+            and knob[1] not in SELF_EVIDENT
+            and "#" not in line
+            and not above.lstrip().startswith("#")
+        ):
             found.append(f"line {number}: {line.strip()}")
         above = line
     return found
 
 
 def test_there_are_configs() -> None:
-    assert {"ddpo/quickstart.yaml", "ddpo/quickstart_smoke.yaml"} <= {relative(path) for path in CONFIGS}
+    assert {"ddpo/quickstart.yaml", "ddpo/quickstart_smoke.yaml"} <= {
+        relative(path) for path in CONFIGS
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
@@ -67,7 +111,9 @@ def test_every_knob_is_explained(path: Path) -> None:
 
 
 def test_a_knob_without_explanation_is_seen() -> None:
-    assert uncommented("a:\n  b: 1  # why\n  # why\n  c: 2\n  d: 3\n  seed: 0\n") == ["line 5: d: 3"]
+    assert uncommented("a:\n  b: 1  # why\n  # why\n  c: 2\n  d: 3\n  seed: 0\n") == [
+        "line 5: d: 3"
+    ]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
@@ -88,12 +134,16 @@ def test_it_builds(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -
         request.getfixturevalue("small_zoo")
     overrides = [f"out_dir={tmp_path / 'run'}", *SMALLEST.get(relative(path), [])]
     if relative(path) in DENOISERS:
-        overrides.append(f"module.backbone.codec={small_codec(tmp_path, DENOISERS[relative(path)])}")
+        overrides.append(
+            f"module.backbone.codec={small_codec(tmp_path, DENOISERS[relative(path)])}"
+        )
     if any("bank.cache_dir" in knob for knob in overrides):
         place = "data.source.bank" if relative(path) in DENOISERS else "data.bank"
         overrides.append(f"{place}.root={write_packages(tmp_path / 'packages')}")
     built = run.build(run.load([path], overrides))
-    assert built.data is not None and (built.trainer.max_steps > 0 or built.trainer.max_epochs is not None)
+    assert built.data is not None and (
+        built.trainer.max_steps > 0 or built.trainer.max_epochs is not None
+    )
     assert any(parameter.requires_grad for parameter in built.module.parameters())
     assert not (tmp_path / "run").exists(), "building must not write"
 
@@ -111,10 +161,22 @@ def small_codec(folder: Path, config: str) -> Path:
 
 
 def test_the_smoke_run_is_the_quickstart_made_small() -> None:
-    whole, smoke = (run.load([ROOT / "configs" / "ddpo" / name]) for name in ("quickstart.yaml", "quickstart_smoke.yaml"))
-    assert whole.module["backbone"] == smoke.module["backbone"] and whole.module["reward"] == smoke.module["reward"]
-    assert whole.data["words"] == smoke.data["words"] and whole.data["held_out"] == smoke.data["held_out"]
-    assert whole.module["guidance_scale"] == smoke.module["guidance_scale"] and whole.module["eta"] == smoke.module["eta"]
+    whole, smoke = (
+        run.load([ROOT / "configs" / "ddpo" / name])
+        for name in ("quickstart.yaml", "quickstart_smoke.yaml")
+    )
+    assert (
+        whole.module["backbone"] == smoke.module["backbone"]
+        and whole.module["reward"] == smoke.module["reward"]
+    )
+    assert (
+        whole.data["words"] == smoke.data["words"]
+        and whole.data["held_out"] == smoke.data["held_out"]
+    )
+    assert (
+        whole.module["guidance_scale"] == smoke.module["guidance_scale"]
+        and whole.module["eta"] == smoke.module["eta"]
+    )
     rounds = whole.data["rounds_per_epoch"] * whole.trainer["max_epochs"]
     assert rounds * whole.data["prompts_per_round"] * whole.data["repeats"] >= 1000
 
@@ -128,7 +190,9 @@ def test_the_rounds_of_the_quickstarts_fit_their_batches(name: str) -> None:
 
 
 def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:
-    """Its held-out pairs are those that the training captions of the music leave out, and every mood has some."""
+    """Its held-out pairs are those that the training captions of the music leave out, and every
+    mood has some.
+    """
     from datamodules.music import held_out_pairs
     from datamodules.music_score import WORDS as CAPTION_WORDS
 
@@ -136,4 +200,6 @@ def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:
     assert {mood: tuple(words) for mood, words in data["words"].items()} == CAPTION_WORDS
     held_out = {tuple(pair) for pair in data["held_out"]}
     assert held_out == set(held_out_pairs(data["instruments"]))
-    assert {mood for mood, words in data["words"].items() if {word for word, _ in held_out} & set(words)} == set(data["words"])
+    assert {
+        mood for mood, words in data["words"].items() if {word for word, _ in held_out} & set(words)
+    } == set(data["words"])

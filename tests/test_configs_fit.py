@@ -1,4 +1,6 @@
-"""Every shipped configuration, made small, through the door that users take: fits two steps, resumes, exports, reloads."""
+"""Every shipped configuration, made small, through the door that users take: fits two steps,
+resumes, exports, reloads.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,19 @@ from zoo.export import export_run
 from zoo.types import Backbone, Prompt, Reward
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-MUSIC = ["renderer=additive", "clips=8", "val_clips=4", "batch_size=4", "batches_per_epoch=2", "workers=1", "cache_dir=null"]
+MUSIC = [
+    "renderer=additive",
+    "clips=8",
+    "val_clips=4",
+    "batch_size=4",
+    "batches_per_epoch=2",
+    "workers=1",
+    "cache_dir=null",
+]
 SCHEDULE = ["module.total_steps=4", "module.warmup_steps=1"]
 SMALL_TOWERS = [
-    f"module.reward.arguments.{size}" for size in ("channels=[4,4,4,4]", "width=8", "depth=1", "text_depth=1", "embedding=8")
+    f"module.reward.arguments.{size}"
+    for size in ("channels=[4,4,4,4]", "width=8", "depth=1", "text_depth=1", "embedding=8")
 ]
 
 
@@ -31,16 +42,27 @@ def fit(config: str, out_dir: Path, overrides: list[str], first: str, then: str)
 
 def assert_whole_after_two_rounds(folder: Path) -> None:
     assert [row["round"] for row in read_rows(folder / "metrics.csv")][-1] == 2
-    for made in ("config.yaml", "adapter/adapter_model.safetensors", "audio/before", "audio/after", "curve.png", "report.html"):
+    for made in (
+        "config.yaml",
+        "adapter/adapter_model.safetensors",
+        "audio/before",
+        "audio/after",
+        "curve.png",
+        "report.html",
+    ):
         assert (folder / made).exists(), made
 
 
 def assert_exports_and_reloads(tmp_path: Path) -> None:
-    """A run on ``embedded/music`` in ``tmp_path / "run"``: its export plays bitwise as the run itself."""
+    """A run on ``embedded/music`` in ``tmp_path / "run"``: its export plays bitwise as the run
+    itself.
+    """
     folder = export_run(tmp_path / "run", tmp_path / "exported", card="ddpo_quickstart")
     assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder))
     both = (zoo.load(folder), zoo.open_model(str(tmp_path / "run")))
-    (one,), (other,) = (zoo.generate(backbone, ["a sad piano"], steps=2, seconds=1.024) for backbone in both)
+    (one,), (other,) = (
+        zoo.generate(backbone, ["a sad piano"], steps=2, seconds=1.024) for backbone in both
+    )
     assert torch.equal(one.samples_CN, other.samples_CN)
 
 
@@ -48,14 +70,35 @@ def assert_exports_and_reloads(tmp_path: Path) -> None:
 def test_codec_then_denoiser(tmp_path: Path) -> None:
     data = [f"data.{item}" for item in [*MUSIC, "seconds=0.512", "crop_seconds=0.256"]]
     module = [*SCHEDULE, "module.codec.width=16"]
-    fit("embedded/codec.yaml", tmp_path / "codec", [*data, *module], "trainer.max_steps=2", "trainer.max_steps=4")
+    fit(
+        "embedded/codec.yaml",
+        tmp_path / "codec",
+        [*data, *module],
+        "trainer.max_steps=2",
+        "trainer.max_steps=4",
+    )
     weights = tmp_path / "codec" / "codec.safetensors"
     assert weights.is_file()
     module = [f"module.backbone.codec={weights}"]
-    module += ["module.backbone.codec_width=16", "module.backbone.width=16", "module.backbone.depth=1"]
-    module += ["module.backbone.heads=2", "module.backbone.text_width=16", "trainer.precision=32-true", *SCHEDULE]
+    module += [
+        "module.backbone.codec_width=16",
+        "module.backbone.width=16",
+        "module.backbone.depth=1",
+    ]
+    module += [
+        "module.backbone.heads=2",
+        "module.backbone.text_width=16",
+        "trainer.precision=32-true",
+        *SCHEDULE,
+    ]
     data = [f"data.source.{item}" for item in [*MUSIC, "seconds=0.512"]]
-    fit("embedded/denoiser.yaml", tmp_path / "denoiser", [*module, *data], "trainer.max_steps=2", "trainer.max_steps=4")
+    fit(
+        "embedded/denoiser.yaml",
+        tmp_path / "denoiser",
+        [*module, *data],
+        "trainer.max_steps=2",
+        "trainer.max_steps=4",
+    )
     backbone = zoo.load(str(tmp_path / "denoiser" / "model"))
     assert isinstance(backbone, Backbone)
     (wave,) = zoo.generate(backbone, [Prompt("p", "sad piano", seconds=0.512)], seeds=[0], steps=2)
@@ -66,18 +109,37 @@ def test_codec_then_denoiser(tmp_path: Path) -> None:
 def test_mood(tmp_path: Path) -> None:
     data = [f"data.{item}" for item in [*MUSIC, "seconds=2.2"]]
     module = ["module.codec=null", "module.total_steps=4", "module.reward.channels=[4,4,4,4,4,4,4]"]
-    fit("embedded/mood.yaml", tmp_path / "mood", [*data, *module], "trainer.max_epochs=1", "trainer.max_epochs=2")
+    fit(
+        "embedded/mood.yaml",
+        tmp_path / "mood",
+        [*data, *module],
+        "trainer.max_epochs=1",
+        "trainer.max_epochs=2",
+    )
     reward = zoo.load(str(tmp_path / "mood" / "model"))
     assert isinstance(reward, Reward)
-    output = reward(torch.randn(1, 2, 35_200), 16_000, [Prompt("p", "sad piano", labels={"mood": "sad"})])
+    output = reward(
+        torch.randn(1, 2, 35_200), 16_000, [Prompt("p", "sad piano", labels={"mood": "sad"})]
+    )
     assert -1 <= float(output.score_B) <= 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddpo/quickstart.yaml", "ddpo/quickstart_smoke.yaml"])
 def test_quickstarts(config: str, tmp_path: Path) -> None:
-    small = ["data.prompts_per_round=2", "data.repeats=2", "data.val_prompts=1", "data.val_repeats=1", "data.seconds=1.024"]
-    small += ["module.sample_steps=4", "module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2"]
+    small = [
+        "data.prompts_per_round=2",
+        "data.repeats=2",
+        "data.val_prompts=1",
+        "data.val_repeats=1",
+        "data.seconds=1.024",
+    ]
+    small += [
+        "module.sample_steps=4",
+        "module.sample_batch_size=2",
+        "module.train_batch_size=2",
+        "module.updates_per_round=2",
+    ]
     small += ["module.train_steps=null", "module.backbone.name=embedded/music", "data.seconds=2.2"]
     fit(config, tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
     assert_whole_after_two_rounds(tmp_path / "run")
@@ -87,16 +149,37 @@ def test_quickstarts(config: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_ensemble_of_music(tmp_path: Path) -> None:
     """With another CLAP as the held-out scorer: its own is trained first."""
-    small = ["data.prompts_per_round=2", "data.repeats=4", "data.val_prompts=2", "data.val_repeats=1", "data.seconds=1.024"]
-    small += ["module.sample_steps=3", "module.sample_batch_size=4", "module.train_batch_size=4", "module.updates_per_round=2"]
+    small = [
+        "data.prompts_per_round=2",
+        "data.repeats=4",
+        "data.val_prompts=2",
+        "data.val_repeats=1",
+        "data.seconds=1.024",
+    ]
+    small += [
+        "module.sample_steps=3",
+        "module.sample_batch_size=4",
+        "module.train_batch_size=4",
+        "module.updates_per_round=2",
+    ]
     small += ["module.held_out_reward.name=embedded/clap", "trainer.check_val_every_n_epoch=1"]
-    fit("ddpo/ensemble_music.yaml", tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
+    fit(
+        "ddpo/ensemble_music.yaml",
+        tmp_path / "run",
+        small,
+        "trainer.max_epochs=1",
+        "trainer.max_epochs=2",
+    )
     assert_whole_after_two_rounds(tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert [row["round"] for row in rows] == [0, 1, 2]  # the base model, and each round once
     assert all({"held_out_scorer/mean", "held_out_scorer/rise_errors"} <= set(row) for row in rows)
-    assert {"reward_part/mood", "reward_part/guards/diversity_db", "reward_combined/std"} <= set(rows[2])
-    assert rows[0]["held_out_scorer/rise_errors"] == 0 != rows[2]["held_out_scorer/rise_errors"]  # the reference was kept
+    assert {"reward_part/mood", "reward_part/guards/diversity_db", "reward_combined/std"} <= set(
+        rows[2]
+    )
+    assert (
+        rows[0]["held_out_scorer/rise_errors"] == 0 != rows[2]["held_out_scorer/rise_errors"]
+    )  # the reference was kept
     assert "<li>held-out scorer: " in (tmp_path / "run" / "report.html").read_text("utf-8")
     reward = run.build(run.load([tmp_path / "run" / "config.yaml"])).module.reward
     assert reward.members[0].weight == 1 and not reward.differentiable
@@ -106,13 +189,31 @@ def test_the_ensemble_of_music(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_quickstart_of_sounds(tmp_path: Path) -> None:
     """It needs no sound packages: captions come from the rule table."""
-    small = ["data.prompts_per_round=2", "data.repeats=2", "data.val_prompts=1", "data.val_repeats=1"]
-    small += ["module.sample_steps=3", "module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2"]
+    small = [
+        "data.prompts_per_round=2",
+        "data.repeats=2",
+        "data.val_prompts=1",
+        "data.val_repeats=1",
+    ]
+    small += [
+        "module.sample_steps=3",
+        "module.sample_batch_size=2",
+        "module.train_batch_size=2",
+        "module.updates_per_round=2",
+    ]
     small += ["module.train_steps=null", "data.prompts.seconds=1.024"]
-    fit("ddpo/quickstart_sounds.yaml", tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
+    fit(
+        "ddpo/quickstart_sounds.yaml",
+        tmp_path / "run",
+        small,
+        "trainer.max_epochs=1",
+        "trainer.max_epochs=2",
+    )
     assert_whole_after_two_rounds(tmp_path / "run")
     backbone = zoo.load("embedded/sounds", adapters=[(tmp_path / "run" / "adapter", 1.0)])
-    (wave,) = zoo.generate(backbone, [Prompt("p", "a cow, then a car horn", seconds=1.024)], seeds=[0], steps=2)
+    (wave,) = zoo.generate(
+        backbone, [Prompt("p", "a cow, then a car horn", seconds=1.024)], seeds=[0], steps=2
+    )
     assert wave.samples_CN.isfinite().all()
 
 
@@ -120,11 +221,32 @@ def test_the_quickstart_of_sounds(tmp_path: Path) -> None:
 def test_the_papers_questions_with_a_clap_of_music(tmp_path: Path) -> None:
     data = [f"data.{item}" for item in [*MUSIC, "seconds=1.024"]]
     module = [*SCHEDULE, *SMALL_TOWERS, "module.codec=null"]
-    fit("embedded/clap_music.yaml", tmp_path / "clap", [*data, *module], "trainer.max_steps=2", "trainer.max_steps=4")
-    small = ["data.prompts_per_round=2", "data.repeats=2", "data.seconds=2.2", "module.train_steps=null"]
-    small += ["module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2"]
+    fit(
+        "embedded/clap_music.yaml",
+        tmp_path / "clap",
+        [*data, *module],
+        "trainer.max_steps=2",
+        "trainer.max_steps=4",
+    )
+    small = [
+        "data.prompts_per_round=2",
+        "data.repeats=2",
+        "data.seconds=2.2",
+        "module.train_steps=null",
+    ]
+    small += [
+        "module.sample_batch_size=2",
+        "module.train_batch_size=2",
+        "module.updates_per_round=2",
+    ]
     small += [f"module.reward.name={tmp_path / 'clap' / 'model'}"]
-    fit("ddpo/paper_questions.yaml", tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
+    fit(
+        "ddpo/paper_questions.yaml",
+        tmp_path / "run",
+        small,
+        "trainer.max_epochs=1",
+        "trainer.max_epochs=2",
+    )
     assert [row["round"] for row in read_rows(tmp_path / "run" / "metrics.csv")][-1] == 2
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -134,21 +256,50 @@ SCENES = ["val_clips=4", "batch_size=4", "batches_per_epoch=2", "bank.cache_dir=
 
 @pytest.fixture(params=["packages written here", "installed packages"])
 def sound_packages(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """Knobs of the scenes: small packages of tones, or the real small set where it is installed (CI installs it)."""
+    """Knobs of the scenes: small packages of tones, or the real small set where it is installed (CI
+    installs it).
+    """
     if request.param == "installed packages":
         return [f"bank.root={request.getfixturevalue('sounds_root')}", *SCENES]
-    return [f"bank.root={write_packages(tmp_path / 'packages')}", "bank.licences=null", "three_share=0.0", *SCENES]
+    return [
+        f"bank.root={write_packages(tmp_path / 'packages')}",
+        "bank.licences=null",
+        "three_share=0.0",
+        *SCENES,
+    ]
 
 
 @pytest.mark.slow
 def test_sounds_codec_then_denoiser(tmp_path: Path, sound_packages: list[str]) -> None:
     data = [f"data.{item}" for item in sound_packages]
     module = [*SCHEDULE, "module.codec.width=16"]
-    fit("embedded/sounds_codec.yaml", tmp_path / "codec", [*data, *module], "trainer.max_steps=2", "trainer.max_steps=4")
-    module = [f"module.backbone.codec={tmp_path / 'codec' / 'codec.safetensors'}", *SCHEDULE, "trainer.precision=32-true"]
-    module += [f"module.backbone.{item}" for item in ("codec_width=16", "width=16", "depth=1", "heads=2", "text_width=16")]
-    data = [f"data.source.{item}" for item in [*sound_packages, "clips=8", "seconds=2.048", "classes=null"]]
-    fit("embedded/sounds.yaml", tmp_path / "sounds", [*module, *data], "trainer.max_steps=2", "trainer.max_steps=4")
+    fit(
+        "embedded/sounds_codec.yaml",
+        tmp_path / "codec",
+        [*data, *module],
+        "trainer.max_steps=2",
+        "trainer.max_steps=4",
+    )
+    module = [
+        f"module.backbone.codec={tmp_path / 'codec' / 'codec.safetensors'}",
+        *SCHEDULE,
+        "trainer.precision=32-true",
+    ]
+    module += [
+        f"module.backbone.{item}"
+        for item in ("codec_width=16", "width=16", "depth=1", "heads=2", "text_width=16")
+    ]
+    data = [
+        f"data.source.{item}"
+        for item in [*sound_packages, "clips=8", "seconds=2.048", "classes=null"]
+    ]
+    fit(
+        "embedded/sounds.yaml",
+        tmp_path / "sounds",
+        [*module, *data],
+        "trainer.max_steps=2",
+        "trainer.max_steps=4",
+    )
     backbone = zoo.load(str(tmp_path / "sounds" / "model"))
     (wave,) = zoo.generate(backbone, [Prompt("p", "a cow", seconds=0.512)], seeds=[0], steps=2)
     assert wave.samples_CN.shape[0] == 2 and wave.samples_CN.isfinite().all()
@@ -157,7 +308,13 @@ def test_sounds_codec_then_denoiser(tmp_path: Path, sound_packages: list[str]) -
 @pytest.mark.slow
 def test_clap(tmp_path: Path, sound_packages: list[str]) -> None:
     data = [f"data.{item}" for item in sound_packages]
-    fit("embedded/clap.yaml", tmp_path / "clap", [*data, *SCHEDULE, *SMALL_TOWERS], "trainer.max_steps=2", "trainer.max_steps=4")
+    fit(
+        "embedded/clap.yaml",
+        tmp_path / "clap",
+        [*data, *SCHEDULE, *SMALL_TOWERS],
+        "trainer.max_steps=2",
+        "trainer.max_steps=4",
+    )
     reward = zoo.load(str(tmp_path / "clap" / "model"))
     assert isinstance(reward, Reward)
     output = reward(torch.randn(1, 2, 35_200), 16_000, [Prompt("p", "a cow mooing")])

@@ -1,4 +1,6 @@
-"""Configuration files, overrides, ``_target_`` trees and the command: everything a person can get wrong has its message."""
+"""Configuration files, overrides, ``_target_`` trees and the command: everything a person can get
+wrong has its message.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
     second = tmp_path / "second.yaml"
     second.write_text("seed: 5\nmodule: {learning_rate: 1e-3}")
-    loaded = run.load([config(tmp_path), second], ["module.width=6", "trainer.callbacks=[{a: 1}]", "trainer.callbacks.0.a=2"])
+    loaded = run.load(
+        [config(tmp_path), second],
+        ["module.width=6", "trainer.callbacks=[{a: 1}]", "trainer.callbacks.0.a=2"],
+    )
     assert loaded.seed == 5 and loaded.data["width"] == 6 and loaded.module["learning_rate"] == 1e-3
     assert loaded.trainer["callbacks"] == [{"a": 2}]
     assert run.build(load(tmp_path, "module.width=5")).data.points.shape[1] == 5
@@ -56,23 +61,41 @@ def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
         (["module.kind=c"], "module.kind: Line expects .*Literal.*, got 'c'"),
         (["module.width=null"], "module.width: Line expects int, got None"),
         (["module.width=0"], r"module \(toy_run.Line\): width must be at least 1, got 0"),
-        (["module._target_=toy_run.Lina"], "module._target_: toy_run has no 'Lina'; did you mean 'Line'"),
+        (
+            ["module._target_=toy_run.Lina"],
+            "module._target_: toy_run has no 'Lina'; did you mean 'Line'",
+        ),
         (["module._target_=Line"], "module._target_: 'Line' is not a dotted path such as"),
-        (["module._target_=lightning_modules.ddop.DDPO"], "lightning_modules has no 'ddop'; did you mean 'ddpo'"),
-        (["module._target_=lightning_module.ddpo.DDPO"], "no package 'lightning_module'.*did you mean 'lightning_modules'"),
+        (
+            ["module._target_=lightning_modules.ddop.DDPO"],
+            "lightning_modules has no 'ddop'; did you mean 'ddpo'",
+        ),
+        (
+            ["module._target_=lightning_module.ddpo.DDPO"],
+            "no package 'lightning_module'.*did you mean 'lightning_modules'",
+        ),
         (["module._target_=toy_run.ROOT"], "toy_run.ROOT is not a class or function"),
         (
             ["module._target_=toy_run.WithoutLoop"],
             "takes no 'width'; there is nothing to",
         ),
         (["data._target_=toy_run.Line"], "data: toy_run.Line is not a LightningDataModule"),
-        (["trainer.max_epoch=3"], "trainer.max_epoch: Trainer takes no 'max_epoch'; did you mean 'max_epochs'"),
+        (
+            ["trainer.max_epoch=3"],
+            "trainer.max_epoch: Trainer takes no 'max_epoch'; did you mean 'max_epochs'",
+        ),
         (["trainer.max_epochs=many"], "trainer.max_epochs: Trainer expects .*int.*, got 'many'"),
         (["trainer.accelerator=cpus"], "trainer: .*accelerator"),
         (["trainer.accelerator=tpu"], "trainer: .*torch_xla"),
-        (["trainer.logger=wandb"], "trainer.logger: expected nodes such as {_target_: .*, got 'wandb'"),
+        (
+            ["trainer.logger=wandb"],
+            "trainer.logger: expected nodes such as {_target_: .*, got 'wandb'",
+        ),
         (["trainer.callbacks=[timer]"], "trainer.callbacks: expected nodes .*, got 'timer'"),
-        (["data={_target_: toy_run.needs_more}"], r"data \(toy_run.needs_more\): No module named 'not_installed_here'"),
+        (
+            ["data={_target_: toy_run.needs_more}"],
+            r"data \(toy_run.needs_more\): No module named 'not_installed_here'",
+        ),
         (["trainer.strategy=dpp"], "trainer: .*strategy"),
         (
             ["trainer.logger={_target_: lightning.pytorch.loggers.CSVLoger}"],
@@ -104,14 +127,23 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, overrides, mess
         (b"42", "must hold keys"),
         (b"true", "must hold keys"),
         (b"trainer: [1]\nseed: 1", "bad.yaml: trainer must hold .*list"),
-        (b"module: " + b"{a: " * 150 + b"1" + b"}" * 150, "bad.yaml is not valid YAML: .*nested too deeply"),
+        (
+            b"module: " + b"{a: " * 150 + b"1" + b"}" * 150,
+            "bad.yaml is not valid YAML: .*nested too deeply",
+        ),
         (b"module: " + b"[" * 5000 + b"]" * 5000, "bad.yaml is not valid YAML: "),
         (b"out_dir: ???\nmodule: {_target_: toy_run.Line}", "out_dir is missing"),
         (b"seed: ${seed}\nmodule: {a: 1}\nout_dir: x", "seed: Recursive interpolation"),
         (b"seed: 1", "module is missing"),
         (b"module: {width: 3}\nout_dir: x", "module needs a _target_"),
-        (b"module: {_target_: toy_run.WithoutLoop}\nout_dir: x", "module: toy_run.WithoutLoop is not a LightningModule"),
-        (b"module: {_target_: toy_run.Line}\nout_dir: x", "module: Line needs module.width, which is not given"),
+        (
+            b"module: {_target_: toy_run.WithoutLoop}\nout_dir: x",
+            "module: toy_run.WithoutLoop is not a LightningModule",
+        ),
+        (
+            b"module: {_target_: toy_run.Line}\nout_dir: x",
+            "module: Line needs module.width, which is not given",
+        ),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -149,7 +181,18 @@ def of_many_types(
 
 def test_types_of_plain_values():
     module, text = torch.nn.Linear(1, 1), str
-    good = {"a": 1, "b": [1, 2], "c": "x", "d": module, "e": {"k": 1}, "f": text, "g": None, "h": "cuda", "i": "any", "j": [3, 4]}
+    good = {
+        "a": 1,
+        "b": [1, 2],
+        "c": "x",
+        "d": module,
+        "e": {"k": 1},
+        "f": text,
+        "g": None,
+        "h": "cuda",
+        "i": "any",
+        "j": [3, 4],
+    }
     bound = bind(of_many_types, good, "x")
     assert bound["b"] == (1, 2) and bound["j"] == (3, 4) and bound["a"] == 1
     for key, wrong in {
@@ -168,19 +211,26 @@ def test_types_of_plain_values():
     assert instantiate({"items": [{"_target_": "toy_run.WithoutLoop"}, 1]}, "x")["items"][1] == 1
 
 
-@pytest.mark.parametrize("wrong", ["embedded/mood", ["embedded/mood"], {"name": "embedded/mood"}, 3])
+@pytest.mark.parametrize(
+    "wrong", ["embedded/mood", ["embedded/mood"], {"name": "embedded/mood"}, 3]
+)
 def test_a_role_is_not_filled_by_a_plain_value(wrong):
     def scored_by(reward: Reward, other: Reward | None = None):
         return reward
 
     assert bind(scored_by, {"reward": ToyReward(), "other": None}, "x")["other"] is None
     for key in ("reward", "other"):
-        with pytest.raises(ValueError, match=rf"x\.{key}: .* expects .*Reward.*, got .*; an object is built by a node"):
+        with pytest.raises(
+            ValueError,
+            match=rf"x\.{key}: .* expects .*Reward.*, got .*; an object is built by a node",
+        ):
             bind(scored_by, {"reward": ToyReward(), key: wrong}, "x")
 
 
 def test_a_role_is_not_filled_by_an_object_that_does_not_play_it():
-    def made(backbone: Backbone, reward: Reward | None = None, watched: EmotionReward | None = None):
+    def made(
+        backbone: Backbone, reward: Reward | None = None, watched: EmotionReward | None = None
+    ):
         return backbone
 
     whole = {"backbone": ToyBackbone(), "reward": ToyReward()}
@@ -196,7 +246,9 @@ def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import not_installed_here")
     (tmp_path / "broken_import.py").write_text("from os import not_there")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="needs the package 'not_installed_here', which is not installed"):
+    with pytest.raises(
+        ValueError, match="needs the package 'not_installed_here', which is not installed"
+    ):
         locate("needs_more.Thing")
     with pytest.raises(ValueError, match="cannot be imported: .*not_there"):
         locate("broken_import.Thing")
@@ -209,14 +261,22 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     exec(compile((ROOT / "tools" / "fit.py").read_text(), "fit.py", "exec"), scope)
     assert sys.path[0] == str(ROOT)  # a bare checkout works
     path = str(config(tmp_path))
-    assert reported(scope["main"], ["--config", path, "seed=9", "--print-config", "data.token=hf_abcd"]) == 0
+    assert (
+        reported(
+            scope["main"], ["--config", path, "seed=9", "--print-config", "data.token=hf_abcd"]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["seed"] == 9 and "hf_abcd" not in printed
     assert reported(scope["main"], ["seed=9", "--config", path, "--dry-run"]) == 0
     assert "trainable" in capsys.readouterr().out
     assert reported(scope["main"], ["--config", path, "module.widht=9"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: module.widht: Line takes no 'widht'; did you mean 'width'?\n" and captured.out == ""
+    assert (
+        captured.err == "error: module.widht: Line takes no 'widht'; did you mean 'width'?\n"
+        and captured.out == ""
+    )
     assert reported(scope["main"], ["--config", path, "trainer.max_epochs=1"]) == 0
     assert (tmp_path / "run" / "config.yaml").is_file()
     monkeypatch.setenv("ATTUNE_TRACEBACK", "1")
@@ -234,10 +294,17 @@ def test_nearest_names():
 def test_descriptions():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.wav")
     assert describe(full) == "No space left on device: x.wav; free some space and start again"
-    assert describe(FileNotFoundError("no file")) == "no file" and describe(ValueError()) == "ValueError"
+    assert (
+        describe(FileNotFoundError("no file")) == "no file"
+        and describe(ValueError()) == "ValueError"
+    )
     outer = RuntimeError("writer failed")
     outer.__cause__ = full
-    assert is_disk_full(outer) and not is_disk_full(RuntimeError()) and not is_disk_full(OSError(errno.ENOENT, "x"))
+    assert (
+        is_disk_full(outer)
+        and not is_disk_full(RuntimeError())
+        and not is_disk_full(OSError(errno.ENOENT, "x"))
+    )
 
 
 def test_written_beside_keeps_the_old_file_on_any_error(tmp_path):
@@ -264,9 +331,16 @@ def test_lists_become_tuples_inside_other_types_too():
     assert bind(of_nested_tuples, given, "x") == wanted
     from zoo.generation import load as load_model
 
-    bound = bind(load_model, {"name": "embedded/music", "adapters": [["runs/one/adapter", 1.0]]}, "x")
+    bound = bind(
+        load_model, {"name": "embedded/music", "adapters": [["runs/one/adapter", 1.0]]}, "x"
+    )
     assert bound["adapters"] == [("runs/one/adapter", 1.0)]
-    for key, wrong in (("pairs", [["a"]]), ("pairs", [[1.0, "a"]]), ("box", [[1, 2, 3]]), ("named", {"a": ["b", 1]})):
+    for key, wrong in (
+        ("pairs", [["a"]]),
+        ("pairs", [[1.0, "a"]]),
+        ("box", [[1, 2, 3]]),
+        ("named", {"a": ["b", 1]}),
+    ):
         with pytest.raises(ValueError, match=f"x.{key}"):
             bind(of_nested_tuples, {"pairs": [], key: wrong}, "x")
 

@@ -14,7 +14,14 @@ from zoo.card import check_card
 from zoo.publish import _front_matter
 from zoo.run_results import held_out_numbers
 
-DAMAGED = ["[" * 100_000, '[{"file": "a.wav", ', '{"file": 1}', "\x00\x01\x02", "7", "- [1, {a: &x 2, b: *y}"]
+DAMAGED = [
+    "[" * 100_000,
+    '[{"file": "a.wav", ',
+    '{"file": 1}',
+    "\x00\x01\x02",
+    "7",
+    "- [1, {a: &x 2, b: *y}",
+]
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda text: repr(text[:8]))
@@ -28,7 +35,9 @@ def test_an_index_of_samples(tmp_path: Path, content: str) -> None:
         assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("content", ["round,held_out/mean\n1,abc\n", "a,b\n1,2,3\n", "round\n\x001\n"])
+@pytest.mark.parametrize(
+    "content", ["round,held_out/mean\n1,abc\n", "a,b\n1,2,3\n", "round\n\x001\n"]
+)
 def test_a_table_of_metrics(tmp_path: Path, content: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(content)

@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from toy_ddpo import Recorder, fitted, module, recorded, weights
@@ -25,7 +24,9 @@ def swapped_halves(monkeypatch):
     def predict(self, latent, time, conditioning):
         if torch.is_grad_enabled():
             half = len(conditioning) // 2
-            conditioning = whole([conditioning.rows(slice(half, None)), conditioning.rows(slice(0, half))])
+            conditioning = whole(
+                [conditioning.rows(slice(half, None)), conditioning.rows(slice(0, half))]
+            )
         return predicting(self, latent, time, conditioning)
 
     monkeypatch.setattr(ToyBackbone, "predict", predict)
@@ -44,11 +45,16 @@ def another_prompts_conditioning(monkeypatch):
 
 
 @pytest.mark.parametrize("spoil", [swapped_halves, another_prompts_conditioning])
-def test_the_check_at_the_start_catches_the_known_bugs_before_anything_is_learned(monkeypatch, spoil):
+def test_the_check_at_the_start_catches_the_known_bugs_before_anything_is_learned(
+    monkeypatch, spoil
+):
     spoil(monkeypatch)
     ddpo = module()
     before = weights(ddpo)
-    with pytest.raises(ValueError, match=r"must be 1 within 1e-06.*(swapped guidance halves)?.*recompute_old_log_prob"):
+    with pytest.raises(
+        ValueError,
+        match=r"must be 1 within 1e-06.*(swapped guidance halves)?.*recompute_old_log_prob",
+    ):
         fitted(ddpo)
     assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
 
@@ -90,13 +96,24 @@ def test_reward_rises_on_a_toy_under_prompts_with_different_goals():
     rewards = [metrics["reward/mean"] for metrics in recorder.rounds]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
     for mood in ("happy", "sad"):
-        assert recorder.rounds[-1][f"reward/{mood}/mean"] > recorder.rounds[0][f"reward/{mood}/mean"]
+        assert (
+            recorder.rounds[-1][f"reward/{mood}/mean"] > recorder.rounds[0][f"reward/{mood}/mean"]
+        )
     assert recorder.rounds[-1]["ratio/min"] <= 1 <= recorder.rounds[-1]["ratio/max"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"train_step_share": 0.5}, {"train_step_share": 0.5, "train_step_draw": "batch"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train_step_share": 0.5}, {"train_step_share": 0.5, "train_step_draw": "batch"}],
+)
 def test_eight_samples_at_once_or_in_eight_micro_steps_give_one_gradient(changes):
-    common = {"sample_batch_size": 8, "ratio_check": 1e-4, "kl_weight": 0.1, "max_grad_norm": 1e9, **changes}
+    common = {
+        "sample_batch_size": 8,
+        "ratio_check": 1e-4,
+        "kl_weight": 0.1,
+        "max_grad_norm": 1e9,
+        **changes,
+    }
     at_once = recorded(module(train_batch_size=8, **common), size=8).gradients
     in_steps = recorded(module(train_batch_size=1, **common), size=8).gradients
     scale = max(gradient.abs().max() for gradient in at_once.values())
@@ -118,7 +135,10 @@ def test_adapter_off_is_the_base_bitwise_after_training():
     conditioning = base.encode_prompts(batch.prompts)
     x, time = torch.randn(4, 2, 8), torch.full((4,), 0.5)
     with torch.no_grad():
-        wanted, adapted = base.predict(x, time, conditioning), ddpo.backbone.predict(x, time, conditioning)
+        wanted, adapted = (
+            base.predict(x, time, conditioning),
+            ddpo.backbone.predict(x, time, conditioning),
+        )
         with reference(ddpo.backbone):
             off = ddpo.backbone.predict(x, time, conditioning)
     assert torch.equal(off, wanted) and not torch.equal(adapted, wanted)

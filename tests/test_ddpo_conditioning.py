@@ -1,7 +1,8 @@
-"""Whatever is swapped, lent or rounded between rollout and update stops a run before anything is learned.
+"""Whatever is swapped, lent or rounded between rollout and update stops a run before anything is
+learned.
 
-The checks that a reinforcement learner of diffusion models should have, and where each is held here (numbers of the literature
-notes; DDPO only):
+The checks that a reinforcement learner of diffusion models should have, and where each is held here
+(numbers of the literature notes; DDPO only):
 
  1 steps equal diffusers            test_diffusion: test_step_equals_diffusers_ddim, ..._first_order_..., test_tango_ddpm_...
  2 log-probability is the Normal's  test_log_prob: test_log_prob_equals_torch_normal; test_sampling: test_steps_without_noise_...;
@@ -59,9 +60,19 @@ STREAMS = {"audioldm2": ("loa_BLD", "t5_BLD", "t5_mask_BL"), "tango": ("tokens_B
 
 
 def run(backbone, change=lambda trajectory: trajectory, **changes):
-    """One round of three different prompts, the trajectory changed before the update; (module, what the round logged)."""
-    sizes = {"sample_batch_size": 3, "train_batch_size": 3, "advantage": "batch", "guidance_scale": 3.5}
-    ddpo, recorder = module(backbone=backbone, reward=Level(), sample_steps=4, **{**sizes, **changes}), Recorder()
+    """One round of three different prompts, the trajectory changed before the update; (module, what
+    the round logged).
+    """
+    sizes = {
+        "sample_batch_size": 3,
+        "train_batch_size": 3,
+        "advantage": "batch",
+        "guidance_scale": 3.5,
+    }
+    ddpo, recorder = (
+        module(backbone=backbone, reward=Level(), sample_steps=4, **{**sizes, **changes}),
+        Recorder(),
+    )
     update = ddpo._update
     ddpo._update = lambda batch, trajectory, *rest: update(batch, change(trajectory), *rest)
     trainer(1, callbacks=[recorder]).fit(ddpo, Given(PromptBatch(PROMPTS, (0, 0, 0))))
@@ -80,27 +91,47 @@ def lent(side: str, stream: str):
 
 
 def swapped(trajectory):
-    return dataclasses.replace(trajectory, conditioning=trajectory.negative, negative=trajectory.conditioning)
+    return dataclasses.replace(
+        trajectory, conditioning=trajectory.negative, negative=trajectory.conditioning
+    )
 
 
-CASES = [(kind, side, stream) for kind in MODELS for side in ("conditioning", "negative") for stream in STREAMS[kind]]
+CASES = [
+    (kind, side, stream)
+    for kind in MODELS
+    for side in ("conditioning", "negative")
+    for stream in STREAMS[kind]
+]
 
 
-@pytest.mark.parametrize(("kind", "side", "stream"), [*CASES, *((kind, "halves", "") for kind in MODELS)])
+@pytest.mark.parametrize(
+    ("kind", "side", "stream"), [*CASES, *((kind, "halves", "") for kind in MODELS)]
+)
 def test_any_stream_of_another_sample_and_swapped_halves_stop_the_run(kind, side, stream):
     backbone = MODELS[kind]()
     assert set(STREAMS[kind]) == set(backbone.encode_prompts(PROMPTS).streams)
-    with pytest.raises(ValueError, match=r"importance ratio must be 1 within 1e-06.*conditioning of other prompts, swapped"):
+    with pytest.raises(
+        ValueError,
+        match=r"importance ratio must be 1 within 1e-06.*conditioning of other prompts, swapped",
+    ):
         run(backbone, swapped if side == "halves" else lent(side, stream))
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_precision(kind):
     _, full = run(MODELS[kind](), clip_range=1e-4)
-    assert abs(full["ratio/min"] - 1) <= 1e-6 and abs(full["ratio/max"] - 1) <= 1e-6 and full["grad_norm"] > 0
+    assert (
+        abs(full["ratio/min"] - 1) <= 1e-6
+        and abs(full["ratio/max"] - 1) <= 1e-6
+        and full["grad_norm"] > 0
+    )
     half = MODELS[kind]().to(torch.bfloat16)
     ddpo, metrics = run(half, clip_range=1e-4, ratio_check=1e-4)
-    assert abs(metrics["ratio/min"] - 1) <= 1e-4 and abs(metrics["ratio/max"] - 1) <= 1e-4 and metrics["grad_norm"] > 0
+    assert (
+        abs(metrics["ratio/min"] - 1) <= 1e-4
+        and abs(metrics["ratio/max"] - 1) <= 1e-4
+        and metrics["grad_norm"] > 0
+    )
     assert {p.dtype for p in ddpo.trainable().values()} == {torch.float32}
     assert next(ddpo.backbone.denoiser.parameters()).dtype == torch.bfloat16
 
@@ -114,9 +145,15 @@ def test_unequal_batch_shapes_do_not_stop_a_correct_run(kind):
     assert metrics["grad_norm"] > 0
 
 
-@pytest.mark.parametrize(("sizes", "off", "is_stopped"), [
-    ((3, 1), 5e-6, False), ((3, 1), 2e-5, True), ((3, 3), 5e-6, True), ((3, 3), 0.0, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sizes", "off", "is_stopped"),
+    [
+        ((3, 1), 5e-6, False),
+        ((3, 1), 2e-5, True),
+        ((3, 3), 5e-6, True),
+        ((3, 3), 0.0, False),
+    ],
+)
 def test_what_unequal_shapes_may_be_off_by_is_refused_at_equal_ones(sizes, off, is_stopped):
     def shifted(trajectory):
         return dataclasses.replace(trajectory, log_prob_SB=trajectory.log_prob_SB - off)
@@ -140,16 +177,26 @@ def test_log_probabilities_of_the_papers_settings_are_finite(kind, steps):
     path, sampler = SCHEDULES[kind], Sampler(steps)
     generators = [noise_generator(0, 0, "p", i) for i in range(2)]
     empty = Conditioning({"none": torch.zeros(2)})
-    found = rollout(lambda x, t, c: x, path, sampler, [PROMPTS[0]] * 2, empty, None, (8, 4), generators)
+    found = rollout(
+        lambda x, t, c: x, path, sampler, [PROMPTS[0]] * 2, empty, None, (8, 4), generators
+    )
     for window in (None, (0, min(20, steps - 1)), (max(0, steps - 21), steps - 1)):
         trained = trainable_steps(step_stds(path, sampler), window, skip_last_step=True)
-        assert found.log_prob_SB[trained].isfinite().all() and (found.std_S[trained] > 0).all() and steps - 1 not in trained
+        assert (
+            found.log_prob_SB[trained].isfinite().all()
+            and (found.std_S[trained] > 0).all()
+            and steps - 1 not in trained
+        )
 
 
 @pytest.mark.parametrize("stored", ["latents_SB", "log_prob_SB"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["network-float32", "network-bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=["network-float32", "network-bfloat16"]
+)
 def test_a_trajectory_that_is_stored_in_half_precision_stops_the_run(monkeypatch, stored, dtype):
-    """Sampled in float32, kept in bfloat16 (as published code does): the ratio is off long before anything was learned."""
+    """Sampled in float32, kept in bfloat16 (as published code does): the ratio is off long before
+    anything was learned.
+    """
 
     def rounded(*given, **settings):
         trajectory = rollout(*given, **settings)
@@ -158,6 +205,8 @@ def test_a_trajectory_that_is_stored_in_half_precision_stops_the_run(monkeypatch
     monkeypatch.setattr(rollouts, "rollout", rounded)
     ddpo = module(backbone=ToyBackbone(dtype=dtype), clip_range=1e-4)
     before = weights(ddpo)
-    with pytest.raises(ValueError, match="before the first update the importance ratio must be 1 within"):
+    with pytest.raises(
+        ValueError, match="before the first update the importance ratio must be 1 within"
+    ):
         fitted(ddpo)
     assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())

@@ -24,13 +24,17 @@ def toy():
 def test_activations_are_equal_at_10_50_and_200_steps(toy):
     rows = [measure(toy, steps, samples=1, live=False) for steps in (10, 50, 200)]
     assert growth(rows) <= 0.01
-    assert rows[1].reference > 4.5 * rows[0].reference and rows[2].reference > 18 * rows[0].reference
+    assert (
+        rows[1].reference > 4.5 * rows[0].reference and rows[2].reference > 18 * rows[0].reference
+    )
     assert rows[0].reference > 8 * rows[0].ours  # the count does see graphs that stay alive
 
 
 def test_what_an_update_makes_does_not_grow_with_the_steps(toy):
     few, many = measure(toy, 3), measure(toy, 30)  # also not by a copy of the latents
-    assert many.ours_live - few.ours_live < 27 * 2 * 20 < (many.latents - few.latents) / 2  # ratios and log-probabilities
+    assert (
+        many.ours_live - few.ours_live < 27 * 2 * 20 < (many.latents - few.latents) / 2
+    )  # ratios and log-probabilities
     assert many.reference_live > 5 * few.reference_live
 
 
@@ -40,12 +44,22 @@ def test_activations_of_the_real_class_are_flat():
     add_lora(backbone, 2, targets="cross")
     one, three = (measure(backbone, steps, samples=1, live=False) for steps in (1, 3))
     assert growth([one, three]) <= 0.01 and three.reference > 2.8 * one.reference
-    assert one.latents == 3 * 8 * 26 * 16 * 4  # before, between and after two steps, of which one is trained
+    assert (
+        one.latents == 3 * 8 * 26 * 16 * 4
+    )  # before, between and after two steps, of which one is trained
 
 
 def test_growth_is_the_worst_of_all_models():
-    rows = [ddpo_memory.Memory(name, steps, ours, 1, 1, 1, 1) for name, steps, ours in
-            (("a", 10, 100), ("a", 50, 100), ("b", 10, 10), ("b", 50, 12), ("b", 200, 11))]  # fmt: skip
+    rows = [
+        ddpo_memory.Memory(name, steps, ours, 1, 1, 1, 1)
+        for name, steps, ours in (
+            ("a", 10, 100),
+            ("a", 50, 100),
+            ("b", 10, 10),
+            ("b", 50, 12),
+            ("b", 200, 11),
+        )
+    ]
     assert growth(rows) == pytest.approx(0.2)
 
 
@@ -72,7 +86,9 @@ def test_storages_are_counted_once_while_they_live(fake):
 def test_what_autograd_holds_is_counted_until_it_lets_go():
     weight, x = torch.nn.Linear(10, 10, bias=False), torch.ones(1, 10, requires_grad=True)
     with peak_saved_bytes(weight) as saved:
-        loss = (weight(x) ** 2).sum()  # x for the weight, the layer's output for the square; the weight does not count
+        loss = (
+            weight(x) ** 2
+        ).sum()  # x for the weight, the layer's output for the square; the weight does not count
         assert saved() == 80
         loss.backward()
         (weight(x) ** 2).sum().backward()
@@ -83,12 +99,21 @@ def test_what_autograd_holds_is_counted_until_it_lets_go():
 
 @pytest.mark.parametrize("size", ["base", pytest.param("large", marks=pytest.mark.slow)])
 def test_full_size_keeps_at_most_a_fifth_of_a_gibibyte(size):
-    assert 0.1 * 2**30 < audioldm2_memory.measure(size, 10.0, True, False) <= audioldm2_memory.KEPT_LIMIT == 0.2 * 2**30
+    assert (
+        0.1 * 2**30
+        < audioldm2_memory.measure(size, 10.0, True, False)
+        <= audioldm2_memory.KEPT_LIMIT
+        == 0.2 * 2**30
+    )
 
 
 def test_the_peak_holds_what_is_kept_and_checkpointing_lowers_both():
     plain, less = (audioldm2_memory.activations("tiny", 2.0, on) for on in (False, True))
-    assert plain.kept < plain.peak and less.kept < less.peak < 0.7 * plain.peak and less.kept < 0.4 * plain.kept
+    assert (
+        plain.kept < plain.peak
+        and less.kept < less.peak < 0.7 * plain.peak
+        and less.kept < 0.4 * plain.kept
+    )
 
 
 def test_latents_of_a_round():
@@ -99,7 +124,9 @@ def test_the_benchmark_writes_its_table_and_its_picture(tmp_path, capsys, monkey
     monkeypatch.setattr(ddpo_memory, "models", lambda: {"toy": toy})
     ddpo_memory.main(["--steps", "2", "5", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "memory.json").read_text())
-    assert [row["steps"] for row in rows] == [2, 5] and (tmp_path / "memory.png").stat().st_size > 5000
+    assert [row["steps"] for row in rows] == [2, 5] and (
+        tmp_path / "memory.png"
+    ).stat().st_size > 5000
     assert capsys.readouterr().out.count("| toy |") == 2
     monkeypatch.setattr(ddpo_memory, "TOLERANCE", -1.0)
     with pytest.raises(SystemExit, match="memory grows"):

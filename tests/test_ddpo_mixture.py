@@ -1,4 +1,6 @@
-"""The whole DDPO module on a problem whose answer is known: four modes in the plane, the reward wants one of them."""
+"""The whole DDPO module on a problem whose answer is known: four modes in the plane, the reward
+wants one of them.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ SAMPLES = 256
 
 
 class Mixture(nn.Module):
-    """The exact denoiser of the mixture, plus a small network that starts at zero and is all that learns."""
+    """The exact denoiser of the mixture, plus a small network that starts at zero and is all that
+    learns.
+    """
 
     sample_rate_hz, channels = 2, 1
 
@@ -33,9 +37,15 @@ class Mixture(nn.Module):
     def predict(self, x, time_B, conditioning):
         alpha, sigma = (value[:, None] for value in self.path.coefficients(time_B))
         variance = alpha**2 * SPREAD**2 + sigma**2
-        weights = torch.softmax(-((x[:, None] - alpha[:, None] * MODES) ** 2).sum(-1) / (2 * variance), dim=1)
-        posterior = MODES + (alpha * SPREAD**2 / variance)[:, None] * (x[:, None] - alpha[:, None] * MODES)
-        return (weights[:, :, None] * posterior).sum(1) + self.denoiser(torch.cat([x, time_B[:, None] / 1000], dim=1))
+        weights = torch.softmax(
+            -((x[:, None] - alpha[:, None] * MODES) ** 2).sum(-1) / (2 * variance), dim=1
+        )
+        posterior = MODES + (alpha * SPREAD**2 / variance)[:, None] * (
+            x[:, None] - alpha[:, None] * MODES
+        )
+        return (weights[:, :, None] * posterior).sum(1) + self.denoiser(
+            torch.cat([x, time_B[:, None] / 1000], dim=1)
+        )
 
     def encode(self, wave_BCN):
         return wave_BCN[:, 0]
@@ -65,21 +75,38 @@ class OnePrompt:
 
     def __iter__(self):
         self.done += 1
-        yield PromptBatch((Prompt("p", "", seconds=1.0),) * SAMPLES, tuple(range(SAMPLES)), self.done - 1)
+        yield PromptBatch(
+            (Prompt("p", "", seconds=1.0),) * SAMPLES, tuple(range(SAMPLES)), self.done - 1
+        )
 
 
 @pytest.mark.parametrize(
-    "changes", [{"clip_range": 0.2}, {"clip_range": 1e-4, "updates_per_round": 2}], ids=["wide-clip", "narrow-clip"]
+    "changes",
+    [{"clip_range": 0.2}, {"clip_range": 1e-4, "updates_per_round": 2}],
+    ids=["wide-clip", "narrow-clip"],
 )
 def test_the_mixture_moves_to_the_rewarded_mode(changes):
     """From about -5.8 to above -0.5 in 60 rounds."""
     size = SAMPLES // changes.get("updates_per_round", 1)
-    settings = {"sample_steps": 10, "guidance_scale": 1.0, "lora_rank": 0, "learning_rate": 1e-2, "advantage": "batch",
-                "sample_batch_size": size, "train_batch_size": size, "max_grad_norm": 1e9, "weight_decay": 0.0}  # fmt: skip
+    settings = {
+        "sample_steps": 10,
+        "guidance_scale": 1.0,
+        "lora_rank": 0,
+        "learning_rate": 1e-2,
+        "advantage": "batch",
+        "sample_batch_size": size,
+        "train_batch_size": size,
+        "max_grad_norm": 1e9,
+        "weight_decay": 0.0,
+    }
     recorder = Recorder()
     run = trainer(60, callbacks=[recorder])
-    run.fit(module(backbone=Mixture(), reward=ToFirstMode(), **{**settings, **changes}), OnePrompt())
+    run.fit(
+        module(backbone=Mixture(), reward=ToFirstMode(), **{**settings, **changes}), OnePrompt()
+    )
     means = [metrics["reward/mean"] for metrics in recorder.rounds]
     assert means[0] < -5 and sum(means[-3:]) / 3 > -0.5, means[::10]
     if changes["clip_range"] < 0.1:
-        assert max(metrics["clip_fraction"] for metrics in recorder.rounds) > 0.1  # the narrow range does bite
+        assert (
+            max(metrics["clip_fraction"] for metrics in recorder.rounds) > 0.1
+        )  # the narrow range does bite

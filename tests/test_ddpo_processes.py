@@ -1,4 +1,7 @@
-"""One round over two processes is the round of one process. This file is also what each of the two runs."""
+"""One round over two processes is the round of one process.
+
+This file is also what each of the two runs.
+"""
 
 import os
 import socket
@@ -23,9 +26,16 @@ def one_of_two_ranks(folder: str, rank: int) -> None:
     own, recorder = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0), Recorder()
     ddpo = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD)
     samples = AudioSamples(f"{folder}/audio", count=2)  # played by the first process alone
-    run = trainer(devices=2, strategy="ddp", callbacks=[recorder, samples], use_distributed_sampler=False)
+    run = trainer(
+        devices=2, strategy="ddp", callbacks=[recorder, samples], use_distributed_sampler=False
+    )
     run.fit(ddpo, Given(own), Given(own))
-    found = {"gradients": recorder.gradients, "weights": weights(ddpo), "metrics": recorder.rounds[0], "held_out": ddpo.held_out}
+    found = {
+        "gradients": recorder.gradients,
+        "weights": weights(ddpo),
+        "metrics": recorder.rounds[0],
+        "held_out": ddpo.held_out,
+    }
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -38,7 +48,8 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
     shared["PYTHONPATH"] = str(project_root)
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(rank)], env={**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+            [sys.executable, __file__, str(tmp_path), str(rank)],
+            env={**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
         )
         for rank in (0, 1)
     ]
@@ -51,8 +62,14 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
         assert torch.equal(first["gradients"][name], second["gradients"][name])
         torch.testing.assert_close(first["gradients"][name], gradient, rtol=0, atol=1e-6 * scale)
         assert torch.equal(first["weights"][name], second["weights"][name])
-        torch.testing.assert_close(first["weights"][name], weights(ddpo)[name], rtol=1e-6, atol=1e-6)
-    assert {path.name for path in (tmp_path / "audio").iterdir()} == {"before", "round_00001", "after"}
+        torch.testing.assert_close(
+            first["weights"][name], weights(ddpo)[name], rtol=1e-6, atol=1e-6
+        )
+    assert {path.name for path in (tmp_path / "audio").iterdir()} == {
+        "before",
+        "round_00001",
+        "after",
+    }
     assert first["held_out"] == pytest.approx(ddpo.held_out, rel=1e-6)
     for name in ("reward/mean", "reward/std", "reward/happy/mean", "latent_norm", "grad_norm"):
         assert first["metrics"][name] == pytest.approx(recorder.rounds[0][name], rel=1e-5)

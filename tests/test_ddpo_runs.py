@@ -11,7 +11,10 @@ from lightning_modules.schedules import decay_rate
 from zoo.types import RewardOutput
 
 
-@pytest.mark.parametrize("changes", [{"ema_decay": 0.9}, {"advantage": "group", "inner_epochs": 2, "train_step_share": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"ema_decay": 0.9}, {"advantage": "group", "inner_epochs": 2, "train_step_share": 0.5}],
+)
 def test_a_resumed_run_ends_with_bitwise_the_same_adapter(tmp_path, changes):
     whole = module(**changes)
     fitted(whole, epochs=4)
@@ -19,7 +22,9 @@ def test_a_resumed_run_ends_with_bitwise_the_same_adapter(tmp_path, changes):
     run = fitted(first, epochs=2, default_root_dir=tmp_path)
     run.save_checkpoint(tmp_path / "half.ckpt")
     state = torch.load(tmp_path / "half.ckpt", weights_only=True)
-    assert set(state["state_dict"]) == set(first.trainable()) and all("lora_" in name for name in state["state_dict"])
+    assert set(state["state_dict"]) == set(first.trainable()) and all(
+        "lora_" in name for name in state["state_dict"]
+    )
     torch.manual_seed(99)
     second = module(**changes)
     resumed = trainer(4)
@@ -32,7 +37,9 @@ def test_a_resumed_run_ends_with_bitwise_the_same_adapter(tmp_path, changes):
         assert all(torch.equal(a, b) for a, b in zip(whole.ema.average, second.ema.average))
 
 
-def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of_checkpoint(tmp_path):
+def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of_checkpoint(
+    tmp_path,
+):
     run = fitted(module(), epochs=1)
     run.save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="round 0, but round 1 is next"):
@@ -40,16 +47,26 @@ def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of
     with pytest.raises(ValueError, match="does not fit this run"):
         trainer(2).fit(module(lora_rank=3), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
     other = ToyBackbone(width=24)
-    with pytest.raises(ValueError, match="does not fit this run: .* trainable weights differ, first .*same backbone"):
+    with pytest.raises(
+        ValueError,
+        match="does not fit this run: .* trainable weights differ, first .*same backbone",
+    ):
         trainer(2).fit(module(backbone=other), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="ema_decay"):
         trainer(2).fit(module(ema_decay=0.5), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
     fitted(module(ema_decay=0.5)).save_checkpoint(tmp_path / "averaged.ckpt")
-    with pytest.raises(ValueError, match="does not fit this run: .*same backbone"):  # and not only its averages
+    with pytest.raises(
+        ValueError, match="does not fit this run: .*same backbone"
+    ):  # and not only its averages
         wider = module(ema_decay=0.5, backbone=ToyBackbone(width=24))
         trainer(2).fit(wider, Rounds(8, start=1), ckpt_path=tmp_path / "averaged.ckpt")
-    again = DDPO.load_from_checkpoint(tmp_path / "one.ckpt", backbone=ToyBackbone(), reward=ToyReward(), strict=False)
-    assert all(torch.equal(weights(run.lightning_module)[name], value) for name, value in weights(again).items())
+    again = DDPO.load_from_checkpoint(
+        tmp_path / "one.ckpt", backbone=ToyBackbone(), reward=ToyReward(), strict=False
+    )
+    assert all(
+        torch.equal(weights(run.lightning_module)[name], value)
+        for name, value in weights(again).items()
+    )
     with pytest.raises(ValueError, match="not of a DDPO run"):
         module().on_load_checkpoint({"state_dict": {}})
 
@@ -101,22 +118,35 @@ def test_bad_rewards_can_be_dropped_and_are_counted():
 
 
 def test_an_update_whose_samples_were_all_dropped_is_left_out():
-    ddpo = module(reward=Bad("nan"), on_bad_reward="drop", updates_per_round=8, train_batch_size=1, ema_decay=0.9)
-    assert fitted(ddpo).global_step == ddpo.ema.updates == 6  # momentum and weight decay learn nothing from no sample
+    ddpo = module(
+        reward=Bad("nan"),
+        on_bad_reward="drop",
+        updates_per_round=8,
+        train_batch_size=1,
+        ema_decay=0.9,
+    )
+    assert (
+        fitted(ddpo).global_step == ddpo.ema.updates == 6
+    )  # momentum and weight decay learn nothing from no sample
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learned():
     ddpo = module()
     before = weights(ddpo)
     next(iter(ddpo.trainable().values())).register_hook(lambda gradient: gradient * torch.nan)
-    with pytest.raises(ValueError, match=r"the gradient is not finite \(its norm is nan\).*lower learning_rate"):
+    with pytest.raises(
+        ValueError, match=r"the gradient is not finite \(its norm is nan\).*lower learning_rate"
+    ):
         fitted(ddpo)
     assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
 
 
 def test_groups_of_one_sample_are_refused():
     for advantage in ("group", "group_global"):
-        with pytest.raises(ValueError, match=f"advantage={advantage} compares the samples of a prompt.*data.repeats"):
+        with pytest.raises(
+            ValueError,
+            match=f"advantage={advantage} compares the samples of a prompt.*data.repeats",
+        ):
             trainer().fit(module(advantage=advantage), Given(prompt_round(8, repeats=1)))
 
 
@@ -127,7 +157,9 @@ def test_masks_of_their_own_go_with_their_samples_whatever_the_batch_size(size):
             heard_B = torch.tensor([4 + int(prompt.id[1:]) for prompt in prompts])
             return torch.arange(8) < heard_B[:, None, None]
 
-    row = recorded(module(backbone=Masked(), sample_batch_size=size, train_batch_size=size, learning_rate=1e-9)).rounds[0]
+    row = recorded(
+        module(backbone=Masked(), sample_batch_size=size, train_batch_size=size, learning_rate=1e-9)
+    ).rounds[0]
     assert abs(row["ratio/min"] - 1) <= 1e-6 and abs(row["ratio/max"] - 1) <= 1e-6
 
 
@@ -136,11 +168,21 @@ def test_dropping_a_sample_equals_a_round_without_it():
         def __iter__(self):
             batch = prompt_round(8)
             kept = [i for i, prompt in enumerate(batch.prompts) if prompt.id != "p1"]
-            yield PromptBatch(tuple(batch.prompts[i] for i in kept), tuple(batch.sample_index[i] for i in kept), 0)
+            yield PromptBatch(
+                tuple(batch.prompts[i] for i in kept), tuple(batch.sample_index[i] for i in kept), 0
+            )
 
-    common = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "advantage": "batch", "sample_batch_size": 1, "train_batch_size": 1}
+    common = {
+        "ratio_check": 1e-4,
+        "max_grad_norm": 1e9,
+        "advantage": "batch",
+        "sample_batch_size": 1,
+        "train_batch_size": 1,
+    }
     dropped, absent = Recorder(), Recorder()
-    trainer(callbacks=[dropped]).fit(module(reward=Bad("nan"), on_bad_reward="drop", **common), Rounds(8))
+    trainer(callbacks=[dropped]).fit(
+        module(reward=Bad("nan"), on_bad_reward="drop", **common), Rounds(8)
+    )
     trainer(callbacks=[absent]).fit(module(**common), Without(8))
     for name, gradient in absent.gradients.items():
         torch.testing.assert_close(dropped.gradients[name], gradient, rtol=1e-4, atol=1e-7)
@@ -194,7 +236,9 @@ def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monk
     from lightning_modules import policy_update
 
     scoring = policy_update.step_log_prob
-    monkeypatch.setattr(policy_update, "step_log_prob", lambda *a: (scored.extend(a[4].tolist()), scoring(*a))[1])
+    monkeypatch.setattr(
+        policy_update, "step_log_prob", lambda *a: (scored.extend(a[4].tolist()), scoring(*a))[1]
+    )
     fitted(module(train_steps=(1, 3)))
     assert set(scored) == {1, 2} and len(scored) == 16
     scored.clear()
@@ -218,13 +262,19 @@ def test_gradients_are_clipped_by_the_module():
     def step(self, closure=None):
         if closure is not None:
             closure()
-        seen.append(torch.stack([p.grad.norm() for group in self.param_groups for p in group["params"]]).norm().item())
+        seen.append(
+            torch.stack([p.grad.norm() for group in self.param_groups for p in group["params"]])
+            .norm()
+            .item()
+        )
         return optimizer_step(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)
         recorder = recorded(ddpo)
-    assert seen and seen[0] == pytest.approx(1e-3, rel=1e-3) and recorder.rounds[0]["grad_norm"] > 1e-2
+    assert (
+        seen and seen[0] == pytest.approx(1e-3, rel=1e-3) and recorder.rounds[0]["grad_norm"] > 1e-2
+    )
 
 
 def test_the_learning_rate_falls_linearly_to_a_tenth_whatever_round_a_run_resumes_at():
@@ -251,9 +301,20 @@ def test_evaluation_is_repeatable_logs_each_class_and_uses_averaged_weights():
     ddpo = module(ema_decay=0.9, eval_sample_steps=3, eval_guidance_scale=1.0, eval_eta=0.0)
     recorder = recorded(ddpo, val=Given(prompt_round(6, repeats=1)))
     metrics = recorder.rounds[0] | ddpo.held_out
-    assert {"held_out/mean", "held_out/std", "held_out/happy/mean", "held_out/sad/std"} <= set(ddpo.held_out)
-    assert {"reward/mean", "reward/happy/std", "reward_part/level", "latent_norm", "seconds/sampling", "seconds/reward",
-            "seconds/update", "learning_rate", "round"} <= set(metrics)  # fmt: skip
+    assert {"held_out/mean", "held_out/std", "held_out/happy/mean", "held_out/sad/std"} <= set(
+        ddpo.held_out
+    )
+    assert {
+        "reward/mean",
+        "reward/happy/std",
+        "reward_part/level",
+        "latent_norm",
+        "seconds/sampling",
+        "seconds/reward",
+        "seconds/update",
+        "learning_rate",
+        "round",
+    } <= set(metrics)
     first, second = (ddpo.evaluate(prompt_round(6, repeats=1)) for _ in range(2))
     assert torch.equal(first.wave_BCN, second.wave_BCN) and first.wave_BCN.shape == (6, 1, 8)
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""The reference's schedule, restated: it learns the same from the same samples, in its own order of work; the speed benchmark."""
+"""The reference's schedule, restated: it learns the same from the same samples, in its own order of
+work; the speed benchmark.
+"""
 
 import json
 from dataclasses import replace
@@ -31,22 +33,42 @@ def restated(ddpo, schedule, batch, step=None):
         steps.append([parameter.grad.clone() for parameter in parameters])
 
     generator = torch.Generator().manual_seed(0)
-    updated(ddpo.backbone, sampler, samples, schedule, optimizer, parameters, 0.1, generator, Phases(), record)
+    updated(
+        ddpo.backbone,
+        sampler,
+        samples,
+        schedule,
+        optimizer,
+        parameters,
+        0.1,
+        generator,
+        Phases(),
+        record,
+    )
     return samples, steps
 
 
 @pytest.fixture(scope="module")
 def by_ddpo():
-    """DDPO's gradient of a round of four samples, both branches of guidance trained, by the same advantages."""
+    """DDPO's gradient of a round of four samples, both branches of guidance trained, by the same
+    advantages.
+    """
     recorder = Recorder()
-    ddpo = module(backbone=ToyBackbone(dtype=torch.float64), advantage="batch", max_grad_norm=1e9, skip_last_step=False)
+    ddpo = module(
+        backbone=ToyBackbone(dtype=torch.float64),
+        advantage="batch",
+        max_grad_norm=1e9,
+        skip_last_step=False,
+    )
     trainer(callbacks=[recorder]).fit(ddpo, Given(prompt_round(4)))
     return recorder
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_its_gradient_is_that_of_ddpo(schedule, by_ddpo):
-    ddpo = module(backbone=ToyBackbone(dtype=torch.float64), advantage="batch", skip_last_step=False)
+    ddpo = module(
+        backbone=ToyBackbone(dtype=torch.float64), advantage="batch", skip_last_step=False
+    )
     _, steps = restated(ddpo, schedule, prompt_round(4))
     scale = max(gradient.abs().max() for gradient in by_ddpo.gradients.values()).item()
     assert len(steps) == 1 and scale > 0
@@ -57,7 +79,9 @@ def test_its_gradient_is_that_of_ddpo(schedule, by_ddpo):
 def test_one_sample_an_update_takes_as_many_steps_as_samples():
     ddpo = module(advantage="batch")
     samples, steps = restated(ddpo, Schedule(), prompt_round(6))
-    assert len(steps) == 6 and samples.latents_SB.shape[:2] == (6, 6) and samples.score_B.shape == (6,)
+    assert (
+        len(steps) == 6 and samples.latents_SB.shape[:2] == (6, 6) and samples.score_B.shape == (6,)
+    )
     batched, _ = restated(ddpo, Schedule(rows=3, per_update=3), prompt_round(6))
     torch.testing.assert_close(samples.latents_SB, batched.latents_SB, rtol=0, atol=1e-5)
     torch.testing.assert_close(samples.score_B, batched.score_B, rtol=0, atol=1e-5)
@@ -65,7 +89,9 @@ def test_one_sample_an_update_takes_as_many_steps_as_samples():
 
 def test_a_detached_branch_gives_another_gradient_of_the_same_samples():
     ddpo = module(backbone=ToyBackbone(dtype=torch.float64), advantage="batch")
-    (samples, [both]), (same, [one]) = (restated(ddpo, Schedule(per_update=4, detach=d), prompt_round(4)) for d in (False, True))
+    (samples, [both]), (same, [one]) = (
+        restated(ddpo, Schedule(per_update=4, detach=d), prompt_round(4)) for d in (False, True)
+    )
     torch.testing.assert_close(samples.latents_SB, same.latents_SB, rtol=0, atol=1e-5)
     assert any(not torch.allclose(a, b, rtol=1e-3, atol=0) for a, b in zip(both, one, strict=True))
 
@@ -73,7 +99,9 @@ def test_a_detached_branch_gives_another_gradient_of_the_same_samples():
 def test_texts_are_encoded_for_each_sample_or_once(monkeypatch):
     ddpo, asked = module(advantage="batch"), []
     real = ddpo.backbone.encode_prompts
-    monkeypatch.setattr(ddpo.backbone, "encode_prompts", lambda prompts: asked.append(len(prompts)) or real(prompts))
+    monkeypatch.setattr(
+        ddpo.backbone, "encode_prompts", lambda prompts: asked.append(len(prompts)) or real(prompts)
+    )
     restated(ddpo, Schedule(), prompt_round(6))
     assert asked == [1] * 12  # a prompt and its negative for each of six samples
     asked.clear()
@@ -89,14 +117,33 @@ class Loudness:
 
 
 def test_the_benchmark_at_toy_size(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ddpo_speed.zoo, "load", lambda name: {"embedded/music": ToyBackbone(), "embedded/mood": Loudness()}[name])
-    ddpo_speed.main(["--samples", "4", "--rows", "2", "--steps", "3", "--repeats", "2", "--out", str(tmp_path)])
+    monkeypatch.setattr(
+        ddpo_speed.zoo,
+        "load",
+        lambda name: {"embedded/music": ToyBackbone(), "embedded/mood": Loudness()}[name],
+    )
+    ddpo_speed.main(
+        ["--samples", "4", "--rows", "2", "--steps", "3", "--repeats", "2", "--out", str(tmp_path)]
+    )
     said, record = capsys.readouterr().out, json.loads((tmp_path / "speed.json").read_text())
     names = list(record["turns"])
-    assert names[0] == "reference" and names[-2:] == [ddpo_speed.OURS, ddpo_speed.HALF] and len(names) == 8
-    assert all(len(turns) == 2 and all(turn["seconds"] > 0 for turn in turns) for turns in record["turns"].values())
-    assert {"texts", "rollout", "decoding", "waiting for the reward", "update"} == set(record["turns"]["reference"][0]["phases"])
-    assert "| reference |" in said and f"| {ddpo_speed.OURS} |" in said and (tmp_path / "speed.png").stat().st_size > 5000
+    assert (
+        names[0] == "reference"
+        and names[-2:] == [ddpo_speed.OURS, ddpo_speed.HALF]
+        and len(names) == 8
+    )
+    assert all(
+        len(turns) == 2 and all(turn["seconds"] > 0 for turn in turns)
+        for turns in record["turns"].values()
+    )
+    assert {"texts", "rollout", "decoding", "waiting for the reward", "update"} == set(
+        record["turns"]["reference"][0]["phases"]
+    )
+    assert (
+        "| reference |" in said
+        and f"| {ddpo_speed.OURS} |" in said
+        and (tmp_path / "speed.png").stat().st_size > 5000
+    )
     with pytest.raises(SystemExit, match="no multiple"):
         ddpo_speed.main(["--samples", "5", "--rows", "2"])
 

@@ -1,4 +1,6 @@
-"""What the optimiser steps of a DDPO round learn from: their own gradients, without dropout; and how evaluation samples."""
+"""What the optimiser steps of a DDPO round learn from: their own gradients, without dropout; and
+how evaluation samples.
+"""
 
 import lightning as L
 import torch
@@ -22,7 +24,12 @@ def test_each_update_learns_from_its_own_half_of_the_round():
     found = []
     for updates in (1, 2):
         recorder = Gradients()
-        still = {"learning_rate": 1e-12, "weight_decay": 0.0, "max_grad_norm": 1e9, "kl_weight": 0.1}
+        still = {
+            "learning_rate": 1e-12,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1e9,
+            "kl_weight": 0.1,
+        }
         fitted(module(updates_per_round=updates, **still), epochs=2, callbacks=[recorder])
         found.append(recorder.steps)
     whole, halves = found

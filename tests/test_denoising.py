@@ -1,4 +1,6 @@
-"""Learning from clean audio: the objective, what learns, the averages, and that a resumed run is the same run."""
+"""Learning from clean audio: the objective, what learns, the averages, and that a resumed run is
+the same run.
+"""
 
 import dataclasses
 import math
@@ -27,7 +29,10 @@ SMALL = {
     "codec_encoder_depth": 1,
     "codec_decoder_depth": 1,
 }
-PROMPTS = tuple(Prompt(f"p{i}", text, seconds=0.256) for i, text in enumerate(["sad piano", "happy guitar", "angry harp"]))
+PROMPTS = tuple(
+    Prompt(f"p{i}", text, seconds=0.256)
+    for i, text in enumerate(["sad piano", "happy guitar", "angry harp"])
+)
 
 
 def module(**settings):
@@ -66,7 +71,13 @@ def trainer(folder, **settings):
 
 def fit_music(model, folder, epochs, checkpoint=None):
     music = MusicDataModule(
-        clips=6, val_clips=4, seconds=0.256, renderer="additive", workers=1, batch_size=2, batches_per_epoch=2
+        clips=6,
+        val_clips=4,
+        seconds=0.256,
+        renderer="additive",
+        workers=1,
+        batch_size=2,
+        batches_per_epoch=2,
     )
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -80,9 +91,13 @@ def fit_music(model, folder, epochs, checkpoint=None):
 def logged(monkeypatch):
     """Steps outside of a trainer log into this."""
     values = {}
-    monkeypatch.setattr(Denoising, "log", lambda self, name, value, **settings: values.update({name: value.item()}))
     monkeypatch.setattr(
-        Denoising, "log_dict", lambda self, many, **settings: values.update({k: v.item() for k, v in many.items()})
+        Denoising, "log", lambda self, name, value, **settings: values.update({name: value.item()})
+    )
+    monkeypatch.setattr(
+        Denoising,
+        "log_dict",
+        lambda self, many, **settings: values.update({k: v.item() for k, v in many.items()}),
     )
     return values
 
@@ -91,7 +106,9 @@ def gradients(model, batch):
     model.zero_grad()
     loss = model.training_step(batch, 0)
     loss.backward()
-    return loss.detach(), [None if p.grad is None else p.grad.clone() for p in model.backbone.parameters()]
+    return loss.detach(), [
+        None if p.grad is None else p.grad.clone() for p in model.backbone.parameters()
+    ]
 
 
 def stir(model):
@@ -119,10 +136,20 @@ def test_the_loss_falls_on_one_batch(logged):
 
 
 def test_the_untrained_network_is_off_by_its_target(logged):
-    model = module(condition_dropout=0.0)  # puts out zero, so the error is the mean square of v = alpha noise - sigma clean
-    loss = float(model.training_step(LatentBatch(torch.zeros(64, 32, 8), PROMPTS[:1] * 64), 0).detach())
-    uniform = torch.linspace(0, 1, 1001)  # clean is zero: E v^2 = alpha^2, whose mean over cosine angles is 1/2
-    expected = float(model.backbone.path.coefficients(model.backbone.path.sample_times(uniform))[0].square().mean())
+    model = module(
+        condition_dropout=0.0
+    )  # puts out zero, so the error is the mean square of v = alpha noise - sigma clean
+    loss = float(
+        model.training_step(LatentBatch(torch.zeros(64, 32, 8), PROMPTS[:1] * 64), 0).detach()
+    )
+    uniform = torch.linspace(
+        0, 1, 1001
+    )  # clean is zero: E v^2 = alpha^2, whose mean over cosine angles is 1/2
+    expected = float(
+        model.backbone.path.coefficients(model.backbone.path.sample_times(uniform))[0]
+        .square()
+        .mean()
+    )
     assert loss == pytest.approx(expected, abs=0.02)
 
 
@@ -136,8 +163,12 @@ def test_a_sample_of_weight_zero_teaches_nothing(logged):
     assert loss == changed and any(g is not None and g.any() for g in first)
     for one, two in zip(first, second, strict=True):
         assert one is None and two is None or torch.equal(one, two)
-    counted, third = gradients(model, dataclasses.replace(batch, latent_BCT=other, weight_B=torch.ones(3)))
-    assert counted != loss and any(a is not None and not torch.equal(a, b) for a, b in zip(first, third, strict=True))
+    counted, third = gradients(
+        model, dataclasses.replace(batch, latent_BCT=other, weight_B=torch.ones(3))
+    )
+    assert counted != loss and any(
+        a is not None and not torch.equal(a, b) for a, b in zip(first, third, strict=True)
+    )
 
 
 def test_the_loss_is_linear_in_the_weights(logged):
@@ -145,7 +176,9 @@ def test_the_loss_is_linear_in_the_weights(logged):
     plain = model.training_step(latents(), 0)
     assert torch.equal(model.training_step(latents([1.0, 1.0, 1.0]), 0), plain)
     torch.testing.assert_close(model.training_step(latents([2.0, 2.0, 2.0]), 0), 2 * plain)
-    single = sum(model.training_step(latents([float(i == j) for j in range(3)]), 0) for i in range(3))
+    single = sum(
+        model.training_step(latents([float(i == j) for j in range(3)]), 0) for i in range(3)
+    )
     torch.testing.assert_close(single, plain)
 
 
@@ -160,7 +193,9 @@ def test_dropped_conditions_keep_only_the_length(logged):
     prompts = tuple(dataclasses.replace(prompt, sources=(SourcePath(90.0),)) for prompt in PROMPTS)
     batch = dataclasses.replace(latents(), prompts=prompts)
     dropped = seen_prompts(module(condition_dropout=1 - 1e-9), batch)
-    assert [(p.id, p.text, p.sources, p.seconds) for p in dropped] == [(p.id, "", (), 0.256) for p in prompts]
+    assert [(p.id, p.text, p.sources, p.seconds) for p in dropped] == [
+        (p.id, "", (), 0.256) for p in prompts
+    ]
     assert seen_prompts(module(condition_dropout=0.0), batch) == list(prompts)
     many = LatentBatch(torch.zeros(400, 32, 1), PROMPTS[:1] * 400)
     assert 50 < sum(p.text == "" for p in seen_prompts(module(condition_dropout=0.25), many)) < 150
@@ -174,7 +209,9 @@ def test_min_snr_weighs_errors_by_their_time(logged):
     )
     loss = model.training_step(latents([1.0, 2.0, 3.0]), 0)
     expected = 0.0
-    for time, error, weight in zip(*(values.tolist() for values in seen[0]), [1.0, 2.0, 3.0], strict=True):
+    for time, error, weight in zip(
+        *(values.tolist() for values in seen[0]), [1.0, 2.0, 3.0], strict=True
+    ):
         snr = 1 / math.tan(math.pi * time / 2) ** 2
         expected += weight * min(snr, 5.0) / (snr + 1) * error / 3
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
@@ -193,7 +230,9 @@ def test_every_sample_meets_every_part_of_the_path(logged):
     """Stratified times: one in each part, but never in the order of the batch."""
     model, seen = module(), []
     errors = model._errors
-    model._errors = lambda clean, prompts, time_B, noise: seen.append(time_B) or errors(clean, prompts, time_B, noise)
+    model._errors = lambda clean, prompts, time_B, noise: (
+        seen.append(time_B) or errors(clean, prompts, time_B, noise)
+    )
     for step in range(40):
         model.training_step(latents(), step)
     parts = (torch.stack(seen) * 3).long()
@@ -213,7 +252,9 @@ def test_draws_differ_by_step_and_process(logged, monkeypatch):
 def test_each_validation_batch_has_noise_of_its_own_that_stays(logged):
     model, seen = module(), []
     errors = model._errors
-    model._errors = lambda clean, prompts, time_B, noise: seen.append(noise) or errors(clean, prompts, time_B, noise)
+    model._errors = lambda clean, prompts, time_B, noise: (
+        seen.append(noise) or errors(clean, prompts, time_B, noise)
+    )
     for batch_index in (0, 1, 0):
         model.validation_step(latents(), batch_index)
     right = seen[::2]
@@ -240,7 +281,9 @@ def test_audio_is_encoded_without_gradients(logged):
     audio = AudioBatch(0.1 * torch.randn(3, 2, 4096), 16_000, PROMPTS)
     latent = LatentBatch(model.backbone.encode(audio.wave_BCN).detach(), PROMPTS)
     assert torch.equal(model.training_step(audio, 0), model.training_step(latent, 0))
-    with pytest.raises(ValueError, match="data has 44100 Hz, the backbone 16000 Hz; set data.sample_rate_hz"):
+    with pytest.raises(
+        ValueError, match="data has 44100 Hz, the backbone 16000 Hz; set data.sample_rate_hz"
+    ):
         model.training_step(dataclasses.replace(audio, sample_rate_hz=44_100), 0)
     with pytest.raises(ValueError, match="stereo"):
         model.training_step(dataclasses.replace(audio, wave_BCN=audio.wave_BCN[:, :1]), 0)
@@ -249,7 +292,10 @@ def test_audio_is_encoded_without_gradients(logged):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trainable": ["denoisr"]}, "'denoisr', which is no part of TinyAudio; did you mean 'denoiser'"),
+        (
+            {"trainable": ["denoisr"]},
+            "'denoisr', which is no part of TinyAudio; did you mean 'denoiser'",
+        ),
         ({"trainable": ["channels"]}, "'channels', which is no part of TinyAudio"),
         ({"condition_dropout": 1.0}, r"share in \[0, 1\), got 1.0"),
         ({"warmup_steps": 0}, "warmup_steps must be at least 1"),
@@ -274,7 +320,9 @@ def test_validation_scores_the_averages_and_puts_the_weights_back(logged):
         model.validation_step(latents(), 0)
         silent = dict(logged)
         model.validation_step(latents(), 0)
-    assert silent["val/error"] == silent["val/error_shuffled"] == logged["val/error"]  # zero weights hear nothing
+    assert (
+        silent["val/error"] == silent["val/error_shuffled"] == logged["val/error"]
+    )  # zero weights hear nothing
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
@@ -291,7 +339,9 @@ def test_only_what_is_named_learns(tmp_path):
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     trainer(tmp_path, max_epochs=1).fit(model, Given(latents(), latents()))
     changed = {
-        name.split(".")[0] for name, tensor in model.backbone.state_dict().items() if not torch.equal(tensor, before[name])
+        name.split(".")[0]
+        for name, tensor in model.backbone.state_dict().items()
+        if not torch.equal(tensor, before[name])
     }
     assert changed == {"denoiser"}
 
@@ -301,7 +351,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     whole = module(condition_dropout=0.5)
     start = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     fit = fit_music(whole, tmp_path / "whole", 2)
-    assert fit.global_step == 4 and {"val/error", "val/error_shuffled", "train/loss"} <= set(fit.callback_metrics)
+    assert fit.global_step == 4 and {"val/error", "val/error_shuffled", "train/loss"} <= set(
+        fit.callback_metrics
+    )
 
     first = module(condition_dropout=0.5)
     first.load_state_dict(start)
@@ -318,7 +370,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         assert torch.equal(second.state_dict()[name], tensor), name
     for one, two in zip(whole.ema.average, second.ema.average, strict=True):
         assert torch.equal(one, two)
-    assert any(not torch.equal(average, p) for average, p in zip(whole.ema.average, whole.ema.parameters, strict=True))
+    assert any(
+        not torch.equal(average, p)
+        for average, p in zip(whole.ema.average, whole.ema.parameters, strict=True)
+    )
 
 
 def test_the_artefact_holds_the_averages_in_half_precision(tmp_path):
@@ -331,10 +386,14 @@ def test_the_artefact_holds_the_averages_in_half_precision(tmp_path):
     assert loaded.arguments == model.backbone.arguments and not loaded.training
     batch, time_B = latents(), torch.tensor([0.2, 0.5, 0.8])
     with torch.no_grad():
-        raw = model.backbone.predict(batch.latent_BCT, time_B, model.backbone.encode_prompts(PROMPTS))
+        raw = model.backbone.predict(
+            batch.latent_BCT, time_B, model.backbone.encode_prompts(PROMPTS)
+        )
         made = loaded.predict(batch.latent_BCT, time_B, loaded.encode_prompts(PROMPTS))
         with model.ema.swapped():
-            expected = model.backbone.predict(batch.latent_BCT, time_B, model.backbone.encode_prompts(PROMPTS))
+            expected = model.backbone.predict(
+                batch.latent_BCT, time_B, model.backbone.encode_prompts(PROMPTS)
+            )
             for name, tensor in model.backbone.state_dict().items():
                 assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
     torch.testing.assert_close(made, expected, atol=1e-2, rtol=1e-2)

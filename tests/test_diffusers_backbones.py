@@ -1,4 +1,6 @@
-"""What holds for every backbone around a diffusers network: adapters are peft's own, and checkpointing changes no gradient."""
+"""What holds for every backbone around a diffusers network: adapters are peft's own, and
+checkpointing changes no gradient.
+"""
 
 import copy
 
@@ -52,25 +54,35 @@ def plain_network(model):
 def test_our_adapter_on_the_plain_network(kind, model, tmp_path, targets):
     plain, predicting = plain_network(model), TOYS[kind].predicting
     before = latents(model.predict, model, PROMPTS)
-    torch.testing.assert_close(latents(predicting(plain), model, PROMPTS), before, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        latents(predicting(plain), model, PROMPTS), before, atol=1e-6, rtol=1e-6
+    )
     add_lora(model, rank=2, targets=targets)
     shaken(model.denoiser)
     ours = latents(model.predict, model, PROMPTS)
     save_adapter(model, tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter")
     assert (ours - before).abs().max() > 1e-3
-    torch.testing.assert_close(latents(predicting(theirs), model, PROMPTS), ours, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        latents(predicting(theirs), model, PROMPTS), ours, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_an_adapter_of_the_plain_network_on_ours(kind, model, tmp_path):
     plain = plain_network(model)
     before = latents(model.predict, model, PROMPTS)
-    made = shaken(get_peft_model(plain, LoraConfig(r=2, lora_alpha=4, target_modules=attention_linears(plain))))
+    made = shaken(
+        get_peft_model(
+            plain, LoraConfig(r=2, lora_alpha=4, target_modules=attention_linears(plain))
+        )
+    )
     made.save_pretrained(tmp_path / "adapter")
     load_adapter(model, tmp_path / "adapter")
     ours = latents(model.predict, model, PROMPTS)
     assert (ours - before).abs().max() > 1e-3
-    torch.testing.assert_close(ours, latents(TOYS[kind].predicting(made), model, PROMPTS), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        ours, latents(TOYS[kind].predicting(made), model, PROMPTS), atol=1e-6, rtol=1e-6
+    )
 
 
 def test_an_adapter_on_a_network_in_bfloat16_is_float32_and_comes_back(kind, model, tmp_path):
@@ -83,7 +95,9 @@ def test_an_adapter_on_a_network_in_bfloat16_is_float32_and_comes_back(kind, mod
     for network in (backbone.denoiser, again.denoiser):
         for name, parameter in network.named_parameters():
             assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
-    assert torch.equal(latents(backbone.predict, again, PROMPTS), latents(again.predict, again, PROMPTS))
+    assert torch.equal(
+        latents(backbone.predict, again, PROMPTS), latents(again.predict, again, PROMPTS)
+    )
 
 
 def test_checkpointing_keeps_outputs_and_gradients_and_saves_memory(kind, model):
@@ -91,8 +105,13 @@ def test_checkpointing_keeps_outputs_and_gradients_and_saves_memory(kind, model)
     add_lora(model, rank=2, targets="all", dropout=0.2)
     shaken(model.denoiser)
     model.train()
-    conditioning = Conditioning.cat([model.encode_prompts([p.as_negative() for p in PROMPTS]), model.encode_prompts(PROMPTS)])
-    x, time_B = torch.randn(6, *model.latent_shape(0.5)), model.path.sample_times(torch.linspace(0.1, 0.9, 6))
+    conditioning = Conditioning.cat(
+        [model.encode_prompts([p.as_negative() for p in PROMPTS]), model.encode_prompts(PROMPTS)]
+    )
+    x, time_B = (
+        torch.randn(6, *model.latent_shape(0.5)),
+        model.path.sample_times(torch.linspace(0.1, 0.9, 6)),
+    )
     found, kept = [], []
     for enabled in (False, True, False):
         model.set_checkpointing(enabled)
@@ -102,14 +121,23 @@ def test_checkpointing_keeps_outputs_and_gradients_and_saves_memory(kind, model)
             output = model.predict(x, time_B, conditioning)
         output.square().mean().backward()
         kept.append(saved())
-        found.append([output.detach(), *(p.grad.clone() for p in model.denoiser.parameters() if p.grad is not None)])
-    assert len(found[0]) > 1 and all(torch.equal(one, other) for one, other in zip(*found[:2], strict=True))
+        found.append(
+            [
+                output.detach(),
+                *(p.grad.clone() for p in model.denoiser.parameters() if p.grad is not None),
+            ]
+        )
+    assert len(found[0]) > 1 and all(
+        torch.equal(one, other) for one, other in zip(*found[:2], strict=True)
+    )
     assert 0 < kept[1] < 0.6 * kept[0] and kept[2] == kept[0]
 
 
 def test_only_the_denoiser_is_ever_in_train_mode(model):
     model.train()
-    trained = {name.split(".")[0] for name, module in model.named_modules() if name and module.training}
+    trained = {
+        name.split(".")[0] for name, module in model.named_modules() if name and module.training
+    }
     assert trained == {"denoiser"} and model.training
     model.eval()
     assert not any(module.training for module in model.modules())
@@ -133,12 +161,23 @@ def test_what_was_dropped_is_named_and_the_rest_goes_on(model):
     for side, wanted in zip(sides, before, strict=True):
         found = model.encode_prompts(side)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert not any(name.split(".")[0] in model.parts["text"] for name in model.state_dict()) and model.arguments is None
-    with pytest.raises(ValueError, match="the text encoders were dropped and 'a bird'.* was not encoded before; give all"):
+    assert (
+        not any(name.split(".")[0] in model.parts["text"] for name in model.state_dict())
+        and model.arguments is None
+    )
+    with pytest.raises(
+        ValueError,
+        match="the text encoders were dropped and 'a bird'.* was not encoded before; give all",
+    ):
         model.encode_prompts([Prompt("x", "a bird", "a roof")])
     shape = model.latent_shape(0.2)
     model.drop_decoder()
     assert model.latent_shape(0.2) == shape
-    for call, tensor in ((model.decode, torch.zeros(1, *shape)), (model.encode, torch.zeros(1, model.channels, 800))):
-        with pytest.raises(ValueError, match="autoencoder.* of this model w.* dropped; load it again"):
+    for call, tensor in (
+        (model.decode, torch.zeros(1, *shape)),
+        (model.encode, torch.zeros(1, model.channels, 800)),
+    ):
+        with pytest.raises(
+            ValueError, match="autoencoder.* of this model w.* dropped; load it again"
+        ):
             call(tensor)

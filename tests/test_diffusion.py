@@ -32,7 +32,9 @@ def test_discrete_times_are_leading_and_never_use_a_final_alpha_of_one() -> None
     assert path.times(10).tolist() == [901, 801, 701, 601, 501, 401, 301, 201, 101, 1, 0]
     assert path.times(19)[0] == 18 * 52 + 1
     assert path.times(10).dtype == torch.long
-    assert path.coefficients(torch.tensor([0]))[0].item() == pytest.approx(math.sqrt(1 - 0.0015), rel=1e-6)
+    assert path.coefficients(torch.tensor([0]))[0].item() == pytest.approx(
+        math.sqrt(1 - 0.0015), rel=1e-6
+    )
     assert VPDiscrete.from_betas(*AUDIOLDM2, steps_offset=0).times(10).tolist()[-2:] == [0, 0]
     assert "prediction='eps'" in repr(path)
 
@@ -90,7 +92,10 @@ def test_training_times_cover_the_path() -> None:
         (lambda: VPDiscrete([0.9, 1.0]), "between 0 and 1"),
         (lambda: VPDiscrete([0.9, 0.8, 0.7]).times(5), "do not fit into 3 training steps"),
         (lambda: PATHS["discrete-eps"].times(1000), "use fewer"),
-        (lambda: PATHS["discrete-eps"].coefficients(torch.tensor([1000])), r"whole number in \[0, 999\]"),
+        (
+            lambda: PATHS["discrete-eps"].coefficients(torch.tensor([1000])),
+            r"whole number in \[0, 999\]",
+        ),
         (lambda: PATHS["discrete-eps"].coefficients(torch.tensor([0.5])), "whole number"),
         (lambda: VPCosine().coefficients(torch.tensor([1.5])), r"lies in \[0, 1\]"),
         (lambda: Straight().times(0), "at least 1, got 0"),
@@ -110,14 +115,28 @@ def test_split_inverts_target(path: Path, prediction: str) -> None:
     clean, noise = randn(4, *SHAPE), randn(4, *SHAPE, seed=1)
     alpha, sigma = path.coefficients(torch.tensor([0.1, 0.4, 0.7, 0.95]))
     x = alpha[:, None, None] * clean + sigma[:, None, None] * noise
-    got_clean, got_noise = split(target(clean, noise, alpha, sigma, prediction), x, alpha, sigma, prediction)
-    assert torch.allclose(got_clean, clean, atol=2e-5) and torch.allclose(got_noise, noise, atol=2e-5)
+    got_clean, got_noise = split(
+        target(clean, noise, alpha, sigma, prediction), x, alpha, sigma, prediction
+    )
+    assert torch.allclose(got_clean, clean, atol=2e-5) and torch.allclose(
+        got_noise, noise, atol=2e-5
+    )
 
 
 def test_targets_by_hand() -> None:
-    clean, noise, alpha, sigma = torch.tensor([[2.0]]), torch.tensor([[10.0]]), torch.tensor([0.8]), torch.tensor([0.6])
-    values = {name: target(clean, noise, alpha, sigma, name).item() for name in ("eps", "v", "velocity", "x0")}
-    assert values == pytest.approx({"eps": 10.0, "v": 0.8 * 10 - 0.6 * 2, "velocity": 8.0, "x0": 2.0})
+    clean, noise, alpha, sigma = (
+        torch.tensor([[2.0]]),
+        torch.tensor([[10.0]]),
+        torch.tensor([0.8]),
+        torch.tensor([0.6]),
+    )
+    values = {
+        name: target(clean, noise, alpha, sigma, name).item()
+        for name in ("eps", "v", "velocity", "x0")
+    }
+    assert values == pytest.approx(
+        {"eps": 10.0, "v": 0.8 * 10 - 0.6 * 2, "velocity": 8.0, "x0": 2.0}
+    )
 
 
 def test_undetermined_predictions_are_refused() -> None:
@@ -134,21 +153,39 @@ def test_undetermined_predictions_are_refused() -> None:
 
 
 @pytest.mark.parametrize("steps", [10, 19, 50])
-@pytest.mark.parametrize(("betas", "prediction", "name"), [(AUDIOLDM2, "eps", "epsilon"), (TANGO, "v", "v_prediction")])
-def test_step_equals_diffusers_ddim(steps: int, betas: tuple[float, float], prediction: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("betas", "prediction", "name"), [(AUDIOLDM2, "eps", "epsilon"), (TANGO, "v", "v_prediction")]
+)
+def test_step_equals_diffusers_ddim(
+    steps: int, betas: tuple[float, float], prediction: str, name: str
+) -> None:
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(
-        beta_start=betas[0], beta_end=betas[1], beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=name,
-    )  # fmt: skip
+        beta_start=betas[0],
+        beta_end=betas[1],
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=name,
+    )
     scheduler.set_timesteps(steps)
     path = VPDiscrete.from_betas(*betas, prediction)
     times = path.times(steps)
     assert torch.equal(times[:-1], scheduler.timesteps)
-    x, output, noise = randn(steps, *SHAPE), randn(steps, *SHAPE, seed=1), randn(steps, *SHAPE, seed=2)
+    x, output, noise = (
+        randn(steps, *SHAPE),
+        randn(steps, *SHAPE, seed=1),
+        randn(steps, *SHAPE, seed=2),
+    )
     mean, std = gaussian_step(
-        x, output, *path.coefficients(times[:-1]), *path.coefficients(times[1:]), prediction=prediction, eta=1.0
+        x,
+        output,
+        *path.coefficients(times[:-1]),
+        *path.coefficients(times[1:]),
+        prediction=prediction,
+        eta=1.0,
     )
     ours = mean + std[:, None, None] * noise  # all steps in one batch, each row at another time
     for i, t in enumerate(scheduler.timesteps):
@@ -161,23 +198,43 @@ def test_step_equals_diffusers_first_order_cosine_sde(steps: int) -> None:
     from diffusers import CosineDPMSolverMultistepScheduler
 
     scheduler = CosineDPMSolverMultistepScheduler(
-        sigma_min=0.3, sigma_max=500, solver_order=1, prediction_type="v_prediction", sigma_data=1.0, sigma_schedule="exponential"
+        sigma_min=0.3,
+        sigma_max=500,
+        solver_order=1,
+        prediction_type="v_prediction",
+        sigma_data=1.0,
+        sigma_schedule="exponential",
     )
     scheduler.set_timesteps(steps)
     path = VPCosine("v", spacing="exponential", sigma_min=0.3, sigma_max=500)
     times = path.times(steps)
     assert torch.allclose(times[:-1].float(), scheduler.timesteps, rtol=1e-6)
     sigmas = scheduler.sigmas.double()
-    # float32 exp() in the scheduler's grid is off by up to 1e-6, so its own sigmas are used for the step
+    # float32 exp() in the scheduler's grid is off by up to 1e-6, so its own sigmas are used for the
+    # step
     assert torch.allclose(torch.tan(times[:-1] * math.pi / 2), sigmas[:-1], rtol=2e-6)
     times = torch.atan(sigmas) * 2 / math.pi
     for i in range(steps):
-        noise, output, x = randn(1, *SHAPE, seed=3 * i), randn(1, *SHAPE, seed=3 * i + 1), randn(1, *SHAPE, seed=3 * i + 2)
+        noise, output, x = (
+            randn(1, *SHAPE, seed=3 * i),
+            randn(1, *SHAPE, seed=3 * i + 1),
+            randn(1, *SHAPE, seed=3 * i + 2),
+        )
         scheduler.noise_sampler = lambda sigma, sigma_next, noise=noise: noise
         scale, scale_next = (1 + sigmas[i] ** 2).sqrt(), (1 + sigmas[i + 1] ** 2).sqrt()
-        theirs = scheduler.step(output, scheduler.timesteps[i], (x.double() * scale).float()).prev_sample.double() / scale_next
+        theirs = (
+            scheduler.step(
+                output, scheduler.timesteps[i], (x.double() * scale).float()
+            ).prev_sample.double()
+            / scale_next
+        )
         mean, std = gaussian_step(
-            x, output, *path.coefficients(times[i : i + 1]), *path.coefficients(times[i + 1 : i + 2]), prediction="v", eta=1.0
+            x,
+            output,
+            *path.coefficients(times[i : i + 1]),
+            *path.coefficients(times[i + 1 : i + 2]),
+            prediction="v",
+            eta=1.0,
         )
         ours = mean + std.reshape(-1, 1, 1) * noise
         assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max(), i
@@ -188,17 +245,30 @@ def test_tango_ddpm_step_equals_ours_but_for_the_last() -> None:
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(
-        beta_start=TANGO[0], beta_end=TANGO[1], beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
-        timestep_spacing="leading", prediction_type="v_prediction", variance_type="fixed_small",
-    )  # fmt: skip
+        beta_start=TANGO[0],
+        beta_end=TANGO[1],
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type="v_prediction",
+        variance_type="fixed_small",
+    )
     scheduler.set_timesteps(10)
     path, x, output = PATHS["discrete-v"], randn(1, *SHAPE), randn(1, *SHAPE, seed=1)
     times = path.times(10)
     for i, t in enumerate(scheduler.timesteps):
-        theirs = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(5)).prev_sample
+        theirs = scheduler.step(
+            output, t, x, generator=torch.Generator().manual_seed(5)
+        ).prev_sample
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
         mean, std = gaussian_step(
-            x, output, *path.coefficients(times[i : i + 1]), *path.coefficients(times[i + 1 : i + 2]), prediction="v", eta=1.0
+            x,
+            output,
+            *path.coefficients(times[i : i + 1]),
+            *path.coefficients(times[i + 1 : i + 2]),
+            prediction="v",
+            eta=1.0,
         )
         ours = mean + std.reshape(-1, 1, 1) * noise
         assert torch.allclose(ours, theirs, atol=2e-5) == (i < 9)
@@ -210,14 +280,29 @@ def test_tango_ddpm_step_equals_ours_but_for_the_last() -> None:
 def test_eta_zero_is_the_ode_and_cps_one_is_ping_pong() -> None:
     path = Straight()
     clean, noise = randn(2, *SHAPE), randn(2, *SHAPE, seed=1)
-    now, after = path.coefficients(torch.tensor([0.8, 0.8])), path.coefficients(torch.tensor([0.6, 0.6]))
+    now, after = (
+        path.coefficients(torch.tensor([0.8, 0.8])),
+        path.coefficients(torch.tensor([0.6, 0.6])),
+    )
     x = 0.2 * clean + 0.8 * noise
     mean, std = gaussian_step(x, noise - clean, *now, *after, prediction="velocity", eta=0.0)
     assert std.tolist() == [0, 0] and torch.allclose(mean, 0.4 * clean + 0.6 * noise, atol=1e-6)
     assert torch.allclose(mean, x + (noise - clean) * (0.6 - 0.8), atol=1e-6)  # Euler
-    mean, std = gaussian_step(x, noise - clean, *now, *after, prediction="velocity", eta=1.0, rule="cps")
-    assert std.tolist() == pytest.approx([0.6, 0.6]) and torch.allclose(mean, 0.4 * clean, atol=1e-6)
-    mean, std = gaussian_step(x, noise - clean, *now, *after, prediction="velocity", eta=torch.tensor([0.5, 0.0]), rule="cps")
+    mean, std = gaussian_step(
+        x, noise - clean, *now, *after, prediction="velocity", eta=1.0, rule="cps"
+    )
+    assert std.tolist() == pytest.approx([0.6, 0.6]) and torch.allclose(
+        mean, 0.4 * clean, atol=1e-6
+    )
+    mean, std = gaussian_step(
+        x,
+        noise - clean,
+        *now,
+        *after,
+        prediction="velocity",
+        eta=torch.tensor([0.5, 0.0]),
+        rule="cps",
+    )
     assert std.tolist() == pytest.approx([0.6 * math.sin(math.pi / 4), 0.0])
     expected = 0.4 * clean[0] + math.sqrt(0.36 - 0.18) * noise[0]
     assert torch.allclose(mean[0], expected, atol=1e-6)
@@ -225,16 +310,24 @@ def test_eta_zero_is_the_ode_and_cps_one_is_ping_pong() -> None:
 
 def test_known_stds_of_the_released_schedules() -> None:
     stds = step_stds(PATHS["discrete-eps"], Sampler(50))
-    assert [stds[0].item(), stds[-2].item(), stds[-1].item()] == pytest.approx([0.561, 0.052, 0.027], abs=1e-3)
+    assert [stds[0].item(), stds[-2].item(), stds[-1].item()] == pytest.approx(
+        [0.561, 0.052, 0.027], abs=1e-3
+    )
     assert step_stds(VPDiscrete.from_betas(*AUDIOLDM2, steps_offset=0), Sampler(10))[-1] == 0
 
 
 def test_degenerate_steps_are_finite() -> None:
     zero, one = torch.zeros(1), torch.ones(1)
     for rule in ("ddim", "cps"):
-        assert step_std(one, zero, one, zero, eta=1.0, rule=rule).tolist() == [0.0]  # clean to clean
-        assert math.isfinite(step_std(zero, one, zero, one, eta=1.0, rule=rule).item())  # noise to noise
-    mean, std = gaussian_step(randn(1, 2), randn(1, 2), zero, one, one, zero, prediction="v", eta=1.0)
+        assert step_std(one, zero, one, zero, eta=1.0, rule=rule).tolist() == [
+            0.0
+        ]  # clean to clean
+        assert math.isfinite(
+            step_std(zero, one, zero, one, eta=1.0, rule=rule).item()
+        )  # noise to noise
+    mean, std = gaussian_step(
+        randn(1, 2), randn(1, 2), zero, one, one, zero, prediction="v", eta=1.0
+    )
     assert bool(mean.isfinite().all()) and std.item() == 0
 
 
@@ -258,7 +351,11 @@ def test_step_is_float32_whatever_comes_in() -> None:
     x, output = randn(1, *SHAPE).bfloat16(), randn(1, *SHAPE, seed=1).bfloat16()
     low = gaussian_step(x, output, *now, *after, prediction="v", eta=1.0)
     high = gaussian_step(x.float(), output.float(), *now, *after, prediction="v", eta=1.0)
-    assert low[0].dtype == torch.float32 and torch.equal(low[0], high[0]) and torch.equal(low[1], high[1])
+    assert (
+        low[0].dtype == torch.float32
+        and torch.equal(low[0], high[0])
+        and torch.equal(low[1], high[1])
+    )
 
 
 def test_batched_times_equal_a_loop() -> None:
@@ -269,14 +366,26 @@ def test_batched_times_equal_a_loop() -> None:
     for row in range(10):
         one = slice(row, row + 1)
         mean_one, std_one = gaussian_step(
-            x[one], output[one], now[0][one], now[1][one], after[0][one], after[1][one], prediction="eps", eta=0.7
+            x[one],
+            output[one],
+            now[0][one],
+            now[1][one],
+            after[0][one],
+            after[1][one],
+            prediction="eps",
+            eta=0.7,
         )
         assert torch.equal(mean[one], mean_one) and torch.equal(std[one], std_one)
 
 
-@pytest.mark.parametrize("path", [VPCosine("v"), VPDiscrete.from_betas(*AUDIOLDM2, "v")], ids=["cosine", "discrete"])
+@pytest.mark.parametrize(
+    "path", [VPCosine("v"), VPDiscrete.from_betas(*AUDIOLDM2, "v")], ids=["cosine", "discrete"]
+)
 def test_marginals_are_preserved_on_gaussian_data(path: Path) -> None:
-    """Unit Gaussian data: E[clean | x] = alpha x, E[noise | x] = sigma x, so the exact v is 0. The final std nears 1."""
+    """Unit Gaussian data:
+
+    E[clean | x] = alpha x, E[noise | x] = sigma x, so the exact v is 0. The final std nears 1.
+    """
 
     def exact_v(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         return torch.zeros_like(x)
@@ -284,6 +393,17 @@ def test_marginals_are_preserved_on_gaussian_data(path: Path) -> None:
     deficit = []
     for steps in (10, 40, 160):
         one, generators = Conditioning({"none": torch.zeros(1)}), [noise_generator(0, 0, "p", 0)]
-        result = rollout(exact_v, path, Sampler(steps, eta=1.0), [Prompt("p", "")], one, None, (50000,), generators)
+        result = rollout(
+            exact_v,
+            path,
+            Sampler(steps, eta=1.0),
+            [Prompt("p", "")],
+            one,
+            None,
+            (50000,),
+            generators,
+        )
         deficit.append(1 - result.clean.std().item())
-    assert deficit[0] > 2.5 * deficit[1] > 6 * deficit[2] and abs(deficit[2]) < 0.04  # first order in the step size
+    assert (
+        deficit[0] > 2.5 * deficit[1] > 6 * deficit[2] and abs(deficit[2]) < 0.04
+    )  # first order in the step size

@@ -8,7 +8,13 @@ import pytest
 import soundfile
 import torch
 
-from datamodules.emotion import EmopiaDataModule, check_song_disjoint, parse_clip_name, read_mono, read_split
+from datamodules.emotion import (
+    EmopiaDataModule,
+    check_song_disjoint,
+    parse_clip_name,
+    read_mono,
+    read_split,
+)
 
 SONGS = {
     "train": ["Q1_ab_cd-efgh_0", "Q2_ab_cd-efgh_1", "Q3_song0000003_0", "Q4_song0000004_12"],
@@ -31,7 +37,13 @@ def emopia(tmp_path):
 
 
 def module(folder, **settings) -> EmopiaDataModule:
-    settings = {"sample_rate_hz": 16_000, "crop_s": 2.0, "batch_size": 3, "num_workers": 0, **settings}
+    settings = {
+        "sample_rate_hz": 16_000,
+        "crop_s": 2.0,
+        "batch_size": 3,
+        "num_workers": 0,
+        **settings,
+    }
     data = EmopiaDataModule(str(folder / "audio"), str(folder), **settings)
     data.setup()
     return data
@@ -48,7 +60,10 @@ def test_names_split_on_the_outer_underscores_only():
 def test_training_batches_are_crops_with_moods(emopia):
     batches = list(module(emopia).train_dataloader())
     assert [len(batch) for batch in batches] == [3, 1]
-    assert all(batch.wave_BCN.shape[1:] == (1, 32_000) and batch.sample_rate_hz == 16_000 for batch in batches)
+    assert all(
+        batch.wave_BCN.shape[1:] == (1, 32_000) and batch.sample_rate_hz == 16_000
+        for batch in batches
+    )
     moods = {prompt.id: prompt.labels["mood"] for batch in batches for prompt in batch.prompts}
     assert moods == {
         "Q1_ab_cd-efgh_0": "happy",
@@ -61,17 +76,28 @@ def test_training_batches_are_crops_with_moods(emopia):
 def test_a_short_clip_is_padded_and_a_part_begins_where_it_is_told(emopia):
     dataset = module(emopia, sample_rate_hz=22_050).train_dataloader().dataset
     short, _ = dataset[0, 0.5]
-    assert short[-4000:].abs().max() == 0 and short[:4000].abs().max() > 0.1  # 1.5 s of sound in 2 s
+    assert (
+        short[-4000:].abs().max() == 0 and short[:4000].abs().max() > 0.1
+    )  # 1.5 s of sound in 2 s
     whole = read_mono(dataset.clips[3].path, 22_050)
-    (first, _), (middle, _) = dataset[3, 0.0], dataset[3, 0.501]  # 4.5 s of sound: a part begins within 2.5 s
-    assert torch.allclose(first, whole[:44_100], atol=1e-5) and not torch.allclose(first, middle, atol=0.1)
+    (first, _), (middle, _) = (
+        dataset[3, 0.0],
+        dataset[3, 0.501],
+    )  # 4.5 s of sound: a part begins within 2.5 s
+    assert torch.allclose(first, whole[:44_100], atol=1e-5) and not torch.allclose(
+        first, middle, atol=0.1
+    )
     begin = round(0.501 * 2.5 * 22_050)
     assert torch.allclose(middle, whole[begin : begin + 44_100], atol=1e-5)
 
 
 def test_a_part_of_an_mp3_is_that_part_from_its_first_sample_on(tmp_path):
-    """Frames lean on those before them: decoded from the wanted place on, a part would begin with another sound."""
-    noise = np.convolve(np.random.default_rng(0).standard_normal(22_050 * 4) * 0.1, np.ones(8) / 8, "same")
+    """Frames lean on those before them: decoded from the wanted place on, a part would begin with
+    another sound.
+    """
+    noise = np.convolve(
+        np.random.default_rng(0).standard_normal(22_050 * 4) * 0.1, np.ones(8) / 8, "same"
+    )
     soundfile.write(tmp_path / "x.mp3", noise, 22_050)
     whole = read_mono(tmp_path / "x.mp3", 22_050)
     for start in (100, 22_050, 50_000, 60_000):
@@ -85,25 +111,38 @@ def test_parts_are_new_each_epoch_and_the_same_for_a_resumed_one(emopia):
         data.trainer = types.SimpleNamespace(current_epoch=epoch)
         state = torch.get_rng_state()
         waves = torch.cat([batch.wave_BCN for batch in data._loader(split)])
-        assert torch.equal(torch.get_rng_state(), state), "the global generator belongs to the module"
+        assert torch.equal(torch.get_rng_state(), state), (
+            "the global generator belongs to the module"
+        )
         return waves
 
     assert torch.equal(heard(2), heard(2))
     assert not torch.equal(heard(2), heard(3)) and not torch.equal(heard(2), heard(2, seed=1))
-    assert heard(0, split="val", val_crop=True).shape[-1] == 32_000 != heard(0, split="val").shape[-1]
+    assert (
+        heard(0, split="val", val_crop=True).shape[-1] == 32_000 != heard(0, split="val").shape[-1]
+    )
 
 
 def test_test_batches_are_whole_clips(emopia):
     lengths = [batch.wave_BCN.shape[-1] / 16_000 for batch in module(emopia).test_dataloader()]
-    assert lengths == [pytest.approx(1.5, abs=0.1), pytest.approx(2.5, abs=0.1)]  # mp3 pads a little
+    assert lengths == [
+        pytest.approx(1.5, abs=0.1),
+        pytest.approx(2.5, abs=0.1),
+    ]  # mp3 pads a little
     assert len(list(module(emopia).val_dataloader())) == 1
 
 
 def test_mono_mix_and_partial_reading(tmp_path):
     time = np.arange(44_100) / 44_100
-    soundfile.write(tmp_path / "x.wav", np.stack([np.sin(2 * np.pi * 100 * time), np.zeros(44_100)], 1) * 0.8, 44_100)
+    soundfile.write(
+        tmp_path / "x.wav",
+        np.stack([np.sin(2 * np.pi * 100 * time), np.zeros(44_100)], 1) * 0.8,
+        44_100,
+    )
     wave = read_mono(tmp_path / "x.wav", 22_050)
-    assert len(wave) == 22_050 and float(wave.square().mean().sqrt()) == pytest.approx(0.4 / math.sqrt(2), rel=0.01)
+    assert len(wave) == 22_050 and float(wave.square().mean().sqrt()) == pytest.approx(
+        0.4 / math.sqrt(2), rel=0.01
+    )
     assert len(read_mono(tmp_path / "x.wav", 22_050, 0.5, 0.25)) == 5513
     (tmp_path / "bad.wav").write_bytes(b"not audio")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -120,7 +159,11 @@ def test_a_song_in_two_splits_is_refused(emopia):
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ("name,label\nQ1_ab_cd-efgh_0,Q1\n", ValueError, "must name a column 'fname', it has 'name', 'label'"),
+        (
+            "name,label\nQ1_ab_cd-efgh_0,Q1\n",
+            ValueError,
+            "must name a column 'fname', it has 'name', 'label'",
+        ),
         ("fname,label\nQ1_ab_cd-efgh_0,Q2\n", ValueError, "line 2.*its name says Q1"),
         ("fname,label\nQ1_missing0000_0,Q1\n", FileNotFoundError, "1 of the clips"),
         ("fname,label\nQ1_ab_cd-efgh_0\n", ValueError, "line 2.*the label None"),
@@ -147,7 +190,9 @@ def test_spaces_and_files_of_other_kinds_do_no_harm(emopia):
 
 
 def test_a_bad_file_is_named_in_a_training_batch_too(emopia):
-    """Else a run stops with an error of the library's, or learns from silence or NaN under a mood's name."""
+    """Else a run stops with an error of the library's, or learns from silence or NaN under a mood's
+    name.
+    """
     path = emopia / "audio" / "Q1_ab_cd-efgh_0.wav"
     (emopia / "train.csv").write_text("fname,label\nQ1_ab_cd-efgh_0,Q1\n")
 

@@ -1,4 +1,6 @@
-"""Scores above a base model's own: statistics and scores by arithmetic, no favourite class, what is refused."""
+"""Scores above a base model's own: statistics and scores by arithmetic, no favourite class, what is
+refused.
+"""
 
 import math
 
@@ -13,10 +15,18 @@ RATE = 16_000
 
 
 def small(**settings) -> EmotionReward:
-    """With batch norms fitted to noise: an untrained network would hear no difference between clips."""
+    """With batch norms fitted to noise: an untrained network would hear no difference between
+    clips.
+    """
     torch.manual_seed(0)
-    reward = EmotionReward(channels=(4, 4, 4, 8, 8, 8, 8), n_mels=32, chunk_s=0.25, **settings).requires_grad_(False)
-    norms = [module for module in reward.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    reward = EmotionReward(
+        channels=(4, 4, 4, 8, 8, 8, 8), n_mels=32, chunk_s=0.25, **settings
+    ).requires_grad_(False)
+    norms = [
+        module
+        for module in reward.modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     for norm in norms:
         norm.training, norm.momentum = True, 1.0
     reward.classifier(generations(seed=9)[:, 0, :4000])
@@ -74,7 +84,9 @@ def test_a_classifier_with_a_favourite_class_has_none_after_calibration():
     fair = rescored(reward, "calibrated", class_mean=statistics.mean, class_std=statistics.std)
     scores = {mood: fair(wave, RATE, asking_for(*[mood] * 12)) for mood in ("happy", "angry")}
     for mood, output in scores.items():
-        assert output.score_B.mean().abs() < 1e-2 and output.score_B.std().item() == pytest.approx(1, abs=0.02), mood
+        assert output.score_B.mean().abs() < 1e-2 and output.score_B.std().item() == pytest.approx(
+            1, abs=0.02
+        ), mood
     right = sum(output.parts["calibrated_accuracy"].sum() for output in scores.values())
     assert 0 < right <= 12  # a clip is highest above the base in one class only
     assert torch.equal(scores["happy"].parts["accuracy"], happy.parts["accuracy"])
@@ -86,22 +98,36 @@ def test_rescored_changes_the_score_and_nothing_else():
     before = torch.get_rng_state()
     other = rescored(reward, "log_odds", chunk_rule="overlap", hop_s=0.1)
     assert torch.equal(before, torch.get_rng_state())
-    assert (other.value, other.chunk_rule, other.hop_s, reward.value) == ("log_odds", "overlap", 0.1, "value")
-    assert other.arguments["channels"] == reward.arguments["channels"] and not any(p.requires_grad for p in other.parameters())
-    assert torch.equal(rescored(other, "value", "full")(wave, RATE, asking_for("sad", "happy")).score_B,
-                       reward(wave, RATE, asking_for("sad", "happy")).score_B)  # fmt: skip
+    assert (other.value, other.chunk_rule, other.hop_s, reward.value) == (
+        "log_odds",
+        "overlap",
+        0.1,
+        "value",
+    )
+    assert other.arguments["channels"] == reward.arguments["channels"] and not any(
+        p.requires_grad for p in other.parameters()
+    )
+    assert torch.equal(
+        rescored(other, "value", "full")(wave, RATE, asking_for("sad", "happy")).score_B,
+        reward(wave, RATE, asking_for("sad", "happy")).score_B,
+    )
     assert next(rescored(reward.to(torch.bfloat16)).parameters()).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="needs class_mean and class_std"):
         rescored(reward, "calibrated")
 
 
 def test_statistics_survive_saving_and_gradients_flow_through_them():
-    reward = small(value="calibrated", class_mean=[0.0, 1.0, 2.0, -3.0], class_std=[1.0, 2.0, 0.5, 1.0])
+    reward = small(
+        value="calibrated", class_mean=[0.0, 1.0, 2.0, -3.0], class_std=[1.0, 2.0, 0.5, 1.0]
+    )
     again = EmotionReward(**reward.arguments)
     again.load_state_dict(reward.state_dict())
     wave = generations(2).requires_grad_()
     score = again(wave, RATE, asking_for("sad", "tender")).score_B
-    assert torch.equal(score, reward(wave, RATE, asking_for("sad", "tender")).score_B) and reward.differentiable
+    assert (
+        torch.equal(score, reward(wave, RATE, asking_for("sad", "tender")).score_B)
+        and reward.differentiable
+    )
     score.sum().backward()
     assert torch.isfinite(wave.grad).all() and wave.grad.abs().sum() > 0
 

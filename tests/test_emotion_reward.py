@@ -1,4 +1,6 @@
-"""The mood reward: architecture, chunk rules, the four score forms, invariances, gradients and what it refuses."""
+"""The mood reward: architecture, chunk rules, the four score forms, invariances, gradients and what
+it refuses.
+"""
 
 import math
 
@@ -25,14 +27,24 @@ def small(**settings) -> EmotionReward:
 
 
 def prompts(*moods: str) -> list[Prompt]:
-    return [Prompt(id=f"{index}-{mood}", text=f"a {mood} piano solo", labels={"mood": mood}) for index, mood in enumerate(moods)]
+    return [
+        Prompt(id=f"{index}-{mood}", text=f"a {mood} piano solo", labels={"mood": mood})
+        for index, mood in enumerate(moods)
+    ]
 
 
 def test_emopia_sizes_give_the_published_parameter_count_and_names():
     network = ShortChunkResNet(22_050, 1024, 512, 128, (128, 128, 256, 256, 256, 256, 512), 4)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(12.08e6, rel=1e-3)
     names = {name.split(".")[0] for name in network.state_dict()}
-    assert names == {"spec", "spec_bn", *(f"layer{i}" for i in range(1, 8)), "dense1", "bn", "dense2"}
+    assert names == {
+        "spec",
+        "spec_bn",
+        *(f"layer{i}" for i in range(1, 8)),
+        "dense1",
+        "bn",
+        "dense2",
+    }
     stage = {name.split(".")[1] for name in network.state_dict() if name.startswith("layer3.")}
     assert stage == {"conv_1", "bn_1", "conv_2", "bn_2", "conv_3", "bn_3"}
     assert network.eval()(torch.randn(2, 66_150)).shape == (2, 4)
@@ -64,7 +76,9 @@ def test_log_mel_equals_torchaudio():
 )
 def test_chunk_counts(seconds, rule, hop_s, expected):
     rate = 22_050
-    starts = chunk_starts(int(seconds * rate), 3 * rate, rule, None if hop_s is None else int(hop_s * rate))
+    starts = chunk_starts(
+        int(seconds * rate), 3 * rate, rule, None if hop_s is None else int(hop_s * rate)
+    )
     assert len(starts) == expected
     if rule == "overlap" and seconds > 3:
         assert starts[-1] == int(seconds * rate) - 3 * rate
@@ -109,7 +123,9 @@ def test_the_score_does_not_depend_on_level_and_silence_is_finite():
 
 def test_level_normalised():
     wave = torch.randn(2, 1000) * torch.tensor([[1.0], [0.01]])
-    assert torch.allclose(level_normalised(wave, 0.08).square().mean(dim=1).sqrt(), torch.full((2,), 0.08), rtol=1e-4)
+    assert torch.allclose(
+        level_normalised(wave, 0.08).square().mean(dim=1).sqrt(), torch.full((2,), 0.08), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("value", ["value", "probability", "log_odds"])
@@ -131,7 +147,9 @@ def test_the_label_form_says_that_no_gradient_flows():
 
 def test_resampled_audio_scores_alike():
     time = torch.arange(32_000) / 32_000
-    wave = sum(torch.sin(2 * math.pi * f * time) for f in (220, 277, 440, 1200)).view(1, 1, -1) * 0.1
+    wave = (
+        sum(torch.sin(2 * math.pi * f * time) for f in (220, 277, 440, 1200)).view(1, 1, -1) * 0.1
+    )
     reward = small()
     high = reward(wave, 32_000, prompts("sad")).parts
     low = reward(torchaudio.functional.resample(wave, 32_000, 16_000), 16_000, prompts("sad")).parts
@@ -148,7 +166,9 @@ def test_every_clip_is_judged_alone():
     reward, wave = small(chunk_rule="overlap", hop_s=0.1), torch.randn(3, 1, 20_000)
     moods = prompts("happy", "sad", "tender")
     together = reward(wave, 16_000, moods).parts["p_sad"]
-    alone = torch.cat([reward(wave[i : i + 1], 16_000, moods[i : i + 1]).parts["p_sad"] for i in range(3)])
+    alone = torch.cat(
+        [reward(wave[i : i + 1], 16_000, moods[i : i + 1]).parts["p_sad"] for i in range(3)]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -171,7 +191,9 @@ def test_refusals_name_the_prompt_and_the_classes():
 def chord(rate_hz: int) -> torch.Tensor:
     """(1, 1, 1 s) two tones below 3 kHz, the same sound at any rate."""
     time = torch.arange(rate_hz) / rate_hz
-    return (0.1 * torch.sin(2 * math.pi * 440 * time) + 0.05 * torch.sin(2 * math.pi * 2500 * time)).view(1, 1, -1)
+    return (
+        0.1 * torch.sin(2 * math.pi * 440 * time) + 0.05 * torch.sin(2 * math.pi * 2500 * time)
+    ).view(1, 1, -1)
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 44_100, 192_000])
@@ -183,9 +205,14 @@ def test_any_rate_is_brought_to_its_own(rate_hz):
 
 def test_stereo_is_heard_as_the_mean_of_its_channels():
     reward, wave = small(rms=None), torch.randn(2, 2, 16_000) * 0.1
-    stereo, mono = (reward(one, 16_000, prompts("sad", "happy")) for one in (wave, wave.mean(dim=1, keepdim=True)))
+    stereo, mono = (
+        reward(one, 16_000, prompts("sad", "happy"))
+        for one in (wave, wave.mean(dim=1, keepdim=True))
+    )
     assert torch.equal(stereo.score_B, mono.score_B)
-    opposite = torch.stack([wave[:1, 0], -wave[:1, 0]], dim=1)  # cancels itself: judged as the silence that it is in mono
+    opposite = torch.stack(
+        [wave[:1, 0], -wave[:1, 0]], dim=1
+    )  # cancels itself: judged as the silence that it is in mono
     silent = reward(torch.zeros(1, 1, 16_000), 16_000, prompts("sad"))
     assert torch.equal(reward(opposite, 16_000, prompts("sad")).score_B, silent.score_B)
 
@@ -193,15 +220,26 @@ def test_stereo_is_heard_as_the_mean_of_its_channels():
 @pytest.mark.parametrize("rms", [0.08, None])
 @pytest.mark.parametrize("value", ["value", "label", "probability", "log_odds", "calibrated"])
 def test_silent_clipped_and_one_sample_clips_have_finite_scores(value, rms):
-    reward = small(value=value, rms=rms, class_mean=[0.0, 0.5, -0.5, 0.0], class_std=[1.0, 2.0, 0.5, 1.0])
+    reward = small(
+        value=value, rms=rms, class_mean=[0.0, 0.5, -0.5, 0.0], class_std=[1.0, 2.0, 0.5, 1.0]
+    )
     square = (torch.arange(16_000) // 40 % 2 * 2.0 - 1).view(1, 1, -1)
-    for wave in (torch.zeros(1, 1, 16_000), square, 30 * square, torch.ones(1, 1, 16_000), torch.ones(1, 1, 1)):
+    for wave in (
+        torch.zeros(1, 1, 16_000),
+        square,
+        30 * square,
+        torch.ones(1, 1, 16_000),
+        torch.ones(1, 1, 1),
+    ):
         output = reward(wave, 16_000, prompts("tender"))
         assert all(torch.isfinite(part).all() for part in (output.score_B, *output.parts.values()))
 
 
 def test_a_clip_without_samples_or_channels_is_refused():
-    for shape, message in (((1, 1, 0), "0 samples"), ((1, 0, 100), r"batch, channels, samples.*got shape \(1, 0, 100\)")):
+    for shape, message in (
+        ((1, 1, 0), "0 samples"),
+        ((1, 0, 100), r"batch, channels, samples.*got shape \(1, 0, 100\)"),
+    ):
         with pytest.raises(ValueError, match=message):
             small()(torch.zeros(shape), 16_000, prompts("sad"))
 
@@ -210,7 +248,10 @@ def test_labels_may_be_words_that_stand_for_classes():
     words = {"joyful": "happy", "mournful": "sad", "Q3": "sad"}
     reward = small(classes_of=words)
     assert reward.targets(prompts("joyful", "Q3", "mournful", "angry")).tolist() == [0, 2, 2, 1]
-    with pytest.raises(ValueError, match=r"'joyfull'.*did you mean 'joyful'\? Its classes are happy, angry, sad, tender"):
+    with pytest.raises(
+        ValueError,
+        match=r"'joyfull'.*did you mean 'joyful'\? Its classes are happy, angry, sad, tender",
+    ):
         reward.targets(prompts("joyfull"))
     with pytest.raises(ValueError, match=r"mood \['sad'\], which the classifier does not know"):
         reward.targets([Prompt("a", "x", labels={"mood": ["sad"]})])
@@ -222,11 +263,23 @@ def test_labels_may_be_words_that_stand_for_classes():
     ("settings", "message"),
     [
         ({"value": "vale"}, "value must be one of"),
-        ({"value": "calibrated"}, "'calibrated' needs class_mean and class_std, measured .*class_statistics"),
+        (
+            {"value": "calibrated"},
+            "'calibrated' needs class_mean and class_std, measured .*class_statistics",
+        ),
         ({"class_mean": [0.0] * 4}, "belong together"),
-        ({"class_mean": [0.0] * 3, "class_std": [1.0] * 4}, "class_mean needs one number for each of happy.*got 3"),
-        ({"class_mean": [0.0] * 4, "class_std": [1.0, 1.0, 0.0, 1.0]}, "class_std must be finite and positive"),
-        ({"class_mean": [0.0, 0.0, 0.0, math.nan], "class_std": [1.0] * 4}, "class_mean must be finite"),
+        (
+            {"class_mean": [0.0] * 3, "class_std": [1.0] * 4},
+            "class_mean needs one number for each of happy.*got 3",
+        ),
+        (
+            {"class_mean": [0.0] * 4, "class_std": [1.0, 1.0, 0.0, 1.0]},
+            "class_std must be finite and positive",
+        ),
+        (
+            {"class_mean": [0.0, 0.0, 0.0, math.nan], "class_std": [1.0] * 4},
+            "class_mean must be finite",
+        ),
         ({"activation": "relu"}, "activation must be one of"),
         ({"chunk_rule": "half"}, "chunk_rule must be one of"),
         ({"class_names": ["a", "a"]}, "different names"),
@@ -244,7 +297,13 @@ def test_bad_settings(settings, message):
 
 
 def test_arguments_rebuild_the_reward():
-    reward = small(value="log_odds", activation="sigmoid", class_names=["Q1", "Q2"], label_key="quadrant", rms=None)
+    reward = small(
+        value="log_odds",
+        activation="sigmoid",
+        class_names=["Q1", "Q2"],
+        label_key="quadrant",
+        rms=None,
+    )
     again = EmotionReward(**reward.arguments)
     again.load_state_dict(reward.state_dict())
     wave, asked = torch.randn(1, 1, 16_000), [Prompt(id="a", text="x", labels={"quadrant": "Q2"})]

@@ -1,4 +1,6 @@
-"""EMOPIA's configurations, made small, through the door that users take: fit, stop early, resume, test, export, reload."""
+"""EMOPIA's configurations, made small, through the door that users take: fit, stop early, resume,
+test, export, reload.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +51,18 @@ def last(out_dir: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_fits_resumes_tests_exports_and_reloads(tmp_path: Path, config: str, task: str) -> None:
-    workers = 1 if config == "piano_demo.yaml" else 0  # workers read ahead, which must not confuse a resumed epoch
+    workers = (
+        1 if config == "piano_demo.yaml" else 0
+    )  # workers read ahead, which must not confuse a resumed epoch
     small = [*write_tiny_set(tmp_path / "set"), f"data.num_workers={workers}"]
     fit(config, tmp_path / "run", *small, "trainer.max_epochs=1")
     fit(config, tmp_path / "run", *small, "trainer.max_epochs=2", "resume=true")
     fit(config, tmp_path / "straight", *small, "trainer.max_epochs=2")
     for weights in (exported, last):
         resumed, straight = (weights(tmp_path / name) for name in ("run", "straight"))
-        assert all(torch.equal(straight[name], value) for name, value in resumed.items()), "a stop changed the run"
+        assert all(torch.equal(straight[name], value) for name, value in resumed.items()), (
+            "a stop changed the run"
+        )
     reward = zoo.load(str(tmp_path / "run" / "model"))
     assert isinstance(reward, Reward) and reward.class_names == TASKS[task]
     evaluation = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["evaluation"]
@@ -67,13 +73,21 @@ def test_fits_resumes_tests_exports_and_reloads(tmp_path: Path, config: str, tas
         assert low < evaluation[way] + 1e-6 and evaluation[way] < high + 1e-6
         assert float(tested[f"test/{name}"]) == pytest.approx(evaluation[way])
         assert float(tested[f"test/{name}_low"]) == pytest.approx(low)
-    output = reward(torch.randn(1, 1, 22_050), 22_050, [Prompt("p", "sad piano", labels={"mood": "sad"})])
-    assert output.score_B.isfinite().all() and set(output.parts) == {*(f"p_{n}" for n in reward.class_names), "accuracy"}
+    output = reward(
+        torch.randn(1, 1, 22_050), 22_050, [Prompt("p", "sad piano", labels={"mood": "sad"})]
+    )
+    assert output.score_B.isfinite().all() and set(output.parts) == {
+        *(f"p_{n}" for n in reward.class_names),
+        "accuracy",
+    }
 
 
 def test_it_stops_after_epochs_without_a_new_best(tmp_path: Path) -> None:
     small = write_tiny_set(tmp_path / "set")
-    impossible = ["trainer.callbacks[0].min_delta=2.0", "trainer.callbacks[0].patience=2"]  # only the first epoch is a new best
+    impossible = [
+        "trainer.callbacks[0].min_delta=2.0",
+        "trainer.callbacks[0].patience=2",
+    ]  # only the first epoch is a new best
     built = fit("emopia.yaml", tmp_path / "run", *small, *impossible, "trainer.max_epochs=9")
     assert built.trainer.current_epoch == 3
 
@@ -92,7 +106,9 @@ def test_a_song_in_two_splits_stops_the_run_before_it_begins(tmp_path: Path) -> 
     small = write_tiny_set(tmp_path / "set")
     test = (tmp_path / "set" / "test.csv").read_text()
     (tmp_path / "set" / "val.csv").write_text(test)
-    with pytest.raises(ValueError, match="has clips in the splits val and test; a song belongs to one split only"):
+    with pytest.raises(
+        ValueError, match="has clips in the splits val and test; a song belongs to one split only"
+    ):
         fit("emopia.yaml", tmp_path / "run", *small, "trainer.max_epochs=1")
     assert not run_folder.holds_run(tmp_path / "run")
 
@@ -100,13 +116,31 @@ def test_a_song_in_two_splits_stops_the_run_before_it_begins(tmp_path: Path) -> 
 def test_the_authors_settings() -> None:
     config = run.load([CONFIGS / "emopia.yaml"])
     module, data = config.module, config.data
-    assert module["loss"] == "softmax_of_sigmoids" and module["optimizer"] == "adam" and module["restart_epochs"] == 16
+    assert (
+        module["loss"] == "softmax_of_sigmoids"
+        and module["optimizer"] == "adam"
+        and module["restart_epochs"] == 16
+    )
     assert module["learning_rate"] == module["weight_decay"] == 1e-4 and module["keep_best"]
     assert module["gain_db"] == module["noise_share"] == module["low_pass_share"] == 0
     reward = module["reward"]
-    assert (reward["sample_rate_hz"], reward["chunk_s"], reward["n_fft"], reward["hop_samples"]) == (22_050, 3.0, 1024, 512)
-    assert reward["n_mels"] == 128 and reward["channels"] == [128, 128, 256, 256, 256, 256, 512] and reward["dropout"] == 0.5
-    assert data["crop_s"] == 3.0 and data["batch_size"] == 32 and data["val_crop"] and data["seed"] == config.seed == 42
+    assert (
+        reward["sample_rate_hz"],
+        reward["chunk_s"],
+        reward["n_fft"],
+        reward["hop_samples"],
+    ) == (22_050, 3.0, 1024, 512)
+    assert (
+        reward["n_mels"] == 128
+        and reward["channels"] == [128, 128, 256, 256, 256, 256, 512]
+        and reward["dropout"] == 0.5
+    )
+    assert (
+        data["crop_s"] == 3.0
+        and data["batch_size"] == 32
+        and data["val_crop"]
+        and data["seed"] == config.seed == 42
+    )
     (stop,) = config.trainer["callbacks"]
     assert config.trainer["max_epochs"] == 100
     assert (stop["monitor"], stop["mode"], stop["patience"]) == ("val/accuracy", "max", 5)

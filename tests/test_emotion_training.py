@@ -1,4 +1,6 @@
-"""The trainer of the mood classifier: losses and degradations by arithmetic, learning, reports, what it refuses."""
+"""The trainer of the mood classifier: losses and degradations by arithmetic, learning, reports,
+what it refuses.
+"""
 
 import math
 
@@ -35,7 +37,9 @@ def tones(count: int, seed: int) -> AudioBatch:
     time = torch.arange(RATE) / RATE
     waves, prompts = [], []
     for index in range(count):
-        frequency = 200 * 2 ** (index % 4 + (float(torch.rand((), generator=generator)) * 2 - 1) / 12)
+        frequency = 200 * 2 ** (
+            index % 4 + (float(torch.rand((), generator=generator)) * 2 - 1) / 12
+        )
         waves.append(torch.sin(2 * math.pi * frequency * time + index).expand(2, -1) * 0.1)
         prompts.append(Prompt(id=f"{seed}-{index}", text="x", labels={"mood": MOODS[index % 4]}))
     return AudioBatch(torch.stack(waves), RATE, tuple(prompts))
@@ -59,7 +63,12 @@ class HalfBandCodec:
 
 
 def trainer(**settings) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return L.Trainer(accelerator="cpu", **quiet, **settings)
 
 
@@ -69,9 +78,13 @@ def loader(batches) -> DataLoader:
 
 def test_losses_by_arithmetic():
     logits, target = torch.tensor([[2.0, 0.0, 0.0, 0.0]]), torch.tensor([0])
-    assert emotion_loss(logits, target, "cross_entropy").item() == pytest.approx(math.log(1 + 3 * math.exp(-2)))
+    assert emotion_loss(logits, target, "cross_entropy").item() == pytest.approx(
+        math.log(1 + 3 * math.exp(-2))
+    )
     certain = torch.tensor([[100.0, -100.0, -100.0, -100.0]])
-    assert emotion_loss(certain, target, "softmax_of_sigmoids").item() == pytest.approx(math.log(1 + 3 / math.e))
+    assert emotion_loss(certain, target, "softmax_of_sigmoids").item() == pytest.approx(
+        math.log(1 + 3 / math.e)
+    )
 
 
 def test_add_noise_reaches_the_wanted_ratio():
@@ -104,7 +117,10 @@ def test_codec_round_trip_changes_rate_channels_and_adds_latent_noise():
 
 def test_report_counts_both_ways():
     report = classification_report(
-        torch.tensor([1.0, 0.5, 0.0, 1.0]), torch.tensor([True, True, False, True]), torch.tensor([0, 0, 1, 2]), MOODS
+        torch.tensor([1.0, 0.5, 0.0, 1.0]),
+        torch.tensor([True, True, False, True]),
+        torch.tensor([0, 0, 1, 2]),
+        MOODS,
     )
     assert (report.chunk_share, report.clip_vote, report.clips) == (0.625, 0.75, 4)
     assert report.recall == {"happy": 1.0, "angry": 0.0, "sad": 1.0}
@@ -116,13 +132,26 @@ def test_learns_pitch_as_mood_under_degradation(loss):
     torch.manual_seed(1)
     codec = HalfBandCodec()
     reward = small(activation="sigmoid" if loss == "softmax_of_sigmoids" else "softmax")
-    module = Emotion(reward, loss, learning_rate=5e-3, codec=codec, codec_share=0.25, total_steps=90, low_pass_hz=(2500, 3900))
+    module = Emotion(
+        reward,
+        loss,
+        learning_rate=5e-3,
+        codec=codec,
+        codec_share=0.25,
+        total_steps=90,
+        low_pass_hz=(2500, 3900),
+    )
     fit = trainer(max_epochs=3)
     fit.fit(module, loader([tones(16, seed) for seed in range(30)]), loader([tones(16, 99)]))
     assert codec.calls == 90
     results = trainer().test(module, loader([tones(32, 100), tones(32, 101)]), verbose=False)[0]
     assert results["test/accuracy"] >= 0.9 and module.report.clips == 64
-    assert results["test/accuracy_low"] < results["test/accuracy"] <= results["test/accuracy_high"] <= 1
+    assert (
+        results["test/accuracy_low"]
+        < results["test/accuracy"]
+        <= results["test/accuracy_high"]
+        <= 1
+    )
     if loss == "softmax_of_sigmoids":
         assert results["test/loss"] >= 0.743
     scores = reward(tones(8, 5).wave_BCN, RATE, tones(8, 5).prompts)
@@ -138,10 +167,16 @@ def test_only_the_classifier_is_trained_and_saved(tmp_path):
     before = {name: value.clone() for name, value in module.state_dict().items()}
     fit.fit(module, loader([tones(8, 0), tones(8, 1)]))
     assert all(name.startswith("reward.classifier.") for name in module.state_dict())
-    assert not torch.equal(before["reward.classifier.dense2.weight"], module.state_dict()["reward.classifier.dense2.weight"])
+    assert not torch.equal(
+        before["reward.classifier.dense2.weight"],
+        module.state_dict()["reward.classifier.dense2.weight"],
+    )
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     fit.save_checkpoint(tmp_path / "x.ckpt")
-    assert torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]["loss"] == "cross_entropy"
+    assert (
+        torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]["loss"]
+        == "cross_entropy"
+    )
 
 
 def test_batch_norm_learns_although_the_reward_stays_in_evaluation_mode():
@@ -155,7 +190,9 @@ def test_after_the_run_the_reward_is_one_again():
     module = Emotion(small(), noise_share=0, low_pass_share=0)
     batch = tones(2, 0)
     trainer(max_epochs=1).fit(module, loader([batch]))
-    first, second = (module.reward(batch.wave_BCN, batch.sample_rate_hz, batch.prompts).score_B for _ in range(2))
+    first, second = (
+        module.reward(batch.wave_BCN, batch.sample_rate_hz, batch.prompts).score_B for _ in range(2)
+    )
     assert torch.equal(first, second), "dropout"
 
 
@@ -193,4 +230,6 @@ def test_export_reads_back(tmp_path):
     assert again.value == "log_odds"
     assert torch.allclose(again(batch.wave_BCN, RATE, batch.prompts).score_B, expected, atol=0.02)
     elements = sum(value.numel() for value in module.reward.state_dict().values())
-    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 2 * elements + 16_384  # two bytes each, and a header
+    assert (
+        tmp_path / "model" / "model.safetensors"
+    ).stat().st_size < 2 * elements + 16_384  # two bytes each, and a header

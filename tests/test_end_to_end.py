@@ -1,4 +1,6 @@
-"""Text -> audio -> reward -> DDPO update -> export -> reload, on small random models of every backbone's real classes."""
+"""Text -> audio -> reward -> DDPO update -> export -> reload, on small random models of every
+backbone's real classes.
+"""
 
 from __future__ import annotations
 
@@ -44,40 +46,68 @@ trainer: {max_epochs: 1, accelerator: cpu, num_sanity_val_steps: -1, enable_mode
 """
 REWARDS = {
     "clap": "{_target_: zoo.load, name: larger-clap-music}",
-    "emopia": "{_target_: zoo.importers.emopia.load_emopia, path: models/emopia/ar_va/best.ckpt, value: log_odds}",
+    "emopia": (
+        "{_target_: zoo.importers.emopia.load_emopia, path: models/emopia/ar_va/best.ckpt, value:"
+        " log_odds}"
+    ),
 }
-PROMPTS = [Prompt("a", "a happy piano", "low quality", 0.2), Prompt("b", "a sad violin falls", "", 0.2)]
+PROMPTS = [
+    Prompt("a", "a happy piano", "low quality", 0.2),
+    Prompt("b", "a sad violin falls", "", 0.2),
+]
 
 
 @torch.no_grad()
 def latents(backbone) -> torch.Tensor:
-    sides = [backbone.encode_prompts(side) for side in (PROMPTS, [prompt.as_negative() for prompt in PROMPTS])]
+    sides = [
+        backbone.encode_prompts(side)
+        for side in (PROMPTS, [prompt.as_negative() for prompt in PROMPTS])
+    ]
     generators = [noise_generator(7, 0, prompt.id, 0) for prompt in PROMPTS]
     shape = tuple(backbone.latent_shape(0.2))
-    return rollout(backbone.predict, backbone.path, Sampler(3, 2.0, 1.0), PROMPTS, *sides, shape, generators).clean
+    return rollout(
+        backbone.predict, backbone.path, Sampler(3, 2.0, 1.0), PROMPTS, *sides, shape, generators
+    ).clean
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-@pytest.mark.parametrize("name", ["audioldm-m-full", "audioldm2-music", "tango2", "stable-audio-open-1.0"])
+@pytest.mark.parametrize(
+    "name", ["audioldm-m-full", "audioldm2-music", "tango2", "stable-audio-open-1.0"]
+)
 def test_what_was_learned_is_what_is_loaded_again(name: str, reward: str, small_zoo: Path) -> None:
     (small_zoo / "c.yaml").write_text(CONFIG.replace("NAME", name))
     config = run.load([small_zoo / "c.yaml"], [f"module.reward={REWARDS[reward]}", "out_dir=run"])
     trained = run.fit(config).module
     before, after = read_rows(Path("run/metrics.csv"))
-    assert (before["round"], after["round"]) == (0, 1) and after["reward/std"] > 0 and after["grad_norm"] > 0
+    assert (
+        (before["round"], after["round"]) == (0, 1)
+        and after["reward/std"] > 0
+        and after["grad_norm"] > 0
+    )
     folder = export_run("run", "exported")
     learned = latents(trained.backbone)
     assert learned.isfinite().all() and not torch.equal(learned, latents(zoo.load(name)))
-    for reloaded in (zoo.load(folder), zoo.open_model("run"), zoo.load(name, adapters=[(folder, 1.0)])):
+    for reloaded in (
+        zoo.load(folder),
+        zoo.open_model("run"),
+        zoo.load(name, adapters=[(folder, 1.0)]),
+    ):
         assert torch.equal(latents(reloaded), learned)
     assert torch.equal(latents(zoo.load(name, adapters=[(folder, 0.0)])), latents(zoo.load(name)))
-    assert read_config(folder)["base"]["name"] == name and read_config(folder)["training"]["algorithm"] == "DDPO"
+    assert (
+        read_config(folder)["base"]["name"] == name
+        and read_config(folder)["training"]["algorithm"] == "DDPO"
+    )
     assert any(f"fits its base {name}" in fact for fact in verify_artifact(folder))
 
 
-def test_a_merged_model_needs_neither_its_base_nor_the_run(small_zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_model_needs_neither_its_base_nor_the_run(
+    small_zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (small_zoo / "c.yaml").write_text(CONFIG.replace("NAME", "audioldm2-music"))
-    trained = run.fit(run.load([small_zoo / "c.yaml"], [f"module.reward={REWARDS['clap']}", "out_dir=run"])).module
+    trained = run.fit(
+        run.load([small_zoo / "c.yaml"], [f"module.reward={REWARDS['clap']}", "out_dir=run"])
+    ).module
     learned = latents(trained.backbone)
     folder = export_run("run", "merged", merge=True)
     monkeypatch.setenv("ATTUNE_CACHE", str(small_zoo / "empty"))
@@ -88,9 +118,18 @@ def test_a_merged_model_needs_neither_its_base_nor_the_run(small_zoo: Path, monk
 
 def test_a_prompt_without_a_mood_is_named_before_anything_is_sampled(small_zoo: Path) -> None:
     (small_zoo / "prompts.txt").write_text("a happy piano\na sad piano\n")
-    data = "data={_target_: datamodules.prompts.PromptDataModule, file: prompts.txt, prompts_per_round: 2}"
-    (small_zoo / "c.yaml").write_text(CONFIG[: CONFIG.index("data:")].replace("NAME", "tango2") + "trainer: {max_epochs: 1}\n")
-    config = run.load([small_zoo / "c.yaml"], [f"module.reward={REWARDS['emopia']}", data, "out_dir=run"])
-    with pytest.raises(ValueError, match=r"prompt 'a-happy-piano-\w+' has no label 'mood' \(its labels: none\)"):
+    data = (
+        "data={_target_: datamodules.prompts.PromptDataModule, file: prompts.txt,"
+        " prompts_per_round: 2}"
+    )
+    (small_zoo / "c.yaml").write_text(
+        CONFIG[: CONFIG.index("data:")].replace("NAME", "tango2") + "trainer: {max_epochs: 1}\n"
+    )
+    config = run.load(
+        [small_zoo / "c.yaml"], [f"module.reward={REWARDS['emopia']}", data, "out_dir=run"]
+    )
+    with pytest.raises(
+        ValueError, match=r"prompt 'a-happy-piano-\w+' has no label 'mood' \(its labels: none\)"
+    ):
         run.fit(config)
     assert not (small_zoo / "run").exists()

@@ -21,7 +21,14 @@ from zoo.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANNED = {"clap_fusion", "spatial_stable_audio"}
-PLAIN = {"name": "one", "kind": "backbone", "architecture": "tiny_audio", "summary": "x", "licence": "mit", "sample_rate_hz": 8}
+PLAIN = {
+    "name": "one",
+    "kind": "backbone",
+    "architecture": "tiny_audio",
+    "summary": "x",
+    "licence": "mit",
+    "sample_rate_hz": 8,
+}
 HUB = {  # what the systems need, by name: repository, licence
     "audioldm-s-full-v2": ("cvssp/audioldm-s-full-v2", "cc-by-nc-sa-4.0"),
     "audioldm-m-full": ("cvssp/audioldm-m-full", "cc-by-nc-sa-4.0"),
@@ -52,7 +59,11 @@ def _empty_store(monkeypatch, tmp_path):
 def test_a_row_says_what_is_so(entry: ZooEntry) -> None:
     assert ENTRIES[entry.name] is entry
     assert hash(entry) is not None
-    assert entry.architecture in PLANNED or registry.why_not_loadable(entry) is None or entry.layout != "attune"
+    assert (
+        entry.architecture in PLANNED
+        or registry.why_not_loadable(entry) is None
+        or entry.layout != "attune"
+    )
     assert entry.base is None or entry.base in ENTRIES or is_repo_id(entry.base)
     assert entry.card is None or (ROOT / entry.card).is_file()
     assert entry.folder or entry.repo_id or "not on the Hub" in entry.note
@@ -61,8 +72,14 @@ def test_a_row_says_what_is_so(entry: ZooEntry) -> None:
     assert entry.card is not None and entry.layout == "attune"
     config = json.loads((entry.path / "config.json").read_text("utf-8"))
     assert (config["kind"], config["architecture"]) == (entry.kind, entry.architecture)
-    there = {path.name: sha256_of(path) for path in entry.path.iterdir() if path.suffix in (".json", ".safetensors")}
-    assert entry.sha256 == there, f"zoo/table.py must say for {entry.name}: {json.dumps(there, indent=4)}"
+    there = {
+        path.name: sha256_of(path)
+        for path in entry.path.iterdir()
+        if path.suffix in (".json", ".safetensors")
+    }
+    assert entry.sha256 == there, (
+        f"zoo/table.py must say for {entry.name}: {json.dumps(there, indent=4)}"
+    )
     size = sum((entry.path / name).stat().st_size for name in there)
     assert entry.size_bytes == size, f"zoo/table.py must say for {entry.name}: size_bytes={size:_}"
 
@@ -114,9 +131,21 @@ def test_a_row_that_cannot_be_meant(change, message) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("owner/name", True), ("Owner-1/name_2.x", True), ("owner", False), ("a/b/c", False), ("embedded/music", False),
-     ("../b", False), ("a/..b", False), ("/a/b", False), ("./b", False), ("a/b:c", False), ("a/b c", False), ("a/", False),
-     ("a--b/c", False)],
+    [
+        ("owner/name", True),
+        ("Owner-1/name_2.x", True),
+        ("owner", False),
+        ("a/b/c", False),
+        ("embedded/music", False),
+        ("../b", False),
+        ("a/..b", False),
+        ("/a/b", False),
+        ("./b", False),
+        ("a/b:c", False),
+        ("a/b c", False),
+        ("a/", False),
+        ("a--b/c", False),
+    ],
 )
 def test_what_reads_as_a_repository(text, expected) -> None:
     assert is_repo_id(text) is expected
@@ -128,7 +157,12 @@ def test_what_reads_as_a_repository(text, expected) -> None:
         ("apache-2.0", False, False, "commercial use allowed"),
         ("CC0-1.0", False, False, "commercial use allowed"),
         ("apache-2.0", True, True, "gated: access is granted on its Hub page"),
-        ("cc-by-nc-4.0", False, True, "not for commercial use; what you derive from it inherits that"),
+        (
+            "cc-by-nc-4.0",
+            False,
+            True,
+            "not for commercial use; what you derive from it inherits that",
+        ),
         ("tangoflux-non-commercial", False, True, "not for commercial use"),
         ("stable-audio-community", False, True, "terms of its publisher"),
         ("unknown", False, True, "nothing is granted"),
@@ -141,10 +175,14 @@ def test_licences_that_are_shown_and_asked_for(licence, gated, consent, words) -
 
 
 def test_entries_by_kind_and_pattern() -> None:
-    assert {entry.kind for entry in zoo.entries()} <= set(KINDS) and len(zoo.entries()) == len(ENTRIES)
+    assert {entry.kind for entry in zoo.entries()} <= set(KINDS) and len(zoo.entries()) == len(
+        ENTRIES
+    )
     assert all(entry.kind == "reward" for entry in zoo.entries(kind="reward"))
     assert [entry.name for entry in zoo.entries(pattern="tango2")] == ["tango2"]
-    assert {entry.name for entry in zoo.entries(pattern="Larger")} == {entry.name for entry in zoo.entries(pattern="larger-*")}
+    assert {entry.name for entry in zoo.entries(pattern="Larger")} == {
+        entry.name for entry in zoo.entries(pattern="larger-*")
+    }
     assert zoo.entries("backbone", "emopia") == () and zoo.entries(pattern="ango") != ()
     with pytest.raises(ValueError, match="unknown kind 'rewards'; did you mean 'reward'"):
         zoo.entries(kind="rewards")
@@ -155,17 +193,39 @@ def test_entries_by_kind_and_pattern() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("bewo-nl", ValueError, "architecture 'spatial_stable_audio' planned, cannot be loaded yet"),
-        ("audioldm2", FileNotFoundError, "audioldm2 is not on this machine; fetch it with: python tools/zoo.py pull audioldm2"),
-        ("emopia-ar-va", ValueError, "brought by hand and opened with zoo.importers.emopia.load_emopia.*not on the Hub"),
-        ("owner/model", FileNotFoundError, "not on this machine; fetch it with: python tools/zoo.py pull owner/model"),
-        ("folder/model", ValueError, "there is no model 'folder/model', neither a name nor a folder"),
+        (
+            "bewo-nl",
+            ValueError,
+            "architecture 'spatial_stable_audio' planned, cannot be loaded yet",
+        ),
+        (
+            "audioldm2",
+            FileNotFoundError,
+            "audioldm2 is not on this machine; fetch it with: python tools/zoo.py pull audioldm2",
+        ),
+        (
+            "emopia-ar-va",
+            ValueError,
+            "brought by hand and opened with zoo.importers.emopia.load_emopia.*not on the Hub",
+        ),
+        (
+            "owner/model",
+            FileNotFoundError,
+            "not on this machine; fetch it with: python tools/zoo.py pull owner/model",
+        ),
+        (
+            "folder/model",
+            ValueError,
+            "there is no model 'folder/model', neither a name nor a folder",
+        ),
         ("embedded/moos", ValueError, "did you mean 'embedded/mo"),
     ],
 )
 def test_what_cannot_be_found(monkeypatch, tmp_path, name, error, message) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()  # folder/model is meant as a path then, and nobody on the network is asked
+    (
+        tmp_path / "folder"
+    ).mkdir()  # folder/model is meant as a path then, and nobody on the network is asked
     with pytest.raises(error, match=message):
         registry.find(name)
 
@@ -179,10 +239,16 @@ def test_a_pulled_repository_is_found_and_the_newest_wins(monkeypatch, tmp_path)
         assert store.newest("owner/model", revision) is None  # no record: not whole
         store.write_record(folder, store.PullRecord("owner/model", revision, "mit", {}))
         os.utime(folder / store.RECORD, (i, i))
-    assert registry.find("owner/model") == store.place("owner/model", "b" * 40) == store.newest("owner/model")
+    assert (
+        registry.find("owner/model")
+        == store.place("owner/model", "b" * 40)
+        == store.newest("owner/model")
+    )
     assert store.newest("owner/model", "a" * 40) == store.place("owner/model", "a" * 40)
     write_pin("owner/model", Pin("a" * 40, {}))
-    assert registry.find("owner/model") == store.place("owner/model", "a" * 40)  # what the lock file here pins
+    assert registry.find("owner/model") == store.place(
+        "owner/model", "a" * 40
+    )  # what the lock file here pins
     assert store.read_record(store.newest("owner/model")).licence == "mit"
     (store.place("owner/model", "b" * 40) / store.RECORD).write_text('{"repo_id": "x"}')
     with pytest.raises(ValueError, match="is damaged .*pull again"):
@@ -205,18 +271,25 @@ def test_no_module_takes_the_place_of_a_function() -> None:
 
 def test_the_table_is_read_without_torch_or_a_model_library() -> None:
     code = (
-        "import sys, zoo; zoo.entries(); zoo.names(); dir(zoo); from zoo import zoo_command; zoo_command.parser(); "
-        "heavy = {'torch', 'huggingface_hub', 'transformers', 'diffusers', 'peft', 'safetensors', 'numpy', 'rich', 'yaml'}; "
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+        "import sys, zoo; zoo.entries(); zoo.names(); dir(zoo); from zoo import zoo_command;"
+        " zoo_command.parser(); heavy = {'torch', 'huggingface_hub', 'transformers', 'diffusers',"
+        " 'peft', 'safetensors', 'numpy', 'rich', 'yaml'}; assert not heavy & set(sys.modules),"
+        " heavy & set(sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 
 def test_the_import_benchmark_measures_both_sides() -> None:
-    specification = importlib.util.spec_from_file_location("import_time", ROOT / "benchmarks/import_time.py")
+    specification = importlib.util.spec_from_file_location(
+        "import_time", ROOT / "benchmarks/import_time.py"
+    )
     benchmark = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(benchmark)
-    (wall_s, processor_s), beyond = benchmark.seconds(("import json, decimal", benchmark.STEPS[1]), 1)
+    (wall_s, processor_s), beyond = benchmark.seconds(
+        ("import json, decimal", benchmark.STEPS[1]), 1
+    )
     assert wall_s > 0 and processor_s > 0
     assert min(beyond) < benchmark.LIMIT_S

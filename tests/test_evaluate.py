@@ -1,4 +1,6 @@
-"""tools/evaluate.py: from folders and models to tables, pictures and page, and every way to ask wrongly."""
+"""tools/evaluate.py: from folders and models to tables, pictures and page, and every way to ask
+wrongly.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,19 @@ from zoo.loading import open_model
 from zoo.rewards.emotion import MOODS, EmotionReward
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = {"table1.md", "table2.md", "results.json", "scores.json", "confusion.png", "tables.png", "report.html"}
-BASE = {"happy": [0.9, 0.9, 0.2, 0.2], "sad": [0.9, 0.2, 0.9, 0.9]}  # loud is happy: 2 of 4 and 1 of 4 are right
+FILES = {
+    "table1.md",
+    "table2.md",
+    "results.json",
+    "scores.json",
+    "confusion.png",
+    "tables.png",
+    "report.html",
+}
+BASE = {
+    "happy": [0.9, 0.9, 0.2, 0.2],
+    "sad": [0.9, 0.2, 0.9, 0.9],
+}  # loud is happy: 2 of 4 and 1 of 4 are right
 TRAINED = {"happy": [0.9, 0.9, 0.9, 0.2], "sad": [0.2, 0.2, 0.9, 0.9]}
 
 
@@ -36,7 +49,10 @@ def rewards(tmp_path):
 
 
 def test_folders_of_files_become_tables_pictures_and_a_page(tmp_path, rewards, capsys):
-    base, trained = sines(tmp_path / "base", BASE, prompts=2), sines(tmp_path / "trained", TRAINED, prompts=2)
+    base, trained = (
+        sines(tmp_path / "base", BASE, prompts=2),
+        sines(tmp_path / "trained", TRAINED, prompts=2),
+    )
     out = tmp_path / "out"
     words = ["--setting", "1-step", "--rewards", *rewards, "--out", out, "--players", 2]
     evaluate("--generations", trained, "--baseline", base, *words)
@@ -52,15 +68,31 @@ def test_folders_of_files_become_tables_pictures_and_a_page(tmp_path, rewards, c
     original, after = record["sets"]
     assert (original["role"], after["role"]) == ("original", "trained") and len(after["clips"]) == 8
     clip = after["clips"][0]
-    assert clip["file"] == "../trained/happy_0.wav" and clip["values"]["loudness"]["p_happy"] == pytest.approx(1.0)
+    assert clip["file"] == "../trained/happy_0.wav" and clip["values"]["loudness"][
+        "p_happy"
+    ] == pytest.approx(1.0)
     assert clip["wanted"] == clip["predicted"] == {"loudness": "happy"}
-    assert clip["values"]["toy"]["clap/toy"] == clip["values"]["toy"]["score"] == pytest.approx(0.9 / 2**0.5, rel=1e-2)
-    change = record["summary"]["differences"]["1-step trained: trained - 1-step original: base"]["loudness"]["accuracy"]
+    assert (
+        clip["values"]["toy"]["clap/toy"]
+        == clip["values"]["toy"]["score"]
+        == pytest.approx(0.9 / 2**0.5, rel=1e-2)
+    )
+    change = record["summary"]["differences"]["1-step trained: trained - 1-step original: base"][
+        "loudness"
+    ]["accuracy"]
     assert change["is_paired"] and change["estimate"]["value"] == pytest.approx(0.25)
     page = (out / "report.html").read_text()
-    assert page.count("<audio") == 2 * 2 * 2 and page.count('src="data:image/png') == 2 and "http" not in page.split("<style>")[1]
+    assert (
+        page.count("<audio") == 2 * 2 * 2
+        and page.count('src="data:image/png') == 2
+        and "http" not in page.split("<style>")[1]
+    )
     assert "&lt;take&gt;" in page and "<take>" not in page and "best" in page and "worst" in page
-    assert (out / "confusion.png").read_bytes()[:4] == (out / "tables.png").read_bytes()[:4] == b"\x89PNG"
+    assert (
+        (out / "confusion.png").read_bytes()[:4]
+        == (out / "tables.png").read_bytes()[:4]
+        == b"\x89PNG"
+    )
     printed = capsys.readouterr().out
     assert "Table 1: accuracy by loudness" in printed and "report.html" in printed
     assert read_results(out).sets[1].clips[0].file == str(out / "../trained/happy_0.wav")
@@ -71,10 +103,21 @@ def test_scored_clips_are_not_scored_again_and_a_killed_run_goes_on(tmp_path, re
     LoudnessJudge.calls = 0
     breaking = reward_file(tmp_path, "breaking", raise_after=1)
     with pytest.raises(ValueError, match="killed"):
-        evaluate("--generations", folder, "--rewards", breaking, "--out", tmp_path / "o", "--batch-size", 4)
+        evaluate(
+            "--generations",
+            folder,
+            "--rewards",
+            breaking,
+            "--out",
+            tmp_path / "o",
+            "--batch-size",
+            4,
+        )
     assert {path.name for path in (tmp_path / "o").iterdir()} == {"scores.json"}
     LoudnessJudge.calls = 0
-    evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o", "--batch-size", 4)
+    evaluate(
+        "--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o", "--batch-size", 4
+    )
     assert LoudnessJudge.calls == 1  # the second four
     text = (tmp_path / "o" / "table1.md").read_text()
     evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
@@ -83,7 +126,9 @@ def test_scored_clips_are_not_scored_again_and_a_killed_run_goes_on(tmp_path, re
     evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
     assert LoudnessJudge.calls == 2 and (tmp_path / "o" / "table1.md").read_text() != text
     (tmp_path / "o" / "scores.json").write_text("{")
-    with pytest.raises(ValueError, match="scores.json cannot be read .*; remove it, and the clips are scored again"):
+    with pytest.raises(
+        ValueError, match="scores.json cannot be read .*; remove it, and the clips are scored again"
+    ):
         evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
 
 
@@ -131,15 +176,42 @@ def test_combine_puts_runs_into_one_table(tmp_path, rewards, capsys):
     for name, levels in (("one", TRAINED), ("two", BASE)):
         run = sines(tmp_path / name, levels)
         evaluate(
-            "--generations", run, "--baseline", base, "--setting", "s", "--rewards", rewards[0], "--out", tmp_path / f"e_{name}"
+            "--generations",
+            run,
+            "--baseline",
+            base,
+            "--setting",
+            "s",
+            "--rewards",
+            rewards[0],
+            "--out",
+            tmp_path / f"e_{name}",
         )
     evaluate(
-        "--generations", base, "--setting", "200-step", "--role", "original", "--rewards", rewards[1], "--out", tmp_path / "e_3"
+        "--generations",
+        base,
+        "--setting",
+        "200-step",
+        "--role",
+        "original",
+        "--rewards",
+        rewards[1],
+        "--out",
+        tmp_path / "e_3",
     )
     capsys.readouterr()
-    evaluate("--combine", *(tmp_path / name for name in ("e_one", "e_two", "e_3")), "--out", tmp_path / "all", "--players", 1)
+    evaluate(
+        "--combine",
+        *(tmp_path / name for name in ("e_one", "e_two", "e_3")),
+        "--out",
+        tmp_path / "all",
+        "--players",
+        1,
+    )
     text = (tmp_path / "all" / "table2.md").read_text()
-    rows = [line for line in text.split("## ")[1].splitlines() if line.startswith(("| s ", "| 200"))]
+    rows = [
+        line for line in text.split("## ")[1].splitlines() if line.startswith(("| s ", "| 200"))
+    ]
     assert [row.split(" | ")[0] for row in rows] == ["| s (one)", "| s (two)", "| 200-step"]
     assert "+0.25 [" in rows[0] and "+0.00 [" in rows[1] and rows[2].count("| - ") >= 3
     record = json.loads((tmp_path / "all" / "results.json").read_text())
@@ -154,7 +226,9 @@ def test_combine_puts_runs_into_one_table(tmp_path, rewards, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model, a run folder with an adapter on it, and a classifier, all small and random, saved as training saves them."""
+    """A model, a run folder with an adapter on it, and a classifier, all small and random, saved as
+    training saves them.
+    """
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     from zoo.backbones.tiny import TinyAudio
@@ -163,9 +237,21 @@ def trained(tmp_path_factory):
     with torch.no_grad():
         for parameter in backbone.denoiser.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    save_artifact(folder / "tiny", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=backbone)
+    save_artifact(
+        folder / "tiny",
+        kind="backbone",
+        architecture="tiny_audio",
+        arguments=SMALL,
+        module=backbone,
+    )
     reward = EmotionReward(channels=[4] * 7, n_mels=32, chunk_s=0.25)
-    save_artifact(folder / "mood", kind="reward", architecture="emotion", arguments=reward.arguments, module=reward)
+    save_artifact(
+        folder / "mood",
+        kind="reward",
+        architecture="emotion",
+        arguments=reward.arguments,
+        module=reward,
+    )
     backbone = open_model(str(folder / "tiny"))
     add_lora(backbone, rank=2)
     with torch.no_grad():
@@ -197,16 +283,36 @@ def trained(tmp_path_factory):
 
 def test_a_run_folder_against_its_base_pairs_noise_and_goes_on(trained, tmp_path):
     out = tmp_path / "out"
-    words = ["--model", trained / "run", "--baseline", "base", "--samples", 2, "--out", out, "--players", 0]
+    words = [
+        "--model",
+        trained / "run",
+        "--baseline",
+        "base",
+        "--samples",
+        2,
+        "--out",
+        out,
+        "--players",
+        0,
+    ]
     evaluate(*words)
     record = json.loads((out / "results.json").read_text())
     original, after = record["sets"]
-    assert (original["name"], after["name"], after["setting"]) == ("base", "run", "2-step, 0.5 sec.")
+    assert (original["name"], after["name"], after["setting"]) == (
+        "base",
+        "run",
+        "2-step, 0.5 sec.",
+    )
     assert [clip["text"] for clip in after["clips"]][::2] == [f"a {mood} harp" for mood in MOODS]
     assert (
-        after["source"]["steps"] == 2 and after["source"]["guidance_scale"] == 2.0 and after["source"]["first_seed"] == 1_000_003
+        after["source"]["steps"] == 2
+        and after["source"]["guidance_scale"] == 2.0
+        and after["source"]["first_seed"] == 1_000_003
     )
-    assert original["source"]["denoiser"] != after["source"]["denoiser"] and record["scorers"][0]["name"] == "mood"
+    assert (
+        original["source"]["denoiser"] != after["source"]["denoiser"]
+        and record["scorers"][0]["name"] == "mood"
+    )
     assert {clip["sample"] for clip in after["clips"]} == {1_000_003, 1_000_004}
     assert next(iter(record["summary"]["differences"].values()))["mood"]["accuracy"]["is_paired"]
     wavs = sorted((out / "clips" / "trained").glob("*.wav"))
@@ -214,11 +320,22 @@ def test_a_run_folder_against_its_base_pairs_noise_and_goes_on(trained, tmp_path
     kept, lost = wavs[0].stat().st_mtime_ns, read_audio(wavs[5]).samples_CN
     wavs[5].unlink()
     evaluate(*words)
-    assert wavs[0].stat().st_mtime_ns == kept  # the lost one is made again, alone in its batch: equal but for rounding
+    assert (
+        wavs[0].stat().st_mtime_ns == kept
+    )  # the lost one is made again, alone in its batch: equal but for rounding
     assert torch.allclose(read_audio(wavs[5]).samples_CN, lost, atol=1e-3)
-    with pytest.raises(ValueError, match=r"holds clips of another evaluation \(steps: 2 there, 3 now\)"):
+    with pytest.raises(
+        ValueError, match=r"holds clips of another evaluation \(steps: 2 there, 3 now\)"
+    ):
         evaluate(*words, "--steps", 3)
-    again = ["--generations", out / "clips" / "trained", "--rewards", trained / "mood", "--out", tmp_path / "again"]
+    again = [
+        "--generations",
+        out / "clips" / "trained",
+        "--rewards",
+        trained / "mood",
+        "--out",
+        tmp_path / "again",
+    ]
     evaluate(*again)  # a folder that an evaluation made is a folder of generations
     same = json.loads((tmp_path / "again" / "results.json").read_text())["sets"][0]
     assert [clip["values"] for clip in same["clips"]] == [clip["values"] for clip in after["clips"]]
@@ -228,14 +345,33 @@ def test_a_configuration_alone_evaluates_its_untrained_model(trained, tmp_path):
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
     config = {**config, "out_dir": "x", "data": {**config["data"], "held_out": []}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    words = ["--config", tmp_path / "c.yaml", "--samples", 1, "--out", tmp_path / "o", "--players", 1]
+    words = [
+        "--config",
+        tmp_path / "c.yaml",
+        "--samples",
+        1,
+        "--out",
+        tmp_path / "o",
+        "--players",
+        1,
+    ]
     with pytest.raises(ValueError, match="no held_out prompts; take --which train"):
         evaluate(*words)
     evaluate(*words, "--which", "train")
     (one,) = json.loads((tmp_path / "o" / "results.json").read_text())["sets"]
     assert one["role"] == "original" and len(one["clips"]) == 8
     adapter = f"{trained / 'run' / 'adapter'}=0.5"
-    evaluate("--model", "base", "--adapter", adapter, *words[:-2], "--out", tmp_path / "p", "--which", "train")
+    evaluate(
+        "--model",
+        "base",
+        "--adapter",
+        adapter,
+        *words[:-2],
+        "--out",
+        tmp_path / "p",
+        "--which",
+        "train",
+    )
     (other,) = json.loads((tmp_path / "p" / "results.json").read_text())["sets"]
     assert other["role"] == "trained" and other["name"] == "base + adapter x 0.5"
 
@@ -243,8 +379,15 @@ def test_a_configuration_alone_evaluates_its_untrained_model(trained, tmp_path):
 def test_a_model_that_nobody_trained_here_is_called_original(trained, tmp_path):
     from lightning_modules.evaluation.command import _role
 
-    assert _role("embedded/music", []) == _role(str(trained / "tiny"), []) == _role("base", []) == "original"
-    assert _role(str(trained / "run"), []) == _role("embedded/music", ["runs/x/adapter"]) == "trained"
+    assert (
+        _role("embedded/music", [])
+        == _role(str(trained / "tiny"), [])
+        == _role("base", [])
+        == "original"
+    )
+    assert (
+        _role(str(trained / "run"), []) == _role("embedded/music", ["runs/x/adapter"]) == "trained"
+    )
     export = tmp_path / "merged"
     shutil.copytree(trained / "tiny", export)
     config = json.loads((export / "config.json").read_text())
@@ -254,10 +397,20 @@ def test_a_model_that_nobody_trained_here_is_called_original(trained, tmp_path):
 
 def test_the_embedded_model_is_evaluated_by_embedded_scorers(tmp_path):
     (tmp_path / "p.csv").write_text("text,mood\na sad piano,sad\na happy piano,happy\n")
-    words = ["--model", "embedded/music", "--prompts", tmp_path / "p.csv", "--rewards", "embedded/mood", "embedded/clap"]
+    words = [
+        "--model",
+        "embedded/music",
+        "--prompts",
+        tmp_path / "p.csv",
+        "--rewards",
+        "embedded/mood",
+        "embedded/clap",
+    ]
     evaluate(*words, "--samples", 1, "--steps", 2, "--seconds", 1, "--out", tmp_path / "o")
     text = (tmp_path / "o" / "table1.md").read_text()
-    assert "happy | angry | sad | tender | mean" in text and "nothing asked for angry, tender" in text
+    assert (
+        "happy | angry | sad | tender | mean" in text and "nothing asked for angry, tender" in text
+    )
     text = (tmp_path / "o" / "table2.md").read_text()
     assert "similarity by clap/embedded/clap" in text and "accuracy by embedded/mood" in text
 
@@ -265,19 +418,36 @@ def test_the_embedded_model_is_evaluated_by_embedded_scorers(tmp_path):
 def test_diversity_within_a_prompt_is_measured_over_the_whole_set(tmp_path):
     folder = sines(tmp_path / "g", {"happy": [0.5, 0.5, 0.5, 0.5]})
     guards = tmp_path / "guards.yaml"
-    guards.write_text("{_target_: zoo.rewards.guards.GuardReward, diversity: 1.0, loudness_dbfs: [-60, -1]}")
+    guards.write_text(
+        "{_target_: zoo.rewards.guards.GuardReward, diversity: 1.0, loudness_dbfs: [-60, -1]}"
+    )
     for words in ([], ["--batch-size", 1]):
-        evaluate("--generations", folder, "--rewards", guards, "--out", tmp_path / f"o{len(words)}", *words)
-    one, two = (json.loads((tmp_path / name / "results.json").read_text())["sets"][0]["clips"] for name in ("o0", "o2"))
+        evaluate(
+            "--generations",
+            folder,
+            "--rewards",
+            guards,
+            "--out",
+            tmp_path / f"o{len(words)}",
+            *words,
+        )
+    one, two = (
+        json.loads((tmp_path / name / "results.json").read_text())["sets"][0]["clips"]
+        for name in ("o0", "o2")
+    )
     assert [clip["values"] for clip in one] == [clip["values"] for clip in two]
     found = one[0]["values"]["guards"]
-    assert found["diversity_db"] == pytest.approx(0, abs=1e-3) and found["diversity_penalty"] == pytest.approx(-1, abs=1e-3)
+    assert found["diversity_db"] == pytest.approx(0, abs=1e-3) and found[
+        "diversity_penalty"
+    ] == pytest.approx(-1, abs=1e-3)
     assert found["score"] == 0 and found["level_dbfs"] == pytest.approx(-9.03, abs=0.01)
     assert "| diversity_db |" in (tmp_path / "o0" / "table2.md").read_text()
 
 
 def test_a_scorer_is_called_after_its_checkpoint(trained, tmp_path):
-    (tmp_path / "overlay.yaml").write_text(f"{{base: {trained / 'run' / 'config.yaml'}, out_dir: x}}")
+    (tmp_path / "overlay.yaml").write_text(
+        f"{{base: {trained / 'run' / 'config.yaml'}, out_dir: x}}"
+    )
     node = {"_target_": "toy_evaluation.LoudnessJudge", "checkpoint": "other"}
     (tmp_path / "named.yaml").write_text(yaml.safe_dump(node))
     names = [str(tmp_path / "overlay.yaml"), str(tmp_path / "named.yaml"), "embedded/clap"]
@@ -312,24 +482,64 @@ def test_a_page_without_its_clips_says_so(tmp_path, rewards):
 
 
 def test_names_with_signs_of_other_languages_are_text_everywhere(tmp_path, rewards):
-    """A dollar sign begins a formula in matplotlib, which also leaves labels out that begin with a line below."""
+    """A dollar sign begins a formula in matplotlib, which also leaves labels out that begin with a
+    line below.
+    """
     folder, name = sines(tmp_path / "g", BASE), "a $ x^{ $ \\frac <script>"
-    evaluate("--generations", folder, "--rewards", *rewards, "--name", name, "--setting", "_one|two", "--out", tmp_path / "o")
+    evaluate(
+        "--generations",
+        folder,
+        "--rewards",
+        *rewards,
+        "--name",
+        name,
+        "--setting",
+        "_one|two",
+        "--out",
+        tmp_path / "o",
+    )
     page, table = ((tmp_path / "o" / file).read_text() for file in ("report.html", "table1.md"))
-    assert "<script" not in page and "a $ x^{ $ \\frac &lt;script&gt;" in page and "_one\\|two trained: a $ x^{ $" in table
+    assert (
+        "<script" not in page
+        and "a $ x^{ $ \\frac &lt;script&gt;" in page
+        and "_one\\|two trained: a $ x^{ $" in table
+    )
 
 
-def test_every_set_is_in_the_legend_and_a_class_without_clips_has_dashes(tmp_path, rewards, monkeypatch):
+def test_every_set_is_in_the_legend_and_a_class_without_clips_has_dashes(
+    tmp_path, rewards, monkeypatch
+):
     from lightning_modules.evaluation import page
 
     figures = []
-    monkeypatch.setattr(page, "_save", lambda figure, path: figures.append(figure) or path.write_bytes(b""))
+    monkeypatch.setattr(
+        page, "_save", lambda figure, path: figures.append(figure) or path.write_bytes(b"")
+    )
     folder = sines(tmp_path / "g", {"happy": [0.9, 0.1]})
-    evaluate("--generations", folder, "--rewards", *rewards, "--setting", "_one", "--name", "$", "--out", tmp_path / "o")
+    evaluate(
+        "--generations",
+        folder,
+        "--rewards",
+        *rewards,
+        "--setting",
+        "_one",
+        "--name",
+        "$",
+        "--out",
+        tmp_path / "o",
+    )
     bars, matrix = figures
     (legend,) = bars.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["one class for every clip", r" _one trained: \$ (n = 2)"]
-    assert [text.get_text() for text in matrix.axes[0].texts] == ["0.50\n(1)", "0.50\n(1)", "-", "-"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "one class for every clip",
+        r" _one trained: \$ (n = 2)",
+    ]
+    assert [text.get_text() for text in matrix.axes[0].texts] == [
+        "0.50\n(1)",
+        "0.50\n(1)",
+        "-",
+        "-",
+    ]
 
 
 def test_the_command(tmp_path, rewards, monkeypatch, capsys):
@@ -337,7 +547,13 @@ def test_the_command(tmp_path, rewards, monkeypatch, capsys):
     scope: dict = {"__file__": str(ROOT / "tools" / "evaluate.py"), "__name__": "evaluate"}
     exec(compile((ROOT / "tools" / "evaluate.py").read_text(), "evaluate.py", "exec"), scope)
     folder = sines(tmp_path / "g", BASE)
-    assert reported(scope["main"], ["--generations", str(folder), "--rewards", rewards[0], "--out", str(tmp_path / "o")]) == 0
+    assert (
+        reported(
+            scope["main"],
+            ["--generations", str(folder), "--rewards", rewards[0], "--out", str(tmp_path / "o")],
+        )
+        == 0
+    )
     assert "## Table 2" in capsys.readouterr().out
     assert reported(scope["main"], ["--generations", str(tmp_path), "--rewards", rewards[0]]) == 2
     assert "error: " in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""tools/evaluate.py: every way to ask wrongly says what was wrong and leaves no table; tables and labels of folders."""
+"""tools/evaluate.py: every way to ask wrongly says what was wrong and leaves no table; tables and
+labels of folders.
+"""
 
 from __future__ import annotations
 
@@ -32,36 +34,114 @@ def rewards(tmp_path):
         (["--generations", "{g}", "--rewards", "no.yaml"], "there is no file no.yaml"),
         (["--generations", "{g}", "--rewards", "{run}"], "neither a _target_ nor a module.reward"),
         (["--generations", "{g}x", "--rewards", "{j}"], "did you mean 'g'"),
-        (["--model", "{g}x", "--rewards", "{j}"], "there is no model '.*gx', neither a name nor a folder"),
-        (["--generations", "{empty}", "--rewards", "{j}"], "write a CSV with the header file,prompt,label"),
+        (
+            ["--model", "{g}x", "--rewards", "{j}"],
+            "there is no model '.*gx', neither a name nor a folder",
+        ),
+        (
+            ["--generations", "{empty}", "--rewards", "{j}"],
+            "write a CSV with the header file,prompt,label",
+        ),
         (["--generations", "{g}", "--table", "{rows}", "--rewards", "{j}"], "has no row"),
-        (["--generations", "{g}", "--table", "{bare}", "--rewards", "{j}"], r"has the mood None.*a column 'mood' or 'label'"),
-        (["--generations", "{g}", "--table", "{missing}", "--rewards", "{j}"], "line 2: there is no file .*happy_9.wav; did"),
-        (["--generations", "{g}", "--table", "{part}", "--rewards", "{j}"], "7 audio files are in no row of its table, first"),
-        (["--generations", "{g}", "--table", "{twice}", "--rewards", "{j}"], "more than one row for happy_0.wav"),
-        (["--generations", "{g}", "--table", "{outside}", "--rewards", "{j}"], "is not a file of .* itself"),
-        (["--generations", "{g}", "--table", "{seeds}", "--rewards", "{j}"], "line 2: seed is a whole"),
+        (
+            ["--generations", "{g}", "--table", "{bare}", "--rewards", "{j}"],
+            r"has the mood None.*a column 'mood' or 'label'",
+        ),
+        (
+            ["--generations", "{g}", "--table", "{missing}", "--rewards", "{j}"],
+            "line 2: there is no file .*happy_9.wav; did",
+        ),
+        (
+            ["--generations", "{g}", "--table", "{part}", "--rewards", "{j}"],
+            "7 audio files are in no row of its table, first",
+        ),
+        (
+            ["--generations", "{g}", "--table", "{twice}", "--rewards", "{j}"],
+            "more than one row for happy_0.wav",
+        ),
+        (
+            ["--generations", "{g}", "--table", "{outside}", "--rewards", "{j}"],
+            "is not a file of .* itself",
+        ),
+        (
+            ["--generations", "{g}", "--table", "{seeds}", "--rewards", "{j}"],
+            "line 2: seed is a whole",
+        ),
         (["--generations", "{g}", "--table", "{quote}", "--rewards", "{j}"], "line 2: .*quotes"),
-        (["--generations", "{g}", "--rewards", "{nan}"], "gave score = nan for .*wav; listen to that clip"),
-        (["--combine", "{g}", "--rewards", "{j}"], "--rewards belongs to evaluations, and --combine puts together"),
+        (
+            ["--generations", "{g}", "--rewards", "{nan}"],
+            "gave score = nan for .*wav; listen to that clip",
+        ),
+        (
+            ["--combine", "{g}", "--rewards", "{j}"],
+            "--rewards belongs to evaluations, and --combine puts together",
+        ),
         (["--combine", "{g}", "--name", "x"], "--name belongs to evaluations"),
-        (["--generations", "{g}", "--rewards", "{j}", "--steps", "5"], "--steps is for models that are sampled"),
-        (["--generations", "{g}", "--baseline", "{g}", "--samples", "5"], "would be compared with itself"),
-        (["--generations", "{g}", "--baseline", "{g2}", "--samples", "5"], "--samples is for models that are sampled"),
-        (["--model", "base", "--config", "{run}", "--seconds", "5"], "--seconds belongs to --prompts; those of a configuration"),
-        (["--model", "base", "--config", "{run}", "--negative", ""], "--negative belongs to --prompts"),
-        (["--model", "base", "--config", "{run}", "--prompts", "{p}", "--which", "all"], "--which chooses among the prompts"),
-        (["--model", "embedded/music", "--table", "{p}", "--prompts", "{p}"], "--table says what the files of a folder answer"),
-        (["--model", "run/checkpoints/last.ckpt", "--rewards", "{j}"], "last.ckpt is the state of a run.*name the run's folder"),
-        (["--generations", "{g}", "--rewards", "{j}", "--out", "{p}"], "p.csv is a file; name a folder"),
-        (["--generations", "{g}", "--baseline", "{g}", "--role", "original"], "drop --role original"),
+        (
+            ["--generations", "{g}", "--rewards", "{j}", "--steps", "5"],
+            "--steps is for models that are sampled",
+        ),
+        (
+            ["--generations", "{g}", "--baseline", "{g}", "--samples", "5"],
+            "would be compared with itself",
+        ),
+        (
+            ["--generations", "{g}", "--baseline", "{g2}", "--samples", "5"],
+            "--samples is for models that are sampled",
+        ),
+        (
+            ["--model", "base", "--config", "{run}", "--seconds", "5"],
+            "--seconds belongs to --prompts; those of a configuration",
+        ),
+        (
+            ["--model", "base", "--config", "{run}", "--negative", ""],
+            "--negative belongs to --prompts",
+        ),
+        (
+            ["--model", "base", "--config", "{run}", "--prompts", "{p}", "--which", "all"],
+            "--which chooses among the prompts",
+        ),
+        (
+            ["--model", "embedded/music", "--table", "{p}", "--prompts", "{p}"],
+            "--table says what the files of a folder answer",
+        ),
+        (
+            ["--model", "run/checkpoints/last.ckpt", "--rewards", "{j}"],
+            "last.ckpt is the state of a run.*name the run's folder",
+        ),
+        (
+            ["--generations", "{g}", "--rewards", "{j}", "--out", "{p}"],
+            "p.csv is a file; name a folder",
+        ),
+        (
+            ["--generations", "{g}", "--baseline", "{g}", "--role", "original"],
+            "drop --role original",
+        ),
         (["--generations", "{g}", "--adapter", "a"], "give --model too"),
-        (["--model", "embedded/music", "--adapter", "a=b", "--prompts", "{p}", "--rewards", "{j}"], "expected NAME or NAME="),
+        (
+            [
+                "--model",
+                "embedded/music",
+                "--adapter",
+                "a=b",
+                "--prompts",
+                "{p}",
+                "--rewards",
+                "{j}",
+            ],
+            "expected NAME or NAME=",
+        ),
         (["--model", "embedded/music", "--rewards", "{j}"], "no prompts: give --prompts FILE"),
-        (["--model", "embedded/music", "--prompts", "{p}", "--rewards", "{j}", "--samples", "0"], "--samples must be at least 1"),
-        (["--model", "base", "--prompts", "{p}", "--rewards", "{j}"], "no module.backbone; name a model"),
+        (
+            ["--model", "embedded/music", "--prompts", "{p}", "--rewards", "{j}", "--samples", "0"],
+            "--samples must be at least 1",
+        ),
+        (
+            ["--model", "base", "--prompts", "{p}", "--rewards", "{j}"],
+            "no module.backbone; name a model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
     places = {
         "g": sines(tmp_path / "g", BASE),
@@ -85,7 +165,10 @@ def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
     (tmp_path / "run.yaml").write_text("{module: {_target_: toy_run.Line, width: 1}, out_dir: x}")
     for name, text in tables.items():
         (tmp_path / f"{name}.csv").write_text(text)
-    places |= {name: tmp_path / f"{name}.csv" for name in tables} | {"empty": tmp_path / "empty", "run": tmp_path / "run.yaml"}
+    places |= {name: tmp_path / f"{name}.csv" for name in tables} | {
+        "empty": tmp_path / "empty",
+        "run": tmp_path / "run.yaml",
+    }
     with pytest.raises((ValueError, OSError), match=error):
         evaluate("--out", tmp_path / "o", *(word.format(**places) for word in words))
     assert not list(tmp_path.glob("o/table*")) and not list(tmp_path.glob("o/results.json"))
@@ -93,7 +176,10 @@ def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
 
 def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
     folder = sines(tmp_path / "g", {"happy": [0.9], "sad": [0.1]}, table="")
-    entries = [{"file": f"{mood}_0.wav", "id": mood, "text": f"a {mood} piano", "seed": 3} for mood in ("happy", "sad")]
+    entries = [
+        {"file": f"{mood}_0.wav", "id": mood, "text": f"a {mood} piano", "seed": 3}
+        for mood in ("happy", "sad")
+    ]
     (folder / "samples.json").write_text(json.dumps(entries))
     words = ["--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o"]
     with pytest.raises(ValueError, match="prompt 'happy' has the mood None"):
@@ -101,7 +187,9 @@ def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
     (tmp_path / "p.csv").write_text("text,mood\na happy piano,happy\na sad piano,sad\n")
     evaluate(*words, "--prompts", tmp_path / "p.csv")
     (one,) = read_results(tmp_path / "o").sets
-    assert [(clip.sample, clip.labels["mood"], clip.predicted["loudness"]) for clip in one.clips] == [
+    assert [
+        (clip.sample, clip.labels["mood"], clip.predicted["loudness"]) for clip in one.clips
+    ] == [
         (3, "happy", "happy"),
         (3, "sad", "sad"),
     ]

@@ -1,4 +1,6 @@
-"""A run folder becomes a model folder that anybody can load, finished or not, or nothing is left behind."""
+"""A run folder becomes a model folder that anybody can load, finished or not, or nothing is left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -45,24 +47,48 @@ def stopped(run, tmp_path):
 
 
 def heard(backbone) -> torch.Tensor:
-    (wave,) = zoo.generate(backbone, [Prompt("p", "A merry piano", seconds=0.256)], seeds=[3], steps=2, guidance_scale=1.5)
+    (wave,) = zoo.generate(
+        backbone,
+        [Prompt("p", "A merry piano", seconds=0.256)],
+        seeds=[3],
+        steps=2,
+        guidance_scale=1.5,
+    )
     return wave.samples_CN
 
 
 def test_an_adapter_is_what_the_run_has_learned(run, tmp_path):
     folder = export_run(run, tmp_path / "out")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "config.json"]  # fmt: skip
-    ours, theirs = load_file(folder / "adapter_model.safetensors"), load_file(run / "adapter" / "adapter_model.safetensors")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+    ]
+    ours, theirs = (
+        load_file(folder / "adapter_model.safetensors"),
+        load_file(run / "adapter" / "adapter_model.safetensors"),
+    )
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
     config = read_config(folder)
     base = load_artifact(zoo.registry.find(BASE))
-    assert config["base"]["name"] == BASE and config["base"]["sha256"]["float32"] == base_sha256(base.denoiser, "float32")
+    assert config["base"]["name"] == BASE and config["base"]["sha256"]["float32"] == base_sha256(
+        base.denoiser, "float32"
+    )
     assert config["base"]["files"] == read_config(zoo.registry.find(BASE))["sha256"]
     assert config["licence"] == config["base"]["licence"] == "cc-by-nc-sa-4.0"
-    assert config["training"]["algorithm"] == "DDPO" and config["training"]["finished"] and config["sampling"]["steps"] == 3
+    assert (
+        config["training"]["algorithm"] == "DDPO"
+        and config["training"]["finished"]
+        and config["sampling"]["steps"] == 3
+    )
     assert set(config["metrics"]["held_out/mean"]) == {"before", "after"}
-    assert "_target_" not in (folder / "config.json").read_text() and str(run) not in (folder / "config.json").read_text()
+    assert (
+        "_target_" not in (folder / "config.json").read_text()
+        and str(run) not in (folder / "config.json").read_text()
+    )
     by_name, by_run = heard(zoo.load(folder)), heard(zoo.open_model(run))
     assert torch.equal(by_name, by_run) and not torch.equal(by_name, heard(zoo.load(BASE)))
     assert torch.equal(heard(zoo.load(BASE, adapters=[(folder, 1.0)])), by_name)
@@ -70,7 +96,9 @@ def test_an_adapter_is_what_the_run_has_learned(run, tmp_path):
     assert torch.equal(heard(zoo.open_model(str(folder))), by_name)
     assert torch.equal(heard(zoo.open_model(str(folder), strength=0.0)), heard(zoo.load(BASE)))
     twice = heard(zoo.open_model(str(folder), folder))
-    assert torch.equal(twice, heard(zoo.load(BASE, adapters=[(folder, 1.0), (folder, 1.0)]))) and not torch.equal(twice, by_name)
+    assert torch.equal(
+        twice, heard(zoo.load(BASE, adapters=[(folder, 1.0), (folder, 1.0)]))
+    ) and not torch.equal(twice, by_name)
     assert any("fits its base tiny-base" in fact for fact in verify_artifact(folder))
     again = export_run(run, tmp_path / "again")
     for name in ("adapter_config.json", "adapter_model.safetensors", "config.json"):
@@ -96,14 +124,23 @@ def test_an_adapter_of_a_diffusers_unet_loads_beside_a_plain_pipeline(tmp_path):
         def __init__(self) -> None:
             torch.manual_seed(0)
             self.denoiser = UNet2DConditionModel(
-                sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=8,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                cross_attention_dim=32, attention_head_dim=2,
-            ).eval()  # fmt: skip
+                sample_size=8,
+                in_channels=4,
+                out_channels=4,
+                layers_per_block=1,
+                block_out_channels=(8, 16),
+                norm_num_groups=8,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=32,
+                attention_head_dim=2,
+            ).eval()
 
         def output(self) -> torch.Tensor:
             with torch.no_grad():
-                return self.denoiser(torch.ones(1, 4, 8, 8), 3, torch.linspace(-1, 1, 96).reshape(1, 3, 32)).sample
+                return self.denoiser(
+                    torch.ones(1, 4, 8, 8), 3, torch.linspace(-1, 1, 96).reshape(1, 3, 32)
+                ).sample
 
     ours = Holder()
     base = ours.output()
@@ -125,34 +162,61 @@ def test_an_adapter_of_a_diffusers_unet_loads_beside_a_plain_pipeline(tmp_path):
 
 def test_merged_it_is_a_whole_model_without_peft(run, tmp_path):
     folder = export_run(run, tmp_path / "out", merge=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     config = read_config(folder)
     assert config["kind"] == "backbone" and config["merged"] and config["base"]["name"] == BASE
-    assert not any("lora" in name or "base_layer" in name for name in load_file(folder / "model.safetensors"))
+    assert not any(
+        "lora" in name or "base_layer" in name for name in load_file(folder / "model.safetensors")
+    )
     whole = zoo.load(folder)
     assert type(whole.denoiser) is type(zoo.load(BASE).denoiser)
-    torch.testing.assert_close(heard(whole), heard(zoo.load(run.parent / "base", adapters=[(run / "adapter", 1.0)])),
-                               rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        heard(whole),
+        heard(zoo.load(run.parent / "base", adapters=[(run / "adapter", 1.0)])),
+        rtol=0,
+        atol=2e-3,
+    )
     assert any("loads strictly" in fact for fact in verify_artifact(folder))
     half = export_run(run, tmp_path / "half", merge=True, dtype="float16")
-    assert {t.dtype for t in load_file(half / "model.safetensors").values() if t.is_floating_point()} == {torch.float16}
+    assert {
+        t.dtype for t in load_file(half / "model.safetensors").values() if t.is_floating_point()
+    } == {torch.float16}
 
 
-def test_an_unfinished_run_gives_its_newest_checkpoint_with_averaged_weights(run, stopped, tmp_path):
+def test_an_unfinished_run_gives_its_newest_checkpoint_with_averaged_weights(
+    run, stopped, tmp_path
+):
     folder = export_run(stopped, tmp_path / "out")
     training = read_config(folder)["training"]
-    assert not training["finished"] and training["optimiser_steps"] > 0 and training["taken_from"].startswith("checkpoints/")
-    ours, whole = load_file(folder / "adapter_model.safetensors"), load_file(run / "adapter" / "adapter_model.safetensors")
+    assert (
+        not training["finished"]
+        and training["optimiser_steps"] > 0
+        and training["taken_from"].startswith("checkpoints/")
+    )
+    ours, whole = (
+        load_file(folder / "adapter_model.safetensors"),
+        load_file(run / "adapter" / "adapter_model.safetensors"),
+    )
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
     assert "was not finished" in (folder / "README.md").read_text()
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_an_older_result_too(run, stopped, tmp_path):
-    names = sorted((path for path in (stopped / "checkpoints").glob("*.ckpt") if not path.is_symlink()), key=os.path.getmtime)
+    names = sorted(
+        (path for path in (stopped / "checkpoints").glob("*.ckpt") if not path.is_symlink()),
+        key=os.path.getmtime,
+    )
     assert len(names) == 2
     names[-1].write_bytes(names[-1].read_bytes()[:500])
     os.utime(names[-1])
-    assert read_config(export_run(stopped, tmp_path / "out"))["training"]["taken_from"] == f"checkpoints/{names[0].name}"
+    assert (
+        read_config(export_run(stopped, tmp_path / "out"))["training"]["taken_from"]
+        == f"checkpoints/{names[0].name}"
+    )
     names[0].write_bytes(b"")
     with pytest.raises(ValueError, match="no checkpoint in .* can be read"):
         export_run(stopped, tmp_path / "none")
@@ -162,7 +226,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_an_older_result_too(run, stoppe
         export_run(stopped, tmp_path / "none")
 
 
-def test_a_resumed_and_stopped_run_gives_the_checkpoint_not_the_older_adapter(run, stopped, tmp_path):
+def test_a_resumed_and_stopped_run_gives_the_checkpoint_not_the_older_adapter(
+    run, stopped, tmp_path
+):
     shutil.copytree(run / "adapter", stopped / "adapter")
     old = 1_000_000_000
     os.utime(stopped / "adapter" / "adapter_model.safetensors", (old, old))
@@ -175,11 +241,19 @@ def test_a_base_that_has_changed_since_training_is_refused(run, stopped, tmp_pat
     shutil.copytree(place / "base", kept)
     recorded = read_config(run / "adapter")["base"]["sha256"]["float32"]
     try:
-        save_artifact(place / "base", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=other)
+        save_artifact(
+            place / "base",
+            kind="backbone",
+            architecture="tiny_audio",
+            arguments=SMALL,
+            module=other,
+        )
         for folder in (run, stopped):
             with pytest.raises(ValueError, match="trained on another base: on ") as caught:
                 export_run(folder, tmp_path / "out")
-            assert recorded in str(caught.value) and base_sha256(other.denoiser, "float32") in str(caught.value)
+            assert recorded in str(caught.value) and base_sha256(other.denoiser, "float32") in str(
+                caught.value
+            )
         with pytest.raises(ValueError, match="trained on another base"):
             trained(place / "run", "trainer.max_epochs=3", "resume=true")
     finally:
@@ -193,22 +267,40 @@ def test_the_whole_denoiser_of_a_run_without_adapter(place, tmp_path):
     folder = export_run(whole, tmp_path / "out")
     model = zoo.load(folder)
     saved = load_file(whole / "denoiser.safetensors")
-    assert all(torch.equal(value, saved[name]) for name, value in model.denoiser.state_dict().items())
+    assert all(
+        torch.equal(value, saved[name]) for name, value in model.denoiser.state_dict().items()
+    )
     (whole / "denoiser.safetensors").unlink()
     again = zoo.load(export_run(whole, tmp_path / "again"))
-    assert all(torch.equal(value, saved[name]) for name, value in again.denoiser.state_dict().items())
+    assert all(
+        torch.equal(value, saved[name]) for name, value in again.denoiser.state_dict().items()
+    )
 
 
 def test_a_models_own_folder_is_copied_as_it_is_with_a_card(run, place, tmp_path):
     other = tmp_path / "supervised"
     other.mkdir()
-    (other / "config.yaml").write_text("module: {_target_: lightning_modules.denoising.Denoising, learning_rate: 1.0}\nseed: 1\n")
-    save_artifact(other / "model", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=TinyAudio(**SMALL),
-                  dtype=torch.float16)
+    (other / "config.yaml").write_text(
+        "module: {_target_: lightning_modules.denoising.Denoising, learning_rate: 1.0}\nseed: 1\n"
+    )
+    save_artifact(
+        other / "model",
+        kind="backbone",
+        architecture="tiny_audio",
+        arguments=SMALL,
+        module=TinyAudio(**SMALL),
+        dtype=torch.float16,
+    )
     folder = export_run(other, tmp_path / "out", licence="mit")
-    assert (folder / "model.safetensors").read_bytes() == (other / "model" / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        other / "model" / "model.safetensors"
+    ).read_bytes()
     config = read_config(folder)
-    assert config["licence"] == "mit" and "base" not in config and config["training"]["algorithm"] == "Denoising"
+    assert (
+        config["licence"] == "mit"
+        and "base" not in config
+        and config["training"]["algorithm"] == "Denoising"
+    )
     assert "license: mit" in (folder / "README.md").read_text() and verify_artifact(folder)
     with pytest.raises(ValueError, match="inherits its licence, cc-by-nc-sa-4.0; it cannot be mit"):
         export_run(run, tmp_path / "no", licence="mit")
@@ -219,7 +311,9 @@ def test_bad_input(run, tmp_path, monkeypatch):
         export_run(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="dtype must be float32, .*got 'int8'"):
         export_run(run, tmp_path / "out", dtype="int8")
-    with pytest.raises(ValueError, match="there is no card .*embedded_musik.md; did you mean 'embedded_music'"):
+    with pytest.raises(
+        ValueError, match="there is no card .*embedded_musik.md; did you mean 'embedded_music'"
+    ):
         export_run(run, tmp_path / "out", card="embedded_musik")
     with pytest.raises(ValueError, match="holds other files .* which would be lost"):
         export_run(run, run)
@@ -230,7 +324,9 @@ def test_bad_input(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_an_interrupted_export_leaves_nothing_or_the_older_one(run, tmp_path, monkeypatch, merge, error):
+def test_an_interrupted_export_leaves_nothing_or_the_older_one(
+    run, tmp_path, monkeypatch, merge, error
+):
     def broken(*_, **__):
         raise error
 
@@ -245,7 +341,9 @@ def test_an_interrupted_export_leaves_nothing_or_the_older_one(run, tmp_path, mo
     monkeypatch.setattr(weights, "save_file", broken)
     with pytest.raises(type(error)):
         export_run(run, tmp_path / "out", merge=not merge, overwrite=True)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and len(list(tmp_path.iterdir())) == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 def test_an_older_export_is_replaced_only_when_asked(run, tmp_path):
@@ -280,29 +378,43 @@ def test_a_live_adapter_is_not_saved_as_a_model(tmp_path):
     model = TinyAudio(**SMALL)
     add_lora(model, 2)
     with pytest.raises(ValueError, match="the model has a live adapter"):
-        save_artifact(tmp_path / "out", kind="backbone", architecture="tiny_audio", arguments=SMALL, module=model)
+        save_artifact(
+            tmp_path / "out",
+            kind="backbone",
+            architecture="tiny_audio",
+            arguments=SMALL,
+            module=model,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_loading_an_adapter_by_itself_needs_a_base_with_a_name(run, tmp_path):
-    with pytest.raises(ValueError, match=r"names None as its base, .*load it as zoo.load\(BASE, adapters=\[\("):
+    with pytest.raises(
+        ValueError, match=r"names None as its base, .*load it as zoo.load\(BASE, adapters=\[\("
+    ):
         zoo.load(run / "adapter")
     folder = export_run(run, tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"base": {**config["base"], "name": "../../etc"}}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"base": {**config["base"], "name": "../../etc"}})
+    )
     with pytest.raises(ValueError, match="names '../../etc' as its base, which is no zoo name"):
         zoo.load(folder)
     with pytest.raises(ValueError, match="is a EmotionReward, which takes no adapter"):
         zoo.load("embedded/mood", adapters=[(folder, 1.0)])
 
 
-def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(run, tmp_path, monkeypatch):
+def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(
+    run, tmp_path, monkeypatch
+):
     folder, seen = export_run(run, tmp_path / "out"), {}
 
     def keep(backbone, prompts, seeds, paths, folder, batch_size, sampling):
         seen.update(sampling, seconds=prompts[0].seconds, heard=heard(backbone))
 
     monkeypatch.setattr(generate_command, "_generate_files", keep)
-    generate_command.main([str(folder), "a piano", "--strength", "0", "--out", str(tmp_path / "waves")], None)
+    generate_command.main(
+        [str(folder), "a piano", "--strength", "0", "--out", str(tmp_path / "waves")], None
+    )
     assert torch.equal(seen.pop("heard"), heard(zoo.load(BASE)))
     assert seen == {"steps": 3, "guidance_scale": 1.5, "eta": 1.0, "rule": "ddim", "seconds": 0.256}

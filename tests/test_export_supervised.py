@@ -32,14 +32,20 @@ def test_what_a_supervised_run_has_learned(tmp_path, finished):
     (run / "config.yaml").write_text(json.dumps(settings))
     module.export(run)
     if not finished:
-        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 2}
+        content = {
+            "state_dict": module.state_dict(),
+            "hyper_parameters": dict(module.hparams),
+            "global_step": 2,
+        }
         module.on_save_checkpoint(content)
         torch.save(content, run / "checkpoints" / "last.ckpt")
         shutil.move(run / "model", tmp_path / "model")
     folder = export_run(run, tmp_path / "out")
     wanted = load_file((run if finished else tmp_path) / "model" / "model.safetensors")
     found = load_file(folder / "model.safetensors")
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert found.keys() == wanted.keys() and all(
+        torch.equal(found[name], wanted[name]) for name in wanted
+    )
     assert read_config(folder)["training"]["finished"] is finished
     if not finished:
         short = {**content["ema"], "average": content["ema"]["average"][1:]}
@@ -62,20 +68,38 @@ def test_a_classifiers_unfinished_run(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     node = {"_target_": "zoo.rewards.emotion.EmotionReward", **arguments}
-    (run / "config.yaml").write_text(json.dumps({"module": {"_target_": "lightning_modules.emotion.Emotion", "reward": node}}))
-    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 5}
+    (run / "config.yaml").write_text(
+        json.dumps({"module": {"_target_": "lightning_modules.emotion.Emotion", "reward": node}})
+    )
+    content = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "global_step": 5,
+    }
     torch.save(content, run / "checkpoints" / "last.ckpt")
     module.export(tmp_path)
     folder = export_run(run, tmp_path / "out", overwrite=True)
-    wanted, found = (load_file(place / "model.safetensors") for place in (tmp_path / "model", folder))
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert read_config(folder)["kind"] == "reward" and "audio-classification" in (folder / "README.md").read_text()
+    wanted, found = (
+        load_file(place / "model.safetensors") for place in (tmp_path / "model", folder)
+    )
+    assert found.keys() == wanted.keys() and all(
+        torch.equal(found[name], wanted[name]) for name in wanted
+    )
+    assert (
+        read_config(folder)["kind"] == "reward"
+        and "audio-classification" in (folder / "README.md").read_text()
+    )
 
 
 def test_the_codecs_run_has_no_model_folder(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").write_text("module: {_target_: lightning_modules.codec.Codec}\n")
-    torch.save({"state_dict": {"codec.x": torch.ones(1)}, "hyper_parameters": {}}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    (tmp_path / "run" / "config.yaml").write_text(
+        "module: {_target_: lightning_modules.codec.Codec}\n"
+    )
+    torch.save(
+        {"state_dict": {"codec.x": torch.ones(1)}, "hyper_parameters": {}},
+        tmp_path / "run" / "checkpoints" / "last.ckpt",
+    )
     with pytest.raises(ValueError, match="trained neither a backbone nor a reward"):
         export_run(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()

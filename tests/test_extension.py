@@ -1,4 +1,6 @@
-"""A backbone outside this project, named by dotted path in a local YAML: it trains, resumes and plays like one of ours."""
+"""A backbone outside this project, named by dotted path in a local YAML: it trains, resumes and
+plays like one of ours.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ QUIET = ["trainer.enable_progress_bar=false", "trainer.enable_model_summary=fals
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Somebody's folder, not below ours and the current one: their module, their configuration, three recordings."""
+    """Somebody's folder, not below ours and the current one: their module, their configuration,
+    three recordings.
+    """
     folder = tmp_path / "their_project"
     shutil.copytree(OUTSIDE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     time = torch.arange(8000) / 8000
@@ -38,8 +42,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_tool_trains_it(project: Path, project_root: Path) -> None:
     """As the user starts it: the current folder on PYTHONPATH."""
-    command = [sys.executable, str(project_root / "tools/fit.py"), "--config", "whistles.yaml", *QUIET]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        str(project_root / "tools/fit.py"),
+        "--config",
+        "whistles.yaml",
+        *QUIET,
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert torch.load("runs/whistles/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert len(load_file("runs/whistles/backbone.safetensors")) == 5
@@ -53,7 +65,10 @@ def test_it_trains_resumes_and_plays(project: Path, monkeypatch: pytest.MonkeyPa
     assert built.trainer.global_step == 4
     last = load_file("runs/whistles/backbone.safetensors")
     with built.module.ema.swapped():  # what is kept are the averages
-        assert all(torch.equal(last[name], tensor) for name, tensor in built.module.backbone.state_dict().items())
+        assert all(
+            torch.equal(last[name], tensor)
+            for name, tensor in built.module.backbone.state_dict().items()
+        )
     assert any(not torch.equal(first[name], last[name]) for name in first)
     assert not Path("runs/whistles/model").exists()
 
@@ -69,6 +84,8 @@ def test_it_trains_resumes_and_plays(project: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_package_that_python_does_not_find_is_named(project: Path) -> None:
-    with pytest.raises(ValueError, match=r"module.backbone._target_: there is no package 'whistles'"):
+    with pytest.raises(
+        ValueError, match=r"module.backbone._target_: there is no package 'whistles'"
+    ):
         run.fit(run.load(["whistles.yaml"]))
     assert not (project / "runs").exists()

@@ -1,4 +1,6 @@
-"""Model folders that are not plain: variants of the weights, pickles only, tokenizers without their vocabulary."""
+"""Model folders that are not plain: variants of the weights, pickles only, tokenizers without their
+vocabulary.
+"""
 
 import shutil
 from pathlib import Path
@@ -19,7 +21,9 @@ from zoo.rewards.clap import ClapReward
 
 @pytest.fixture(scope="module")
 def audioldm2(tmp_path_factory):
-    return toy_audioldm2.written_folder(toy_audioldm2.small_model(), tmp_path_factory.mktemp("m") / "audioldm2")
+    return toy_audioldm2.written_folder(
+        toy_audioldm2.small_model(), tmp_path_factory.mktemp("m") / "audioldm2"
+    )
 
 
 @pytest.fixture
@@ -37,7 +41,9 @@ def test_a_folder_with_one_variant_gives_the_same_model(folder, capfd):
     renamed(folder, ".safetensors", ".fp16.safetensors")
     capfd.readouterr()
     found = zoo.load(str(folder)).state_dict()
-    assert found.keys() == plain.keys() and all(torch.equal(found[name], plain[name]) for name in plain)
+    assert found.keys() == plain.keys() and all(
+        torch.equal(found[name], plain[name]) for name in plain
+    )
     assert "no file named" not in capfd.readouterr().err
 
 
@@ -72,7 +78,9 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(folder, part, monkeypatch
     (folder / part / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=f"{part} has no vocabulary: tokenizer.json"):
         zoo.load(str(folder))
-    monkeypatch.setattr(diffusers_folders, "_check_vocabulary_files", lambda folder: None)  # what the library makes of it
+    monkeypatch.setattr(
+        diffusers_folders, "_check_vocabulary_files", lambda folder: None
+    )  # what the library makes of it
     with pytest.raises(ValueError, match="the (T5|CLAP) tokenizer"):
         zoo.load(str(folder))
 
@@ -88,8 +96,12 @@ def test_stable_audio_without_its_vocabulary_is_refused(tmp_path):
 def test_a_sentencepiece_file_alone(folder, monkeypatch, installed):
     (folder / "tokenizer_2/tokenizer.json").unlink()
     (folder / "tokenizer_2/spiece.model").write_bytes(b"not one")
-    monkeypatch.setattr(diffusers_folders, "find_spec", lambda name: object() if installed else None)
-    with pytest.raises(ValueError, match="tokenizer_2" if installed else "spiece.model.*pip install sentencepiece"):
+    monkeypatch.setattr(
+        diffusers_folders, "find_spec", lambda name: object() if installed else None
+    )
+    with pytest.raises(
+        ValueError, match="tokenizer_2" if installed else "spiece.model.*pip install sentencepiece"
+    ):
         zoo.load(str(folder))
 
 
@@ -107,7 +119,8 @@ def clap_folder(folder: Path, collapsed: bool = False) -> Path:
     model = random_clap()
     if collapsed:
         with torch.no_grad():
-            model.text_model.embeddings.word_embeddings.weight.zero_()  # texts differ in their length only
+            # texts differ in their length only
+            model.text_model.embeddings.word_embeddings.weight.zero_()
     model.save_pretrained(folder)
     tokenizer_file(folder)
     return folder
@@ -118,7 +131,9 @@ def test_a_clap_with_one_variant_gives_the_same_model(tmp_path):
     plain = ClapReward("x", "transformers", {"pretrained": str(folder)}).state_dict()
     renamed(folder, ".safetensors", ".fp16.safetensors")
     found = ClapReward("x", "transformers", {"pretrained": str(folder)}).state_dict()
-    assert found.keys() == plain.keys() and all(torch.equal(found[name], plain[name]) for name in plain)
+    assert found.keys() == plain.keys() and all(
+        torch.equal(found[name], plain[name]) for name in plain
+    )
     (folder / "model.bf16.safetensors").touch()
     with pytest.raises(FileNotFoundError, match="model.bf16.safetensors, model.fp16.safetensors"):
         ClapReward("x", "transformers", {"pretrained": str(folder)})
@@ -137,12 +152,28 @@ def test_an_artefact_with_a_collapsed_text_tower_is_refused(tmp_path, inside):
     from zoo.checkpoint import identity_of, load_artifact, save_artifact
     from zoo.rewards.ensemble import EnsembleReward
 
-    small = {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1}
+    small = {
+        "window_s": 1.024,
+        "n_mels": 32,
+        "channels": [4, 4, 4, 8],
+        "width": 16,
+        "depth": 1,
+        "text_depth": 1,
+    }
     clap = ClapReward("untrained", "tiny", small)
-    reward = EnsembleReward({"clap": clap, "guards": {"architecture": "guards", "arguments": {}}}) if inside else clap
+    reward = (
+        EnsembleReward({"clap": clap, "guards": {"architecture": "guards", "arguments": {}}})
+        if inside
+        else clap
+    )
     kind, architecture, arguments = identity_of(reward)
     for folder in ("right", "wrong"):
-        said = {"kind": kind, "architecture": architecture, "arguments": arguments, "module": reward}
+        said = {
+            "kind": kind,
+            "architecture": architecture,
+            "arguments": arguments,
+            "module": reward,
+        }
         save_artifact(tmp_path / folder, **said)
         clap.towers.text_pool.out.weight.data.zero_()  # what is left is the bias
     load_artifact(tmp_path / "right")  # random small towers tell captions apart

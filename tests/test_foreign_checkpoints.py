@@ -1,4 +1,6 @@
-"""Files under the name of a checkpoint from which no run can go on: told in one line, and no older one is lost by them."""
+"""Files under the name of a checkpoint from which no run can go on: told in one line, and no older
+one is lost by them.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ from lightning_modules import run
 from lightning_modules.run_folder import is_intact, starting_point
 
 RIGHT = {
-    "state_dict": {"weight": torch.zeros(2)}, "loops": {}, "optimizer_states": [], "lr_schedulers": [], "epoch": 1,
+    "state_dict": {"weight": torch.zeros(2)},
+    "loops": {},
+    "optimizer_states": [],
+    "lr_schedulers": [],
+    "epoch": 1,
     "global_step": 3,
-}  # fmt: skip
+}
 
 
 class Code:
@@ -41,11 +47,16 @@ FOREIGN = {
         "is not the state of a run: it has no state_dict",
     ),
     "weights only": (
-        lambda path: torch.save({key: RIGHT[key] for key in ("state_dict", "epoch", "global_step", "loops")}, path),
+        lambda path: torch.save(
+            {key: RIGHT[key] for key in ("state_dict", "epoch", "global_step", "loops")}, path
+        ),
         "is not the state of a run: it has no optimizer_states, lr_schedulers",
     ),
     "another zip": (other_zip, "is no checkpoint"),
-    "code": (lambda path: torch.save(RIGHT | {"extra": Code()}, path), "is no checkpoint of plain data"),
+    "code": (
+        lambda path: torch.save(RIGHT | {"extra": Code()}, path),
+        "is no checkpoint of plain data",
+    ),
     "a cut file": (cut, "is damaged"),
     "no zip": (lambda path: path.write_text("<html>"), "is damaged"),
 }
@@ -72,7 +83,9 @@ def test_the_state_of_another_model_is_told_in_one_line(tmp_path):
     run.fit(load(tmp_path, "trainer.max_epochs=1"))
     for path in (tmp_path / "run/checkpoints").glob("*.ckpt"):
         state = torch.load(path, weights_only=True)
-        state["state_dict"] = {f"other.{name}": tensor for name, tensor in state["state_dict"].items()}
+        state["state_dict"] = {
+            f"other.{name}": tensor for name, tensor in state["state_dict"].items()
+        }
         torch.save(state, path)
     with pytest.raises(ValueError, match="last.ckpt is of another model.*other\\.") as caught:
         run.fit(load(tmp_path, "trainer.max_epochs=2", "resume=true"))

@@ -1,4 +1,6 @@
-"""tools/generate.py: from a model, a run folder or an adapter to files, and every way to ask wrongly."""
+"""tools/generate.py: from a model, a run folder or an adapter to files, and every way to ask
+wrongly.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def model(tmp_path_factory):
     with torch.no_grad():  # an untrained denoiser says nothing; this one says something
         for parameter in backbone.denoiser.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    save_artifact(folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=backbone)
+    save_artifact(
+        folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=backbone
+    )
     return folder
 
 
@@ -48,7 +52,9 @@ def run_dir(model, tmp_path_factory):
     with torch.no_grad():
         for name, parameter in backbone.denoiser.named_parameters():
             if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                )
     save_adapter(backbone, folder / "adapter")
     config = {
         "module": {
@@ -73,18 +79,41 @@ def sound(path: Path) -> torch.Tensor:
 
 
 def test_files_for_prompts_and_seeds(model, tmp_path, capsys):
-    run(model, "A sad piano", "Größe / ..\\x", "--seeds", "0-1", "--steps", 2, "--seconds", 0.5, "--out", tmp_path / "o")
+    run(
+        model,
+        "A sad piano",
+        "Größe / ..\\x",
+        "--seeds",
+        "0-1",
+        "--steps",
+        2,
+        "--seconds",
+        0.5,
+        "--out",
+        tmp_path / "o",
+    )
     names = sorted(path.name for path in (tmp_path / "o").glob("*.wav"))
-    assert names == [f"00{i}_{slug}_seed{s}.wav" for i, slug in enumerate(("a-sad-piano", "groe-x")) for s in (0, 1)]
+    assert names == [
+        f"00{i}_{slug}_seed{s}.wav"
+        for i, slug in enumerate(("a-sad-piano", "groe-x"))
+        for s in (0, 1)
+    ]
     assert names[0] in capsys.readouterr().out
     assert sound(tmp_path / "o" / names[0]).shape == (2, 8000)
-    with pytest.raises(ValueError, match=r"000_a-sad-piano_seed0.wav exists; give another --out, or --overwrite to replace"):
+    with pytest.raises(
+        ValueError,
+        match=r"000_a-sad-piano_seed0.wav exists; give another --out, or --overwrite to replace",
+    ):
         run(model, "A sad piano", "--out", tmp_path / "o")
     before = sound(tmp_path / "o" / names[0])
-    run(model, "A sad piano", "--out", tmp_path / "o", "--overwrite", "--steps", 3, "--seconds", 0.5)
+    run(
+        model, "A sad piano", "--out", tmp_path / "o", "--overwrite", "--steps", 3, "--seconds", 0.5
+    )
     assert not torch.equal(sound(tmp_path / "o" / names[0]), before)
     listed = read_samples(tmp_path / "o")
-    assert [(sample.path.name, sample.seed) for sample in listed] == [(name, i % 2) for i, name in enumerate(names)]
+    assert [(sample.path.name, sample.seed) for sample in listed] == [
+        (name, i % 2) for i, name in enumerate(names)
+    ]
     run(model, "A sad piano", "--out", tmp_path / "one.flac", "--steps", 2, "--seconds", 0.5)
     assert torch.allclose(sound(tmp_path / "one.flac"), before, atol=1e-3)
 
@@ -115,7 +144,10 @@ def test_an_exported_model_in_a_run_folder(model, tmp_path):
     ("suffix", "content"),
     [
         (".txt", "﻿a sad piano\r\n\r\n  \na happy harp\n".encode()),
-        (".csv", "text,negative,seconds\na sad piano,noise,0.5\na happy harp,,\n".encode("utf-8-sig")),
+        (
+            ".csv",
+            "text,negative,seconds\na sad piano,noise,0.5\na happy harp,,\n".encode("utf-8-sig"),
+        ),
         (".jsonl", b'{"text": "a sad piano"}\n\n{"text": "a happy harp", "seconds": 0.5}\n'),
     ],
 )
@@ -136,12 +168,25 @@ def test_batch_files(model, tmp_path, suffix, content):
     )
     names = ["000_a-sad-piano_seed0.wav", "001_a-happy-harp_seed0.wav", "samples.json"]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
-    assert [sample.prompt.text for sample in read_samples(tmp_path / "o")] == ["a sad piano", "a happy harp"]
+    assert [sample.prompt.text for sample in read_samples(tmp_path / "o")] == [
+        "a sad piano",
+        "a happy harp",
+    ]
 
 
 def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
     (tmp_path / "p.txt").write_bytes("Flöte\n".encode("latin-1"))
-    run(model, "--batch-file", tmp_path / "p.txt", "--seconds", 0.5, "--steps", 1, "--out", tmp_path / "o")
+    run(
+        model,
+        "--batch-file",
+        tmp_path / "p.txt",
+        "--seconds",
+        0.5,
+        "--steps",
+        1,
+        "--out",
+        tmp_path / "o",
+    )
     assert [path.name for path in (tmp_path / "o").glob("*.wav")] == ["000_flote_seed0.wav"]
     assert "not UTF-8, read as Latin-1" in caplog.text
 
@@ -198,7 +243,9 @@ def test_bad_requests_say_so_and_write_nothing(model, tmp_path, words, message):
 def test_run_folders_that_cannot_generate(model, run_dir, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("module: {backbone: {_target_: zoo.load, name: embedded/music}}")
-    with pytest.raises(ValueError, match=r"has left neither adapter/ nor model/; has it finished\?"):
+    with pytest.raises(
+        ValueError, match=r"has left neither adapter/ nor model/; has it finished\?"
+    ):
         open_model(str(tmp_path))
     with pytest.raises(ValueError, match="no module.backbone: this run trained no generator"):
         path.write_text("module: {learning_rate: 1}")
@@ -208,7 +255,9 @@ def test_run_folders_that_cannot_generate(model, run_dir, tmp_path):
         run_settings(tmp_path)
     (tmp_path / "eta").mkdir()
     (tmp_path / "eta" / "config.yaml").write_text("module: {sample_steps: 3, eta: [1, 1, 0]}")
-    with pytest.raises(ValueError, match="one eta for each of its 3 steps; give --eta when --steps is 5"):
+    with pytest.raises(
+        ValueError, match="one eta for each of its 3 steps; give --eta when --steps is 5"
+    ):
         run(tmp_path / "eta", "piano", "--steps", 5)
 
 
@@ -216,7 +265,13 @@ def test_a_reward_generates_nothing(tmp_path):
     from zoo.rewards.emotion import EmotionReward
 
     reward = EmotionReward()
-    save_artifact(tmp_path / "r", kind="reward", architecture="emotion", arguments=reward.arguments, module=reward)
+    save_artifact(
+        tmp_path / "r",
+        kind="reward",
+        architecture="emotion",
+        arguments=reward.arguments,
+        module=reward,
+    )
     with pytest.raises(ValueError, match="is a EmotionReward, which generates nothing"):
         open_model(str(tmp_path / "r"))
 
@@ -247,7 +302,16 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     scope: dict = {"__file__": str(ROOT / "tools" / "generate.py"), "__name__": "generate"}
     exec(compile((ROOT / "tools" / "generate.py").read_text(), "generate.py", "exec"), scope)
     assert sys.path[0] == str(ROOT)
-    words = [str(model), "piano", "--steps", "1", "--seconds", "0.5", "--out", str(tmp_path / "a.ogg")]
+    words = [
+        str(model),
+        "piano",
+        "--steps",
+        "1",
+        "--seconds",
+        "0.5",
+        "--out",
+        str(tmp_path / "a.ogg"),
+    ]
     assert reported(scope["main"], words) == 0 and sound(tmp_path / "a.ogg").shape[0] == 2
     assert reported(scope["main"], words) == 2
     assert "exists; give another --out" in capsys.readouterr().err
@@ -286,9 +350,10 @@ def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch
         "000_one_seed1.wav",
         "samples.json",
     ]
-    assert [sample.prompt.text for sample in read_samples(tmp_path)] == ["one", "one"], (
-        "the index lists what is there"
-    )
+    assert [sample.prompt.text for sample in read_samples(tmp_path)] == [
+        "one",
+        "one",
+    ], "the index lists what is there"
     assert sound(tmp_path / "000_one_seed0.wav").shape == (2, 8000)
 
 

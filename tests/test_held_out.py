@@ -1,4 +1,6 @@
-"""The held-out scorer is only logged, and its callback acts when it falls while the reward rises; both survive a resume."""
+"""The held-out scorer is only logged, and its callback acts when it falls while the reward rises;
+both survive a resume.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Broken(ToyReward):
         raise KeyError("weights")
 
 
-def sample(name: str, score: float, scorer: float | None = None, mood: str = "sad", index: int = 0) -> HeldOutSample:
+def sample(
+    name: str, score: float, scorer: float | None = None, mood: str = "sad", index: int = 0
+) -> HeldOutSample:
     parts = {"level": score + 1} | ({} if scorer is None else {"held_out_scorer": scorer})
     return HeldOutSample(Prompt(name, name, labels={"mood": mood}), index, score, parts)
 
@@ -49,7 +53,10 @@ def test_the_second_reward_is_a_part_and_the_one_that_fails_is_named():
     both = watched(ToyReward(), Against())
     output = both(torch.ones(1, 1, 8), 8, prompts)
     assert isinstance(both, WithHeldOut) and not both.differentiable
-    assert output.parts["held_out_scorer"] == -output.score_B and output.parts["held_out_scorer/clap/small"] == 1
+    assert (
+        output.parts["held_out_scorer"] == -output.score_B
+        and output.parts["held_out_scorer/clap/small"] == 1
+    )
     assert output.parts["level"] == 1
     for pair in ((Broken(), Against()), (ToyReward(), Broken())):
         with pytest.raises(RewardError, match="the reward Broken raised KeyError"):
@@ -59,9 +66,17 @@ def test_the_second_reward_is_a_part_and_the_one_that_fails_is_named():
 
 
 def test_the_summary_by_arithmetic():
-    samples = [sample("a", 1.0, 4.0, "happy"), sample("b", 3.0, math.nan), sample("c", math.nan, 2.0)]
+    samples = [
+        sample("a", 1.0, 4.0, "happy"),
+        sample("b", 3.0, math.nan),
+        sample("c", math.nan, 2.0),
+    ]
     summary = held_out_summary(samples, "mood")
-    assert summary["held_out/mean"] == 2 and summary["held_out/sad/mean"] == 3 and summary["held_out_part/level"] == 3
+    assert (
+        summary["held_out/mean"] == 2
+        and summary["held_out/sad/mean"] == 3
+        and summary["held_out_part/level"] == 3
+    )
     assert summary["held_out_scorer/mean"] == 3 and summary["held_out_scorer/happy/mean"] == 4
     assert summary["held_out_scorer/not_finite"] == 1 and summary["held_out/not_finite"] == 1
     assert held_out_summary([sample("a", 1.0)], "mood")["held_out/not_finite"] == 0
@@ -70,7 +85,12 @@ def test_the_summary_by_arithmetic():
 
 
 def test_clips_without_a_score_are_told_with_their_prompts():
-    samples = [sample("a", 1.0), sample("b", math.nan), sample("b", math.inf, index=1), sample("c", math.nan)]
+    samples = [
+        sample("a", 1.0),
+        sample("b", math.nan),
+        sample("b", math.inf, index=1),
+        sample("c", math.nan),
+    ]
     said = told_not_finite(samples)
     assert "3 of 4" in said and "'b', 'c'" in said and "'a'" not in said
     assert told_not_finite(samples[:1]) is None
@@ -104,23 +124,38 @@ def evaluation(round_number: float, *pairs: tuple[float, float]) -> Evaluation:
 
 
 def test_changes_are_paired():
-    before, now = evaluation(0, (0.0, 10.0), (0.0, 20.0), (0.0, 90.0)), evaluation(1, (1.0, 9.0), (2.0, 18.0), (3.0, 87.0))
+    before, now = (
+        evaluation(0, (0.0, 10.0), (0.0, 20.0), (0.0, 90.0)),
+        evaluation(1, (1.0, 9.0), (2.0, 18.0), (3.0, 87.0)),
+    )
     found = change(before, now)  # differences -1, -2, -3: mean -2, deviation 1, error 1 / sqrt(3)
-    assert (found.reward, found.scorer) == (2.0, -2.0) and found.scorer_errors == pytest.approx(-2 * math.sqrt(3))
+    assert (found.reward, found.scorer) == (2.0, -2.0) and found.scorer_errors == pytest.approx(
+        -2 * math.sqrt(3)
+    )
     assert change(before, before).scorer_errors == 0
     alike = change(evaluation(0, (0.0, 1.0), (0.0, 2.0)), evaluation(1, (0.0, 0.0), (0.0, 1.0)))
     assert alike.scorer_errors == -math.inf  # all by the same: no doubt about the sign
     assert Evaluation.restored(now.state()) == now
-    with pytest.raises(ValueError, match="round 0 and round 1 have 1 clips in common.*at least two"):
+    with pytest.raises(
+        ValueError, match="round 0 and round 1 have 1 clips in common.*at least two"
+    ):
         change(before, evaluation(1, (0.0, 1.0), (0.0, math.nan), (math.nan, 1.0)))
 
 
 def test_clips_of_one_prompt_are_one_change():
     before = Evaluation.of([sample(name, 0.0, 0.0, index=i) for name in "ab" for i in range(5)], 0)
-    after = [sample(name, 1.0, {"a": -1.0, "b": -3.0}[name], index=i) for name in "ab" for i in range(5)]
-    assert change(before, Evaluation.of(after, 1)).scorer_errors == pytest.approx(-2.0)  # -2 over an error of 1, not of 1/3
-    one = [sample("a", 1.0, -1.0 - i, index=i) for i in range(5)]  # one prompt: over its clips, there is nothing else
-    assert change(before, Evaluation.of(one, 1)).scorer_errors == pytest.approx(-3 / math.sqrt(2.5 / 5))
+    after = [
+        sample(name, 1.0, {"a": -1.0, "b": -3.0}[name], index=i) for name in "ab" for i in range(5)
+    ]
+    assert change(before, Evaluation.of(after, 1)).scorer_errors == pytest.approx(
+        -2.0
+    )  # -2 over an error of 1, not of 1/3
+    one = [
+        sample("a", 1.0, -1.0 - i, index=i) for i in range(5)
+    ]  # one prompt: over its clips, there is nothing else
+    assert change(before, Evaluation.of(one, 1)).scorer_errors == pytest.approx(
+        -3 / math.sqrt(2.5 / 5)
+    )
 
 
 class Stage:
@@ -130,12 +165,16 @@ class Stage:
         self.watch, self.round = watch, 0
         self.module = SimpleNamespace(held_out_reward=Against(), held_out={}, held_out_samples=[])
         self.module.hparams = {"learning_rate": 0.1, "kl_weight": 0.0, **settings}
-        self.trainer = SimpleNamespace(sanity_checking=False, should_stop=False, enable_validation=True, callback_metrics={})
+        self.trainer = SimpleNamespace(
+            sanity_checking=False, should_stop=False, enable_validation=True, callback_metrics={}
+        )
         watch.on_fit_start(self.trainer, self.module)
 
     def says(self, reward: float, scorer: float, noise: float = 0.01) -> bool:
         spread = (-noise, noise, -noise, noise)
-        self.module.held_out_samples = [sample(f"p{i}", reward, scorer + self.round * s) for i, s in enumerate(spread)]
+        self.module.held_out_samples = [
+            sample(f"p{i}", reward, scorer + self.round * s) for i, s in enumerate(spread)
+        ]
         self.round += 1
         self.trainer.callback_metrics = {"round": torch.tensor(float(self.round))}
         self.watch.on_validation_end(self.trainer, self.module)
@@ -144,9 +183,17 @@ class Stage:
 
 def test_it_stops_when_the_scorer_falls_below_its_best_while_the_reward_rises():
     stage = Stage(HeldOutWatch())
-    assert [stage.says(*pair) for pair in ((0, 0), (1, 1), (2, 1.0), (3, 0.5))] == [False, False, False, True]
+    assert [stage.says(*pair) for pair in ((0, 0), (1, 1), (2, 1.0), (3, 0.5))] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert stage.module.held_out["held_out_scorer/rise_errors"] < -1
-    assert stage.module.held_out["held_out_scorer/interventions"] == 1 and stage.watch.reference.round == 2
+    assert (
+        stage.module.held_out["held_out_scorer/interventions"] == 1
+        and stage.watch.reference.round == 2
+    )
 
 
 def test_it_goes_on_when_both_fall_or_noise_is_all_there_is_or_the_start_is_what_counts():
@@ -155,7 +202,12 @@ def test_it_goes_on_when_both_fall_or_noise_is_all_there_is_or_the_start_is_what
     stage = Stage(HeldOutWatch())
     assert not any(stage.says(*pair, noise=5.0) for pair in ((0, 0), (1, -0.5), (2, -0.6)))
     stage = Stage(HeldOutWatch(compare_with="start"))
-    assert [stage.says(*pair) for pair in ((0, 0), (1, 1), (2, 0.5), (3, -0.5))] == [False, False, False, True]
+    assert [stage.says(*pair) for pair in ((0, 0), (1, 1), (2, 0.5), (3, -0.5))] == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_the_check_before_a_resumed_run_is_no_evaluation():
@@ -169,12 +221,17 @@ def test_the_check_before_a_resumed_run_is_no_evaluation():
 
 def test_patience_counts_evaluations_in_a_row():
     stage = Stage(HeldOutWatch(patience=2))
-    assert [stage.says(*pair) for pair in ((0, 0), (1, -1), (1, 0.5), (2, -1), (3, -1))] == [False] * 4 + [True]
+    assert [stage.says(*pair) for pair in ((0, 0), (1, -1), (1, 0.5), (2, -1), (3, -1))] == [
+        False
+    ] * 4 + [True]
 
 
 @pytest.mark.parametrize(
     ("action", "setting", "factor", "values"),
-    [("lower_rate", "learning_rate", None, (0.05, 0.025)), ("raise_kl", "kl_weight", 3.0, (0.6, 1.8))],
+    [
+        ("lower_rate", "learning_rate", None, (0.05, 0.025)),
+        ("raise_kl", "kl_weight", 3.0, (0.6, 1.8)),
+    ],
 )
 def test_annealing_goes_on_from_where_a_checkpoint_was(action, setting, factor, values):
     stage = Stage(HeldOutWatch(action, factor=factor), kl_weight=0.2)
@@ -210,7 +267,9 @@ def test_settings_that_cannot_be_meant(settings, said):
 
 
 def test_what_it_needs_is_said_before_anything_is_sampled():
-    with pytest.raises(ValueError, match="multiplies kl_weight, which is 0.0; begin with a small one"):
+    with pytest.raises(
+        ValueError, match="multiplies kl_weight, which is 0.0; begin with a small one"
+    ):
         Stage(HeldOutWatch("raise_kl"))
     with pytest.raises(ValueError, match="the run has none; give module.held_out_reward"):
         fitted(module(), callbacks=[HeldOutWatch()], val=Given(prompt_round(4)))
@@ -222,7 +281,10 @@ def test_what_it_needs_is_said_before_anything_is_sampled():
 
 def test_the_scorer_is_logged_and_never_trained_on(tmp_path):
     networks = [EmotionReward(channels=[4] * 7, n_mels=32, chunk_s=0.5) for _ in range(2)]
-    assert all(name.startswith("backbone.") for name in module(reward=networks[0], held_out_reward=networks[1]).trainable())
+    assert all(
+        name.startswith("backbone.")
+        for name in module(reward=networks[0], held_out_reward=networks[1]).trainable()
+    )
     plain, scored = module(), module(held_out_reward=Against())
     fitted(plain, epochs=2, val=Given(prompt_round(4)))
     table = MetricsCSV(tmp_path / "metrics.csv")
@@ -235,25 +297,42 @@ def test_the_scorer_is_logged_and_never_trained_on(tmp_path):
         "held_out_part/level",
     }
     assert all(names <= set(row) and "reward_part/held_out_scorer" not in row for row in table.rows)
-    assert table.rows[0]["held_out_scorer/mean"] == pytest.approx(-table.rows[0]["held_out/mean"], rel=1e-6)
+    assert table.rows[0]["held_out_scorer/mean"] == pytest.approx(
+        -table.rows[0]["held_out/mean"], rel=1e-6
+    )
     row = recorded(module(held_out_reward=Against(), held_out_on_training=True)).rounds[0]
     assert row["reward_part/held_out_scorer"] == pytest.approx(-row["reward/mean"], rel=1e-6)
 
 
 def learner(**changes):
-    sizes = {"sample_batch_size": 32, "train_batch_size": 32, "advantage": "batch", "learning_rate": 2e-2, "lora_rank": 4}
+    sizes = {
+        "sample_batch_size": 32,
+        "train_batch_size": 32,
+        "advantage": "batch",
+        "learning_rate": 2e-2,
+        "lora_rank": 4,
+    }
     return module(**sizes, lora_targets="all", held_out_reward=Against(), **changes)
 
 
 def test_a_run_is_stopped_or_annealed_and_a_resumed_one_knows_it(tmp_path):
-    """The toy learns, so a scorer that is the opposite of its reward falls; that is seen within a few rounds."""
+    """The toy learns, so a scorer that is the opposite of its reward falls; that is seen within a
+    few rounds.
+    """
     watch = HeldOutWatch(compare_with="start")
     run = fitted(learner(), size=64, epochs=12, val=Given(prompt_round(32)), callbacks=[watch])
     assert watch.interventions == 1 and 1 < run.current_epoch < 12
 
     first = HeldOutWatch("lower_rate", compare_with="start", factor=0.1)
     rounds = run.current_epoch
-    run = fitted(learner(), size=64, epochs=rounds, val=Given(prompt_round(32)), callbacks=[first], default_root_dir=tmp_path)
+    run = fitted(
+        learner(),
+        size=64,
+        epochs=rounds,
+        val=Given(prompt_round(32)),
+        callbacks=[first],
+        default_root_dir=tmp_path,
+    )
     run.save_checkpoint(tmp_path / "half.ckpt")
     assert first.interventions == 1
     second, resumed = HeldOutWatch("lower_rate", compare_with="start", factor=0.1), learner()
@@ -264,5 +343,15 @@ def test_a_run_is_stopped_or_annealed_and_a_resumed_one_knows_it(tmp_path):
             rates.append(float(trainer.callback_metrics["learning_rate"]))
 
     again = trainer(rounds + 1, callbacks=[second, Rates(tmp_path / "m.csv")])
-    again.fit(resumed, Rounds(64, start=rounds), Given(prompt_round(32)), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert rates == [pytest.approx(2e-3)] and second.reference == first.reference and second.interventions >= 1
+    again.fit(
+        resumed,
+        Rounds(64, start=rounds),
+        Given(prompt_round(32)),
+        ckpt_path=tmp_path / "half.ckpt",
+        weights_only=True,
+    )
+    assert (
+        rates == [pytest.approx(2e-3)]
+        and second.reference == first.reference
+        and second.interventions >= 1
+    )

@@ -1,4 +1,6 @@
-"""Model folders and repositories that were made to do harm: nothing runs, nothing leaves the folder, each is told plainly."""
+"""Model folders and repositories that were made to do harm: nothing runs, nothing leaves the
+folder, each is told plainly.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def claim(path: Path, header: object) -> None:
 def with_index(folder: Path, name: str) -> None:
     names = TinyAudio(**SMALL).state_dict()
     (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, name)})
+    )
 
 
 def pickled(folder: Path, name: str, sentinel: Path) -> None:
@@ -66,7 +70,9 @@ def run_folder(folder: Path, sentinel: Path) -> None:
 
 
 def adapter(folder: Path, **changes: object) -> None:
-    """A small adapter in the place of the model, its adapter_config.json changed and its promise of hashes with it."""
+    """A small adapter in the place of the model, its adapter_config.json changed and its promise of
+    hashes with it.
+    """
     shutil.rmtree(folder)
     backbone = TinyAudio(**SMALL)
     add_lora(backbone, 2)
@@ -81,48 +87,117 @@ HUGE = {"a": {"dtype": "F32", "shape": [2_500_000_000], "data_offsets": [0, 10_0
 SIDEWAYS = {"format": 1, "versions": {"attune": "0.1.0"}}
 # what was done to a whole model folder(folder, sentinel) -> what is said
 MODELS: dict[str, tuple[Harm, str]] = {
-    "a _target_ beside": (lambda f, s: configure(f, _target_="os.mkdir", path=str(s)), "holds a _target_"),
+    "a _target_ beside": (
+        lambda f, s: configure(f, _target_="os.mkdir", path=str(s)),
+        "holds a _target_",
+    ),
     "a _target_ inside": (
-        lambda f, s: configure(f, arguments=SMALL | {"width": [{"_target_": "os.mkdir", "path": str(s)}]}), "holds a _target_"),
-    "an architecture that is code": (lambda f, s: configure(f, architecture="os.mkdir"), "unknown architecture 'os.mkdir'"),
+        lambda f, s: configure(
+            f, arguments=SMALL | {"width": [{"_target_": "os.mkdir", "path": str(s)}]}
+        ),
+        "holds a _target_",
+    ),
+    "an architecture that is code": (
+        lambda f, s: configure(f, architecture="os.mkdir"),
+        "unknown architecture 'os.mkdir'",
+    ),
     "a class in place of a key": (
-        lambda f, s: configure(f, architecture="zoo.backbones.tiny:TinyAudio"), "unknown architecture"),
+        lambda f, s: configure(f, architecture="zoo.backbones.tiny:TinyAudio"),
+        "unknown architecture",
+    ),
     "an unknown kind": (lambda f, s: configure(f, kind="os"), "unknown kind 'os'"),
     "a kind that is no text": (lambda f, s: configure(f, kind=["backbone"]), "kind must be a name"),
-    "an argument too many": (lambda f, s: configure(f, arguments=SMALL | {"hook": "os.mkdir"}), "takes no 'hook'"),
-    "an argument of another type": (lambda f, s: configure(f, arguments=SMALL | {"width": "os.mkdir('x')"}), "expects int"),
-    "arguments that are a list": (lambda f, s: configure(f, arguments=["os.mkdir"]), "arguments must be an object"),
-    "arguments that fill the memory": (lambda f, s: configure(f, arguments=SMALL | {"depth": 10**9, "width": 1024}), "far larg"),
-    "a layer of terabytes": (lambda f, s: configure(f, arguments=SMALL | {"width": 10**6}), "far larger than the weights"),
-    "arguments that cannot be": (lambda f, s: configure(f, arguments=SMALL | {"heads": 0}), "cannot be built from these"),
-    "hashes of files outside": (lambda f, s: configure(f, sha256={"../outside": "0" * 64}), r"'\.\./outside' leaves"),
+    "an argument too many": (
+        lambda f, s: configure(f, arguments=SMALL | {"hook": "os.mkdir"}),
+        "takes no 'hook'",
+    ),
+    "an argument of another type": (
+        lambda f, s: configure(f, arguments=SMALL | {"width": "os.mkdir('x')"}),
+        "expects int",
+    ),
+    "arguments that are a list": (
+        lambda f, s: configure(f, arguments=["os.mkdir"]),
+        "arguments must be an object",
+    ),
+    "arguments that fill the memory": (
+        lambda f, s: configure(f, arguments=SMALL | {"depth": 10**9, "width": 1024}),
+        "far larg",
+    ),
+    "a layer of terabytes": (
+        lambda f, s: configure(f, arguments=SMALL | {"width": 10**6}),
+        "far larger than the weights",
+    ),
+    "arguments that cannot be": (
+        lambda f, s: configure(f, arguments=SMALL | {"heads": 0}),
+        "cannot be built from these",
+    ),
+    "hashes of files outside": (
+        lambda f, s: configure(f, sha256={"../outside": "0" * 64}),
+        r"'\.\./outside' leaves",
+    ),
     "a configuration of 5 MB": (lambda f, s: configure(f, notes="x" * 5_000_000), "is not read"),
     "a configuration nested 100 000 deep": (
-        lambda f, s: (f / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000), "nested"),
-    "a configuration nested 100 deep": (lambda f, s: (f / "config.json").write_text('{"a":' * 100 + "1" + "}" * 100), "nested"),
-    "a header that claims 10 GB": (lambda f, s: claim(f / "model.safetensors", HUGE), "claims 10000000000 bytes"),
+        lambda f, s: (f / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000),
+        "nested",
+    ),
+    "a configuration nested 100 deep": (
+        lambda f, s: (f / "config.json").write_text('{"a":' * 100 + "1" + "}" * 100),
+        "nested",
+    ),
+    "a header that claims 10 GB": (
+        lambda f, s: claim(f / "model.safetensors", HUGE),
+        "claims 10000000000 bytes",
+    ),
     "a header of 10 GB": (
-        lambda f, s: (f / "model.safetensors").write_bytes((10**10).to_bytes(8, "little") + b"{}"), "a header of 10000000000"),
+        lambda f, s: (f / "model.safetensors").write_bytes((10**10).to_bytes(8, "little") + b"{}"),
+        "a header of 10000000000",
+    ),
     "tensors over each other": (
-        lambda f, s: claim(f / "model.safetensors", {n: {"dtype": "U8", "shape": [0], "data_offsets": [1, 1]} for n in "ab"}),
-        "leaves a gap"),
-    "an index that leaves the folder": (lambda f, s: with_index(f, "../outside.safetensors"), "leaves its folder"),
-    "an index with an absolute path": (lambda f, s: with_index(f, str(f.parent / "outside.safetensors")), "is absolute"),
-    "a pickle under the name of weights": (lambda f, s: pickled(f, "model.safetensors", s), "cannot be read"),
-    "a pickle instead of weights": (lambda f, s: pickled(f, "pytorch_model.bin", s), "has no model.safetensors"),
+        lambda f, s: claim(
+            f / "model.safetensors",
+            {n: {"dtype": "U8", "shape": [0], "data_offsets": [1, 1]} for n in "ab"},
+        ),
+        "leaves a gap",
+    ),
+    "an index that leaves the folder": (
+        lambda f, s: with_index(f, "../outside.safetensors"),
+        "leaves its folder",
+    ),
+    "an index with an absolute path": (
+        lambda f, s: with_index(f, str(f.parent / "outside.safetensors")),
+        "is absolute",
+    ),
+    "a pickle under the name of weights": (
+        lambda f, s: pickled(f, "model.safetensors", s),
+        "cannot be read",
+    ),
+    "a pickle instead of weights": (
+        lambda f, s: pickled(f, "pytorch_model.bin", s),
+        "has no model.safetensors",
+    ),
     "a run's configuration": (
-        run_folder, "os.mkdir builds its backbone|was downloaded and has a config.yaml, which may"),
-}  # fmt: skip
+        run_folder,
+        "os.mkdir builds its backbone|was downloaded and has a config.yaml, which may",
+    ),
+}
 ADAPTERS: dict[str, tuple[Harm, str]] = {
-    "a module of megatron": (lambda f, s: adapter(f, megatron_config={"a": 1}, megatron_core="megatron.os"), "megatron"),
+    "a module of megatron": (
+        lambda f, s: adapter(f, megatron_config={"a": 1}, megatron_core="megatron.os"),
+        "megatron",
+    ),
     "layers as a pattern": (lambda f, s: adapter(f, target_modules="(a+)+$"), "target_modules"),
     "a start that changes the base": (lambda f, s: adapter(f, init_lora_weights="pissa"), "pissa"),
     "another method": (lambda f, s: adapter(f, peft_type="ADALORA"), "ADALORA"),
-    "layers to be replaced": (lambda f, s: adapter(f, modules_to_save=["denoiser"]), "modules_to_save"),
+    "layers to be replaced": (
+        lambda f, s: adapter(f, modules_to_save=["denoiser"]),
+        "modules_to_save",
+    ),
     "a rank that fills the memory": (lambda f, s: adapter(f, r=10**9), "rank|shape|r="),
     "a header that claims 10 GB": (
-        lambda f, s: (adapter(f), claim(f / "adapter_model.safetensors", HUGE)), "claims 10000000000 bytes"),
-}  # fmt: skip
+        lambda f, s: (adapter(f), claim(f / "adapter_model.safetensors", HUGE)),
+        "claims 10000000000 bytes",
+    ),
+}
 
 
 @pytest.fixture
@@ -137,7 +212,11 @@ def folder(tmp_path: Path) -> Path:
 
 def files_of(tmp_path: Path) -> dict[str, bytes]:
     """Everything outside the client's home, where pulled models lie."""
-    return {str(p): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(tmp_path / "home")}
+    return {
+        str(p): p.read_bytes()
+        for p in tmp_path.rglob("*")
+        if p.is_file() and not p.is_relative_to(tmp_path / "home")
+    }
 
 
 def refused(action: Callable[[], object], said: str, tmp_path: Path, sentinel: Path) -> None:
@@ -160,7 +239,12 @@ def test_from_a_folder(case: str, folder: Path, tmp_path: Path, sentinel: Path) 
 
 @pytest.mark.parametrize("case", MODELS)
 def test_from_a_hub(
-    case: str, folder: Path, tmp_path: Path, sentinel: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    folder: Path,
+    tmp_path: Path,
+    sentinel: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harm, said = MODELS[case]
     harm(folder, sentinel)
@@ -191,7 +275,9 @@ def link(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_links_and_pipes_are_not_followed(name: str, folder: Path, tmp_path: Path, sentinel: Path) -> None:
+def test_links_and_pipes_are_not_followed(
+    name: str, folder: Path, tmp_path: Path, sentinel: Path
+) -> None:
     link(folder, name)
     refused(lambda: zoo.load(folder), f"{name} is a link", tmp_path, sentinel)
     refused(lambda: verify_folder(folder), f"links: {name} ->", tmp_path, sentinel)
@@ -201,15 +287,34 @@ def test_links_and_pipes_are_not_followed(name: str, folder: Path, tmp_path: Pat
     refused(lambda: zoo.load(folder), f"{name} is not a regular file", tmp_path, sentinel)
 
 
-@pytest.mark.parametrize("name", ["../evil.json", "a/../../evil.json", "/tmp/evil.json", "a\\b.json", "C:evil.json", "a\nb.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.json",
+        "a/../../evil.json",
+        "/tmp/evil.json",
+        "a\\b.json",
+        "C:evil.json",
+        "a\nb.json",
+    ],
+)
 def test_a_listing_that_leaves_the_folder(
-    name: str, folder: Path, tmp_path: Path, sentinel: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    folder: Path,
+    tmp_path: Path,
+    sentinel: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connect(monkeypatch, hub, tmp_path / "home")
     monkeypatch.chdir(tmp_path)
     hub.put(REPO, contents(folder) | {name: b"{}"})
     refused(lambda: pull(REPO), "mallory/model is not pulled: the file name", tmp_path, sentinel)
-    assert [path for path in (tmp_path / "home").rglob("*") if "evil" in path.name or path.name == "config.json"] == []
+    assert [
+        path
+        for path in (tmp_path / "home").rglob("*")
+        if "evil" in path.name or path.name == "config.json"
+    ] == []
     assert [request for request in hub.requests if "/resolve/" in request.path] == []
 
 
@@ -218,13 +323,18 @@ def test_a_forged_record_of_a_pull_is_not_taken(
 ) -> None:
     connect(monkeypatch, hub, tmp_path / "home")
     monkeypatch.chdir(tmp_path)
-    hub.put(REPO, contents(folder) | {".attune-pull.json": b'{"repo_id": "stabilityai/x", "licence": "mit"}'})
+    hub.put(
+        REPO,
+        contents(folder) | {".attune-pull.json": b'{"repo_id": "stabilityai/x", "licence": "mit"}'},
+    )
     record = json.loads((pull(REPO) / ".attune-pull.json").read_text())
     assert record["repo_id"] == REPO
     assert record["licence"] == "apache-2.0"
 
 
-def test_code_beside_the_weights_stays_a_file(folder: Path, sentinel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_beside_the_weights_stays_a_file(
+    folder: Path, sentinel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What transformers calls remote code: named in config.json, and not even looked at here."""
     monkeypatch.chdir(folder)
     for name in ("modeling_tiny.py", "zoo.py", "safetensors.py", "__init__.py", "conftest.py"):
@@ -235,12 +345,21 @@ def test_code_beside_the_weights_stays_a_file(folder: Path, sentinel: Path, monk
 
 
 def test_a_card_that_calls_is_data(folder: Path, tmp_path: Path, sentinel: Path) -> None:
-    (folder / "README.md").write_text(f"---\nlicense: !!python/object/apply:os.mkdir ['{sentinel}']\n---\n# x\n")
-    refused(lambda: push(folder, "tester/model"), "header of .*README.md is not valid YAML", tmp_path, sentinel)
+    (folder / "README.md").write_text(
+        f"---\nlicense: !!python/object/apply:os.mkdir ['{sentinel}']\n---\n# x\n"
+    )
+    refused(
+        lambda: push(folder, "tester/model"),
+        "header of .*README.md is not valid YAML",
+        tmp_path,
+        sentinel,
+    )
 
 
 def test_filling_weights_does_not_count_as_making_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libraries fill a weight several times before the file's numbers come; a large honest model would be refused."""
+    """Libraries fill a weight several times before the file's numbers come; a large honest model
+    would be refused.
+    """
     monkeypatch.setattr("zoo.construction.SLACK_BYTES", 0)
 
     class Refilled(torch.nn.Linear):
@@ -250,6 +369,8 @@ def test_filling_weights_does_not_count_as_making_them(monkeypatch: pytest.Monke
                 torch.nn.init.zeros_(self.bias)
 
     state = Refilled(50, 50).state_dict()
-    assert build_within(Refilled, {"in_features": 50, "out_features": 50}, state, "x").weight.shape == (50, 50)
+    assert build_within(
+        Refilled, {"in_features": 50, "out_features": 50}, state, "x"
+    ).weight.shape == (50, 50)
     with pytest.raises(ValueError, match="far larger"):
         build_within(Refilled, {"in_features": 50, "out_features": 150}, state, "x")

@@ -101,7 +101,7 @@ LFS = {"oid": GOOD, "size": 3, "pointerSize": 130}
         ({"path": "README.md/x"}, "a file and a folder"),
         ({"type": None}, "type"),
     ],
-)  # fmt: skip
+)
 def test_a_listing_is_checked(
     hub: HubServer, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
@@ -127,9 +127,13 @@ def test_a_hash_that_is_a_path_and_a_broken_connection(hub: HubServer, tmp_path:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"sha": "../.."}, "no commit"), ({"sha": None}, "sha"), ({"cardData": [1]}, "cardData"),
-     ({"tags": "x"}, "tags")],
-)  # fmt: skip
+    [
+        ({"sha": "../.."}, "no commit"),
+        ({"sha": None}, "sha"),
+        ({"cardData": [1]}, "cardData"),
+        ({"tags": "x"}, "tags"),
+    ],
+)
 def test_what_is_said_of_a_repository_is_checked(
     hub: HubServer, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
@@ -169,7 +173,7 @@ DEEP = b"[" * 100_000
         (sent(500, b"\x1b[31m" * 9, X_Error_Message="\x1b"), ConnectionError, "answered 500"),
         (sent(418, PAGE * 99, X_Error_Code="RepoNotFound; x"), ConnectionError, "answered 418"),
     ],
-)  # fmt: skip
+)
 def test_no_answer_of_a_hub(
     hub: HubServer, tmp_path: Path, where: str, answer: Any, error: type[Exception], message: str
 ) -> None:

@@ -1,4 +1,6 @@
-"""The tests' Hub against an unmodified huggingface_hub client: what the client sends, and what it makes of the answers."""
+"""The tests' Hub against an unmodified huggingface_hub client: what the client sends, and what it
+makes of the answers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from hub_server import READER, WRITER, HubServer, connect, environment
-from huggingface_hub import CommitOperationDelete, HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,7 +31,12 @@ from huggingface_hub.errors import (
 )
 
 BIG = bytes(range(256)) * 1024
-FILES = {"config.json": b"{}", "model.safetensors": BIG, "unet/model.safetensors": b"small, but LFS", "notes.txt": b"x" * 5000}
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": BIG,
+    "unet/model.safetensors": b"small, but LFS",
+    "notes.txt": b"x" * 5000,
+}
 
 ROUND_TRIP = """
 import sys
@@ -45,14 +58,18 @@ def folder(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def contents(path: str | Path) -> dict[str, bytes]:
-    found = (file for file in Path(path).rglob("*") if file.is_file() and ".cache" not in file.parts)
+    found = (
+        file for file in Path(path).rglob("*") if file.is_file() and ".cache" not in file.parts
+    )
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
 
 
 def test_a_round_trip_of_another_process(hub: HubServer, tmp_path: Path) -> None:
     """Settings from the environment only, as a user has them."""
     script = [sys.executable, "-c", ROUND_TRIP, str(folder(tmp_path / "model", FILES))]
-    done = subprocess.run(script, env=os.environ | environment(hub, tmp_path / "home"), capture_output=True, text=True)
+    done = subprocess.run(
+        script, env=os.environ | environment(hub, tmp_path / "home"), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     revision, pulled = done.stdout.split()
     assert contents(pulled) == FILES == hub.files("tester/model", revision)
@@ -67,7 +84,11 @@ def test_large_files_travel_as_lfs_and_no_token_reaches_the_storage(
     api = HfApi()
     api.create_repo("tester/model")
     api.upload_folder(repo_id="tester/model", folder_path=folder(tmp_path / "model", FILES))
-    stored = {hashlib.sha256(content).hexdigest() for name, content in FILES.items() if name != "config.json"}
+    stored = {
+        hashlib.sha256(content).hexdigest()
+        for name, content in FILES.items()
+        if name != "config.json"
+    }
     put = {request.path.split("/")[-1] for request in hub.requests if request.method == "PUT"}
     assert put == stored
     hub.requests.clear()
@@ -80,25 +101,42 @@ def test_large_files_travel_as_lfs_and_no_token_reaches_the_storage(
     assert listing["config.json"].blob_id == hashlib.sha1(b"blob 2\0{}").hexdigest()
 
 
-def test_a_revision_keeps_its_files(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_keeps_its_files(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect(monkeypatch, hub, tmp_path / "home")
     api = HfApi()
     api.create_repo("tester/model")
-    first = api.upload_folder(repo_id="tester/model", folder_path=folder(tmp_path / "model", FILES)).oid
-    second = api.upload_file(repo_id="tester/model", path_or_fileobj=b'{"a": 1}', path_in_repo="config.json").oid
-    third = api.create_commit("tester/model", [CommitOperationDelete("notes.txt")], commit_message="less").oid
+    first = api.upload_folder(
+        repo_id="tester/model", folder_path=folder(tmp_path / "model", FILES)
+    ).oid
+    second = api.upload_file(
+        repo_id="tester/model", path_or_fileobj=b'{"a": 1}', path_in_repo="config.json"
+    ).oid
+    third = api.create_commit(
+        "tester/model", [CommitOperationDelete("notes.txt")], commit_message="less"
+    ).oid
     assert contents(snapshot_download("tester/model", revision=first)) == FILES
-    assert contents(snapshot_download("tester/model", revision=second)) == FILES | {"config.json": b'{"a": 1}'}
+    assert contents(snapshot_download("tester/model", revision=second)) == FILES | {
+        "config.json": b'{"a": 1}'
+    }
     assert "notes.txt" not in contents(snapshot_download("tester/model"))
     assert api.model_info("tester/model").sha == third
     assert api.model_info("tester/model", revision=first).sha == first
     with pytest.raises(RevisionNotFoundError):
         snapshot_download("tester/model", revision="f" * 40, local_dir=tmp_path / "none")
     with pytest.raises(HfHubHTTPError, match="412"):
-        api.create_commit("tester/model", [CommitOperationDelete("config.json")], commit_message="late", parent_commit=first)
+        api.create_commit(
+            "tester/model",
+            [CommitOperationDelete("config.json")],
+            commit_message="late",
+            parent_commit=first,
+        )
 
 
-def test_what_is_missing_private_or_gated(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_private_or_gated(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.put("tester/private", FILES, private=True)
     hub.put("tester/gated", FILES, gated=True)
     for token, reads_private in ((None, False), (READER, False), (WRITER, True)):
@@ -131,7 +169,9 @@ def test_a_lost_connection_is_taken_up_where_it_broke(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, hub, tmp_path / "home")
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)  # the client writes, and so resumes, in whole chunks
+    monkeypatch.setattr(
+        constants, "DOWNLOAD_CHUNK_SIZE", 1024
+    )  # the client writes, and so resumes, in whole chunks
     monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
     hub.put("tester/model", FILES)
     hub.break_off(BIG, 100 * 1024, 50 * 1024)
@@ -153,7 +193,9 @@ def test_a_changed_file_comes_through_the_client_unseen(
     assert pulled != BIG
 
 
-def test_offline_reads_the_cache_only(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_reads_the_cache_only(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.put("tester/model", {**FILES, "config.json": json.dumps({"a": 1}).encode()})
     with monkeypatch.context() as patched:
         connect(patched, hub, tmp_path / "home")

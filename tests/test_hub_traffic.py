@@ -62,7 +62,9 @@ def test_a_round_trip(hub: HubServer, model: Path) -> None:
     assert all(torch.equal(here[name], tensor) for name, tensor in loaded.state_dict().items())
     hub.requests.clear()
     assert pull(REPO) == folder
-    assert [request for request in hub.requests if request.on_cdn] == []  # nothing is downloaded twice
+    assert [
+        request for request in hub.requests if request.on_cdn
+    ] == []  # nothing is downloaded twice
 
 
 def test_a_push_is_a_plan_until_it_is_meant(hub: HubServer, model: Path) -> None:
@@ -79,7 +81,9 @@ def test_a_revision_is_pulled_as_it_was(hub: HubServer, model: Path, tmp_path: P
     second = hub.put(REPO, contents(changed))
     assert contents(pull(REPO, first, lock=tmp_path / "one.json")) == contents(model)
     assert contents(pull(REPO, second, lock=tmp_path / "two.json")) == contents(changed)
-    assert contents(pull(REPO, to=tmp_path / "newest", lock=tmp_path / "three.json")) == contents(changed)
+    assert contents(pull(REPO, to=tmp_path / "newest", lock=tmp_path / "three.json")) == contents(
+        changed
+    )
     with pytest.raises(FileNotFoundError, match="has no revision 'v9'"):
         pull(REPO, "v9", lock=tmp_path / "four.json")
 
@@ -99,7 +103,9 @@ def test_a_private_repository_needs_its_owner(
     put(hub, model, private=True)
     for token in (None, READER):
         connect(monkeypatch, hub, tmp_path / "home", token)
-        with pytest.raises(FileNotFoundError, match="no repository tester/model .*or it is private"):
+        with pytest.raises(
+            FileNotFoundError, match="no repository tester/model .*or it is private"
+        ):
             pull(REPO)
     with pytest.raises(PermissionError, match="token is wrong"):
         pull(REPO, token="hf_wrongwrongwrongwrongwrong")
@@ -114,11 +120,16 @@ def test_a_missing_repository_is_said(tmp_path: Path) -> None:
     assert kept(tmp_path) == []
 
 
-def test_a_gated_repository_says_where_to_agree(hub: HubServer, model: Path, tmp_path: Path) -> None:
+def test_a_gated_repository_says_where_to_agree(
+    hub: HubServer, model: Path, tmp_path: Path
+) -> None:
     put(hub, model, gated=True)
     with pytest.raises(ValueError, match="gated.*--accept-licence"):
         pull(REPO)
-    with pytest.raises(PermissionError, match=f"tester/model is gated: agree to its terms on {hub.url}/tester/model"):
+    with pytest.raises(
+        PermissionError,
+        match=f"tester/model is gated: agree to its terms on {hub.url}/tester/model",
+    ):
         pull(REPO, accept_licence=True)
     assert kept(tmp_path) == []
     hub.repos[REPO].granted.add("tester")
@@ -129,7 +140,11 @@ def test_a_lost_connection_is_taken_up_again(hub: HubServer, model: Path) -> Non
     weights = put(hub, model)
     hub.break_off(weights, 10 * 1024, 20 * 1024)
     assert contents(pull(REPO)) == contents(model)
-    assert [request.range for request in hub.requests if request.on_cdn] == [None, "bytes=10240-", "bytes=30720-"]
+    assert [request.range for request in hub.requests if request.on_cdn] == [
+        None,
+        "bytes=10240-",
+        "bytes=30720-",
+    ]
 
 
 def test_a_download_goes_on_in_a_later_pull(hub: HubServer, model: Path, tmp_path: Path) -> None:
@@ -145,7 +160,9 @@ def test_a_download_goes_on_in_a_later_pull(hub: HubServer, model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_with_another_hash_is_refused(hub: HubServer, model: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_with_another_hash_is_refused(
+    hub: HubServer, model: Path, tmp_path: Path, name: str
+) -> None:
     put(hub, model)
     true = contents(model)[name]
     hub.corrupt(true)
@@ -193,17 +210,26 @@ print(folder)
 
 
 @pytest.mark.slow
-def test_the_quickstarts_adapter_goes_round_and_sounds_the_same(hub: HubServer, tmp_path: Path, project_root: Path) -> None:
-    """Export, push; another process with an empty cache and only environment variables pulls, and plays the same bits."""
+def test_the_quickstarts_adapter_goes_round_and_sounds_the_same(
+    hub: HubServer, tmp_path: Path, project_root: Path
+) -> None:
+    """Export, push; another process with an empty cache and only environment variables pulls, and
+    plays the same bits.
+    """
     run = quickstart_run(tmp_path / "runs/quickstart")
-    (expected,) = zoo.generate(zoo.open_model(str(run)), "playful piano", seeds=11, steps=3, seconds=1.024)
+    (expected,) = zoo.generate(
+        zoo.open_model(str(run)), "playful piano", seeds=11, steps=3, seconds=1.024
+    )
     (base,) = zoo.generate("embedded/music", "playful piano", seeds=11, steps=3, seconds=1.024)
     assert not torch.allclose(expected.samples_CN, base.samples_CN, atol=1e-3)
     exported = export_run(run, tmp_path / "exported")
     push(exported, "tester/playful", yes=True)
     command = [sys.executable, "-c", PULL_AND_PLAY, "tester/playful", str(tmp_path / "wave.pt")]
     # as many threads as here: the order of summation, and so the last bits, depends on them
-    settings = os.environ | {"PYTHONPATH": str(project_root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    settings = os.environ | {
+        "PYTHONPATH": str(project_root),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     settings |= environment(hub, tmp_path / "another_home")
     done = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _dumps_that_allow_nan(source: str) -> list[int]:
-    """Lines of calls of json.dump(s) without allow_nan=False, outside functions that hash the text and do not write it."""
+    """Lines of calls of json.dump(s) without allow_nan=False, outside functions that hash the text
+    and do not write it.
+    """
     tree = ast.parse(source)
     hashing: set[int] = set()
     for node in ast.walk(tree):
@@ -39,8 +41,11 @@ def _dumps_that_allow_nan(source: str) -> list[int]:
 
 def test_every_writer_of_json_refuses_nan():
     assert _dumps_that_allow_nan("json.dumps(1)\njson.dump(1, f, allow_nan=False)") == [1]
-    files = [path for folder in ("zoo", "datamodules", "lightning_modules", "benchmarks", "tools")
-             for path in (ROOT / folder).rglob("*.py")]  # fmt: skip
+    files = [
+        path
+        for folder in ("zoo", "datamodules", "lightning_modules", "benchmarks", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     bad = {
         str(path.relative_to(ROOT)): lines
         for path in files
@@ -69,5 +74,6 @@ def test_a_score_that_is_nan_is_null_in_an_index(tmp_path):
 
 
 def test_numbers_that_are_not_finite_become_null_everywhere():
-    assert finite({"a": [1.0, (math.nan, -math.inf)], "b": {"c": math.inf, "d": "nan", "e": 3}}) == {
-        "a": [1.0, [None, None]], "b": {"c": None, "d": "nan", "e": 3}}  # fmt: skip
+    assert finite(
+        {"a": [1.0, (math.nan, -math.inf)], "b": {"c": math.inf, "d": "nan", "e": 3}}
+    ) == {"a": [1.0, [None, None]], "b": {"c": None, "d": "nan", "e": 3}}

@@ -1,4 +1,6 @@
-"""A prompt that a reward could not judge is named before anything is sampled, also inside an ensemble."""
+"""A prompt that a reward could not judge is named before anything is sampled, also inside an
+ensemble.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +26,40 @@ class Silent(ToyBackbone):
 
 
 def data(folder: Path, labels: dict[str, str]) -> PromptDataModule:
-    rows = [{"text": "a gloomy harp", "labels": {"mood": "sad"}}, {"text": "a merry harp", "labels": labels}]
+    rows = [
+        {"text": "a gloomy harp", "labels": {"mood": "sad"}},
+        {"text": "a merry harp", "labels": labels},
+    ]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return PromptDataModule(file=str(folder / "prompts.jsonl"), seconds=1.0, prompts_per_round=2, repeats=2)
+    return PromptDataModule(
+        file=str(folder / "prompts.jsonl"), seconds=1.0, prompts_per_round=2, repeats=2
+    )
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({}, r"prompt 'a-merry-harp-\w+' has no label 'mood' \(its labels: none\); .* one of happy, angry, sad, tender"),
-        ({"mood": "sadd"}, "asks for mood 'sadd', which the classifier does not know; did you mean 'sad'"),
+        (
+            {},
+            (
+                r"prompt 'a-merry-harp-\w+' has no label 'mood' \(its labels: none\); .* one of"
+                r" happy, angry, sad, tender"
+            ),
+        ),
+        (
+            {"mood": "sadd"},
+            "asks for mood 'sadd', which the classifier does not know; did you mean 'sad'",
+        ),
     ],
 )
-def test_a_file_without_moods_is_refused_under_an_emotion_reward(tmp_path: Path, labels: dict[str, str], message: str) -> None:
+def test_a_file_without_moods_is_refused_under_an_emotion_reward(
+    tmp_path: Path, labels: dict[str, str], message: str
+) -> None:
     mood = EmotionReward(channels=CHANNELS)
-    for reward, begins in ((mood, "^prompt"), (EnsembleReward({"mood": mood, "level": ToyReward()}), "^mood: prompt")):
+    for reward, begins in (
+        (mood, "^prompt"),
+        (EnsembleReward({"mood": mood, "level": ToyReward()}), "^mood: prompt"),
+    ):
         with pytest.raises(ValueError, match=message) as raised:
             trainer().fit(module(backbone=Silent(), reward=reward), data(tmp_path, labels))
         assert raised.match(begins)

@@ -1,4 +1,6 @@
-"""LAION-CLAP's files into transformers' ClapModel: every tensor used, known to be unused, or named in an error."""
+"""LAION-CLAP's files into transformers' ClapModel: every tensor used, known to be unused, or named
+in an error.
+"""
 
 import numpy as np
 import pytest
@@ -38,44 +40,68 @@ def test_every_weight_arrives_where_it_was(model):
     left = state.keys() - found.state.keys()
     assert left == {"text_model.embeddings.token_type_ids"}
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.state.items())
-    assert len(found.unused) == 8 and all("transform" in name or "audio_branch" in name for name in found.unused)
+    assert len(found.unused) == 8 and all(
+        "transform" in name or "audio_branch" in name for name in found.unused
+    )
 
 
 def test_a_file_as_its_authors_wrote_it_scores_as_the_model_does(model, tmp_path):
-    """Prefix of the training, numbers of numpy in the optimiser's part, tables that the model computes."""
+    """Prefix of the training, numbers of numpy in the optimiser's part, tables that the model
+    computes.
+    """
     tensors = laion_state(model.state_dict()) | {MEL: mel_bank(50)}
     state = {f"module.{name}": tensor for name, tensor in tensors.items()}
     path = tmp_path / "630k-small.pt"
-    torch.save({"epoch": 15, "name": "x", "state_dict": state, "optimizer": {"lr": np.float64(1e-4)}}, path)
+    torch.save(
+        {"epoch": 15, "name": "x", "state_dict": state, "optimizer": {"lr": np.float64(1e-4)}}, path
+    )
     tokenizer = str(tokenizer_file(tmp_path))
-    reward = ClapReward("630k-small", "transformers", {"pretrained": str(path), "tokenizer": tokenizer})
+    reward = ClapReward(
+        "630k-small", "transformers", {"pretrained": str(path), "tokenizer": tokenizer}
+    )
     wave = 0.1 * torch.randn(1, 1, 480_000, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         output = reward(wave, 48_000, [Prompt("p", "rain then wind")])
         audio = model.get_audio_features(input_features=reward.towers.mel(wave[:, 0])).pooler_output
         text = model.get_text_features(input_ids=torch.tensor([[0, 7, 11, 12, 2]])).pooler_output
-    assert torch.allclose(output.score_B, (audio * text).sum(dim=1), atol=1e-6) and list(output.parts) == ["clap/630k-small"]
+    assert torch.allclose(output.score_B, (audio * text).sum(dim=1), atol=1e-6) and list(
+        output.parts
+    ) == ["clap/630k-small"]
 
 
 def test_the_class_head_and_the_tables_change_nothing(model):
     state = laion_state(model.state_dict())
-    changed = {name: tensor + 1 if name in converted(state).unused else tensor for name, tensor in state.items()}
+    changed = {
+        name: tensor + 1 if name in converted(state).unused else tensor
+        for name, tensor in state.items()
+    }
     found = converted(changed)
-    assert all(torch.equal(found.state[name], tensor) for name, tensor in converted(state).state.items())
+    assert all(
+        torch.equal(found.state[name], tensor) for name, tensor in converted(state).state.items()
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"audio_branch.layers.0.blocks.0.attn.gate.weight": torch.zeros(2)}, "1 tensors have no place: audio_branch.*attn.gate"),
-        ({"text_branch.encoder.layer.0.crossattention.weight": torch.zeros(2)}, "no place: text_branch.*crossattention"),
+        (
+            {"audio_branch.layers.0.blocks.0.attn.gate.weight": torch.zeros(2)},
+            "1 tensors have no place: audio_branch.*attn.gate",
+        ),
+        (
+            {"text_branch.encoder.layer.0.crossattention.weight": torch.zeros(2)},
+            "no place: text_branch.*crossattention",
+        ),
         ({"visual.conv1.weight": torch.zeros(2)}, "no place: visual.conv1.weight"),
         ({"audio_branch.patch_embed.mel_conv2d.weight": torch.zeros(2)}, "feature fusion"),
         ({MEL: mel_bank(0)}, "mel filter bank"),
         ({MEL: torch.zeros(1025, 64)}, "n_fft 2048"),
         ({"audio_branch.layers.0.blocks.0.attn.qkv.bias": torch.zeros(13)}, "query, key and value"),
         ({"audio_branch.layers.0.blocks.0.attn.qkv.bias": torch.zeros(())}, "query, key and value"),
-        ({"audio_branch.patch_embed.proj.weight": torch.zeros(0)}, "patch_embed.proj.weight .* is empty"),
+        (
+            {"audio_branch.patch_embed.proj.weight": torch.zeros(0)},
+            "patch_embed.proj.weight .* is empty",
+        ),
         ({"text_branch.embeddings.token_type_embeddings.weight": torch.zeros(0, 64)}, "is empty"),
         ({"audio_branch.norm.weight": None}, "it has no audio_model.audio_encoder.norm.weight"),
     ],
@@ -90,10 +116,22 @@ def test_what_does_not_belong_is_named(model, change, message):
     ("change", "message"),
     [
         ({"text_model.pooler.dense.bias": None}, "1 missing: text_model.pooler.dense.bias"),
-        ({"text_model.encoder.layer.1.output.dense.bias": torch.zeros(64)}, "1 left over: text_model.encoder.layer.1"),
-        ({"audio_projection.linear2.bias": torch.zeros(9)}, "1 of another shape: audio_projection.linear2.bias"),
-        ({"audio_projection.linear2.bias": torch.full((8,), torch.nan)}, "NaN or infinity: audio_projection.linear2.bias"),
-        ({"text_model.embeddings.position_ids": torch.zeros(1, 130, dtype=torch.long)}, "not as computed here: text_model"),
+        (
+            {"text_model.encoder.layer.1.output.dense.bias": torch.zeros(64)},
+            "1 left over: text_model.encoder.layer.1",
+        ),
+        (
+            {"audio_projection.linear2.bias": torch.zeros(9)},
+            "1 of another shape: audio_projection.linear2.bias",
+        ),
+        (
+            {"audio_projection.linear2.bias": torch.full((8,), torch.nan)},
+            "NaN or infinity: audio_projection.linear2.bias",
+        ),
+        (
+            {"text_model.embeddings.position_ids": torch.zeros(1, 130, dtype=torch.long)},
+            "not as computed here: text_model",
+        ),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded(model, change, message):
@@ -101,12 +139,18 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded(model, chang
     before = {name: tensor.clone() for name, tensor in towers.clap.state_dict().items()}
     state = dict(model.state_dict()) | change
     with pytest.raises(ValueError, match=message):
-        load_clap_state(towers.clap, {name: tensor for name, tensor in state.items() if tensor is not None}, "x")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in towers.clap.state_dict().items())
+        load_clap_state(
+            towers.clap, {name: tensor for name, tensor in state.items() if tensor is not None}, "x"
+        )
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in towers.clap.state_dict().items()
+    )
 
 
 def test_sizes_of_which_no_clap_can_be_made_are_an_error_that_names_the_file(model, tmp_path):
-    words = {"text_branch.embeddings.word_embeddings.weight": torch.zeros(1, 64)}  # without a padding token
+    words = {
+        "text_branch.embeddings.word_embeddings.weight": torch.zeros(1, 64)
+    }  # without a padding token
     torch.save(laion_state(model.state_dict()) | words, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt: ClapModel cannot be built"):
         TransformersClapTowers(pretrained=str(tmp_path / "a.pt"), tokenizer="none")

@@ -1,4 +1,6 @@
-"""The laion_clap package as CLAP's towers, with a stand-in for the package (once with itself): on request, nothing fetched."""
+"""The laion_clap package as CLAP's towers, with a stand-in for the package (once with itself): on
+request, nothing fetched.
+"""
 
 import os
 import re
@@ -20,9 +22,13 @@ from zoo.types import Prompt
 
 
 class StandIn(nn.Module):
-    """What the towers ask of ``laion_clap.CLAP_Module``; its constructor reaches for the Hub as the real one does."""
+    """What the towers ask of ``laion_clap.CLAP_Module``; its constructor reaches for the Hub as the
+    real one does.
+    """
 
-    def __init__(self, enable_fusion=False, device=None, amodel="HTSAT-tiny", tmodel="roberta") -> None:
+    def __init__(
+        self, enable_fusion=False, device=None, amodel="HTSAT-tiny", tmodel="roberta"
+    ) -> None:
         super().__init__()
         self.asked = (enable_fusion, device, amodel, tmodel)
         self.tokenize = transformers.RobertaTokenizer.from_pretrained("roberta-base")
@@ -37,7 +43,9 @@ class StandIn(nn.Module):
         assert use_tensor
         tokens = tokenizer(x)
         self.ids = tokens["input_ids"].tolist()
-        return nn.functional.normalize(tokens["attention_mask"].sum(dim=1, keepdim=True).expand(-1, 4).float(), dim=-1)
+        return nn.functional.normalize(
+            tokens["attention_mask"].sum(dim=1, keepdim=True).expand(-1, 4).float(), dim=-1
+        )
 
 
 @pytest.fixture
@@ -48,29 +56,56 @@ def package(monkeypatch):
     return module
 
 
-SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 40}
+SMALL = {
+    "num_hidden_layers": 1,
+    "hidden_size": 8,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+    "vocab_size": 40,
+}
 
 
 def test_nothing_is_fetched_and_nothing_stays_changed(package, tmp_path):
     before = list(sys.path)
-    own = [kind.from_pretrained for kind in (transformers.RobertaTokenizer, transformers.RobertaModel)]
+    own = [
+        kind.from_pretrained for kind in (transformers.RobertaTokenizer, transformers.RobertaModel)
+    ]
     towers = LaionClapTowers(text_config=SMALL, tokenizer=str(tokenizer_file(tmp_path)))
-    assert towers.package.asked == (False, "cpu", "HTSAT-base", "roberta") and towers.package.tokenize is None
-    assert towers.package.text_sizes.hidden_size == 8 and towers.package.text_sizes.max_position_embeddings == 514
+    assert (
+        towers.package.asked == (False, "cpu", "HTSAT-base", "roberta")
+        and towers.package.tokenize is None
+    )
+    assert (
+        towers.package.text_sizes.hidden_size == 8
+        and towers.package.text_sizes.max_position_embeddings == 514
+    )
     assert sys.path == before
-    assert own == [kind.from_pretrained for kind in (transformers.RobertaTokenizer, transformers.RobertaModel)]
+    assert own == [
+        kind.from_pretrained for kind in (transformers.RobertaTokenizer, transformers.RobertaModel)
+    ]
     with pytest.raises(OSError, match="offline"):
         transformers.RobertaModel.from_pretrained("nobody/nothing")
 
 
 def test_it_is_a_reward_with_gradients_and_the_same_windows(package, tmp_path):
-    arguments = {"audio_model": "HTSAT-tiny", "text_config": SMALL, "tokenizer": str(tokenizer_file(tmp_path))}
+    arguments = {
+        "audio_model": "HTSAT-tiny",
+        "text_config": SMALL,
+        "tokenizer": str(tokenizer_file(tmp_path)),
+    }
     reward = ClapReward("stand-in", "laion_clap", arguments)
     wave = torch.randn(2, 2, 16_000, generator=torch.Generator().manual_seed(1)).requires_grad_()
     output = reward(wave, 16_000, [Prompt("a", "a dog barks"), Prompt("b", "rain")])
     output.score_B.sum().backward()
-    assert reward.differentiable and wave.grad.abs().sum() > 0 and list(output.parts) == ["clap/stand-in"]
-    assert reward.towers.package.ids == [[0, VOCABULARY["rain"], 2]] and reward.arguments["arguments"]["tokenizer_bytes"] > 0
+    assert (
+        reward.differentiable
+        and wave.grad.abs().sum() > 0
+        and list(output.parts) == ["clap/stand-in"]
+    )
+    assert (
+        reward.towers.package.ids == [[0, VOCABULARY["rain"], 2]]
+        and reward.arguments["arguments"]["tokenizer_bytes"] > 0
+    )
     assert "tokenizer" not in reward.arguments["arguments"]
     expected = reward.towers.embed_audio(reward.cut(wave, 16_000)[:, 0])
     assert torch.allclose(reward.embed_audio(wave, 16_000), expected, atol=1e-6)
@@ -95,7 +130,10 @@ def test_a_missing_package_says_what_installs_it(monkeypatch):
         LaionClapTowers(text_config=SMALL)
     with pytest.raises(ValueError, match="did you mean 'HTSAT-base'"):
         LaionClapTowers(audio_model="HTSAT-bas")
-    with pytest.raises(FileNotFoundError, match="'roberta-nowhere' is not on this machine and HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="'roberta-nowhere' is not on this machine and HF_HUB_OFFLINE is set",
+    ):
         LaionClapTowers(tokenizer="roberta-nowhere")
 
 
@@ -104,11 +142,15 @@ def test_the_speed_benchmark_measures_both_sides_on_the_same_clips():
     package = types.SimpleNamespace(
         get_audio_embedding_from_data=lambda array: seen.append(array.shape),
         model=types.SimpleNamespace(
-            audio_branch=types.SimpleNamespace(spectrogram_extractor=lambda wave: wave, logmel_extractor=lambda power: power)
+            audio_branch=types.SimpleNamespace(
+                spectrogram_extractor=lambda wave: wave, logmel_extractor=lambda power: power
+            )
         ),
     )
     ours = ClapReward("x", "transformers", SHORT, windows="first")
-    theirs = types.SimpleNamespace(package=package, embed_audio=lambda wave: ours.embed_audio(wave[:, None], 48_000) + 0.5)
+    theirs = types.SimpleNamespace(
+        package=package, embed_audio=lambda wave: ours.embed_audio(wave[:, None], 48_000) + 0.5
+    )
     result = compared(theirs, ours, 1, 2, torch.device("cpu"))
     assert seen == [(1, 480_000)] * 3 and result.pop("apart") == pytest.approx(0.5, abs=1e-3)
     assert set(result) == {"ours", "theirs", "our front end", "their front end"}
@@ -117,10 +159,14 @@ def test_the_speed_benchmark_measures_both_sides_on_the_same_clips():
 
 @pytest.mark.slow
 def test_the_package_itself_imports_offline_and_agrees_with_our_towers():
-    """In a process of its own: its import takes half a minute and leaves modules named ``tests`` and ``training`` behind."""
+    """In a process of its own: its import takes half a minute and leaves modules named ``tests``
+    and ``training`` behind.
+    """
     root = str(Path(__file__).resolve().parents[1])
     command = [sys.executable, "-m", "benchmarks.clap_speed", "1", "1", "cpu", "HTSAT-tiny"]
-    done = subprocess.run(command, cwd=root, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"embeddings (\S+) apart", done.stdout)[1]) < 1e-5
 
@@ -136,6 +182,8 @@ def test_what_is_missing_is_named_with_the_command_for_it(missing, monkeypatch, 
         monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, "torchvision.transforms", raising=False)
-    with pytest.raises(ValueError, match=f"{missing}.*pip install .*{missing.replace('_', '.')}") as told:
+    with pytest.raises(
+        ValueError, match=f"{missing}.*pip install .*{missing.replace('_', '.')}"
+    ) as told:
         LaionClapTowers(text_config=SMALL)
     assert "\n" not in str(told.value) and "towers=transformers" in str(told.value)

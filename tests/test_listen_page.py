@@ -1,4 +1,6 @@
-"""The page of the blind test: what reaches the browser names no side, and answers of the page are answers of the test."""
+"""The page of the blind test: what reaches the browser names no side, and answers of the page are
+answers of the test.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,17 @@ def test(tmp_path: Path) -> BlindTest:
 
 @pytest.fixture
 def gradio() -> Any:
-    return pytest.importorskip("gradio", reason="the listening page needs gradio (extra app), which is not installed")
+    return pytest.importorskip(
+        "gradio", reason="the listening page needs gradio (extra app), which is not installed"
+    )
 
 
 def handlers(page: Any) -> tuple[Any, list[Any]]:
     """(start, answer A / none / B) of the page."""
     functions = [function.fn for _, function in sorted(page.fns.items())]
-    assert len(functions) == 5 and [f.__name__ for f in functions] == ["start"] * 2 + ["answered"] * 3
+    assert (
+        len(functions) == 5 and [f.__name__ for f in functions] == ["start"] * 2 + ["answered"] * 3
+    )
     return functions[0], functions[2:]
 
 
@@ -42,7 +48,9 @@ def words(node: Any) -> list[str]:
         return [node]
     if isinstance(node, dict):
         return [word for key, value in node.items() for word in (*words(key), *words(value))]
-    return [word for item in node for word in words(item)] if isinstance(node, (list, tuple)) else []
+    return (
+        [word for item in node for word in words(item)] if isinstance(node, (list, tuple)) else []
+    )
 
 
 def test_what_is_shown(test: BlindTest) -> None:
@@ -64,25 +72,36 @@ def test_the_page_asks_saves_and_goes_on(gradio: Any, test: BlindTest) -> None:
         assert read_answers(test.answers).answers[-1].answer == meant
     assert number == 0 and rest[2] == DONE and rest[-1]["visible"] is False
     assert start("ann")[4] == DONE and start("ben")[1] == 1
-    assert [saved.pair for saved in read_answers(test.answers).answers] == [trial.pair for trial in mine]
+    assert [saved.pair for saved in read_answers(test.answers).answers] == [
+        trial.pair for trial in mine
+    ]
 
 
 def test_nothing_on_the_page_tells_the_sides_apart(gradio: Any, test: BlindTest) -> None:
     page = build(test)
     components = page.get_config_file()["components"]
     content = json.dumps(components, default=str)
-    values = [word for component in components for word in words(component["props"].get("value") or "")]
+    values = [
+        word for component in components for word in words(component["props"].get("value") or "")
+    ]
     labels = [str(component["props"].get("label")) for component in components]
     start, answer = handlers(page)
     told = [*values, *labels, page.title, *words(start("ann")), *words(answer[0]("ann", 1))]
     assert "A" in labels and "B" in labels and "# Which sound fits the text better?" in told
     assert "1 of 3" in told and "2 of 3" in told
     assert [word for word in told if TELLTALE.search(word)] == []
-    assert not any(path.name in content for path in test.answers.parent.rglob("*.*")) and str(test.answers.parent) not in content
+    assert (
+        not any(path.name in content for path in test.answers.parent.rglob("*.*"))
+        and str(test.answers.parent) not in content
+    )
 
 
-def test_sounds_leave_without_the_names_of_their_files(gradio: Any, test: BlindTest, tmp_path: Path) -> None:
-    """What Gradio makes of a sound for the browser: a file of its own with a neutral name, without tags, at the level given."""
+def test_sounds_leave_without_the_names_of_their_files(
+    gradio: Any, test: BlindTest, tmp_path: Path
+) -> None:
+    """What Gradio makes of a sound for the browser: a file of its own with a neutral name, without
+    tags, at the level given.
+    """
     import soundfile
 
     page = build(test)
@@ -98,7 +117,9 @@ def test_sounds_leave_without_the_names_of_their_files(gradio: Any, test: BlindT
     assert soundfile.SoundFile(str(path)).copy_metadata() == {}
 
 
-def test_mistakes_are_said_on_the_page(gradio: Any, test: BlindTest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_said_on_the_page(
+    gradio: Any, test: BlindTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, answer = handlers(build(test))
     with pytest.raises(gradio.Error, match="give a name or code"):
         start("  ")
@@ -107,7 +128,9 @@ def test_mistakes_are_said_on_the_page(gradio: Any, test: BlindTest, monkeypatch
         raise OSError(28, "No space left on device", "answers.csv")
 
     monkeypatch.setattr(listen, "give_answer", full)
-    with pytest.raises(gradio.Error, match="The answer was not saved: No space left on device: answers.csv"):
+    with pytest.raises(
+        gradio.Error, match="The answer was not saved: No space left on device: answers.csv"
+    ):
         answer[0]("ann", 1)
 
 
@@ -121,8 +144,14 @@ def test_it_is_served_on_this_machine_and_shares_no_folder(
             asked.update(knobs)
 
     serve(Page(), [tmp_path / "before", tmp_path / "after"])
-    assert asked["server_name"] == "127.0.0.1" and asked["share"] is False and asked["allowed_paths"] == []
-    assert asked["blocked_paths"] == [str((tmp_path / name).resolve()) for name in ("before", "after")]
+    assert (
+        asked["server_name"] == "127.0.0.1"
+        and asked["share"] is False
+        and asked["allowed_paths"] == []
+    )
+    assert asked["blocked_paths"] == [
+        str((tmp_path / name).resolve()) for name in ("before", "after")
+    ]
     assert capsys.readouterr().out == "open http://127.0.0.1:7860\n"
     serve(Page(), [], host="0.0.0.0", port=80)
     assert "there is no password" in capsys.readouterr().out
@@ -141,9 +170,13 @@ def test_it_is_served_on_this_machine_and_shares_no_folder(
         serve(Page(), [])
 
 
-def test_without_gradio_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, test: BlindTest) -> None:
+def test_without_gradio_the_way_out_is_named(
+    monkeypatch: pytest.MonkeyPatch, test: BlindTest
+) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ValueError, match=r'needs Gradio; install it with: pip install -e "\.\[app\]"'):
+    with pytest.raises(
+        ValueError, match=r'needs Gradio; install it with: pip install -e "\.\[app\]"'
+    ):
         build(test)

@@ -34,7 +34,9 @@ def small_test(tmp_path: Path, count: int = 4, name: str = "answers.csv", **knob
 def test_pairs_are_of_one_prompt_and_seed(tmp_path: Path) -> None:
     before, after = folders(tmp_path, count=2, seeds=(3, 4))
     lines = json.loads((after / "samples.json").read_text())
-    (after / "samples.json").write_text(json.dumps([lines[3], lines[1], lines[0]]))  # another order, and one is gone
+    (after / "samples.json").write_text(
+        json.dumps([lines[3], lines[1], lines[0]])
+    )  # another order, and one is gone
     found = read_pairs(before, after)
     assert [(pair.prompt.id, pair.base.seed, pair.tuned.seed) for pair in found.pairs] == [
         ("p0", 3, 3),
@@ -42,9 +44,10 @@ def test_pairs_are_of_one_prompt_and_seed(tmp_path: Path) -> None:
         ("p1", 4, 4),
     ]
     assert found.alone == 1 and all(pair.tuned.path.parent == after for pair in found.pairs)
-    assert [pair.prompt.id for pair in spread_pairs(found.pairs, 2)] == ["p0", "p0"] and spread_pairs(
-        found.pairs, None
-    ) == found.pairs
+    assert [pair.prompt.id for pair in spread_pairs(found.pairs, 2)] == [
+        "p0",
+        "p0",
+    ] and spread_pairs(found.pairs, None) == found.pairs
     with pytest.raises(ValueError, match="count is 4, but there are 3 pairs"):
         spread_pairs(found.pairs, 4)
 
@@ -58,7 +61,10 @@ def test_repeats_without_seeds_are_paired_in_order(tmp_path: Path) -> None:
         (folder / "samples.json").unlink()
         write_index(folder, [Sample(folder / "first.wav", again.prompt), again])
     pairs = read_pairs(before, after).pairs
-    assert [(pair.base.path.name, pair.tuned.path.name) for pair in pairs] == [("first.wav",) * 2, ("again.wav",) * 2]
+    assert [(pair.base.path.name, pair.tuned.path.name) for pair in pairs] == [
+        ("first.wav",) * 2,
+        ("again.wav",) * 2,
+    ]
 
 
 def test_folders_that_do_not_belong_together(tmp_path: Path) -> None:
@@ -67,7 +73,10 @@ def test_folders_that_do_not_belong_together(tmp_path: Path) -> None:
         read_pairs(before, tmp_path / "after" / ".." / "before")
     index = json.loads((after / "samples.json").read_text())
     (after / "samples.json").write_text(json.dumps([{**index[0], "text": "wind"}]))
-    with pytest.raises(ValueError, match="the id 'p0' stands for 'sound number 0' in .*before and for 'wind' in .*after"):
+    with pytest.raises(
+        ValueError,
+        match="the id 'p0' stands for 'sound number 0' in .*before and for 'wind' in .*after",
+    ):
         read_pairs(before, after)
     (after / "samples.json").write_text(json.dumps([{**index[0], "seed": 7}]))
     with pytest.raises(ValueError, match="no prompt .with its seed. is in both"):
@@ -77,7 +86,11 @@ def test_folders_that_do_not_belong_together(tmp_path: Path) -> None:
 def test_difference_counts_a_prompt_once() -> None:
     found = paired_difference(["a", "a", "b", "c"], [0.0, 0.2, 0.3, 0.5], [0.2, 0.4, 0.3, 0.4])
     assert (found.prompts, found.clips, found.higher, found.lower) == (3, 4, 1, 1)
-    assert found.base == pytest.approx(0.3) and found.tuned == pytest.approx(1 / 3) and found.change == pytest.approx(1 / 30)
+    assert (
+        found.base == pytest.approx(0.3)
+        and found.tuned == pytest.approx(1 / 3)
+        and found.change == pytest.approx(1 / 30)
+    )
     # changes 0.2, 0, -0.1: deviation 0.15275, error 0.08819, Student's t of 2 degrees 4.30265
     assert found.interval == pytest.approx((1 / 30 - 0.37946, 1 / 30 + 0.37946), abs=1e-4)
     assert paired_difference(["a", "a"], [0, 0], [1, 2]).interval is None
@@ -100,10 +113,18 @@ def test_trials_are_drawn_for_each_listener_and_seed_and_stay() -> None:
     assert trials(12, "ann", 5) == trials(12, "ann", 5)
     assert len({trials(12, name, seed) for name in ("ann", "ben") for seed in (5, 6)}) == 4
     firsts = [trials(8, f"listener {i}", 0)[0] for i in range(200)]
-    assert 70 < sum(trial.a_is_tuned for trial in firsts) < 130, "the first trial says nothing about the sides"
+    assert 70 < sum(trial.a_is_tuned for trial in firsts) < 130, (
+        "the first trial says nothing about the sides"
+    )
     assert len({trial.pair for trial in firsts}) == 8
     by_pair = [
-        sum(trial.a_is_tuned for i in range(200) for trial in trials(8, f"l{i}", 0) if trial.pair == pair) for pair in range(8)
+        sum(
+            trial.a_is_tuned
+            for i in range(200)
+            for trial in trials(8, f"l{i}", 0)
+            if trial.pair == pair
+        )
+        for pair in range(8)
     ]
     assert all(70 < count < 130 for count in by_pair), "nor does the pair"
 
@@ -125,11 +146,17 @@ def test_both_sides_are_equally_loud_unless_one_is_broken(tmp_path: Path) -> Non
     faint = tone(0.08, 300)
     assert equally_loud(faint, loud) == (faint, loud), "21 dB apart: that is to be heard"
     rate, samples = playable(Waveform(torch.tensor([[0.0, 1.5], [-1.0, 0.5]]), RATE_HZ))
-    assert rate == RATE_HZ and samples.dtype == torch.int16 and samples.tolist() == [[0, -32767], [32767, 16384]]
+    assert (
+        rate == RATE_HZ
+        and samples.dtype == torch.int16
+        and samples.tolist() == [[0, -32767], [32767, 16384]]
+    )
 
 
 @pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
-def test_answers_are_saved_at_once_and_a_test_goes_on_where_it_stopped(tmp_path: Path, name: str) -> None:
+def test_answers_are_saved_at_once_and_a_test_goes_on_where_it_stopped(
+    tmp_path: Path, name: str
+) -> None:
     test = small_test(tmp_path, name=name)
     mine = trials(4, "ann lee", 0)
     assert next_view(test, " ann  lee ").trial == mine[0] and not test.answers.exists()
@@ -138,7 +165,11 @@ def test_answers_are_saved_at_once_and_a_test_goes_on_where_it_stopped(tmp_path:
     (saved,) = read_answers(test.answers).answers
     first = mine[0]
     assert (saved.a, saved.b) == (("tuned", "base") if first.a_is_tuned else ("base", "tuned"))
-    assert saved.preferred == saved.a and saved.prompt_id == test.pairs[first.pair].prompt.id and saved.pair == first.pair
+    assert (
+        saved.preferred == saved.a
+        and saved.prompt_id == test.pairs[first.pair].prompt.id
+        and saved.pair == first.pair
+    )
     again = small_test(tmp_path, name=name)  # the server was started anew
     assert again == test and next_view(again, "ann lee").trial == mine[1]
     assert next_view(again, "ben").done == 0, "another listener starts at the beginning"
@@ -153,7 +184,11 @@ def test_the_first_answer_to_a_trial_stays(tmp_path: Path) -> None:
     give_answer(test, "ann", 1, "A")
     size = test.answers.stat().st_size
     view = give_answer(test, "ann", 1, "B")
-    assert view.done == 1 and "answered already" in view.message and test.answers.stat().st_size == size
+    assert (
+        view.done == 1
+        and "answered already" in view.message
+        and test.answers.stat().st_size == size
+    )
 
 
 def test_other_sounds_are_another_test(tmp_path: Path) -> None:
@@ -161,10 +196,15 @@ def test_other_sounds_are_another_test(tmp_path: Path) -> None:
     give_answer(test, "ann", 1, "A")
     folders(tmp_path, 4, tuned_level=0.3)
     other = listening_test(read_pairs(tmp_path / "before", tmp_path / "after").pairs, test.answers)
-    assert other.name != test.name == pairs_fingerprint(test.pairs) or not next_view(other, "ann").done
+    assert (
+        other.name != test.name == pairs_fingerprint(test.pairs) or not next_view(other, "ann").done
+    )
     assert next_view(other, "ann").done == 0
     give_answer(other, "ann", 1, "A")
-    assert [one.test for one in summarise(read_answers(test.answers).answers)] == [test.name, other.name]
+    assert [one.test for one in summarise(read_answers(test.answers).answers)] == [
+        test.name,
+        other.name,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +219,9 @@ def test_other_sounds_are_another_test(tmp_path: Path) -> None:
         ("ann", 0, "A", "there is no trial 0"),
     ],
 )
-def test_answers_that_make_no_sense_are_not_saved(tmp_path: Path, listener: str, number: int, answer: str, message: str) -> None:
+def test_answers_that_make_no_sense_are_not_saved(
+    tmp_path: Path, listener: str, number: int, answer: str, message: str
+) -> None:
     test = small_test(tmp_path)
     with pytest.raises(ValueError, match=message):
         give_answer(test, listener, number, answer)
@@ -189,7 +231,9 @@ def test_answers_that_make_no_sense_are_not_saved(tmp_path: Path, listener: str,
 def test_names_are_of_any_language() -> None:
     for name in ("Ann-Marie O. 7", "O'Brien", "नमिता", "Ñandú", "山田 太郎", "7"):
         assert listener_name(f"  {name} ") == name
-    assert listener_name("Jose\u0301") == listener_name("Jos\u00e9"), "two ways to write one letter are one listener"
+    assert listener_name("Jose\u0301") == listener_name("Jos\u00e9"), (
+        "two ways to write one letter are one listener"
+    )
 
 
 def test_mistakes_show_before_anybody_listens(tmp_path: Path) -> None:
@@ -197,7 +241,10 @@ def test_mistakes_show_before_anybody_listens(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one pair"):
         listening_test([], tmp_path / "a.csv")
     write_audio(pairs[1].tuned.path, Waveform(tone(0.5, 300).samples_CN[:, :-500], RATE_HZ))
-    with pytest.raises(ValueError, match=r"lasts .* s and .* s: players show that, so it would tell the sides apart"):
+    with pytest.raises(
+        ValueError,
+        match=r"lasts .* s and .* s: players show that, so it would tell the sides apart",
+    ):
         listening_test(pairs, tmp_path / "a.csv")
     pairs[1].tuned.path.write_bytes(b"")
     with pytest.raises(ValueError, match="is empty"):

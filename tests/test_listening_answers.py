@@ -23,13 +23,17 @@ from zoo.pages.answers import (
 )
 
 
-def an_answer(listener: str = "ann", pair: int = 0, answer: str = "A", a: str = "tuned", prompt_id: str = "p") -> Answer:
+def an_answer(
+    listener: str = "ann", pair: int = 0, answer: str = "A", a: str = "tuned", prompt_id: str = "p"
+) -> Answer:
     b = "base" if a == "tuned" else "tuned"
     return Answer("2026-01-01T00:00:00Z", "t1", listener, pair + 1, pair, prompt_id, a, b, answer)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_line_that_was_cut_off_is_counted_and_joins_with_no_other(tmp_path: Path, suffix: str) -> None:
+def test_a_line_that_was_cut_off_is_counted_and_joins_with_no_other(
+    tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / f"answers{suffix}"
     strange = an_answer(pair=0, prompt_id='a "quoted", id')
     assert append_answer(path, strange) and append_answer(path, an_answer(pair=1))
@@ -126,7 +130,9 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_first_answer(tmp_p
 def test_listeners_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
     work = [
-        threading.Thread(target=lambda i=i: [append_answer(path, an_answer(f"l{i}", pair)) for pair in range(5)])
+        threading.Thread(
+            target=lambda i=i: [append_answer(path, an_answer(f"l{i}", pair)) for pair in range(5)]
+        )
         for i in range(6)
     ]
     for thread in work:
@@ -140,17 +146,32 @@ def test_listeners_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
 def test_the_summary_is_arithmetic_that_a_reader_can_redo() -> None:
     """70 % of 20, as the paper of CLAP-guided fine-tuning says: 14 of 20 is not yet beyond chance."""
     given = [
-        an_answer("ann" if i < 10 else "ben", i, "A" if i % 2 else "B", *(["tuned"] if i % 2 else ["base"])) for i in range(14)
+        an_answer(
+            "ann" if i < 10 else "ben",
+            i,
+            "A" if i % 2 else "B",
+            *(["tuned"] if i % 2 else ["base"]),
+        )
+        for i in range(14)
     ]
-    given += [an_answer("ben", i, "A", "base") for i in range(14, 20)] + [an_answer("ben", i, "none") for i in range(20, 25)]
+    given += [an_answer("ben", i, "A", "base") for i in range(14, 20)] + [
+        an_answer("ben", i, "none") for i in range(20, 25)
+    ]
     (one,) = summarise(given)
     assert (one.tuned, one.base, one.none, one.listeners, one.pairs) == (14, 6, 5, 2, 25)
     assert one.share == 0.7 and one.interval == pytest.approx((0.4810, 0.8545), abs=1e-4)
     assert one.p_value == pytest.approx(0.11532, abs=1e-5) and one.a_share == 13 / 20
     assert one.by_listener == {"ann": (10, 0, 0), "ben": (4, 6, 5)}
     text = described(Answers(tuple(given), 2, (7,)))
-    for part in ("25 answers (n) of 2 listeners to 25 pairs", "70.0% (95 % Wilson interval 48.1% to 85.5%", "p = 0.115)",
-                 "of all 25: 56.0%", "side A was chosen in 65.0%", "2 second answers", "1 lines could not be read"):  # fmt: skip
+    for part in (
+        "25 answers (n) of 2 listeners to 25 pairs",
+        "70.0% (95 % Wilson interval 48.1% to 85.5%",
+        "p = 0.115)",
+        "of all 25: 56.0%",
+        "side A was chosen in 65.0%",
+        "2 second answers",
+        "1 lines could not be read",
+    ):
         assert part in text
 
 

@@ -38,7 +38,9 @@ def test_what_differs_is_refused_and_the_file_stays(tmp_path) -> None:
     text, pin = path.read_text(), read_lock(path)["o/n"]
     with pytest.raises(ValueError, match=f"lock.json pins o/n at {ONE}, but {TWO} was asked for"):
         write_pin("o/n", Pin(TWO, {"x": A}), path)
-    with pytest.raises(ValueError, match=f"x of o/n has sha256 {'b' * 64}, but .*lock.json pins {'a' * 64}"):
+    with pytest.raises(
+        ValueError, match=f"x of o/n has sha256 {'b' * 64}, but .*lock.json pins {'a' * 64}"
+    ):
         write_pin("o/n", Pin(ONE, {"x": B}), path)
     assert path.read_text() == text
     check_revision(pin, "o/n", ONE)
@@ -58,8 +60,14 @@ def test_what_differs_is_refused_and_the_file_stays(tmp_path) -> None:
         ({"version": 2, "repos": {}}, "has version 2, this Attune writes 1"),
         ({"version": 1}, "is damaged .*remove it to trust the next pull afresh"),
         ({"version": 1, "repos": []}, "is damaged"),
-        ({"version": 1, "repos": {"nobody": {"revision": ONE, "files": {}}}}, "'nobody' is not owner/name"),
-        ({"version": 1, "repos": {"o/n": {"revision": "main", "files": {}}}}, "40 hex digits, got 'main'"),
+        (
+            {"version": 1, "repos": {"nobody": {"revision": ONE, "files": {}}}},
+            "'nobody' is not owner/name",
+        ),
+        (
+            {"version": 1, "repos": {"o/n": {"revision": "main", "files": {}}}},
+            "40 hex digits, got 'main'",
+        ),
         (of_file("../x", sha256=HASH, size_bytes=1), "leaves its folder"),
         (of_file("x", sha256="a", size_bytes=1), "64 hex digits, got 'a'"),
         (of_file("x", sha256=HASH, size_bytes=-1), "must be a count"),

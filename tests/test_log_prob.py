@@ -15,7 +15,11 @@ from zoo.types import Conditioning
 
 def test_log_prob_equals_torch_normal() -> None:
     x_next, mean, std = randn(3, *SHAPE), randn(3, *SHAPE, seed=1), torch.tensor([0.03, 0.4, 1.2])
-    expected = torch.distributions.Normal(mean.double(), std.double()[:, None, None]).log_prob(x_next.double()).mean((1, 2))
+    expected = (
+        torch.distributions.Normal(mean.double(), std.double()[:, None, None])
+        .log_prob(x_next.double())
+        .mean((1, 2))
+    )
     assert torch.allclose(log_prob(x_next, mean, std).double(), expected, rtol=1e-6)
 
 
@@ -24,10 +28,14 @@ def test_half_precision_is_widened_before_it_is_compared() -> None:
     x_next, mean = (randn(3, *SHAPE, seed=seed).to(torch.bfloat16) for seed in (0, 1))
     std = torch.full((3,), 0.3)
     found = log_prob(x_next, mean, std)
-    assert found.dtype == torch.float32 and torch.equal(found, log_prob(x_next.float(), mean.float(), std))
+    assert found.dtype == torch.float32 and torch.equal(
+        found, log_prob(x_next.float(), mean.float(), std)
+    )
 
 
-@pytest.mark.parametrize(("time_B", "dtype"), [([3, 700], torch.long), ([0.25, 0.5], torch.float32)])
+@pytest.mark.parametrize(
+    ("time_B", "dtype"), [([3, 700], torch.long), ([0.25, 0.5], torch.float32)]
+)
 def test_the_error_gives_a_network_its_times_as_rollouts_do(time_B, dtype) -> None:
     path = VPDiscrete.from_betas(0.0015, 0.0195) if dtype == torch.long else Straight()
     given = torch.tensor(time_B, dtype=torch.float64 if dtype == torch.float32 else dtype)
@@ -37,7 +45,9 @@ def test_the_error_gives_a_network_its_times_as_rollouts_do(time_B, dtype) -> No
         seen.append(time_B)
         return x
 
-    denoising_error(spy, path, randn(2, *SHAPE), given, randn(2, *SHAPE, seed=1), conditioning_of(2))
+    denoising_error(
+        spy, path, randn(2, *SHAPE), given, randn(2, *SHAPE, seed=1), conditioning_of(2)
+    )
     assert seen[0].dtype == dtype and seen[0].tolist() == time_B
 
 
@@ -45,8 +55,12 @@ def test_log_prob_counts_scored_elements_only() -> None:
     x_next, mean, std = randn(2, 3, 4), randn(2, 3, 4, seed=1), torch.tensor([0.5, 0.7])
     mask = torch.tensor([[True, True, False, False], [True, True, True, False]])[:, None, :]
     got = log_prob(x_next, mean, std, mask)
-    assert got[0].item() == pytest.approx(log_prob(x_next[:1, :, :2], mean[:1, :, :2], std[:1]).item(), rel=1e-6)
-    assert got[1].item() == pytest.approx(log_prob(x_next[1:, :, :3], mean[1:, :, :3], std[1:]).item(), rel=1e-6)
+    assert got[0].item() == pytest.approx(
+        log_prob(x_next[:1, :, :2], mean[:1, :, :2], std[:1]).item(), rel=1e-6
+    )
+    assert got[1].item() == pytest.approx(
+        log_prob(x_next[1:, :, :3], mean[1:, :, :3], std[1:]).item(), rel=1e-6
+    )
     x_next[:, :, 3] = float("nan")
     assert torch.equal(log_prob(x_next, mean, std, mask), got)
 
@@ -73,12 +87,18 @@ def test_log_prob_refuses_zero_std_and_bad_masks() -> None:
 # ---- denoising error
 
 
-@pytest.mark.parametrize(("prediction", "expected"), [("eps", 100.0), ("v", 6.8**2), ("velocity", 64.0), ("x0", 4.0)])
+@pytest.mark.parametrize(
+    ("prediction", "expected"), [("eps", 100.0), ("v", 6.8**2), ("velocity", 64.0), ("x0", 4.0)]
+)
 def test_denoising_error_by_hand(prediction: str, expected: float) -> None:
-    """clean 2, noise 10, alpha .8, sigma .6 and a network that says 0: the error is the target squared."""
+    """clean 2, noise 10, alpha .8, sigma .6 and a network that says 0: the error is the target
+    squared.
+    """
     path = VPDiscrete([0.64], prediction)
     clean, noise, time = torch.full((1, 3), 2.0), torch.full((1, 3), 10.0), torch.tensor([0])
-    got = denoising_error(lambda x, t, c: torch.zeros_like(x), path, clean, time, noise, conditioning_of(1))
+    got = denoising_error(
+        lambda x, t, c: torch.zeros_like(x), path, clean, time, noise, conditioning_of(1)
+    )
     assert got.tolist() == pytest.approx([expected], rel=1e-6)
 
 

@@ -1,4 +1,6 @@
-"""200 prompts of which 3 are longer than an encoder takes: named, or counted and dropped, before anything is sampled."""
+"""200 prompts of which 3 are longer than an encoder takes: named, or counted and dropped, before
+anything is sampled.
+"""
 
 import warnings
 from functools import partial
@@ -31,7 +33,10 @@ class Limited(ToyBackbone):
 
     def read(self, text: str) -> None:
         if len(text.split()) > LIMIT:
-            raise ValueError(f"the prompt {text[:30]!r}... has {len(text.split())} tokens, Toy takes {LIMIT}; shorten it")
+            raise ValueError(
+                f"the prompt {text[:30]!r}... has {len(text.split())} tokens, Toy takes {LIMIT};"
+                " shorten it"
+            )
 
     def too_long(self, prompts):
         return refused({prompt.id: prompt.text for prompt in prompts}, self.read)
@@ -46,12 +51,24 @@ class Deaf(ToyReward):
     """A reward whose text encoder takes less than the backbone's."""
 
     def too_long(self, prompts):
-        return {prompt.id: "the reward takes no digits" for prompt in prompts if "number 7" in prompt.text}
+        return {
+            prompt.id: "the reward takes no digits"
+            for prompt in prompts
+            if "number 7" in prompt.text
+        }
 
 
 def data(long=(11, 57, 140), negative="noise", held_out=(), **changes):
-    train = [Prompt(p.id, LONG if i in long else p.text, negative, 1.0, labels=p.labels) for i, p in enumerate(prompts(200))]
-    settings = {"prompts_per_round": 4, "repeats": 2, "rounds_per_epoch": 1, "prompts": (tuple(train), tuple(held_out))}
+    train = [
+        Prompt(p.id, LONG if i in long else p.text, negative, 1.0, labels=p.labels)
+        for i, p in enumerate(prompts(200))
+    ]
+    settings = {
+        "prompts_per_round": 4,
+        "repeats": 2,
+        "rounds_per_epoch": 1,
+        "prompts": (tuple(train), tuple(held_out)),
+    }
     return PromptDataModule(**{**settings, **changes})
 
 
@@ -62,7 +79,9 @@ def never_sampled(ddpo):
 
 def test_three_of_two_hundred_stop_the_run_before_it_starts_and_are_named():
     ddpo = never_sampled(module(backbone=Limited()))
-    with pytest.raises(ValueError, match="3 of 200 prompts are too long: 'p11'.*20 tokens, Toy takes 8") as caught:
+    with pytest.raises(
+        ValueError, match="3 of 200 prompts are too long: 'p11'.*20 tokens, Toy takes 8"
+    ) as caught:
         trainer(1).fit(ddpo, datamodule=data())
     assert all(f"'p{i}'" in str(caught.value) for i in (11, 57, 140))
     assert "set long_prompts=drop" in str(caught.value)
@@ -70,14 +89,26 @@ def test_three_of_two_hundred_stop_the_run_before_it_starts_and_are_named():
 
 def test_they_are_dropped_and_counted_where_the_knob_says_so_and_every_other_prompt_is_trained():
     recorder, source = Recorder(), data(prompts_per_round=197, rounds_per_epoch=1)
-    ddpo = module(backbone=Limited(), long_prompts="drop", sample_batch_size=197, train_batch_size=197)
+    ddpo = module(
+        backbone=Limited(), long_prompts="drop", sample_batch_size=197, train_batch_size=197
+    )
     asked = []
     encode = ddpo.backbone.encode_prompts
-    ddpo.backbone.encode_prompts = lambda each: (asked.extend(prompt.id for prompt in each), encode(each))[1]
-    with pytest.warns(UserWarning, match=r"3 of 200 prompts are too long: .*They are left out \(long_prompts=drop\)"):
+    ddpo.backbone.encode_prompts = lambda each: (
+        asked.extend(prompt.id for prompt in each),
+        encode(each),
+    )[1]
+    with pytest.warns(
+        UserWarning,
+        match=r"3 of 200 prompts are too long: .*They are left out \(long_prompts=drop\)",
+    ):
         trainer(1, callbacks=[recorder]).fit(ddpo, datamodule=source)
     assert recorder.rounds[0]["dropped_prompts"] == 3
-    assert set(asked) == {f"p{i}" for i in range(200)} - {"p11", "p57", "p140"} == {p.id for p in source.all_prompts()}
+    assert (
+        set(asked)
+        == {f"p{i}" for i in range(200)} - {"p11", "p57", "p140"}
+        == {p.id for p in source.all_prompts()}
+    )
 
 
 def test_a_run_that_drops_resumes_with_the_prompts_that_were_left(tmp_path):
@@ -88,36 +119,58 @@ def test_a_run_that_drops_resumes_with_the_prompts_that_were_left(tmp_path):
         run.fit(module(**changes), datamodule=data())
         run.save_checkpoint(tmp_path / "one.ckpt")
         resumed, source = trainer(2), data()
-        resumed.fit(module(**{**changes, "backbone": Limited()}), datamodule=source, ckpt_path=tmp_path / "one.ckpt")
+        resumed.fit(
+            module(**{**changes, "backbone": Limited()}),
+            datamodule=source,
+            ckpt_path=tmp_path / "one.ckpt",
+        )
     assert source.rounds.next_round == 2
     with pytest.raises(ValueError, match="other prompts"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(2).fit(module(**{**changes, "backbone": Limited()}), datamodule=data(long=(11,)), ckpt_path=tmp_path / "one.ckpt")
+        trainer(2).fit(
+            module(**{**changes, "backbone": Limited()}),
+            datamodule=data(long=(11,)),
+            ckpt_path=tmp_path / "one.ckpt",
+        )
 
 
 def test_negatives_count_when_there_is_guidance_and_the_reward_is_asked_too():
     with pytest.raises(ValueError, match="200 of 200 prompts are too long"):
-        trainer(1).fit(never_sampled(module(backbone=Limited())), datamodule=data(long=(), negative=LONG))
+        trainer(1).fit(
+            never_sampled(module(backbone=Limited())), datamodule=data(long=(), negative=LONG)
+        )
     quiet = module(backbone=Limited(), guidance_scale=1.0)
     trainer(1).fit(quiet, datamodule=data(long=(), negative=LONG))
-    with pytest.raises(ValueError, match="11 of 200 prompts are too long: 'p7': the reward takes no digits"):
+    with pytest.raises(
+        ValueError, match="11 of 200 prompts are too long: 'p7': the reward takes no digits"
+    ):
         trainer(1).fit(never_sampled(module(reward=Deaf())), datamodule=data())
     assert quiet.trainer.global_step == 1
 
 
 def test_held_out_prompts_are_looked_at_and_dropped_too():
-    held_out = [Prompt("v0", LONG, "noise", 1.0, labels={"mood": "sad"}), Prompt("v1", "ok", "", 1.0, labels={"mood": "sad"})]
+    held_out = [
+        Prompt("v0", LONG, "noise", 1.0, labels={"mood": "sad"}),
+        Prompt("v1", "ok", "", 1.0, labels={"mood": "sad"}),
+    ]
     with pytest.raises(ValueError, match="1 of 202 prompts are too long: 'v0'"):
-        trainer(1).fit(never_sampled(module(backbone=Limited())), datamodule=data(long=(), held_out=held_out))
+        trainer(1).fit(
+            never_sampled(module(backbone=Limited())), datamodule=data(long=(), held_out=held_out)
+        )
     source = data(long=(), held_out=held_out)
     with pytest.warns(UserWarning, match="1 of 202"):
         trainer(1).fit(module(backbone=Limited(), long_prompts="drop"), datamodule=source)
-    assert [prompt.id for prompt in source.validation_prompts] == ["v1"] and len(source.train_prompts) == 200
+    assert [prompt.id for prompt in source.validation_prompts] == ["v1"] and len(
+        source.train_prompts
+    ) == 200
 
 
 def test_dropping_never_leaves_nothing():
     with pytest.raises(ValueError, match="all 200 training prompts would be left out"):
-        trainer(1).fit(never_sampled(module(backbone=Limited(), long_prompts="drop")), datamodule=data(long=range(200)))
+        trainer(1).fit(
+            never_sampled(module(backbone=Limited(), long_prompts="drop")),
+            datamodule=data(long=range(200)),
+        )
 
 
 def tango():
@@ -125,12 +178,24 @@ def tango():
 
 
 BACKBONES = {
-    "audioldm": (partial(toy_audioldm.small_model, max_tokens=40), "rain falls " * 40, "CLAP takes 40"),
+    "audioldm": (
+        partial(toy_audioldm.small_model, max_tokens=40),
+        "rain falls " * 40,
+        "CLAP takes 40",
+    ),
     "audioldm2": (toy_audioldm2.small_model, "rain falls " * 40, "T5 takes 80"),
     "tango": (tango, "a dog barks " * 8, "has 25 tokens, T5 takes 12"),
     "stable_audio": (toy_stable_audio.small_model, "rain falls " * 40, "T5 takes 80"),
-    "tangoflux": (partial(toy_tangoflux.small_model, max_tokens=12), "a dog barks " * 8, "has 25 tokens, T5 takes 12"),
-    "tiny_audio": (partial(TinyAudio, **SMALL), "rain falls " * 33, "needs 231 tokens, the model takes 64"),
+    "tangoflux": (
+        partial(toy_tangoflux.small_model, max_tokens=12),
+        "a dog barks " * 8,
+        "has 25 tokens, T5 takes 12",
+    ),
+    "tiny_audio": (
+        partial(TinyAudio, **SMALL),
+        "rain falls " * 33,
+        "needs 231 tokens, the model takes 64",
+    ),
 }
 
 
@@ -138,10 +203,18 @@ BACKBONES = {
 def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
     make, text, message = BACKBONES[kind]
     backbone = make()
-    asked = [Prompt("short", "a dog barks", "a bird"), Prompt("long", text, ""), Prompt("negative", "a bird", text)]
+    asked = [
+        Prompt("short", "a dog barks", "a bird"),
+        Prompt("long", text, ""),
+        Prompt("negative", "a bird", text),
+    ]
     rewards, guided, plain = (None, ToyReward()), Sampler(2, 3.0), Sampler(2)
     found = too_long(backbone, rewards, told(asked, (plain, guided)))
-    assert list(found) == ["long", "negative"] and message in found["long"] and message in found["negative"]
+    assert (
+        list(found) == ["long", "negative"]
+        and message in found["long"]
+        and message in found["negative"]
+    )
     backbone.encode_prompts([asked[0], asked[0].as_negative()])
     for prompt in (asked[1], asked[2].as_negative()):
         with pytest.raises(ValueError, match=message):
@@ -160,7 +233,14 @@ def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
 
 
 def test_clap_knows_the_texts_that_it_would_refuse(tmp_path):
-    small = {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1}
+    small = {
+        "window_s": 1.024,
+        "n_mels": 32,
+        "channels": [4, 4, 4, 8],
+        "width": 16,
+        "depth": 1,
+        "text_depth": 1,
+    }
     arguments = {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}
     rewards = [
         ClapReward("x", "tiny", {**small, "max_tokens": 20}),
@@ -170,14 +250,21 @@ def test_clap_knows_the_texts_that_it_would_refuse(tmp_path):
     for reward in rewards:
         ((name, why),) = reward.too_long(asked).items()
         assert name == "long" and why.startswith("the reward: ") and "20" in why
-    assert ClapReward("x", "transformers", {**arguments, "max_tokens": 20, "long_texts": "cut"}).too_long(asked) == {}
+    assert (
+        ClapReward(
+            "x", "transformers", {**arguments, "max_tokens": 20, "long_texts": "cut"}
+        ).too_long(asked)
+        == {}
+    )
 
 
 def test_a_prompt_file_without_prompts_is_refused(tmp_path):
     for name, content, message in (
-        ("empty.txt", "", "empty.txt"), ("blank.txt", "\n  \n\n", "holds no prompt"), ("head.csv", "text\n", "head.csv"),
+        ("empty.txt", "", "empty.txt"),
+        ("blank.txt", "\n  \n\n", "holds no prompt"),
+        ("head.csv", "text\n", "head.csv"),
         ("none.jsonl", "", "none.jsonl"),
-    ):  # fmt: skip
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             PromptDataModule(file=str(tmp_path / name))

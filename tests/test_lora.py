@@ -41,7 +41,9 @@ def test_a_target_is_a_whole_name_or_the_end_of_one_after_a_dot():
     backbone = ToyBackbone()
     backbone.denoiser.not_into = nn.Linear(2, 2)
     add_lora(backbone, 2, targets=["into"])
-    assert not any("not_into" in name for name, p in backbone.denoiser.named_parameters() if p.requires_grad)
+    assert not any(
+        "not_into" in name for name, p in backbone.denoiser.named_parameters() if p.requires_grad
+    )
 
 
 def test_alpha_over_rank_scales_the_adapter():
@@ -52,15 +54,24 @@ def test_alpha_over_rank_scales_the_adapter():
     changes = [layer.get_delta_weight("default") for layer in weights]
     torch.testing.assert_close(changes[1], 2 * changes[0])
     torch.testing.assert_close(changes[2], changes[0])  # alpha is the rank unless it is said
-    assert changes[0].abs().max() > 0 and torch.equal(weights[0].base_layer.weight, base.denoiser.cross.to_q.weight)
+    assert changes[0].abs().max() > 0 and torch.equal(
+        weights[0].base_layer.weight, base.denoiser.cross.to_q.weight
+    )
 
 
 def test_diffusers_attention_is_found_by_the_same_names():
     from diffusers.models.attention_processor import Attention
 
     size = {"heads": 2, "dim_head": 4}
-    block = nn.ModuleDict({"attn1": Attention(8, **size), "attn2": Attention(8, cross_attention_dim=6, **size)})
-    assert attention_linears(block, cross_only=True) == ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
+    block = nn.ModuleDict(
+        {"attn1": Attention(8, **size), "attn2": Attention(8, cross_attention_dim=6, **size)}
+    )
+    assert attention_linears(block, cross_only=True) == [
+        "attn2.to_q",
+        "attn2.to_k",
+        "attn2.to_v",
+        "attn2.to_out.0",
+    ]
     assert len(attention_linears(block)) == 8
 
 
@@ -118,7 +129,11 @@ def test_save_load_and_strength(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "old").touch()
     folder = save_adapter(backbone, tmp_path / "adapter")
-    assert (folder / "adapter_config.json").is_file() and not (folder / "old").exists() and len(list(tmp_path.iterdir())) == 1
+    assert (
+        (folder / "adapter_config.json").is_file()
+        and not (folder / "old").exists()
+        and len(list(tmp_path.iterdir())) == 1
+    )
     for strength, wanted in ((1.0, adapted), (0.0, base)):
         other = ToyBackbone()
         load_adapter(other, folder, strength)
@@ -181,7 +196,9 @@ def test_averages_of_half_precision_weights_move_by_less_than_these_can_say():
     for update in range(1, 6):
         ema.update()
         wanted += (1.0078125 - wanted) * (1 - min(0.9999, (1 + update) / (10 + update)))
-    assert ema.average[0].dtype == torch.float32 and ema.average[0].item() == pytest.approx(wanted, rel=1e-6)
+    assert ema.average[0].dtype == torch.float32 and ema.average[0].item() == pytest.approx(
+        wanted, rel=1e-6
+    )
     other = EMA([nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))], 0.9999)
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.average[0], ema.average[0])

@@ -7,12 +7,27 @@ import math
 import pytest
 import torch
 
-from lightning_modules.losses import clipped_policy_loss, kl_to_reference, min_snr_weights, rescaled_clip_range
-from zoo.diffusion import Sampler, VPDiscrete, noise_generator, rollout, split, step_log_prob, target
+from lightning_modules.losses import (
+    clipped_policy_loss,
+    kl_to_reference,
+    min_snr_weights,
+    rescaled_clip_range,
+)
+from zoo.diffusion import (
+    Sampler,
+    VPDiscrete,
+    noise_generator,
+    rollout,
+    split,
+    step_log_prob,
+    target,
+)
 from zoo.types import Conditioning, Prompt
 
 
-def loss_and_gradient(ratio: float, advantage: float, clip_range: float = 0.2) -> tuple[float, float]:
+def loss_and_gradient(
+    ratio: float, advantage: float, clip_range: float = 0.2
+) -> tuple[float, float]:
     log_prob = torch.tensor([math.log(ratio)], requires_grad=True)
     result = clipped_policy_loss(log_prob, torch.zeros(1), torch.tensor([advantage]), clip_range)
     result.loss.backward()
@@ -62,21 +77,37 @@ def linear_policy() -> tuple:
     conditioning = Conditioning({"shift": torch.linspace(-1, 1, 6)})
     prompts = [Prompt(f"p{i}", "") for i in range(6)]
     generators = [noise_generator(0, 0, prompt.id, 0) for prompt in prompts]
-    return path, sampler, weight, predict, rollout(predict, path, sampler, prompts, conditioning, None, (10,), generators)
+    return (
+        path,
+        sampler,
+        weight,
+        predict,
+        rollout(predict, path, sampler, prompts, conditioning, None, (10,), generators),
+    )
 
 
 def test_gradient_at_ratio_one_is_reinforce() -> None:
     path, sampler, weight, predict, trajectory = linear_policy()
-    steps, advantage = torch.tensor([0, 3, 6, 1, 2, 5]), torch.tensor([1.0, -2.0, 0.5, 1.5, -0.3, 0.8])
+    steps, advantage = (
+        torch.tensor([0, 3, 6, 1, 2, 5]),
+        torch.tensor([1.0, -2.0, 0.5, 1.5, -0.3, 0.8]),
+    )
     log_prob = step_log_prob(predict, path, sampler, trajectory, steps)[0]
     old = trajectory.log_prob_SB[steps, torch.arange(6)]
     clipped_policy_loss(log_prob, old, advantage, 1e-4).loss.backward()
 
     def objective(value: float) -> float:
         shifted = lambda x, t, c: value * x + c["shift"][:, None]
-        return -(advantage * step_log_prob(shifted, path, sampler, trajectory, steps)[0]).double().mean().item()
+        return (
+            -(advantage * step_log_prob(shifted, path, sampler, trajectory, steps)[0])
+            .double()
+            .mean()
+            .item()
+        )
 
-    finite_difference = (objective(0.9 + 1e-2) - objective(0.9 - 1e-2)) / 2e-2  # log_prob is quadratic in the weight: exact
+    finite_difference = (
+        objective(0.9 + 1e-2) - objective(0.9 - 1e-2)
+    ) / 2e-2  # log_prob is quadratic in the weight: exact
     assert weight.grad.item() == pytest.approx(finite_difference, rel=1e-3)
 
 
@@ -97,7 +128,11 @@ def test_shuffled_time_gives_the_same_loss_and_micro_steps_the_same_gradient() -
             for step_B in steps_SB[:, start : start + size]:
                 log_prob = step_log_prob(predict, path, sampler, part, step_B)[0]
                 old = part.log_prob_SB[step_B, torch.arange(size)]
-                loss = clipped_policy_loss(log_prob, old, advantage[start : start + size], 1e-4).loss * size / (6 * 7)
+                loss = (
+                    clipped_policy_loss(log_prob, old, advantage[start : start + size], 1e-4).loss
+                    * size
+                    / (6 * 7)
+                )
                 loss.backward()
                 total += loss.item()
         return total, weight.grad.item()
@@ -114,9 +149,13 @@ def test_kl_by_hand() -> None:
     kl = kl_to_reference(mean, reference, std)
     assert kl.tolist() == pytest.approx([(1 + 4) / 2 / 0.5, 0.0])
     normal = torch.distributions.Normal
-    exact = torch.distributions.kl_divergence(normal(mean, std[:, None]), normal(reference, std[:, None])).mean(1)
+    exact = torch.distributions.kl_divergence(
+        normal(mean, std[:, None]), normal(reference, std[:, None])
+    ).mean(1)
     assert torch.allclose(kl, exact)
-    assert kl_to_reference(mean, reference, std, torch.tensor([[True, False]])).tolist() == pytest.approx([2.0, 0.0])
+    assert kl_to_reference(
+        mean, reference, std, torch.tensor([[True, False]])
+    ).tolist() == pytest.approx([2.0, 0.0])
     kl.sum().backward()
     assert reference.grad is None and mean.grad[0].tolist() == pytest.approx([2.0, 4.0])
     with pytest.raises(ValueError, match=r"rows \[1\] have std 0"):
@@ -149,8 +188,12 @@ def test_snr_weights_by_hand_and_at_the_ends() -> None:
     alpha, sigma = torch.tensor([0.0, 0.6, 0.8, 1.0]), torch.tensor([1.0, 0.8, 0.6, 0.0])
     snr = [0.0, 0.5625, 16 / 9]
     assert min_snr_weights(alpha, sigma, "x0", 1.0).tolist() == pytest.approx([0, snr[1], 1.0, 1.0])
-    assert min_snr_weights(alpha, sigma, "eps", 1.0).tolist() == pytest.approx([1, 1, 1 / snr[2], 0.0])
-    assert min_snr_weights(alpha, sigma, "v", 1.0).tolist() == pytest.approx([0, snr[1] / 1.5625, 1 / (snr[2] + 1), 0.0])
+    assert min_snr_weights(alpha, sigma, "eps", 1.0).tolist() == pytest.approx(
+        [1, 1, 1 / snr[2], 0.0]
+    )
+    assert min_snr_weights(alpha, sigma, "v", 1.0).tolist() == pytest.approx(
+        [0, snr[1] / 1.5625, 1 / (snr[2] + 1), 0.0]
+    )
     with pytest.raises(ValueError, match="gamma"):
         min_snr_weights(alpha, sigma, "v", 0.0)
     with pytest.raises(ValueError, match="prediction 'vv' is unknown"):
@@ -158,7 +201,9 @@ def test_snr_weights_by_hand_and_at_the_ends() -> None:
 
 
 def test_ddpo_moves_a_toy_mixture_to_the_rewarded_mode() -> None:
-    """Four modes in 2-D, their exact denoiser plus a small trainable network; reward: -squared distance to one mode."""
+    """Four modes in 2-D, their exact denoiser plus a small trainable network; reward: -squared
+    distance to one mode.
+    """
     path, sampler, sigma_data = VPDiscrete.from_betas(0.00085, 0.012, "x0"), Sampler(10), 0.2
     modes = torch.tensor([[1.5, 1.5], [1.5, -1.5], [-1.5, 1.5], [-1.5, -1.5]])
     network = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))
@@ -168,8 +213,12 @@ def test_ddpo_moves_a_toy_mixture_to_the_rewarded_mode() -> None:
     def predict(x: torch.Tensor, time_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         alpha, sigma = (value[:, None] for value in path.coefficients(time_B))
         variance = alpha**2 * sigma_data**2 + sigma**2
-        weights = torch.softmax(-((x[:, None] - alpha[:, None] * modes) ** 2).sum(-1) / (2 * variance), dim=1)
-        posterior = modes + (alpha * sigma_data**2 / variance)[:, None] * (x[:, None] - alpha[:, None] * modes)
+        weights = torch.softmax(
+            -((x[:, None] - alpha[:, None] * modes) ** 2).sum(-1) / (2 * variance), dim=1
+        )
+        posterior = modes + (alpha * sigma_data**2 / variance)[:, None] * (
+            x[:, None] - alpha[:, None] * modes
+        )
         exact = (weights[:, :, None] * posterior).sum(1)
         return exact + network(torch.cat([x, time_B[:, None] / 1000], dim=1))
 
@@ -186,6 +235,8 @@ def test_ddpo_moves_a_toy_mixture_to_the_rewarded_mode() -> None:
         for step in range(9):  # never the last
             step_B = torch.full((count,), step)
             log_prob = step_log_prob(predict, path, sampler, trajectory, step_B)[0]
-            (clipped_policy_loss(log_prob, trajectory.log_prob_SB[step], advantage, 0.2).loss / 9).backward()
+            (
+                clipped_policy_loss(log_prob, trajectory.log_prob_SB[step], advantage, 0.2).loss / 9
+            ).backward()
         optimizer.step()
     assert means[0] < -5 and sum(means[-3:]) / 3 > -0.5, means[::10]

@@ -15,7 +15,9 @@ def codec():
 
 def test_a_length_of_whole_latent_frames_has_no_frame_more(codec):
     per_second = codec.sample_rate_hz / codec.samples_per_latent
-    seconds = [frames / per_second for frames in range(1, 400)] + [0.04 * frames for frames in range(1, 400)]
+    seconds = [frames / per_second for frames in range(1, 400)] + [
+        0.04 * frames for frames in range(1, 400)
+    ]
     wanted = [*range(1, 400)] + [round(0.04 * frames * per_second) for frames in range(1, 400)]
     assert [codec.latent_shape(length)[1] for length in seconds] == wanted  # 0.04 * 35 is above 1.4
     assert codec.latent_shape(0.04 + 1e-3)[1] == wanted[399] + 1
@@ -34,8 +36,10 @@ def test_the_frame_beyond_the_end_is_cut_and_no_other(codec, monkeypatch):
 
 def test_clips_are_coded_four_at_once_and_none_depends_on_the_others(codec):
     seen = []
-    hooks = [part.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-             for part in (codec.vae.encoder, codec.vae.decoder, codec.vocoder.conv_pre)]  # fmt: skip
+    hooks = [
+        part.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+        for part in (codec.vae.encoder, codec.vae.decoder, codec.vocoder.conv_pre)
+    ]
     wave = 0.1 * torch.randn(6, 1, 4 * codec.samples_per_latent)
     latents = codec.encode(wave)
     heard = codec.decode(latents)

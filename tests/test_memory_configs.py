@@ -1,4 +1,6 @@
-"""Configurations per memory class: what they change, and that the arithmetic in their comments is that of the counts."""
+"""Configurations per memory class: what they change, and that the arithmetic in their comments is
+that of the counts.
+"""
 
 import re
 
@@ -26,7 +28,9 @@ def parts(config: run.Run) -> dict[str, float]:
     samples = data["prompts_per_round"] * data["repeats"]
     latents = audioldm2_memory.latents_bytes(data["seconds"], module["sample_steps"], samples)
     peak = audioldm2_memory.PEAK[module["backbone"]["checkpoint_activations"]]
-    return audioldm2_memory.run_parts("base", peak, module["train_batch_size"], latents, module["text_encoders"] == "keep")
+    return audioldm2_memory.run_parts(
+        "base", peak, module["train_batch_size"], latents, module["text_encoders"] == "keep"
+    )
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -36,11 +40,15 @@ def test_the_sum_in_its_comment_is_counted_and_fits(project_root, name):
     found = parts(config)
     assert float(re.search(r"#   sum: ([\d.]+) GB", text)[1]) == round(sum(found.values()), 1)
     assert sum(found.values()) + OVERHEAD_GB <= CLASSES[name]
-    said = {f"{gigabytes:.2f}" for part, gigabytes in found.items() if part != "activations" and gigabytes}
+    said = {
+        f"{gigabytes:.2f}"
+        for part, gigabytes in found.items()
+        if part != "activations" and gigabytes
+    }
     assert all(number in text for number in said), said
     assert (
-        f"activations: {config.module['train_batch_size']} x {found['activations'] / config.module['train_batch_size']:.2f} GB"
-        in text
+        f"activations: {config.module['train_batch_size']} x"
+        f" {found['activations'] / config.module['train_batch_size']:.2f} GB" in text
     )
     assert "Not run on such a GPU" in text and config.module["backbone"]["dtype"] is None
 
@@ -54,7 +62,10 @@ def test_it_can_be_laid_over_a_row_and_its_rounds_divide(project_root, name):
         assert differs <= ONLY_MEMORY
     assert config.seed == row.seed and config.out_dir == row.out_dir
     module, samples = config.module, config.data["prompts_per_round"] * config.data["repeats"]
-    assert samples % module["sample_batch_size"] == 0 and module["sample_batch_size"] == module["train_batch_size"]
+    assert (
+        samples % module["sample_batch_size"] == 0
+        and module["sample_batch_size"] == module["train_batch_size"]
+    )
     assert samples % (module["train_batch_size"] * module["updates_per_round"]) == 0
 
 
@@ -62,7 +73,11 @@ def test_the_whole_denoiser_with_eight_bits_builds(project_root, small_zoo, monk
     monkeypatch.setitem(OPTIMIZERS, "adamw_8bit", ("torch.optim", "SGD", ""))
     text = (project_root / FOLDER / "24gb.yaml").read_text("utf-8")
     overrides = re.findall(r"module\.[\w.]+=\S+", text)
-    assert {"module.lora_rank=0", "module.optimizer=adamw_8bit", "module.backbone.checkpoint_activations=true"} <= set(overrides)
+    assert {
+        "module.lora_rank=0",
+        "module.optimizer=adamw_8bit",
+        "module.backbone.checkpoint_activations=true",
+    } <= set(overrides)
     module = run.build(run.load([project_root / FOLDER / "24gb.yaml"], overrides)).module
     weights = set(module.backbone.denoiser.parameters())
     assert weights == {parameter for parameter in module.parameters() if parameter.requires_grad}

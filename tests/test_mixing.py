@@ -17,7 +17,11 @@ def tone(hz, amplitude=0.1, seconds=0.5):
 def test_the_ear_hears_1_khz_as_it_is_and_little_of_the_bass():
     weights = a_weights_db(RATE)
     at = {hz: weights[round(hz * FFT / RATE)].item() for hz in (62.5, 1000, 7000)}
-    assert at[1000] == pytest.approx(0, abs=0.1) and at[62.5] == pytest.approx(-26.2, abs=0.5) and at[7000] < 0  # IEC 61672
+    assert (
+        at[1000] == pytest.approx(0, abs=0.1)
+        and at[62.5] == pytest.approx(-26.2, abs=0.5)
+        and at[7000] < 0
+    )  # IEC 61672
     assert weights.min() == -80 and weights[0] == -80
 
 

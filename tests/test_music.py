@@ -11,21 +11,42 @@ import torch
 
 from datamodules import music_render
 from datamodules.cache import LatentCache, encode_clips
-from datamodules.music import NEGATIVE, Clip, MusicDataModule, caption, clip_list, held_out_pairs, render_clip
+from datamodules.music import (
+    NEGATIVE,
+    Clip,
+    MusicDataModule,
+    caption,
+    clip_list,
+    held_out_pairs,
+    render_clip,
+)
 from datamodules.music_render import find_font
 from datamodules.music_score import MOODS, WORDS, compose
 
 
 def small(**changes):
-    settings = {"clips": 12, "val_clips": 4, "seconds": 0.5, "workers": 1, "batch_size": 4, "batches_per_epoch": 2}
+    settings = {
+        "clips": 12,
+        "val_clips": 4,
+        "seconds": 0.5,
+        "workers": 1,
+        "batch_size": 4,
+        "batches_per_epoch": 2,
+    }
     return MusicDataModule(**{"renderer": "additive", **settings, **changes})
 
 
 def test_scores_are_repeatable_and_moods_differ_in_density_and_mode():
     assert compose("sad", 1, 4.0) == compose("sad", 1, 4.0) != compose("sad", 2, 4.0)
-    density = {mood: np.mean([len(compose(mood, seed, 4.0)) for seed in range(8)]) for mood in MOODS}
+    density = {
+        mood: np.mean([len(compose(mood, seed, 4.0)) for seed in range(8)]) for mood in MOODS
+    }
     assert density["angry"] > 2 * density["tender"] > 2 * density["sad"] / 2
-    assert all(note.start_s < 4.0 and 28 <= note.pitch <= 100 for mood in MOODS for note in compose(mood, 3, 4.0))
+    assert all(
+        note.start_s < 4.0 and 28 <= note.pitch <= 100
+        for mood in MOODS
+        for note in compose(mood, 3, 4.0)
+    )
     with pytest.raises(ValueError, match="known moods"):
         compose("bored", 0, 1.0)
 
@@ -41,7 +62,9 @@ def test_clips_have_one_level_and_repeat_exactly():
 def test_flawed_clips_hold_more_and_say_so():
     clean, flawed = Clip("sad", "piano", 5), Clip("sad", "piano", 5, flawed=True)
     assert caption(flawed, random.Random(0)) == NEGATIVE != caption(clean, random.Random(0))
-    assert not np.array_equal(render_clip(clean, 0.5, 16_000, "additive"), render_clip(flawed, 0.5, 16_000, "additive"))
+    assert not np.array_equal(
+        render_clip(clean, 0.5, 16_000, "additive"), render_clip(flawed, 0.5, 16_000, "additive")
+    )
     assert sum(clip.flawed for clip in clip_list(40, ["piano"], 0, 0.1)) == 4
 
 
@@ -55,7 +78,9 @@ def test_held_out_pairs_never_reach_a_caption():
             for _ in range(60):
                 text = caption(Clip(mood, instrument, 0), rng, pairs)
                 assert any(word in text for word in WORDS[mood])
-                assert not any(word in text.split() and (word, instrument) in pairs for word in WORDS[mood])
+                assert not any(
+                    word in text.split() and (word, instrument) in pairs for word in WORDS[mood]
+                )
 
 
 def test_batches_are_a_function_of_seed_and_epoch():
@@ -126,7 +151,10 @@ def test_cached_latents_are_the_clips_encoded_once():
     assert len(list(cache.val_dataloader())) == 1 and batch.to("cpu").prompts == batch.prompts
 
 
-SOUNDFONT = "needs `pip install --no-deps pretty_midi==0.2.11.post0 tinysoundfont==0.3.7` (CI installs them)"
+SOUNDFONT = (
+    "needs `pip install --no-deps pretty_midi==0.2.11.post0 tinysoundfont==0.3.7` (CI installs"
+    " them)"
+)
 
 
 def test_a_soundfont_plays_the_same_notes_the_same_way_whatever_came_before():
@@ -139,7 +167,9 @@ def test_a_soundfont_plays_the_same_notes_the_same_way_whatever_came_before():
 
 
 def test_the_font_inside_the_wheel_is_found_without_debians(monkeypatch):
-    if importlib.util.find_spec("pretty_midi") is None:  # only the font inside is used: the package itself need not import
+    if (
+        importlib.util.find_spec("pretty_midi") is None
+    ):  # only the font inside is used: the package itself need not import
         pytest.skip(SOUNDFONT)
     monkeypatch.delenv("ATTUNE_SOUNDFONT", raising=False)
     monkeypatch.setattr(music_render, "_FLUID", Path("/nonexistent/font.sf2"))

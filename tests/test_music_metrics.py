@@ -16,10 +16,14 @@ def tone(frequency_hz: float, seconds: float = 2.0) -> torch.Tensor:
 
 
 def chord(shift_cents: float) -> torch.Tensor:
-    return sum(tone(440 * 2 ** ((semitone + shift_cents / 100) / 12)) for semitone in (-9, -5, -2, 3, 10))
+    return sum(
+        tone(440 * 2 ** ((semitone + shift_cents / 100) / 12)) for semitone in (-9, -5, -2, 3, 10)
+    )
 
 
-@pytest.mark.parametrize(("shift_cents", "low", "high"), [(0, 0.99, 1.0), (12, 0.99, 1.0), (20, 0, 0.02), (50, 0, 0.02)])
+@pytest.mark.parametrize(
+    ("shift_cents", "low", "high"), [(0, 0.99, 1.0), (12, 0.99, 1.0), (20, 0, 0.02), (50, 0, 0.02)]
+)
 def test_chords_are_in_tune_within_the_tolerance(shift_cents, low, high):
     assert low <= float(in_tune_share(chord(shift_cents).unsqueeze(0), RATE)) <= high
 
@@ -57,7 +61,9 @@ def test_silence_has_no_onsets_and_a_held_tone_one_at_most():
 
 def test_side_level():
     left, right = tone(300), torch.zeros_like(tone(300))
-    assert float(side_to_mid_db(torch.stack([left, right]).unsqueeze(0))) == pytest.approx(0, abs=1e-3)
+    assert float(side_to_mid_db(torch.stack([left, right]).unsqueeze(0))) == pytest.approx(
+        0, abs=1e-3
+    )
     uneven = torch.stack([left, left * 0.8]).unsqueeze(0)
     assert float(side_to_mid_db(uneven)) == pytest.approx(20 * math.log10(0.2 / 1.8), abs=0.01)
     for narrow in (left.expand(1, 2, -1), left.view(1, 1, -1), torch.zeros(1, 2, 100)):

@@ -1,4 +1,6 @@
-"""configs/ddpo/music_rlhf: every file is what its row of the paper was, and the rows run when made small."""
+"""configs/ddpo/music_rlhf: every file is what its row of the paper was, and the rows run when made
+small.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,19 @@ ROWS = {
 }
 SHARED = ("base", "emopia", "seed_compat", "seed_compat_prompts")
 SMALL = [
-    "module.sample_steps=3", "module.sample_batch_size=2", "module.train_batch_size=2", "module.updates_per_round=2",
-    "data.seconds=0.2", "data.prompts_per_round=2", "data.repeats=2", "data.val_prompts=2", "data.val_repeats=1",
-    "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", "trainer.enable_model_summary=false",
-]  # fmt: skip
+    "module.sample_steps=3",
+    "module.sample_batch_size=2",
+    "module.train_batch_size=2",
+    "module.updates_per_round=2",
+    "data.seconds=0.2",
+    "data.prompts_per_round=2",
+    "data.repeats=2",
+    "data.val_prompts=2",
+    "data.val_repeats=1",
+    "trainer.accelerator=cpu",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.enable_model_summary=false",
+]
 
 
 def load(*names: str, overrides: list[str] | None = None) -> run.Run:
@@ -62,16 +73,32 @@ def test_a_row_is_that_of_the_paper(name: str) -> None:
     config = load(name)
     module, data = config.module, config.data
     samples = data["prompts_per_round"] * data["repeats"]
-    found = (module["reward"].get("name") or module["reward"]["path"], int(data["words"].split("_")[1]),
-             int(data["instruments"].split("_")[1]), module["sample_steps"], data["seconds"],
-             samples // module["updates_per_round"], module["train_steps"])  # fmt: skip
+    found = (
+        module["reward"].get("name") or module["reward"]["path"],
+        int(data["words"].split("_")[1]),
+        int(data["instruments"].split("_")[1]),
+        module["sample_steps"],
+        data["seconds"],
+        samples // module["updates_per_round"],
+        module["train_steps"],
+    )
     assert found == ROWS[name]
-    assert (samples, samples % (module["train_batch_size"] * module["updates_per_round"])) == (32, 0)
-    assert samples % module["sample_batch_size"] == 0 and samples * config.trainer["max_epochs"] >= 3000
+    assert (samples, samples % (module["train_batch_size"] * module["updates_per_round"])) == (
+        32,
+        0,
+    )
+    assert (
+        samples % module["sample_batch_size"] == 0
+        and samples * config.trainer["max_epochs"] >= 3000
+    )
     prompts = found[1] * found[2]
     assert data["prompts_per_round"] <= prompts and 96 <= prompts * data["val_repeats"] <= 120
     assert config.out_dir == f"runs/music_rlhf/{name}"
-    assert module["backbone"]["source"] == "audioldm2-music" and module["guidance_scale"] == 3.5 and module["clip_range"] == 1e-4
+    assert (
+        module["backbone"]["source"] == "audioldm2-music"
+        and module["guidance_scale"] == 3.5
+        and module["clip_range"] == 1e-4
+    )
 
 
 def test_the_seeds_of_figure_5() -> None:
@@ -95,27 +122,40 @@ def test_transfer_judges_by_the_other_reward() -> None:
 def test_compat_brings_the_strings_and_the_rate_of_the_public_code_and_nothing_else() -> None:
     plain, compat = load("fig6a"), load("fig6a", "seed_compat")
     assert compat.module["reward"].pop("arguments") == {"pretrained": CLAP}
-    assert compat.module["reward"] == {"_target_": "zoo.rewards.clap.ClapReward", "checkpoint": CLAP, "towers": "transformers",
-                                       "compat": True, "assume_rate_hz": 48_000}  # fmt: skip
+    assert compat.module["reward"] == {
+        "_target_": "zoo.rewards.clap.ClapReward",
+        "checkpoint": CLAP,
+        "towers": "transformers",
+        "compat": True,
+        "assume_rate_hz": 48_000,
+    }
     strings = ("template", "val_template", "negative")
     assert {key for key in plain.data if plain.data[key] != compat.data[key]} == set(strings)
     assert {key for key in plain.module if plain.module[key] != compat.module[key]} == {"reward"}
     only_prompts = load("fig8d", "seed_compat_prompts")
-    assert only_prompts.module == load("fig8d").module and only_prompts.data == load("fig8d").data | {
-        key: compat.data[key] for key in strings
-    }
+    assert only_prompts.module == load("fig8d").module and only_prompts.data == load(
+        "fig8d"
+    ).data | {key: compat.data[key] for key in strings}
 
 
 def test_the_prompts_of_both() -> None:
     from zoo.targets import instantiate
 
-    ours, theirs = (instantiate(load(*names).data, "data") for names in (("fig6b",), ("fig6b", "seed_compat")))
+    ours, theirs = (
+        instantiate(load(*names).data, "data") for names in (("fig6b",), ("fig6b", "seed_compat"))
+    )
     assert [prompt.text for prompt in ours.train_prompts[1:3]] == [
-        "A recording of a happy violin solo, high quality", "A recording of an angry piano solo, high quality"]  # fmt: skip
+        "A recording of a happy violin solo, high quality",
+        "A recording of an angry piano solo, high quality",
+    ]
     assert theirs.train_prompts[2].text == "a recording of a angry piano solo,high quality"
     assert theirs.validation_prompts[0].text == "a recording of an happy piano solo"
-    assert {prompt.negative for prompt in theirs.train_prompts} == {"Low quality, mutiple sound source"}
-    assert {prompt.negative for prompt in ours.train_prompts} == {"Low quality, multiple sound sources"}
+    assert {prompt.negative for prompt in theirs.train_prompts} == {
+        "Low quality, mutiple sound source"
+    }
+    assert {prompt.negative for prompt in ours.train_prompts} == {
+        "Low quality, multiple sound sources"
+    }
 
 
 @pytest.mark.parametrize(
@@ -149,9 +189,12 @@ def test_a_row_is_resumed_where_it_stopped(small_zoo: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "seconds"), [("table1_19x10", 19, 10), ("table2_38x5", 38, 5), ("table1_200x5", 200, 5)]
+    ("name", "steps", "seconds"),
+    [("table1_19x10", 19, 10), ("table2_38x5", 38, 5), ("table1_200x5", 200, 5)],
 )
-def test_the_tables_are_evaluated_on_the_four_emotions(name: str, steps: int, seconds: float) -> None:
+def test_the_tables_are_evaluated_on_the_four_emotions(
+    name: str, steps: int, seconds: float
+) -> None:
     """What tools/evaluate.py --config asks: 4 prompts, of which it makes 25 clips each."""
     from lightning_modules.evaluation.inputs import configuration
 
@@ -166,10 +209,34 @@ def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
     """The command in the head of table1_*.yaml, on the small models."""
     from lightning_modules.evaluation import command
 
-    run.fit(load("table1_19x10", overrides=["out_dir=run", *SMALL, "trainer.max_epochs=1", "trainer.num_sanity_val_steps=0"]))
-    asked = ["--model", "run", "--baseline", "base", "--rewards", "config", CLAP, "--samples", "2", "--out", "tables"]
+    run.fit(
+        load(
+            "table1_19x10",
+            overrides=[
+                "out_dir=run",
+                *SMALL,
+                "trainer.max_epochs=1",
+                "trainer.num_sanity_val_steps=0",
+            ],
+        )
+    )
+    asked = [
+        "--model",
+        "run",
+        "--baseline",
+        "base",
+        "--rewards",
+        "config",
+        CLAP,
+        "--samples",
+        "2",
+        "--out",
+        "tables",
+    ]
     command.main(asked, None, None)
     one, two = (Path(f"tables/table{number}.md").read_text() for number in (1, 2))
     assert all(mood in one.lower() for mood in ("happy", "angry", "sad", "tender")), one
     assert "3-step, 0.2 sec." in one and "3-step, 0.2 sec." in two and CLAP in two, two
-    assert len(list(Path("tables/clips").rglob("*.wav"))) == 2 * 4 * 2, "base and trained, 4 prompts, 2 clips each"
+    assert len(list(Path("tables/clips").rglob("*.wav"))) == 2 * 4 * 2, (
+        "base and trained, 4 prompts, 2 clips each"
+    )

@@ -1,4 +1,6 @@
-"""Text encoders and decoder that lie elsewhere or are gone: the sound stays bitwise the same, and what is missing is named."""
+"""Text encoders and decoder that lie elsewhere or are gone: the sound stays bitwise the same, and
+what is missing is named.
+"""
 
 import pytest
 import torch
@@ -32,39 +34,67 @@ class Level(ToyReward):
 
 def data(tmp_path, texts=TEXTS, **changes):
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
-    settings = {"file": str(tmp_path / "prompts.txt"), "negative": "noise and rain", "seconds": 0.1, "prompts_per_round": 2,
-                "repeats": 2, "rounds_per_epoch": 2}  # fmt: skip
+    settings = {
+        "file": str(tmp_path / "prompts.txt"),
+        "negative": "noise and rain",
+        "seconds": 0.1,
+        "prompts_per_round": 2,
+        "repeats": 2,
+        "rounds_per_epoch": 2,
+    }
     return PromptDataModule(**{**settings, **changes})
 
 
 def ddpo(backbone, **changes):
-    settings = {"sample_steps": 3, "reward": Level(), "lora_targets": "cross", "clip_range": 0.5, "tracker_min_count": 2}
+    settings = {
+        "sample_steps": 3,
+        "reward": Level(),
+        "lora_targets": "cross",
+        "clip_range": 0.5,
+        "tracker_min_count": 2,
+    }
     return module(backbone=backbone, **{**settings, **changes})
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @pytest.mark.parametrize("away", ["offload", "drop"])
 def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, away):
-    plain, saving = ddpo(MODELS[kind]()), ddpo(MODELS[kind](), text_encoders=away, decoder="offload")
+    plain, saving = (
+        ddpo(MODELS[kind]()),
+        ddpo(MODELS[kind](), text_encoders=away, decoder="offload"),
+    )
     seen = []
     for run in (plain, saving):
         recorder = Recorder()
         trainer(1, callbacks=[recorder]).fit(run, datamodule=data(tmp_path))
-        seen.append([{name: value for name, value in row.items() if "seconds" not in name} for row in recorder.rounds])
+        seen.append(
+            [
+                {name: value for name, value in row.items() if "seconds" not in name}
+                for row in recorder.rounds
+            ]
+        )
     assert seen[0] == seen[1] and len(seen[0]) == 2
     assert all(torch.equal(value, weights(saving)[name]) for name, value in weights(plain).items())
     names = {name.split(".")[0] for name, _ in saving.backbone.named_parameters()}
     text = set(saving.backbone.parts["text"])
     assert text & names == (set() if away == "drop" else text)
     if away == "drop":
-        with pytest.raises(ValueError, match="'sad piano'.* was not encoded before; give all prompts to drop_text_encoders"):
+        with pytest.raises(
+            ValueError,
+            match="'sad piano'.* was not encoded before; give all prompts to drop_text_encoders",
+        ):
             saving.backbone.encode_prompts([Prompt("x", "sad piano")])
 
 
 @pytest.mark.parametrize(("scale", "eval_scale"), [(1.0, None), (1.0, 3.0), (3.0, 1.0)])
 def test_dropped_encoders_have_read_what_each_sampler_asks_for(tmp_path, scale, eval_scale):
     """AudioLDM 2 pads a prompt to its negative, but only under guidance."""
-    quiet = ddpo(toy_audioldm2.small_model(), text_encoders="drop", guidance_scale=scale, eval_guidance_scale=eval_scale)
+    quiet = ddpo(
+        toy_audioldm2.small_model(),
+        text_encoders="drop",
+        guidance_scale=scale,
+        eval_guidance_scale=eval_scale,
+    )
     source = data(tmp_path, negative="noise and rain on a roof and a bird", rounds_per_epoch=1)
     trainer(1).fit(quiet, datamodule=source)
     batch = PromptBatch(source.train_prompts, (0, 0), 0)
@@ -79,13 +109,20 @@ def test_each_part_goes_where_it_is_sent_alone(kind):
     for part in ("text", "decoder"):
         backbone = MODELS[kind]()
         move(backbone, part, "meta")  # a device without memory: everything here has only the CPU
-        moved = {name.split(".")[0] for name, tensor in backbone.named_parameters() if tensor.device.type == "meta"}
+        moved = {
+            name.split(".")[0]
+            for name, tensor in backbone.named_parameters()
+            if tensor.device.type == "meta"
+        }
         assert moved == set(backbone.parts[part])
 
 
 def test_the_decoder_is_there_for_sampling_and_away_for_the_update(monkeypatch):
     backbone, places = toy_audioldm2.small_model(), []
-    monkeypatch.setattr("lightning_modules.offload.move", lambda model, part, device: places.append((part, str(device))))
+    monkeypatch.setattr(
+        "lightning_modules.offload.move",
+        lambda model, part, device: places.append((part, str(device))),
+    )
     with pytest.raises(RuntimeError, match="broken"), present(backbone, "decoder", "cuda:1"):
         assert places == [("decoder", "cuda:1")]
         raise RuntimeError("broken")
@@ -97,9 +134,18 @@ def test_a_decoder_that_is_dropped_leaves_latents_and_is_named(kind):
     backbone = MODELS[kind]()
     shape = backbone.latent_shape(0.1)
     backbone.drop_decoder()
-    assert not any(name.startswith("codec.") for name in backbone.state_dict()) and backbone.latent_shape(0.1) == shape
-    for call, tensor in ((backbone.decode, torch.zeros(1, *shape)), (backbone.encode, torch.zeros(1, 1, 1600))):
-        with pytest.raises(ValueError, match="the autoencoder and the vocoder of this model were dropped; load it again"):
+    assert (
+        not any(name.startswith("codec.") for name in backbone.state_dict())
+        and backbone.latent_shape(0.1) == shape
+    )
+    for call, tensor in (
+        (backbone.decode, torch.zeros(1, *shape)),
+        (backbone.encode, torch.zeros(1, 1, 1600)),
+    ):
+        with pytest.raises(
+            ValueError,
+            match="the autoencoder and the vocoder of this model were dropped; load it again",
+        ):
             call(tensor)
     x, time_B = torch.randn(2, *shape), torch.tensor([500, 100])
     assert backbone.predict(x, time_B, backbone.encode_prompts(PROMPTS)).shape == x.shape
@@ -109,7 +155,9 @@ def test_a_decoder_that_is_dropped_leaves_latents_and_is_named(kind):
 def test_more_texts_than_are_kept_stop_before_the_encoders_go(kind, monkeypatch):
     backbone = MODELS[kind]()
     monkeypatch.setattr("zoo.conditioners.prompt_memory.CAPACITY", 2)
-    with pytest.raises(ValueError, match=r"2 texts are kept.*keep the text encoders for more prompts"):
+    with pytest.raises(
+        ValueError, match=r"2 texts are kept.*keep the text encoders for more prompts"
+    ):
         backbone.drop_text_encoders(PROMPTS)
     assert part_modules(backbone, "text") and backbone.arguments is not None
 
@@ -117,7 +165,10 @@ def test_more_texts_than_are_kept_stop_before_the_encoders_go(kind, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_encoders": "drop"}, "ToyBackbone has no part 'text' .*leave text_encoders and decoder at keep"),
+        (
+            {"text_encoders": "drop"},
+            "ToyBackbone has no part 'text' .*leave text_encoders and decoder at keep",
+        ),
         ({"decoder": "offload"}, "ToyBackbone has no part 'decoder'"),
         ({"text_encoders": "ofload"}, "text_encoders 'ofload' is unknown; did you mean 'offload'"),
         ({"decoder": "drop"}, "decoder 'drop' is unknown"),
@@ -129,5 +180,8 @@ def test_what_cannot_be_put_away_is_said_before_training(tmp_path, changes, mess
 
 
 def test_prompts_must_be_known_beforehand():
-    with pytest.raises(ValueError, match="text_encoders=offload needs a data module that knows all its prompts beforehand"):
+    with pytest.raises(
+        ValueError,
+        match="text_encoders=offload needs a data module that knows all its prompts beforehand",
+    ):
         trainer(1).fit(module(backbone=ToyBackbone(), text_encoders="offload"), Rounds(8))

@@ -15,7 +15,9 @@ PROMPTS = (Prompt("a", "a dog barks", "rain", 0.2), Prompt("b", "sad piano and r
 @pytest.mark.parametrize("drop", [False, True])
 def test_texts_that_were_encoded_are_all_that_is_needed(toy, drop):
     backbone = toy.small_model(frame_window="heard")
-    wanted = [backbone.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS])]
+    wanted = [
+        backbone.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS])
+    ]
     backbone = toy.small_model(frame_window="heard")
     (text,) = part_modules(backbone, "text")
     asked = []
@@ -23,9 +25,15 @@ def test_texts_that_were_encoded_are_all_that_is_needed(toy, drop):
     put_text_encoders_away(backbone, PROMPTS, drop=drop)
     assert asked and (backbone.text is None) == drop
     asked.clear()
-    again = [backbone.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS])]
+    again = [
+        backbone.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS])
+    ]
     for one, other in zip(wanted, again, strict=True):
         torch.testing.assert_close(dict(other.streams), dict(one.streams), atol=1e-6, rtol=1e-5)
     assert not asked
     with present(backbone, "decoder", "cpu"):
-        assert backbone.decode(torch.zeros(1, *backbone.latent_shape(0.2))).shape == (1, 2, 25 * 128)
+        assert backbone.decode(torch.zeros(1, *backbone.latent_shape(0.2))).shape == (
+            1,
+            2,
+            25 * 128,
+        )

@@ -1,4 +1,6 @@
-"""Optimisers by name: the table, errors before anything is built, eight-bit moments and their resume."""
+"""Optimisers by name: the table, errors before anything is built, eight-bit moments and their
+resume.
+"""
 
 import sys
 import types
@@ -34,7 +36,12 @@ def test_adamw_is_torchs_with_the_values_given():
     adam = build_optimizer("adamw", [weight], 0.5, [0.8, 0.9], 1e-6, 0.25)
     group = adam.param_groups[0]
     assert type(adam) is torch.optim.AdamW is optimizer_class("adamw")
-    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.5, (0.8, 0.9), 1e-6, 0.25)
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (
+        0.5,
+        (0.8, 0.9),
+        1e-6,
+        0.25,
+    )
 
 
 def test_both_trainers_take_the_name(stand_in):
@@ -46,26 +53,43 @@ def test_both_trainers_take_the_name(stand_in):
 
 
 def test_a_name_that_is_none_is_refused_when_the_module_is_built():
-    for make in (lambda name: module(optimizer=name), lambda name: Denoising(small_audio(), optimizer=name)):
-        with pytest.raises(ValueError, match="unknown optimizer 'adamw_8bits'; did you mean 'adamw_8bit'"):
+    for make in (
+        lambda name: module(optimizer=name),
+        lambda name: Denoising(small_audio(), optimizer=name),
+    ):
+        with pytest.raises(
+            ValueError, match="unknown optimizer 'adamw_8bits'; did you mean 'adamw_8bit'"
+        ):
             make("adamw_8bits")
 
 
 def test_a_missing_package_says_what_installs_it_before_a_run_starts(monkeypatch):
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=r"needs the package bitsandbytes.*pip install 'bitsandbytes>=0\.50,<1'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package bitsandbytes.*pip install 'bitsandbytes>=0\.50,<1'"
+    ):
         module(optimizer="adamw_8bit")
     assert set(OPTIMIZERS) == {"adamw", "adamw_8bit"}
 
 
 def whole_denoiser(**settings):
-    """Its attention has weights of 4096 numbers, whose moments take eight bits; those of smaller tensors stay in 32."""
-    return module(backbone=ToyBackbone(width=64), optimizer="adamw_8bit", lora_rank=0, sample_steps=3, **settings)
+    """Its attention has weights of 4096 numbers, whose moments take eight bits; those of smaller
+    tensors stay in 32.
+    """
+    return module(
+        backbone=ToyBackbone(width=64),
+        optimizer="adamw_8bit",
+        lora_rank=0,
+        sample_steps=3,
+        **settings,
+    )
 
 
 def test_eight_bit_moments_are_saved_and_resumed(tmp_path):
-    pytest.importorskip("bitsandbytes", reason="pip install 'bitsandbytes>=0.50,<1' (it computes on a CPU too)")
+    pytest.importorskip(
+        "bitsandbytes", reason="pip install 'bitsandbytes>=0.50,<1' (it computes on a CPU too)"
+    )
     whole, half, resumed = whole_denoiser(), whole_denoiser(), whole_denoiser()
     before = weights(whole)
     run = fitted(whole, epochs=2)

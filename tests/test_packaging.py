@@ -24,12 +24,22 @@ def setup() -> configparser.ConfigParser:
 
 
 def lines(value: str) -> list[str]:
-    return [line.strip() for line in value.splitlines() if line.strip() and not line.strip().startswith("#")]
+    return [
+        line.strip()
+        for line in value.splitlines()
+        if line.strip() and not line.strip().startswith("#")
+    ]
 
 
-def test_every_folder_with_code_is_a_package_that_is_found(setup: configparser.ConfigParser) -> None:
+def test_every_folder_with_code_is_a_package_that_is_found(
+    setup: configparser.ConfigParser,
+) -> None:
     found = set(find_packages(str(ROOT), include=lines(setup["options.packages.find"]["include"])))
-    folders = {path.parent for top in ("zoo", "datamodules", "lightning_modules") for path in (ROOT / top).rglob("*.py")}
+    folders = {
+        path.parent
+        for top in ("zoo", "datamodules", "lightning_modules")
+        for path in (ROOT / top).rglob("*.py")
+    }
     assert {folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders} <= found
     assert not any(name.startswith(("tests", "tools", "benchmarks")) for name in found)
 
@@ -37,9 +47,17 @@ def test_every_folder_with_code_is_a_package_that_is_found(setup: configparser.C
 def test_every_embedded_file_is_package_data(setup: configparser.ConfigParser) -> None:
     globs = lines(setup["options.package_data"]["zoo"])
     assert {"embedded/*/*.json", "embedded/*/*.safetensors", "embedded/*/*.md"} <= set(globs)
-    files = [path for path in (ROOT / "zoo" / "embedded").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = [
+        path
+        for path in (ROOT / "zoo" / "embedded").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     left_out = [
-        path.name for path in files if not any(fnmatch.fnmatch(path.relative_to(ROOT / "zoo").as_posix(), glob) for glob in globs)
+        path.name
+        for path in files
+        if not any(
+            fnmatch.fnmatch(path.relative_to(ROOT / "zoo").as_posix(), glob) for glob in globs
+        )
     ]
     assert left_out == []
 
@@ -47,21 +65,30 @@ def test_every_embedded_file_is_package_data(setup: configparser.ConfigParser) -
 def test_the_version_is_the_same_everywhere(setup: configparser.ConfigParser) -> None:
     assert setup["metadata"]["version"] == "attr: zoo.__version__"
     version = zoo.__version__
-    citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    citation = re.search(
+        r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE
+    )
     assert citation and citation[1].strip("\"'") == version
-    newest = re.search(r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    newest = re.search(
+        r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
     assert newest and newest[1] == version
 
 
 def test_the_licence_is_the_same_everywhere(setup: configparser.ConfigParser) -> None:
     assert setup["metadata"]["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")
-    assert re.search(r"^license: Apache-2.0$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert re.search(
+        r"^license: Apache-2.0$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE
+    )
 
 
 def test_every_requirement_has_its_reason(setup: configparser.ConfigParser) -> None:
     reasons = (ROOT / "docs" / "dependencies.md").read_text("utf-8").lower().replace("_", "-")
-    names = [re.match(r"[A-Za-z0-9_.-]+", line)[0] for line in lines(setup["options"]["install_requires"])]
+    names = [
+        re.match(r"[A-Za-z0-9_.-]+", line)[0]
+        for line in lines(setup["options"]["install_requires"])
+    ]
     assert len(names) >= 15
     assert [name for name in names if f"| {name.lower().replace('_', '-')} |" not in reasons] == []
 
@@ -79,12 +106,16 @@ def test_the_oldest_set_is_the_lower_bounds(setup: configparser.ConfigParser) ->
         name, version = line.split("==")
         pinned[name.lower().replace("_", "-")] = version
     assert pinned.keys() == bounds.keys()
-    assert [name for name in bounds if not (pinned[name] + ".").startswith(bounds[name] + ".")] == []
+    assert [
+        name for name in bounds if not (pinned[name] + ".").startswith(bounds[name] + ".")
+    ] == []
 
 
 def test_no_requirement_is_one_version_only(setup: configparser.ConfigParser) -> None:
     """A pin of one release stops resolving when a package beside it moves on."""
-    pins = [line for line in lines(setup["options"]["install_requires"]) if "==" in line.split(";")[0]]
+    pins = [
+        line for line in lines(setup["options"]["install_requires"]) if "==" in line.split(";")[0]
+    ]
     assert pins == []
 
 

@@ -1,4 +1,6 @@
-"""The paper's questions at toy size: conditions do what they say, verdicts, tables, and the protocol from runs to its files."""
+"""The paper's questions at toy size: conditions do what they say, verdicts, tables, and the
+protocol from runs to its files.
+"""
 
 import json
 from pathlib import Path
@@ -30,18 +32,38 @@ def test_every_condition_is_the_same_amount_of_work(condition):
     module, data = config.module, config.data
     assert data["prompts_per_round"] * data["repeats"] == 48
     window = range(*module["train_steps"])
-    assert round(len(window) * module["train_step_share"]) == 2 and window.stop < module["sample_steps"]
-    assert len(pq.condition_prompts({"data": data})) == data["prompts_per_round"], "every prompt comes up in every round"
+    assert (
+        round(len(window) * module["train_step_share"]) == 2
+        and window.stop < module["sample_steps"]
+    )
+    assert len(pq.condition_prompts({"data": data})) == data["prompts_per_round"], (
+        "every prompt comes up in every round"
+    )
 
 
 def test_the_conditions_differ_in_what_their_names_say():
-    loaded = {c.name: run.load([CONFIG], pq.overrides(c, Path("clap"), Path("label"))) for c in pq.CONDITIONS}
+    loaded = {
+        c.name: run.load([CONFIG], pq.overrides(c, Path("clap"), Path("label")))
+        for c in pq.CONDITIONS
+    }
     base = loaded["emotions_4"]
-    words = {name: {p.labels["word"] for p in pq.condition_prompts({"data": c.data})} for name, c in loaded.items()}
-    instruments = {name: {p.labels["instrument"] for p in pq.condition_prompts({"data": c.data})} for name, c in loaded.items()}
-    assert {name: len(words[name]) for name in words} == {name: 16 if name == "emotions_16" else 4 for name in words}
-    assert {name: len(i) for name, i in instruments.items()} == {n: 3 if n == "instruments_3" else 1 for n in instruments}
-    assert loaded["first_steps"].module["train_steps"] == [0, 2] and loaded["last_steps"].module["train_steps"] == [1, 3]
+    words = {
+        name: {p.labels["word"] for p in pq.condition_prompts({"data": c.data})}
+        for name, c in loaded.items()
+    }
+    instruments = {
+        name: {p.labels["instrument"] for p in pq.condition_prompts({"data": c.data})}
+        for name, c in loaded.items()
+    }
+    assert {name: len(words[name]) for name in words} == {
+        name: 16 if name == "emotions_16" else 4 for name in words
+    }
+    assert {name: len(i) for name, i in instruments.items()} == {
+        n: 3 if n == "instruments_3" else 1 for n in instruments
+    }
+    assert loaded["first_steps"].module["train_steps"] == [0, 2] and loaded["last_steps"].module[
+        "train_steps"
+    ] == [1, 3]
     assert loaded["label"].module["reward"]["name"] == "label"
     guided = {name: c.module["guidance_scale"] for name, c in loaded.items()}
     assert guided == {name: 0.25 if name.startswith("weak") else 0.5 for name in guided}
@@ -74,15 +96,23 @@ def test_drawn_seeds_stand_for_their_numbers():
 
 def test_verdicts_need_an_interval_on_one_side_of_zero():
     before = measured(0.0)
-    assert pt.verdict(before, measured(1.0), "clap") == "rose" and pt.verdict(before, measured(-1.0), "clap") == "fell"
+    assert (
+        pt.verdict(before, measured(1.0), "clap") == "rose"
+        and pt.verdict(before, measured(-1.0), "clap") == "fell"
+    )
     assert pt.verdict(before, before, "clap") == "unchanged"
-    noisy = Measured(before.groups, before.prompts, {"clap": before.values["clap"] + np.array([1.0, -0.9] * 4)})
+    noisy = Measured(
+        before.groups, before.prompts, {"clap": before.values["clap"] + np.array([1.0, -0.9] * 4)}
+    )
     assert pt.verdict(before, noisy, "clap") == "unchanged"
 
 
 def test_tables_count_seeds():
     bases = {"emotions_4": {pt.TABLE1: measured(0.0)}}
-    runs = {("emotions_4", seed): {pt.TABLE1: measured(shift)} for seed, shift in enumerate((1.0, 1.0, -1.0))}
+    runs = {
+        ("emotions_4", seed): {pt.TABLE1: measured(shift)}
+        for seed, shift in enumerate((1.0, 1.0, -1.0))
+    }
     text = pt.summary(TITLES, bases, runs, pt.TABLE1)
     assert "| 4 emotions, piano | 3.500 -> 3.833 | 2 / 1 of 3 |" in text
     assert text.count("\n") == 3, "conditions without runs have no row"
@@ -92,24 +122,40 @@ def test_tables_count_seeds():
 
 def test_the_mean_over_seeds_has_the_error_over_seeds():
     bases = {"clap": {pt.TABLE1: measured(0.0)}}
-    runs = {("clap", seed): {pt.TABLE1: measured(shift)} for seed, shift in enumerate((1.0, 2.0, 6.0))}
+    runs = {
+        ("clap", seed): {pt.TABLE1: measured(shift)} for seed, shift in enumerate((1.0, 2.0, 6.0))
+    }
     row = pt.over_seeds(TITLES, bases, runs, pt.TABLE1).splitlines()[-1]
-    assert row == "| CLAP reward |" + " 3.000 ± 1.528 |" * 4  # sqrt(7) deviation of 1, 2, 6, over sqrt(3)
+    assert (
+        row == "| CLAP reward |" + " 3.000 ± 1.528 |" * 4
+    )  # sqrt(7) deviation of 1, 2, 6, over sqrt(3)
 
 
 def test_references_show_what_was_measured():
-    values = {"accuracy": np.array([1.0, 0.0]), "reward": np.array([0.0, -0.5]), "in_tune": np.ones(2)}
+    values = {
+        "accuracy": np.array([1.0, 0.0]),
+        "reward": np.array([0.0, -0.5]),
+        "in_tune": np.ones(2),
+    }
     real = Measured(["sad", "happy"], ["p", "q"], values)
     rows = pt.references({"real clips": real}).splitlines()
     assert rows[0] == "| clips | balanced accuracy | value reward |"
-    assert rows[2] == "| real clips | 0.500 [-5.853, 6.853] | -0.250 [-3.427, 2.927] |"  # t of one degree: 12.706
+    assert (
+        rows[2] == "| real clips | 0.500 [-5.853, 6.853] | -0.250 [-3.427, 2.927] |"
+    )  # t of one degree: 12.706
     assert "no judge" in pt.references({})
 
 
 def test_a_condition_with_another_base_shows_it():
-    bases = {name: {pt.TABLE1: measured(shift)} for name, shift in (("clap", 0.0), ("ensemble", 0.0), ("weak_guidance", -1.0))}
+    bases = {
+        name: {pt.TABLE1: measured(shift)}
+        for name, shift in (("clap", 0.0), ("ensemble", 0.0), ("weak_guidance", -1.0))
+    }
     runs = {(name, 0): {pt.TABLE1: measured(2.0)} for name in bases}
-    rows = [line.split(" | ")[0].strip("| ") for line in pt.by_emotion(TITLES, bases, runs).splitlines()[2:]]
+    rows = [
+        line.split(" | ")[0].strip("| ")
+        for line in pt.by_emotion(TITLES, bases, runs).splitlines()[2:]
+    ]
     weak = TITLES["weak_guidance"]
     assert rows == ["base", TITLES["clap"], TITLES["ensemble"], f"base of: {weak}", weak]
 
@@ -119,25 +165,59 @@ def test_the_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     from zoo.rewards.emotion import EmotionReward
 
     reward = {"_target_": "zoo.rewards.emotion.EmotionReward", **SMALL}
-    module = {"_target_": "lightning_modules.ddpo.DDPO", "backbone": {"_target_": "toys.small_audio"}, "reward": reward}
-    data = {"_target_": "datamodules.prompts.PromptDataModule", "template": "a {word} {instrument} solo", "seconds": 1.024}
+    module = {
+        "_target_": "lightning_modules.ddpo.DDPO",
+        "backbone": {"_target_": "toys.small_audio"},
+        "reward": reward,
+    }
+    data = {
+        "_target_": "datamodules.prompts.PromptDataModule",
+        "template": "a {word} {instrument} solo",
+        "seconds": 1.024,
+    }
     data |= {"words": {mood: [mood] for mood in MOODS}, "instruments": ["piano"]}
-    (tmp_path / "config.yaml").write_text(json.dumps({"module": {**module, "sample_steps": 2}, "data": data}))  # JSON is YAML
+    (tmp_path / "config.yaml").write_text(
+        json.dumps({"module": {**module, "sample_steps": 2}, "data": data})
+    )  # JSON is YAML
     for name in ("emotions_4-0", "instruments_3-0"):
         backbone = small_audio()
         add_lora(backbone, 2)
         save_adapter(backbone, tmp_path / "out" / name / "adapter")
     monkeypatch.setattr(zoo, "load", lambda name: EmotionReward(**SMALL))
-    arguments = ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out"), "--clap", str(tmp_path)]
-    arguments += ["--conditions", "emotions_4", "instruments_3", "--seeds", "0", "--samples", "3", "--judge", "none"]
+    arguments = [
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+        "--clap",
+        str(tmp_path),
+    ]
+    arguments += [
+        "--conditions",
+        "emotions_4",
+        "instruments_3",
+        "--seeds",
+        "0",
+        "--samples",
+        "3",
+        "--judge",
+        "none",
+    ]
     with pytest.raises(ValueError, match="vibenet or none"):
         pq.main([*arguments, "--judge", "Vibe"])
     pq.main(arguments)
     first = capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "results.json").read_text())["clips"]
-    assert len(record["emotions_4-0"]["table1"]["values"]["clap"]) == 12 and "own" not in record["emotions_4-0"]
-    assert len(record["instruments_3-0"]["own"]["values"]["clap"]) == 12, "12 prompts, one clip each"
-    assert (tmp_path / "out" / "table.png").stat().st_size > 5000 and "4 emotions, 3 instruments" in first
+    assert (
+        len(record["emotions_4-0"]["table1"]["values"]["clap"]) == 12
+        and "own" not in record["emotions_4-0"]
+    )
+    assert len(record["instruments_3-0"]["own"]["values"]["clap"]) == 12, (
+        "12 prompts, one clip each"
+    )
+    assert (
+        tmp_path / "out" / "table.png"
+    ).stat().st_size > 5000 and "4 emotions, 3 instruments" in first
     monkeypatch.setattr(pq, "generations", None)
     pq.main(arguments)  # nothing is generated a second time
     assert capsys.readouterr().out == first

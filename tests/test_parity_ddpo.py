@@ -1,4 +1,6 @@
-"""Equal to the DDPO reference (kvablack/ddpo-pytorch) on its golden numbers; tolerances of golden/ddpo/FACTS.md."""
+"""Equal to the DDPO reference (kvablack/ddpo-pytorch) on its golden numbers; tolerances of
+golden/ddpo/FACTS.md.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from torch import Tensor
 
 from lightning_modules.advantages import PromptTracker, batch_advantages
 from lightning_modules.losses import clipped_policy_loss
-from zoo.diffusion import Sampler, VPDiscrete, gaussian_step, guided_output, log_prob, rollout, step_log_prob
+from zoo.diffusion import (
+    Sampler,
+    VPDiscrete,
+    gaussian_step,
+    guided_output,
+    log_prob,
+    rollout,
+    step_log_prob,
+)
 from zoo.types import Conditioning, Prompt, Trajectory
 
 pytestmark = pytest.mark.parity
@@ -33,16 +43,25 @@ class Golden:
 
 
 def path_of(scheduler: dict[str, Any], prediction: str) -> VPDiscrete:
-    assert scheduler["beta_schedule"] == "scaled_linear" and not scheduler["clip_sample"] and not scheduler["set_alpha_to_one"]
+    assert (
+        scheduler["beta_schedule"] == "scaled_linear"
+        and not scheduler["clip_sample"]
+        and not scheduler["set_alpha_to_one"]
+    )
     return VPDiscrete.from_betas(
-        scheduler["beta_start"], scheduler["beta_end"], PREDICTION[prediction], scheduler["num_train_timesteps"],
+        scheduler["beta_start"],
+        scheduler["beta_end"],
+        PREDICTION[prediction],
+        scheduler["num_train_timesteps"],
         scheduler["steps_offset"],
-    )  # fmt: skip
+    )
 
 
 def assert_close(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     worst = (got.double() - expected.double()).abs().max().item()
-    assert got.shape == expected.shape and worst <= tolerance, f"{what}: off by {worst:.2e}, allowed {tolerance:.0e}"
+    assert got.shape == expected.shape and worst <= tolerance, (
+        f"{what}: off by {worst:.2e}, allowed {tolerance:.0e}"
+    )
 
 
 def test_ddpo_alphas_cumprod(golden_dir: Path) -> None:
@@ -59,15 +78,22 @@ def test_ddpo_step_log_prob_and_ratio(golden_dir: Path) -> None:
     assert cases
     for case in cases:
         name, prediction, count = case.split(".")
-        path, steps = path_of(golden.facts["scheduler_configs"][name], prediction), int(count.removeprefix("N"))
+        path, steps = (
+            path_of(golden.facts["scheduler_configs"][name], prediction),
+            int(count.removeprefix("N")),
+        )
         times = path.times(steps)
         assert torch.equal(times[:-1], golden[f"{case}.timesteps"])
         position = {time: i for i, time in enumerate(times[:-1].tolist())}
         step_B = torch.tensor([position[time] for time in golden[f"{case}.t"].tolist()])
         coefficients = (*path.coefficients(times[step_B]), *path.coefficients(times[step_B + 1]))
 
-        def step(output: Tensor, eta: float, coefficients=coefficients, path=path) -> tuple[Tensor, Tensor]:
-            return gaussian_step(golden["sample"], output, *coefficients, prediction=path.prediction, eta=eta)
+        def step(
+            output: Tensor, eta: float, coefficients=coefficients, path=path
+        ) -> tuple[Tensor, Tensor]:
+            return gaussian_step(
+                golden["sample"], output, *coefficients, prediction=path.prediction, eta=eta
+            )
 
         mean, std = step(golden["model_output"], 1.0)
         next_sample = mean + std.reshape(-1, *[1] * (mean.ndim - 1)) * golden["noise"]
@@ -91,12 +117,18 @@ def test_ddpo_step_log_prob_and_ratio(golden_dir: Path) -> None:
 
 def toy(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
     """The analytic network of the golden trajectories; its two coefficients travel as conditioning."""
-    a, b, t = (value.reshape(-1, *[1] * (x.ndim - 1)) for value in (conditioning["a"], conditioning["b"], time_B))
+    a, b, t = (
+        value.reshape(-1, *[1] * (x.ndim - 1))
+        for value in (conditioning["a"], conditioning["b"], time_B)
+    )
     return a * x + b * torch.tanh(x) * torch.sin(t / 200)
 
 
 def test_ddpo_trajectory(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    golden, schedulers = Golden(golden_dir, "trajectory"), Golden(golden_dir, "ddim_step").facts["scheduler_configs"]
+    golden, schedulers = (
+        Golden(golden_dir, "trajectory"),
+        Golden(golden_dir, "ddim_step").facts["scheduler_configs"],
+    )
     assert golden.facts["cases"]
     for case in golden.facts["cases"]:
         key = case["case"]
@@ -106,27 +138,49 @@ def test_ddpo_trajectory(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
         expected, noise = golden[f"{key}.x"].transpose(0, 1), golden[f"{key}.noise"]
         count, shape = noise.shape[0], noise.shape[2:]
         sides = [
-            Conditioning({c: torch.full((count,), case[f"{c}_{side}"]) for c in ("a", "b")}) for side in ("cond", "uncond")
+            Conditioning({c: torch.full((count,), case[f"{c}_{side}"]) for c in ("a", "b")})
+            for side in ("cond", "uncond")
         ]
-        given = iter(torch.cat([golden[f"{key}.x"][:, :1], noise], dim=1).transpose(0, 1).flatten(0, 1))
+        given = iter(
+            torch.cat([golden[f"{key}.x"][:, :1], noise], dim=1).transpose(0, 1).flatten(0, 1)
+        )
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "randn", lambda *_, given=given, **__: next(given))  # the given noise instead of drawn noise
-            prompts, generators = [Prompt(f"p{i}", "") for i in range(count)], [torch.Generator()] * count
+            patch.setattr(
+                torch, "randn", lambda *_, given=given, **__: next(given)
+            )  # the given noise instead of drawn noise
+            prompts, generators = (
+                [Prompt(f"p{i}", "") for i in range(count)],
+                [torch.Generator()] * count,
+            )
             result = rollout(toy, path, sampler, prompts, *sides, shape, generators)
         assert next(given, None) is None
         assert torch.equal(result.times_S[:-1], golden[f"{key}.timesteps"])
-        assert_close(result.latents_SB, expected, 1e-4 * expected.abs().max().item(), f"{key} latents")
+        assert_close(
+            result.latents_SB, expected, 1e-4 * expected.abs().max().item(), f"{key} latents"
+        )
         log_probs = golden[f"{key}.log_prob"].transpose(0, 1)
         assert_close(result.log_prob_SB, log_probs, 5e-5, f"{key} log-probs")
         stored = Trajectory(
-            result.prompts, sides[0], sides[1], expected.contiguous(), result.times_S, log_probs, result.std_S
+            result.prompts,
+            sides[0],
+            sides[1],
+            expected.contiguous(),
+            result.times_S,
+            log_probs,
+            result.std_S,
         )
         for step in range(steps):
             scored = step_log_prob(toy, path, sampler, stored, torch.full((count,), step))[0]
             assert_close(scored, log_probs[step], 5e-5, f"{key} step {step} scored again")
-        swapped = guided_output(toy, expected[0], result.times_S[:1].expand(count), sides[1], sides[0], case["guidance"])
-        right = guided_output(toy, expected[0], result.times_S[:1].expand(count), *sides, case["guidance"])
-        assert (swapped - right).abs().max() > 1e-3  # these numbers can tell the guidance halves apart
+        swapped = guided_output(
+            toy, expected[0], result.times_S[:1].expand(count), sides[1], sides[0], case["guidance"]
+        )
+        right = guided_output(
+            toy, expected[0], result.times_S[:1].expand(count), *sides, case["guidance"]
+        )
+        assert (
+            swapped - right
+        ).abs().max() > 1e-3  # these numbers can tell the guidance halves apart
 
 
 def test_ddpo_policy_loss(golden_dir: Path) -> None:
@@ -136,7 +190,11 @@ def test_ddpo_policy_loss(golden_dir: Path) -> None:
         key = case["case"]
         log_prob_new = golden[f"{key}.new_log_prob"].requires_grad_()
         result = clipped_policy_loss(
-            log_prob_new, golden[f"{key}.old_log_prob"], golden[f"{key}.advantages"], case["clip_range"], case["adv_clip_max"]
+            log_prob_new,
+            golden[f"{key}.old_log_prob"],
+            golden[f"{key}.advantages"],
+            case["clip_range"],
+            case["adv_clip_max"],
         )
         result.loss.backward()
         gradient = golden[f"{key}.grad_new_log_prob"]
@@ -161,6 +219,8 @@ def test_ddpo_prompt_tracker(golden_dir: Path) -> None:
             assert set(stats) == set(call["stats"])
             for prompt, expected in call["stats"].items():
                 assert stats[prompt].count == expected["count"]
-                assert (stats[prompt].mean, stats[prompt].std) == pytest.approx((expected["mean"], expected["std"]), abs=1e-4)
+                assert (stats[prompt].mean, stats[prompt].std) == pytest.approx(
+                    (expected["mean"], expected["std"]), abs=1e-4
+                )
     got = batch_advantages(golden["global.rewards"])
     assert_close(torch.from_numpy(got), golden["global.advantages"], 1e-4, "global")

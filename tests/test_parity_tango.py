@@ -16,9 +16,24 @@ from torch.nn import functional as F
 from datamodules.mixing import first_weight, levels_db, mixed
 from lightning_modules.losses import min_snr_weights
 from zoo.backbones import mel_codec
-from zoo.backbones.mel_codec import MelCodec, log_mel, magnitudes, normalised, prepared, slaney_mel_bank
+from zoo.backbones.mel_codec import (
+    MelCodec,
+    log_mel,
+    magnitudes,
+    normalised,
+    prepared,
+    slaney_mel_bank,
+)
 from zoo.backbones.tango import TEXT_ENCODER, UNET, VAE, VOCODER, Tango
-from zoo.diffusion import Sampler, VPDiscrete, denoising_error, gaussian_step, guided_output, rollout, target
+from zoo.diffusion import (
+    Sampler,
+    VPDiscrete,
+    denoising_error,
+    gaussian_step,
+    guided_output,
+    rollout,
+    target,
+)
 from zoo.importers.tango import codec_state, main_state, vae_arguments
 from zoo.types import Conditioning, Prompt
 
@@ -39,14 +54,19 @@ class Golden:
 
     def weights(self) -> dict[str, Tensor]:
         """The seeded weights of the reference run."""
-        spec = importlib.util.spec_from_file_location("seeded_weights", self.folder / "seeded_weights.py")
+        spec = importlib.util.spec_from_file_location(
+            "seeded_weights", self.folder / "seeded_weights.py"
+        )
         seeded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(seeded)
         said = self.facts["weights"]
         manifest = json.loads((self.folder / "tango" / said["manifest"]).read_text())["tensors"]
         state = seeded.seeded_state(manifest, said["seed"])
         promised = said.get("state_sha256")
-        assert promised in (None, seeded.state_sha256(state)), "the generator of the weights differs"
+        assert promised in (
+            None,
+            seeded.state_sha256(state),
+        ), "the generator of the weights differs"
         return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
 
@@ -56,7 +76,9 @@ def read(folder: Path, topic: str) -> dict[str, Any]:
 
 def assert_close(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     worst = (got.double() - expected.double()).abs().max().item()
-    assert got.shape == expected.shape and worst <= tolerance, f"{what}: off by {worst:.2e}, allowed {tolerance:.0e}"
+    assert got.shape == expected.shape and worst <= tolerance, (
+        f"{what}: off by {worst:.2e}, allowed {tolerance:.0e}"
+    )
 
 
 def small(golden: Golden) -> Tango:
@@ -66,49 +88,79 @@ def small(golden: Golden) -> Tango:
     vocoder = {**VOCODER, "upsample_initial_channel": 32}
     model = Tango(config["unet"], config["text_encoder"], vae, vocoder)
     state = main_state(golden.weights(), "golden")
-    state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("codec.")}
+    state |= {
+        name: tensor for name, tensor in model.state_dict().items() if name.startswith("codec.")
+    }
     model.load_state_dict(state, strict=True)
     return model.eval().requires_grad_(False)
 
 
 def codec(golden: Golden) -> MelCodec:
-    config = vae_arguments(read(golden.folder, Path(golden.facts["weights"]["manifest"]).stem)["config"], "golden")
+    config = vae_arguments(
+        read(golden.folder, Path(golden.facts["weights"]["manifest"]).stem)["config"], "golden"
+    )
     assert {**VAE, **config} == VAE
     weights = golden.weights()
     for name, first in golden.facts.get("probes", {}).items():
         assert weights[name].flatten()[: len(first)].tolist() == pytest.approx(first, abs=1e-7)
     with torch.device("meta"):
         model = MelCodec(VAE, VOCODER)
-    model.load_state_dict(codec_state(weights, len(VAE["block_out_channels"]), "golden"), strict=True, assign=True)
+    model.load_state_dict(
+        codec_state(weights, len(VAE["block_out_channels"]), "golden"), strict=True, assign=True
+    )
     return model.eval().requires_grad_(False)
 
 
 def test_tango_schedule(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "schedule")
     said = golden.facts["scheduler_config"]
-    assert said["beta_schedule"] == "scaled_linear" and not said["clip_sample"] and said["variance_type"] == "fixed_small"
+    assert (
+        said["beta_schedule"] == "scaled_linear"
+        and not said["clip_sample"]
+        and said["variance_type"] == "fixed_small"
+    )
 
     def path_of(offset: int) -> VPDiscrete:
         kind, count = PREDICTION[said["prediction_type"]], said["num_train_timesteps"]
-        return VPDiscrete.from_betas(said["beta_start"], said["beta_end"], kind, count, offset, ends_clean=True)
+        return VPDiscrete.from_betas(
+            said["beta_start"], said["beta_end"], kind, count, offset, ends_clean=True
+        )
 
     path = path_of(said["steps_offset"])
-    assert ((path.alphas_cumprod - golden["alphas_cumprod"]).abs() / golden["alphas_cumprod"]).max() <= 1e-6
+    assert (
+        (path.alphas_cumprod - golden["alphas_cumprod"]).abs() / golden["alphas_cumprod"]
+    ).max() <= 1e-6
     grids = [key for key in golden.keys if key.startswith("timesteps")]
     assert grids
     for key in grids:
-        times = path_of(0 if "offset0" in key else said["steps_offset"]).times(int(key.rpartition("N")[2]))
+        times = path_of(0 if "offset0" in key else said["steps_offset"]).times(
+            int(key.rpartition("N")[2])
+        )
         assert torch.equal(times[: len(golden[key])], golden[key]), key
     alpha, sigma = path.coefficients(torch.arange(len(path.alphas_cumprod)))
     assert (alpha**2 / sigma**2 / golden["snr"] - 1).abs().max() <= 1e-4
-    # the released weights were trained with min(SNR, 5) / SNR, which is the form for noise prediction
-    assert_close(min_snr_weights(alpha, sigma, "eps", 5.0), golden["min_snr_weight_gamma5"], 1e-5, "weights")
-    assert_close(min_snr_weights(alpha, sigma, "v", 5.0), golden["min_snr_weight_gamma5_vform"], 1e-5, "weights, v form")
+    # the released weights were trained with min(SNR, 5) / SNR, which is the form for noise
+    # prediction
+    assert_close(
+        min_snr_weights(alpha, sigma, "eps", 5.0), golden["min_snr_weight_gamma5"], 1e-5, "weights"
+    )
+    assert_close(
+        min_snr_weights(alpha, sigma, "v", 5.0),
+        golden["min_snr_weight_gamma5_vform"],
+        1e-5,
+        "weights, v form",
+    )
     alpha, sigma = path.coefficients(golden["t"])
     wide = [coefficient.reshape(-1, 1, 1, 1) for coefficient in (alpha, sigma)]
     assert_close(wide[0] * golden["x0"] + wide[1] * golden["noise"], golden["noisy"], 1e-5, "noisy")
-    assert_close(target(golden["x0"], golden["noise"], alpha, sigma, "v"), golden["v_target"], 1e-5, "v")
-    cases = [key.removesuffix(".t") for key in golden.keys if key.startswith("step.") and key.endswith(".t")]
+    assert_close(
+        target(golden["x0"], golden["noise"], alpha, sigma, "v"), golden["v_target"], 1e-5, "v"
+    )
+    cases = [
+        key.removesuffix(".t")
+        for key in golden.keys
+        if key.startswith("step.") and key.endswith(".t")
+    ]
     assert cases
     for case in cases:
         times = path.times(int(case.rpartition("N")[2]))
@@ -117,29 +169,51 @@ def test_tango_schedule(golden_dir: Path) -> None:
         sample, output = golden[f"{case}.sample"], golden[f"{case}.v"]
         mean, std = gaussian_step(sample, output, *coefficients, prediction="v", eta=1.0)
         expected = golden[f"{case}.prev_sample"]
-        assert_close(mean + std.reshape(-1, 1, 1, 1) * golden[f"{case}.noise"], expected, 1e-5, case)
-        clean, _ = gaussian_step(sample, output, *coefficients[:2], *path.coefficients(torch.full_like(step, -1)),
-                                 prediction="v", eta=0.0)  # fmt: skip
+        assert_close(
+            mean + std.reshape(-1, 1, 1, 1) * golden[f"{case}.noise"], expected, 1e-5, case
+        )
+        clean, _ = gaussian_step(
+            sample,
+            output,
+            *coefficients[:2],
+            *path.coefficients(torch.full_like(step, -1)),
+            prediction="v",
+            eta=0.0,
+        )
         assert_close(clean, golden[f"{case}.pred_x0"], 1e-5, f"{case} clean")
 
 
 def test_tango_released_sizes(golden_dir: Path) -> None:
     manifest = read(golden_dir, "manifest_main")
     config = manifest["config"]
-    assert UNET.items() <= config["unet"].items() and TEXT_ENCODER.items() <= config["text_encoder"].items()
+    assert (
+        UNET.items() <= config["unet"].items()
+        and TEXT_ENCODER.items() <= config["text_encoder"].items()
+    )
     with torch.device("meta"):
         model = Tango()
         tensors = {name: torch.empty(entry["shape"]) for name, entry in manifest["tensors"].items()}
-        codec = {name: torch.empty(e["shape"]) for name, e in read(golden_dir, "manifest_vae")["tensors"].items()}
-    state = {name.replace("unet.", "denoiser.", 1) if name.startswith("unet.") else name: t for name, t in tensors.items()}
+        codec = {
+            name: torch.empty(e["shape"])
+            for name, e in read(golden_dir, "manifest_vae")["tensors"].items()
+        }
+    state = {
+        name.replace("unet.", "denoiser.", 1) if name.startswith("unet.") else name: t
+        for name, t in tensors.items()
+    }
     state |= {f"codec.{name}": tensor for name, tensor in codec_state(codec, 3, "golden").items()}
-    assert {name: t.shape for name, t in state.items()} == {name: t.shape for name, t in model.state_dict().items()}
+    assert {name: t.shape for name, t in state.items()} == {
+        name: t.shape for name, t in model.state_dict().items()
+    }
 
 
 def test_tango_mel_bank(golden_dir: Path) -> None:
     said = read(golden_dir, "manifest_stft")
     bank = slaney_mel_bank(said["config"]["sampling_rate"], said["config"]["n_mel_channels"])
-    assert list(bank.shape) == said["tensors"]["mel_basis"]["shape"] and said["config"]["filter_length"] == mel_codec.FFT
+    assert (
+        list(bank.shape) == said["tensors"]["mel_basis"]["shape"]
+        and said["config"]["filter_length"] == mel_codec.FFT
+    )
     assert bank.sum(1).tolist() == pytest.approx(said["mel_basis_row_sums"], rel=1e-5)
     assert bank.argmax(1).tolist() == said["mel_basis_argmax"]
 
@@ -153,14 +227,18 @@ def test_tango_mel_frontend(golden_dir: Path) -> None:
         assert_close(normalised(wave)[0], golden[f"{name}.normalized"], 1e-6, f"{name} normalised")
         assert_close(prepared(wave, samples), golden[f"{name}.prepared"], 1e-6, f"{name} prepared")
         ready = golden[f"{name}.prepared"]
-        mel = F.pad(log_mel(ready), (0, 0, 0, frames))[:, :frames]  # zeros after the last frame there, not silence
+        mel = F.pad(log_mel(ready), (0, 0, 0, frames))[
+            :, :frames
+        ]  # zeros after the last frame there, not silence
         assert_close(mel, golden[f"{name}.mel"], 2e-3, f"{name} mel")
         assert_close(log_mel(wave), golden[f"{name}.mel_raw"], 2e-3, f"{name} raw mel")
         energy, expected = magnitudes(ready, 160).norm(dim=1), golden[f"{name}.energy"]
         assert ((energy - expected).abs() <= 1e-4 * expected + 1e-6).all(), name
     silent_samples = (golden["silence.mel"].shape[1] - 1) * 160
     silence = prepared(torch.zeros(1, silent_samples), silent_samples)
-    assert golden.facts["silence_prepared_all_nan"] and not silence.any()  # it is NaN there, and zeros before the mel
+    assert (
+        golden.facts["silence_prepared_all_nan"] and not silence.any()
+    )  # it is NaN there, and zeros before the mel
     assert_close(log_mel(silence), golden["silence.mel"], 1e-5, "silence")
 
 
@@ -168,7 +246,9 @@ def test_tango_mixing(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "mixing")
     sounds = golden["sound1"], golden["sound2"]
     for number, sound in enumerate(sounds, 1):
-        assert_close(levels_db(sound, 16_000), golden[f"gain{number}_db"], 1e-3, f"levels of sound {number}")
+        assert_close(
+            levels_db(sound, 16_000), golden[f"gain{number}_db"], 1e-3, f"levels of sound {number}"
+        )
     assert first_weight(*sounds, 16_000) == pytest.approx(golden["weight1"].item(), abs=1e-5)
     assert_close(mixed(*sounds, 16_000), golden["mixed"], 1e-5, "mixture")
 
@@ -176,7 +256,9 @@ def test_tango_mixing(golden_dir: Path) -> None:
 def test_tango_vae_and_vocoder(golden_dir: Path) -> None:
     golden, sound = Golden(golden_dir, "vae"), Golden(golden_dir, "vocoder")
     vae, scale = codec(golden), golden.facts["scale_factor"]
-    vocoder = vae if golden.facts["weights"]["seed"] == sound.facts["weights"]["seed"] else codec(sound)
+    vocoder = (
+        vae if golden.facts["weights"]["seed"] == sound.facts["weights"]["seed"] else codec(sound)
+    )
     assert vae.vae.config.scaling_factor == scale
     mean, std = vae.posterior(golden["mel"])
     assert_close(mean, scale * golden["mean"], 1e-4, "mean")
@@ -204,18 +286,39 @@ def test_tango_unet_and_text_encoder(golden_dir: Path) -> None:
     output = model.predict(golden["latent"], golden["t"], told)
     assert_close(output, golden["out"], 1e-4, "output")
     full = Conditioning({"tokens_BLD": golden["text_states"], "mask_BL": torch.ones_like(mask)})
-    assert_close(model.predict(golden["latent"], golden["t"], full), golden["out_full_mask"], 1e-4, "output, mask all true")
+    assert_close(
+        model.predict(golden["latent"], golden["t"], full),
+        golden["out_full_mask"],
+        1e-4,
+        "output, mask all true",
+    )
     count = len(golden["latent"])
-    sides = Conditioning({"tokens_BLD": golden["cfg.text_states"], "mask_BL": golden["cfg.mask"].bool()})
+    sides = Conditioning(
+        {"tokens_BLD": golden["cfg.text_states"], "mask_BL": golden["cfg.mask"].bool()}
+    )
     time_B = golden["cfg.t"].expand(count)
     negative, positive = sides.rows(slice(0, count)), sides.rows(slice(count, None))
-    assert_close(model.predict(golden["latent"], time_B, negative), golden["cfg.uncond"], 1e-4, "unconditional")
-    assert_close(model.predict(golden["latent"], time_B, positive), golden["cfg.cond"], 1e-4, "conditional")
+    assert_close(
+        model.predict(golden["latent"], time_B, negative),
+        golden["cfg.uncond"],
+        1e-4,
+        "unconditional",
+    )
+    assert_close(
+        model.predict(golden["latent"], time_B, positive), golden["cfg.cond"], 1e-4, "conditional"
+    )
     guided = guided_output(model.predict, golden["latent"], time_B, positive, negative, 3.0)
     assert_close(guided, golden["cfg.guided3"], 5e-4, "guided")
     ids = golden.facts["prompt_token_ids"][""]  # our own empty prompt: no padding at all
-    empty = model.encode_tokens(torch.tensor([ids] * count), torch.ones(count, len(ids), dtype=torch.bool))
-    assert_close(model.predict(golden["latent"], time_B, empty), golden["cfg.uncond"], 1e-4, "unconditional, unpadded")
+    empty = model.encode_tokens(
+        torch.tensor([ids] * count), torch.ones(count, len(ids), dtype=torch.bool)
+    )
+    assert_close(
+        model.predict(golden["latent"], time_B, empty),
+        golden["cfg.uncond"],
+        1e-4,
+        "unconditional, unpadded",
+    )
 
 
 def test_tango_training_loss(golden_dir: Path) -> None:
@@ -239,10 +342,14 @@ def test_tango_training_loss(golden_dir: Path) -> None:
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
         assert norm == pytest.approx(golden[f"grad_norm.{kind}"].item(), rel=1e-3), kind
         bias = torch.autograd.grad(loss, model.denoiser.conv_out.bias, retain_graph=True)[0]
-        assert torch.allclose(bias, golden[f"grad_conv_out_bias.{kind}"], rtol=1e-3, atol=1e-6), kind
+        assert torch.allclose(bias, golden[f"grad_conv_out_bias.{kind}"], rtol=1e-3, atol=1e-6), (
+            kind
+        )
     found, weights = errors(torch.full((count,), 500))
     assert found.mean().item() == pytest.approx(golden["loss_validation.plain"].item(), rel=1e-4)
-    assert (found * weights).mean().item() == pytest.approx(golden["loss_validation.snr5"].item(), rel=1e-4)
+    assert (found * weights).mean().item() == pytest.approx(
+        golden["loss_validation.snr5"].item(), rel=1e-4
+    )
 
 
 def test_tango_inference(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,15 +358,31 @@ def test_tango_inference(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     tokens = read(golden_dir, "unet_tiny")["prompt_token_ids"]
 
     def told(texts: list[str]) -> Conditioning:
-        return Conditioning.cat([model.encode_tokens(ids, ids >= 0) for ids in (torch.tensor([tokens[text]]) for text in texts)])
+        return Conditioning.cat(
+            [
+                model.encode_tokens(ids, ids >= 0)
+                for ids in (torch.tensor([tokens[text]]) for text in texts)
+            ]
+        )
 
     texts, steps = golden.facts["prompts"], golden.facts["num_steps"]
     given = iter(torch.cat([golden["init_latent"][None], golden["step_noise"]]).flatten(0, 1))
-    monkeypatch.setattr(torch, "randn", lambda *_, **__: next(given))  # the given noise instead of drawn noise
+    monkeypatch.setattr(
+        torch, "randn", lambda *_, **__: next(given)
+    )  # the given noise instead of drawn noise
     prompts, generators = [Prompt(text, text) for text in texts], [torch.Generator()] * len(texts)
     sampler = Sampler(steps, guidance_scale=golden.facts["guidance"], eta=1.0)
     shape = golden["init_latent"].shape[1:]
     assert golden.facts["steps_offset"] == model.path.steps_offset
-    result = rollout(model.predict, model.path, sampler, prompts, told(texts), told([""] * len(texts)), shape, generators)
+    result = rollout(
+        model.predict,
+        model.path,
+        sampler,
+        prompts,
+        told(texts),
+        told([""] * len(texts)),
+        shape,
+        generators,
+    )
     assert next(given, None) is None
     assert_close(result.clean, golden["latents"], 5e-4, "latents")

@@ -1,4 +1,6 @@
-"""Pickled checkpoints: weights and numpy numbers come in, what would call something does not; and nobody else reads pickles."""
+"""Pickled checkpoints: weights and numpy numbers come in, what would call something does not; and
+nobody else reads pickles.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,25 @@ class Calls:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["archive", "before torch 1.6"])
 def test_weights_come_in_bitwise(tmp_path: Path, zipped: bool) -> None:
-    torch.save({"state_dict": WEIGHTS, "epoch": 3}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": WEIGHTS, "epoch": 3},
+        tmp_path / "x.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     loaded = load_pickle_weights(tmp_path / "x.pt")
     assert loaded["epoch"] == 3
     assert all(torch.equal(loaded["state_dict"][name], tensor) for name, tensor in WEIGHTS.items())
 
 
-NUMBERS = [np.float64(0.1), np.float32(0.1), np.int64(-3), np.uint8(7), np.bool_(True), np.str_("ä"), np.complex64(1j)]
+NUMBERS = [
+    np.float64(0.1),
+    np.float32(0.1),
+    np.int64(-3),
+    np.uint8(7),
+    np.bool_(True),
+    np.str_("ä"),
+    np.complex64(1j),
+]
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
@@ -50,9 +64,14 @@ def test_numpy_numbers_come_in(tmp_path: Path, number: np.generic) -> None:
 
 def test_names_of_numpy_2_are_known(tmp_path: Path) -> None:
     torch.save({"lr": np.float64(0.25)}, tmp_path / "one.pt")
-    with zipfile.ZipFile(tmp_path / "one.pt") as read, zipfile.ZipFile(tmp_path / "two.pt", "w") as write:
+    with (
+        zipfile.ZipFile(tmp_path / "one.pt") as read,
+        zipfile.ZipFile(tmp_path / "two.pt", "w") as write,
+    ):
         for name in read.namelist():
-            write.writestr(name, read.read(name).replace(b"numpy.core.multiarray", b"numpy._core.multiarray"))
+            write.writestr(
+                name, read.read(name).replace(b"numpy.core.multiarray", b"numpy._core.multiarray")
+            )
     assert b"numpy._core" in (tmp_path / "two.pt").read_bytes()
     assert load_pickle_weights(tmp_path / "two.pt") == {"lr": 0.25}
 
@@ -60,13 +79,24 @@ def test_names_of_numpy_2_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zipped", [True, False], ids=["archive", "before torch 1.6"])
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(os.system, "posix.system"), (eval, "eval"), (os.mkdir, "posix.mkdir"), (torch.load, "torch.serialization.load")],
+    [
+        (os.system, "posix.system"),
+        (eval, "eval"),
+        (os.mkdir, "posix.mkdir"),
+        (torch.load, "torch.serialization.load"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_call_is_refused_and_not_made(tmp_path: Path, function, name: str, zipped: bool) -> None:
     sentinel = tmp_path / "was_here"
-    argument = {"eval": f"open({str(sentinel)!r}, 'w')", "posix.system": f"touch {sentinel}"}.get(name, str(sentinel))
-    torch.save({**WEIGHTS, "c": Calls(function, argument)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    argument = {"eval": f"open({str(sentinel)!r}, 'w')", "posix.system": f"touch {sentinel}"}.get(
+        name, str(sentinel)
+    )
+    torch.save(
+        {**WEIGHTS, "c": Calls(function, argument)},
+        tmp_path / "x.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(ValueError, match=rf"asks for {name}, which is code"):
         load_pickle_weights(tmp_path / "x.pt")
     assert not sentinel.exists()
@@ -88,7 +118,9 @@ def test_numpy_arrays_of_objects_and_whole_modules_are_refused(tmp_path: Path) -
 
 def test_the_guard_is_closed_again(tmp_path: Path) -> None:
     torch.save({"lr": np.float64(0.25)}, tmp_path / "x.pt")
-    before = set(torch.serialization.get_safe_globals())  # torch keeps a set and lists it in any order
+    before = set(
+        torch.serialization.get_safe_globals()
+    )  # torch keeps a set and lists it in any order
     load_pickle_weights(tmp_path / "x.pt")
     assert set(torch.serialization.get_safe_globals()) == before
 
@@ -96,9 +128,16 @@ def test_the_guard_is_closed_again(tmp_path: Path) -> None:
 def test_damaged_empty_and_other_files(tmp_path: Path) -> None:
     torch.save({"a": torch.randn(1000)}, tmp_path / "whole.pt")
     whole = (tmp_path / "whole.pt").read_bytes()
-    for name, content in {"cut": whole[:2000], "empty": b"", "text": b"hello world", "html": b"<html>404</html>"}.items():
+    for name, content in {
+        "cut": whole[:2000],
+        "empty": b"",
+        "text": b"hello world",
+        "html": b"<html>404</html>",
+    }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} cannot be read as a checkpoint .*fetch it again$"):
+        with pytest.raises(
+            ValueError, match=f"{name} cannot be read as a checkpoint .*fetch it again$"
+        ):
             load_pickle_weights(tmp_path / name)
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list"):
@@ -109,7 +148,10 @@ def test_damaged_empty_and_other_files(tmp_path: Path) -> None:
 
 def test_an_archive_that_swells_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2**20)}, tmp_path / "x.pt")
-    with zipfile.ZipFile(tmp_path / "x.pt") as read, zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as write:
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as read,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as write,
+    ):
         for name in read.namelist():
             write.writestr(name, read.read(name))
     assert (tmp_path / "y.pt").stat().st_size < 2**16
@@ -121,16 +163,24 @@ def readers_of_pickles(source: str) -> list[str]:
     """Every mention of torch.load, and every import of it or of the reader above."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.serialization.load"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+            "torch.load",
+            "torch.serialization.load",
+        ):
             found.append("torch.load")
         if isinstance(node, ast.ImportFrom):
-            if node.module in ("torch", "torch.serialization") and any(alias.name == "load" for alias in node.names):
+            if node.module in ("torch", "torch.serialization") and any(
+                alias.name == "load" for alias in node.names
+            ):
                 found.append("torch.load")
             if f"{node.module}.".startswith("zoo.importers.pickles.") or (
-                node.module == "zoo.importers" and any(alias.name == "pickles" for alias in node.names)
+                node.module == "zoo.importers"
+                and any(alias.name == "pickles" for alias in node.names)
             ):
                 found.append("pickles")
-        if isinstance(node, ast.Import) and any(alias.name.startswith("zoo.importers.pickles") for alias in node.names):
+        if isinstance(node, ast.Import) and any(
+            alias.name.startswith("zoo.importers.pickles") for alias in node.names
+        ):
             found.append("pickles")
     return found
 
@@ -152,10 +202,25 @@ def test_a_reader_of_pickles_is_seen(source: str, found: list[str]) -> None:
 
 
 def test_only_importers_read_pickles() -> None:
-    files = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "zoo").rglob("*.py")}
+    files = {
+        path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+        for path in (ROOT / "zoo").rglob("*.py")
+    }
     readers = {path: readers_of_pickles(source) for path, source in files.items()}
     assert readers["zoo/importers/pickles.py"] == ["torch.load"]
-    own_runs = "zoo/run_results.py"  # checkpoints of the user's own runs, as plain data; nothing that was downloaded comes here
-    assert readers[own_runs] == ["torch.load"] and "torch.load(path, map_location=\"cpu\", weights_only=True)" in files[own_runs]
-    others = {path: found for path, found in readers.items() if found and path not in ("zoo/importers/pickles.py", own_runs)}
-    assert [path for path, found in others.items() if "torch.load" in found or not path.startswith("zoo/importers/")] == []
+    # checkpoints of the user's own runs, as plain data; nothing that was downloaded comes here
+    own_runs = "zoo/run_results.py"
+    assert (
+        readers[own_runs] == ["torch.load"]
+        and 'torch.load(path, map_location="cpu", weights_only=True)' in files[own_runs]
+    )
+    others = {
+        path: found
+        for path, found in readers.items()
+        if found and path not in ("zoo/importers/pickles.py", own_runs)
+    }
+    assert [
+        path
+        for path, found in others.items()
+        if "torch.load" in found or not path.startswith("zoo/importers/")
+    ] == []

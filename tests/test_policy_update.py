@@ -1,4 +1,6 @@
-"""What an update is made of, by itself: which steps and samples, in which micro-batches, with which weights; its metrics."""
+"""What an update is made of, by itself: which steps and samples, in which micro-batches, with which
+weights; its metrics.
+"""
 
 from dataclasses import replace
 
@@ -30,7 +32,10 @@ NOISY = torch.tensor([0.9, 0.5, 0.0, 0.2, 0.1])
 def test_steps_are_chosen_in_the_order_of_the_sampler():
     assert trainable_steps(NOISY, None, False) == [0, 1, 3, 4]  # all that add noise
     assert trainable_steps(NOISY, None, True) == [0, 1, 3]
-    assert trainable_steps(NOISY, (0, 2), True) == [0, 1]  # the sampler's last step is left out, not the window's
+    assert trainable_steps(NOISY, (0, 2), True) == [
+        0,
+        1,
+    ]  # the sampler's last step is left out, not the window's
     assert trainable_steps(NOISY, (3, 5), False) == [3, 4]
     assert trainable_steps(NOISY, (3, 5), True) == [3]
 
@@ -53,11 +58,15 @@ def test_windows_that_cannot_be_meant(window, message):
 def test_a_subset_of_steps_is_drawn_for_each_sample_whatever_the_batch_it_is_in():
     steps, batch = [2, 4, 5, 7, 8, 9], prompt_round(6)
     drawn_KB = draw_steps(steps, 0.5, "sample", batch, 1, 0, 0)
-    assert drawn_KB.shape == (3, 6) and all(len(set(column)) == 3 and set(column) <= {*steps} for column in drawn_KB.T.tolist())
+    assert drawn_KB.shape == (3, 6) and all(
+        len(set(column)) == 3 and set(column) <= {*steps} for column in drawn_KB.T.tolist()
+    )
     assert len({tuple(column) for column in drawn_KB.T.tolist()}) > 1
     last = PromptBatch(batch.prompts[4:], batch.sample_index[4:], 0)
     assert torch.equal(draw_steps(steps, 0.5, "sample", last, 1, 0, 0), drawn_KB[:, 4:])
-    assert not torch.equal(draw_steps(steps, 0.5, "sample", batch, 1, 1, 0), drawn_KB)  # of another round
+    assert not torch.equal(
+        draw_steps(steps, 0.5, "sample", batch, 1, 1, 0), drawn_KB
+    )  # of another round
     one_KB = draw_steps(steps, 0.5, "batch", batch, 1, 0, 0)
     assert torch.equal(one_KB, one_KB[:, :1].expand(3, 6)) and len(set(one_KB[:, 0].tolist())) == 3
     assert sorted(draw_steps(steps, 1.0, "batch", batch, 1, 0, 0)[:, 0].tolist()) == steps
@@ -75,25 +84,39 @@ def test_every_sample_is_in_one_micro_batch_and_dropped_ones_only_fill():
     whole = plan_updates(steps_KB, [True] * 8, 2, 2, 0, 0)
     assert [len(update) for update in whole] == [2, 2]
     assert sorted(row for update in whole for micro in update for row in micro.rows) == [*range(8)]
-    assert [row for update in whole for micro in update for row in micro.rows] != [*range(8)]  # in random order
+    assert [row for update in whole for micro in update for row in micro.rows] != [
+        *range(8)
+    ]  # in random order
     kept = [row not in (1, 6) for row in range(8)]
     updates = plan_updates(steps_KB, kept, 4, 2, 0, 0)
     counted = []
     for micro in (micro for update in updates for micro in update):
-        assert len(micro.rows) == 4 and all(kept[row] for row in micro.rows)  # one shape, and none that was dropped
+        assert len(micro.rows) == 4 and all(
+            kept[row] for row in micro.rows
+        )  # one shape, and none that was dropped
         assert micro.steps_KN.tolist() == steps_KB[:, list(micro.rows)].tolist()
-        counted += [row for row, weight in zip(micro.rows, micro.weight_N.tolist(), strict=True) if weight]
+        counted += [
+            row for row, weight in zip(micro.rows, micro.weight_N.tolist(), strict=True) if weight
+        ]
         assert micro.terms == 2 * int(micro.weight_N.sum())
     assert sorted(counted) == [0, 2, 3, 4, 5, 7]
     assert plan_updates(steps_KB, [False] * 8, 4, 2, 0, 0) == [[], []]
 
 
 def test_each_inner_epoch_draws_its_order_and_its_steps_anew():
-    settings = {"inner_epochs": 2, "seed": 3, "train_step_share": 0.5, "train_step_draw": "sample", "train_batch_size": 8,
-                "updates_per_round": 1}  # fmt: skip
+    settings = {
+        "inner_epochs": 2,
+        "seed": 3,
+        "train_step_share": 0.5,
+        "train_step_draw": "sample",
+        "train_batch_size": 8,
+        "updates_per_round": 1,
+    }
     [[first], [second]] = plan_round([*range(10)], prompt_round(8), [True] * 8, settings)
     assert first.rows != second.rows
-    by_row = [dict(zip(micro.rows, micro.steps_KN.T.tolist(), strict=True)) for micro in (first, second)]
+    by_row = [
+        dict(zip(micro.rows, micro.steps_KN.T.tolist(), strict=True)) for micro in (first, second)
+    ]
     assert any(by_row[0][row] != by_row[1][row] for row in range(8))
     [[again], _] = plan_round([*range(10)], prompt_round(8), [True] * 8, settings)
     assert again.rows == first.rows and torch.equal(again.steps_KN, first.steps_KN)
@@ -111,9 +134,15 @@ def toy_round():
     prompts, sampler = prompt_round(4).prompts, Sampler(4)
     generators = [noise_generator(0, 0, "p", i) for i in range(4)]
     trajectory = rollout(
-        backbone.predict, backbone.path, sampler, prompts, backbone.encode_prompts(prompts), None,
-        backbone.latent_shape(prompts[0].seconds), generators,
-    )  # fmt: skip
+        backbone.predict,
+        backbone.path,
+        sampler,
+        prompts,
+        backbone.encode_prompts(prompts),
+        None,
+        backbone.latent_shape(prompts[0].seconds),
+        generators,
+    )
     return backbone, sampler, replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.01)
 
 
@@ -122,9 +151,18 @@ def gradient_of(toy_round, micro: MicroBatch) -> tuple[UpdateRecord, list[torch.
     trained = [parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad]
     backbone.denoiser.zero_grad(set_to_none=True)
     record = backward_steps(
-        backbone, sampler, trajectory, micro, trajectory.log_prob_SB, torch.tensor([1.0, -2.0, 0.5, 3.0]), 4,
-        lambda loss: loss.backward(), clip_range=0.1, advantage_clip=5.0, kl_weight=0.7,
-    )  # fmt: skip
+        backbone,
+        sampler,
+        trajectory,
+        micro,
+        trajectory.log_prob_SB,
+        torch.tensor([1.0, -2.0, 0.5, 3.0]),
+        4,
+        lambda loss: loss.backward(),
+        clip_range=0.1,
+        advantage_clip=5.0,
+        kl_weight=0.7,
+    )
     return record, [parameter.grad.clone() for parameter in trained]
 
 
@@ -132,7 +170,9 @@ def test_rows_that_only_fill_count_neither_in_the_loss_nor_in_the_divergence(toy
     steps_KN = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 0]])
     plain = MicroBatch((2, 0), steps_KN[:, :2], torch.ones(2))
     filled = MicroBatch((2, 0, 2, 3), steps_KN, torch.tensor([1.0, 1.0, 0.0, 0.0]))
-    (record, wanted), (with_fill, got) = (gradient_of(toy_round, micro) for micro in (plain, filled))
+    (record, wanted), (with_fill, got) = (
+        gradient_of(toy_round, micro) for micro in (plain, filled)
+    )
     assert max(gradient.abs().max() for gradient in wanted) > 0 and record.kl_to_base > 0
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -167,8 +207,12 @@ def test_metrics_are_over_the_pairs_that_counted():
     one = UpdateRecord(torch.tensor([[1.0, 1.2], [0.9, 7.0]]), torch.tensor([1.0, 0.0]), 3.0, 0.5)
     two = UpdateRecord(torch.tensor([[1.3, 1.0]]), torch.ones(2), 1.0, 0.1)
     found = update_metrics([one, two], 0.15)
-    assert (found["ratio/mean"], found["ratio/min"], found["ratio/max"]) == pytest.approx((4.2 / 4, 0.9, 1.3))
-    assert (found["loss"], found["kl_to_base"], found["clip_fraction"]) == pytest.approx((1.0, 0.15, 0.25))
+    assert (found["ratio/mean"], found["ratio/min"], found["ratio/max"]) == pytest.approx(
+        (4.2 / 4, 0.9, 1.3)
+    )
+    assert (found["loss"], found["kl_to_base"], found["clip_fraction"]) == pytest.approx(
+        (1.0, 0.15, 0.25)
+    )
     log = torch.tensor([1.0, 0.9, 1.3, 1.0]).log()
     assert found["approx_kl"] == pytest.approx(0.5 * log.square().mean().item())
 
@@ -179,7 +223,11 @@ def test_the_worst_ratio_is_named_and_no_number_is_the_worst():
 
     def worst(ratios, weights=(1.0, 1.0)):
         weight_N = torch.tensor(weights)
-        return worst_ratio(UpdateRecord(torch.tensor(ratios), weight_N, 0.0, 0.0), replace(micro, weight_N=weight_N), prompts)
+        return worst_ratio(
+            UpdateRecord(torch.tensor(ratios), weight_N, 0.0, 0.0),
+            replace(micro, weight_N=weight_N),
+            prompts,
+        )
 
     off, where = worst([[1.0, 1.01], [0.97, 1.0]])
     assert off == pytest.approx(0.03) and where.startswith(f"step 6 of prompt {prompts[3].id!r}")

@@ -1,4 +1,6 @@
-"""What a run shows: lines in a file, bars with labels in a terminal, and a last word on what it made."""
+"""What a run shows: lines in a file, bars with labels in a terminal, and a last word on what it
+made.
+"""
 
 import io
 import logging
@@ -19,7 +21,12 @@ def shown(terminal: bool, epochs: int = 2, **changes):
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=120)
     progress = RoundProgress(console)
-    settings = {"max_epochs": epochs, "num_sanity_val_steps": -1, "limit_train_batches": 1, **changes}
+    settings = {
+        "max_epochs": epochs,
+        "num_sanity_val_steps": -1,
+        "limit_train_batches": 1,
+        **changes,
+    }
     run = trainer(callbacks=[progress], **settings)
     run.fit(module(), Rounds(8), Given(prompt_round(4, repeats=1)))
     return file.getvalue(), progress

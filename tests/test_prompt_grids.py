@@ -14,9 +14,12 @@ from zoo.rewards.emotion import MOODS, class_indices
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"), [("emotions_4", (1, 1, 1, 1)), ("emotions_16", (4,) * 4), ("emotions_59", (14, 15, 15, 15))]
+    ("name", "counts"),
+    [("emotions_4", (1, 1, 1, 1)), ("emotions_16", (4,) * 4), ("emotions_59", (14, 15, 15, 15))],
 )
-def test_emotions_have_the_sizes_of_the_paper_and_no_word_twice(name: str, counts: tuple[int, ...]) -> None:
+def test_emotions_have_the_sizes_of_the_paper_and_no_word_twice(
+    name: str, counts: tuple[int, ...]
+) -> None:
     words = EMOTIONS[name]
     assert tuple(words) == MOODS and tuple(map(len, words.values())) == counts
     every = [word for chosen in words.values() for word in chosen]
@@ -40,42 +43,77 @@ def test_longer_lists_hold_the_shorter_ones() -> None:
 def test_a_name_gives_a_copy_and_a_literal_stays() -> None:
     emotion_words("emotions_4")["happy"].append("x")
     instrument_names("instruments_1").append("x")
-    assert EMOTIONS["emotions_4"]["happy"] == ["happy"] and INSTRUMENTS["instruments_1"] == ["piano"]
-    assert emotion_words({"sad": ["blue"]}) == {"sad": ["blue"]} and instrument_names(["lute"]) == ["lute"]
+    assert EMOTIONS["emotions_4"]["happy"] == ["happy"] and INSTRUMENTS["instruments_1"] == [
+        "piano"
+    ]
+    assert emotion_words({"sad": ["blue"]}) == {"sad": ["blue"]} and instrument_names(["lute"]) == [
+        "lute"
+    ]
 
 
 def test_the_article_fits_every_word_of_the_lists() -> None:
     every = [word for chosen in EMOTIONS["emotions_59"].values() for word in chosen]
     assert {word for word in every if article_of(word) == "an"} == {
-        "upbeat", "excited", "energetic", "angry", "aggressive", "intense", "agitated", "anxious"}  # fmt: skip
+        "upbeat",
+        "excited",
+        "energetic",
+        "angry",
+        "aggressive",
+        "intense",
+        "agitated",
+        "anxious",
+    }
     texts = [
-        p.text for p in template_prompts("A recording of {article} {word} {instrument}", emotion_words("emotions_4"), ["harp"])
+        p.text
+        for p in template_prompts(
+            "A recording of {article} {word} {instrument}", emotion_words("emotions_4"), ["harp"]
+        )
     ]
     assert texts[:2] == ["A recording of a happy harp", "A recording of an angry harp"]
 
 
 def test_the_largest_grid_asks_for_its_class_in_every_prompt() -> None:
-    data = PromptDataModule("A recording of {article} {word} {instrument} solo", "emotions_59", "instruments_30")
+    data = PromptDataModule(
+        "A recording of {article} {word} {instrument} solo", "emotions_59", "instruments_30"
+    )
     assert len(data.train_prompts) == 59 * 30
     asked = class_indices(data.train_prompts, "mood", MOODS)
     assert asked.bincount().tolist() == [14 * 30, 15 * 30, 15 * 30, 15 * 30]
     assert all(
-        prompt.labels["word"] in prompt.text and prompt.labels["instrument"] in prompt.text for prompt in data.train_prompts
+        prompt.labels["word"] in prompt.text and prompt.labels["instrument"] in prompt.text
+        for prompt in data.train_prompts
     )
 
 
 @pytest.mark.parametrize(
     ("word", "article"),
-    [("aggressive", "an"), ("hour", "an"), ("European", "a"), ("ukulele", "a"), ("unhappy", "an"), ("unique", "a"),
-     ("one-man", "a"), ("only", "an"), ("harp", "a"), ("", "a")],
-)  # fmt: skip
+    [
+        ("aggressive", "an"),
+        ("hour", "an"),
+        ("European", "a"),
+        ("ukulele", "a"),
+        ("unhappy", "an"),
+        ("unique", "a"),
+        ("one-man", "a"),
+        ("only", "an"),
+        ("harp", "a"),
+        ("", "a"),
+    ],
+)
 def test_the_article_goes_by_the_sound(word: str, article: str) -> None:
     assert article_of(word) == article
 
 
 def test_the_article_is_that_of_the_word_behind_it() -> None:
-    prompts = template_prompts("{word}: {article} {instrument}", {"sad": ["sad", "angry"]}, ["harp", "organ", "ukulele"])
-    assert [prompt.text for prompt in prompts][:4] == ["sad: a harp", "sad: an organ", "sad: a ukulele", "angry: a harp"]
+    prompts = template_prompts(
+        "{word}: {article} {instrument}", {"sad": ["sad", "angry"]}, ["harp", "organ", "ukulele"]
+    )
+    assert [prompt.text for prompt in prompts][:4] == [
+        "sad: a harp",
+        "sad: an organ",
+        "sad: a ukulele",
+        "angry: a harp",
+    ]
 
 
 def test_every_shipped_prompt_has_the_right_article_but_those_of_the_public_code() -> None:
@@ -91,5 +129,7 @@ def test_every_shipped_prompt_has_the_right_article_but_those_of_the_public_code
         node = run.load([configs / f"{name}.yaml"]).data
         words, instruments = emotion_words(node["words"]), instrument_names(node["instruments"])
         texts += [prompt.text for prompt in template_prompts(node["template"], words, instruments)]
-    assert any("an aggressive" in text for text in texts) and any("an intense" in text for text in texts)
+    assert any("an aggressive" in text for text in texts) and any(
+        "an intense" in text for text in texts
+    )
     assert not [text for text in texts if re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text)]

@@ -1,4 +1,6 @@
-"""What text encoders made of prompts is kept (``zoo/conditioners/prompt_memory.py``), in whatever precision they run."""
+"""What text encoders made of prompts is kept (``zoo/conditioners/prompt_memory.py``), in whatever
+precision they run.
+"""
 
 import copy
 import pickle
@@ -27,15 +29,22 @@ def words(text):
 
 def counting(in_pairs=False):
     asked = []
-    return asked, PromptMemory(lambda text, length: asked.append((text, length)) or (text, length), words, in_pairs)
+    return asked, PromptMemory(
+        lambda text, length: asked.append((text, length)) or (text, length), words, in_pairs
+    )
 
 
 def test_every_text_is_read_once_at_the_length_of_its_pair():
     asked, memory = counting(in_pairs=True)
     assert [memory(side) for side in (PROMPTS[0], PROMPTS[0].as_negative(), PROMPTS[0])] == [
-        ("a dog barks", 5), ("rain on a roof", 5), ("a dog barks", 5)
-    ]  # fmt: skip
-    assert memory(Prompt("c", "a dog barks", "rain")) == ("a dog barks", 4)  # another length is another sequence
+        ("a dog barks", 5),
+        ("rain on a roof", 5),
+        ("a dog barks", 5),
+    ]
+    assert memory(Prompt("c", "a dog barks", "rain")) == (
+        "a dog barks",
+        4,
+    )  # another length is another sequence
     assert asked == [("a dog barks", 5), ("rain on a roof", 5), ("a dog barks", 4)]
     memory.forget()
     memory(PROMPTS[0])
@@ -43,7 +52,12 @@ def test_every_text_is_read_once_at_the_length_of_its_pair():
     asked, memory = counting()
     memory.remember(PROMPTS)
     memory.remember(PROMPTS)
-    assert asked == [("a dog barks", None), ("rain on a roof", None), ("sad piano", None), ("", None)]
+    assert asked == [
+        ("a dog barks", None),
+        ("rain on a roof", None),
+        ("sad piano", None),
+        ("", None),
+    ]
 
 
 def test_as_many_texts_are_kept_as_there_is_room_for(monkeypatch):
@@ -54,7 +68,10 @@ def test_as_many_texts_are_kept_as_there_is_room_for(monkeypatch):
     assert len(asked) == 4
     with pytest.raises(ValueError, match="4 texts are kept at most; keep the text encoder"):
         memory.remember([Prompt("c", "one more")])
-    assert memory(Prompt("c", "one more")) == ("one more", None)  # asked for in passing: the oldest makes room
+    assert memory(Prompt("c", "one more")) == (
+        "one more",
+        None,
+    )  # asked for in passing: the oldest makes room
     memory(PROMPTS[0])
     assert asked[4:] == [("one more", None), ("a dog barks", None)]
 
@@ -65,13 +82,20 @@ def test_what_was_not_read_before_the_encoders_went_is_named():
     memory.close()
     memory.forget()  # weights of the denoiser are loaded: nothing could read the texts again
     assert memory(PROMPTS[1].as_negative()) == ("", 3)
-    with pytest.raises(ValueError, match=r"dropped and 'sad piano' \(at 5 tokens\) was not encoded before; give all prompts"):
+    with pytest.raises(
+        ValueError,
+        match=r"dropped and 'sad piano' \(at 5 tokens\) was not encoded before; give all prompts",
+    ):
         memory(Prompt("x", "sad piano", "rain on a roof"))
 
 
 def test_texts_that_are_too_long_are_named():
     long = "rain " * 5
-    asked = [Prompt("short", "a dog", "rain"), Prompt("long", long), Prompt("negative", "a dog", long)]
+    asked = [
+        Prompt("short", "a dog", "rain"),
+        Prompt("long", long),
+        Prompt("negative", "a dog", long),
+    ]
     assert list(counting()[1].too_long(asked)) == ["long"]
     assert sorted(counting(in_pairs=True)[1].too_long(asked)) == ["long", "negative"]
     silent = PromptMemory(lambda text, length: text, None)
@@ -112,7 +136,9 @@ def test_in_float16_the_text_encoder_gives_what_it_gives_in_float32(kind):
     found = half.encode_prompts(PROMPTS)
     assert found[stream].dtype == torch.float16
     torch.testing.assert_close(found[stream].float(), wanted[stream], atol=0.02, rtol=0.02)
-    assert all(tensor.isfinite().all() for tensor in found.streams.values() if tensor.is_floating_point())
+    assert all(
+        tensor.isfinite().all() for tensor in found.streams.values() if tensor.is_floating_point()
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
@@ -122,8 +148,14 @@ def test_a_text_encoder_in_float32_beside_a_model_in_bfloat16(kind):
     encoder_of(model).float()
     conditioning = model.encode_prompts(PROMPTS)
     time_B = model.path.sample_times(torch.tensor([0.9, 0.1]))
-    assert model.predict(torch.randn(2, *model.latent_shape(0.2)), time_B, conditioning).isfinite().all()
-    torch.testing.assert_close(conditioning[stream].float(), make().encode_prompts(PROMPTS)[stream], atol=0.1, rtol=0.1)
+    assert (
+        model.predict(torch.randn(2, *model.latent_shape(0.2)), time_B, conditioning)
+        .isfinite()
+        .all()
+    )
+    torch.testing.assert_close(
+        conditioning[stream].float(), make().encode_prompts(PROMPTS)[stream], atol=0.1, rtol=0.1
+    )
 
 
 @pytest.mark.parametrize("kind", ["audioldm2", "tango"])
@@ -137,4 +169,6 @@ def test_a_copy_of_a_model_reads_with_its_own_encoder(kind):
         copied.memory.forget()
         assert (copied.encode_prompts(PROMPTS)[stream] - before[stream]).abs().max() > 1e-3
     model.memory.forget()
-    assert all(torch.equal(model.encode_prompts(PROMPTS)[name], before[name]) for name in before.streams)
+    assert all(
+        torch.equal(model.encode_prompts(PROMPTS)[name], before[name]) for name in before.streams
+    )

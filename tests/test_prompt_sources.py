@@ -29,8 +29,22 @@ def test_mood_is_a_field_too() -> None:
 
 
 def test_ids_are_stable_and_tell_requests_apart() -> None:
-    assert prompt_id("A calm Piano!", "", 4.0) == prompt_id("A calm Piano!", "", 4) == "a-calm-piano-3778d7e2"
-    assert len({prompt_id("a", "", 4), prompt_id("a", "b", 4), prompt_id("a", "", 5), prompt_id("A", "", 4)}) == 4
+    assert (
+        prompt_id("A calm Piano!", "", 4.0)
+        == prompt_id("A calm Piano!", "", 4)
+        == "a-calm-piano-3778d7e2"
+    )
+    assert (
+        len(
+            {
+                prompt_id("a", "", 4),
+                prompt_id("a", "b", 4),
+                prompt_id("a", "", 5),
+                prompt_id("A", "", 4),
+            }
+        )
+        == 4
+    )
     assert prompt_id("悲", "", 4) != prompt_id("喜", "", 4)
 
 
@@ -45,17 +59,24 @@ def test_ids_are_stable_and_tell_requests_apart() -> None:
         ("a {word", WORDS, INSTRUMENTS, "expected '}'"),
     ],
 )
-def test_bad_templates_are_named(template: str, words: dict, instruments: list, message: str) -> None:
+def test_bad_templates_are_named(
+    template: str, words: dict, instruments: list, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         template_prompts(template, words, instruments)
 
 
-def test_text_file_with_mark_and_empty_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_text_file_with_mark_and_empty_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffrain\r\n\r\n  thunder, far away \nrain\n\n".encode())
     with caplog.at_level(logging.WARNING):
         prompts = file_prompts(path, "hiss", 3.0)
-    assert [(p.text, p.negative, p.seconds) for p in prompts] == [("rain", "hiss", 3.0), ("thunder, far away", "hiss", 3.0)]
+    assert [(p.text, p.negative, p.seconds) for p in prompts] == [
+        ("rain", "hiss", 3.0),
+        ("thunder, far away", "hiss", 3.0),
+    ]
     assert "2 prompts, dropped 2 empty and 1 repeated" in caplog.text
 
 
@@ -63,7 +84,11 @@ def test_latin_1_and_utf_16_are_read(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / "a.txt").write_bytes("café\n".encode("latin-1"))
     (tmp_path / "b.txt").write_bytes("café\n".encode("utf-16"))
     with caplog.at_level(logging.WARNING):
-        assert file_prompts(tmp_path / "a.txt")[0].text == file_prompts(tmp_path / "b.txt")[0].text == "café"
+        assert (
+            file_prompts(tmp_path / "a.txt")[0].text
+            == file_prompts(tmp_path / "b.txt")[0].text
+            == "café"
+        )
     assert caplog.text.count("read as Latin-1") == 1
 
 
@@ -71,7 +96,12 @@ def test_table_columns_override_and_become_labels(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text('\ntext,seconds,mood,negative\n"rain, soft",2.5,sad,\n\n,,,\nwind,,happy,hum\n')
     first, second = file_prompts(path, "hiss", 4.0)
-    assert (first.text, first.seconds, first.negative, first.labels) == ("rain, soft", 2.5, "hiss", {"mood": "sad"})
+    assert (first.text, first.seconds, first.negative, first.labels) == (
+        "rain, soft",
+        2.5,
+        "hiss",
+        {"mood": "sad"},
+    )
     assert (second.seconds, second.negative, second.labels) == (4.0, "hum", {"mood": "happy"})
     (tmp_path / "p.tsv").write_text("text\tmood\nrain\tsad\n")
     assert file_prompts(tmp_path / "p.tsv")[0].labels == {"mood": "sad"}
@@ -79,7 +109,10 @@ def test_table_columns_override_and_become_labels(tmp_path: Path) -> None:
 
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"text": "rain", "id": "r1", "labels": {"events": ["a", "b"]}, "mood": "sad"}) + "\n\n")
+    path.write_text(
+        json.dumps({"text": "rain", "id": "r1", "labels": {"events": ["a", "b"]}, "mood": "sad"})
+        + "\n\n"
+    )
     (prompt,) = file_prompts(path)
     assert prompt.id == "r1" and prompt.labels == {"events": ["a", "b"], "mood": "sad"}
 
@@ -102,10 +135,26 @@ def test_json_lines(tmp_path: Path) -> None:
         ("p.jsonl", b'{"text": null}\n', "line 1: expected words under 'text', got None"),
         ("p.jsonl", b'{"text": "a", "id": ["b"]}\n', "line 1: id must be text or a number"),
         ("p.jsonl", b'{"text": "a", "negative": false}\n', "line 1: negative must be text"),
-        ("p.jsonl", b'{"text": "rain", "seconds": true}\n', "line 1: seconds must be a number, got True"),
-        ("p.jsonl", b'{"text": "rain", "seconds": Infinity}\n', "line 1: .*seconds must be positive and finite"),
-        ("p.jsonl", b'{"text": "a", "id": 0}\n{"text": "b", "id": 0}\n', "line 2: the id '0' names another prompt"),
-        ("p.jsonl", b'{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}\n', "line 2: the id 'x' names another prompt"),
+        (
+            "p.jsonl",
+            b'{"text": "rain", "seconds": true}\n',
+            "line 1: seconds must be a number, got True",
+        ),
+        (
+            "p.jsonl",
+            b'{"text": "rain", "seconds": Infinity}\n',
+            "line 1: .*seconds must be positive and finite",
+        ),
+        (
+            "p.jsonl",
+            b'{"text": "a", "id": 0}\n{"text": "b", "id": 0}\n',
+            "line 2: the id '0' names another prompt",
+        ),
+        (
+            "p.jsonl",
+            b'{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}\n',
+            "line 2: the id 'x' names another prompt",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

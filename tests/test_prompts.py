@@ -46,7 +46,11 @@ def test_a_round_depends_on_seed_and_index_only() -> None:
     torch.manual_seed(2)
     assert round_prompts(prompts, 4, 2, 5, 7) == first
     assert round_prompts(prompts, 4, 2, 6, 7).prompts != first.prompts
-    assert first.round_index == 7 and first.prompts[:4] == first.prompts[4:] and first.sample_index == (0,) * 4 + (1,) * 4
+    assert (
+        first.round_index == 7
+        and first.prompts[:4] == first.prompts[4:]
+        and first.sample_index == (0,) * 4 + (1,) * 4
+    )
 
 
 def test_a_prompt_dealt_twice_in_a_round_gets_its_own_noise() -> None:
@@ -64,7 +68,9 @@ def test_the_ranks_together_are_the_round(world_size: int) -> None:
 
 
 def test_samples_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="8 samples do not divide over 3 processes; make them a multiple of 3"):
+    with pytest.raises(
+        ValueError, match="8 samples do not divide over 3 processes; make them a multiple of 3"
+    ):
         shard(round_prompts(template_prompts(TEMPLATE, WORDS, INSTRUMENTS), 4, 2, 0, 1), 0, 3)
 
 
@@ -75,9 +81,14 @@ class FakeTrainer:
 
 @pytest.mark.parametrize(
     ("changes", "world_size", "message"),
-    [({}, 3, "prompts_per_round . repeats = 8 samples"), ({"val_repeats": 3}, 4, "2 held-out prompts . val_repeats = 6 samples")],
+    [
+        ({}, 3, "prompts_per_round . repeats = 8 samples"),
+        ({"val_repeats": 3}, 4, "2 held-out prompts . val_repeats = 6 samples"),
+    ],
 )
-def test_setup_refuses_sizes_that_do_not_divide(changes: dict, world_size: int, message: str) -> None:
+def test_setup_refuses_sizes_that_do_not_divide(
+    changes: dict, world_size: int, message: str
+) -> None:
     data = module(**changes)
     data.trainer = FakeTrainer(world_size)
     with pytest.raises(ValueError, match=message):
@@ -90,16 +101,22 @@ def test_setup_takes_the_rank() -> None:
     data.setup("fit")
     whole = round_prompts(data.train_prompts, 4, 2, 3, 0)
     assert next(iter(data.train_dataloader())) == shard(whole, 1, 2)
-    assert [p.text for p in next(iter(data.val_dataloader())).prompts] == ["A recording of a mournful guitar solo, high quality"]
+    assert [p.text for p in next(iter(data.val_dataloader())).prompts] == [
+        "A recording of a mournful guitar solo, high quality"
+    ]
 
 
 def test_held_out_pairs_are_validated_and_never_trained_on() -> None:
     data = module(val_repeats=2)
-    assert len(data.train_prompts) == 6 and not set(data.train_prompts) & set(data.validation_prompts)
+    assert len(data.train_prompts) == 6 and not set(data.train_prompts) & set(
+        data.validation_prompts
+    )
     (batch,) = data.val_dataloader()
     assert [p.labels["word"] for p in batch.prompts] == ["joyful", "mournful"] * 2
     assert batch.sample_index == (0, 0, 1, 1) and batch.round_index == 0
-    assert [p.labels["word"] for p in module(val_prompts=1).val_dataloader().batch.prompts] == ["joyful"]
+    assert [p.labels["word"] for p in module(val_prompts=1).val_dataloader().batch.prompts] == [
+        "joyful"
+    ]
     assert module(val_prompts=0).val_dataloader() == module(held_out=[]).val_dataloader() == []
 
 
@@ -110,7 +127,10 @@ def test_held_out_pairs_are_validated_and_never_trained_on() -> None:
         ({"held_out": [["joyful", "harp"]]}, "'harp' is none of the instruments"),
         ({"held_out": ["joyful"]}, r"\[word, instrument\] pairs, got 'joyful'"),
         ({"held_out": [["joyful"]]}, r"\[word, instrument\] pairs"),
-        ({"held_out": [[w, i] for words in WORDS.values() for w in words for i in INSTRUMENTS]}, "none is left to train on"),
+        (
+            {"held_out": [[w, i] for words in WORDS.values() for w in words for i in INSTRUMENTS]},
+            "none is left to train on",
+        ),
         ({"prompts_per_round": 0}, "prompts_per_round must be at least 1, got 0"),
         ({"val_repeats": 0}, "val_repeats must be at least 1"),
         ({"val_prompts": -1}, "val_prompts must be 0"),
@@ -119,11 +139,27 @@ def test_held_out_pairs_are_validated_and_never_trained_on() -> None:
         ({"template": None, "file": "p.txt"}, "belong to a template"),
         ({"val_file": "p.txt"}, "drop one of them"),
         ({"val_template": "a {word} {instrument}"}, "held_out and val_template both"),
-        ({"held_out": [], "val_template": "a {word} {instrument}", "val_file": "p.txt"}, "drop one of them"),
+        (
+            {"held_out": [], "val_template": "a {word} {instrument}", "val_file": "p.txt"},
+            "drop one of them",
+        ),
         ({"held_out": [], "val_template": "a {wort} {instrument}"}, "did you mean 'word'"),
-        ({"template": None, "words": None, "instruments": None, "held_out": None, "val_template": "x", "file": "p"}, "belong"),
+        (
+            {
+                "template": None,
+                "words": None,
+                "instruments": None,
+                "held_out": None,
+                "val_template": "x",
+                "file": "p",
+            },
+            "belong",
+        ),
         ({"words": "emotion_16"}, "no words 'emotion_16'; did you mean 'emotions_16'"),
-        ({"instruments": "instrument_3"}, "no list of instruments 'instrument_3'; did you mean 'instruments_3'"),
+        (
+            {"instruments": "instrument_3"},
+            "no list of instruments 'instrument_3'; did you mean 'instruments_3'",
+        ),
     ],
 )
 def test_settings_that_contradict_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
@@ -134,24 +170,51 @@ def test_settings_that_contradict_are_refused(changes: dict, message: str, tmp_p
 def test_files_for_training_and_validation(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("rain\nwind\n")
     (tmp_path / "b.txt").write_text("hail\n")
-    data = PromptDataModule(file=str(tmp_path / "a.txt"), val_file=str(tmp_path / "b.txt"), prompts_per_round=2, repeats=1)
+    data = PromptDataModule(
+        file=str(tmp_path / "a.txt"),
+        val_file=str(tmp_path / "b.txt"),
+        prompts_per_round=2,
+        repeats=1,
+    )
     assert {p.text for p in next(iter(data.train_dataloader())).prompts} == {"rain", "wind"}
     assert [p.text for p in next(iter(data.val_dataloader())).prompts] == ["hail"]
 
 
 def test_words_that_are_trained_on_are_validated_in_other_wording_or_other_noise() -> None:
-    data = module(held_out=[], val_template="a recording of {article} {word} {instrument}", words="emotions_4", val_repeats=3)
+    data = module(
+        held_out=[],
+        val_template="a recording of {article} {word} {instrument}",
+        words="emotions_4",
+        val_repeats=3,
+    )
     (batch,) = data.val_dataloader()
-    assert len(batch) == 3 * 4 * 2 and {p.text for p in batch.prompts} >= {"a recording of an angry piano"}
-    assert [p.labels["mood"] for p in batch.prompts[:8]] == ["happy", "happy", "angry", "angry", "sad", "sad", "tender", "tender"]
+    assert len(batch) == 3 * 4 * 2 and {p.text for p in batch.prompts} >= {
+        "a recording of an angry piano"
+    }
+    assert [p.labels["mood"] for p in batch.prompts[:8]] == [
+        "happy",
+        "happy",
+        "angry",
+        "angry",
+        "sad",
+        "sad",
+        "tender",
+        "tender",
+    ]
     (same,) = module(held_out=[], val_template=TEMPLATE).val_dataloader()
-    assert set(same.prompts) == set(data_of := module(held_out=[]).train_prompts) and len(data_of) == 8
-    rounds = {batch.round_index for batch in module(held_out=[], rounds_per_epoch=5).train_dataloader()}
+    assert (
+        set(same.prompts) == set(data_of := module(held_out=[]).train_prompts) and len(data_of) == 8
+    )
+    rounds = {
+        batch.round_index for batch in module(held_out=[], rounds_per_epoch=5).train_dataloader()
+    }
     assert same.round_index == -1 and rounds == {0, 1, 2, 3, 4}, "noise is keyed by the round"
 
 
 def test_epochs_go_on_where_the_last_stopped() -> None:
-    rounds = PromptRounds(template_prompts(TEMPLATE, WORDS, INSTRUMENTS), 2, 1, rounds_per_epoch=3, seed=0)
+    rounds = PromptRounds(
+        template_prompts(TEMPLATE, WORDS, INSTRUMENTS), 2, 1, rounds_per_epoch=3, seed=0
+    )
     assert len(rounds) == 3
     assert [[batch.round_index for batch in rounds] for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
 
@@ -193,7 +256,9 @@ class SaveEveryRound(L.Callback):
         self.count += 1
 
 
-def fit(data: PromptDataModule, folder: Path, epochs: int, resume: Path | None = None, callbacks=()) -> Recorder:
+def fit(
+    data: PromptDataModule, folder: Path, epochs: int, resume: Path | None = None, callbacks=()
+) -> Recorder:
     recorder = Recorder()
     trainer = L.Trainer(
         max_epochs=epochs,
@@ -211,11 +276,19 @@ def fit(data: PromptDataModule, folder: Path, epochs: int, resume: Path | None =
 
 
 @pytest.mark.parametrize("rounds_per_epoch", [1, 2])
-def test_a_fit_resumed_after_any_round_sees_the_rounds_that_were_left(tmp_path: Path, rounds_per_epoch: int) -> None:
+def test_a_fit_resumed_after_any_round_sees_the_rounds_that_were_left(
+    tmp_path: Path, rounds_per_epoch: int
+) -> None:
     rounds = {"rounds_per_epoch": rounds_per_epoch}
-    whole = fit(module(**rounds), tmp_path, 4 // rounds_per_epoch, callbacks=[SaveEveryRound(tmp_path)])
+    whole = fit(
+        module(**rounds), tmp_path, 4 // rounds_per_epoch, callbacks=[SaveEveryRound(tmp_path)]
+    )
     assert [batch.round_index for _, batch in whole.seen] == [0, 1, 2, 3]
-    assert len(whole.validated) == 4 // rounds_per_epoch and {len(batch) for batch in whole.validated} == {2}
+    assert len(whole.validated) == 4 // rounds_per_epoch and {
+        len(batch) for batch in whole.validated
+    } == {2}
     for done in range(3):
-        resumed = fit(module(**rounds), tmp_path, 4 // rounds_per_epoch, resume=tmp_path / f"{done}.ckpt")
+        resumed = fit(
+            module(**rounds), tmp_path, 4 // rounds_per_epoch, resume=tmp_path / f"{done}.ckpt"
+        )
         assert resumed.seen == whole.seen[done + 1 :]

@@ -21,7 +21,9 @@ CARD = "---\nlicense: cc-by-nc-4.0\ntags:\n- attune\n---\n\n# A model\n"
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(sys.modules, "zoo.card", SimpleNamespace(licence_of=lambda folder: "cc-by-nc-4.0"))
+    monkeypatch.setitem(
+        sys.modules, "zoo.card", SimpleNamespace(licence_of=lambda folder: "cc-by-nc-4.0")
+    )
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"w": torch.zeros(2)}, str(folder / "model.safetensors"))
@@ -35,7 +37,10 @@ def test_a_plan_says_everything_and_sends_nothing(model: Path) -> None:
     words = plan.describe()
     assert plan.url is None and plan.private and plan.licence == "cc-by-nc-4.0"
     assert plan.size_bytes == sum(path.stat().st_size for path in model.iterdir())
-    assert f"Would send 3 files, {plan.size_bytes} bytes, to the private repository {plan.endpoint}/me/model" in words
+    assert (
+        f"Would send 3 files, {plan.size_bytes} bytes, to the private repository"
+        f" {plan.endpoint}/me/model" in words
+    )
     assert "not for commercial use; what you derive from it inherits that" in words
     assert "    license: cc-by-nc-4.0\n    tags:\n    - attune" in words
     for path in model.iterdir():
@@ -45,8 +50,14 @@ def test_a_plan_says_everything_and_sends_nothing(model: Path) -> None:
 
 
 def test_the_record_of_a_pull_stays_here(model: Path) -> None:
-    write_record(model, PullRecord("o/n", "a" * 40, "mit", {"config.json": sha256_of(model / "config.json")}))
-    assert {file.name for file in plan_push(model, "me/model").files} == {"config.json", "model.safetensors", "README.md"}
+    write_record(
+        model, PullRecord("o/n", "a" * 40, "mit", {"config.json": sha256_of(model / "config.json")})
+    )
+    assert {file.name for file in plan_push(model, "me/model").files} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
 
 
 @pytest.mark.parametrize(
@@ -56,8 +67,16 @@ def test_the_record_of_a_pull_stays_here(model: Path) -> None:
         ("README.md", "# no header", "has no header"),
         ("README.md", "---\nlicense: [\n---\n", "is not valid YAML"),
         ("README.md", "---\n- a\n---\n", "must be a mapping"),
-        ("README.md", "---\ntags: []\n---\n", "names no license in its header; its base says cc-by-nc-4.0"),
-        ("README.md", "---\nlicense: mit\n---\n", "says license mit, but what this model is derived from demands cc-by-nc-4.0"),
+        (
+            "README.md",
+            "---\ntags: []\n---\n",
+            "names no license in its header; its base says cc-by-nc-4.0",
+        ),
+        (
+            "README.md",
+            "---\nlicense: mit\n---\n",
+            "says license mit, but what this model is derived from demands cc-by-nc-4.0",
+        ),
         ("config.json", None, "is no model"),
         ("model.safetensors", None, "there are no weights in it"),
         ("model.bin", "x", "holds model.bin, which a model's repository does not get"),
@@ -65,7 +84,11 @@ def test_the_record_of_a_pull_stays_here(model: Path) -> None:
         ("code.py", "x", "holds code.py"),
         (".env", "x", "holds .env"),
         (".model.7.part.json", "x", "is half-written"),
-        ("notes.txt", "token: hf_" + "a" * 30, "notes.txt in .* holds what looks like an access token"),
+        (
+            "notes.txt",
+            "token: hf_" + "a" * 30,
+            "notes.txt in .* holds what looks like an access token",
+        ),
     ],
 )
 def test_what_is_not_sent(model: Path, name: str, content: str | None, message: str) -> None:
@@ -79,7 +102,9 @@ def test_what_is_not_sent(model: Path, name: str, content: str | None, message: 
     assert "hf_aaaa" not in str(caught.value)
 
 
-@pytest.mark.parametrize("repo_id", ["model", "a/b/c", "../model", "embedded/music", "https://hub/a/b"])
+@pytest.mark.parametrize(
+    "repo_id", ["model", "a/b/c", "../model", "embedded/music", "https://hub/a/b"]
+)
 def test_a_repository_that_cannot_be_meant(model: Path, repo_id: str) -> None:
     with pytest.raises(ValueError, match="must be owner/name, such as your-name/my-model"):
         zoo.push(model, repo_id)
@@ -87,7 +112,9 @@ def test_a_repository_that_cannot_be_meant(model: Path, repo_id: str) -> None:
 
 def test_a_licence_that_the_hub_has_no_name_for(model: Path) -> None:
     sys.modules["zoo.card"].licence_of = lambda folder: "stable-audio-community"
-    (model / "README.md").write_text("---\nlicense: other\nlicense_name: stable-audio-community\n---\n# x\n")
+    (model / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: stable-audio-community\n---\n# x\n"
+    )
     assert plan_push(model, "me/model").licence == "stable-audio-community"
 
 

@@ -1,4 +1,6 @@
-"""Pulls that must not go through, and what they leave behind; entries of the table on a Hub of ours."""
+"""Pulls that must not go through, and what they leave behind; entries of the table on a Hub of
+ours.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ from zoo.zoo_command import main
 BIG = bytes(range(256)) * 256
 CARD = b"---\nlicense: mit\n---\n# x\n"
 HASH = "0" * 64
-FILES = {"README.md": CARD, "config.json": b'{"kind": "reward"}', "sub/model.bin": BIG, "a.ckpt": b"old"}
+FILES = {
+    "README.md": CARD,
+    "config.json": b'{"kind": "reward"}',
+    "sub/model.bin": BIG,
+    "a.ckpt": b"old",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +55,30 @@ def there(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def leftovers(tmp_path: Path) -> list[str]:
     """Files and folders of this test, but what waits for a download to go on."""
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*")]
-    return sorted(str(path) for path in found if path.parts[:3] != ("home", "attune", "downloads") and path.parts[0] != "home")
+    return sorted(
+        str(path)
+        for path in found
+        if path.parts[:3] != ("home", "attune", "downloads") and path.parts[0] != "home"
+    )
 
 
 def entry(monkeypatch: pytest.MonkeyPatch, **change: object) -> None:
     """The row "tango2" says something else for this test."""
-    row = dataclasses.replace(ENTRIES["tango2"], **{"repo_id": "owner/model", "licence": "mit", **change})
+    row = dataclasses.replace(
+        ENTRIES["tango2"], **{"repo_id": "owner/model", "licence": "mit", **change}
+    )
     monkeypatch.setitem(ENTRIES, "tango2", row)
 
 
-def test_an_entry_takes_the_files_that_it_means(there: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_takes_the_files_that_it_means(
+    there: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry(monkeypatch, skip=("*.ckpt",))
     folder = pull("tango2")
-    assert folder == store.newest("tango2") and folder.name == there.repos["owner/model"].commits[-1][0]
+    assert (
+        folder == store.newest("tango2")
+        and folder.name == there.repos["owner/model"].commits[-1][0]
+    )
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert here == {"README.md", "config.json", "sub/model.bin", store.RECORD}
     assert set(read_lock()["owner/model"].files) == here - {store.RECORD}
@@ -73,12 +91,24 @@ def test_an_entry_takes_the_files_that_it_means(there: HubServer, monkeypatch: p
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"sha256": {"sub/model.bin": "0" * 64}}, ValueError, "sub/model.bin of .* has sha256 .*the zoo's table says 0000"),
-        ({"sha256": {"config.json": "0" * 64}}, ValueError, "config.json of owner/model has sha256 .*the zoo's table says 0000"),
+        (
+            {"sha256": {"sub/model.bin": "0" * 64}},
+            ValueError,
+            "sub/model.bin of .* has sha256 .*the zoo's table says 0000",
+        ),
+        (
+            {"sha256": {"config.json": "0" * 64}},
+            ValueError,
+            "config.json of owner/model has sha256 .*the zoo's table says 0000",
+        ),
         ({"sha256": {"gone.bin": "0" * 64}}, FileNotFoundError, "does not hold gone.bin"),
         ({"files": ("BEWO.ckpt",)}, FileNotFoundError, "does not hold BEWO.ckpt"),
         ({"revision": "5" * 40}, FileNotFoundError, f"owner/model has no revision '{'5' * 40}'"),
-        ({"licence": "cc-by-nc-4.0"}, ValueError, "cc-by-nc-4.0: not for commercial use.*Not pulled: agree .*--accept-licence"),
+        (
+            {"licence": "cc-by-nc-4.0"},
+            ValueError,
+            "cc-by-nc-4.0: not for commercial use.*Not pulled: agree .*--accept-licence",
+        ),
         ({"gated": True}, ValueError, "gated: access is granted on its Hub page.*Not pulled"),
     ],
 )
@@ -89,12 +119,16 @@ def test_what_the_table_says_is_held(there, monkeypatch, tmp_path, change, error
     assert leftovers(tmp_path) == [] and store.newest("tango2") is None
 
 
-def test_terms_are_shown_and_answered(there: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_terms_are_shown_and_answered(
+    there: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     entry(monkeypatch, licence="cc-by-nc-4.0", note="ask first")
     asked: list[str] = []
     with pytest.raises(ValueError, match="Not pulled"):
         pull("tango2", accept_licence=lambda terms: bool(asked.append(terms)))
-    terms = "cc-by-nc-4.0: not for commercial use; what you derive from it inherits that (ask first)"
+    terms = (
+        "cc-by-nc-4.0: not for commercial use; what you derive from it inherits that (ask first)"
+    )
     assert asked == [f"tango2 from owner/model comes under {terms}"]
     assert leftovers(tmp_path) == []
     folder = pull("tango2", accept_licence=lambda terms: True)
@@ -103,14 +137,24 @@ def test_terms_are_shown_and_answered(there: HubServer, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("known", "published", "expected"),
-    [(None, None, "unknown"), (None, "mit", "mit"), ("unknown", "mit", "mit"), ("unknown", None, "unknown"), ("mit", None, "mit"),
-     ("mit", "cc-by-nc-4.0", "cc-by-nc-4.0"), ("cc-by-nc-4.0", "mit", "cc-by-nc-4.0"), ("mit", "apache-2.0", "mit")],
-)  # fmt: skip
+    [
+        (None, None, "unknown"),
+        (None, "mit", "mit"),
+        ("unknown", "mit", "mit"),
+        ("unknown", None, "unknown"),
+        ("mit", None, "mit"),
+        ("mit", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("cc-by-nc-4.0", "mit", "cc-by-nc-4.0"),
+        ("mit", "apache-2.0", "mit"),
+    ],
+)
 def test_a_licence_only_becomes_stricter(known, published, expected) -> None:
     assert zoo_hub._stricter(known, published) == expected
 
 
-def test_a_full_disk_is_seen_before_and_during(there: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+def test_a_full_disk_is_seen_before_and_during(
+    there: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     assert reported(main, ["pull", "owner/model"]) == 2
@@ -146,14 +190,18 @@ def test_a_second_pull_to_the_same_folder_is_fine(
         pull(name, to="target")
 
 
-def test_a_target_that_is_taken_or_cannot_be_written_to(there: HubServer, monkeypatch, tmp_path: Path) -> None:
+def test_a_target_that_is_taken_or_cannot_be_written_to(
+    there: HubServer, monkeypatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("mine")
     before = leftovers(tmp_path)
     for name in ("owner/model", "embedded/mood"):
         for to in ("file", "full"):
-            with pytest.raises(FileExistsError, match=f"{to} exists and does not hold what is being pulled"):
+            with pytest.raises(
+                FileExistsError, match=f"{to} exists and does not hold what is being pulled"
+            ):
                 pull(name, to=to)
         with pytest.raises((NotADirectoryError, FileExistsError)):
             pull(name, to="file/below")
@@ -166,7 +214,10 @@ def test_a_target_that_is_taken_or_cannot_be_written_to(there: HubServer, monkey
 
     monkeypatch.setattr(Path, "mkdir", read_only)
     for name in ("owner/model", "embedded/mood"):
-        with pytest.raises(PermissionError, match="cannot write here .Permission denied.; name a folder that you may write to"):
+        with pytest.raises(
+            PermissionError,
+            match="cannot write here .Permission denied.; name a folder that you may write to",
+        ):
             pull(name, to=tmp_path / "locked/model")
     assert [name for name in leftovers(tmp_path) if name != "locked"] == before
 
@@ -178,16 +229,22 @@ def test_a_lock_that_cannot_be_written_stops_the_pull(there: HubServer, tmp_path
     assert leftovers(tmp_path) == ["file"] and store.newest("owner/model") is None
 
 
-def test_a_damaged_store_is_pulled_again_and_a_damaged_target_is_named(there: HubServer, tmp_path: Path) -> None:
+def test_a_damaged_store_is_pulled_again_and_a_damaged_target_is_named(
+    there: HubServer, tmp_path: Path
+) -> None:
     folder, target = pull("owner/model"), pull("owner/model", to="target")
     for place in (folder, target):
         (place / "sub/model.bin").write_bytes(BIG[:-1])
     assert (pull("owner/model") / "sub/model.bin").read_bytes() == BIG
-    with pytest.raises(ValueError, match="target is not whole: sub/model.bin has sha256 .*the pull says"):
+    with pytest.raises(
+        ValueError, match="target is not whole: sub/model.bin has sha256 .*the pull says"
+    ):
         pull("owner/model", to="target")
 
 
-def test_another_project_pins_what_is_here_without_a_download(there: HubServer, tmp_path: Path) -> None:
+def test_another_project_pins_what_is_here_without_a_download(
+    there: HubServer, tmp_path: Path
+) -> None:
     folder = pull("owner/model")
     there.requests.clear()
     assert pull("owner/model", lock="another.json") == folder
@@ -196,15 +253,25 @@ def test_another_project_pins_what_is_here_without_a_download(there: HubServer, 
     assert not any("resolve" in request.path or request.on_cdn for request in there.requests)
 
 
-def test_processes_that_load_the_same_model_wait_for_each_other(there: HubServer, tmp_path: Path) -> None:
+def test_processes_that_load_the_same_model_wait_for_each_other(
+    there: HubServer, tmp_path: Path
+) -> None:
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: pull("owner/model"), range(4)))
     assert len(folders) == 1
-    assert sum(request.method == "GET" and request.path.endswith("sub/model.bin") for request in there.requests) <= 1
+    assert (
+        sum(
+            request.method == "GET" and request.path.endswith("sub/model.bin")
+            for request in there.requests
+        )
+        <= 1
+    )
     assert sum(request.on_cdn for request in there.requests) == 1
 
 
-def test_the_lock_file_rules_on_another_machine(there: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_file_rules_on_another_machine(
+    there: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = pull("owner/model")
     there.put("owner/model", {"config.json": b"{}"})
     monkeypatch.setenv("ATTUNE_CACHE", str(tmp_path / "home/another"))
@@ -214,30 +281,42 @@ def test_the_lock_file_rules_on_another_machine(there: HubServer, tmp_path: Path
     (tmp_path / LOCK_FILE).write_text(wrong)
     for cache in ("another", "third"):  # also for what is here already
         monkeypatch.setenv("ATTUNE_CACHE", str(tmp_path / "home" / cache))
-        with pytest.raises(ValueError, match=f"sub/model.bin of owner/model has sha256 .*{LOCK_FILE} pins 0000"):
+        with pytest.raises(
+            ValueError, match=f"sub/model.bin of owner/model has sha256 .*{LOCK_FILE} pins 0000"
+        ):
             pull("owner/model")
     assert (tmp_path / LOCK_FILE).read_text() == wrong
     with pytest.raises(ValueError, match="pins owner/model at .*but .* was asked for or found"):
         pull("owner/model", "main")
 
 
-def test_offline_pinned_files_come_from_the_clients_cache_or_are_named(there, tmp_path, monkeypatch) -> None:
+def test_offline_pinned_files_come_from_the_clients_cache_or_are_named(
+    there, tmp_path, monkeypatch
+) -> None:
     import huggingface_hub
 
     commit = pull("owner/model").name
     shutil.rmtree(store.cache_root())
     huggingface_hub.snapshot_download("owner/model", revision=commit, ignore_patterns=["*.ckpt"])
     connect(monkeypatch, there, tmp_path / "home", offline=True)
-    with pytest.raises(FileNotFoundError, match="the Hub client's cache lacks a.ckpt.*HF_HUB_OFFLINE is set: unset it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="the Hub client's cache lacks a.ckpt.*HF_HUB_OFFLINE is set: unset it",
+    ):
         pull("owner/model")
     connect(monkeypatch, there, tmp_path / "home")
     huggingface_hub.hf_hub_download("owner/model", "a.ckpt", revision=commit)
     connect(monkeypatch, there, tmp_path / "home", offline=True)
     there.requests.clear()
-    with pytest.raises(FileNotFoundError, match="cannot be asked which commit 'main' of owner/model is; name the commit"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="cannot be asked which commit 'main' of owner/model is; name the commit",
+    ):
         pull("owner/model", "main")
     folder = pull("owner/model")
-    assert (folder / "sub/model.bin").read_bytes() == BIG and not (folder / "sub/model.bin").is_symlink()
+    assert (folder / "sub/model.bin").read_bytes() == BIG and not (
+        folder / "sub/model.bin"
+    ).is_symlink()
     assert registry.find("owner/model") == folder and there.requests == []
 
 
@@ -250,37 +329,53 @@ def test_what_the_client_has_already_is_not_downloaded(there: HubServer) -> None
     assert not any("resolve" in request.path or request.on_cdn for request in there.requests)
 
 
-def test_a_listing_that_names_a_file_twice_or_nothing(there: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_that_names_a_file_twice_or_nothing(
+    there: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     twice = [RemoteFile("x", 1, HASH), RemoteFile("x", 1, HASH)]
     monkeypatch.setattr(hub_client.HubRepo, "files", lambda self, sha: twice)
     with pytest.raises(ValueError, match="its listing names a file twice"):
         pull("owner/model")
     monkeypatch.setattr(hub_client.HubRepo, "files", lambda self, sha: [])
-    with pytest.raises(FileNotFoundError, match="owner/model at [0-9a-f]{40} does not hold any file"):
+    with pytest.raises(
+        FileNotFoundError, match="owner/model at [0-9a-f]{40} does not hold any file"
+    ):
         pull("owner/model")
 
 
-def test_a_file_that_is_longer_than_listed_is_stopped(there: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_longer_than_listed_is_stopped(
+    there: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = hub_client.HubRepo.files
 
     def shorter(self: hub_client.HubRepo, sha: str) -> list[RemoteFile]:
-        return [dataclasses.replace(file, size_bytes=file.size_bytes - 1) for file in real(self, sha)]
+        return [
+            dataclasses.replace(file, size_bytes=file.size_bytes - 1) for file in real(self, sha)
+        ]
 
     monkeypatch.setattr(hub_client.HubRepo, "files", shorter)
     with pytest.raises(ValueError, match="is longer than|did not arrive with"):
         pull("owner/model")
-    monkeypatch.setattr(hub_client.HubRepo, "files", lambda self, sha: [RemoteFile("sub/model.bin", 10**16, HASH)])
+    monkeypatch.setattr(
+        hub_client.HubRepo, "files", lambda self, sha: [RemoteFile("sub/model.bin", 10**16, HASH)]
+    )
     with pytest.raises(OSError, match="10,000,000,000 MB are needed"):
         pull("owner/model")
 
 
 def test_errors_of_the_client_never_show_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecretsecret")
-    message = str(plain(Exception("Bearer hf_secretsecretsecretsecret"), "o/n", None, "https://hub", sent=True))
+    message = str(
+        plain(
+            Exception("Bearer hf_secretsecretsecretsecret"), "o/n", None, "https://hub", sent=True
+        )
+    )
     assert "hf_secret" not in message and "https://hub" in message
 
 
-def test_load_pulls_what_is_on_the_hub_only(there: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_pulls_what_is_on_the_hub_only(
+    there: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from zoo.loading import find_or_pull
 
     folder = find_or_pull("owner/model")

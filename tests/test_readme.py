@@ -1,4 +1,6 @@
-"""The README is a promise: its Python runs, the files it names exist, and so do the commands it shows."""
+"""The README is a promise: its Python runs, the files it names exist, and so do the commands it
+shows.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,8 @@ def test_its_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
 
-@pytest.mark.parametrize("script", sorted(set(re.findall(r"python ((?:tools|benchmarks)/\w+\.py)", README))))
+@pytest.mark.parametrize(
+    "script", sorted(set(re.findall(r"python ((?:tools|benchmarks)/\w+\.py)", README)))
+)
 def test_its_commands_are_there(script: str) -> None:
     assert (ROOT / script).is_file()

@@ -20,18 +20,33 @@ def line(**settings):
         (line(learning_rate=0.2), line(), ["module.learning_rate"]),
         (line(width=4), line(width=4.0), []),
         ({"seed": 1}, {"seed": 1, "out_dir": "x", "resume": True, "provenance": [1]}, []),
-        ({"data": {"held_out": [["a", "b"], ["c", "d"]]}}, {"data": {"held_out": [["a", "b"]]}},
-         ["data.held_out"]),
-        ({"data": {"held_out": [["a", "b"]]}}, {"data": {"held_out": [["a", "c"]]}},
-         ["data.held_out"]),
-        ({"trainer": {"callbacks": [{"a": 1}, {"b": 2}]}},
-         {"trainer": {"callbacks": [{"a": 1}, {"b": 3}]}}, ["trainer.callbacks.1.b"]),
-        ({"module": {"reward": {"_target_": "one.Thing", "x": 1, "y": 2}}},
-         {"module": {"reward": {"_target_": "other.Thing", "z": 1}}}, ["module.reward"]),
-        ({"module": {"reward": None}}, {"module": {"reward": {"_target_": "other.Thing"}}},
-         ["module.reward"]),
+        (
+            {"data": {"held_out": [["a", "b"], ["c", "d"]]}},
+            {"data": {"held_out": [["a", "b"]]}},
+            ["data.held_out"],
+        ),
+        (
+            {"data": {"held_out": [["a", "b"]]}},
+            {"data": {"held_out": [["a", "c"]]}},
+            ["data.held_out"],
+        ),
+        (
+            {"trainer": {"callbacks": [{"a": 1}, {"b": 2}]}},
+            {"trainer": {"callbacks": [{"a": 1}, {"b": 3}]}},
+            ["trainer.callbacks.1.b"],
+        ),
+        (
+            {"module": {"reward": {"_target_": "one.Thing", "x": 1, "y": 2}}},
+            {"module": {"reward": {"_target_": "other.Thing", "z": 1}}},
+            ["module.reward"],
+        ),
+        (
+            {"module": {"reward": None}},
+            {"module": {"reward": {"_target_": "other.Thing"}}},
+            ["module.reward"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_only_real_differences_are_listed(old, new, keys):
     assert [change.key for change in changes(old, new)] == keys
 
@@ -39,8 +54,20 @@ def test_only_real_differences_are_listed(old, new, keys):
 def test_what_ddpo_releases():
     released = released_by({"_target_": "lightning_modules.ddpo.DDPO"})
     assert released == DDPO.MAY_CHANGE_ON_RESUME
-    free = ["module.reward", "module.reward.name", "module.on_bad_reward", "module.decoder", "trainer.max_epochs"]
-    kept = ["module.rewards", "module.learning_rate", "module.backbone.name", "data.seconds", "seed"]
+    free = [
+        "module.reward",
+        "module.reward.name",
+        "module.on_bad_reward",
+        "module.decoder",
+        "trainer.max_epochs",
+    ]
+    kept = [
+        "module.rewards",
+        "module.learning_rate",
+        "module.backbone.name",
+        "data.seconds",
+        "seed",
+    ]
     assert [key for key in free if not may_change(key, released)] == []
     assert [key for key in kept if may_change(key, released)] == []
 
@@ -53,7 +80,10 @@ def test_a_module_that_says_nothing_releases_nothing():
 
 def test_the_way_out_of_a_bad_reward_can_be_gone(tmp_path):
     """The message about a NaN says ``on_bad_reward=drop``: a resumed run takes it."""
-    before = {"module": {"_target_": "lightning_modules.ddpo.DDPO", "learning_rate": 0.1}, "seed": 0}
+    before = {
+        "module": {"_target_": "lightning_modules.ddpo.DDPO", "learning_rate": 0.1},
+        "seed": 0,
+    }
     run_folder.write_config(tmp_path, before, ["fit"], None)
     after = {**before, "module": {**before["module"], "on_bad_reward": "drop"}}
     _, notes = run_folder.starting_point(tmp_path, after, resume=True)

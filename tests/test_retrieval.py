@@ -1,4 +1,6 @@
-"""Recall at k with ties and duplicates, chance, matched over random: by arithmetic that a reader can redo."""
+"""Recall at k with ties and duplicates, chance, matched over random: by arithmetic that a reader
+can redo.
+"""
 
 import math
 
@@ -11,7 +13,11 @@ from zoo.metrics.retrieval import chance_recall_at_k, matched_over_random, recal
 def test_recall_counts_the_candidates_above_the_right_one():
     similarity = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.5, 0.1], [0.7, 0.6, 0.5]])
     own = torch.eye(3, dtype=torch.bool)  # ranks 1, 2, 3
-    assert [recall_at_k(similarity, own, k).tolist() for k in (1, 2, 3)] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert [recall_at_k(similarity, own, k).tolist() for k in (1, 2, 3)] == [
+        [1, 0, 0],
+        [1, 1, 0],
+        [1, 1, 1],
+    ]
     assert recall_at_k(similarity, own, 10).tolist() == [1, 1, 1]
 
 
@@ -23,9 +29,15 @@ def test_a_duplicate_of_the_caption_is_right_too():
 
 def test_ties_are_broken_at_random_in_expectation():
     tied = torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.1]])
-    relevant = torch.tensor([[False, True, False, False, False]])  # one above it, tied with two wrong ones
-    assert [float(recall_at_k(tied, relevant, k)) for k in (1, 2, 3, 4)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    two = torch.tensor([[False, True, True, False, False]])  # two right among three tied: 1 - C(1, 1) / C(3, 1)
+    relevant = torch.tensor(
+        [[False, True, False, False, False]]
+    )  # one above it, tied with two wrong ones
+    assert [float(recall_at_k(tied, relevant, k)) for k in (1, 2, 3, 4)] == pytest.approx(
+        [0, 1 / 3, 2 / 3, 1]
+    )
+    two = torch.tensor(
+        [[False, True, True, False, False]]
+    )  # two right among three tied: 1 - C(1, 1) / C(3, 1)
     assert float(recall_at_k(tied, two, 2)) == pytest.approx(2 / 3)
 
 
@@ -35,15 +47,21 @@ def test_a_scorer_that_says_the_same_of_everything_gets_chance():
     for k in (1, 5, 10):
         one, two = k / 20, 1 - math.comb(18, k) / math.comb(20, k)
         assert chance_recall_at_k(relevant, k) == pytest.approx((18 * one + 2 * two) / 20)
-        assert float(recall_at_k(torch.full((20, 20), 0.3), relevant, k).mean()) == pytest.approx(chance_recall_at_k(relevant, k))
+        assert float(recall_at_k(torch.full((20, 20), 0.3), relevant, k).mean()) == pytest.approx(
+            chance_recall_at_k(relevant, k)
+        )
 
 
 def test_matched_over_random():
-    similarity = torch.tensor([[0.5, 0.1, 0.5, 0.9], [0.0, 0.4, 0.3, 0.2], [0.9, 0.9, 0.1, 0.9], [0.0, 0.0, 0.0, 0.0]])
+    similarity = torch.tensor(
+        [[0.5, 0.1, 0.5, 0.9], [0.0, 0.4, 0.3, 0.2], [0.9, 0.9, 0.1, 0.9], [0.0, 0.0, 0.0, 0.0]]
+    )
     relevant = torch.eye(4, dtype=torch.bool)
     assert matched_over_random(similarity, relevant).tolist() == pytest.approx([0.5, 1.0, 0.0, 0.5])
     relevant[0, 3] = True  # no longer a wrong one
-    assert matched_over_random(similarity, relevant).tolist() == pytest.approx([0.75, 1.0, 0.0, 0.5])
+    assert matched_over_random(similarity, relevant).tolist() == pytest.approx(
+        [0.75, 1.0, 0.0, 0.5]
+    )
     assert matched_over_random(similarity, torch.ones(4, 4, dtype=torch.bool)).isnan().all()
 
 

@@ -1,4 +1,6 @@
-"""Audio and prompts as they come: every reward gives a number that makes sense, or an error that says what was wrong."""
+"""Audio and prompts as they come: every reward gives a number that makes sense, or an error that
+says what was wrong.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,22 @@ EMOTION = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}
 CLAP = {
     "checkpoint": "untrained",
     "towers": "tiny",
-    "arguments": {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1},
+    "arguments": {
+        "window_s": 1.024,
+        "n_mels": 32,
+        "channels": [4, 4, 4, 8],
+        "width": 16,
+        "depth": 1,
+        "text_depth": 1,
+    },
 }
 
 
 def ensemble() -> EnsembleReward:
     members = {"mood": EmotionReward(**EMOTION), "clap": ClapReward(**CLAP)}
-    return EnsembleReward(members, {"guards": GuardReward(flatness=0.4, diversity=2.0)}, min_count=2)
+    return EnsembleReward(
+        members, {"guards": GuardReward(flatness=0.4, diversity=2.0)}, min_count=2
+    )
 
 
 REWARDS = {
@@ -46,7 +57,9 @@ def asked(count: int = 1, **labels: str) -> list[Prompt]:
 
 def chord(rate_hz: int, level: float = 0.2, seconds: float = 1.1) -> torch.Tensor:
     time = torch.arange(round(rate_hz * seconds)) / rate_hz
-    return level * (torch.sin(2 * math.pi * 220 * time) + torch.sin(2 * math.pi * 1300 * time)).view(1, 1, -1)
+    return level * (
+        torch.sin(2 * math.pi * 220 * time) + torch.sin(2 * math.pi * 1300 * time)
+    ).view(1, 1, -1)
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 192_000])
@@ -56,9 +69,15 @@ def test_unusual_rates(reward, rate_hz):
 
 
 @pytest.mark.parametrize(
-    "wave", [torch.zeros(1, 1, 17_600), chord(16_000, 50.0).clamp(-1, 1), torch.ones(1, 2, 17_600), torch.ones(1, 1, 1)],
+    "wave",
+    [
+        torch.zeros(1, 1, 17_600),
+        chord(16_000, 50.0).clamp(-1, 1),
+        torch.ones(1, 2, 17_600),
+        torch.ones(1, 1, 1),
+    ],
     ids=["silent", "clipped", "constant", "one sample"],
-)  # fmt: skip
+)
 def test_silent_clipped_and_tiny_clips(reward, wave):
     output = reward(wave, 16_000, asked())
     assert all(torch.isfinite(value).all() for value in (output.score_B, *output.parts.values()))
@@ -92,14 +111,23 @@ def test_a_wave_that_is_not_finite_has_no_score(reward):
         lambda: ClapReward(**CLAP, windows="first"),
         lambda: ClapReward(**CLAP, int16=True),
     ],
-    ids=["emotion", "emotion without the last chunk", "clap of the first window", "clap of 16 bits"],
+    ids=[
+        "emotion",
+        "emotion without the last chunk",
+        "clap of the first window",
+        "clap of 16 bits",
+    ],
 )
 def test_what_is_not_finite_counts_also_where_a_reward_does_not_hear_it(judge, value):
-    """The last chunk of the authors' rule, what follows the only window, an infinity that 16 bits clip to full scale."""
+    """The last chunk of the authors' rule, what follows the only window, an infinity that 16 bits
+    clip to full scale.
+    """
     wave = chord(16_000, seconds=1.24).repeat(2, 1, 1)
     wave[1, 0, -1] = value
     output = judge()(wave, 16_000, asked(2))
-    assert all(one.isfinite().tolist() == [True, False] for one in (output.score_B, *output.parts.values()))
+    assert all(
+        one.isfinite().tolist() == [True, False] for one in (output.score_B, *output.parts.values())
+    )
 
 
 @pytest.mark.parametrize("rate_hz", [None, 0, -1, True, 16_000.5, math.nan, math.inf, "16000"])
@@ -119,7 +147,10 @@ def test_rates_without_a_common_divisor_are_heard_as_their_neighbours_are(name):
 @pytest.mark.parametrize(
     ("wave", "message"),
     [
-        (torch.zeros(1, 1, 16_000, dtype=torch.int16), "floating point.*int16"),  # heard as it is, 90 dB too loud
+        (
+            torch.zeros(1, 1, 16_000, dtype=torch.int16),
+            "floating point.*int16",
+        ),  # heard as it is, 90 dB too loud
         (np.zeros((1, 1, 16_000), np.float32), "a tensor.*ndarray"),
         (torch.zeros(0, 1, 16_000), "0 waves"),
         (torch.zeros(16_000), "shape"),
@@ -133,7 +164,10 @@ def test_what_is_no_batch_of_waves_is_refused(reward, wave, message):
 
 def test_a_label_reward_does_not_call_a_broken_clip_right_or_wrong():
     wave = chord(16_000).repeat(4, 1, 1) * math.nan
-    prompts = [Prompt(mood, "a piano", labels={"mood": mood}) for mood in ("happy", "angry", "sad", "tender")]
+    prompts = [
+        Prompt(mood, "a piano", labels={"mood": mood})
+        for mood in ("happy", "angry", "sad", "tender")
+    ]
     assert EmotionReward(**EMOTION, value="label")(wave, 16_000, prompts).score_B.isnan().all()
 
 
@@ -150,9 +184,18 @@ def test_a_prompt_without_a_mood_is_named_with_the_member_that_needs_it():
 
 def test_the_whole_round_of_unusual_clips_is_combined():
     """Silence, clipping and copies in one round: finite, and the guards put the sound clip first."""
-    wave = torch.cat([chord(16_000), torch.zeros(1, 1, 17_600), chord(16_000, 50.0).clamp(-1, 1), torch.ones(1, 1, 17_600)])
+    wave = torch.cat(
+        [
+            chord(16_000),
+            torch.zeros(1, 1, 17_600),
+            chord(16_000, 50.0).clamp(-1, 1),
+            torch.ones(1, 1, 17_600),
+        ]
+    )
     prompts = [Prompt("p", "a sad piano", labels={"mood": "sad"})] * 4
-    reward = EnsembleReward({"clap": ClapReward(**CLAP)}, {"guards": {"reward": GuardReward(), "weight": 5.0}})
+    reward = EnsembleReward(
+        {"clap": ClapReward(**CLAP)}, {"guards": {"reward": GuardReward(), "weight": 5.0}}
+    )
     output = reward.combine(reward(wave, 16_000, prompts), prompts)
     assert torch.isfinite(output.score_B).all() and output.score_B.argmax() == 0
     assert output.parts["guards"][0] == 0 and (output.parts["guards"][1:] < -0.9).all()

@@ -1,4 +1,6 @@
-"""Rewards in worker threads: the same numbers and the same errors as in line, while sampling goes on, in bounded memory."""
+"""Rewards in worker threads: the same numbers and the same errors as in line, while sampling goes
+on, in bounded memory.
+"""
 
 import threading
 
@@ -19,7 +21,14 @@ PATIENCE_S = 120.0  # until a test that hangs fails
 
 def scored(reward, workers, size=2, count=8, backbone=None, **changes):
     batch = prompt_round(count)
-    settings = {"seed": 0, "sample_batch_size": size, "device": CPU, "keep": "wave", "reward_workers": workers, **changes}
+    settings = {
+        "seed": 0,
+        "sample_batch_size": size,
+        "device": CPU,
+        "keep": "wave",
+        "reward_workers": workers,
+        **changes,
+    }
     return sample_and_score(backbone or ToyBackbone(), reward, Sampler(3, 2.0), batch, **settings)
 
 
@@ -36,7 +45,9 @@ class Vectors(ToyReward):
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_numbers_do_not_depend_on_the_workers(workers):
     in_line, threaded = scored(Vectors(), 0), scored(Vectors(), workers)
-    assert torch.equal(in_line.score_B, threaded.score_B) and torch.equal(in_line.wave_BCN, threaded.wave_BCN)
+    assert torch.equal(in_line.score_B, threaded.score_B) and torch.equal(
+        in_line.wave_BCN, threaded.wave_BCN
+    )
     assert torch.equal(in_line.parts["level"], threaded.parts["level"])
     assert torch.equal(in_line.vectors["wave"], in_line.wave_BCN.flatten(1))
     assert torch.equal(threaded.vectors["wave"], in_line.vectors["wave"])
@@ -45,14 +56,19 @@ def test_the_numbers_do_not_depend_on_the_workers(workers):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_training_ends_with_bitwise_the_same_adapter_also_when_resumed(tmp_path, workers):
-    in_line, threaded = module(sample_batch_size=2), module(sample_batch_size=2, reward_workers=workers)
+    in_line, threaded = (
+        module(sample_batch_size=2),
+        module(sample_batch_size=2, reward_workers=workers),
+    )
     recorded(in_line, epochs=4)
     run = trainer(2)
     run.fit(threaded, Rounds(8))
     run.save_checkpoint(tmp_path / "half.ckpt")
     resumed = module(sample_batch_size=2, reward_workers=workers)
     trainer(4).fit(resumed, Rounds(8, start=2), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(in_line).items())
+    assert all(
+        torch.equal(value, weights(resumed)[name]) for name, value in weights(in_line).items()
+    )
     assert in_line.tracker.state_dict() == resumed.tracker.state_dict()
 
 
@@ -63,10 +79,19 @@ class Modes(ToyReward):
         self.seen = set()
 
     def __call__(self, wave_BCN, sample_rate_hz, prompts):
-        flags = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        flags = (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+        )
         self.seen.add((*flags, torch.get_autocast_dtype("cpu")))
-        mixed = wave_BCN[:, 0] @ torch.linspace(0.1, 1, wave_BCN.shape[-1])[:, None]  # bfloat16 under autocast
-        return RewardOutput(mixed[:, 0].float(), {"half": torch.full((len(prompts),), float(mixed.dtype == torch.bfloat16))})
+        mixed = (
+            wave_BCN[:, 0] @ torch.linspace(0.1, 1, wave_BCN.shape[-1])[:, None]
+        )  # bfloat16 under autocast
+        return RewardOutput(
+            mixed[:, 0].float(),
+            {"half": torch.full((len(prompts),), float(mixed.dtype == torch.bfloat16))},
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -113,7 +138,9 @@ def test_sampling_goes_on_while_the_reward_works():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_few_waves_exist_at_a_time(workers):
-    """With the reward held up, exactly ``workers + WAITING`` waves are accepted; the next ``put`` waits for room."""
+    """With the reward held up, exactly ``workers + WAITING`` waves are accepted; the next ``put``
+    waits for room.
+    """
     gate, full = threading.Event(), threading.Event()
 
     class Held(ToyReward):
@@ -140,12 +167,16 @@ def test_few_waves_exist_at_a_time(workers):
     assert feeder.is_alive() and len(accepted) == workers + WAITING
     gate.set()
     feeder.join(PATIENCE_S)
-    assert [output.parts["level"][0].item() for output in outputs] == list(range(workers + WAITING + 3))
+    assert [output.parts["level"][0].item() for output in outputs] == list(
+        range(workers + WAITING + 3)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_reward_that_fails_in_a_later_round_costs_that_round_only(tmp_path, workers):
-    """What was learned lies in the last checkpoint; mended and resumed, the run ends as if nothing had happened."""
+    """What was learned lies in the last checkpoint; mended and resumed, the run ends as if nothing
+    had happened.
+    """
 
     class FailsInThirdRound(ToyReward):
         calls = 0
@@ -164,7 +195,9 @@ def test_a_reward_that_fails_in_a_later_round_costs_that_round_only(tmp_path, wo
 
     whole = made(ToyReward())
     trainer(4).fit(whole, Rounds(8))
-    with pytest.raises(RewardError, match="the reward FailsInThirdRound raised OSError: the server is gone"):
+    with pytest.raises(
+        RewardError, match="the reward FailsInThirdRound raised OSError: the server is gone"
+    ):
         run(4).fit(made(FailsInThirdRound()), Rounds(8))
     mended, last = made(ToyReward()), tmp_path / "checkpoints" / "last.ckpt"
     run(4).fit(mended, Rounds(8, start=2), ckpt_path=last, weights_only=True)
@@ -185,13 +218,26 @@ class Faulty(ToyReward):
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 @pytest.mark.parametrize("bad", [(0,), (2,), (7,), (3, 5, 6)])
 def test_the_earliest_error_surfaces_whatever_the_workers(workers, bad):
-    batch, message = prompt_round(8, repeats=1), f"the reward Faulty raised RuntimeError: no model for p{bad[0]} .*resume=true"
+    batch, message = (
+        prompt_round(8, repeats=1),
+        f"the reward Faulty raised RuntimeError: no model for p{bad[0]} .*resume=true",
+    )
     with pytest.raises(RewardError, match=message) as caught:
-        sample_and_score(ToyBackbone(), Faulty(*bad), Sampler(2), batch, seed=0, sample_batch_size=1, device=CPU,
-                         reward_workers=workers)  # fmt: skip
+        sample_and_score(
+            ToyBackbone(),
+            Faulty(*bad),
+            Sampler(2),
+            batch,
+            seed=0,
+            sample_batch_size=1,
+            device=CPU,
+            reward_workers=workers,
+        )
     assert isinstance(caught.value.__cause__, RuntimeError) and not threads()
     notes = getattr(caught.value, "__notes__", [])
-    assert all("and another wave: the reward Faulty raised" in note for note in notes) and len(notes) < len(bad)
+    assert all("and another wave: the reward Faulty raised" in note for note in notes) and len(
+        notes
+    ) < len(bad)
 
 
 def test_no_error_is_lost_when_several_waves_fail_at_once():
@@ -203,8 +249,16 @@ def test_no_error_is_lost_when_several_waves_fail_at_once():
             raise RuntimeError(f"broken at {prompts[0].id}")
 
     with pytest.raises(RewardError, match="broken at p0") as caught:
-        sample_and_score(ToyBackbone(), AllAtOnce(), Sampler(2), prompt_round(3, repeats=1), seed=0, sample_batch_size=1,
-                         device=CPU, reward_workers=3)  # fmt: skip
+        sample_and_score(
+            ToyBackbone(),
+            AllAtOnce(),
+            Sampler(2),
+            prompt_round(3, repeats=1),
+            seed=0,
+            sample_batch_size=1,
+            device=CPU,
+            reward_workers=3,
+        )
     assert [note.split("broken at ")[1][:2] for note in caught.value.__notes__] == ["p1", "p2"]
 
 
@@ -228,7 +282,11 @@ def test_when_sampling_fails_its_error_names_the_rewards_too_and_no_thread_is_le
     backbone.decode = fails_later
     with pytest.raises(MemoryError, match="out of memory") as caught:
         scored(Broken(), 1, backbone=backbone)
-    assert "meanwhile, the reward Broken raised RuntimeError: no such file" in caught.value.__notes__[0] and not threads()
+    assert (
+        "meanwhile, the reward Broken raised RuntimeError: no such file"
+        in caught.value.__notes__[0]
+        and not threads()
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -257,12 +315,17 @@ def test_a_wrong_answer_of_a_thread_stops_the_run_and_nothing_is_learned(workers
 
 def test_progress_and_seconds_are_told():
     said = []
-    samples = scored(ToyReward(), 2, report=lambda phase, done, total: said.append((phase, done, total)))
+    samples = scored(
+        ToyReward(), 2, report=lambda phase, done, total: said.append((phase, done, total))
+    )
     rewards = [done for phase, done, total in said if phase == "reward" and total == 8]
     assert rewards == sorted(rewards) and rewards[-1] == 8
     assert samples.seconds_reward_waited >= 0 < samples.seconds_sampling
     metrics = recorded(module(reward_workers=1)).rounds[0]
-    assert metrics["seconds/reward_waited"] >= 0 and "seconds/reward_waited" not in recorded(module()).rounds[0]
+    assert (
+        metrics["seconds/reward_waited"] >= 0
+        and "seconds/reward_waited" not in recorded(module()).rounds[0]
+    )
     with pytest.raises(ValueError, match="reward_workers must be at least 0, got -1"):
         module(reward_workers=-1)
 

@@ -14,19 +14,32 @@ SMALL_EMOTION = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5
 SMALL_CLAP = {
     "checkpoint": "untrained",
     "towers": "tiny",
-    "arguments": {"window_s": 1.024, "n_mels": 32, "channels": [4, 4, 4, 8], "width": 16, "depth": 1, "text_depth": 1},
+    "arguments": {
+        "window_s": 1.024,
+        "n_mels": 32,
+        "channels": [4, 4, 4, 8],
+        "width": 16,
+        "depth": 1,
+        "text_depth": 1,
+    },
 }
 TWO = {
     "mood": {"architecture": "emotion", "arguments": SMALL_EMOTION},
     "clap": {"reward": {"architecture": "clap", "arguments": SMALL_CLAP}, "weight": 2.0},
 }
-IN_ONE_UNIT = {name: {"reward": value.get("reward", value), "mean": -0.1, "std": 0.2} for name, value in TWO.items()}
+IN_ONE_UNIT = {
+    name: {"reward": value.get("reward", value), "mean": -0.1, "std": 0.2}
+    for name, value in TWO.items()
+}
 MOODS = [{"mood": "happy"}, {"mood": "sad"}, {"mood": "tender"}]
-# the smallest arguments of each reward that need no weights of others, and prompts that it understands; REWARD/VARIANT where a
-# reward has several kinds of networks
+# the smallest arguments of each reward that need no weights of others, and prompts that it
+# understands; REWARD/VARIANT where a reward has several kinds of networks
 CASES = {
     "clap": (SMALL_CLAP, [{}, {}, {}]),
-    "clap/transformers": ({"checkpoint": "random", "towers": "transformers", "arguments": SHORT}, [{}, {}, {}]),
+    "clap/transformers": (
+        {"checkpoint": "random", "towers": "transformers", "arguments": SHORT},
+        [{}, {}, {}],
+    ),
     "emotion": (SMALL_EMOTION, MOODS),
     "ensemble": ({"members": TWO, "penalties": {"guards": {"architecture": "guards"}}}, MOODS),
     "ensemble/calibrated": ({"members": IN_ONE_UNIT, "spread_weight": 0.3}, MOODS),
@@ -50,7 +63,9 @@ def case(request, tmp_path):
         arguments = arguments | {"arguments": {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}}
     module, _, name = REWARDS[request.param.partition("/")[0]].partition(":")
     reward = getattr(importlib.import_module(module), name)(**arguments)
-    prompts = [Prompt(id=f"p{i}", text="a piano solo", labels=label) for i, label in enumerate(labels)]
+    prompts = [
+        Prompt(id=f"p{i}", text="a piano solo", labels=label) for i, label in enumerate(labels)
+    ]
     return reward, prompts
 
 
@@ -62,7 +77,11 @@ def test_one_finite_float32_score_a_sample(case):
     reward, prompts = case
     assert isinstance(reward, Reward)
     output = reward(waves(3), 16_000, prompts)
-    assert isinstance(output, RewardOutput) and output.score_B.shape == (3,) and output.score_B.dtype == torch.float32
+    assert (
+        isinstance(output, RewardOutput)
+        and output.score_B.shape == (3,)
+        and output.score_B.dtype == torch.float32
+    )
     assert torch.isfinite(output.score_B).all()
     for name, part in output.parts.items():
         assert part.shape == (3,) and torch.isfinite(part).all() and not part.requires_grad, name

@@ -1,4 +1,6 @@
-"""A round between sampling and the optimiser: what reaches the reward, how ranks come together, what is checked and counted."""
+"""A round between sampling and the optimiser: what reaches the reward, how ranks come together,
+what is checked and counted.
+"""
 
 from dataclasses import replace
 
@@ -16,8 +18,13 @@ from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler
 from zoo.types import RewardOutput
 
-SETTINGS = {"clip_range": 0.1, "clip_reference_elements": None, "recompute_old_log_prob": False, "advantage_clip": 5.0,
-            "kl_weight": 0.0}  # fmt: skip
+SETTINGS = {
+    "clip_range": 0.1,
+    "clip_reference_elements": None,
+    "recompute_old_log_prob": False,
+    "advantage_clip": 5.0,
+    "kl_weight": 0.0,
+}
 
 
 def backbone_with_adapter() -> ToyBackbone:
@@ -31,7 +38,14 @@ def scored(batch: PromptBatch, backbone=None, reward=None, size: int = 4, **opti
     backbone = ToyBackbone() if backbone is None else backbone
     device = torch.device("cpu")
     return sample_and_score(
-        backbone, reward or ToyReward(), Sampler(4), batch, seed=0, sample_batch_size=size, device=device, **options
+        backbone,
+        reward or ToyReward(),
+        Sampler(4),
+        batch,
+        seed=0,
+        sample_batch_size=size,
+        device=device,
+        **options,
     )
 
 
@@ -40,7 +54,9 @@ class Updated:
 
     def __init__(self, batch, trajectory, plans, advantage_B, **changes) -> None:
         backbone, self.checked, self.gradients = backbone_with_adapter(), [], []
-        trained = [parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad]
+        trained = [
+            parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad
+        ]
 
         def step() -> float:
             self.gradients.append([parameter.grad.clone() for parameter in trained])
@@ -49,10 +65,18 @@ class Updated:
             return 1.0
 
         self.metrics = update_round(
-            backbone, Sampler(4), batch, trajectory, plans, advantage_B, SETTINGS | changes,
-            backward=lambda loss: loss.backward(), step=step, check=lambda *found: self.checked.append(found),
+            backbone,
+            Sampler(4),
+            batch,
+            trajectory,
+            plans,
+            advantage_B,
+            SETTINGS | changes,
+            backward=lambda loss: loss.backward(),
+            step=step,
+            check=lambda *found: self.checked.append(found),
             report=lambda *progress: None,
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +91,9 @@ def test_dropped_samples_do_not_weaken_what_is_learned_from_the_others(sampled):
     kept = [row not in (0, 3, 6) for row in range(8)]
     with_fill = Updated(batch, trajectory, plan_updates(steps_KB, kept, 4, 1, 0), advantage_B)
     rows = [row for row in range(8) if kept[row]]
-    alone = PromptBatch(tuple(batch.prompts[row] for row in rows), tuple(batch.sample_index[row] for row in rows), 0)
+    alone = PromptBatch(
+        tuple(batch.prompts[row] for row in rows), tuple(batch.sample_index[row] for row in rows), 0
+    )
     plans = plan_updates(steps_KB[:, rows], [True] * 5, 1, 1, 0)
     without = Updated(alone, trajectory.rows(rows), plans, advantage_B[rows])
     assert max(gradient.abs().max() for gradient in without.gradients[0]) > 0
@@ -81,9 +107,16 @@ def test_the_worst_ratio_of_all_micro_batches_is_checked_before_each_step(sample
     for update, place in ((0, 0), (0, 1), (1, 0)):
         old_SB, row = trajectory.log_prob_SB.clone(), plans[update][place].rows[0]
         old_SB[1, row] -= 0.2
-        found = Updated(batch, replace(trajectory, log_prob_SB=old_SB), plans, torch.ones(8)).checked
-        assert len(found) == 2 and found[update][0] == pytest.approx(torch.tensor(0.2).expm1().item(), rel=1e-3)
-        assert found[update][1].startswith(f"step 1 of prompt {batch.prompts[row].id!r}") and found[1 - update][0] < 1e-5
+        found = Updated(
+            batch, replace(trajectory, log_prob_SB=old_SB), plans, torch.ones(8)
+        ).checked
+        assert len(found) == 2 and found[update][0] == pytest.approx(
+            torch.tensor(0.2).expm1().item(), rel=1e-3
+        )
+        assert (
+            found[update][1].startswith(f"step 1 of prompt {batch.prompts[row].id!r}")
+            and found[1 - update][0] < 1e-5
+        )
 
 
 def test_the_rescaled_range_is_what_is_clipped_at(sampled):
@@ -92,11 +125,16 @@ def test_the_rescaled_range_is_what_is_clipped_at(sampled):
     moved = replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.05)
     plans = plan_updates(torch.arange(3)[:, None].expand(3, 8), [True] * 8, 4, 1, 0)
     wide, narrow = (
-        Updated(batch, moved, plans, torch.ones(8), clip_reference_elements=elements) for elements in (16, 1)
+        Updated(batch, moved, plans, torch.ones(8), clip_reference_elements=elements)
+        for elements in (16, 1)
     )
-    assert any(gradient.any() for gradient in wide.gradients[0]) and wide.metrics["clip_fraction"] == 0
+    assert (
+        any(gradient.any() for gradient in wide.gradients[0]) and wide.metrics["clip_fraction"] == 0
+    )
     assert not any(gradient.any() for gradient in narrow.gradients[0])
-    assert narrow.metrics["clip_fraction"] == 1 and narrow.metrics["clip_range"] == pytest.approx(0.1 / 16)
+    assert narrow.metrics["clip_fraction"] == 1 and narrow.metrics["clip_range"] == pytest.approx(
+        0.1 / 16
+    )
 
 
 def test_log_probabilities_of_all_updates_are_scored_again(sampled):
@@ -118,11 +156,19 @@ class Heard(ToyBackbone):
 
 def test_masks_and_negatives_stay_with_their_samples_whatever_the_batch_size():
     plain = prompt_round(8)
-    prompts = tuple(replace(p, negative=("noise", "rain", "a dog")[i % 3]) for i, p in enumerate(plain.prompts))
+    prompts = tuple(
+        replace(p, negative=("noise", "rain", "a dog")[i % 3]) for i, p in enumerate(plain.prompts)
+    )
     batch, made = replace(plain, prompts=prompts), []
     for size in (8, 2):
         samples = sample_and_score(
-            Heard(), ToyReward(), Sampler(4, 3.0), batch, seed=0, sample_batch_size=size, device=torch.device("cpu")
+            Heard(),
+            ToyReward(),
+            Sampler(4, 3.0),
+            batch,
+            seed=0,
+            sample_batch_size=size,
+            device=torch.device("cpu"),
         )
         made.append(samples.trajectory)
     assert torch.equal(made[0].scored_mask, made[1].scored_mask)
@@ -152,7 +198,10 @@ def test_the_reward_hears_the_seconds_that_were_asked_for():
 
 def test_parts_that_only_some_samples_have_are_left_out():
     def moody(wave_BCN, sample_rate_hz, prompts):
-        named = {"always": wave_BCN.mean(dim=(1, 2)), **({"p0": torch.ones(len(prompts))} if prompts[0].id == "p0" else {})}
+        named = {
+            "always": wave_BCN.mean(dim=(1, 2)),
+            **({"p0": torch.ones(len(prompts))} if prompts[0].id == "p0" else {}),
+        }
         return RewardOutput(wave_BCN.mean(dim=(1, 2)), named)
 
     moody.differentiable = False
@@ -166,7 +215,13 @@ def judged_scores(advantage, reward=None, tracker=None):
     batch = prompt_round(8)
     samples = replace(scored(batch), score_B=torch.tensor(SCORES))
     return round_rewards.judge(
-        batch, samples, reward or ToyReward(), advantage, tracker or PromptTracker(), drop_bad=False, class_label="mood"
+        batch,
+        samples,
+        reward or ToyReward(),
+        advantage,
+        tracker or PromptTracker(),
+        drop_bad=False,
+        class_label="mood",
     )
 
 
@@ -205,20 +260,39 @@ def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monke
     def judged(*ranks: list[int]) -> list[dict]:
         """Three rounds of one tracker per process; (prompt, sample) -> advantage of each round."""
         trackers, found = [PromptTracker(3, 2) for _ in ranks], []
-        parts = [PromptBatch(tuple(batch.prompts[i] for i in rows), tuple(batch.sample_index[i] for i in rows), 0)
-                 for rows in ranks]  # fmt: skip
+        parts = [
+            PromptBatch(
+                tuple(batch.prompts[i] for i in rows), tuple(batch.sample_index[i] for i in rows), 0
+            )
+            for rows in ranks
+        ]
         samples = [scored(part) for part in parts]
         for shift in (0.0, 0.5, -1.0):
-            gathered, given = [], [replace(one, score_B=one.score_B * (1 + shift)) for one in samples]
+            gathered, given = (
+                [],
+                [replace(one, score_B=one.score_B * (1 + shift)) for one in samples],
+            )
             arguments = {"drop_bad": False, "class_label": "mood"}
-            for part, one, tracker in zip(parts, given, trackers, strict=True):  # first what each brings, then all of it
-                monkeypatch.setattr(round_rewards, "gather", lambda own: gathered.append(own) or [own])
+            for part, one, tracker in zip(
+                parts, given, trackers, strict=True
+            ):  # first what each brings, then all of it
+                monkeypatch.setattr(
+                    round_rewards, "gather", lambda own: gathered.append(own) or [own]
+                )
                 round_rewards.judge(part, one, ToyReward(), "batch", tracker, **arguments)
             monkeypatch.setattr(round_rewards, "gather", lambda own: gathered)
             rounds = {}
             for part, one, tracker in zip(parts, given, trackers, strict=True):
-                values = round_rewards.judge(part, one, ToyReward(), advantage, tracker, **arguments).advantage_B.tolist()
-                rounds |= dict(zip([(p.id, i) for p, i in zip(part.prompts, part.sample_index)], values, strict=True))
+                values = round_rewards.judge(
+                    part, one, ToyReward(), advantage, tracker, **arguments
+                ).advantage_B.tolist()
+                rounds |= dict(
+                    zip(
+                        [(p.id, i) for p, i in zip(part.prompts, part.sample_index)],
+                        values,
+                        strict=True,
+                    )
+                )
             found.append(rounds)
         return found
 

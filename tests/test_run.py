@@ -29,7 +29,8 @@ def test_a_run_leaves_config_checkpoints_metrics_and_export(tmp_path):
         "data.token=hf_secret_words",
         "out_dir=" + str(tmp_path / "run"),
         "trainer.callbacks=[{_target_: lightning.pytorch.callbacks.Timer}]",
-        f"trainer.logger={{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: {tmp_path}, name: hf_secret_words}}",
+        f"trainer.logger={{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: {tmp_path},"
+        " name: hf_secret_words}",
     )
     run.fit(loaded, ["python", "tools/fit.py", "data.token=hf_secret_words"])
     folder = tmp_path / "run"
@@ -38,16 +39,23 @@ def test_a_run_leaves_config_checkpoints_metrics_and_export(tmp_path):
     assert "hf_secret_words" not in text and content["data"]["token"] == MASK
     assert content["data"]["width"] == 4 and content["seed"] == 3
     record = content["provenance"][0]
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert (
+        record["versions"]["torch"] == torch.__version__.split("+")[0]
+        or record["versions"]["torch"] == torch.__version__
+    )
     assert set(record["versions"]) >= {"attune", "lightning", "diffusers", "transformers", "peft"}
     assert record["command_line"] == f"python tools/fit.py data.token={MASK}"
     in_git = (Path(run_folder.__file__).parents[1] / ".git").exists()
-    assert len(record["git_sha"].removesuffix("-dirty")) == 40 if in_git else record["git_sha"] is None
+    assert (
+        len(record["git_sha"].removesuffix("-dirty")) == 40 if in_git else record["git_sha"] is None
+    )
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == ["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"]
     assert (folder / "exported.pt").is_file() and len(rows(folder)) == 8
     assert not list(folder.rglob("*.part*"))
-    again = run.load([folder / "config.yaml"], ["out_dir=" + str(tmp_path / "other")])  # a run's config.yaml is a configuration
+    again = run.load(
+        [folder / "config.yaml"], ["out_dir=" + str(tmp_path / "other")]
+    )  # a run's config.yaml is a configuration
     assert again.module == loaded.module and "provenance" not in again.to_dict()
 
 
@@ -63,7 +71,9 @@ def test_masks():
         "token": None,
     }
     masked = run_folder.masked(plain)
-    assert masked["tokens_BLD"] == "kept" and masked["text_tokens"] == 77 and masked["token"] is None
+    assert (
+        masked["tokens_BLD"] == "kept" and masked["text_tokens"] == 77 and masked["token"] is None
+    )
     assert (
         masked["hf_token"]
         == masked["db"]["password"]["x"]
@@ -72,13 +82,18 @@ def test_masks():
         == "********"
     )
     assert masked["url"] == "https://u:********@host"
-    assert run_folder.masked_command(["fit.py", "a.api_key=x", "seed=1", "--flag"]) == "fit.py a.api_key=******** seed=1 --flag"
+    assert (
+        run_folder.masked_command(["fit.py", "a.api_key=x", "seed=1", "--flag"])
+        == "fit.py a.api_key=******** seed=1 --flag"
+    )
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     run.fit(load(tmp_path, "trainer.max_epochs=1"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with pytest.raises(ValueError, match=r"already holds a run; give another out_dir=\.\.\., or resume=true"):
+    with pytest.raises(
+        ValueError, match=r"already holds a run; give another out_dir=\.\.\., or resume=true"
+    ):
         run.fit(load(tmp_path))
     with pytest.raises(ValueError, match="already holds a run"):
         run.dry_run(load(tmp_path))
@@ -108,17 +123,25 @@ def test_resume_goes_on_where_it_stopped(tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump(saved))
     resumed = run.fit(load(tmp_path, "trainer.max_epochs=4", "resume=true"))
     assert resumed.trainer.global_step == whole.trainer.global_step == 16
-    assert [row["step"] for row in rows(folder)] == [str(i) for i in range(16)]  # no row lost, none doubled
+    assert [row["step"] for row in rows(folder)] == [
+        str(i) for i in range(16)
+    ]  # no row lost, none doubled
     records = yaml.safe_load((folder / "config.yaml").read_text())["provenance"]
     assert [record["resumed_from"] for record in records] == [None, "last.ckpt"]
 
 
 def test_resume_with_another_configuration(tmp_path, caplog):
     run.fit(load(tmp_path, "trainer.max_epochs=1"))
-    with pytest.raises(ValueError, match=r"module.learning_rate \(0.1 -> 1\), data.count \(8 -> 4\)"):
+    with pytest.raises(
+        ValueError, match=r"module.learning_rate \(0.1 -> 1\), data.count \(8 -> 4\)"
+    ):
         run.fit(load(tmp_path, "module.learning_rate=1", "data.count=4", "resume=true"))
-    checkpoint, notes = run_folder.starting_point(tmp_path / "run", load(tmp_path, "trainer.max_epochs=3").to_dict(), resume=True)
-    assert checkpoint.name == "last.ckpt" and notes == ["resuming with changed trainer.max_epochs (1 -> 3)"]
+    checkpoint, notes = run_folder.starting_point(
+        tmp_path / "run", load(tmp_path, "trainer.max_epochs=3").to_dict(), resume=True
+    )
+    assert checkpoint.name == "last.ckpt" and notes == [
+        "resuming with changed trainer.max_epochs (1 -> 3)"
+    ]
     built = run.fit(load(tmp_path, "trainer.max_epochs=3", "resume=true"))
     assert built.trainer.global_step == 12
     records = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["provenance"]
@@ -133,20 +156,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_newest_intact_one(tmp_path):
     configured = load(tmp_path, "resume=true").to_dict()
     checkpoint, notes = run_folder.starting_point(tmp_path / "run", configured, True)
     assert checkpoint.name == "epoch=0-step=4.ckpt"
-    assert "last.ckpt" in notes[0] and "is damaged" in notes[0] and "epoch=0-step=4.ckpt" in notes[0]
+    assert (
+        "last.ckpt" in notes[0] and "is damaged" in notes[0] and "epoch=0-step=4.ckpt" in notes[0]
+    )
     built = run.fit(load(tmp_path, "resume=true"))
     assert built.trainer.global_step == 8 and run_folder.is_intact(folder / "last.ckpt")
     for path in folder.glob("epoch*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no checkpoint in .* is intact: .*start a new run in another out_dir"):
+    with pytest.raises(
+        ValueError, match="no checkpoint in .* is intact: .*start a new run in another out_dir"
+    ):
         run.fit(load(tmp_path, "resume=true"))
 
 
 def test_what_a_killed_run_was_writing_is_no_checkpoint_and_is_swept_away(tmp_path):
-    half = tmp_path / "run/checkpoints/.epoch=0-step=4.4194305.part.ckpt"  # (no process has such a number)
+    half = (
+        tmp_path / "run/checkpoints/.epoch=0-step=4.4194305.part.ckpt"
+    )  # (no process has such a number)
     half.parent.mkdir(parents=True)
     half.write_bytes(b"PK")
-    assert not run_folder.holds_run(tmp_path / "run") and run_folder.checkpoints(tmp_path / "run") == []
+    assert (
+        not run_folder.holds_run(tmp_path / "run")
+        and run_folder.checkpoints(tmp_path / "run") == []
+    )
     mine = half.with_name(f".mine.{os.getpid()}.part.ckpt")  # of a process that runs
     mine.touch()
     assert run.fit(load(tmp_path, "resume=true")).trainer.global_step == 8
@@ -174,8 +206,13 @@ def test_resume_of_nothing_starts_at_the_beginning(tmp_path):
     ]
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "config.yaml").write_text("seed: 3")
-    assert "no checkpoint yet" in run_folder.starting_point(tmp_path / "stub", {"seed": 3}, True)[1][0]
-    for broken, message in (("a: [", "cannot be read"), ("- 1", "is not the configuration of a run")):
+    assert (
+        "no checkpoint yet" in run_folder.starting_point(tmp_path / "stub", {"seed": 3}, True)[1][0]
+    )
+    for broken, message in (
+        ("a: [", "cannot be read"),
+        ("- 1", "is not the configuration of a run"),
+    ):
         (tmp_path / "stub" / "config.yaml").write_text(broken)
         with pytest.raises(ValueError, match=message):
             run_folder.starting_point(tmp_path / "stub", {"seed": 3}, True)
@@ -194,7 +231,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
             real(checkpoint, full)
 
     monkeypatch.setattr(run_folder.torch, "save", save)
-    with pytest.raises(OSError, match="the disk is full: .*/checkpoints/last.ckpt is intact; free some space") as caught:
+    with pytest.raises(
+        OSError, match="the disk is full: .*/checkpoints/last.ckpt is intact; free some space"
+    ) as caught:
         run.fit(load(tmp_path))
     assert "resume=true" in describe(caught.value) and "Errno" not in describe(caught.value)
     monkeypatch.undo()
@@ -214,7 +253,10 @@ def test_other_errors_of_saving_are_not_called_a_full_disk(tmp_path, monkeypatch
 
 
 def test_a_checkpoint_callback_of_ones_own_replaces_ours(tmp_path):
-    own = "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, every_n_train_steps: 3, save_top_k: -1}"
+    own = (
+        "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, every_n_train_steps: 3,"
+        " save_top_k: -1}"
+    )
     run.fit(load(tmp_path, f"trainer.callbacks={own}"))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "epoch=0-step=3.ckpt",
@@ -233,12 +275,23 @@ def test_predict_uses_the_last_checkpoint_and_writes_nothing(tmp_path):
 
 def test_dry_run(tmp_path):
     text = run.dry_run(load(tmp_path))
-    assert "parameters        9\n" in text and "trainable         5 (55.56%)" in text and "no backbone" in text
-    assert "memory estimate" in text and sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
-    smoke = run.load([ROOT / "configs/ddpo/quickstart_smoke.yaml"], [f"out_dir={tmp_path}/smoke", "data.seconds=1.024"])
+    assert (
+        "parameters        9\n" in text
+        and "trainable         5 (55.56%)" in text
+        and "no backbone" in text
+    )
+    assert "memory estimate" in text and sorted(path.name for path in tmp_path.iterdir()) == [
+        "c.yaml"
+    ]
+    smoke = run.load(
+        [ROOT / "configs/ddpo/quickstart_smoke.yaml"],
+        [f"out_dir={tmp_path}/smoke", "data.seconds=1.024"],
+    )
     assert "(32, 32) for 1.024 s" in run.dry_run(smoke) and not (tmp_path / "smoke").exists()
 
 
 def test_the_seed_decides_the_weights(tmp_path):
-    one, same, other = (weights(run.build(load(tmp_path, f"seed={seed}")).module) for seed in (1, 1, 2))
+    one, same, other = (
+        weights(run.build(load(tmp_path, f"seed={seed}")).module) for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)

@@ -24,16 +24,28 @@ from zoo.types import RewardOutput
 
 def module(**changes) -> DDPO:
     torch.manual_seed(0)
-    settings = {"sample_steps": 4, "sample_batch_size": 4, "train_batch_size": 4, "lora_rank": 2, "clip_reference_elements": None}
+    settings = {
+        "sample_steps": 4,
+        "sample_batch_size": 4,
+        "train_batch_size": 4,
+        "lora_rank": 2,
+        "clip_reference_elements": None,
+    }
     return DDPO(ToyBackbone(), ToyReward(), **{**settings, "learning_rate": 1e-2, **changes})
 
 
 def run(folder, epochs, start=0, ckpt=None, sanity=0, val=True, **changes):
     folder.mkdir(exist_ok=True)
     trainer = L.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, num_sanity_val_steps=sanity, callbacks=default_callbacks(folder, audio_count=3),
-    )  # fmt: skip
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=sanity,
+        callbacks=default_callbacks(folder, audio_count=3),
+    )
     ddpo = module(**changes)
     held_out = Given(prompt_round(4, repeats=1)) if val else None
     trainer.fit(ddpo, Rounds(8, start=start), held_out, ckpt_path=ckpt, weights_only=True)
@@ -44,11 +56,19 @@ def test_a_run_leaves_everything_a_listener_needs(tmp_path):
     folder = tmp_path / "a run"
     _, ddpo = run(folder, 2, sanity=-1)
     rows = read_rows(folder / "metrics.csv")
-    assert [row["round"] for row in rows] == [0, 1, 2] and all("held_out/mean" in row for row in rows)
+    assert [row["round"] for row in rows] == [0, 1, 2] and all(
+        "held_out/mean" in row for row in rows
+    )
     assert {"reward/happy/mean", "ratio/max", "grad_norm", "seconds/update"} <= set(rows[1])
-    before, after = (json.loads((folder / "audio" / name / "samples.json").read_text()) for name in ("before", "after"))
+    before, after = (
+        json.loads((folder / "audio" / name / "samples.json").read_text())
+        for name in ("before", "after")
+    )
     assert [s["id"] for s in before] == [s["id"] for s in after] == ["p0", "p1", "p2"]
-    waves = [soundfile.read(folder / "audio" / name / after[0]["file"])[0] for name in ("before", "after")]
+    waves = [
+        soundfile.read(folder / "audio" / name / after[0]["file"])[0]
+        for name in ("before", "after")
+    ]
     assert waves[0].shape == waves[1].shape == (8,) and not (waves[0] == waves[1]).all()
     assert (folder / "audio" / "round_00001" / "samples.json").is_file()
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -79,14 +99,30 @@ def test_the_report_holds_players_curve_and_settings_and_needs_nothing_else(tmp_
     report = write_report(tmp_path).read_text()
     page = Page()
     page.feed(report)
-    assert page.tags.count("audio") == 6 and page.tags.count("img") == 1 and "script" not in page.tags and "b" not in page.tags
-    assert all(re.match(r"data:(audio/flac|image/png);base64,[A-Za-z0-9+/=]{100,}$", source) for source in page.sources)
-    assert "seed: 7 # <b>&" in page.text and "a happy take number 0" in page.text and "training reward" in page.text
+    assert (
+        page.tags.count("audio") == 6
+        and page.tags.count("img") == 1
+        and "script" not in page.tags
+        and "b" not in page.tags
+    )
+    assert all(
+        re.match(r"data:(audio/flac|image/png);base64,[A-Za-z0-9+/=]{100,}$", source)
+        for source in page.sources
+    )
+    assert (
+        "seed: 7 # <b>&" in page.text
+        and "a happy take number 0" in page.text
+        and "training reward" in page.text
+    )
 
 
 def test_a_report_of_an_empty_folder_says_what_is_missing(tmp_path):
     report = write_report(tmp_path).read_text()
-    assert "Nothing was measured" in report and "No samples were written" in report and "config.yaml was not written" in report
+    assert (
+        "Nothing was measured" in report
+        and "No samples were written" in report
+        and "config.yaml was not written" in report
+    )
 
 
 class Loudness:
@@ -96,24 +132,48 @@ class Loudness:
         return RewardOutput(wave_BCN.square().mean(dim=(1, 2)))
 
 
-def test_a_run_on_captions_of_two_sounds_tells_relations_apart_and_plays_one_clip_a_caption(tmp_path):
+def test_a_run_on_captions_of_two_sounds_tells_relations_apart_and_plays_one_clip_a_caption(
+    tmp_path,
+):
     data = PromptDataModule(
-        prompts=scene_prompts(["cow", "crow", "explosion", "sheep"], held_out_share=0.34, seconds=1.0),
-        prompts_per_round=4, repeats=2, val_repeats=3,
-    )  # fmt: skip
-    settings = {"sample_steps": 2, "sample_batch_size": 4, "train_batch_size": 4, "lora_rank": 2, "clip_reference_elements": None}
+        prompts=scene_prompts(
+            ["cow", "crow", "explosion", "sheep"], held_out_share=0.34, seconds=1.0
+        ),
+        prompts_per_round=4,
+        repeats=2,
+        val_repeats=3,
+    )
+    settings = {
+        "sample_steps": 2,
+        "sample_batch_size": 4,
+        "train_batch_size": 4,
+        "lora_rank": 2,
+        "clip_reference_elements": None,
+    }
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, num_sanity_val_steps=0, callbacks=default_callbacks(tmp_path, audio_count=4, progress=False),
-    )  # fmt: skip
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        callbacks=default_callbacks(tmp_path, audio_count=4, progress=False),
+    )
     trainer.fit(DDPO(ToyBackbone(), Loudness(), class_label="relation", **settings), data)
     (row,) = read_rows(tmp_path / "metrics.csv")
     assert {"reward/then/mean", "held_out/together/mean", "held_out/then/mean"} <= set(row)
     samples = json.loads((tmp_path / "audio/after/samples.json").read_text())
-    assert len({sample["id"] for sample in samples}) == 4 and {s["labels"]["relation"] for s in samples} == {"together", "then"}
+    assert len({sample["id"] for sample in samples}) == 4 and {
+        s["labels"]["relation"] for s in samples
+    } == {"together", "then"}
     page = Page()
     page.feed((tmp_path / "report.html").read_text())
-    assert all(sample["text"] in page.text for sample in samples) and page.tags.count("audio") == 8 and "not:" not in page.text
+    assert (
+        all(sample["text"] in page.text for sample in samples)
+        and page.tags.count("audio") == 8
+        and "not:" not in page.text
+    )
 
 
 def test_metrics_survive_a_resume_without_doubled_or_lost_rows(tmp_path):
@@ -122,11 +182,21 @@ def test_metrics_survive_a_resume_without_doubled_or_lost_rows(tmp_path):
     trainer, _ = run(parts, 2)
     trainer.save_checkpoint(parts / "two.ckpt")
     rows = read_rows(parts / "metrics.csv")
-    with (parts / "metrics.csv").open("a") as file:  # a third round was written, but its checkpoint was not
+    with (parts / "metrics.csv").open(
+        "a"
+    ) as file:  # a third round was written, but its checkpoint was not
         file.write(",".join(["3"] * (len(rows[0]))) + "\n")
     run(parts, 4, start=2, ckpt=parts / "two.ckpt")
-    steady = lambda folder: [{k: v for k, v in row.items() if "seconds" not in k} for row in read_rows(folder / "metrics.csv")]
-    assert steady(parts) == steady(whole) and [row["round"] for row in steady(parts)] == [1, 2, 3, 4]
+    steady = lambda folder: [
+        {k: v for k, v in row.items() if "seconds" not in k}
+        for row in read_rows(folder / "metrics.csv")
+    ]
+    assert steady(parts) == steady(whole) and [row["round"] for row in steady(parts)] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     base = json.loads((whole / "audio/before/samples.json").read_text())
     assert json.loads((parts / "audio/before/samples.json").read_text()) == base
 
@@ -135,7 +205,9 @@ def test_before_is_the_base_model_even_when_made_late(tmp_path):
     trainer, _ = run(tmp_path / "a", 2, learning_rate=0.1)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     run(tmp_path / "b", 3, start=2, ckpt=tmp_path / "two.ckpt", learning_rate=0.1)
-    first, late = (json.loads((tmp_path / name / "audio/before/samples.json").read_text()) for name in "ab")
+    first, late = (
+        json.loads((tmp_path / name / "audio/before/samples.json").read_text()) for name in "ab"
+    )
     assert first == late
 
 
@@ -145,7 +217,10 @@ def test_without_held_out_prompts_training_prompts_are_played(tmp_path):
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "denoiser.safetensors")
-    assert all(torch.equal(saved[name], value) for name, value in ddpo.backbone.denoiser.state_dict().items())
+    assert all(
+        torch.equal(saved[name], value)
+        for name, value in ddpo.backbone.denoiser.state_dict().items()
+    )
     assert "not measured" not in (tmp_path / "report.html").read_text()
 
 
@@ -161,23 +236,53 @@ def test_averaged_weights_are_exported(tmp_path):
     load_adapter(loaded, tmp_path / "adapter")
     adapter = {n: p for n, p in loaded.denoiser.named_parameters() if "lora_" in n}
     with ddpo.ema.swapped():
-        averaged = {n: p.detach().clone() for n, p in ddpo.backbone.denoiser.named_parameters() if "lora_" in n}
-    assert adapter.keys() == averaged.keys() and all(torch.equal(adapter[n], averaged[n]) for n in adapter)
-    assert any(not torch.equal(averaged[n], p) for n, p in ddpo.backbone.denoiser.named_parameters() if "lora_" in n)
+        averaged = {
+            n: p.detach().clone()
+            for n, p in ddpo.backbone.denoiser.named_parameters()
+            if "lora_" in n
+        }
+    assert adapter.keys() == averaged.keys() and all(
+        torch.equal(adapter[n], averaged[n]) for n in adapter
+    )
+    assert any(
+        not torch.equal(averaged[n], p)
+        for n, p in ddpo.backbone.denoiser.named_parameters()
+        if "lora_" in n
+    )
 
 
 def test_a_round_without_a_mood_has_no_number_for_it(tmp_path):
     table, first = MetricsCSV(tmp_path / "metrics.csv"), prompt_round(8)
-    second = PromptBatch(tuple(prompt for prompt in first.prompts if prompt.labels["mood"] == "sad"), (0, 0, 1, 1), 1)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[table], **quiet).fit(module(), Given(first, second))
-    assert ["reward/happy/mean" in row for row in table.rows] == [True, False]  # not that of the round before
+    second = PromptBatch(
+        tuple(prompt for prompt in first.prompts if prompt.labels["mood"] == "sad"), (0, 0, 1, 1), 1
+    )
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[table], **quiet).fit(
+        module(), Given(first, second)
+    )
+    assert ["reward/happy/mean" in row for row in table.rows] == [
+        True,
+        False,
+    ]  # not that of the round before
     assert all("reward/sad/mean" in row for row in table.rows)
 
 
-def test_a_run_that_was_killed_before_its_results_were_written_gets_them_on_resume(tmp_path, project_root):
+def test_a_run_that_was_killed_before_its_results_were_written_gets_them_on_resume(
+    tmp_path, project_root
+):
     def smoke(*more):
-        overrides = ["module.sample_steps=2", "data.seconds=0.512", "trainer.max_epochs=1", f"out_dir={tmp_path}", *more]
+        overrides = [
+            "module.sample_steps=2",
+            "data.seconds=0.512",
+            "trainer.max_epochs=1",
+            f"out_dir={tmp_path}",
+            *more,
+        ]
         return fit(load([project_root / "configs/ddpo/quickstart_smoke.yaml"], overrides))
 
     smoke("trainer.enable_model_summary=false")
@@ -188,14 +293,20 @@ def test_a_run_that_was_killed_before_its_results_were_written_gets_them_on_resu
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     smoke("trainer.enable_model_summary=false", "resume=true")
     assert all((tmp_path / name).exists() for name in results)
-    assert written == {path.name: path.read_bytes() for path in (tmp_path / "audio/after").iterdir()}
+    assert written == {
+        path.name: path.read_bytes() for path in (tmp_path / "audio/after").iterdir()
+    }
 
 
 def test_columns_that_come_later_do_not_shift_earlier_rows(tmp_path):
     from lightning_modules.callbacks import write_rows
 
     write_rows(tmp_path / "m.csv", [{"round": 1.0, "b": 2.0}, {"round": 2.0, "a": 3.0}])
-    assert list(csv.reader((tmp_path / "m.csv").open())) == [["round", "a", "b"], ["1.0", "", "2.0"], ["2.0", "3.0", ""]]
+    assert list(csv.reader((tmp_path / "m.csv").open())) == [
+        ["round", "a", "b"],
+        ["1.0", "", "2.0"],
+        ["2.0", "3.0", ""],
+    ]
     assert read_rows(tmp_path / "m.csv")[0] == {"round": 1.0, "b": 2.0}
     assert MetricsCSV(tmp_path / "x").state_key == MetricsCSV(tmp_path / "y").state_key
 
@@ -204,9 +315,23 @@ def test_samples_are_spread_and_counted():
     assert [p.id for p in spread(prompt_round(8, repeats=1), 4).prompts] == ["p0", "p2", "p4", "p6"]
     assert len(spread(prompt_round(2, repeats=1), 4)) == 2
     repeated = prompt_round(48, repeats=4)  # 12 prompts, four times each
-    assert [p.id for p in spread(repeated, 8).prompts] == ["p0", "p1", "p3", "p4", "p6", "p7", "p9", "p10"]
+    assert [p.id for p in spread(repeated, 8).prompts] == [
+        "p0",
+        "p1",
+        "p3",
+        "p4",
+        "p6",
+        "p7",
+        "p9",
+        "p10",
+    ]
     more = spread(repeated, 15)
-    assert [p.id for p in more.prompts] == [f"p{i}" for i in (0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11)]
-    assert more.sample_index[:3] == (0, 1, 0) and spread(repeated, 48).sample_index == (0, 1, 2, 3) * 12
+    assert [p.id for p in more.prompts] == [
+        f"p{i}" for i in (0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11)
+    ]
+    assert (
+        more.sample_index[:3] == (0, 1, 0)
+        and spread(repeated, 48).sample_index == (0, 1, 2, 3) * 12
+    )
     with pytest.raises(ValueError, match="at least 1"):
         AudioSamples("x", 0)

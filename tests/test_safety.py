@@ -13,7 +13,11 @@ from safetensors.torch import save_file
 
 from zoo import safety
 
-TENSORS = {"a": torch.ones(2, 3), "b": torch.zeros(0, 4, dtype=torch.bfloat16), "c": torch.ones(5, dtype=torch.bool)}
+TENSORS = {
+    "a": torch.ones(2, 3),
+    "b": torch.zeros(0, 4, dtype=torch.bfloat16),
+    "c": torch.ones(5, dtype=torch.bool),
+}
 
 
 def with_header(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -26,14 +30,34 @@ def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8))
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "unet/model-00001-of-00002.safetensors", "..weights", "a..b", "ä.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "unet/model-00001-of-00002.safetensors", "..weights", "a..b", "ä.json"],
+)
 def test_plain_names_stay_as_they_are(name: str) -> None:
     assert str(safety.safe_relative_path(name)) == name
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/etc/passwd", "../x", "a/../../x", "a/..", ".", "./x", "a//b", "a/", "a\\b", "..\\x", "C:x", "c:/x", "a\0b", "a\nb", 3],
+    [
+        "",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a/..",
+        ".",
+        "./x",
+        "a//b",
+        "a/",
+        "a\\b",
+        "..\\x",
+        "C:x",
+        "c:/x",
+        "a\0b",
+        "a\nb",
+        3,
+    ],
 )
 def test_names_that_leave_the_folder_are_refused(name: object) -> None:
     with pytest.raises(ValueError, match="name"):
@@ -45,7 +69,10 @@ def test_a_folder_lists_its_regular_files(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     assert [path.relative_to(tmp_path).as_posix() for path in safety.check_folder(tmp_path)] == [
-        ".hidden/x", "config.json", "unet/model.safetensors"]  # fmt: skip
+        ".hidden/x",
+        "config.json",
+        "unet/model.safetensors",
+    ]
 
 
 def test_links_and_special_files_are_named(tmp_path: Path) -> None:
@@ -55,7 +82,9 @@ def test_links_and_special_files_are_named(tmp_path: Path) -> None:
     (folder / "config.json").symlink_to(tmp_path / "secret")
     (folder / "weights").symlink_to(tmp_path, target_is_directory=True)
     os.mkfifo(folder / "sub/pipe")
-    with pytest.raises(ValueError, match=r"links: config.json -> .*secret, weights -> .*; special files: sub/pipe"):
+    with pytest.raises(
+        ValueError, match=r"links: config.json -> .*secret, weights -> .*; special files: sub/pipe"
+    ):
         safety.check_folder(folder)
     with pytest.raises(ValueError, match="config.json is a link"):
         safety.file_inside(folder, "config.json")
@@ -102,14 +131,21 @@ def test_missing_things_are_said(tmp_path: Path) -> None:
 def test_a_true_header_passes(tmp_path: Path) -> None:
     save_file(TENSORS, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
     assert safety.check_safetensors_header(tmp_path / "model.safetensors") == {
-        "a": ("F32", (2, 3)), "b": ("BF16", (0, 4)), "c": ("BOOL", (5,))}  # fmt: skip
+        "a": ("F32", (2, 3)),
+        "b": ("BF16", (0, 4)),
+        "c": ("BOOL", (5,)),
+    }
 
 
 @pytest.mark.parametrize(
     ("header", "data", "said"),
     [
         ({"a": entry()}, b"", "claims 8 bytes of tensors, but 0 follow"),
-        ({"a": entry(shape=[2**31 + 4], offsets=[0, 4 * (2**31 + 4)])}, bytes(8), "claims 8589934608 bytes"),
+        (
+            {"a": entry(shape=[2**31 + 4], offsets=[0, 4 * (2**31 + 4)])},
+            bytes(8),
+            "claims 8589934608 bytes",
+        ),
         ({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12), "range of b .* overlaps"),
         ({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20), "range of b .* gap"),
         ({"a": entry()}, bytes(9), "claims 8 bytes of tensors, but 9 follow"),
@@ -162,8 +198,17 @@ def test_json_has_a_size_and_a_depth(tmp_path: Path) -> None:
 def test_an_index_names_shards_inside_the_folder(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, str(tmp_path / "model-1.safetensors"))
     save_file({"b": torch.ones(2), "c": torch.ones(1)}, str(tmp_path / "model-2.safetensors"))
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}}
-    expected = {tmp_path / "model-1.safetensors": ("a",), tmp_path / "model-2.safetensors": ("b", "c")}
+    index = {
+        "weight_map": {
+            "a": "model-1.safetensors",
+            "b": "model-2.safetensors",
+            "c": "model-2.safetensors",
+        }
+    }
+    expected = {
+        tmp_path / "model-1.safetensors": ("a",),
+        tmp_path / "model-2.safetensors": ("b", "c"),
+    }
     assert safety.check_index(index, tmp_path) == expected
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert safety.check_index(tmp_path / "model.safetensors.index.json", tmp_path) == expected
@@ -172,7 +217,11 @@ def test_an_index_names_shards_inside_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "error", "said"),
     [
-        ({"a": "../model.safetensors"}, ValueError, "a: the file name '../model.safetensors' leaves"),
+        (
+            {"a": "../model.safetensors"},
+            ValueError,
+            "a: the file name '../model.safetensors' leaves",
+        ),
         ({"a": "/model.safetensors"}, ValueError, "is absolute"),
         ({"a": 3}, ValueError, "non-empty text"),
         ({"a": "model.bin"}, ValueError, "not a safetensors file"),
@@ -183,7 +232,9 @@ def test_an_index_names_shards_inside_the_folder(tmp_path: Path) -> None:
         (["here.safetensors"], ValueError, "weight_map"),
     ],
 )
-def test_a_hostile_index_is_refused(tmp_path: Path, weight_map: object, error: type[Exception], said: str) -> None:
+def test_a_hostile_index_is_refused(
+    tmp_path: Path, weight_map: object, error: type[Exception], said: str
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"a": torch.ones(2)}, str(tmp_path / "model.safetensors"))

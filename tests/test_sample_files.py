@@ -27,15 +27,28 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_samples(tmp_path) == (first, second)
     again = Sample(first.path, rain, seed=4)
     write_index(tmp_path, [again])
-    assert read_samples(tmp_path) == (again, second), "an entry of the same file is replaced, the others stay"
+    assert read_samples(tmp_path) == (
+        again,
+        second,
+    ), "an entry of the same file is replaced, the others stay"
 
 
 def test_the_samples_of_a_run_are_read(tmp_path: Path) -> None:
     """``lightning_modules.audio_samples`` writes the same index."""
     audio(tmp_path / "00_p0.wav")
-    facts = {"file": "00_p0.wav", "id": "p0", "text": "rain", "negative": "", "seconds": 1.0, "labels": {}, "score": -0.25}
+    facts = {
+        "file": "00_p0.wav",
+        "id": "p0",
+        "text": "rain",
+        "negative": "",
+        "seconds": 1.0,
+        "labels": {},
+        "score": -0.25,
+    }
     (tmp_path / "samples.json").write_text(json.dumps([facts]))
-    assert read_samples(tmp_path) == (Sample(tmp_path / "00_p0.wav", Prompt("p0", "rain", seconds=1.0), None, -0.25),)
+    assert read_samples(tmp_path) == (
+        Sample(tmp_path / "00_p0.wav", Prompt("p0", "rain", seconds=1.0), None, -0.25),
+    )
 
 
 GOOD = {"file": "a.wav", "id": "a", "text": "rain"}
@@ -64,16 +77,22 @@ def test_bad_indexes_are_named(tmp_path: Path, content: object, message: str) ->
     audio(folder / "a.wav")
     audio(tmp_path / "a.wav")
     (folder / "link.wav").symlink_to(tmp_path / "a.wav")
-    (folder / "samples.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    (folder / "samples.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
     with pytest.raises(ValueError, match=message):
         read_samples(folder)
 
 
 def test_absent_things_are_named(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
-    with pytest.raises(FileNotFoundError, match="there is no folder .*befor; did you mean 'before'"):
+    with pytest.raises(
+        FileNotFoundError, match="there is no folder .*befor; did you mean 'before'"
+    ):
         read_samples(tmp_path / "befor")
-    with pytest.raises(FileNotFoundError, match="has no samples.json.*tools/generate.py writes one"):
+    with pytest.raises(
+        FileNotFoundError, match="has no samples.json.*tools/generate.py writes one"
+    ):
         read_samples(tmp_path / "before")
     (tmp_path / "before" / "samples.json").write_text(json.dumps([GOOD]))
     with pytest.raises(FileNotFoundError, match="entry 1: there is no file .*a.wav"):

@@ -1,4 +1,6 @@
-"""Streams of scenes, their splits and bad settings; prompts of two sounds and what is held out of them."""
+"""Streams of scenes, their splits and bad settings; prompts of two sounds and what is held out of
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,27 @@ from zoo.types import Prompt
 
 
 def scenes(**changes) -> SceneDataModule:
-    settings = {"bank": tone_bank(1.0), "batch_size": 4, "batches_per_epoch": 2, "clips": 8, "val_clips": 4}
+    settings = {
+        "bank": tone_bank(1.0),
+        "batch_size": 4,
+        "batches_per_epoch": 2,
+        "clips": 8,
+        "val_clips": 4,
+    }
     return SceneDataModule(**(settings | changes))
 
 
 def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
     first, again = list(scenes().train_dataloader()), list(scenes().train_dataloader())
-    assert len(first) == 2 and first[0].wave_BCN.shape == (4, 2, 16384) and first[0].sample_rate_hz == RATE_HZ
-    assert all(torch.equal(a.wave_BCN, b.wave_BCN) and a.prompts == b.prompts for a, b in zip(first, again, strict=True))
+    assert (
+        len(first) == 2
+        and first[0].wave_BCN.shape == (4, 2, 16384)
+        and first[0].sample_rate_hz == RATE_HZ
+    )
+    assert all(
+        torch.equal(a.wave_BCN, b.wave_BCN) and a.prompts == b.prompts
+        for a, b in zip(first, again, strict=True)
+    )
     assert not torch.equal(first[0].wave_BCN, first[1].wave_BCN)
     assert next(iter(scenes(seed=1).train_dataloader())).prompts != first[0].prompts
 
@@ -40,7 +55,10 @@ def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
 def test_truth_and_wrong_captions_travel_beside_the_caption() -> None:
     for prompt in (p for batch in scenes().train_dataloader() for p in batch.prompts):
         labels, count = prompt.labels, len(prompt.labels["events"])
-        assert [len(labels[key]) for key in ("audioset", "onsets_s", "ends_s", "clips", "recording_split")] == [count] * 5
+        assert [
+            len(labels[key])
+            for key in ("audioset", "onsets_s", "ends_s", "clips", "recording_split")
+        ] == [count] * 5
         assert labels["audioset"] == [[name.title()] for name in labels["events"]]
         assert (labels["swapped"] is not None) == (labels["relation"] == "then")
         assert len(labels["negatives"]) == 1 and prompt.text not in labels["negatives"]
@@ -49,8 +67,15 @@ def test_truth_and_wrong_captions_travel_beside_the_caption() -> None:
 
 def test_each_split_uses_its_own_recordings() -> None:
     data = scenes(batches_per_epoch=8, val_clips=32)
-    trained = {clip for batch in data.train_dataloader() for p in batch.prompts for clip in p.labels["clips"]}
-    tested = {clip for batch in data.val_dataloader() for p in batch.prompts for clip in p.labels["clips"]}
+    trained = {
+        clip
+        for batch in data.train_dataloader()
+        for p in batch.prompts
+        for clip in p.labels["clips"]
+    }
+    tested = {
+        clip for batch in data.val_dataloader() for p in batch.prompts for clip in p.labels["clips"]
+    }
     assert trained & tested == {"tones/train-both"}
     assert {clip.rsplit("-")[-1] for clip in trained} == {"train", "both"}
     assert {clip.rsplit("-")[-1] for clip in tested} == {"test", "both"}
@@ -76,13 +101,19 @@ def test_clip_sets_feed_the_latent_cache() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"relations": {"single": 0.5, "then": 0.4}}, r"sum to 1, got single 0.5, then 0.4 \(sum 0.9\)"),
+        (
+            {"relations": {"single": 0.5, "then": 0.4}},
+            r"sum to 1, got single 0.5, then 0.4 \(sum 0.9\)",
+        ),
         ({"relations": {"single": 1.5, "then": -0.5}}, "0 or more"),
         ({"relations": {"togehter": 1.0}}, "did you mean 'together'"),
         ({"relations": {}}, "sum 0"),
         ({"three_share": 1.2}, "three_share is a share"),
         ({"classes": ["dog", "bel"]}, "did you mean 'bell'"),
-        ({"classes": ["dog", "bell"]}, "3 sounds needs as many classes, but only 2 .* split 'train'.*three_share: 0"),
+        (
+            {"classes": ["dog", "bell"]},
+            "3 sounds needs as many classes, but only 2 .* split 'train'.*three_share: 0",
+        ),
         ({"licences": ["MIT"]}, "no recorded sound is left"),
         ({"seconds": 1.2}, "1.2 s are too short for 3 sounds .* at least 1.5 s"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -115,18 +146,30 @@ def test_prompts_of_two_sounds_in_every_relation_and_order() -> None:
     }
     assert {name for pair in events_of(train) for name in pair} == set(NAMES)
     assert {(p.negative, p.seconds) for p in train + held} == {("noise", 4.0)}
-    assert scene_prompts(NAMES, held_out_share=0.3, negative="noise", seconds=4.0, seed=1) == (train, held)
-    assert scene_prompts(NAMES, held_out_share=0.3, seed=2) != scene_prompts(NAMES, held_out_share=0.3, seed=1)
+    assert scene_prompts(NAMES, held_out_share=0.3, negative="noise", seconds=4.0, seed=1) == (
+        train,
+        held,
+    )
+    assert scene_prompts(NAMES, held_out_share=0.3, seed=2) != scene_prompts(
+        NAMES, held_out_share=0.3, seed=1
+    )
 
 
 def test_prompt_labels_say_what_the_text_asks_for() -> None:
-    (prompts, held) = scene_prompts(["helicopter", "bell"], ["then"], held_out_share=0.0)
-    assert not held and [p.labels["events"] for p in prompts] == [["bell", "helicopter"], ["helicopter", "bell"]]
+    prompts, held = scene_prompts(["helicopter", "bell"], ["then"], held_out_share=0.0)
+    assert not held and [p.labels["events"] for p in prompts] == [
+        ["bell", "helicopter"],
+        ["helicopter", "bell"],
+    ]
     for prompt in prompts:
         first, second = prompt.labels["events"]
-        assert (prompt.text.index(first) < prompt.text.index(second)) == (" after " not in prompt.text)
+        assert (prompt.text.index(first) < prompt.text.index(second)) == (
+            " after " not in prompt.text
+        )
         assert prompt.labels["swapped"] not in (None, prompt.text)
-        assert "Helicopter" in prompt.labels["audioset"][prompt.labels["events"].index("helicopter")]
+        assert (
+            "Helicopter" in prompt.labels["audioset"][prompt.labels["events"].index("helicopter")]
+        )
     (together,), _ = scene_prompts(["helicopter", "bell"], ["together"], held_out_share=0.0)
     assert together.labels["swapped"] is None and together.labels["relation"] == "together"
 
@@ -143,7 +186,10 @@ def test_given_or_counted_pairs_and_sources() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": ["dog", "helicoptr"]}, "no sound class 'helicoptr'; did you mean 'helicopter'"),
+        (
+            {"classes": ["dog", "helicoptr"]},
+            "no sound class 'helicoptr'; did you mean 'helicopter'",
+        ),
         ({"classes": ["dog", "dog"]}, "drop doubled classes"),
         ({"classes": ["dog"]}, "no pairs of sounds to train on"),
         ({"relations": ["than"]}, "did you mean 'then'"),
@@ -163,15 +209,28 @@ def test_bad_prompt_settings_are_named(changes: dict, message: str) -> None:
 
 
 def test_rounds_of_scene_prompts_as_a_config_builds_them() -> None:
-    prompts = {"_target_": "datamodules.scene_prompts.scene_prompts", "classes": NAMES, "relations": ["then"], "seed": 3}
-    node = {"_target_": "datamodules.prompts.PromptDataModule", "prompts": prompts, "prompts_per_round": 4, "repeats": 2}
+    prompts = {
+        "_target_": "datamodules.scene_prompts.scene_prompts",
+        "classes": NAMES,
+        "relations": ["then"],
+        "seed": 3,
+    }
+    node = {
+        "_target_": "datamodules.prompts.PromptDataModule",
+        "prompts": prompts,
+        "prompts_per_round": 4,
+        "repeats": 2,
+    }
     check(node, "data")
     data = instantiate(node, "data")
     batch = next(iter(data.train_dataloader()))
     assert len(batch) == 8 and {p.labels["relation"] for p in batch.prompts} == {"then"}
     held = next(iter(data.val_dataloader())).prompts
     assert len(held) == 4 and not events_of(held) & events_of(data.train_prompts)
-    for changes, message in (({"template": "a {word}"}, "not two of them"), ({"seconds": 2.0}, "below data.prompts")):
+    for changes, message in (
+        ({"template": "a {word}"}, "not two of them"),
+        ({"seconds": 2.0}, "below data.prompts"),
+    ):
         with pytest.raises(ValueError, match=message):
             instantiate(node | changes, "data")
     with pytest.raises(ValueError, match="data.prompts.*did you mean 'train'"):

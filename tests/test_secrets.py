@@ -36,12 +36,18 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"Bearer {OTHER} sent", f"Bearer {MASK} sent"),
         ("key sk-proj-abcdefghijklmnopqrst.", f"key {MASK}."),
         ("ghp_abcdefghijklmnopqrstuvwx", MASK),
-        ("http://me:pass1234@proxy:80/x and http://host:80/a@b", f"http://me:{MASK}@proxy:80/x and http://host:80/a@b"),
+        (
+            "http://me:pass1234@proxy:80/x and http://host:80/a@b",
+            f"http://me:{MASK}@proxy:80/x and http://host:80/a@b",
+        ),
         ("hf_hub_download of tokens_BLD sk-learn", "hf_hub_download of tokens_BLD sk-learn"),
         ("correct horse, battery", f"{MASK}, battery"),
         ("the word abc stays", "the word abc stays"),
         ("GET https://h/x?token=abcde&a=1#q", f"GET https://h/x?token={MASK}&a=1#q"),
-        ("https://h/x?X-Amz-Signature=ff00&key=kk", f"https://h/x?X-Amz-Signature={MASK}&key={MASK}"),
+        (
+            "https://h/x?X-Amz-Signature=ff00&key=kk",
+            f"https://h/x?X-Amz-Signature={MASK}&key={MASK}",
+        ),
         ("clone https://ghtoken12@github.com/x", f"clone https://{MASK}@github.com/x"),
         ("https://me:p/a@ss@host/y", f"https://me:{MASK}@host/y"),
         ("401 for Bearer abcdef", f"401 for Bearer {MASK}"),
@@ -63,11 +69,23 @@ def test_what_is_masked(text: str, told: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("key", "is_secret"),
-    [("AWS_SECRET_ACCESS_KEY", True), ("MY_SECRET_THING", True), ("DB_PASS", True), ("apiKey", True),
-     ("module.llm.api_key", True), ("client-secret", True), ("hf_token", True), ("private_key", True),
-     ("label_key", False), ("tokens_BLD", False), ("PWD", False), ("DB_PWD", True),
-     ("passes", False), ("author", False)],
-)  # fmt: skip
+    [
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("MY_SECRET_THING", True),
+        ("DB_PASS", True),
+        ("apiKey", True),
+        ("module.llm.api_key", True),
+        ("client-secret", True),
+        ("hf_token", True),
+        ("private_key", True),
+        ("label_key", False),
+        ("tokens_BLD", False),
+        ("PWD", False),
+        ("DB_PWD", True),
+        ("passes", False),
+        ("author", False),
+    ],
+)
 def test_which_keys_hold_secrets(key: str, is_secret: bool) -> None:
     assert is_secret_key(key) == is_secret
 
@@ -114,13 +132,17 @@ def test_a_message_holds_no_control_characters_and_is_cut() -> None:
 
 
 def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not under a key that says so, not under one that does not, not on the command line, not on a second start."""
+    """Not under a key that says so, not under one that does not, not on the command line, not on a
+    second start.
+    """
     monkeypatch.setenv("HF_TOKEN", "an-unusual-token")
     words = [f"data.token={OTHER}", "provenance=[an-unusual-token]"]
     settings = run.load([toy_config(tmp_path)], words[:1])
     settings.module["kind"] = "a"
     settings.data["note"] = f"pulled with {OTHER} and an-unusual-token"
-    run_folder.write_config(tmp_path / "run", settings.to_dict(), ["fit.py", *words, f"name={OTHER}"], None)
+    run_folder.write_config(
+        tmp_path / "run", settings.to_dict(), ["fit.py", *words, f"name={OTHER}"], None
+    )
     run_folder.write_config(tmp_path / "run", settings.to_dict(), ["fit.py", *words], None)
     text = (tmp_path / "run/config.yaml").read_text()
     assert OTHER not in text
@@ -129,24 +151,39 @@ def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.Monkey
     assert run_folder.changed_settings(tmp_path / "run", settings.to_dict()) == []
 
 
-def test_a_trained_run_holds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trained_run_holds_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No file of a run folder, whatever wrote it."""
     monkeypatch.setenv("HF_TOKEN", WRITER)
-    run.fit(run.load([toy_config(tmp_path)], [f"data.token={OTHER}"]), ["fit.py", f"data.token={OTHER}"])
+    run.fit(
+        run.load([toy_config(tmp_path)], [f"data.token={OTHER}"]), ["fit.py", f"data.token={OTHER}"]
+    )
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"config.yaml", "metrics.csv", "last.ckpt"} <= {path.name for path in files}
     for path in files:
-        assert not {secret for secret in (OTHER, WRITER) if secret.encode() in path.read_bytes()}, path
+        assert not {secret for secret in (OTHER, WRITER) if secret.encode() in path.read_bytes()}, (
+            path
+        )
     shown = capsys.readouterr()
     assert OTHER not in shown.out + shown.err
 
 
-@pytest.mark.parametrize("case", ["missing", "private", "gated", "wrong hash", "wrong token", "nobody there", "refused push"])
+@pytest.mark.parametrize(
+    "case",
+    ["missing", "private", "gated", "wrong hash", "wrong token", "nobody there", "refused push"],
+)
 def test_failures_on_the_way_show_none(
-    case: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    """The message, its traceback with all causes, every log line at the finest level, and what was printed."""
+    case: str,
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The message, its traceback with all causes, every log line at the finest level, and what was
+    printed.
+    """
     model = model_folder(tmp_path / "made/model")
     token = OTHER if case == "wrong token" else WRITER
     connect(monkeypatch, hub, tmp_path / "home", token)
@@ -162,8 +199,11 @@ def test_failures_on_the_way_show_none(
         monkeypatch.setattr(constants, "ENDPOINT", "http://me:pass1234@127.0.0.1:9")
     logging.getLogger("huggingface_hub").setLevel(logging.DEBUG)
     caplog.set_level(logging.DEBUG)
-    words = ["push", str(model), "other/model", "--yes"] if case == "refused push" else [
-        "pull", f"{owner}/model", "--accept-licence"]
+    words = (
+        ["push", str(model), "other/model", "--yes"]
+        if case == "refused push"
+        else ["pull", f"{owner}/model", "--accept-licence"]
+    )
     assert reported(main, words) == 2
     shown = capsys.readouterr()
     assert "error: " in shown.err
@@ -181,19 +221,29 @@ def test_a_card_or_a_config_with_a_token_is_not_sent(
     name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, hub, tmp_path / "home")
-    model = model_folder(tmp_path / "made/model", **({"note": OTHER} if name == "config.json" else {}))
+    model = model_folder(
+        tmp_path / "made/model", **({"note": OTHER} if name == "config.json" else {})
+    )
     if name == "README.md":
         (model / name).write_text(f"{CARD}\nos.environ['HF_TOKEN'] = {OTHER!r}\n")
-    with pytest.raises(ValueError, match=rf"{name} in .* holds what looks like an access token") as caught:
+    with pytest.raises(
+        ValueError, match=rf"{name} in .* holds what looks like an access token"
+    ) as caught:
         push(model, "tester/model", yes=True)
     assert OTHER not in str(caught.value)
     assert hub.requests == []
 
 
-def test_no_token_is_written_by_a_pull(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_is_written_by_a_pull(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect(monkeypatch, hub, tmp_path / "home", token=None)
     monkeypatch.chdir(tmp_path)
     hub.put("tester/model", contents(model_folder(tmp_path / "made/model")), private=True)
     pull("tester/model", token=WRITER)
     assert any(request.token == WRITER for request in hub.requests)
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and WRITER.encode() in path.read_bytes()] == []
+    assert [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and WRITER.encode() in path.read_bytes()
+    ] == []

@@ -1,4 +1,6 @@
-"""The SLURM recipe: valid shell, and what it starts is a valid run whose round divides over the processes it asks for."""
+"""The SLURM recipe: valid shell, and what it starts is a valid run whose round divides over the
+processes it asks for.
+"""
 
 import os
 import re
@@ -18,13 +20,27 @@ def directives(text: str) -> dict[str, str]:
     return dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", text, re.MULTILINE))
 
 
-def started(root: Path, folder: Path, *arguments: str, gpus: int = GPUS, **variables: str) -> list[str]:
+def started(
+    root: Path, folder: Path, *arguments: str, gpus: int = GPUS, **variables: str
+) -> list[str]:
     """What the script hands to ``srun``, run by bash with a stand-in for it."""
     stand_in = folder / "srun"
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_NTASKS_PER_NODE": str(gpus), **variables}
-    said = subprocess.run(["bash", SCRIPT, *arguments], cwd=root, env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_NTASKS_PER_NODE": str(gpus),
+        **variables,
+    }
+    said = subprocess.run(
+        ["bash", SCRIPT, *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return said.stdout.splitlines()
 
 
@@ -37,12 +53,20 @@ def config_of(root: Path, command: list[str]) -> run.Run:
 def test_it_is_valid_shell_and_asks_for_a_process_a_gpu(project_root):
     subprocess.run(["bash", "-n", SCRIPT], cwd=project_root, check=True)
     asked = directives((project_root / SCRIPT).read_text("utf-8"))
-    assert asked["nodes"] == "1" and asked["ntasks-per-node"] == asked["gpus-per-node"] == str(GPUS) and "requeue" in asked
+    assert (
+        asked["nodes"] == "1"
+        and asked["ntasks-per-node"] == asked["gpus-per-node"] == str(GPUS)
+        and "requeue" in asked
+    )
 
 
 def test_it_is_started_by_sbatch_only(project_root):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    said = subprocess.run(["bash", SCRIPT], cwd=project_root, env=environment, capture_output=True, text=True)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM")
+    }
+    said = subprocess.run(
+        ["bash", SCRIPT], cwd=project_root, env=environment, capture_output=True, text=True
+    )
     assert said.returncode != 0 and "start me with sbatch" in said.stderr
 
 
@@ -51,7 +75,12 @@ def test_what_it_starts_loads_and_its_rounds_divide(project_root, tmp_path, gpus
     config = config_of(project_root, started(project_root, tmp_path, *more, gpus=gpus))
     assert all(advice in (project_root / SCRIPT).read_text("utf-8") for advice in more)
     module, data, trainer = config.module, config.data, config.trainer
-    assert trainer["strategy"] == "ddp" and trainer["devices"] == gpus and trainer["num_nodes"] == 1 and config.resume
+    assert (
+        trainer["strategy"] == "ddp"
+        and trainer["devices"] == gpus
+        and trainer["num_nodes"] == 1
+        and config.resume
+    )
     samples = data["prompts_per_round"] * data["repeats"]
     own, left = divmod(samples, gpus)
     assert left == 0 and own % module["sample_batch_size"] == 0
@@ -62,9 +91,13 @@ def test_what_it_starts_loads_and_its_rounds_divide(project_root, tmp_path, gpus
 
 def test_other_runs_and_knobs_go_through(project_root, tmp_path):
     command = started(
-        project_root, tmp_path, "module.learning_rate=1e-5", CONFIG="configs/ddpo/quickstart.yaml", OUT="runs/other",
+        project_root,
+        tmp_path,
+        "module.learning_rate=1e-5",
+        CONFIG="configs/ddpo/quickstart.yaml",
+        OUT="runs/other",
         MEMORY="configs/ddpo/quickstart_smoke.yaml",
-    )  # fmt: skip
+    )
     config = config_of(project_root, command)
     assert config.module["learning_rate"] == 1e-5 and config.out_dir == "runs/other"
 
@@ -72,5 +105,7 @@ def test_other_runs_and_knobs_go_through(project_root, tmp_path):
 def test_it_builds_on_small_models(project_root, tmp_path, small_zoo):
     config = config_of(project_root, [*started(project_root, tmp_path), "trainer.accelerator=cpu"])
     built = run.build(config)
-    assert type(built.trainer.strategy).__name__ == "DDPStrategy" and built.trainer.num_devices == GPUS
+    assert (
+        type(built.trainer.strategy).__name__ == "DDPStrategy" and built.trainer.num_devices == GPUS
+    )
     assert built.module.hparams.text_encoders == "offload"

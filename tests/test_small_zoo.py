@@ -1,4 +1,6 @@
-"""The small zoo that configurations are built with: every big model by its name, whole, and from nowhere but the cache."""
+"""The small zoo that configurations are built with: every big model by its name, whole, and from
+nowhere but the cache.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from zoo.rewards.clap import ClapReward
 from zoo.table import ENTRIES
 from zoo.types import Backbone, Prompt, Reward
 
-BIG = [entry.name for entry in ENTRIES.values() if (entry.architecture, entry.layout) in toy_zoo.WRITERS]
+BIG = [
+    entry.name
+    for entry in ENTRIES.values()
+    if (entry.architecture, entry.layout) in toy_zoo.WRITERS
+]
 ONE_EACH = (
     "audioldm-m-full",
     "audioldm2-music",
@@ -25,13 +31,17 @@ ONE_EACH = (
     "larger-clap-music",
     "clap-music-audioset",
 )
-PROMPTS = [Prompt("a", "a happy piano", "low quality", 0.2, labels={"mood": "happy"}),
-           Prompt("b", "a sad piano", "low quality", 0.2, labels={"mood": "sad"})]  # fmt: skip
+PROMPTS = [
+    Prompt("a", "a happy piano", "low quality", 0.2, labels={"mood": "happy"}),
+    Prompt("b", "a sad piano", "low quality", 0.2, labels={"mood": "sad"}),
+]
 
 
 def test_it_holds_the_models_that_configurations_name() -> None:
     assert {"audioldm2", "tango-full-ft-audiocaps", "clap-htsat-unfused", *ONE_EACH} <= set(BIG)
-    assert {(ENTRIES[name].architecture, ENTRIES[name].layout) for name in ONE_EACH} == set(toy_zoo.WRITERS)
+    assert {(ENTRIES[name].architecture, ENTRIES[name].layout) for name in ONE_EACH} == set(
+        toy_zoo.WRITERS
+    )
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
@@ -41,7 +51,9 @@ def test_a_name_is_a_small_model_of_its_class(name: str, small_zoo: Path) -> Non
     if ENTRIES[name].kind == "backbone":
         assert isinstance(model, Backbone)
         first, second = zoo.generate(model, PROMPTS, steps=2, guidance_scale=2.0)
-        assert first.samples_CN.shape == (model.channels, 3200) and not torch.equal(first.samples_CN, second.samples_CN)
+        assert first.samples_CN.shape == (model.channels, 3200) and not torch.equal(
+            first.samples_CN, second.samples_CN
+        )
     else:
         assert isinstance(model, Reward)
         scores = model(torch.randn(2, 1, 3200) * 0.1, 16_000, PROMPTS).score_B
@@ -49,9 +61,16 @@ def test_a_name_is_a_small_model_of_its_class(name: str, small_zoo: Path) -> Non
 
 
 def test_the_backbones_own_doors(small_zoo: Path) -> None:
-    assert AudioLDM2.from_pretrained("audioldm2-music", "bfloat16", checkpoint_activations=True).denoiser.dtype == torch.bfloat16
+    assert (
+        AudioLDM2.from_pretrained(
+            "audioldm2-music", "bfloat16", checkpoint_activations=True
+        ).denoiser.dtype
+        == torch.bfloat16
+    )
     assert isinstance(Tango.from_pretrained("tango2"), Tango)
-    assert isinstance(ClapReward("630k", "transformers", {"pretrained": "clap-630k-audioset-best"}), ClapReward)
+    assert isinstance(
+        ClapReward("630k", "transformers", {"pretrained": "clap-630k-audioset-best"}), ClapReward
+    )
 
 
 def test_emopia_lies_below_the_working_directory(small_zoo: Path) -> None:

@@ -8,7 +8,15 @@ from toy_ddpo import fitted, module
 from toys import Rounds, ToyBackbone
 
 import zoo
-from zoo.diffusion import Sampler, VPCosine, VPDiscrete, rollout, second_order_term, step_log_prob, step_stds
+from zoo.diffusion import (
+    Sampler,
+    VPCosine,
+    VPDiscrete,
+    rollout,
+    second_order_term,
+    step_log_prob,
+    step_stds,
+)
 from zoo.types import Conditioning, Prompt
 
 ROWS = 3
@@ -24,15 +32,22 @@ def predict(x, time_B, conditioning):
 def rolled(path, steps, rule, model=predict):
     generators = [torch.Generator().manual_seed(seed) for seed in range(ROWS)]
     conditioning = Conditioning({"shift_B": torch.tensor([0.5, -1.0, 2.0])})
-    return rollout(model, path, Sampler(steps, rule=rule), PROMPTS, conditioning, None, (4, 16), generators)
+    return rollout(
+        model, path, Sampler(steps, rule=rule), PROMPTS, conditioning, None, (4, 16), generators
+    )
 
 
 def noises(steps):
     generators = [torch.Generator().manual_seed(seed) for seed in range(ROWS)]
-    return [torch.stack([torch.randn(4, 16, generator=generator) for generator in generators]) for _ in range(steps + 1)]
+    return [
+        torch.stack([torch.randn(4, 16, generator=generator) for generator in generators])
+        for _ in range(steps + 1)
+    ]
 
 
-@pytest.mark.parametrize(("steps", "order", "rule"), [(7, 2, SOLVER), (25, 2, SOLVER), (25, 1, "ddim")])
+@pytest.mark.parametrize(
+    ("steps", "order", "rule"), [(7, 2, SOLVER), (25, 2, SOLVER), (25, 1, "ddim")]
+)
 def test_a_rollout_equals_the_librarys(steps, order, rule):
     from diffusers import CosineDPMSolverMultistepScheduler
 
@@ -54,7 +69,9 @@ def test_a_rollout_equals_the_librarys(steps, order, rule):
 
 
 def test_the_second_order_needs_fewer_steps():
-    """Gaussian data of deviation 0.5, whose exact v is known: 15 steps keep it within 5 %, of first order not within 20 %."""
+    """Gaussian data of deviation 0.5, whose exact v is known: 15 steps keep it within 5 %, of first
+    order not within 20 %.
+    """
     path = VPCosine("v", "exponential", sigma_min=0.03)
 
     def exact_v(x, time_B, conditioning):
@@ -64,7 +81,12 @@ def test_the_second_order_needs_fewer_steps():
     def deviation(rule):
         one, generator = Conditioning({"none": torch.zeros(1)}), torch.Generator().manual_seed(0)
         sampler = Sampler(15, rule=rule)
-        return rollout(exact_v, path, sampler, PROMPTS[:1], one, None, (1, 20_000), [generator]).clean.std().item() / 0.5
+        return (
+            rollout(exact_v, path, sampler, PROMPTS[:1], one, None, (1, 20_000), [generator])
+            .clean.std()
+            .item()
+            / 0.5
+        )
 
     assert abs(deviation(SOLVER) - 1) < 0.05 and deviation("ddim") < 0.8
 
@@ -81,20 +103,30 @@ def test_other_paths_and_pure_noise_at_the_start():
 
 def test_the_term_by_hand():
     levels = (torch.tensor([4.0]), torch.tensor([2.0]), torch.tensor([1.0]))
-    term = second_order_term(torch.full((1, 1), 3.0), torch.full((1, 1), 1.0), torch.tensor([0.5]), levels)
-    assert math.isclose(term.item(), 0.5 * 0.5 * (1 - 1 / 4) * 2.0, rel_tol=1e-6)  # equal ratios: h = h0
+    term = second_order_term(
+        torch.full((1, 1), 3.0), torch.full((1, 1), 1.0), torch.tensor([0.5]), levels
+    )
+    assert math.isclose(
+        term.item(), 0.5 * 0.5 * (1 - 1 / 4) * 2.0, rel_tol=1e-6
+    )  # equal ratios: h = h0
     with pytest.raises(ValueError, match="level 0 is of first order"):
-        second_order_term(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), (*levels[:2], torch.zeros(1)))
+        second_order_term(
+            torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), (*levels[:2], torch.zeros(1))
+        )
 
 
 def test_it_cannot_be_trained():
     path, trajectory = VPCosine("v"), rolled(VPCosine("v"), 4, SOLVER)
     assert not trajectory.std_S.any() and not trajectory.log_prob_SB.any()
-    message = "rule 'dpmpp_2m_sde' uses the predictions of earlier steps.*train with one of 'ddim', 'cps'"
+    message = (
+        "rule 'dpmpp_2m_sde' uses the predictions of earlier steps.*train with one of 'ddim', 'cps'"
+    )
     with pytest.raises(ValueError, match=message):
         step_stds(path, Sampler(4, rule=SOLVER))
     with pytest.raises(ValueError, match=message):
-        step_log_prob(predict, path, Sampler(4, rule=SOLVER), trajectory, torch.zeros(ROWS, dtype=torch.long))
+        step_log_prob(
+            predict, path, Sampler(4, rule=SOLVER), trajectory, torch.zeros(ROWS, dtype=torch.long)
+        )
     with pytest.raises(ValueError, match="eta must be 1, got 0.5"):
         Sampler(4, rule=SOLVER, eta=0.5)
     with pytest.raises(ValueError, match="did you mean 'dpmpp_2m_sde'"):
@@ -106,11 +138,15 @@ def test_a_run_is_evaluated_with_it_and_never_trained():
     assert (ddpo.sampler.rule, ddpo.eval_sampler.rule) == ("ddim", SOLVER)
     fitted(ddpo, val=Rounds(2))
     assert ddpo.held_out
-    with pytest.raises(ValueError, match="train with one of 'ddim', 'cps' and keep it for evaluation"):
+    with pytest.raises(
+        ValueError, match="train with one of 'ddim', 'cps' and keep it for evaluation"
+    ):
         module(rule=SOLVER)
 
 
 def test_generate_takes_it():
-    waves = [zoo.generate(ToyBackbone(), "happy tune", steps=4, seconds=1.0, rule=rule)[0].samples_CN
-             for rule in (SOLVER, SOLVER, "ddim")]  # fmt: skip
+    waves = [
+        zoo.generate(ToyBackbone(), "happy tune", steps=4, seconds=1.0, rule=rule)[0].samples_CN
+        for rule in (SOLVER, SOLVER, "ddim")
+    ]
     assert torch.equal(waves[0], waves[1]) and not torch.allclose(waves[0], waves[2])

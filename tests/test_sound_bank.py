@@ -1,4 +1,6 @@
-"""The bank of recorded sounds: on small packages written here, on a user's folder, and on the real packages where they are."""
+"""The bank of recorded sounds: on small packages written here, on a user's folder, and on the real
+packages where they are.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def test_a_bank_reads_every_container_and_states_each_clip(packages: Path) -> No
     clips = {clip.id: clip for clip in bank.clips}
     cow = clips["opensfx/37"]
     assert (cow.sound_class, cow.caption, cow.family) == ("cow", "a cow mooing", "animal")
-    assert cow.audioset_labels == ("Cattle, bovinae", "Moo") and cow.credit.startswith('"Cow". Original')
+    assert cow.audioset_labels == ("Cattle, bovinae", "Moo") and cow.credit.startswith(
+        '"Cow". Original'
+    )
     assert cow.seconds == pytest.approx(0.5, abs=1e-3)
     assert {key: clip.licence for key, clip in clips.items()} == {
         "opensfx/37": "CC0-1.0",
@@ -38,7 +42,10 @@ def test_a_bank_reads_every_container_and_states_each_clip(packages: Path) -> No
         **{f"sonic-pi/bd_{k}.flac": "CC0-1.0" for k in range(5)},
         "sonic-pi/perc_door.flac": "CC0-1.0",
     }
-    assert clips["gcompris/explore_farm_animals__dog.ogg"].credit == "2011 Dee; https://example.org/dog"
+    assert (
+        clips["gcompris/explore_farm_animals__dog.ogg"].credit
+        == "2011 Dee; https://example.org/dog"
+    )
     assert bank.classes() == ("bass_drum", "cat", "cow", "dog", "door", "horse")
 
 
@@ -71,29 +78,51 @@ def test_unusable_clips_and_copies_are_named_with_the_reason(packages: Path) -> 
         "sonic-pi/bd_text.flac": "cannot be read as audio",
         "sonic-pi/bd_void.flac": "cannot be read as audio",
         "sonic-pi/bd_silent.flac": "is silent",
-        "sonic-pi/bd_cut.flac": ("cannot be read as audio", "is cut off"),  # as libsndfile's version has it
+        "sonic-pi/bd_cut.flac": (
+            "cannot be read as audio",
+            "is cut off",
+        ),  # as libsndfile's version has it
     }
-    left_out = {key: reason for key, reason in bank.quarantined.items() if key == "opensfx/36" or "opensfx" not in key}
+    left_out = {
+        key: reason
+        for key, reason in bank.quarantined.items()
+        if key == "opensfx/36" or "opensfx" not in key
+    }
     assert left_out.keys() == reasons.keys()
     assert all(left_out[key].startswith(reason) for key, reason in reasons.items())
     assert len(bank) == 10
 
 
 def test_a_licence_that_nobody_states_stays_unknown(packages: Path) -> None:
-    for papers in ("usr/share/doc/gcompris-qt-data/copyright", "usr/share/sonic-pi/samples/README.md"):
+    for papers in (
+        "usr/share/doc/gcompris-qt-data/copyright",
+        "usr/share/sonic-pi/samples/README.md",
+    ):
         (packages / papers).unlink()
     (packages / "usr/share/doc/sonic-pi-samples/copyright").write_text("Written for people.")
-    licences = {clip.id.split("/")[0]: clip.licence for clip in load_bank(packages, sources=["gcompris", "sonic-pi"]).clips}
+    licences = {
+        clip.id.split("/")[0]: clip.licence
+        for clip in load_bank(packages, sources=["gcompris", "sonic-pi"]).clips
+    }
     assert licences == {"gcompris": "unknown", "sonic-pi": "unknown"}
-    assert "CC0-1.0" in PERMISSIVE and not {"unknown", "GPL-3.0-or-later", "CC-BY-SA-3.0", "CC-BY-NC-3.0"} & PERMISSIVE
+    assert (
+        "CC0-1.0" in PERMISSIVE
+        and not {"unknown", "GPL-3.0-or-later", "CC-BY-SA-3.0", "CC-BY-NC-3.0"} & PERMISSIVE
+    )
 
 
 def test_splits_keep_recordings_apart_and_small_classes_whole(packages: Path) -> None:
-    splits = Counter((clip.sound_class, clip.split, clip.recording_split) for clip in load_bank(packages).clips)
+    splits = Counter(
+        (clip.sound_class, clip.split, clip.recording_split) for clip in load_bank(packages).clips
+    )
     assert splits[("bass_drum", "train", True)] == 4 and splits[("bass_drum", "test", True)] == 1
     assert all(key[1:] == ("both", False) for key in splits if key[0] != "bass_drum")
     papers = packages / "usr/share/doc/sonic-pi-samples/copyright"
-    papers.write_text(papers.read_text().replace("example.org/1", "example.org/0").replace("example.org/2", "example.org/0"))
+    papers.write_text(
+        papers.read_text()
+        .replace("example.org/1", "example.org/0")
+        .replace("example.org/2", "example.org/0")
+    )
     again = load_bank(packages)
     sides = {}
     for clip in again.clips:
@@ -106,21 +135,36 @@ def test_splits_keep_recordings_apart_and_small_classes_whole(packages: Path) ->
 def test_a_selection_draws_its_splits_over_what_the_licences_leave(packages: Path) -> None:
     bank = load_bank(packages)
     free = bank.select(licences=PERMISSIVE)
-    assert "cat" not in free.classes() and free.clips == load_bank(packages, licences=PERMISSIVE).clips
+    assert (
+        "cat" not in free.classes() and free.clips == load_bank(packages, licences=PERMISSIVE).clips
+    )
     test = bank.select(split="test")
     assert {clip.split for clip in test.clips} == {"test", "both"}
     assert test.select(licences=["CC0-1.0"]).select(classes=["bass_drum"]).clips[0].split == "test"
     assert bank.select(families=["animal"], licences=["CC-BY-3.0"]).classes() == ("dog", "horse")
-    mixed = [BankClip(f"a/{k}", "a", "an a", "x", (), "MIT" if k < 2 else "GPL-2.0-only", "", "", 1.0, False) for k in range(5)]
+    mixed = [
+        BankClip(
+            f"a/{k}", "a", "an a", "x", (), "MIT" if k < 2 else "GPL-2.0-only", "", "", 1.0, False
+        )
+        for k in range(5)
+    ]
     whole = SoundBank(draw_splits(mixed), {}, 16_000, redraw_splits=True)
     assert {clip.split for clip in whole.clips} == {"train", "test"}
-    assert {(clip.split, clip.recording_split) for clip in whole.select(licences=["MIT"]).clips} == {("both", False)}
+    assert {
+        (clip.split, clip.recording_split) for clip in whole.select(licences=["MIT"]).clips
+    } == {("both", False)}
 
 
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
-        ({"licences": ["MIT"]}, r"no recorded sound is left with licences=\['MIT'\].*CC-BY-3.0, CC0-1.0, GPL-3.0-or-later"),
+        (
+            {"licences": ["MIT"]},
+            (
+                r"no recorded sound is left with licences=\['MIT'\].*CC-BY-3.0, CC0-1.0,"
+                r" GPL-3.0-or-later"
+            ),
+        ),
         ({"licences": "MIT"}, r"got the text 'MIT'; write \[MIT\]"),
         ({"classes": ["cows"]}, "no class 'cows'; did you mean 'cow'"),
         ({"classes": "cow"}, "expected a list of class names, got the text 'cow'"),
@@ -129,30 +173,45 @@ def test_a_selection_draws_its_splits_over_what_the_licences_leave(packages: Pat
         ({"families": ["music"], "classes": ["cow"]}, "no recorded sound is left"),
     ],
 )
-def test_a_filter_that_cannot_be_met_says_what_there_is(packages: Path, filters: dict, message: str) -> None:
+def test_a_filter_that_cannot_be_met_says_what_there_is(
+    packages: Path, filters: dict, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         load_bank(packages).select(**filters)
 
 
 def test_absent_packages_are_named_with_the_command(packages: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"{INSTALL}.*without root `python tools/sounds.py fetch --to DIR`"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{INSTALL}.*without root `python tools/sounds.py fetch --to DIR`"
+    ):
         load_bank(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="lmms is not below .*install.* lmms-common`"):
         load_bank(packages, sources=["opensfx", "lmms"])
-    with pytest.raises(ValueError, match="unknown source of sounds 'openfx'; did you mean 'opensfx'"):
+    with pytest.raises(
+        ValueError, match="unknown source of sounds 'openfx'; did you mean 'opensfx'"
+    ):
         load_bank(packages, sources=["openfx"])
     with pytest.raises(ValueError, match="sample_rate_hz must be positive"):
         load_bank(packages, sample_rate_hz=0)
-    shutil.copytree(packages / "usr/share/sonic-pi/samples", tmp_path / "alsa/usr/share/sounds/alsa")
+    shutil.copytree(
+        packages / "usr/share/sonic-pi/samples", tmp_path / "alsa/usr/share/sounds/alsa"
+    )
     with pytest.raises(FileNotFoundError, match="none of the packages of recorded sounds"):
         load_bank(tmp_path / "alsa")  # alsa-utils alone, which many machines have, is no bank
     (packages / ".packages").mkdir()
     (packages / ".packages/lmms-common.unpacking").touch()
-    with pytest.raises(OSError, match="lmms-common below .* was not unpacked to its end: `python tools/sounds.py fetch --to"):
+    with pytest.raises(
+        OSError,
+        match=(
+            "lmms-common below .* was not unpacked to its end: `python tools/sounds.py fetch --to"
+        ),
+    ):
         load_bank(packages)
 
 
-def test_the_second_load_comes_from_one_file(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_load_comes_from_one_file(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
     first = load_bank(packages, cache_dir=cache)
     [file] = cache.iterdir()
@@ -175,7 +234,9 @@ def test_the_rule_table_is_whole_and_a_broken_one_is_named_by_line(tmp_path: Pat
     rules = load_rules()
     assert len(rules) == 288 and {rule.source for rule in rules} == SOURCES.keys()
     families = {"animal", "human", "music", "nature", "object", "speech", "vehicle"}
-    assert {rule.family for rule in rules} == families and all(rule.audioset_labels for rule in rules)
+    assert {rule.family for rule in rules} == families and all(
+        rule.audioset_labels for rule in rules
+    )
     path = tmp_path / "rules.tsv"
     header = "source\tglob\tcaption\tclass\tfamily\taudioset_labels\n"
     for line, message in (
@@ -192,7 +253,9 @@ def test_the_rule_table_is_whole_and_a_broken_one_is_named_by_line(tmp_path: Pat
         load_rules(path)
 
 
-def test_the_command_lists_classes_with_their_licences(packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_classes_with_their_licences(
+    packages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sound_fetch.main(["list", "--root", str(packages)])
     out = capsys.readouterr().out
     assert "bass_drum" in out and "unseen scenes only" in out and "10 clips, 6 classes" in out
@@ -202,14 +265,22 @@ def test_the_command_lists_classes_with_their_licences(packages: Path, capsys: p
 
 
 def test_the_real_small_set_has_what_its_papers_say(sounds_root: Path) -> None:
-    bank = load_bank(sounds_root, sources=["opensfx", "gcompris", "sonic-pi", "simutrans"], sample_rate_hz=11_025)
+    bank = load_bank(
+        sounds_root, sources=["opensfx", "gcompris", "sonic-pi", "simutrans"], sample_rate_hz=11_025
+    )
     clips = {clip.id: clip for clip in bank.clips}
     assert len(bank) == 235 and len(bank.classes()) == 96
-    assert clips["opensfx/24"].licence == "CC-BY-SA-3.0" and clips["opensfx/37"].licence == "CC0-1.0"
+    assert (
+        clips["opensfx/24"].licence == "CC-BY-SA-3.0" and clips["opensfx/37"].licence == "CC0-1.0"
+    )
     assert clips["gcompris/guessnumber__helicopter.wav"].licence == "CC-BY-3.0"
     assert clips["gcompris/memory-sound__LRBuddhist_gong_05_LA.ogg"].licence == "free-art"
-    assert {clip.licence for key, clip in clips.items() if key.startswith("sonic-pi/")} == {"CC0-1.0"}
-    assert {clip.licence for key, clip in clips.items() if key.startswith("simutrans/")} == {"Artistic-1.0"}
+    assert {clip.licence for key, clip in clips.items() if key.startswith("sonic-pi/")} == {
+        "CC0-1.0"
+    }
+    assert {clip.licence for key, clip in clips.items() if key.startswith("simutrans/")} == {
+        "Artistic-1.0"
+    }
     assert "unknown" not in {clip.licence for clip in bank.clips}
     free = bank.select(licences=PERMISSIVE)
     assert len(free) == 149 and len(free.classes()) == 55

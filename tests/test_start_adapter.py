@@ -67,9 +67,13 @@ def test_audio_before_is_where_the_run_started(adapter, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"lora_rank": 3}, "module.lora_rank=2"), ({"lora_alpha": 5.0}, "module.lora_alpha=2"),
-     ({"lora_rank": 0}, "module.lora_rank=2"), ({"lora_targets": "all"}, "differs")],
-)  # fmt: skip
+    [
+        ({"lora_rank": 3}, "module.lora_rank=2"),
+        ({"lora_alpha": 5.0}, "module.lora_alpha=2"),
+        ({"lora_rank": 0}, "module.lora_rank=2"),
+        ({"lora_targets": "all"}, "differs"),
+    ],
+)
 def test_an_adapter_that_does_not_fit_is_told(adapter, changes, named):
     with pytest.raises(ValueError, match=named):
         module(start_adapter=adapter, **changes)

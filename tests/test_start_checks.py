@@ -1,4 +1,6 @@
-"""What the first round would refuse is told by the start and by --dry-run, before there is a run folder."""
+"""What the first round would refuse is told by the start and by --dry-run, before there is a run
+folder.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,26 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
         ("module.train_batch_size=3", "train_batch_size=3"),
         ("data=null", "data is missing"),
         ("data.repeats=1", "data.repeats"),
-        ("data={_target_: datamodules.prompts.PromptDataModule, template: 'a {word} {instrument}', "
-         "words: {none: [happy, sad]}, instruments: [piano]}", "mood 'none'.*classifier"),
+        (
+            (
+                "data={_target_: datamodules.prompts.PromptDataModule, template: 'a {word}"
+                " {instrument}', words: {none: [happy, sad]}, instruments: [piano]}"
+            ),
+            "mood 'none'.*classifier",
+        ),
         ("data={_target_: datamodules.music.MusicDataModule}", "MusicDataModule yields AudioBatch"),
-        ("module.reward={_target_: zoo.backbones.tiny.TinyAudio}", r"module\.reward: .*TinyAudio.*differentiable"),
-        ("module.held_out_reward={_target_: zoo.backbones.tiny.TinyAudio}", r"module\.held_out_reward: .*TinyAudio"),
-        ("module.backbone={_target_: zoo.rewards.guards.GuardReward}", r"module\.backbone: .*GuardReward.*denoiser"),
+        (
+            "module.reward={_target_: zoo.backbones.tiny.TinyAudio}",
+            r"module\.reward: .*TinyAudio.*differentiable",
+        ),
+        (
+            "module.held_out_reward={_target_: zoo.backbones.tiny.TinyAudio}",
+            r"module\.held_out_reward: .*TinyAudio",
+        ),
+        (
+            "module.backbone={_target_: zoo.rewards.guards.GuardReward}",
+            r"module\.backbone: .*GuardReward.*denoiser",
+        ),
         ("module.learning_rate=.inf", "learning_rate inf"),
         ("data.seconds=.01", r"data\.seconds 0\.01: too short.*use at least 0\.\d+ s"),
         ("data.seconds=1e9", r"data\.seconds 1e\+09: .*use at most \d+ s"),
@@ -73,7 +89,9 @@ def test_the_length_that_is_advised_works(seconds):
     advised = float(str(refused.value).rpartition("use at ")[2].split()[1])
     check_seconds(backbone, advised, 1, 2, "seconds")
     if advised < 1:
-        assert zoo.generate(backbone, "rain", seconds=advised, steps=1)[0].samples_CN.isfinite().all()
+        assert (
+            zoo.generate(backbone, "rain", seconds=advised, steps=1)[0].samples_CN.isfinite().all()
+        )
 
 
 @pytest.mark.parametrize("place", ["''", "/"])
@@ -95,7 +113,9 @@ def test_a_folder_that_holds_a_run_hides_no_other_mistake(tmp_path):
             start(load(tmp_path, "module.widht=3"))
 
 
-@pytest.mark.parametrize("move", [shutil.move, lambda old, new: shutil.copytree(old, new, symlinks=True)])
+@pytest.mark.parametrize(
+    "move", [shutil.move, lambda old, new: shutil.copytree(old, new, symlinks=True)]
+)
 def test_old_checkpoints_are_deleted_after_a_move_or_a_copy(tmp_path, move):
     run.fit(load(tmp_path, "trainer.max_epochs=3"))
     old, new = tmp_path / "run", tmp_path / "elsewhere"

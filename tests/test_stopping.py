@@ -103,8 +103,11 @@ def test_a_stop_while_importing_is_one_line(tool, tmp_path):
     }[tool]
     program = subprocess.Popen(
         [sys.executable, f"tools/{tool}.py", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     time.sleep(1.0)
     program.send_signal(signal.SIGINT)
     _, said = program.communicate(timeout=100)

@@ -15,7 +15,11 @@ PACKED = pack_tokenizer(json.dumps(TOKENIZER))
 def test_a_packed_tokenizer_reads_texts():
     tokenizer = PromptTokenizer(PACKED, 8, "T5")
     assert PACKED.isascii() and "\n" not in PACKED
-    assert tokenizer("A dog barks") == [3, 4, 5, 1] and tokenizer("") == [1] and tokenizer("helicopter") == [2, 1]
+    assert (
+        tokenizer("A dog barks") == [3, 4, 5, 1]
+        and tokenizer("") == [1]
+        and tokenizer("helicopter") == [2, 1]
+    )
 
 
 def test_too_long_is_an_error_unless_it_is_cut():
@@ -29,7 +33,11 @@ def test_too_long_is_an_error_unless_it_is_cut():
 
 def empty_stand_in():
     words = {word: index for word, index in TOKENIZER["model"]["vocab"].items() if index < 3}
-    return pack_tokenizer(json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}, "pre_tokenizer": None}))
+    return pack_tokenizer(
+        json.dumps(
+            {**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}, "pre_tokenizer": None}
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,9 +58,13 @@ def test_what_is_no_tokenizer(packed, message):
 
 
 def words_alone(count):
-    """A stand-in for which every word is unknown, each by itself, so that captions differ in their number of words only."""
+    """A stand-in for which every word is unknown, each by itself, so that captions differ in their
+    number of words only.
+    """
     words = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", "a")[:count])}
-    return pack_tokenizer(json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}}))
+    return pack_tokenizer(
+        json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}})
+    )
 
 
 @pytest.mark.parametrize("count", [3, 4])
@@ -62,7 +74,15 @@ def test_a_tokenizer_that_only_counts_words_is_refused(count):
 
 
 def test_captions_must_come_back_out_of_their_tokens():
-    """One word of the vocabulary was lost: captions still differ, but not all of their words are known."""
+    """One word of the vocabulary was lost: captions still differ, but not all of their words are
+    known.
+    """
     words = {word: index for word, index in TOKENIZER["model"]["vocab"].items() if word != "barks"}
     with pytest.raises(ValueError, match="T5.*a dog barks"):
-        PromptTokenizer(pack_tokenizer(json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}})), 8, "T5")
+        PromptTokenizer(
+            pack_tokenizer(
+                json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}})
+            ),
+            8,
+            "T5",
+        )

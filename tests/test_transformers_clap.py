@@ -1,4 +1,6 @@
-"""CLAP in transformers' classes: the front end against the library's, weights and tokenizer from folders, bad input."""
+"""CLAP in transformers' classes: the front end against the library's, weights and tokenizer from
+folders, bad input.
+"""
 
 import json
 import math
@@ -16,7 +18,12 @@ from zoo.rewards.clap import ClapReward
 from zoo.rewards.transformers_clap import ClapMel, TransformersClapTowers
 from zoo.types import Prompt
 
-EXTRACTOR = {"frequency_min": 50, "frequency_max": 14_000, "truncation": "rand_trunc", "padding": "repeatpad"}
+EXTRACTOR = {
+    "frequency_min": 50,
+    "frequency_max": 14_000,
+    "truncation": "rand_trunc",
+    "padding": "repeatpad",
+}
 PROMPTS = (Prompt("a", "a dog barks"), Prompt("b", "rain then wind"))
 
 
@@ -34,11 +41,15 @@ def folder(tmp_path_factory):
 def reward(tmp_path_factory):
     """A random one that hears 1.25 s."""
     tokenizer = str(tokenizer_file(tmp_path_factory.mktemp("tokenizer")))
-    return ClapReward("random", "transformers", {**SHORT, "tokenizer": tokenizer}).requires_grad_(False)
+    return ClapReward("random", "transformers", {**SHORT, "tokenizer": tokenizer}).requires_grad_(
+        False
+    )
 
 
 def noise(count: int = 2, samples: int = 60_000, channels: int = 1, seed: int = 1) -> torch.Tensor:
-    return torch.randn(count, channels, samples, generator=torch.Generator().manual_seed(seed)) * 0.1
+    return (
+        torch.randn(count, channels, samples, generator=torch.Generator().manual_seed(seed)) * 0.1
+    )
 
 
 def with_silence(samples: int) -> torch.Tensor:
@@ -51,7 +62,9 @@ def with_silence(samples: int) -> torch.Tensor:
 def test_the_front_end_is_the_library_s_on_clips_it_need_not_cut(samples):
     reward = ClapReward("x", "transformers", {"config": CONFIG})
     wave = with_silence(samples)
-    expected = ClapFeatureExtractor(**EXTRACTOR)(wave[0, 0].numpy(), sampling_rate=48_000, return_tensors="pt").input_features
+    expected = ClapFeatureExtractor(**EXTRACTOR)(
+        wave[0, 0].numpy(), sampling_rate=48_000, return_tensors="pt"
+    ).input_features
     found = reward.towers.mel(reward.cut(wave, 48_000)[0])
     assert found.shape == expected.shape == (1, 1, 1001, 64)
     assert (found - expected).abs().max() <= 1e-3  # dB
@@ -60,7 +73,9 @@ def test_the_front_end_is_the_library_s_on_clips_it_need_not_cut(samples):
 
 def test_the_library_s_own_defaults_are_another_front_end():
     wave = with_silence(480_000)
-    default = ClapFeatureExtractor(truncation="rand_trunc")(wave[0, 0].numpy(), sampling_rate=48_000, return_tensors="pt")
+    default = ClapFeatureExtractor(truncation="rand_trunc")(
+        wave[0, 0].numpy(), sampling_rate=48_000, return_tensors="pt"
+    )
     found = ClapMel(48_000, 1024, 480, 64, 50.0, 14_000.0)(wave[0])
     assert (found - default.input_features).abs().max() > 1
 
@@ -72,7 +87,11 @@ def test_the_front_end_is_batched_and_its_gradient_finite_also_on_silence():
     together = mel(wave)
     assert torch.allclose(together[2:], mel(wave[2:]), atol=1e-4)
     together.sum().backward()
-    assert wave.grad.isfinite().all() and (wave.grad[1] == 0).all() and (wave.grad[[0, 2]].abs().sum(dim=1) > 0).all()
+    assert (
+        wave.grad.isfinite().all()
+        and (wave.grad[1] == 0).all()
+        and (wave.grad[[0, 2]].abs().sum(dim=1) > 0).all()
+    )
 
 
 def test_half_precision_leaves_the_front_end_s_tables(reward):
@@ -85,30 +104,50 @@ def test_half_precision_leaves_the_front_end_s_tables(reward):
 
 
 def test_a_pretrained_folder_scores_as_the_library_does(folder):
-    reward, library = ClapReward("small", "transformers", {"pretrained": str(folder)}), random_clap()
+    reward, library = (
+        ClapReward("small", "transformers", {"pretrained": str(folder)}),
+        random_clap(),
+    )
     wave = noise(2, 480_000)
-    features = ClapFeatureExtractor.from_pretrained(folder)(list(wave[:, 0].numpy()), sampling_rate=48_000, return_tensors="pt")
+    features = ClapFeatureExtractor.from_pretrained(folder)(
+        list(wave[:, 0].numpy()), sampling_rate=48_000, return_tensors="pt"
+    )
     with torch.no_grad():
         audio = library.get_audio_features(input_features=features.input_features).pooler_output
-        ids = torch.tensor([[0, VOCABULARY["a"], VOCABULARY["dog"], VOCABULARY["barks"], 2],
-                            [0, VOCABULARY["rain"], VOCABULARY["then"], VOCABULARY["wind"], 2]])  # fmt: skip
+        ids = torch.tensor(
+            [
+                [0, VOCABULARY["a"], VOCABULARY["dog"], VOCABULARY["barks"], 2],
+                [0, VOCABULARY["rain"], VOCABULARY["then"], VOCABULARY["wind"], 2],
+            ]
+        )
         text = library.get_text_features(input_ids=ids).pooler_output
         output = reward(wave, 48_000, PROMPTS)
-    assert torch.allclose(output.score_B, (audio * text).sum(dim=1), atol=1e-6) and list(output.parts) == ["clap/small"]
+    assert torch.allclose(output.score_B, (audio * text).sum(dim=1), atol=1e-6) and list(
+        output.parts
+    ) == ["clap/small"]
 
 
 def test_an_artefact_needs_neither_the_files_nor_a_network(folder, tmp_path):
     copy = tmp_path / "pretrained"
     shutil.copytree(folder, copy)
     reward = ClapReward("small", "transformers", {"pretrained": str(copy)})
-    save_artifact(tmp_path / "out", kind="reward", architecture="clap", arguments=reward.arguments, module=reward)
+    save_artifact(
+        tmp_path / "out",
+        kind="reward",
+        architecture="clap",
+        arguments=reward.arguments,
+        module=reward,
+    )
     wave = noise(2, 144_000)
     with torch.no_grad():
         expected = reward(wave, 48_000, PROMPTS).score_B
     shutil.rmtree(copy)
     assert str(copy) not in (tmp_path / "out" / "config.json").read_text()
     loaded = load_artifact(tmp_path / "out")
-    assert torch.equal(loaded(wave, 48_000, PROMPTS).score_B, expected) and loaded.arguments == reward.arguments
+    assert (
+        torch.equal(loaded(wave, 48_000, PROMPTS).score_B, expected)
+        and loaded.arguments == reward.arguments
+    )
 
 
 def test_a_pulled_model_of_the_zoo_is_loaded_by_its_name(folder, tmp_path, monkeypatch):
@@ -123,7 +162,9 @@ def test_a_pulled_model_of_the_zoo_is_loaded_by_its_name(folder, tmp_path, monke
     wave = noise(2, 480_000)
     scores = zoo.load(entry.name)(wave, 48_000, PROMPTS)
     expected = ClapReward("x", "transformers", {"pretrained": str(folder)})(wave, 48_000, PROMPTS)
-    assert list(scores.parts) == ["clap/clap-htsat-unfused"] and torch.equal(scores.score_B, expected.score_B.detach())
+    assert list(scores.parts) == ["clap/clap-htsat-unfused"] and torch.equal(
+        scores.score_B, expected.score_B.detach()
+    )
     assert TransformersClapTowers(pretrained=entry.name).tokenizer is not None
     with pytest.raises(ValueError, match="'clap_fusion' planned, cannot be loaded yet"):
         zoo.load("clap-htsat-fused")
@@ -136,7 +177,10 @@ def test_padding_and_company_do_not_change_a_text(reward):
     together = reward.towers.embed_text(texts)
     assert torch.allclose(together, reward.embed_text(texts), atol=1e-6)
     ids, mask = reward.towers.tokenizer(texts)
-    assert ids[0].tolist() == [0, VOCABULARY["rain"], 2, *[1] * 7] and mask.sum(dim=1).tolist() == [3, 10]
+    assert ids[0].tolist() == [0, VOCABULARY["rain"], 2, *[1] * 7] and mask.sum(dim=1).tolist() == [
+        3,
+        10,
+    ]
 
 
 def test_a_long_text_is_refused_or_cut_before_its_end_token(tmp_path):
@@ -149,7 +193,9 @@ def test_a_long_text_is_refused_or_cut_before_its_end_token(tmp_path):
 
 
 def test_missing_and_foreign_tokenizers_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="'nobody/nothing' is not on this machine and HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        FileNotFoundError, match="'nobody/nothing' is not on this machine and HF_HUB_OFFLINE is set"
+    ):
         TransformersClapTowers(**SHORT, tokenizer="nobody/nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json"):
@@ -158,9 +204,13 @@ def test_missing_and_foreign_tokenizers_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         TransformersClapTowers(**SHORT, tokenizer=str(tmp_path))
     nothing = tokenizer_file(tmp_path / "nothing", {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3})
-    with pytest.raises(ValueError, match="empty stand-in"):  # the library gives such a one when files are missing
+    with pytest.raises(
+        ValueError, match="empty stand-in"
+    ):  # the library gives such a one when files are missing
         TransformersClapTowers(**SHORT, tokenizer=str(nothing))
-    large = tokenizer_file(tmp_path / "large", {**VOCABULARY, **{f"word{i}": 18 + i for i in range(40)}})
+    large = tokenizer_file(
+        tmp_path / "large", {**VOCABULARY, **{f"word{i}": 18 + i for i in range(40)}}
+    )
     with pytest.raises(ValueError, match="58 tokens, the text tower knows 32"):
         TransformersClapTowers(**SHORT, tokenizer=str(large))
     with pytest.raises(ValueError, match="has no tokenizer"):
@@ -173,11 +223,17 @@ def test_missing_and_foreign_tokenizers_are_named(folder, tmp_path):
         ({}, "one of the two"),
         ({"config": CONFIG, "pretrained": "x"}, "one of the two"),
         ({"config": {**CONFIG, "projection_dims": 8}}, "did you mean 'projection_dim'"),
-        ({"config": {**CONFIG, "audio_config": {**AUDIO, "depth": [1]}}}, r"config\.audio_config\.depth: .*'depths'"),
+        (
+            {"config": {**CONFIG, "audio_config": {**AUDIO, "depth": [1]}}},
+            r"config\.audio_config\.depth: .*'depths'",
+        ),
         ({"config": {"text_config": [1]}}, "must be an object"),
         ({"config": CONFIG, "n_mels": 32}, "num_mel_bins=64"),
         ({"config": CONFIG, "window_s": 12.0}, "1201 frames is longer than the 1024"),
-        ({"config": {**CONFIG, "audio_config": {**AUDIO, "enable_fusion": True}}}, "feature fusion"),
+        (
+            {"config": {**CONFIG, "audio_config": {**AUDIO, "enable_fusion": True}}},
+            "feature fusion",
+        ),
         ({"config": CONFIG, "tokenizer_bytes": 8, "long_texts": "drop"}, "unknown long_texts"),
     ],
 )
@@ -195,11 +251,15 @@ def test_wrong_folders_are_named(folder, tmp_path):
     shutil.copytree(folder, copy)
     extractor = json.loads((copy / "preprocessor_config.json").read_text())
     config = json.loads((copy / "config.json").read_text())
-    huge = config | {"text_config": config["text_config"] | {"intermediate_size": 10**7}}  # 2.5 GB a matrix
+    huge = config | {
+        "text_config": config["text_config"] | {"intermediate_size": 10**7}
+    }  # 2.5 GB a matrix
     (copy / "config.json").write_text(json.dumps(huge))
     with pytest.raises(ValueError, match="far larger than the weights"):
         TransformersClapTowers(pretrained=str(copy))
-    (copy / "preprocessor_config.json").write_text(json.dumps(extractor | {"frequency_min": 0, "truncation": "fusion"}))
+    (copy / "preprocessor_config.json").write_text(
+        json.dumps(extractor | {"frequency_min": 0, "truncation": "fusion"})
+    )
     with pytest.raises(ValueError, match=r"fmin_hz=50\.0 here, 0 there; feature fusion there"):
         TransformersClapTowers(pretrained=str(copy))
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
@@ -217,11 +277,15 @@ def test_a_rate_that_is_none_is_refused(reward, rate):
 def test_low_odd_and_high_rates_are_heard_at_their_pitch(reward, rate):
     tone = 0.1 * torch.sin(2 * math.pi * 440 * torch.arange(int(1.25 * rate)) / rate)[None, None]
     window = reward.cut(tone, rate)[0, 0]
-    assert window.shape == (60_000,) and torch.fft.rfft(window).abs().argmax() * 48_000 / 60_000 == pytest.approx(440, abs=1)
+    assert window.shape == (60_000,) and torch.fft.rfft(
+        window
+    ).abs().argmax() * 48_000 / 60_000 == pytest.approx(440, abs=1)
     assert reward.embed_audio(tone, rate).isfinite().all()
 
 
-@pytest.mark.parametrize("wave", [torch.zeros(2, 2, 9000), torch.ones(2, 1, 70_000), noise().sign() * 3, noise(2, 1)])
+@pytest.mark.parametrize(
+    "wave", [torch.zeros(2, 2, 9000), torch.ones(2, 1, 70_000), noise().sign() * 3, noise(2, 1)]
+)
 def test_silent_clipped_and_tiny_clips_have_a_defined_score(reward, wave):
     output = reward(wave, 48_000, PROMPTS)
     assert output.score_B.isfinite().all() and (output.score_B.abs() <= 1 + 1e-6).all()
@@ -231,10 +295,14 @@ def test_silent_clipped_and_tiny_clips_have_a_defined_score(reward, wave):
 def test_stereo_is_mixed_and_a_broken_wave_spoils_its_own_row_only(reward):
     wave = noise(channels=2)
     mono = wave.mean(dim=1, keepdim=True)
-    assert torch.allclose(reward.embed_audio(wave, 48_000), reward.embed_audio(mono, 48_000), atol=1e-6)
+    assert torch.allclose(
+        reward.embed_audio(wave, 48_000), reward.embed_audio(mono, 48_000), atol=1e-6
+    )
     mono[0, 0, 100] = torch.nan
     score = reward(mono, 48_000, PROMPTS).score_B
-    assert score[0].isnan() and torch.allclose(score[1], reward(wave, 48_000, PROMPTS).score_B[1], atol=1e-6)
+    assert score[0].isnan() and torch.allclose(
+        score[1], reward(wave, 48_000, PROMPTS).score_B[1], atol=1e-6
+    )
 
 
 def test_no_samples_are_refused(reward):

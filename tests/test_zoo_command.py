@@ -54,8 +54,22 @@ def test_the_script_runs_beside_a_package_of_its_own_name(tmp_path: Path) -> Non
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["name", "kind", "size", "licence", "cached", "loads", "what", "it", "is"]
-    assert [line.split()[0] for line in lines[1:]] == ["emopia-ar-va", "emopia-arousal", "emopia-valence"]
+    assert lines[0].split() == [
+        "name",
+        "kind",
+        "size",
+        "licence",
+        "cached",
+        "loads",
+        "what",
+        "it",
+        "is",
+    ]
+    assert [line.split()[0] for line in lines[1:]] == [
+        "emopia-ar-va",
+        "emopia-arousal",
+        "emopia-valence",
+    ]
 
 
 def test_list(run, refused) -> None:
@@ -63,10 +77,15 @@ def test_list(run, refused) -> None:
     assert set(rows) == set(ENTRIES)
     assert "apache-2.0" in rows["embedded/music"] and "18.9 MB" in rows["embedded/music"]
     assert "in the package" in rows["embedded/music"] and "yes" in rows["embedded/music"]
-    assert "stable-audio-community (gated)" in rows["stable-audio-open-1.0"] and "planned" not in rows["stable-audio-open-1.0"]
+    assert (
+        "stable-audio-community (gated)" in rows["stable-audio-open-1.0"]
+        and "planned" not in rows["stable-audio-open-1.0"]
+    )
     assert "planned" in rows["bewo-nl"] and "unknown" in rows["bewo-nl"]
-    assert {line.split()[0] for line in run("list", "--pattern", "emb", "--kind", "reward").splitlines()[1:]} == {
-        name for name, entry in ENTRIES.items() if entry.kind == "reward" and "emb" in name}
+    assert {
+        line.split()[0]
+        for line in run("list", "--pattern", "emb", "--kind", "reward").splitlines()[1:]
+    } == {name for name, entry in ENTRIES.items() if entry.kind == "reward" and "emb" in name}
     assert "no entry matches 'nothing'" in refused("list", "--pattern", "nothing")
 
 
@@ -82,7 +101,12 @@ def test_show(run, refused) -> None:
     ):
         assert words in text
     text = run("show", "embedded/music")
-    for words in (*MUSIC.sha256.values(), "loads:        yes", "hub_cards/embedded_music.md", "commercial use allowed"):
+    for words in (
+        *MUSIC.sha256.values(),
+        "loads:        yes",
+        "hub_cards/embedded_music.md",
+        "commercial use allowed",
+    ):
         assert words in text
     assert "only BEWO_mix.ckpt" in run("show", "bewo-mix")
     assert ENTRIES["audioldm2"].revision in run("show", "audioldm2")
@@ -94,14 +118,19 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
     assert run("pull", "embedded/music", "--to", "here/music").strip() == "here/music"
     copied = tmp_path / "here/music"
     assert {path.name for path in copied.iterdir()} == {path.name for path in MUSIC.path.iterdir()}
-    assert (copied / "model.safetensors").read_bytes() == (MUSIC.path / "model.safetensors").read_bytes()
+    assert (copied / "model.safetensors").read_bytes() == (
+        MUSIC.path / "model.safetensors"
+    ).read_bytes()
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["music"]
     assert run("pull", "embedded/music", "--to", "here/music").strip() == "here/music", (
         "a second time is fine"
     )
     lines = run("verify", "here/music").splitlines()
     assert lines[-1] == f"here/music is whole: {len(list(copied.iterdir()))} files"
-    assert any(MUSIC.sha256["model.safetensors"] in line and "as promised by config.json" in line for line in lines)
+    assert any(
+        MUSIC.sha256["model.safetensors"] in line and "as promised by config.json" in line
+        for line in lines
+    )
     assert "the zoo's table" in run("verify", "embedded/music")
     (copied / "config.json").unlink()
     assert "here/music exists and does not hold what is being pulled" in refused(
@@ -112,9 +141,18 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["pull", "tango3"], "no zoo entry 'tango3', and it is no owner/name on the Hub; did you mean 'tango2'"),
-        (["pull", "embedded/musik"], "no zoo entry 'embedded/musik', .*did you mean 'embedded/music'"),
-        (["pull", "emopia-valence"], "cannot be pulled: not on the Hub: .*best_weight/wav/valence/best.ckpt"),
+        (
+            ["pull", "tango3"],
+            "no zoo entry 'tango3', and it is no owner/name on the Hub; did you mean 'tango2'",
+        ),
+        (
+            ["pull", "embedded/musik"],
+            "no zoo entry 'embedded/musik', .*did you mean 'embedded/music'",
+        ),
+        (
+            ["pull", "emopia-valence"],
+            "cannot be pulled: not on the Hub: .*best_weight/wav/valence/best.ckpt",
+        ),
         (["pull", "tango2"], "tango2 is not in .*cache, and HF_HUB_OFFLINE is set"),
         (["pull", "owner/model"], "owner/model is not in .*cache, and HF_HUB_OFFLINE is set"),
         (["verify", "nowhere"], "there is no folder nowhere; name a model folder, or a zoo name"),
@@ -127,8 +165,12 @@ def test_mistakes_get_one_line(refused, argv: list[str], message: str) -> None:
     assert re.search(message, refused(*argv))
 
 
-@pytest.mark.parametrize("argv", [[], ["lst"], ["list", "--kind", "model"], ["export", "run"], ["push", "folder"]])
-def test_a_wrong_command_line_shows_the_right_ones(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+@pytest.mark.parametrize(
+    "argv", [[], ["lst"], ["list", "--kind", "model"], ["export", "run"], ["push", "folder"]]
+)
+def test_a_wrong_command_line_shows_the_right_ones(
+    capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         zoo_command.main(argv)
     assert caught.value.code == 2 and "usage: python tools/zoo.py" in capsys.readouterr().err
@@ -147,17 +189,26 @@ def test_export_hands_over_what_was_asked(monkeypatch: pytest.MonkeyPatch, run) 
 def test_a_dry_push_prints_the_plan(monkeypatch: pytest.MonkeyPatch, run) -> None:
     seen = []
     plan = SimpleNamespace(describe=lambda: "the plan")
-    monkeypatch.setattr("zoo.hub.push", lambda *args, **settings: seen.append((args, settings)) or plan)
+    monkeypatch.setattr(
+        "zoo.hub.push", lambda *args, **settings: seen.append((args, settings)) or plan
+    )
     assert run("push", "folder", "me/model") == "the plan\n"
     run("push", "folder", "me/model", "--yes", "--private")
     where = ("folder", "me/model")
-    assert seen == [(where, {"private": False, "yes": False}), (where, {"private": True, "yes": True})]
+    assert seen == [
+        (where, {"private": False, "yes": False}),
+        (where, {"private": True, "yes": True}),
+    ]
 
 
-def test_a_licence_is_asked_for_at_a_terminal_only(monkeypatch: pytest.MonkeyPatch, run, tmp_path: Path) -> None:
+def test_a_licence_is_asked_for_at_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, run, tmp_path: Path
+) -> None:
     asked: list[object] = []
 
-    def pull(name: str, revision: str | None, to: str | None, *, progress, lock: str, accept_licence) -> Path:
+    def pull(
+        name: str, revision: str | None, to: str | None, *, progress, lock: str, accept_licence
+    ) -> Path:
         asked.append(accept_licence)
         progress(5, 10)
         progress(10, 10)
@@ -170,7 +221,13 @@ def test_a_licence_is_asked_for_at_a_terminal_only(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     run("pull", "tango2")
     assert asked[:2] == [True, False] and callable(asked[2])
-    for answer, agreed in (("yes", True), (" Y ", True), ("", False), ("no", False), ("yeah?", False)):
+    for answer, agreed in (
+        ("yes", True),
+        (" Y ", True),
+        ("", False),
+        ("no", False),
+        ("yeah?", False),
+    ):
         monkeypatch.setattr("builtins.input", lambda words, answer=answer: answer)
         assert asked[2]("terms") is agreed
 
@@ -188,14 +245,24 @@ def test_verify_holds_a_pulled_folder_against_the_lock_file(run, refused, tmp_pa
     write_pin("o/n", Pin("a" * 40, {"weights.pt": LockedFile("0" * 64, 1)}), "other.json")
     assert "other.json pins 0000" in refused("verify", "model", "--lock", "other.json")
     write_pin("o/n", Pin("b" * 40, {}), "third.json")
-    assert f"third.json pins o/n at {'b' * 40}" in refused("verify", "model", "--lock", "third.json")
+    assert f"third.json pins o/n at {'b' * 40}" in refused(
+        "verify", "model", "--lock", "third.json"
+    )
     (folder / "weights.pt").write_bytes(b"y")
     assert "weights.pt has sha256" in refused("verify", "model")
 
 
 def test_the_parser_explains_every_option() -> None:
-    (commands,) = (action for action in zoo_command.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (
+        action
+        for action in zoo_command.parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
     assert set(commands.choices) == {"list", "show", "pull", "export", "push", "verify"}
-    unexplained = [action.dest for command in commands.choices.values() for action in command._actions
-                   if action.option_strings and not action.help]
+    unexplained = [
+        action.dest
+        for command in commands.choices.values()
+        for action in command._actions
+        if action.option_strings and not action.help
+    ]
     assert unexplained == []

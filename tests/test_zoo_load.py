@@ -28,7 +28,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def artefact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo") / "tiny"
     torch.manual_seed(0)
-    save_artifact(folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=TinyAudio(**SMALL))
+    save_artifact(
+        folder,
+        kind="backbone",
+        architecture="tiny_audio",
+        arguments=SMALL,
+        module=TinyAudio(**SMALL),
+    )
     return folder
 
 
@@ -47,17 +53,23 @@ def base(tmp_path_factory):
 
 def test_importing_the_package_imports_no_model_library():
     code = (
-        "import sys, zoo; names = zoo.names(); zoo.load; "
-        "heavy = {'transformers', 'diffusers', 'peft', 'lightning', 'laion_clap', 'torchaudio'} & set(sys.modules); "
-        "assert not heavy, heavy; print(' '.join(names))"
+        "import sys, zoo; names = zoo.names(); zoo.load; heavy = {'transformers', 'diffusers',"
+        " 'peft', 'lightning', 'laion_clap', 'torchaudio'} & set(sys.modules); assert not heavy,"
+        " heavy; print(' '.join(names))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert "embedded/music" in result.stdout
 
 
 def test_names_and_attributes():
-    assert "embedded/music" in zoo.names("backbone") and "embedded/mood" in zoo.names("reward") and zoo.names("x") == ()
+    assert (
+        "embedded/music" in zoo.names("backbone")
+        and "embedded/mood" in zoo.names("reward")
+        and zoo.names("x") == ()
+    )
     assert set(zoo.names()) == set(registry.ENTRIES)
     assert {"load", "generate", "score", "names", "entries", "pull", "push"} <= set(dir(zoo))
     assert zoo.generate is generation.generate
@@ -72,10 +84,17 @@ def test_a_folder_in_diffusers_layout_is_a_model(tmp_path):
     index = json.loads((folder / "model_index.json").read_text())
     add_lora(model := zoo.load(folder), rank=2)
     save_adapter(model, tmp_path / "adapter")
-    for again in (zoo.load(folder, adapters=[(tmp_path / "adapter", 1.0)]), zoo.open_model(str(folder), tmp_path / "adapter")):
+    for again in (
+        zoo.load(folder, adapters=[(tmp_path / "adapter", 1.0)]),
+        zoo.open_model(str(folder), tmp_path / "adapter"),
+    ):
         assert type(again).__name__ == "AudioLDM2" and not again.training
-    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "MusicLDMPipeline"}))
-    with pytest.raises(ValueError, match="holds a diffusers MusicLDMPipeline; did you mean .AudioLDMPipeline"):
+    (folder / "model_index.json").write_text(
+        json.dumps({**index, "_class_name": "MusicLDMPipeline"})
+    )
+    with pytest.raises(
+        ValueError, match="holds a diffusers MusicLDMPipeline; did you mean .AudioLDMPipeline"
+    ):
         zoo.load(folder)
 
 
@@ -88,7 +107,11 @@ def test_load_by_path(artefact):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("embedded/musik", {}, "no model 'embedded/musik', neither a name nor a folder; did you mean 'embedded/music'"),
+        (
+            "embedded/musik",
+            {},
+            "no model 'embedded/musik', neither a name nor a folder; did you mean 'embedded/music'",
+        ),
         ("nothing-like-it", {}, "choose from audioldm-m-full, .*and [0-9]+ more"),
         ("embedded/music", {"dtype": "int8"}, "dtype must be float32, .*got 'int8'"),
         ("embedded/music", {"dtype": "half of it"}, "dtype must be float32"),
@@ -101,7 +124,10 @@ def test_bad_names(name, settings, message):
 
 def test_a_name_without_its_files(monkeypatch, tmp_path):
     monkeypatch.setattr(entry, "PACKAGE", tmp_path)
-    with pytest.raises(FileNotFoundError, match="the weights of embedded/music are not in .*install the package again"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="the weights of embedded/music are not in .*install the package again",
+    ):
         zoo.load("embedded/music")
 
 
@@ -114,11 +140,19 @@ def test_generate_order_length_and_independence_of_the_batch(artefact):
     seen = []
     settings = {"seeds": [0, 1], "steps": 2, "guidance_scale": 2.0}
     together = zoo.generate(
-        str(artefact), prompts, **settings, batch_size=3, progress=lambda done, total: seen.append((done, total))
+        str(artefact),
+        prompts,
+        **settings,
+        batch_size=3,
+        progress=lambda done, total: seen.append((done, total)),
     )
     alone = zoo.generate(zoo.load(str(artefact)), prompts, **settings, batch_size=1)
-    assert [wave.samples_CN.shape for wave in together] == [(2, n) for n in (8000, 8000, 11200, 11200, 8000, 8000)]
-    assert seen == [(3, 6), (4, 6), (6, 6)] and all(wave.sample_rate_hz == 16_000 for wave in together)
+    assert [wave.samples_CN.shape for wave in together] == [
+        (2, n) for n in (8000, 8000, 11200, 11200, 8000, 8000)
+    ]
+    assert seen == [(3, 6), (4, 6), (6, 6)] and all(
+        wave.sample_rate_hz == 16_000 for wave in together
+    )
     for one, other in zip(together, alone, strict=True):
         assert torch.allclose(one.samples_CN, other.samples_CN, atol=1e-3)
         assert one.samples_CN.abs().max() <= 1
@@ -129,7 +163,9 @@ def test_generate_uses_guidance_negative_and_eta():
     backbone = ToyBackbone()
 
     def first(**settings):
-        return zoo.generate(backbone, "happy tune", **{"steps": 4, "seconds": 1.0, **settings})[0].samples_CN
+        return zoo.generate(backbone, "happy tune", **{"steps": 4, "seconds": 1.0, **settings})[
+            0
+        ].samples_CN
 
     base = first()
     assert torch.equal(base, first()) and base.shape == (1, 8)
@@ -141,12 +177,25 @@ def test_generate_uses_guidance_negative_and_eta():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("steps", "3"), ("steps", 2.5), ("steps", True), ("guidance_scale", "2"),
-        ("guidance_scale", None), ("eta", "1"), ("eta", ["1", "1"]), ("rule", 1),
-        ("negative", None), ("negative", ["noise"]), ("seconds", "4"), ("batch_size", "8"),
-        ("seeds", "0-3"), ("seeds", 1.5), ("seeds", [0.5]), ("seeds", None), ("progress", "yes"),
+        ("steps", "3"),
+        ("steps", 2.5),
+        ("steps", True),
+        ("guidance_scale", "2"),
+        ("guidance_scale", None),
+        ("eta", "1"),
+        ("eta", ["1", "1"]),
+        ("rule", 1),
+        ("negative", None),
+        ("negative", ["noise"]),
+        ("seconds", "4"),
+        ("batch_size", "8"),
+        ("seeds", "0-3"),
+        ("seeds", 1.5),
+        ("seeds", [0.5]),
+        ("seeds", None),
+        ("progress", "yes"),
     ],
-)  # fmt: skip
+)
 def test_arguments_of_the_wrong_type_are_told_by_name(name, wrong):
     with pytest.raises(
         ValueError, match=rf"\b{name}\b.*{re.escape(repr(wrong))}|steps must be a whole number.*2.5"
@@ -250,9 +299,12 @@ def test_a_run_without_an_adapter_gives_the_whole_denoiser_or_its_exported_model
 
 @pytest.mark.parametrize(
     "node",
-    ["{_target_: test_zoo_load.Bomb}", "{_target_: zoo.load, name: {_target_: test_zoo_load.Bomb}}",
-     "{_target_: zoo.load, name: x, adapters: [{_target_: test_zoo_load.Bomb}]}"],
-)  # fmt: skip
+    [
+        "{_target_: test_zoo_load.Bomb}",
+        "{_target_: zoo.load, name: {_target_: test_zoo_load.Bomb}}",
+        "{_target_: zoo.load, name: x, adapters: [{_target_: test_zoo_load.Bomb}]}",
+    ],
+)
 def test_load_runs_no_code_that_a_folder_names(base, tmp_path, node):
     run = a_run(tmp_path / "run", base, f"module: {{backbone: {node}}}")
     with pytest.raises(
@@ -303,7 +355,9 @@ class Loudness:
 
     def __call__(self, wave_BCN, sample_rate_hz, prompts):
         level = wave_BCN.square().mean(dim=(1, 2))
-        return RewardOutput(level, {"asked": torch.tensor([prompt.labels["n"] for prompt in prompts])})
+        return RewardOutput(
+            level, {"asked": torch.tensor([prompt.labels["n"] for prompt in prompts])}
+        )
 
 
 def test_score_takes_words_as_generate_does():
@@ -326,7 +380,10 @@ def test_score_takes_words_as_generate_does():
 
 
 def test_score_keeps_the_order_over_waves_of_different_length(monkeypatch):
-    waves = [Waveform(torch.full((1, length), float(value)), 8) for value, length in ((1, 4), (2, 6), (3, 4))]
+    waves = [
+        Waveform(torch.full((1, length), float(value)), 8)
+        for value, length in ((1, 4), (2, 6), (3, 4))
+    ]
     prompts = [Prompt(str(i), "x", labels={"n": i}) for i in range(3)]
     output = zoo.score(Loudness(), waves, prompts)
     assert output.score_B.tolist() == [1, 4, 9] and output.parts["asked"].tolist() == [0, 1, 2]

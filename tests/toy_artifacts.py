@@ -1,4 +1,6 @@
-"""Model folders for tests: a whole small one, and the run folder of a quickstart that has just ended."""
+"""Model folders for tests: a whole small one, and the run folder of a quickstart that has just
+ended.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ CARD = "---\nlicense: apache-2.0\nlibrary_name: attune\n---\n# A model\n"
 def model_folder(folder: Path, seed: int = 0, **facts: object) -> Path:
     """A backbone of a few thousand weights with a card, as an export leaves it."""
     torch.manual_seed(seed)
-    what = {"kind": "backbone", "architecture": "tiny_audio", "arguments": SMALL, "licence": "apache-2.0", **facts}
+    what = {
+        "kind": "backbone",
+        "architecture": "tiny_audio",
+        "arguments": SMALL,
+        "licence": "apache-2.0",
+        **facts,
+    }
     save_artifact(folder, module=TinyAudio(**SMALL), **what)
     (folder / "README.md").write_text(CARD)
     return folder
@@ -45,4 +53,8 @@ def contents(folder: str | Path) -> dict[str, bytes]:
     """Every file but hidden ones: relative name -> bytes."""
     found = (path for path in Path(folder).rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in found}
-    return {name: path.read_bytes() for name, path in names.items() if not any(part.startswith(".") for part in name.split("/"))}
+    return {
+        name: path.read_bytes()
+        for name, path in names.items()
+        if not any(part.startswith(".") for part in name.split("/"))
+    }

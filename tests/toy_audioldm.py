@@ -1,4 +1,6 @@
-"""The smallest AudioLDM of the real classes: constructor arguments, and the same model as a folder in diffusers layout."""
+"""The smallest AudioLDM of the real classes: constructor arguments, and the same model as a folder
+in diffusers layout.
+"""
 
 from pathlib import Path
 
@@ -9,12 +11,16 @@ from zoo.backbones.audioldm import AudioLDM
 
 
 def arguments() -> dict:
-    """Plain JSON values for ``AudioLDM``; the parts that both generations share are those of ``toy_audioldm2``."""
+    """Plain JSON values for ``AudioLDM``; the parts that both generations share are those of
+    ``toy_audioldm2``.
+    """
     shared = toy_audioldm2.arguments()
     unet = shared["unet"] | {
-        "cross_attention_dim": [8, 16], "class_embed_type": "simple_projection", "class_embeddings_concat": True,
+        "cross_attention_dim": [8, 16],
+        "class_embed_type": "simple_projection",
+        "class_embeddings_concat": True,
         "projection_class_embeddings_input_dim": toy_audioldm2.CLAP_WIDTH,
-    }  # fmt: skip
+    }
     names = ("vae", "vocoder", "clap_text", "scheduler", "clap_tokenizer")
     return {"unet": unet, **{name: shared[name] for name in names}, "max_tokens": 100}
 
@@ -33,9 +39,13 @@ def pipeline(model: AudioLDM):
     from diffusers import AudioLDMPipeline, DDIMScheduler
 
     return AudioLDMPipeline(
-        vae=model.codec.vae, text_encoder=model.clap_text, tokenizer=toy_audioldm2.tokenizers()[0], unet=model.denoiser,
-        scheduler=DDIMScheduler(**model.arguments["scheduler"]), vocoder=model.codec.vocoder,
-    )  # fmt: skip
+        vae=model.codec.vae,
+        text_encoder=model.clap_text,
+        tokenizer=toy_audioldm2.tokenizers()[0],
+        unet=model.denoiser,
+        scheduler=DDIMScheduler(**model.arguments["scheduler"]),
+        vocoder=model.codec.vocoder,
+    )
 
 
 def written_folder(model: AudioLDM, folder: Path) -> Path:
@@ -48,6 +58,12 @@ def predicting(unet):
     """``predict`` of a plain diffusers network, as a user of diffusers would call it."""
 
     def predict(x, time_B, conditioning):
-        return unet(x, time_B, encoder_hidden_states=None, class_labels=conditioning["clap_BD"], return_dict=False)[0]
+        return unet(
+            x,
+            time_B,
+            encoder_hidden_states=None,
+            class_labels=conditioning["clap_BD"],
+            return_dict=False,
+        )[0]
 
     return predict

@@ -9,18 +9,41 @@ from lightning_modules.ddpo import DDPO
 
 def module(**changes) -> DDPO:
     settings = {
-        "sample_steps": 5, "guidance_scale": 2.0, "sample_batch_size": 4, "train_batch_size": 4, "lora_rank": 2,
-        "learning_rate": 1e-2, "clip_range": 0.1, "clip_reference_elements": None,
-        "tracker_buffer_size": 8, "tracker_min_count": 4,
-    }  # fmt: skip
-    backbone, reward = changes.pop("backbone", None) or ToyBackbone(), changes.pop("reward", None) or ToyReward()
+        "sample_steps": 5,
+        "guidance_scale": 2.0,
+        "sample_batch_size": 4,
+        "train_batch_size": 4,
+        "lora_rank": 2,
+        "learning_rate": 1e-2,
+        "clip_range": 0.1,
+        "clip_reference_elements": None,
+        "tracker_buffer_size": 8,
+        "tracker_min_count": 4,
+    }
+    backbone, reward = (
+        changes.pop("backbone", None) or ToyBackbone(),
+        changes.pop("reward", None) or ToyReward(),
+    )
     torch.manual_seed(0)  # the adapter's first factor
     return DDPO(backbone, reward, **{**settings, **changes})
 
 
 def trainer(epochs: int = 1, **changes) -> L.Trainer:
-    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(**{"max_epochs": epochs, "enable_checkpointing": False, "num_sanity_val_steps": 0, **quiet, **changes})
+    quiet = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(
+        **{
+            "max_epochs": epochs,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+            **quiet,
+            **changes,
+        }
+    )
 
 
 def fitted(ddpo: DDPO, size: int = 8, epochs: int = 1, val=None, **changes) -> L.Trainer:

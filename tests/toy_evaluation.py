@@ -17,24 +17,34 @@ RATE_HZ = 8000
 
 
 class LoudnessJudge:
-    """p_happy is twice the root mean square, p_sad the rest. After ``raise_after`` calls it breaks, like a killed run."""
+    """p_happy is twice the root mean square, p_sad the rest.
+
+    After ``raise_after`` calls it breaks, like a killed run.
+    """
 
     differentiable = False
     class_names = ("happy", "sad")
     label_key = "mood"
     calls = 0
 
-    def __init__(self, checkpoint: str = "loudness", raise_after: int | None = None, nan: bool = False) -> None:
+    def __init__(
+        self, checkpoint: str = "loudness", raise_after: int | None = None, nan: bool = False
+    ) -> None:
         self.checkpoint, self.raise_after, self.nan = checkpoint, raise_after, nan
         self.arguments = {"checkpoint": checkpoint}
 
     def targets(self, prompts: Sequence[Prompt]) -> Tensor:
         for prompt in prompts:
             if prompt.labels.get("mood") not in self.class_names:
-                raise ValueError(f"prompt {prompt.id!r} has the mood {prompt.labels.get('mood')!r}, expected happy or sad")
+                raise ValueError(
+                    f"prompt {prompt.id!r} has the mood {prompt.labels.get('mood')!r}, expected"
+                    " happy or sad"
+                )
         return torch.tensor([self.class_names.index(prompt.labels["mood"]) for prompt in prompts])
 
-    def __call__(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
         LoudnessJudge.calls += 1
         if self.raise_after is not None and LoudnessJudge.calls > self.raise_after:
             raise ValueError("killed")
@@ -52,7 +62,9 @@ class Similarity:
     name = "clap/toy"
     checkpoint = "toy"
 
-    def __call__(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
         score = wave_BCN.square().mean(dim=(1, 2)).sqrt()
         return RewardOutput(score, {self.name: score})
 
@@ -63,7 +75,12 @@ def sine(path: Path, amplitude: float, seconds: float = 0.25) -> None:
     write_audio(path, Waveform((amplitude * torch.sin(2 * torch.pi * 440 * time_s))[None], RATE_HZ))
 
 
-def sines(folder: Path, amplitudes: dict[str, Sequence[float]], prompts: int = 1, table: str = "prompts.csv") -> Path:
+def sines(
+    folder: Path,
+    amplitudes: dict[str, Sequence[float]],
+    prompts: int = 1,
+    table: str = "prompts.csv",
+) -> Path:
     """One file an amplitude of every mood, over ``prompts`` prompts a mood in turn, and their CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["file,prompt,label"]
@@ -76,9 +93,13 @@ def sines(folder: Path, amplitudes: dict[str, Sequence[float]], prompts: int = 1
     return folder
 
 
-def reward_file(folder: Path, name: str = "judge", target: str = "LoudnessJudge", **arguments: object) -> str:
+def reward_file(
+    folder: Path, name: str = "judge", target: str = "LoudnessJudge", **arguments: object
+) -> str:
     path = folder / f"{name}.yaml"
-    path.write_text(json.dumps({"_target_": f"toy_evaluation.{target}", **arguments}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"_target_": f"toy_evaluation.{target}", **arguments}), encoding="utf-8"
+    )
     return str(path)
 
 

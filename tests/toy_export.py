@@ -1,4 +1,6 @@
-"""A tiny base model with a name in the zoo, and a real DDPO run on it, for tests of exports and cards."""
+"""A tiny base model with a name in the zoo, and a real DDPO run on it, for tests of exports and
+cards.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,15 @@ def random_model(seed: int) -> TinyAudio:
 
 @contextmanager
 def named_base(folder: Path, licence: str = "cc-by-nc-sa-4.0") -> Iterator[Path]:
-    """Inside, ``tiny-base`` is a zoo name: a random model in ``folder``, of a licence that is inherited."""
-    save_artifact(folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=random_model(5))
-    ENTRIES[BASE] = ZooEntry(BASE, "backbone", "tiny_audio", "random", licence, 16_000, folder=str(folder))
+    """Inside, ``tiny-base`` is a zoo name: a random model in ``folder``, of a licence that is
+    inherited.
+    """
+    save_artifact(
+        folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=random_model(5)
+    )
+    ENTRIES[BASE] = ZooEntry(
+        BASE, "backbone", "tiny_audio", "random", licence, 16_000, folder=str(folder)
+    )
     try:
         yield folder
     finally:

@@ -1,4 +1,6 @@
-"""Two folders of short clips from the same prompts, as a run or tools/generate.py leaves them, for the tests of listening."""
+"""Two folders of short clips from the same prompts, as a run or tools/generate.py leaves them, for
+the tests of listening.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,16 @@ RATE_HZ = 8000
 
 
 def tone(level: float, hz: float, seconds: float = 0.1) -> Waveform:
-    return Waveform(level * torch.sin(2 * torch.pi * hz * torch.arange(round(seconds * RATE_HZ)) / RATE_HZ)[None], RATE_HZ)
+    return Waveform(
+        level
+        * torch.sin(2 * torch.pi * hz * torch.arange(round(seconds * RATE_HZ)) / RATE_HZ)[None],
+        RATE_HZ,
+    )
 
 
-def folders(root: Path, count: int = 4, seeds: tuple[int | None, ...] = (None,), tuned_level: float = 0.5) -> tuple[Path, Path]:
+def folders(
+    root: Path, count: int = 4, seeds: tuple[int | None, ...] = (None,), tuned_level: float = 0.5
+) -> tuple[Path, Path]:
     """(base, fine-tuned): ``count`` prompts with every seed; the base's tones have level 0.25."""
     for name, level in (("before", 0.25), ("after", tuned_level)):
         samples = []
@@ -25,6 +33,8 @@ def folders(root: Path, count: int = 4, seeds: tuple[int | None, ...] = (None,),
             for seed in seeds:
                 path = root / name / f"{i:02d}_{seed}.wav"
                 write_audio(path, tone(level, 200 + 50 * i + (seed or 0)))
-                samples.append(Sample(path, Prompt(f"p{i}", f"sound number {i}", seconds=0.1), seed))
+                samples.append(
+                    Sample(path, Prompt(f"p{i}", f"sound number {i}", seconds=0.1), seed)
+                )
         write_index(root / name, samples)
     return root / "before", root / "after"

@@ -1,4 +1,6 @@
-"""The paths from noise to sound that the tests of diffusion go through, with the betas of released models."""
+"""The paths from noise to sound that the tests of diffusion go through, with the betas of released
+models.
+"""
 
 import torch
 from torch import Tensor

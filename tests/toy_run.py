@@ -1,4 +1,6 @@
-"""The smallest module and data that a run can be made of, and a configuration that names them, for tests."""
+"""The smallest module and data that a run can be made of, and a configuration that names them, for
+tests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Line(L.LightningModule):
-    def __init__(self, width: int, learning_rate: float = 0.1, fail_at: int | None = None, kind: Literal["a", "b"] = "a") -> None:
+    def __init__(
+        self,
+        width: int,
+        learning_rate: float = 0.1,
+        fail_at: int | None = None,
+        kind: Literal["a", "b"] = "a",
+    ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
@@ -41,9 +49,14 @@ class Line(L.LightningModule):
 
 
 class Points(L.LightningDataModule):
-    def __init__(self, width: int, count: int = 8, token: str | None = None, missing_at_setup: bool = False) -> None:
+    def __init__(
+        self, width: int, count: int = 8, token: str | None = None, missing_at_setup: bool = False
+    ) -> None:
         super().__init__()
-        self.points, self.missing = torch.linspace(-1, 1, count * width).reshape(count, width), missing_at_setup
+        self.points, self.missing = (
+            torch.linspace(-1, 1, count * width).reshape(count, width),
+            missing_at_setup,
+        )
 
     def setup(self, stage):
         if self.missing:

@@ -11,7 +11,13 @@ from datamodules.captions import class_words
 from datamodules.sound_bank import BankClip, SoundBank
 
 RATE_HZ = 4000
-CLASSES = {"dog": 250, "bell": 500, "siren": 750, "car_horn": 1000, "train": 1250}  # class -> pitch of its training recordings
+CLASSES = {
+    "dog": 250,
+    "bell": 500,
+    "siren": 750,
+    "car_horn": 1000,
+    "train": 1250,
+}  # class -> pitch of its training recordings
 TEST_SHIFT_HZ = 125  # test recordings are that much higher
 
 
@@ -20,13 +26,26 @@ def tone(frequency_hz: float, seconds: float) -> Tensor:
     return 0.3 * torch.sin(2 * math.pi * frequency_hz * time)
 
 
-def tone_bank(seconds: float = 6.0, classes: dict[str, int] | None = None, licence: str = "CC0-1.0") -> SoundBank:
-    """One tone for training and one for testing in every class; the recordings of "train" serve both."""
+def tone_bank(
+    seconds: float = 6.0, classes: dict[str, int] | None = None, licence: str = "CC0-1.0"
+) -> SoundBank:
+    """One tone for training and one for testing in every class; the recordings of "train" serve
+    both.
+    """
     clips, waves = [], {}
     for name, pitch in (CLASSES if classes is None else classes).items():
         for split in ("both",) if name == "train" else ("train", "test"):
             clip_id = f"tones/{name}-{split}"
-            about = (clip_id, name, f"a {class_words(name)} sounding", "object", (name.title(),), licence, "", split)
+            about = (
+                clip_id,
+                name,
+                f"a {class_words(name)} sounding",
+                "object",
+                (name.title(),),
+                licence,
+                "",
+                split,
+            )
             clips.append(BankClip(*about, seconds, split != "both", clip_id))
             waves[clip_id] = tone(pitch + TEST_SHIFT_HZ * (split == "test"), seconds)
     return SoundBank(clips, waves, RATE_HZ)

@@ -1,4 +1,6 @@
-"""The smallest Stable Audio of the real classes: constructor arguments, and the same model as a folder in diffusers layout."""
+"""The smallest Stable Audio of the real classes: constructor arguments, and the same model as a
+folder in diffusers layout.
+"""
 
 from pathlib import Path
 
@@ -17,24 +19,55 @@ def arguments() -> dict:
     _, words = tokenizers()
     return {
         "transformer": {
-            "sample_size": FRAMES, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8,
-            "num_attention_heads": 4, "num_key_value_attention_heads": 2, "cross_attention_dim": WIDTH, "time_proj_dim": 16,
-            "global_states_input_dim": 2 * WIDTH, "cross_attention_input_dim": WIDTH,
+            "sample_size": FRAMES,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "num_key_value_attention_heads": 2,
+            "cross_attention_dim": WIDTH,
+            "time_proj_dim": 16,
+            "global_states_input_dim": 2 * WIDTH,
+            "cross_attention_input_dim": WIDTH,
         },
         "vae": {
-            "encoder_hidden_size": 8, "decoder_input_channels": 4, "decoder_channels": 4, "downsampling_ratios": [2, 8, 8],
-            "channel_multiples": [1, 2, 4], "audio_channels": 2, "sampling_rate": RATE_HZ,
+            "encoder_hidden_size": 8,
+            "decoder_input_channels": 4,
+            "decoder_channels": 4,
+            "downsampling_ratios": [2, 8, 8],
+            "channel_multiples": [1, 2, 4],
+            "audio_channels": 2,
+            "sampling_rate": RATE_HZ,
         },
-        "text_encoder": {"vocab_size": len(words), "d_model": WIDTH, "d_ff": 37, "d_kv": 8, "num_heads": 1, "num_layers": 1,
-                         "pad_token_id": 0, "eos_token_id": 1},
-        "projection": {"text_encoder_dim": WIDTH, "conditioning_dim": WIDTH, "min_value": 0, "max_value": 512},
+        "text_encoder": {
+            "vocab_size": len(words),
+            "d_model": WIDTH,
+            "d_ff": 37,
+            "d_kv": 8,
+            "num_heads": 1,
+            "num_layers": 1,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        },
+        "projection": {
+            "text_encoder_dim": WIDTH,
+            "conditioning_dim": WIDTH,
+            "min_value": 0,
+            "max_value": 512,
+        },
         "scheduler": {
-            "sigma_min": 0.3, "sigma_max": 500, "sigma_data": 1.0, "sigma_schedule": "exponential", "solver_order": 2,
-            "prediction_type": "v_prediction", "num_train_timesteps": 1000,
+            "sigma_min": 0.3,
+            "sigma_max": 500,
+            "sigma_data": 1.0,
+            "sigma_schedule": "exponential",
+            "solver_order": 2,
+            "prediction_type": "v_prediction",
+            "num_train_timesteps": 1000,
         },
         "tokenizer": pack_tokenizer(words.backend_tokenizer.to_str()),
         "max_tokens": TOKENS,
-    }  # fmt: skip
+    }
 
 
 def small_model(seed: int = 0, **changes):
@@ -54,11 +87,17 @@ def pipeline(model, order: int = 2):
     """The diffusers pipeline around the networks of ``model``."""
     from diffusers import CosineDPMSolverMultistepScheduler, StableAudioPipeline
 
-    scheduler = CosineDPMSolverMultistepScheduler(**{**arguments()["scheduler"], "solver_order": order})
+    scheduler = CosineDPMSolverMultistepScheduler(
+        **{**arguments()["scheduler"], "solver_order": order}
+    )
     made = StableAudioPipeline(
-        vae=model.codec.vae, text_encoder=model.text.encoder, projection_model=model.projection, tokenizer=tokenizers()[1],
-        transformer=model.denoiser, scheduler=scheduler,
-    )  # fmt: skip
+        vae=model.codec.vae,
+        text_encoder=model.text.encoder,
+        projection_model=model.projection,
+        tokenizer=tokenizers()[1],
+        transformer=model.denoiser,
+        scheduler=scheduler,
+    )
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -74,10 +113,16 @@ def predicting(network):
     from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
     def predict(x, time_B, conditioning):
-        positions = get_1d_rotary_pos_embed(4, x.shape[-1] + 1, use_real=True, repeat_interleave_real=False)
+        positions = get_1d_rotary_pos_embed(
+            4, x.shape[-1] + 1, use_real=True, repeat_interleave_real=False
+        )
         return network(
-            x, time_B, encoder_hidden_states=conditioning["tokens_BLD"], rotary_embedding=positions,
-            global_hidden_states=conditioning["timing_BD"].unsqueeze(1), return_dict=False,
-        )[0]  # fmt: skip
+            x,
+            time_B,
+            encoder_hidden_states=conditioning["tokens_BLD"],
+            rotary_embedding=positions,
+            global_hidden_states=conditioning["timing_BD"].unsqueeze(1),
+            return_dict=False,
+        )[0]
 
     return predict

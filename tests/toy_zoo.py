@@ -1,6 +1,8 @@
-"""The zoo's big models as tiny random ones of the real classes, pulled: what names them is built without a network.
+"""The zoo's big models as tiny random ones of the real classes, pulled: what names them is built
+without a network.
 
-``pulled`` writes them once into a cache; ``small_zoo`` (a fixture of conftest.py) makes a test see that cache and nothing else.
+``pulled`` writes them once into a cache; ``small_zoo`` (a fixture of conftest.py) makes a test see
+that cache and nothing else.
 """
 
 from __future__ import annotations
@@ -18,12 +20,41 @@ import toy_clap
 from zoo import store
 from zoo.table import ENTRIES
 
-EMOPIA_FILE = "models/emopia/{0}/best.ckpt"  # where configurations look for EMOPIA's checkpoints, below the working directory
+EMOPIA_FILE = (  # where configurations look for EMOPIA's checkpoints, below the working directory
+    "models/emopia/{0}/best.ckpt"
+)
 _NO_COMMIT = "0" * 40  # of entries whose commit the table does not know
-# words that the small tokenizers can tell apart; all others are one unknown word to the CLAP and the Tango
-WORDS = ("a", "an", "happy", "angry", "sad", "tender", "piano", "violin", "recording", "solo", "quality", "low", "dog", "barks",
-         "rain", "falls", "then", "birds", "engine", "speaks")  # fmt: skip
-CLAP_WORDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{word: i + 4 for i, word in enumerate((*WORDS, "on", "leaves"))}}
+# words that the small tokenizers can tell apart; all others are one unknown word to the CLAP and
+# the Tango
+WORDS = (
+    "a",
+    "an",
+    "happy",
+    "angry",
+    "sad",
+    "tender",
+    "piano",
+    "violin",
+    "recording",
+    "solo",
+    "quality",
+    "low",
+    "dog",
+    "barks",
+    "rain",
+    "falls",
+    "then",
+    "birds",
+    "engine",
+    "speaks",
+)
+CLAP_WORDS = {
+    "<s>": 0,
+    "<pad>": 1,
+    "</s>": 2,
+    "<unk>": 3,
+    **{word: i + 4 for i, word in enumerate((*WORDS, "on", "leaves"))},
+}
 
 
 def write_audioldm(folder: Path) -> None:
@@ -63,7 +94,9 @@ def write_words(file: Path) -> None:
     """The tokenizer of the T5 of both Tangos."""
     from toy_tango import TOKENIZER
 
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys((*TOKENIZER["model"]["vocab"], *WORDS)))}
+    vocabulary = {
+        word: i for i, word in enumerate(dict.fromkeys((*TOKENIZER["model"]["vocab"], *WORDS)))
+    }
     text = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": vocabulary}}
     file.write_text(json.dumps(text), encoding="utf-8")
 
@@ -75,16 +108,24 @@ def write_clap(folder: Path) -> None:
 
 def write_laion_clap(folder: Path) -> None:
     folder.mkdir(parents=True)
-    torch.save({"state_dict": toy_clap.laion_state(toy_clap.random_clap().state_dict())}, folder / "small.pt")
+    torch.save(
+        {"state_dict": toy_clap.laion_state(toy_clap.random_clap().state_dict())},
+        folder / "small.pt",
+    )
 
 
 def write_emopia(file: Path) -> None:
     from zoo.importers.emopia import RATE_HZ, TASKS
     from zoo.rewards.short_chunk import ShortChunkResNet
 
-    network = ShortChunkResNet(RATE_HZ, 256, 128, 16, (4, 4, 4, 6, 6, 6, 8), len(TASKS[file.parent.name]))
+    network = ShortChunkResNet(
+        RATE_HZ, 256, 128, 16, (4, 4, 4, 6, 6, 6, 8), len(TASKS[file.parent.name])
+    )
     file.parent.mkdir(parents=True)
-    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in network.state_dict().items()}}, file)
+    torch.save(
+        {"state_dict": {f"model.{name}": tensor for name, tensor in network.state_dict().items()}},
+        file,
+    )
 
 
 # (architecture, layout) of entries on the Hub -> what writes a small model as their authors would
@@ -100,8 +141,9 @@ WRITERS: dict[tuple[str, str], Callable[[Path], None]] = {
 
 
 def pulled(root: Path) -> Path:
-    """Every entry that ``WRITERS`` knows, as a pull leaves it in the cache ``root``/cache; EMOPIA's files and CLAP's tokenizer
-    below ``root``. The same weights in every call."""
+    """Every entry that ``WRITERS`` knows, as a pull leaves it in the cache ``root``/cache; EMOPIA's
+    files and CLAP's tokenizer below ``root``. The same weights in every call.
+    """
     with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTUNE_CACHE", str(root / "cache"))
         torch.manual_seed(0)
@@ -111,7 +153,9 @@ def pulled(root: Path) -> Path:
                 if entry.repo_id is not None and (entry.architecture, entry.layout) == key:
                     place = store.place(entry.name, entry.revision or _NO_COMMIT)
                     shutil.copytree(root / "-".join(key), place)
-                    store.write_record(place, store.PullRecord(entry.repo_id, place.name, entry.licence, {}))
+                    store.write_record(
+                        place, store.PullRecord(entry.repo_id, place.name, entry.licence, {})
+                    )
         for task in ("ar_va", "arousal", "valence"):
             write_emopia(root / EMOPIA_FILE.format(task))
     toy_clap.tokenizer_file(root / "roberta-base", CLAP_WORDS)
@@ -119,7 +163,9 @@ def pulled(root: Path) -> Path:
 
 
 def use(patch: pytest.MonkeyPatch, root: Path, folder: Path) -> None:
-    """Inside the test the working directory is ``folder``, with EMOPIA's files in it, and the zoo's names mean small models."""
+    """Inside the test the working directory is ``folder``, with EMOPIA's files in it, and the zoo's
+    names mean small models.
+    """
     from toy_tango import SMALL
     from toy_tangoflux import ARGUMENTS
 

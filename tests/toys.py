@@ -58,7 +58,10 @@ class ToyDenoiser(nn.Module):
     def __init__(self, channels: int, width: int, context: int) -> None:
         super().__init__()
         self.into, self.out = nn.Linear(channels + 1, width), nn.Linear(width, channels)
-        self.attn, self.cross = ToyAttention(width, width, False), ToyAttention(width, context, True)
+        self.attn, self.cross = (
+            ToyAttention(width, width, False),
+            ToyAttention(width, context, True),
+        )
 
     def forward(self, x: Tensor, time_B: Tensor, tokens_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         x = x.transpose(1, 2).to(self.into.weight.dtype)
@@ -75,7 +78,9 @@ class ToyBackbone(nn.Module):
     sample_rate_hz = 8
     channels = 1
 
-    def __init__(self, width: int = 16, context: int = 6, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, width: int = 16, context: int = 6, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.path, self.context = VPCosine("v"), context
         with torch.random.fork_rng():
@@ -84,15 +89,22 @@ class ToyBackbone(nn.Module):
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         length = max(len(prompt.text.split()) for prompt in prompts) + 1
-        tokens, mask = torch.zeros(len(prompts), length, self.context), torch.zeros(len(prompts), length, dtype=torch.bool)
+        tokens, mask = (
+            torch.zeros(len(prompts), length, self.context),
+            torch.zeros(len(prompts), length, dtype=torch.bool),
+        )
         for i, prompt in enumerate(prompts):
             for j, word in enumerate(["", *prompt.text.split()]):
-                generator = torch.Generator().manual_seed(sum(ord(c) * 31**k for k, c in enumerate(word)) % 2**31)
+                generator = torch.Generator().manual_seed(
+                    sum(ord(c) * 31**k for k, c in enumerate(word)) % 2**31
+                )
                 tokens[i, j], mask[i, j] = torch.randn(self.context, generator=generator), True
         return Conditioning({"tokens_BLD": tokens, "mask_BL": mask})
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.denoiser(latent_BCT, time_B, conditioning["tokens_BLD"], conditioning["mask_BL"])
+        return self.denoiser(
+            latent_BCT, time_B, conditioning["tokens_BLD"], conditioning["mask_BL"]
+        )
 
     def encode(self, wave_BCN: Tensor) -> Tensor:
         return torch.cat([wave_BCN, torch.zeros_like(wave_BCN)], dim=1)
@@ -109,7 +121,9 @@ class ToyReward:
 
     differentiable = True
 
-    def __call__(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
         level = torch.tensor([LEVELS[prompt.labels["mood"]] for prompt in prompts])
         mean = wave_BCN.mean(dim=(1, 2))
         return RewardOutput(-((mean - level) ** 2), {"level": mean})
@@ -119,7 +133,13 @@ def prompts(count: int, seconds: float = 1.0) -> tuple[Prompt, ...]:
     """Different prompts of different length in words, moods taking turns, with a negative."""
     moods = list(LEVELS)
     return tuple(
-        Prompt(f"p{i}", f"a {moods[i % 2]} take {'very ' * (i % 3)}number {i}", "noise", seconds, labels={"mood": moods[i % 2]})
+        Prompt(
+            f"p{i}",
+            f"a {moods[i % 2]} take {'very ' * (i % 3)}number {i}",
+            "noise",
+            seconds,
+            labels={"mood": moods[i % 2]},
+        )
         for i in range(count)
     )
 
@@ -169,8 +189,21 @@ def shaken(network: nn.Module) -> nn.Module:
 
 
 def latents(predict, model: nn.Module, prompts: Sequence[Prompt]) -> Tensor:
-    """Clean latents (B, ...) of two guided steps by ``predict``, along the path and under the conditions of ``model``."""
-    sides = [model.encode_prompts(side) for side in (prompts, [prompt.as_negative() for prompt in prompts])]
+    """Clean latents (B, ...) of two guided steps by ``predict``, along the path and under the
+    conditions of ``model``.
+    """
+    sides = [
+        model.encode_prompts(side)
+        for side in (prompts, [prompt.as_negative() for prompt in prompts])
+    ]
     generators = [noise_generator(0, 0, prompt.id, 0) for prompt in prompts]
     sampler = Sampler(2, guidance_scale=2.0, rule="cps")
-    return rollout(predict, model.path, sampler, prompts, *sides, model.latent_shape(prompts[0].seconds), generators).clean
+    return rollout(
+        predict,
+        model.path,
+        sampler,
+        prompts,
+        *sides,
+        model.latent_shape(prompts[0].seconds),
+        generators,
+    ).clean

@@ -1,4 +1,6 @@
-"""Evaluate: python tools/evaluate.py --model runs/one --baseline base --rewards embedded/mood embedded/clap --out evaluation"""
+"""Evaluate: python tools/evaluate.py --model runs/one --baseline base --rewards embedded/mood
+embedded/clap --out evaluation
+"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""Train: python tools/fit.py --config configs/ddpo/quickstart.yaml module.learning_rate=1e-4 trainer.max_epochs=20"""
+"""Train: python tools/fit.py --config configs/ddpo/quickstart.yaml module.learning_rate=1e-4
+trainer.max_epochs=20
+"""
 
 import argparse
 import sys
@@ -17,9 +19,20 @@ def main(argv: Sequence[str]) -> None:
     )
     files = "YAML file; several may be given, later ones win"
     parser.add_argument("-c", "--config", action="append", default=[], help=files)
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--dry-run", action="store_true", help="build everything, print sizes, run and write nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1 out_dir=runs/one resume=true")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, print sizes, run and write nothing",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="such as seed=1 out_dir=runs/one resume=true",
+    )
     options = parser.parse_intermixed_args(settled(argv))
     from omegaconf import OmegaConf
 

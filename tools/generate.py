@@ -1,4 +1,6 @@
-"""Generate: python tools/generate.py embedded/music "A recording of a sad piano solo" --seeds 0-3 --out generated"""
+"""Generate: python tools/generate.py embedded/music "A recording of a sad piano solo" --seeds 0-3
+--out generated
+"""
 
 import sys
 from collections.abc import Sequence

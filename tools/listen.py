@@ -1,4 +1,6 @@
-"""Listen: python tools/listen.py page|blind --before RUN/audio/before --after RUN/audio/after ..., then summary answers.csv"""
+"""Listen: python tools/listen.py page|blind --before RUN/audio/before --after RUN/audio/after ...,
+then summary answers.csv
+"""
 
 import sys
 from collections.abc import Sequence

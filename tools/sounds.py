@@ -1,4 +1,6 @@
-"""Recorded sounds: python tools/sounds.py fetch --to sounds --set small, then python tools/sounds.py list --root sounds"""
+"""Recorded sounds: python tools/sounds.py fetch --to sounds --set small, then python
+tools/sounds.py list --root sounds
+"""
 
 import sys
 from collections.abc import Sequence

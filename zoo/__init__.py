@@ -19,7 +19,9 @@ _PLACES = {
     "push": "zoo.hub",
     "score": "zoo.generation",
 }
-__version__ = "0.1.0"  # setup.cfg reads it here, so that a checkout that was never installed knows it too
+__version__ = (  # setup.cfg reads it here, so that a checkout that was never installed knows it too
+    "0.1.0"
+)
 __all__ = ["entries", "generate", "load", "names", "open_model", "pull", "push", "score"]
 
 

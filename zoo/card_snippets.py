@@ -1,4 +1,6 @@
-"""The code in a model card: short, complete, and run by a test against the model that it stands beside."""
+"""The code in a model card: short, complete, and run by a test against the model that it stands
+beside.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,19 @@ from typing import Any
 
 from zoo.language import with_articles
 
-PLACE = "path/to/this/folder"  # stands for the folder, or owner/name on the Hub; see ``zoo.card.placed_in``
+PLACE = (  # stands for the folder, or owner/name on the Hub; see ``zoo.card.placed_in``
+    "path/to/this/folder"
+)
 
 
 def snippet(config: Mapping[str, Any]) -> str:
     """Markdown with one python block (adapters: two) for an artefact with this config.json."""
     kind = config["kind"]
     if kind == "adapter":
-        return f"{_generating(config)}\n\nWith peft alone, beside the plain base model:\n\n{_with_peft(config)}"
+        return (
+            f"{_generating(config)}\n\nWith peft alone, beside the plain base"
+            f" model:\n\n{_with_peft(config)}"
+        )
     return _generating(config) if kind == "backbone" else _scoring(config)
 
 
@@ -22,7 +29,10 @@ def _generating(config: Mapping[str, Any]) -> str:
     sampling = config.get("sampling") or {}
     names = ("steps", "guidance_scale", "eta", "rule", "negative", "seconds")
     settings = {name: sampling[name] for name in names if name in sampling}
-    written = ", ".join(f"{key}={tuple(value) if isinstance(value, list) else value!r}" for key, value in settings.items())
+    written = ", ".join(
+        f"{key}={tuple(value) if isinstance(value, list) else value!r}"
+        for key, value in settings.items()
+    )
     return _python(f"""
 import zoo
 from zoo.audio_files import write_audio
@@ -62,10 +72,20 @@ print(zoo.score(reward, [noise], [Prompt("clip", {_prompt(config)!r}{label})]).s
 
 
 def _prompt(config: Mapping[str, Any]) -> str:
-    """A prompt of the kind that the model was made for: the first of its training prompts where they are known."""
+    """A prompt of the kind that the model was made for: the first of its training prompts where
+    they are known.
+    """
     prompts = (config.get("training") or {}).get("prompts") or {}
-    template, words, instruments = (prompts.get(key) for key in ("template", "words", "instruments"))
-    if isinstance(template, str) and isinstance(words, Mapping) and words and isinstance(instruments, list) and instruments:
+    template, words, instruments = (
+        prompts.get(key) for key in ("template", "words", "instruments")
+    )
+    if (
+        isinstance(template, str)
+        and isinstance(words, Mapping)
+        and words
+        and isinstance(instruments, list)
+        and instruments
+    ):
         mood, some = next(iter(words.items()))
         fields = {"{word}": str(some[0]), "{mood}": str(mood), "{instrument}": str(instruments[0])}
         for field, value in fields.items():

@@ -1,7 +1,8 @@
 """A model on disk: a folder with config.json and model.safetensors, and nothing of the trainer.
 
-config.json names a key of a literal table (``BACKBONES``, ``REWARDS``) and plain constructor arguments. It can never name code,
-so a downloaded artefact runs nothing but this project. An adapter's folder has a config.json too (``zoo/backbones/lora.py``).
+config.json names a key of a literal table (``BACKBONES``, ``REWARDS``) and plain constructor
+arguments. It can never name code, so a downloaded artefact runs nothing but this project. An
+adapter's folder has a config.json too (``zoo/backbones/lora.py``).
 """
 
 from __future__ import annotations
@@ -35,10 +36,22 @@ from zoo.weights import (
     save_weights,
 )
 
-__all__ = ["CARD_FILE", "CONFIG_FILE", "WEIGHTS_FILE", "architecture_class", "identity_of", "load_artifact", "read_config",
-           "save_artifact", "save_weights", "write_config"]  # fmt: skip
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "architecture_class",
+    "identity_of",
+    "load_artifact",
+    "read_config",
+    "save_artifact",
+    "save_weights",
+    "write_config",
+]
 
-FORMAT = 1  # of config.json and the files it describes; a reader of format 1 must not guess at format 2
+FORMAT = (
+    1  # of config.json and the files it describes; a reader of format 1 must not guess at format 2
+)
 TABLES: dict[str, dict[str, str]] = {"backbone": BACKBONES, "reward": REWARDS}
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 _OWN_FILES = re.compile(
@@ -53,19 +66,34 @@ def architecture_class(kind: str, architecture: str, where: str) -> type[nn.Modu
     if kind not in TABLES:
         raise ValueError(f"{where}: unknown kind {kind!r}; {did_you_mean(str(kind), TABLES)}")
     if architecture not in TABLES[kind]:
-        raise ValueError(f"{where}: unknown architecture {architecture!r}; {did_you_mean(str(architecture), TABLES[kind])}")
+        raise ValueError(
+            f"{where}: unknown architecture {architecture!r};"
+            f" {did_you_mean(str(architecture), TABLES[kind])}"
+        )
     return locate(TABLES[kind][architecture].replace(":", "."), where)
 
 
 def identity_of(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
     """(kind, architecture, arguments) under which ``module`` can be saved.
 
-    Raises ``ValueError`` for a class that no table names, or one that does not keep its constructor's ``arguments``.
+    Raises ``ValueError`` for a class that no table names, or one that does not keep its
+    constructor's ``arguments``.
     """
     here = f"{type(module).__module__}:{type(module).__name__}"
-    found = next(((kind, key) for kind, table in TABLES.items() for key, place in table.items() if place == here), None)
+    found = next(
+        (
+            (kind, key)
+            for kind, table in TABLES.items()
+            for key, place in table.items()
+            if place == here
+        ),
+        None,
+    )
     if found is None or not isinstance(getattr(module, "arguments", None), dict):
-        raise ValueError(f"{here} has no artefact form: no table (BACKBONES, REWARDS) names it with constructor arguments")
+        raise ValueError(
+            f"{here} has no artefact form: no table (BACKBONES, REWARDS) names it with constructor"
+            " arguments"
+        )
     return (*found, dict(module.arguments))
 
 
@@ -80,17 +108,23 @@ def save_artifact(
     shard_bytes: int = SHARD_BYTES,
     **facts: Any,
 ) -> None:
-    """Writes ``module`` as an artefact that ``load_artifact`` reads. ``facts`` (plain values) are kept in config.json.
+    """Writes ``module`` as an artefact that ``load_artifact`` reads.
 
-    ``dtype``: of floating-point weights on disk. ``shard_bytes``: size above which the weights are split into several files.
-    The folder is written beside its place and moved, so that it is never half there; an older artefact is replaced.
-    config.json holds the hash of each file of weights. Raises ``ValueError`` for an architecture that is not the module's,
-    arguments it does not take, a module with a live adapter, or a folder that holds anything else than an artefact.
+    ``facts`` (plain values) are kept in config.json.
+
+    ``dtype``: of floating-point weights on disk. ``shard_bytes``: size above which the weights are
+    split into several files. The folder is written beside its place and moved, so that it is never
+    half there; an older artefact is replaced. config.json holds the hash of each file of weights.
+    Raises ``ValueError`` for an architecture that is not the module's, arguments it does not take,
+    a module with a live adapter, or a folder that holds anything else than an artefact.
     """
     folder = Path(folder)
     found = architecture_class(kind, architecture, f"artefact {folder}")
     if type(module) is not found:
-        raise ValueError(f"artefact {folder}: architecture {architecture!r} is {found.__name__}, got {type(module).__name__}")
+        raise ValueError(
+            f"artefact {folder}: architecture {architecture!r} is {found.__name__}, got"
+            f" {type(module).__name__}"
+        )
     bind(found, dict(arguments), f"artefact {folder}: arguments")
     state = module.state_dict()
     refuse_live_adapter(state, f"artefact {folder}")
@@ -102,7 +136,9 @@ def save_artifact(
 
 
 def write_config(folder: Path, config: Mapping[str, Any], hashed: Iterable[str]) -> None:
-    """``folder/config.json``: format, versions, ``config`` (plain values) and the hashes of the files named ``hashed``."""
+    """``folder/config.json``: format, versions, ``config`` (plain values) and the hashes of the
+    files named ``hashed``.
+    """
     _plain(config, folder)
     sha256 = {name: sha256_of(folder / name) for name in hashed}
     content = {"format": FORMAT, **config, "versions": _versions(), "sha256": sha256}
@@ -114,44 +150,65 @@ def _plain(config: Mapping[str, Any], folder: Path) -> None:
     try:
         json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"artefact {folder}: arguments and facts must be plain JSON values ({error})") from error
+        raise ValueError(
+            f"artefact {folder}: arguments and facts must be plain JSON values ({error})"
+        ) from error
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a file or folder of this name belongs to an artefact (or to the tools that fetch one)."""
+    """Whether a file or folder of this name belongs to an artefact (or to the tools that fetch
+    one).
+    """
     return _OWN_FILES.fullmatch(name.split("/")[0]) is not None
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Raises ``ValueError`` when ``folder``, which is about to be replaced, holds anything that is not part of an artefact."""
-    foreign = sorted(path.name for path in folder.iterdir() if not is_own_file(path.name)) if folder.is_dir() else []
+    """Raises ``ValueError`` when ``folder``, which is about to be replaced, holds anything that is
+    not part of an artefact.
+    """
+    foreign = (
+        sorted(path.name for path in folder.iterdir() if not is_own_file(path.name))
+        if folder.is_dir()
+        else []
+    )
     if foreign:
         more = " ..." if foreign[3:] else ""
-        raise ValueError(f"{folder} holds other files ({', '.join(foreign[:3])}{more}), which would be lost; name a new folder")
-
-
-def refuse_live_adapter(state: Mapping[str, Tensor], what: str) -> None:
-    """Raises ``ValueError`` when weights have the names that an injected adapter gives them: nothing could load them again."""
-    live = [name for name in state if ".base_layer." in f".{name}" or ".lora_" in f".{name}"]
-    if live:
         raise ValueError(
-            f"{what}: the model has a live adapter ({live[0]}, ...), and saved as it is nothing could load it; save the adapter "
-            "on its own (zoo.backbones.lora.save_adapter) or merge it first (zoo.backbones.adapters.merge_adapters, or "
-            "tools/zoo.py export --merge)"
+            f"{folder} holds other files ({', '.join(foreign[:3])}{more}), which would be lost;"
+            " name a new folder"
         )
 
 
-def load_artifact(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+def refuse_live_adapter(state: Mapping[str, Tensor], what: str) -> None:
+    """Raises ``ValueError`` when weights have the names that an injected adapter gives them:
+    nothing could load them again.
+    """
+    live = [name for name in state if ".base_layer." in f".{name}" or ".lora_" in f".{name}"]
+    if live:
+        raise ValueError(
+            f"{what}: the model has a live adapter ({live[0]}, ...), and saved as it is nothing"
+            " could load it; save the adapter on its own (zoo.backbones.lora.save_adapter) or"
+            " merge it first (zoo.backbones.adapters.merge_adapters, or tools/zoo.py export"
+            " --merge)"
+        )
+
+
+def load_artifact(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
     """The model, frozen and in eval mode. Strict: every tensor is used and none is missing.
 
-    Floating-point weights become ``dtype`` (default: the model's own, whatever the file holds). Leaves torch's random state as it
-    was. Raises ``FileNotFoundError`` and ``ValueError`` saying which file, key or tensor is wrong.
+    Floating-point weights become ``dtype`` (default: the model's own, whatever the file holds).
+    Leaves torch's random state as it was. Raises ``FileNotFoundError`` and ``ValueError`` saying
+    which file, key or tensor is wrong.
     """
     folder = Path(folder)
     config = read_config(folder)
     where = str(folder / CONFIG_FILE)
     if config["kind"] == "adapter":
-        raise ValueError(f"{folder} holds an adapter, no model; zoo.load({str(folder)!r}) puts it on its base")
+        raise ValueError(
+            f"{folder} holds an adapter, no model; zoo.load({str(folder)!r}) puts it on its base"
+        )
     try:
         found = architecture_class(config["kind"], config["architecture"], where)
         if not isinstance(config["arguments"], dict):
@@ -161,7 +218,10 @@ def load_artifact(folder: str | Path, device: torch.device | str = "cpu", dtype:
         written = _writer(config)
         if _numbers(written) <= _numbers(__version__):
             raise
-        raise ValueError(f"{error} (written by attune {written}, this is {__version__}: a newer version may know it)") from error
+        raise ValueError(
+            f"{error} (written by attune {written}, this is {__version__}: a newer version may"
+            " know it)"
+        ) from error
     state = _stored_state(folder, config)
     model = build_within(found, arguments, state, where)
     _check_state(state, model.state_dict(), folder)
@@ -186,7 +246,11 @@ def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
     ]
     wrong = [
         f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("not used", unused), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("not used", unused),
+            ("of another shape", shapes),
+        )
         if names
     ]
     if wrong:
@@ -196,7 +260,8 @@ def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config.json of an artefact, known to name no code and to be of a format that this version reads.
+    """The config.json of an artefact, known to name no code and to be of a format that this version
+    reads.
 
     Raises ``FileNotFoundError`` and ``ValueError``.
     """
@@ -205,11 +270,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is no model: it has no {CONFIG_FILE}")
     config = read_json(file_inside(folder, CONFIG_FILE, blobs_of(folder)))
     if _holds_target(config):
-        raise ValueError(f"{path} holds a _target_: a model artefact names no code, only a known architecture")
+        raise ValueError(
+            f"{path} holds a _target_: a model artefact names no code, only a known architecture"
+        )
     _refuse_newer(config, path)
     missing = [key for key in ("kind", "architecture", "arguments") if key not in config]
     if missing and (missing != ["arguments"] or config["kind"] != "adapter"):
-        raise ValueError(f"{path} has no {', '.join(missing)}: it is of no model that was written here")
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: it is of no model that was written here"
+        )
     for key in ("kind", "architecture"):
         if not isinstance(config[key], str):
             raise ValueError(f"{path}: {key} must be a name, got {str(config[key])[:80]}")
@@ -223,12 +292,18 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def _refuse_newer(config: Mapping[str, Any], path: Path) -> None:
     written_format, written = config.get("format", 1), _writer(config)
-    if not isinstance(written_format, int) or isinstance(written_format, bool) or written_format < 1:
-        raise ValueError(f"{path}: format must be a whole number of at least 1, got {written_format!r}")
+    if (
+        not isinstance(written_format, int)
+        or isinstance(written_format, bool)
+        or written_format < 1
+    ):
+        raise ValueError(
+            f"{path}: format must be a whole number of at least 1, got {written_format!r}"
+        )
     if written_format > FORMAT or _numbers(written)[:1] > _numbers(__version__)[:1]:
         raise ValueError(
-            f"{path} was written by a newer version (format {written_format}, attune {written}); this is attune "
-            f"{__version__}, which reads format {FORMAT}: install a newer attune"
+            f"{path} was written by a newer version (format {written_format}, attune {written});"
+            f" this is attune {__version__}, which reads format {FORMAT}: install a newer attune"
         )
 
 

@@ -6,12 +6,25 @@ import torch
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """``device`` as torch knows it. Raises ``ValueError`` for a name that torch does not know and a device that is not here."""
+    """``device`` as torch knows it.
+
+    Raises ``ValueError`` for a name that torch does not know and a device that is not here.
+    """
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:  # no driver, a torch without it, no such number
-        here = ["cpu", *([torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else [])]
+        here = [
+            "cpu",
+            *(
+                [torch.accelerator.current_accelerator().type]
+                if torch.accelerator.is_available()
+                else []
+            ),
+        ]
         why = str(error).split("\n")[0].split(". ")[0]
-        raise ValueError(f"the device {str(device)!r} cannot be used ({why}); this machine has {' and '.join(here)}") from error
+        raise ValueError(
+            f"the device {str(device)!r} cannot be used ({why}); this machine has"
+            f" {' and '.join(here)}"
+        ) from error
     return found

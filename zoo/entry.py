@@ -12,11 +12,28 @@ from zoo.errors import did_you_mean
 PACKAGE = Path(__file__).resolve().parent
 KINDS = ("backbone", "reward", "adapter", "classifier", "codec")
 LAYOUTS = ("attune", "diffusers", "transformers", "original")
-# The Hub's identifiers of licences that allow commercial use and ask for no agreement. Every other one is shown and asked for.
-FREE_LICENCES = frozenset({
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "unlicense", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
-    "cc-by-sa-4.0", "mpl-2.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0",
-})
+# The Hub's identifiers of licences that allow commercial use and ask for no agreement. Every other
+# one is shown and asked for.
+FREE_LICENCES = frozenset(
+    {
+        "apache-2.0",
+        "mit",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "isc",
+        "cc0-1.0",
+        "unlicense",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "mpl-2.0",
+        "gpl-2.0",
+        "gpl-3.0",
+        "lgpl-3.0",
+        "agpl-3.0",
+    }
+)
 UNKNOWN = "unknown"
 
 
@@ -24,15 +41,23 @@ UNKNOWN = "unknown"
 class ZooEntry:
     """One model of the zoo; a plain literal, nothing is read from disk or network to make one.
 
-    ``kind``: one of ``KINDS``. ``architecture``: a key of ``BACKBONES`` or ``REWARDS``, or the key that is kept for it.
-    Where the files are: ``folder`` (inside the package ``zoo``) or ``repo_id`` on the Hugging Face Hub, of which ``files`` (glob
-    patterns, empty: all) without ``skip`` are meant; an entry with neither has its files elsewhere, as ``note`` says.
-    ``revision``: the commit (40 hex digits); None: not known when this was written, the first pull pins it (``zoo.lock``).
-    ``sha256``: file name -> hash, of the files whose hash is known; the others are pinned by the first pull, too.
+    ``kind``: one of ``KINDS``. ``architecture``: a key of ``BACKBONES`` or ``REWARDS``, or the key
+    that is kept for it.
+    Where the files are: ``folder`` (inside the package ``zoo``) or ``repo_id`` on the Hugging Face
+    Hub, of which ``files`` (glob
+    patterns, empty: all) without ``skip`` are meant; an entry with neither has its files elsewhere,
+    as ``note`` says.
+    ``revision``: the commit (40 hex digits); None: not known when this was written, the first pull
+    pins it (``zoo.lock``).
+    ``sha256``: file name -> hash, of the files whose hash is known; the others are pinned by the
+    first pull, too.
     ``layout``: "attune" (config.json + safetensors of this project), or that of its authors.
-    ``licence``: the Hub's identifier, the publisher's own name of it, or "unknown". ``base``: another entry's name or
-    "owner/name". ``size_bytes``: of a pull, None where unknown. ``card``: the written body, below the project's root.
-    ``metrics``: short name -> measured value; the card has the protocol. ``importer``: the function that opens its authors' file,
+    ``licence``: the Hub's identifier, the publisher's own name of it, or "unknown". ``base``:
+    another entry's name or
+    "owner/name". ``size_bytes``: of a pull, None where unknown. ``card``: the written body, below
+    the project's root.
+    ``metrics``: short name -> measured value; the card has the protocol. ``importer``: the function
+    that opens its authors' file,
     for models whose files must be brought by hand.
 
     Raises ``ValueError`` for a field that cannot be meant.
@@ -63,21 +88,35 @@ class ZooEntry:
         where = f"zoo entry {self.name!r}"
         for value, choices, what in ((self.kind, KINDS, "kind"), (self.layout, LAYOUTS, "layout")):
             if value not in choices:
-                raise ValueError(f"{where}: unknown {what} {value!r}; {did_you_mean(value, choices)}")
+                raise ValueError(
+                    f"{where}: unknown {what} {value!r}; {did_you_mean(value, choices)}"
+                )
         if not re.fullmatch(r"(embedded/)?[a-z0-9][a-z0-9._-]*", self.name):
-            raise ValueError(f"{where}: a name is small letters, digits, '.', '_' and '-' (a '/' only after 'embedded')")
+            raise ValueError(
+                f"{where}: a name is small letters, digits, '.', '_' and '-' (a '/' only after"
+                " 'embedded')"
+            )
         if self.folder is not None and self.repo_id is not None:
-            raise ValueError(f"{where}: its files are in the package (folder) or on the Hub (repo_id), not both")
+            raise ValueError(
+                f"{where}: its files are in the package (folder) or on the Hub (repo_id), not both"
+            )
         if self.repo_id is not None and not is_repo_id(self.repo_id):
             raise ValueError(f"{where}: repo_id must be owner/name, got {self.repo_id!r}")
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise ValueError(f"{where}: revision must be a commit of 40 hex digits, got {self.revision!r}")
+            raise ValueError(
+                f"{where}: revision must be a commit of 40 hex digits, got {self.revision!r}"
+            )
         for name, digest in self.sha256.items():
             inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
             if not inside or not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ValueError(f"{where}: sha256 maps relative file names to 64 hex digits, got {name!r}: {digest!r}")
+                raise ValueError(
+                    f"{where}: sha256 maps relative file names to 64 hex digits, got {name!r}:"
+                    f" {digest!r}"
+                )
         if not self.licence or not self.summary or self.sample_rate_hz <= 0:
-            raise ValueError(f"{where} needs a licence (or {UNKNOWN!r}), a summary and a sample rate in Hz")
+            raise ValueError(
+                f"{where} needs a licence (or {UNKNOWN!r}), a summary and a sample rate in Hz"
+            )
 
     @property
     def path(self) -> Path | None:
@@ -90,18 +129,29 @@ class ZooEntry:
 
 
 def is_repo_id(text: str) -> bool:
-    """Whether this reads as ``owner/name`` on the Hub. Names that start with ``embedded/`` are ours."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None and not text.startswith("embedded/") \
-        and ".." not in text and "--" not in text
+    """Whether this reads as ``owner/name`` on the Hub.
+
+    Names that start with ``embedded/`` are ours.
+    """
+    return (
+        re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+        and not text.startswith("embedded/")
+        and ".." not in text
+        and "--" not in text
+    )
 
 
 def needs_consent(licence: str | None, gated: bool) -> bool:
-    """Whether a pull shows the licence and asks: non-commercial, unknown, of a publisher's own making, or gated."""
+    """Whether a pull shows the licence and asks: non-commercial, unknown, of a publisher's own
+    making, or gated.
+    """
     return gated or (licence or UNKNOWN).lower() not in FREE_LICENCES
 
 
 def licence_words(licence: str | None, gated: bool) -> str:
-    """One clause about what a licence means for the reader, such as "cc-by-nc-sa-4.0: not for commercial use"."""
+    """One clause about what a licence means for the reader, such as "cc-by-nc-sa-4.0: not for
+    commercial use".
+    """
     licence = licence or UNKNOWN
     low = licence.lower()
     if low == UNKNOWN:
@@ -113,4 +163,7 @@ def licence_words(licence: str | None, gated: bool) -> str:
     else:
         meaning = "terms of its publisher, read them"
     derived = "; what you derive from it inherits that" if needs_consent(licence, gated) else ""
-    return f"{licence}: {meaning}{derived}{'; gated: access is granted on its Hub page' if gated else ''}"
+    return (
+        f"{licence}:"
+        f" {meaning}{derived}{'; gated: access is granted on its Hub page' if gated else ''}"
+    )

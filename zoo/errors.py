@@ -1,7 +1,7 @@
 """What a person reads when something is wrong: one line that names the mistake and the way out.
 
-The project raises plain ``ValueError`` and ``OSError`` for mistakes in what it was given; ``reported`` prints those without a
-traceback. Everything else is a bug and keeps its traceback.
+The project raises plain ``ValueError`` and ``OSError`` for mistakes in what it was given;
+``reported`` prints those without a traceback. Everything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from zoo.versions import VersionError, check_versions, misfit
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
-    """The end of a message about an unknown name: the nearest right one, else the choices (at most ``limit`` of them).
+    """The end of a message about an unknown name: the nearest right one, else the choices (at most
+    ``limit`` of them).
 
-    Nearest is what is spelled alike, else what ``name`` abbreviates: ``lr`` is ``learning_rate``, ``rank`` is ``lora_rank``.
+    Nearest is what is spelled alike, else what ``name`` abbreviates: ``lr`` is ``learning_rate``,
+    ``rank`` is ``lora_rank``.
     """
     choices = sorted(set(choices))
-    near = difflib.get_close_matches(str(name).lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(
+        str(name).lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6
+    )
     if near:
         return f"did you mean {next(choice for choice in choices if choice.lower() == near[0])!r}?"
     if not choices:
@@ -39,19 +43,32 @@ def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
 
 
 def _abbreviated(name: str, choices: Sequence[str]) -> list[str]:
-    """The choices (at most three) of which ``name`` is the initials of the words, or else some whole words."""
-    words = {choice: [word for word in re.split(r"[^a-z0-9]+", choice.lower()) if word] for choice in choices}
-    initials = [choice for choice in choices if len(name) > 1 and "".join(word[0] for word in words[choice]) == name]
+    """The choices (at most three) of which ``name`` is the initials of the words, or else some
+    whole words.
+    """
+    words = {
+        choice: [word for word in re.split(r"[^a-z0-9]+", choice.lower()) if word]
+        for choice in choices
+    }
+    initials = [
+        choice
+        for choice in choices
+        if len(name) > 1 and "".join(word[0] for word in words[choice]) == name
+    ]
     wanted = set(re.split(r"[^a-z0-9]+", name)) - {""}
-    return (initials or [choice for choice in choices if wanted and wanted <= set(words[choice])])[:3]
+    return (initials or [choice for choice in choices if wanted and wanted <= set(words[choice])])[
+        :3
+    ]
 
 
 @contextmanager
 def parsing(where: object, kind: str) -> Iterator[None]:
-    """Around the call of a parser: whatever it raises becomes a ``ValueError`` in one line, "WHERE is not valid KIND: why".
+    """Around the call of a parser: whatever it raises becomes a ``ValueError`` in one line, "WHERE
+    is not valid KIND: why".
 
-    Parsers raise more than their own classes (``RecursionError`` on deep nesting, ``AssertionError``, ``TypeError``), so all of
-    them count. An ``OSError`` of reading the file stays what it is.
+    Parsers raise more than their own classes (``RecursionError`` on deep nesting,
+    ``AssertionError``, ``TypeError``), so all of them count. An ``OSError`` of reading the file
+    stays what it is.
     """
     try:
         yield
@@ -81,22 +98,29 @@ def is_disk_full(error: BaseException | None) -> bool:
 def describe(error: BaseException) -> str:
     """One message for a person: an ``OSError`` without its number, a full disk with the way on.
 
-    Tokens and passwords are masked; control characters, which a file or a server may have put into it,
-    are replaced, and what is longer than a screen is cut.
+    Tokens and passwords are masked; control characters, which a file or a server may have put into
+    it, are replaced, and what is longer than a screen is cut.
     """
     return for_screen(without_secrets(_described(error)))
 
 
 def for_screen(text: str, characters: int = 8000) -> str:
     """``text`` without control and direction characters other than line breaks and tabs, and cut."""
-    plain = (c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text[:characters])
+    plain = (
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for c in text[:characters]
+    )
     return "".join(plain) + ("..." if len(text) > characters else "")
 
 
 def _described(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        advice = "" if "resume=true" in error.strerror or not is_disk_full(error) else "; free some space and start again"
+        advice = (
+            ""
+            if "resume=true" in error.strerror or not is_disk_full(error)
+            else "; free some space and start again"
+        )
         return f"{error.strerror}{where}{advice}"
     return str(error) or type(error).__name__
 

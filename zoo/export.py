@@ -1,4 +1,6 @@
-"""A run folder -> a model folder that anybody can load: weights, config.json and card, and nothing of the trainer."""
+"""A run folder -> a model folder that anybody can load: weights, config.json and card, and nothing
+of the trainer.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,13 @@ def export_run(
 ) -> Path:
     """Writes what a run has learned into the folder ``to``, finished or not, and returns it.
 
-    A run with an adapter gives a peft folder (``PeftModel.from_pretrained(pipe.unet, to)`` loads it) that names its base and the
-    base's hashes; with ``merge`` the whole model, adapter merged in. Other runs give the whole model. Of a run that was stopped,
-    the newest checkpoint is taken, averaged weights where it has them. ``dtype``: of the weights on disk (default: as they are).
-    ``card``: name of the written body in hub_cards/ (default: that of the run folder's name, else the template). ``licence``: of
-    a model that is derived from no other (none is recorded if not given); a derived one inherits its base's.
+    A run with an adapter gives a peft folder (``PeftModel.from_pretrained(pipe.unet, to)`` loads
+    it) that names its base and the base's hashes; with ``merge`` the whole model, adapter merged
+    in. Other runs give the whole model. Of a run that was stopped, the newest checkpoint is taken,
+    averaged weights where it has them. ``dtype``: of the weights on disk (default: as they are).
+    ``card``: name of the written body in hub_cards/ (default: that of the run folder's name, else
+    the template). ``licence``: of a model that is derived from no other (none is recorded if not
+    given); a derived one inherits its base's.
 
     ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older
     export there is replaced only with ``overwrite``. Raises ``ValueError`` (nothing to export, base
@@ -53,7 +57,9 @@ def export_run(
     run, to, dtype = Path(run_folder), Path(to), as_dtype(dtype)
     settings = run_settings(run)
     if not settings:
-        raise FileNotFoundError(f"{run} is no run folder: it has no config.yaml (name the out_dir of a run)")
+        raise FileNotFoundError(
+            f"{run} is no run folder: it has no config.yaml (name the out_dir of a run)"
+        )
     clear_after_killed(to.parent, glob.escape(to.name))
     refuse_foreign_files(to)
     if not overwrite and to.is_dir() and any(to.iterdir()):
@@ -66,7 +72,9 @@ def export_run(
         facts = facts_of(run, settings, result, card, licence)
         if isinstance(result, Path) and result.name == "model":
             _copy_model(result, part, dtype, facts)
-        elif (settings.get("module") or {}).get("backbone") is not None and _is_ddpo(settings, result):
+        elif (settings.get("module") or {}).get("backbone") is not None and _is_ddpo(
+            settings, result
+        ):
             _export_policy(settings, run, result, part, merge, dtype, facts)
         else:
             assert isinstance(result, Checkpoint)  # only DDPO leaves other results
@@ -89,22 +97,44 @@ def _is_ddpo(settings: Mapping[str, Any], result: Path | Checkpoint) -> bool:
 def _copy_model(source: Path, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]) -> None:
     load_artifact(source)  # strict: what is copied can be loaded
     config = read_config(source)
-    kept = {key: value for key, value in config.items() if key not in ("format", "versions", "sha256")}
+    kept = {
+        key: value for key, value in config.items() if key not in ("format", "versions", "sha256")
+    }
     write_config(part, kept | facts, save_state(read_state(source), part, dtype))
 
 
 def _export_trained(
-    settings: Mapping[str, Any], run: Path, checkpoint: Checkpoint, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]
+    settings: Mapping[str, Any],
+    run: Path,
+    checkpoint: Checkpoint,
+    part: Path,
+    dtype: torch.dtype | None,
+    facts: dict[str, Any],
 ) -> None:
     """An unfinished run of a module that trains a whole backbone or reward."""
-    role = next((role for role in ("backbone", "reward") if any(name.startswith(role + ".") for name in checkpoint.state)), None)
+    role = next(
+        (
+            role
+            for role in ("backbone", "reward")
+            if any(name.startswith(role + ".") for name in checkpoint.state)
+        ),
+        None,
+    )
     if role is None:
-        raise ValueError(f"the run in {run} trained neither a backbone nor a reward, so it has no model folder")
+        raise ValueError(
+            f"the run in {run} trained neither a backbone nor a reward, so it has no model folder"
+        )
     module = built_from(settings, role, run)
     trained = checkpoint.settings.get("trainable")
-    names = [name for name, _ in module.named_parameters() if trained is None or name.split(".")[0] in trained]
+    names = [
+        name
+        for name, _ in module.named_parameters()
+        if trained is None or name.split(".")[0] in trained
+    ]
     fill(module, checkpoint, role + ".", names, whole=True)
-    _save_whole(module, part, dtype or torch.float16, facts)  # half precision, as a finished run's model/
+    _save_whole(
+        module, part, dtype or torch.float16, facts
+    )  # half precision, as a finished run's model/
 
 
 def _export_policy(
@@ -122,7 +152,9 @@ def _export_policy(
 
     backbone = built_from(settings, "backbone", run)
     if lacking(backbone, Backbone):
-        raise ValueError(f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, no backbone")
+        raise ValueError(
+            f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, no backbone"
+        )
     backbone.requires_grad_(False)
     name = (facts.get("base") or {}).get("name")
     recorded = base_hashes(backbone.denoiser)
@@ -131,13 +163,31 @@ def _export_policy(
     elif isinstance(result, Path):
         stack_adapters(backbone, [(result, 1.0)], name)
     else:
-        check_base(backbone.denoiser, result.base_sha256, f"the run in {run}", name, f"{name or 'the base'} as it is now")
+        check_base(
+            backbone.denoiser,
+            result.base_sha256,
+            f"the run in {run}",
+            name,
+            f"{name or 'the base'} as it is now",
+        )
         knobs = result.settings
         if knobs["lora_rank"]:
-            add_lora(backbone, knobs["lora_rank"], knobs["lora_alpha"], knobs["lora_targets"], knobs["lora_init"])
+            add_lora(
+                backbone,
+                knobs["lora_rank"],
+                knobs["lora_alpha"],
+                knobs["lora_targets"],
+                knobs["lora_init"],
+            )
         else:
             backbone.denoiser.requires_grad_(True)
-        fill(backbone, result, "backbone.", [n for n, p in backbone.named_parameters() if p.requires_grad], whole=False)
+        fill(
+            backbone,
+            result,
+            "backbone.",
+            [n for n, p in backbone.named_parameters() if p.requires_grad],
+            whole=False,
+        )
     if not hasattr(backbone.denoiser, "peft_config"):
         _save_whole(backbone, part, dtype, facts)
     elif merge:
@@ -148,6 +198,16 @@ def _export_policy(
         write_adapter(backbone.denoiser, part, recorded=recorded, base=base, dtype=dtype, **facts)
 
 
-def _save_whole(module: nn.Module, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]) -> None:
+def _save_whole(
+    module: nn.Module, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]
+) -> None:
     kind, architecture, arguments = identity_of(module)
-    save_artifact(part, kind=kind, architecture=architecture, arguments=arguments, module=module, dtype=dtype, **facts)
+    save_artifact(
+        part,
+        kind=kind,
+        architecture=architecture,
+        arguments=arguments,
+        module=module,
+        dtype=dtype,
+        **facts,
+    )

@@ -1,4 +1,6 @@
-"""Files and folders are written beside their place and then moved there, so that none is ever half-written."""
+"""Files and folders are written beside their place and then moved there, so that none is ever
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 @contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder (same suffix); on success it takes the name ``path`` in one step.
+    """Yields a temporary path in the same folder (same suffix); on success it takes the name
+    ``path`` in one step.
 
     On any error the temporary file is removed and an older file at ``path`` stays as it was. Raises
     ``OSError``, which names ``path`` also where the system named nothing (a full disk) or the
@@ -90,7 +93,8 @@ def files_written_together(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Yields an empty temporary folder beside ``folder``, which on success takes its name in one step.
+    """Yields an empty temporary folder beside ``folder``, which on success takes its name in one
+    step.
 
     ``folder`` may be an empty folder; anything else there raises ``FileExistsError``, or with
     ``replace`` (a folder) is gone once the new one is whole. On any error the temporary folder is
@@ -101,8 +105,12 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
     folder = Path(folder)
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_empty and not (replace and folder.is_dir()):
-        raise FileExistsError(f"{folder} exists and is not an empty folder; name another one, or remove it")
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "old"))
+        raise FileExistsError(
+            f"{folder} exists and is not an empty folder; name another one, or remove it"
+        )
+    temporary, old = (
+        folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "old")
+    )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         clear_after_killed(folder.parent, glob.escape(folder.name))
@@ -251,7 +259,9 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """``value`` with None for every number that is NaN or infinite, through mappings and sequences: JSON knows no NaN."""
+    """``value`` with None for every number that is NaN or infinite, through mappings and sequences:
+    JSON knows no NaN.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

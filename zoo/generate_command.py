@@ -34,21 +34,38 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="a zoo name (embedded/music), a run folder, or a model folder")
     add("prompts", nargs="*", help="what should be heard")
-    add("--batch-file", help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)")
+    add(
+        "--batch-file",
+        help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)",
+    )
     add(
         "--out",
         default="generated",
         help="folder (gets an index, samples.json), or a file name for a single sample",
     )
     add("--format", default="wav", choices=[suffix[1:] for suffix in AUDIO_FORMATS])
-    add("--seeds", default="0", help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed")
+    add(
+        "--seeds",
+        default="0",
+        help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed",
+    )
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
-    add("--guidance", type=float, help="guidance scale, 1 is none (default: that of the run, else 3)")
-    add("--eta", type=float, help="0 deterministic, 1 fresh noise in every step (default: that of the run, else 1)")
+    add(
+        "--guidance",
+        type=float,
+        help="guidance scale, 1 is none (default: that of the run, else 3)",
+    )
+    add(
+        "--eta",
+        type=float,
+        help="0 deterministic, 1 fresh noise in every step (default: that of the run, else 1)",
+    )
     add("--seconds", type=float, help="length (default: that of the run, else 4.096)")
     add("--negative", help="what should not be heard (default: that of the run, else nothing)")
     add("--adapter", help="adapter folder (default: that of the run folder)")
-    add("--strength", type=float, default=1.0, help="of the adapter: 0 the base model, 1 as trained")
+    add(
+        "--strength", type=float, default=1.0, help="of the adapter: 0 the base model, 1 as trained"
+    )
     add("--batch-size", type=int, default=8, help="samples at a time")
     add("--device", default="cpu", help="such as cpu, cuda, mps")
     add("--overwrite", action="store_true", help="replace files that are there")
@@ -69,13 +86,23 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
 
     settings = run_settings(options.model)
     asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
-    how = sampling_settings({**asked, "guidance_scale": options.guidance}, settings, recorded_sampling(options.model))
+    how = sampling_settings(
+        {**asked, "guidance_scale": options.guidance}, settings, recorded_sampling(options.model)
+    )
     seeds = parse_seeds(options.seeds)
     if options.adapter is None and options.strength != 1:
-        own = [find_or_pull(options.model) / name for name in ("adapter", "adapter_config.json")]  # a run's, an exported one
+        own = [
+            find_or_pull(options.model) / name for name in ("adapter", "adapter_config.json")
+        ]  # a run's, an exported one
         if not any(path.exists() for path in own):
-            raise ValueError(f"--strength is of an adapter, and {options.model} has none; give --adapter too")
-    prompts = [Prompt(text, text.strip(), how.negative, how.seconds) for text in options.prompts if text.strip()]
+            raise ValueError(
+                f"--strength is of an adapter, and {options.model} has none; give --adapter too"
+            )
+    prompts = [
+        Prompt(text, text.strip(), how.negative, how.seconds)
+        for text in options.prompts
+        if text.strip()
+    ]
     if len(prompts) < len(options.prompts):
         raise ValueError("a prompt must not be empty; say what should be heard")
     if options.batch_file is not None:
@@ -101,7 +128,12 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         paths,
         folder,
         options.batch_size,
-        {"steps": how.steps, "guidance_scale": how.guidance_scale, "eta": how.eta, "rule": how.rule},
+        {
+            "steps": how.steps,
+            "guidance_scale": how.guidance_scale,
+            "eta": how.eta,
+            "rule": how.rule,
+        },
     )
 
 
@@ -129,7 +161,10 @@ def _generate_files(
     else:
         clear_after_killed(folder, INDEX, *(f"*{suffix}" for suffix in AUDIO_FORMATS))
     count = max(1, batch_size // len(seeds))
-    samples = [Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))]
+    samples = [
+        Sample(path, prompt, seed)
+        for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))
+    ]
     written = 0
     try:
         for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
@@ -160,11 +195,18 @@ def _way_on(written: int, total: int, folder: Path | None) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``"0,3-5"`` as [0, 3, 4, 5]. Raises ``ValueError`` for anything else, a doubled seed, or more than 10,000."""
+    """``"0,3-5"`` as [0, 3, 4, 5].
+
+    Raises ``ValueError`` for anything else, a doubled seed, or more than 10,000.
+    """
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]) or int(match[2] or match[1]) - int(match[1]) >= 10_000:
+        if (
+            match is None
+            or int(match[2] or match[1]) < int(match[1])
+            or int(match[2] or match[1]) - int(match[1]) >= 10_000
+        ):
             raise ValueError(f"--seeds {text!r}: expected whole numbers such as 0 or 0,1,2 or 0-7")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     if len(set(seeds)) < len(seeds):
@@ -186,7 +228,10 @@ def output_paths(
     asked, out, formats = str(out), Path(out), ", ".join(AUDIO_FORMATS)
     if out.suffix.lower() in AUDIO_FORMATS:
         if len(prompts) * len(seeds) > 1:
-            raise ValueError(f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name a folder")
+            raise ValueError(
+                f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name"
+                " a folder"
+            )
         return [out]
     if (
         re.fullmatch(r"\.[0-9]*[A-Za-z][A-Za-z0-9]{0,4}", out.suffix)
@@ -202,6 +247,13 @@ def output_paths(
             f"--out {out} is a file without audio suffix; name a folder or one of {formats}"
         )
     width = max(3, len(str(len(prompts) - 1)))
-    plain = [unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower() for prompt in prompts]
+    plain = [
+        unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower()
+        for prompt in prompts
+    ]
     slugs = [re.sub(r"[^a-z0-9]+", "-", text)[:60].strip("-") or "prompt" for text in plain]
-    return [out / f"{i:0{width}d}_{slug}_seed{seed}.{suffix}" for i, slug in enumerate(slugs) for seed in seeds]
+    return [
+        out / f"{i:0{width}d}_{slug}_seed{seed}.{suffix}"
+        for i, slug in enumerate(slugs)
+        for seed in seeds
+    ]

@@ -59,7 +59,10 @@ def generate(
         {"seeds": seeds, "rule": rule, "negative": negative, "progress": progress, **numbers},
     )
     sampler = Sampler(steps, guidance_scale, eta, rule)
-    wanted = [_prompt(prompt, negative, seconds) for prompt in ([prompts] if isinstance(prompts, (str, Prompt)) else prompts)]
+    wanted = [
+        _prompt(prompt, negative, seconds)
+        for prompt in ([prompts] if isinstance(prompts, (str, Prompt)) else prompts)
+    ]
     seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not wanted or not seeds or batch_size < 1:
         counts = f"{len(wanted)} prompts, {len(seeds)} seeds, batch_size {batch_size}"
@@ -91,7 +94,9 @@ def generate_each(
     for seconds in sorted({prompt.seconds for prompt, _ in jobs}):
         check_seconds(backbone, seconds, min(batch_size, len(jobs)), sampler.steps + 1, "seconds")
     for place in _batches([prompt.seconds for prompt, _ in jobs], batch_size):
-        for i, wave in zip(place, _sample(backbone, sampler, [jobs[i] for i in place], device), strict=True):
+        for i, wave in zip(
+            place, _sample(backbone, sampler, [jobs[i] for i in place], device), strict=True
+        ):
             waves[i] = wave
         if progress is not None:
             progress(len(waves), len(jobs))
@@ -114,11 +119,17 @@ def _batches(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
     groups: dict[float, list[int]] = {}
     for i, length in enumerate(seconds):
         groups.setdefault(length, []).append(i)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+    return [
+        group[i : i + batch_size]
+        for group in groups.values()
+        for i in range(0, len(group), batch_size)
+    ]
 
 
 @torch.no_grad()
-def _sample(backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device) -> list[Waveform]:
+def _sample(
+    backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device
+) -> list[Waveform]:
     prompts = [prompt for prompt, _ in jobs]
     said, denied = sampler.sides(prompts)
     conditioning = backbone.encode_prompts(said)
@@ -126,13 +137,25 @@ def _sample(backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, i
     shape = tuple(backbone.latent_shape(prompts[0].seconds))
     generators = [noise_generator(seed, 0, prompt.id, 0) for prompt, seed in jobs]
     trajectory = rollout(
-        backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators, device=device
+        backbone.predict,
+        backbone.path,
+        sampler,
+        prompts,
+        conditioning,
+        negative,
+        shape,
+        generators,
+        device=device,
     )
     wave_BCN = backbone.decode(trajectory.clean).float().cpu()
     if not torch.isfinite(wave_BCN).all():
-        raise ValueError("the model gave NaN or infinity; load it in float32 or lower the guidance scale")
+        raise ValueError(
+            "the model gave NaN or infinity; load it in float32 or lower the guidance scale"
+        )
     samples = prompts[0].samples(backbone.sample_rate_hz)
-    return [Waveform(wave_CN[:, :samples].clamp(-1, 1), backbone.sample_rate_hz) for wave_CN in wave_BCN]
+    return [
+        Waveform(wave_CN[:, :samples].clamp(-1, 1), backbone.sample_rate_hz) for wave_CN in wave_BCN
+    ]
 
 
 @torch.no_grad()
@@ -156,7 +179,10 @@ def score(
                 f"waves: expected Waveform(samples_CN, sample_rate_hz), got a {type(wave).__name__}"
             )
     if len(waves) != len(prompts) or not waves:
-        raise ValueError(f"expected one prompt a wave, at least one, got {len(waves)} waves and {len(prompts)} prompts")
+        raise ValueError(
+            f"expected one prompt a wave, at least one, got {len(waves)} waves and {len(prompts)}"
+            " prompts"
+        )
     prompts = [
         _prompt(prompt, "", wave.samples_CN.shape[-1] / wave.sample_rate_hz)
         for prompt, wave in zip(prompts, waves)
@@ -173,8 +199,20 @@ def score(
         groups.setdefault((wave.samples_CN.shape, wave.sample_rate_hz), []).append(i)
     outputs = []
     for (_, rate_hz), place in groups.items():
-        outputs.append(reward(torch.stack([waves[i].samples_CN for i in place]), rate_hz, [prompts[i] for i in place]))
+        outputs.append(
+            reward(
+                torch.stack([waves[i].samples_CN for i in place]),
+                rate_hz,
+                [prompts[i] for i in place],
+            )
+        )
     order = torch.tensor([i for place in groups.values() for i in place]).argsort()
-    parts = {name: torch.cat([output.parts[name] for output in outputs])[order] for name in outputs[0].parts}
-    vectors = {name: torch.cat([output.vectors[name] for output in outputs])[order] for name in outputs[0].vectors}
+    parts = {
+        name: torch.cat([output.parts[name] for output in outputs])[order]
+        for name in outputs[0].parts
+    }
+    vectors = {
+        name: torch.cat([output.vectors[name] for output in outputs])[order]
+        for name in outputs[0].vectors
+    }
     return RewardOutput(torch.cat([output.score_B for output in outputs])[order], parts, vectors)

@@ -1,8 +1,9 @@
 """Models from and to the Hugging Face Hub, through an unmodified ``huggingface_hub`` client.
 
-``pull`` lists a repository at one commit, downloads what the entry means (a broken download goes on where it stopped, also in a
-later process), holds every file against the Hub's listing, the zoo's table and the lock file, and only then gives the folder
-its name. ``push`` is in ``zoo.publish``. ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to the client.
+``pull`` lists a repository at one commit, downloads what the entry means (a broken download goes on
+where it stopped, also in a later process), holds every file against the Hub's listing, the zoo's
+table and the lock file, and only then gives the folder its name. ``push`` is in ``zoo.publish``.
+``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to the client.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from pathlib import Path, PurePosixPath
 from zoo.entry import UNKNOWN, ZooEntry, licence_words, needs_consent
 from zoo.errors import did_you_mean
 from zoo.files import folder_written_beside, sha256_of
-from zoo.hub_client import Commit, HubRepo, RemoteFile, cached_file, connected, fetch, offline, one_at_a_time
+from zoo.hub_client import (
+    Commit,
+    HubRepo,
+    RemoteFile,
+    cached_file,
+    connected,
+    fetch,
+    offline,
+    one_at_a_time,
+)
 from zoo.lock import LOCK_FILE, LockedFile, Pin, check_file, check_revision, read_lock, write_pin
 from zoo.publish import push
 from zoo.registry import looks_remote
@@ -53,14 +63,20 @@ class _Wanted:
 
     def selects(self, file: str) -> bool:
         files, skip = (self.entry.files, self.entry.skip) if self.entry is not None else ((), ())
-        return (not files or any(fnmatch.fnmatchcase(file, glob) for glob in files)) and file != RECORD \
+        return (
+            (not files or any(fnmatch.fnmatchcase(file, glob) for glob in files))
+            and file != RECORD
             and not any(fnmatch.fnmatchcase(file, glob) for glob in skip)
+        )
 
     def check(self, file: str, sha256: str) -> None:
         """Raises ``ValueError`` for a hash that the zoo's table or the lock file does not know."""
         known = (self.entry.sha256 if self.entry is not None else {}).get(file)
         if known is not None and known != sha256:
-            raise ValueError(f"{file} of {self.repo_id} has sha256 {sha256}, the zoo's table says {known}; nothing was kept")
+            raise ValueError(
+                f"{file} of {self.repo_id} has sha256 {sha256}, the zoo's table says {known};"
+                " nothing was kept"
+            )
         check_file(self.pin, self.repo_id, file, sha256, self.lock)
 
 
@@ -74,16 +90,20 @@ def pull(
     accept_licence: Consent = False,
     lock: str | Path = LOCK_FILE,
 ) -> Path:
-    """The folder with the files of a zoo name or an ``owner/name`` on the Hub: whole and verified, or not there.
+    """The folder with the files of a zoo name or an ``owner/name`` on the Hub: whole and verified,
+    or not there.
 
-    ``revision``: a commit, branch or tag; by default the entry's commit, else that of the lock file, else the newest, which the
-    lock file then pins. ``to``: a folder that is not there yet (default: the store of pulled models, see ``zoo.store``; embedded
-    entries are used where they lie). ``progress(done, total)`` counts bytes. ``accept_licence``: True, or a function that is
-    shown the terms and answers, for licences that need it. ``token``: default as the Hub client finds one.
+    ``revision``: a commit, branch or tag; by default the entry's commit, else that of the lock
+    file, else the newest, which the lock file then pins. ``to``: a folder that is not there yet
+    (default: the store of pulled models, see ``zoo.store``; embedded entries are used where they
+    lie). ``progress(done, total)`` counts bytes. ``accept_licence``: True, or a function that is
+    shown the terms and answers, for licences that need it. ``token``: default as the Hub client
+    finds one.
 
-    Raises ``ValueError`` (unknown name, licence not accepted, hash or commit that differs, unsafe file names),
-    ``FileNotFoundError`` (no such repository or revision, or not in the cache while offline), ``PermissionError`` (gated, wrong
-    token, place that cannot be written to), ``ConnectionError``, ``OSError`` (disk full).
+    Raises ``ValueError`` (unknown name, licence not accepted, hash or commit that differs, unsafe
+    file names), ``FileNotFoundError`` (no such repository or revision, or not in the cache while
+    offline), ``PermissionError`` (gated, wrong token, place that cannot be written to),
+    ``ConnectionError``, ``OSError`` (disk full).
     """
     entry = ENTRIES.get(name)
     if entry is not None and entry.path is not None:
@@ -92,15 +112,22 @@ def pull(
         raise ValueError(f"{name} cannot be pulled: {entry.note}")
     if entry is None and not looks_remote(name):
         if Path(name).exists():
-            raise ValueError(f"{name} is on this machine already; `python tools/zoo.py verify {name}` checks it")
-        raise ValueError(f"there is no zoo entry {name!r}, and it is no owner/name on the Hub; {did_you_mean(name, ENTRIES)}")
+            raise ValueError(
+                f"{name} is on this machine already; `python tools/zoo.py verify {name}` checks it"
+            )
+        raise ValueError(
+            f"there is no zoo entry {name!r}, and it is no owner/name on the Hub;"
+            f" {did_you_mean(name, ENTRIES)}"
+        )
     lock = Path(lock)
     repo_id = name if entry is None else str(entry.repo_id)
     pin = read_lock(lock).get(repo_id)
     expected = revision or (entry.revision if entry is not None else None)
     if expected is not None and len(expected) == 40:
         check_revision(pin, repo_id, expected, lock)
-    wanted = _Wanted(name, repo_id, expected or (pin.revision if pin is not None else None), entry, pin, lock)
+    wanted = _Wanted(
+        name, repo_id, expected or (pin.revision if pin is not None else None), entry, pin, lock
+    )
     target = None if to is None else Path(to)
     here = _already_here(wanted, target)
     if here is not None:
@@ -112,7 +139,9 @@ def _embedded(entry: ZooEntry, to: Path | None) -> Path:
     source = entry.path
     assert source is not None
     if not (source / "config.json").is_file():
-        raise FileNotFoundError(f"the weights of {entry.name} are not in {source}; install the package again")
+        raise FileNotFoundError(
+            f"the weights of {entry.name} are not in {source}; install the package again"
+        )
     files = verify_folder(source, entry.sha256)
     if to is not None and _holds(to, {file.name: file.sha256 for file in files}):
         return to  # copied there before
@@ -128,17 +157,26 @@ def _holds(folder: Path, sha256: Mapping[str, str]) -> bool:
 
 
 def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
-    """A folder of this very commit that was pulled before, verified again; None when the Hub has to be asked."""
+    """A folder of this very commit that was pulled before, verified again; None when the Hub has to
+    be asked.
+    """
     commit = wanted.revision if wanted.revision is not None and len(wanted.revision) == 40 else None
     if commit is None and not offline():
         return None
     if commit is None and wanted.revision is not None:
-        raise FileNotFoundError(f"HF_HUB_OFFLINE is set, so the Hub cannot be asked which commit {wanted.revision!r} of "
-                                f"{wanted.repo_id} is; name the commit, or unset it")
+        raise FileNotFoundError(
+            f"HF_HUB_OFFLINE is set, so the Hub cannot be asked which commit {wanted.revision!r} of"
+            f" {wanted.repo_id} is; name the commit, or unset it"
+        )
     stored = newest(wanted.name, commit)
     for folder in (to, stored):
         record = read_record(folder) if folder is not None and folder.is_dir() else None
-        if folder is None or record is None or record.repo_id != wanted.repo_id or commit not in (None, record.revision):
+        if (
+            folder is None
+            or record is None
+            or record.repo_id != wanted.repo_id
+            or commit not in (None, record.revision)
+        ):
             continue
         check_revision(wanted.pin, wanted.repo_id, record.revision, wanted.lock)
         try:
@@ -148,7 +186,11 @@ def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
                 raise
             shutil.rmtree(folder)  # damaged in the store: it is pulled again
             continue
-        known = {file.name: LockedFile(file.sha256, file.size_bytes) for file in files if file.name in record.sha256}
+        known = {
+            file.name: LockedFile(file.sha256, file.size_bytes)
+            for file in files
+            if file.name in record.sha256
+        }
         for name, file in known.items():
             wanted.check(name, file.sha256)
         write_pin(wanted.repo_id, Pin(record.revision, known), wanted.lock)
@@ -157,15 +199,28 @@ def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
 
 
 def _from_client_cache(wanted: _Wanted, to: Path | None) -> Path:
-    """Offline: the files that the lock file pins, out of the Hub client's own cache, if it has all of them."""
+    """Offline: the files that the lock file pins, out of the Hub client's own cache, if it has all
+    of them.
+    """
     pin, name = wanted.pin, wanted.name
-    pinned = {} if pin is None else {file: locked for file, locked in pin.files.items() if wanted.selects(file)}
+    pinned = (
+        {}
+        if pin is None
+        else {file: locked for file, locked in pin.files.items() if wanted.selects(file)}
+    )
     paths = {file: cached_file(wanted.repo_id, file, pin.revision) for file in pinned}
     missing = [file for file, path in paths.items() if path is None]
     if pin is None or not pinned or missing:
-        lacks = f" (the Hub client's cache lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''})" if missing else ""
-        raise FileNotFoundError(f"{name} is not in {cache_root()}{lacks}, and HF_HUB_OFFLINE is set: unset it and run "
-                                f"`python tools/zoo.py pull {name}` once")
+        lacks = (
+            " (the Hub client's cache lacks"
+            f" {', '.join(missing[:4])}{' ...' if missing[4:] else ''})"
+            if missing
+            else ""
+        )
+        raise FileNotFoundError(
+            f"{name} is not in {cache_root()}{lacks}, and HF_HUB_OFFLINE is set: unset it and run "
+            f"`python tools/zoo.py pull {name}` once"
+        )
     if to is not None:
         refuse_taken(to)
     target = to if to is not None else place(name, pin.revision)
@@ -175,20 +230,33 @@ def _from_client_cache(wanted: _Wanted, to: Path | None) -> Path:
             shutil.copyfile(str(path), part / file)
             wanted.check(file, sha256_of(part / file))
         licence = wanted.entry.licence if wanted.entry is not None else UNKNOWN
-        write_record(part, PullRecord(wanted.repo_id, pin.revision, licence, {file: pinned[file].sha256 for file in paths}))
+        write_record(
+            part,
+            PullRecord(
+                wanted.repo_id, pin.revision, licence, {file: pinned[file].sha256 for file in paths}
+            ),
+        )
     return target
 
 
 def _from_hub(
-    wanted: _Wanted, to: Path | None, token: str | None, progress: Callable[[int, int], None] | None, accept: Consent
+    wanted: _Wanted,
+    to: Path | None,
+    token: str | None,
+    progress: Callable[[int, int], None] | None,
+    accept: Consent,
 ) -> Path:
     with connected(wanted.repo_id, wanted.revision, token) as hub:
         commit = hub.commit()
         check_revision(wanted.pin, wanted.repo_id, commit.sha, wanted.lock)
         wanted = replace(wanted, revision=commit.sha)
-        with one_at_a_time(cache_root() / "downloads" / f"{wanted.repo_id.replace('/', '--')}.lock"):
+        with one_at_a_time(
+            cache_root() / "downloads" / f"{wanted.repo_id.replace('/', '--')}.lock"
+        ):
             here = _already_here(wanted, to)  # another process may have been faster
-            return here if here is not None else _downloaded(hub, commit, wanted, to, progress, accept)
+            return (
+                here if here is not None else _downloaded(hub, commit, wanted, to, progress, accept)
+            )
 
 
 def _downloaded(
@@ -213,7 +281,9 @@ def _downloaded(
     with folder_written_beside(target) as part:
         for file in files:
             start = done
-            report = None if progress is None else lambda now, start=start: progress(start + now, total)
+            report = (
+                None if progress is None else lambda now, start=start: progress(start + now, total)
+            )
             path = fetch(hub, commit.sha, file, waiting, report)
             hashes[file.name] = _verified(wanted, file, path)
             done += file.size_bytes
@@ -222,15 +292,22 @@ def _downloaded(
             place_in.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(waiting / file.waiting_name, place_in)
         write_record(part, PullRecord(wanted.repo_id, commit.sha, licence, hashes))
-        pin = Pin(commit.sha, {file.name: LockedFile(hashes[file.name], file.size_bytes) for file in files})
+        pin = Pin(
+            commit.sha,
+            {file.name: LockedFile(hashes[file.name], file.size_bytes) for file in files},
+        )
         write_pin(wanted.repo_id, pin, wanted.lock)
     shutil.rmtree(waiting, ignore_errors=True)
     return target
 
 
 def _stricter(known: str | None, published: str | None) -> str:
-    """The licence that the zoo's table knows, but not when the repository's page has become stricter, or knows more."""
-    if known in (None, UNKNOWN) or (published is not None and needs_consent(published, False) > needs_consent(known, False)):
+    """The licence that the zoo's table knows, but not when the repository's page has become
+    stricter, or knows more.
+    """
+    if known in (None, UNKNOWN) or (
+        published is not None and needs_consent(published, False) > needs_consent(known, False)
+    ):
         return published or UNKNOWN
     return str(known)
 
@@ -241,7 +318,10 @@ def _ask(wanted: _Wanted, licence: str, gated: bool, accept: Consent) -> None:
     note = f" ({wanted.entry.note})" if wanted.entry is not None and wanted.entry.note else ""
     terms = f"{wanted.name} from {wanted.repo_id} comes under {licence_words(licence, gated)}{note}"
     if accept is False or not accept(terms):
-        raise ValueError(f"{terms}. Not pulled: agree to it with --accept-licence (in Python: accept_licence=True)")
+        raise ValueError(
+            f"{terms}. Not pulled: agree to it with --accept-licence (in Python:"
+            " accept_licence=True)"
+        )
 
 
 def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
@@ -257,11 +337,15 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
         raise ValueError(f"{wanted.repo_id} is not pulled: its listing names a file twice")
     both = names & {str(parent) for name in names for parent in PurePosixPath(name).parents}
     if both:
-        raise ValueError(f"{wanted.repo_id} is not pulled: {min(both)} is a file and a folder in "
-                         "its listing")
+        raise ValueError(
+            f"{wanted.repo_id} is not pulled: {min(both)} is a file and a folder in its listing"
+        )
     known: Mapping[str, object] = wanted.entry.sha256 if wanted.entry is not None else {}
     missing = sorted(known.keys() - names) + [
-        glob for glob in (wanted.entry.files if wanted.entry is not None else ()) if not fnmatch.filter(names, glob)]
+        glob
+        for glob in (wanted.entry.files if wanted.entry is not None else ())
+        if not fnmatch.filter(names, glob)
+    ]
     if missing or not files:
         what = ", ".join(missing) if missing else "any file"
         raise FileNotFoundError(f"{wanted.repo_id} at {wanted.revision} does not hold {what}")
@@ -272,13 +356,18 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
 
 
 def _verified(wanted: _Wanted, file: RemoteFile, path: Path) -> str:
-    """The sha256 of a downloaded file that is the listed one. A wrong one is removed: raises ``ValueError``."""
+    """The sha256 of a downloaded file that is the listed one.
+
+    A wrong one is removed: raises ``ValueError``.
+    """
     digest = sha256_of(path)
     try:
         if not file.is_in(path):
-            raise ValueError(f"{file.name} of {wanted.repo_id} arrived with sha256 {digest}, which is "
-                             "not the file that the Hub listed; it was damaged on the way or "
-                             "changed, nothing was kept: pull again")
+            raise ValueError(
+                f"{file.name} of {wanted.repo_id} arrived with sha256 {digest}, which is "
+                "not the file that the Hub listed; it was damaged on the way or "
+                "changed, nothing was kept: pull again"
+            )
         wanted.check(file.name, digest)
     except ValueError:
         path.unlink()

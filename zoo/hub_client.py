@@ -1,4 +1,7 @@
-"""The Hub client's calls that a pull makes, with its errors in one line each. No token ever reaches a message."""
+"""The Hub client's calls that a pull makes, with its errors in one line each.
+
+No token ever reaches a message.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +45,21 @@ class RemoteFile:
         if self.sha256 is None and self.blob_id is None:
             raise ValueError(f"the Hub lists {shown(self.name)} without a hash; it is not pulled")
         wrong = [text for text in (self.sha256,) if text is not None and not _is(_SHA256, text)]
-        if self.blob_id is not None and not (_is(_SHA1, self.blob_id) or _is(_SHA256, self.blob_id)):
+        if self.blob_id is not None and not (
+            _is(_SHA1, self.blob_id) or _is(_SHA256, self.blob_id)
+        ):
             wrong.append(self.blob_id)
         if wrong:
-            raise ValueError(f"the Hub lists {shown(self.name)} with the hash {shown(repr(wrong[0]), 80)}; "
-                             "expected 40 or 64 hex digits, so it is not pulled")
+            raise ValueError(
+                f"the Hub lists {shown(self.name)} with the hash {shown(repr(wrong[0]), 80)}; "
+                "expected 40 or 64 hex digits, so it is not pulled"
+            )
         size = self.size_bytes
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
-            raise ValueError(f"the Hub lists {shown(self.name)} with the size {shown(repr(size), 40)}; "
-                             "expected a count of bytes")
+            raise ValueError(
+                f"the Hub lists {shown(self.name)} with the size {shown(repr(size), 40)}; "
+                "expected a count of bytes"
+            )
 
     @property
     def waiting_name(self) -> str:
@@ -118,7 +127,9 @@ class HubRepo:
                 raise ValueError(f"{self.repo_id}: the Hub's listing is no list but {_kind(page)}")
             found += [_listed(item, self.repo_id) for item in page if _is_file(item, self.repo_id)]
             if len(found) > FILES:
-                raise ValueError(f"{self.repo_id} lists more than {FILES:,} files; it is not pulled")
+                raise ValueError(
+                    f"{self.repo_id} lists more than {FILES:,} files; it is not pulled"
+                )
         return found
 
 
@@ -138,8 +149,9 @@ def _field(node: Any, name: str, kind: type, repo_id: str, default: Any = None) 
     if value is None and default is not None:
         return default
     if not isinstance(value, kind):
-        raise ValueError(f"{repo_id}: the Hub answered with {_kind(value)} as {name}, "
-                         f"expected {kind.__name__}")
+        raise ValueError(
+            f"{repo_id}: the Hub answered with {_kind(value)} as {name}, expected {kind.__name__}"
+        )
     return value
 
 
@@ -162,7 +174,9 @@ def offline() -> bool:
 
 @contextlib.contextmanager
 def connected(repo_id: str, revision: str | None, token: str | None) -> Iterator[HubRepo]:
-    """The repository, and what is raised on the way as an ``OSError`` or ``ValueError`` in plain words."""
+    """The repository, and what is raised on the way as an ``OSError`` or ``ValueError`` in plain
+    words.
+    """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
@@ -185,41 +199,69 @@ def client_answers(endpoint: str) -> Iterator[None]:
     """What the client raises when a server answers its calls with something that is not a Hub's."""
     try:
         yield
-    except (JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError,
-            RecursionError) as error:
+    except (
+        JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ConnectionError(
             f"{without_secrets(endpoint)} answered with something that is not a Hub's "
             f"({type(error).__name__}): is there a login page of this network (hotel, company) to "
-            "pass, or does HF_ENDPOINT name something that is no Hub?") from error
+            "pass, or does HF_ENDPOINT name something that is no Hub?"
+        ) from error
 
 
-def plain(error: Exception, repo_id: str, revision: str | None, endpoint: str, sent: bool = False) -> OSError:
+def plain(
+    error: Exception, repo_id: str, revision: str | None, endpoint: str, sent: bool = False
+) -> OSError:
     """The error as one line that says what to do. Nothing that the server wrote is in it."""
     from huggingface_hub import errors, get_token
 
-    with_token = "a token was sent" if sent or get_token() else (
-        "no token was sent: set HF_TOKEN, or run `hf auth login`")
+    with_token = (
+        "a token was sent"
+        if sent or get_token()
+        else ("no token was sent: set HF_TOKEN, or run `hf auth login`")
+    )
     endpoint = without_secrets(endpoint)
     status, code = _status(error), getattr(error, "code", "")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ConnectionError(f"HF_HUB_OFFLINE is set, so nothing was asked of or sent to {repo_id}; unset it")
+        return ConnectionError(
+            f"HF_HUB_OFFLINE is set, so nothing was asked of or sent to {repo_id}; unset it"
+        )
     if isinstance(error, errors.GatedRepoError) or code == "GatedRepo":
-        return PermissionError(f"{repo_id} is gated: agree to its terms on {endpoint}/{repo_id}, wait until access is granted, "
-                               f"and use a token of that account ({with_token})")
-    if isinstance(error, errors.RepositoryNotFoundError) or code == "RepoNotFound" or (
-        isinstance(error, HubAnswerError) and status == 401 and not error.is_bad_token):
-        return FileNotFoundError(f"there is no repository {repo_id} on {endpoint}, or it is private and not shown to you "
-                                 f"({with_token})")
+        return PermissionError(
+            f"{repo_id} is gated: agree to its terms on {endpoint}/{repo_id}, wait until access is"
+            f" granted, and use a token of that account ({with_token})"
+        )
+    if (
+        isinstance(error, errors.RepositoryNotFoundError)
+        or code == "RepoNotFound"
+        or (isinstance(error, HubAnswerError) and status == 401 and not error.is_bad_token)
+    ):
+        return FileNotFoundError(
+            f"there is no repository {repo_id} on {endpoint}, or it is private and not shown to you"
+            f" ({with_token})"
+        )
     if isinstance(error, errors.RevisionNotFoundError) or code == "RevisionNotFound":
-        return FileNotFoundError(f"{repo_id} has no revision {revision!r}; see {endpoint}/{repo_id}/commits")
+        return FileNotFoundError(
+            f"{repo_id} has no revision {revision!r}; see {endpoint}/{repo_id}/commits"
+        )
     if isinstance(error, errors.EntryNotFoundError) or code == "EntryNotFound":
         return FileNotFoundError(f"{repo_id} listed a file that it does not hold; pull again")
     if status in (401, 403):
-        return PermissionError(f"{endpoint} refused {repo_id} ({status}): the token is wrong or may not do that ({with_token})")
+        return PermissionError(
+            f"{endpoint} refused {repo_id} ({status}): the token is wrong or may not do that"
+            f" ({with_token})"
+        )
     if status is not None:
         return ConnectionError(f"{endpoint} answered {status} for {repo_id}; try again later")
-    return ConnectionError(f"the connection to {endpoint} failed or was lost ({type(error).__name__}); what arrived is kept, run "
-                           "the same command again and it goes on from there")
+    return ConnectionError(
+        f"the connection to {endpoint} failed or was lost ({type(error).__name__}); what arrived is"
+        " kept, run the same command again and it goes on from there"
+    )
 
 
 def _status(error: Exception) -> int | None:
@@ -251,8 +293,8 @@ def fetch(
 ) -> Path:
     """The bytes of a file in ``waiting``, from where an earlier attempt stopped.
 
-    A copy in the Hub client's own cache is taken instead, if it is the listed file. The hash of what
-    was downloaded is the caller's business.
+    A copy in the Hub client's own cache is taken instead, if it is the listed file. The hash of
+    what was downloaded is the caller's business.
 
     Args:
         hub, sha: the repository and its commit.
@@ -287,8 +329,9 @@ def fetch(
 
 
 def refuse_links(path: Path) -> None:
-    """Raises ``ValueError`` when a place below ``cache_root()`` is a link or neither file nor folder:
-    what a server sends would be written elsewhere."""
+    """Raises ``ValueError`` when a place below ``cache_root()`` is a link or neither file nor
+    folder: what a server sends would be written elsewhere.
+    """
     root = cache_root()
     parents = [parent for parent in path.parents if parent.is_relative_to(root) and parent != root]
     for place in [path, *parents]:
@@ -298,5 +341,7 @@ def refuse_links(path: Path) -> None:
             continue
         expected = stat.S_ISREG if place == path else stat.S_ISDIR
         if not expected(mode):
-            raise ValueError(f"{place} is a link or something else where a download waits; "
-                             "remove it and pull again")
+            raise ValueError(
+                f"{place} is a link or something else where a download waits; "
+                "remove it and pull again"
+            )

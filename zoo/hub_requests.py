@@ -31,7 +31,10 @@ _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 
 
 class HubAnswerError(OSError):
-    """The Hub answered with an error. ``status``: of HTTP; ``code``: the Hub's word, "" for none."""
+    """The Hub answered with an error.
+
+    ``status``: of HTTP; ``code``: the Hub's word, "" for none.
+    """
 
     def __init__(self, status: int, code: str, is_bad_token: bool) -> None:
         super().__init__(f"the Hub answered {status}")
@@ -58,8 +61,10 @@ class Asker:
         found = build_hf_headers(token=self.token)
         headers = {name.lower(): value for name, value in found.items()}
         if not re.fullmatch(r"[\x20-\x7e]*", headers.get("authorization", "")):
-            raise ValueError("the access token holds a character that cannot be sent (a line "
-                             "break?); set HF_TOKEN again")
+            raise ValueError(
+                "the access token holds a character that cannot be sent (a line "
+                "break?); set HF_TOKEN again"
+            )
         if origin(url) != origin(self.endpoint):
             headers.pop("authorization", None)
         return headers | {"accept-encoding": "identity"}
@@ -72,10 +77,15 @@ def origin(url: str) -> tuple[str, str, int | None]:
         host, port = parts.hostname or "", parts.port
     except ValueError:  # a port that is no number, a bracket that is not closed
         host = ""
-    if len(url) > 8192 or not re.fullmatch(r"[\x21-\x7e]+", url) or not _HOST.fullmatch(host) or (
-        parts.scheme not in ("http", "https")):
-        raise ValueError("the Hub named an address that is not a plain one of http or https: "
-                         f"{shown(url, 80)}")
+    if (
+        len(url) > 8192
+        or not re.fullmatch(r"[\x21-\x7e]+", url)
+        or not _HOST.fullmatch(host)
+        or (parts.scheme not in ("http", "https"))
+    ):
+        raise ValueError(
+            f"the Hub named an address that is not a plain one of http or https: {shown(url, 80)}"
+        )
     return parts.scheme, host, port or {"http": 80, "https": 443}[parts.scheme]
 
 
@@ -83,8 +93,8 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
     """(the JSON at an address of the Hub, the address of its next page or None).
 
     Raises ``HubAnswerError``, ``ConnectionError`` for what is not JSON (the login page of a hotel's
-    network), ``ValueError`` for JSON that is too long or deep, or that leads to another host, and the
-    client's ``HTTPError``.
+    network), ``ValueError`` for JSON that is too long or deep, or that leads to another host, and
+    the client's ``HTTPError``.
     """
     end = time.monotonic() + ANSWER_SECONDS
     with _opened(asker, url, stays=True) as response:
@@ -93,15 +103,21 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
         for chunk in response.iter_raw():
             content += chunk
             if len(content) > ANSWER_BYTES:
-                raise ValueError(f"{asker} answered with more than {ANSWER_BYTES:,} bytes where a "
-                                 "short list was expected; nothing was kept")
+                raise ValueError(
+                    f"{asker} answered with more than {ANSWER_BYTES:,} bytes where a "
+                    "short list was expected; nothing was kept"
+                )
             if time.monotonic() > end:
-                raise ConnectionError(f"{asker} took more than {ANSWER_SECONDS:.0f} s for a short "
-                                      "answer; try again later")
+                raise ConnectionError(
+                    f"{asker} took more than {ANSWER_SECONDS:.0f} s for a short "
+                    "answer; try again later"
+                )
         if "json" not in kind.lower() or content[:64].lstrip().startswith(b"<"):
-            raise ConnectionError(f"{asker} answered with a page ({kind}) instead of JSON: is there a "
-                                  "login page of this network (hotel, company) to pass, or does "
-                                  "HF_ENDPOINT name something that is no Hub?")
+            raise ConnectionError(
+                f"{asker} answered with a page ({kind}) instead of JSON: is there a "
+                "login page of this network (hotel, company) to pass, or does "
+                "HF_ENDPOINT name something that is no Hub?"
+            )
         found = response.links.get("next", {}).get("url")
     return parse_json(bytes(content), f"the answer of {asker}"), _next_page(asker, url, found)
 
@@ -109,7 +125,8 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
 def pages(asker: Asker, url: str) -> Iterator[Any]:
     """Each page of a listing that goes on at ``Link: <...>; rel="next"``.
 
-    Raises as ``answer``, and ``ValueError`` for one that leads back or has more than ``PAGES`` pages.
+    Raises as ``answer``, and ``ValueError`` for one that leads back or has more than ``PAGES``
+    pages.
     """
     seen: set[str] = set()
     while url not in seen:
@@ -121,8 +138,9 @@ def pages(asker: Asker, url: str) -> Iterator[Any]:
         if following is None:
             return
         url = following
-    raise ValueError(f"the listing of {asker} leads back to a page that it gave before; "
-                     "nothing was kept")
+    raise ValueError(
+        f"the listing of {asker} leads back to a page that it gave before; nothing was kept"
+    )
 
 
 def download(
@@ -138,8 +156,9 @@ def download(
         size_bytes: how many the Hub listed.
         report: told how many bytes are there.
 
-    Raises ``HubAnswerError``, ``ValueError`` for another number of bytes than ``size_bytes``, ``OSError``
-    of the disk, and the client's ``HTTPError`` after five attempts that brought next to nothing.
+    Raises ``HubAnswerError``, ``ValueError`` for another number of bytes than ``size_bytes``,
+    ``OSError`` of the disk, and the client's ``HTTPError`` after five attempts that brought next to
+    nothing.
     """
     from huggingface_hub.errors import HTTPError
 
@@ -181,8 +200,10 @@ def _download_once(
             start += len(chunk)
             report(start)
     if start != size_bytes:
-        raise ValueError(f"it did not arrive with the {size_bytes} bytes that the Hub listed, but with "
-                         f"{start}; pull again")
+        raise ValueError(
+            f"it did not arrive with the {size_bytes} bytes that the Hub listed, but with "
+            f"{start}; pull again"
+        )
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -200,8 +221,10 @@ def _opened(asker: Asker, url: str, *, stays: bool, start: int = 0) -> Iterator[
                     raise _error(response)
                 encoding = response.headers.get("content-encoding", "identity").strip().lower()
                 if encoding not in ("", "identity"):
-                    raise ValueError(f"{asker} answered compressed ({shown(encoding, 20)}) although "
-                                     "that was not asked for; nothing was read")
+                    raise ValueError(
+                        f"{asker} answered compressed ({shown(encoding, 20)}) although "
+                        "that was not asked for; nothing was read"
+                    )
                 yield response
                 return
             url = _target(asker, url, response.headers.get("location", ""), stays)
@@ -241,8 +264,10 @@ def _error(response: Any) -> HubAnswerError:
 def _target(asker: Asker, url: str, location: str, stays: bool) -> str:
     new = urljoin(url, location)
     if stays and origin(new) != origin(asker.endpoint):
-        raise ConnectionError(f"{asker} sent this request on to another host ({_host(new)}): is there "
-                              "a login page of this network (hotel, company) to pass?")
+        raise ConnectionError(
+            f"{asker} sent this request on to another host ({_host(new)}): is there "
+            "a login page of this network (hotel, company) to pass?"
+        )
     if origin(url)[0] == "https" and origin(new)[0] != "https":
         raise ValueError(f"{asker} redirected from https to an address without encryption; stopped")
     return new
@@ -255,8 +280,9 @@ def _next_page(asker: Asker, url: str, found: str | None) -> str | None:
 
     new = fix_hf_endpoint_in_url(urljoin(url, found), asker.endpoint)
     if origin(new) != origin(asker.endpoint):
-        raise ValueError(f"the listing of {asker} goes on at another host ({_host(new)}); it is not "
-                         "followed")
+        raise ValueError(
+            f"the listing of {asker} goes on at another host ({_host(new)}); it is not followed"
+        )
     return new
 
 

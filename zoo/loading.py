@@ -83,7 +83,7 @@ def _stack(adapters: Any) -> list[tuple[Path, float]]:
         if not isinstance(name, (str, Path)) or not is_number:
             raise ValueError(
                 'adapters: expected names or (name, strength) pairs such as ("my_adapter", 0.7), '
-                f'got {item!r}'
+                f"got {item!r}"
             )
         pairs.append((_adapter_folder(name), strength))
     return pairs

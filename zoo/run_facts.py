@@ -1,4 +1,6 @@
-"""What a reader of a model's card wants to know about the run that made it, as plain values for config.json."""
+"""What a reader of a model's card wants to know about the run that made it, as plain values for
+config.json.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +13,68 @@ from zoo.run_results import Checkpoint, held_out_numbers
 from zoo.sampling_settings import run_sampling
 from zoo.secrets import masked
 
-# Of a run's data and module: what describes the task, in the words of its configuration; paths and machine settings stay out.
-_DATA = ("template", "words", "instruments", "held_out", "negative", "seconds", "classes", "relations", "prompts_per_round",
-         "repeats", "val_prompts", "val_repeats", "sources", "licences")  # fmt: skip
-_MODULE = ("lora_rank", "lora_alpha", "lora_targets", "learning_rate", "sample_steps", "guidance_scale", "eta", "rule",
-           "train_steps", "clip_range", "advantage", "kl_weight", "ema_decay", "total_steps", "weight_decay")  # fmt: skip
+# Of a run's data and module: what describes the task, in the words of its configuration; paths and
+# machine settings stay out.
+_DATA = (
+    "template",
+    "words",
+    "instruments",
+    "held_out",
+    "negative",
+    "seconds",
+    "classes",
+    "relations",
+    "prompts_per_round",
+    "repeats",
+    "val_prompts",
+    "val_repeats",
+    "sources",
+    "licences",
+)
+_MODULE = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "learning_rate",
+    "sample_steps",
+    "guidance_scale",
+    "eta",
+    "rule",
+    "train_steps",
+    "clip_range",
+    "advantage",
+    "kl_weight",
+    "ema_decay",
+    "total_steps",
+    "weight_decay",
+)
 
 
 def facts_of(
-    run: Path, settings: Mapping[str, Any], result: Path | Checkpoint, card: str | None, licence: str | None = None
+    run: Path,
+    settings: Mapping[str, Any],
+    result: Path | Checkpoint,
+    card: str | None,
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """``base``, ``licence``, ``training``, ``sampling``, ``metrics``, ``card`` of a run.
 
-    Raises ``ValueError`` for an unknown card, or for a ``licence`` other than the one that the model inherits from its base.
+    Raises ``ValueError`` for an unknown card, or for a ``licence`` other than the one that the
+    model inherits from its base.
     """
     module, data = settings.get("module") or {}, settings.get("data") or {}
     module, data = dict(module), dict(data if isinstance(data, Mapping) else {})
     if isinstance(data.get("source"), Mapping):  # latents cached from another data module
         data = {**data["source"], **data}
-    name = source_name(module.get("backbone")) or source_name(module.get("reward") if "backbone" not in module else None)
+    name = source_name(module.get("backbone")) or source_name(
+        module.get("reward") if "backbone" not in module else None
+    )
     inherited = licence_of_name(name)
     if name is not None and licence not in (None, inherited):
-        raise ValueError(f"this model is derived from {name} and inherits its licence, {inherited}; it cannot be {licence}")
+        raise ValueError(
+            f"this model is derived from {name} and inherits its licence, {inherited}; it cannot be"
+            f" {licence}"
+        )
     is_finished = isinstance(result, Path)
     training = {
         "algorithm": str(module.get("_target_", "")).rpartition(".")[2],
@@ -41,13 +83,17 @@ def facts_of(
         "seed": settings.get("seed"),
         "finished": is_finished,
         "optimiser_steps": None if is_finished else result.step,
-        "taken_from": (result.name if is_finished else f"checkpoints/{result.path.name}"),
+        "taken_from": result.name if is_finished else f"checkpoints/{result.path.name}",
         "knobs": {key: module[key] for key in _MODULE if module.get(key) is not None},
         "prompts": {key: data[key] for key in _DATA if data.get(key) is not None},
         "started_from": _last_parts(module.get("start_adapter")),
     }
     facts: dict[str, Any] = {
-        **({"licence": inherited if name is not None else licence} if name is not None or licence else {}),
+        **(
+            {"licence": inherited if name is not None else licence}
+            if name is not None or licence
+            else {}
+        ),
         "training": {key: value for key, value in training.items() if value is not None},
         "sampling": run_sampling({"module": module, "data": data}, evaluation=True),
         "metrics": held_out_numbers(run, None if is_finished else result.step),
@@ -63,10 +109,14 @@ def _last_parts(path: str | None) -> str | None:
 
 
 def source_name(node: Any) -> str | None:
-    """The name, repository or folder from which a ``_target_`` node loads its model; None when it builds a new one."""
+    """The name, repository or folder from which a ``_target_`` node loads its model; None when it
+    builds a new one.
+    """
     if not isinstance(node, Mapping):
         return None
-    return next((node[key] for key in ("name", "repo_id", "source") if isinstance(node.get(key), str)), None)
+    return next(
+        (node[key] for key in ("name", "repo_id", "source") if isinstance(node.get(key), str)), None
+    )
 
 
 def licence_of_name(name: str | None) -> str:

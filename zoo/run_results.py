@@ -1,6 +1,8 @@
-"""What a run folder holds that can become a model: its finished result, or the newest checkpoint that can be read.
+"""What a run folder holds that can become a model: its finished result, or the newest checkpoint
+that can be read.
 
-Checkpoints are read as plain data (``torch.load(weights_only=True)``): nothing of the trainer is needed to use one.
+Checkpoints are read as plain data (``torch.load(weights_only=True)``): nothing of the trainer is
+needed to use one.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ FINISHED = ("adapter/adapter_model.safetensors", "denoiser.safetensors", "model/
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``state``: name -> tensor of what learned. ``average``: averages of trained weights in order, None without an EMA.
-    ``base_sha256``: hashes of the base at training time (``base_hashes``), ``{}`` where the run is older than they are."""
+    """``state``: name -> tensor of what learned.
+
+    ``average``: averages of trained weights in order, None without an EMA. ``base_sha256``: hashes
+    of the base at training time (``base_hashes``), ``{}`` where the run is older than they are.
+    """
 
     path: Path
     step: int
@@ -34,8 +39,9 @@ class Checkpoint:
 
 
 def newest_result(run: Path) -> Path | Checkpoint:
-    """The finished result (``adapter``, ``denoiser.safetensors`` or ``model``), or the newest readable checkpoint when that is
-    newer (the run was resumed and has not finished) or all there is.
+    """The finished result (``adapter``, ``denoiser.safetensors`` or ``model``), or the newest
+    readable checkpoint when that is newer (the run was resumed and has not finished) or all there
+    is.
 
     Raises ``ValueError`` when there is neither.
     """
@@ -55,11 +61,13 @@ def newest_result(run: Path) -> Path | Checkpoint:
         return done if done.name == "denoiser.safetensors" else done.parent
     if damaged:
         raise ValueError(
-            f"no checkpoint in {run / 'checkpoints'} can be read ({'; '.join(damaged[:3])}); let the "
-            "run write another one (resume=true)"
+            f"no checkpoint in {run / 'checkpoints'} can be read ({'; '.join(damaged[:3])}); let"
+            " the run write another one (resume=true)"
         )
-    raise ValueError(f"the run in {run} has left nothing to export yet: no adapter/, no model/, no checkpoint; "
-                     "let it finish one round or epoch")
+    raise ValueError(
+        f"the run in {run} has left nothing to export yet: no adapter/, no model/, no checkpoint; "
+        "let it finish one round or epoch"
+    )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -98,26 +106,41 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequence[str], *, whole: bool) -> None:
-    """The weights of a checkpoint into ``module``; averages, where there are any, take the place of ``trained`` (names in order).
+def fill(
+    module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequence[str], *, whole: bool
+) -> None:
+    """The weights of a checkpoint into ``module``; averages, where there are any, take the place of
+    ``trained`` (names in order).
 
-    ``prefix``: what the module's names are called in the checkpoint ("backbone."). ``whole``: the checkpoint holds every tensor
-    of the module; otherwise just the ``trained`` ones, on a base that the configuration names.
-    Raises ``ValueError`` for tensors that are missing, left over or of another shape.
+    ``prefix``: what the module's names are called in the checkpoint ("backbone."). ``whole``: the
+    checkpoint holds every tensor of the module; otherwise just the ``trained`` ones, on a base that
+    the configuration names. Raises ``ValueError`` for tensors that are missing, left over or of
+    another shape.
     """
-    stored = {name.removeprefix(prefix): value for name, value in checkpoint.state.items() if name.startswith(prefix)}
+    stored = {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint.state.items()
+        if name.startswith(prefix)
+    }
     own = {**dict(module.named_parameters()), **module.state_dict(keep_vars=True)}
     wanted = module.state_dict().keys() if whole else set(trained)
-    differing = sorted(wanted ^ stored.keys()) or [name for name in stored if stored[name].shape != own[name].shape]
+    differing = sorted(wanted ^ stored.keys()) or [
+        name for name in stored if stored[name].shape != own[name].shape
+    ]
     if differing:
-        raise ValueError(f"{checkpoint.path} does not fit the model of config.yaml: {differing[0]} differs")
+        raise ValueError(
+            f"{checkpoint.path} does not fit the model of config.yaml: {differing[0]} differs"
+        )
     for name, value in stored.items():
         own[name].copy_(value)
     if checkpoint.average is None:
         return
     shapes = [tuple(value.shape) for value in checkpoint.average]
     if shapes != [tuple(own[name].shape) for name in trained]:
-        raise ValueError(f"the averaged weights in {checkpoint.path} are of other parameters than config.yaml trains")
+        raise ValueError(
+            f"the averaged weights in {checkpoint.path} are of other parameters than config.yaml"
+            " trains"
+        )
     for name, value in zip(trained, checkpoint.average, strict=True):
         own[name].copy_(value)
 
@@ -137,15 +160,22 @@ def metrics_rows(path: Path) -> list[dict[str, float]]:
 
 
 def held_out_numbers(run: Path, step: int | None) -> dict[str, dict[str, float]]:
-    """name -> {"before", "after"} of the run's held-out numbers in metrics.csv, up to optimiser step ``step`` (None: the end).
+    """name -> {"before", "after"} of the run's held-out numbers in metrics.csv, up to optimiser
+    step ``step`` (None: the end).
 
-    ``before`` is there when the run was evaluated before training. Without a file, or without held-out numbers: ``{}``.
+    ``before`` is there when the run was evaluated before training. Without a file, or without
+    held-out numbers: ``{}``.
     """
     rows = metrics_rows(run / "metrics.csv")
     rows = [row for row in rows if math.isfinite(row.get("held_out/mean", math.nan))]
     rows = [row for row in rows if step is None or row.get("step", 0) <= step]
     if not rows:
         return {}
-    names = sorted(name for name in rows[-1] if name.startswith("held_out/") and name.endswith("/mean"))
+    names = sorted(
+        name for name in rows[-1] if name.startswith("held_out/") and name.endswith("/mean")
+    )
     before = rows[0] if rows[0].get("round") == 0 and len(rows) > 1 else {}
-    return {name: ({"before": before[name]} if name in before else {}) | {"after": rows[-1][name]} for name in names}
+    return {
+        name: ({"before": before[name]} if name in before else {}) | {"after": rows[-1][name]}
+        for name in names
+    }

@@ -1,7 +1,8 @@
 """What a folder or a file from somebody else claims, checked before anything acts on it.
 
-Nothing here builds a tensor or follows a link: sizes are compared with the file on the disk first, so that a lie in a header
-costs a read of the header and no memory. Format: https://huggingface.co/docs/safetensors (8 bytes of length, JSON, data).
+Nothing here builds a tensor or follows a link: sizes are compared with the file on the disk first,
+so that a lie in a header costs a read of the header and no memory. Format:
+https://huggingface.co/docs/safetensors (8 bytes of length, JSON, data).
 """
 
 from __future__ import annotations
@@ -23,21 +24,40 @@ PATH_PARTS = 32
 PATH_BYTES = 1024
 HEADER_BYTES = 16 * 2**20  # 100 bytes a tensor: some 160 000 tensors
 _BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
+}
 
 
 def shown(text: object, characters: int = 200) -> str:
-    """``text`` from outside for a screen or a log: without control and direction characters, and cut."""
+    """``text`` from outside for a screen or a log: without control and direction characters, and
+    cut.
+    """
     return for_screen(" ".join(str(text)[: characters + 1].splitlines()), characters)
 
 
 def safe_relative_path(name: str) -> PurePosixPath:
-    """The path that a repository, an index or a config names, known to stay below the folder it is joined to.
+    """The path that a repository, an index or a config names, known to stay below the folder it is
+    joined to.
 
-    Raises ``ValueError`` for an absolute path, ``..``, ``.``, an empty part, a backslash, a drive, a control or direction
-    character, git's own folder, and for more than ``PATH_PARTS`` parts, 255 bytes in one of them or ``PATH_BYTES`` in all.
+    Raises ``ValueError`` for an absolute path, ``..``, ``.``, an empty part, a backslash, a drive,
+    a control or direction character, git's own folder, and for more than ``PATH_PARTS`` parts, 255
+    bytes in one of them or ``PATH_BYTES`` in all.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"a file name must be a non-empty text, got {shown(repr(name))}")
@@ -46,23 +66,34 @@ def safe_relative_path(name: str) -> PurePosixPath:
     parts = name.split("/")
     longest = max(len(part.encode()) for part in parts)
     if len(parts) > PATH_PARTS or len(name.encode()) > PATH_BYTES or longest > 255:
-        raise ValueError(f"the file name {shown(name, 60)!r} is too long: at most {PATH_PARTS} parts, "
-                         f"{PATH_BYTES} bytes, and 255 bytes in each part")
+        raise ValueError(
+            f"the file name {shown(name, 60)!r} is too long: at most {PATH_PARTS} parts, "
+            f"{PATH_BYTES} bytes, and 255 bytes in each part"
+        )
     if any(part.rstrip(". ").casefold() == ".git" for part in parts):
-        raise ValueError(f"the file name {shown(name)!r} lies in git's own folder, where files can run commands")
+        raise ValueError(
+            f"the file name {shown(name)!r} lies in git's own folder, where files can run commands"
+        )
     if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name):
-        raise ValueError(f"the file name {shown(name)!r} is absolute or not of this system; names are "
-                         "relative, folders end in '/'")
+        raise ValueError(
+            f"the file name {shown(name)!r} is absolute or not of this system; names are "
+            "relative, folders end in '/'"
+        )
     if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"the file name {shown(name)!r} leaves its folder or is not plain ('..', '.' or an empty part)")
+        raise ValueError(
+            f"the file name {shown(name)!r} leaves its folder or is not plain ('..', '.' or an"
+            " empty part)"
+        )
     return PurePosixPath(name)
 
 
 def check_folder(folder: str | Path, links_into: str | Path | None = None) -> tuple[Path, ...]:
     """All regular files below ``folder``, sorted; no link is followed.
 
-    ``links_into``: links to regular files below this folder count as files (the Hub's cache links snapshots to blobs).
-    Raises ``ValueError`` naming every link or special file (pipe, socket, device), ``NotADirectoryError`` when it is no folder.
+    ``links_into``: links to regular files below this folder count as files (the Hub's cache links
+    snapshots to blobs).
+    Raises ``ValueError`` naming every link or special file (pipe, socket, device),
+    ``NotADirectoryError`` when it is no folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -78,27 +109,37 @@ def check_folder(folder: str | Path, links_into: str | Path | None = None) -> tu
                 files.append(path)
             elif not stat.S_ISDIR(mode):
                 special.append(str(path.relative_to(folder)))
-    wrong = [f"{what}: {', '.join(sorted(names)[:4])}{' ...' if len(names) > 4 else ''}"
-             for what, names in (("links", links), ("special files", special)) if names]
+    wrong = [
+        f"{what}: {', '.join(sorted(names)[:4])}{' ...' if len(names) > 4 else ''}"
+        for what, names in (("links", links), ("special files", special))
+        if names
+    ]
     if wrong:
-        raise ValueError(f"{folder} must hold regular files only, but has {'; '.join(wrong)}; copy the contents instead")
+        raise ValueError(
+            f"{folder} must hold regular files only, but has {'; '.join(wrong)}; copy the contents"
+            " instead"
+        )
     return tuple(sorted(files))
 
 
 def file_inside(folder: str | Path, name: str, links_into: str | Path | None = None) -> Path:
     """The regular file that ``name`` (of a config or an index) means, below ``folder``.
 
-    Raises ``ValueError`` for an unsafe name or a link on the way (but see ``links_into`` of ``check_folder``), and
-    ``FileNotFoundError`` when there is no such file.
+    Raises ``ValueError`` for an unsafe name or a link on the way (but see ``links_into`` of
+    ``check_folder``), and ``FileNotFoundError`` when there is no such file.
     """
     folder, relative = Path(folder), safe_relative_path(name)
     path = folder
     for part in relative.parts:
         path = path / part
         if path.is_symlink() and not _links_to_a_file_in(path, links_into):
-            raise ValueError(f"{path} is a link to {os.readlink(path)}; a model folder holds regular files only")
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)}; a model folder holds regular files only"
+            )
     if not path.exists():
-        raise FileNotFoundError(f"{folder} has no {name}; it may be half-downloaded, fetch or export it again")
+        raise FileNotFoundError(
+            f"{folder} has no {name}; it may be half-downloaded, fetch or export it again"
+        )
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file")
     return path
@@ -107,19 +148,23 @@ def file_inside(folder: str | Path, name: str, links_into: str | Path | None = N
 def read_json(path: str | Path, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file of at most ``limit_bytes`` bytes and ``JSON_DEPTH`` levels.
 
-    Raises ``ValueError`` for a file that is larger, deeper, no JSON or no object, and ``FileNotFoundError``.
+    Raises ``ValueError`` for a file that is larger, deeper, no JSON or no object, and
+    ``FileNotFoundError``.
     """
     path = Path(path)
     size = path.stat().st_size
     if size > limit_bytes:
-        raise ValueError(f"{path} is {size} bytes long; such a file has at most {limit_bytes}, so it is not read")
+        raise ValueError(
+            f"{path} is {size} bytes long; such a file has at most {limit_bytes}, so it is not read"
+        )
     return _parse_object(path.read_bytes(), str(path))
 
 
 def parse_json(content: bytes, where: str) -> Any:
     """What JSON of bounded length holds. ``where``: what it is, for the message.
 
-    Raises ``ValueError`` for what is no JSON in UTF-8, is deeper than ``JSON_DEPTH`` or has a key twice in one object.
+    Raises ``ValueError`` for what is no JSON in UTF-8, is deeper than ``JSON_DEPTH`` or has a key
+    twice in one object.
     """
     try:
         return parsed_json(content.decode("utf-8"), JSON_DEPTH)
@@ -128,51 +173,68 @@ def parse_json(content: bytes, where: str) -> Any:
 
 
 def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """name -> (dtype as safetensors writes it, shape) of every tensor, after the header's claims were held against the file.
+    """name -> (dtype as safetensors writes it, shape) of every tensor, after the header's claims
+    were held against the file.
 
-    Raises ``ValueError`` when the header is longer than the file or ``HEADER_BYTES``, is no JSON, names an unknown dtype, or when
-    ranges do not fit their shapes, overlap, leave a gap or pass the end of the file. ``FileNotFoundError`` when it is missing.
+    Raises ``ValueError`` when the header is longer than the file or ``HEADER_BYTES``, is no JSON,
+    names an unknown dtype, or when ranges do not fit their shapes, overlap, leave a gap or pass the
+    end of the file. ``FileNotFoundError`` when it is missing.
     """
     path = Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise ValueError(f"{path} cannot be read: it has {size} bytes, but claims a header of {length}; it is cut off or no "
-                             "safetensors file, fetch or export it again")
+            raise ValueError(
+                f"{path} cannot be read: it has {size} bytes, but claims a header of {length}; it"
+                " is cut off or no safetensors file, fetch or export it again"
+            )
         if length > HEADER_BYTES:
-            raise ValueError(f"{path}: a header of {length} bytes is not read (at most {HEADER_BYTES})")
+            raise ValueError(
+                f"{path}: a header of {length} bytes is not read (at most {HEADER_BYTES})"
+            )
         header = _parse_object(file.read(length), f"the header of {path}")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise ValueError(f"the header of {path}: __metadata__ must hold texts only")
     claims = {name: _claim(name, entry, path) for name, entry in header.items()}
     end = 0
     for name, (_, _, start, stop) in sorted(claims.items(), key=lambda item: item[1][2:]):
         if start != end:
             what = "overlaps the one before it" if start < end else "leaves a gap before it"
-            raise ValueError(f"{path}: the range of {name} ({start} to {stop}) {what} (which ends at {end})")
+            raise ValueError(
+                f"{path}: the range of {name} ({start} to {stop}) {what} (which ends at {end})"
+            )
         end = stop
     if end != size - 8 - length:
-        raise ValueError(f"{path} cannot be read: its header claims {end} bytes of tensors, but {size - 8 - length} follow it; "
-                         "it is cut off or was changed, fetch or export it again")
+        raise ValueError(
+            f"{path} cannot be read: its header claims {end} bytes of tensors, but"
+            f" {size - 8 - length} follow it; it is cut off or was changed, fetch or export it"
+            " again"
+        )
     return {name: (dtype, shape) for name, (dtype, shape, _, _) in claims.items()}
 
 
 def check_index(
     index: Mapping[str, Any] | str | Path, folder: str | Path, links_into: str | Path | None = None
 ) -> dict[Path, tuple[str, ...]]:
-    """The shards that an index (``{"weight_map": {tensor: file}}``, or the path of its JSON) names -> the tensors in each.
+    """The shards that an index (``{"weight_map": {tensor: file}}``, or the path of its JSON) names
+    -> the tensors in each.
 
-    Every shard must be a regular safetensors file inside ``folder`` (links: see ``check_folder``) that holds just the tensors
-    that the index puts there.
-    Raises ``ValueError`` and ``FileNotFoundError``.
+    Every shard must be a regular safetensors file inside ``folder`` (links: see ``check_folder``)
+    that holds just the tensors that the index puts there. Raises ``ValueError`` and
+    ``FileNotFoundError``.
     """
     folder = Path(folder)
     where = f"the index in {folder}" if isinstance(index, Mapping) else str(index)
     weight_map = (index if isinstance(index, Mapping) else read_json(index)).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
-        raise ValueError(f"{where}: weight_map must be an object of tensor: file, got {type(weight_map).__name__}")
+        raise ValueError(
+            f"{where}: weight_map must be an object of tensor: file, got"
+            f" {type(weight_map).__name__}"
+        )
     promised: dict[str, list[str]] = {}
     for tensor, name in weight_map.items():
         try:
@@ -183,12 +245,16 @@ def check_index(
     shards = {}
     for name, tensors in promised.items():
         if not name.endswith(".safetensors"):
-            raise ValueError(f"{where}: {name} is not a safetensors file; shards are .safetensors only")
+            raise ValueError(
+                f"{where}: {name} is not a safetensors file; shards are .safetensors only"
+            )
         path = file_inside(folder, name, links_into)
         differs = sorted(set(tensors) ^ check_safetensors_header(path).keys())
         if differs:
-            raise ValueError(f"{where} and {path} do not hold the same tensors; they differ in {', '.join(differs[:4])}"
-                             f"{' ...' if len(differs) > 4 else ''}")
+            raise ValueError(
+                f"{where} and {path} do not hold the same tensors; they differ in"
+                f" {', '.join(differs[:4])}{' ...' if len(differs) > 4 else ''}"
+            )
         shards[path] = tuple(tensors)
     return shards
 
@@ -217,19 +283,32 @@ def _parse_object(content: bytes, where: str) -> dict[str, Any]:
 def _claim(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, start, stop) of one header entry, consistent in itself."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"the header of {path}: {name} needs dtype, shape and data_offsets, and nothing else")
+        raise ValueError(
+            f"the header of {path}: {name} needs dtype, shape and data_offsets, and nothing else"
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise ValueError(f"the header of {path}: {name} has the unknown dtype {dtype!r}")
     if not _counts(shape) or len(shape) > 64:
-        raise ValueError(f"the header of {path}: the shape of {name} must be at most 64 counts >= 0, got {str(shape)[:80]}")
+        raise ValueError(
+            f"the header of {path}: the shape of {name} must be at most 64 counts >= 0, got"
+            f" {str(shape)[:80]}"
+        )
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"the header of {path}: the data_offsets of {name} must be [start, stop], got {str(offsets)[:80]}")
+        raise ValueError(
+            f"the header of {path}: the data_offsets of {name} must be [start, stop], got"
+            f" {str(offsets)[:80]}"
+        )
     needed, (start, stop) = math.prod(shape) * _BITS[dtype] // 8, offsets
     if stop - start != needed:
-        raise ValueError(f"the header of {path}: {name} of shape {shape} as {dtype} takes {needed} bytes, but has {stop - start}")
+        raise ValueError(
+            f"the header of {path}: {name} of shape {shape} as {dtype} takes {needed} bytes, but"
+            f" has {stop - start}"
+        )
     return dtype, tuple(shape), start, stop
 
 
 def _counts(node: Any) -> bool:
-    return isinstance(node, list) and all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in node)
+    return isinstance(node, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in node
+    )

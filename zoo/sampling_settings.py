@@ -1,4 +1,6 @@
-"""How a model is sampled: what was asked for, else what its run did, else what its export recorded, else a default."""
+"""How a model is sampled: what was asked for, else what its run did, else what its export recorded,
+else a default.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,31 @@ from typing import Any
 
 from zoo.diffusion import Sampler
 
-DEFAULTS = {"steps": 20, "guidance_scale": 3.0, "eta": 1.0, "rule": "ddim", "negative": "", "seconds": 4.096}
-_OF_DDPO = {"guidance_scale": 1.0}  # of a run whose configuration leaves it out; its other defaults are those above
-_OF_RUN = {"steps": "sample_steps", "guidance_scale": "guidance_scale", "eta": "eta", "rule": "rule"}  # keys of its module
+DEFAULTS = {
+    "steps": 20,
+    "guidance_scale": 3.0,
+    "eta": 1.0,
+    "rule": "ddim",
+    "negative": "",
+    "seconds": 4.096,
+}
+_OF_DDPO = {
+    "guidance_scale": 1.0
+}  # of a run whose configuration leaves it out; its other defaults are those above
+_OF_RUN = {
+    "steps": "sample_steps",
+    "guidance_scale": "guidance_scale",
+    "eta": "eta",
+    "rule": "rule",
+}  # keys of its module
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """``eta``: one number, or one a step. ``negative`` and ``seconds`` are of prompts that say nothing of their own."""
+    """``eta``: one number, or one a step.
+
+    ``negative`` and ``seconds`` are of prompts that say nothing of their own.
+    """
 
     steps: int
     guidance_scale: float
@@ -31,7 +50,8 @@ class SamplingSettings:
 
 
 def run_sampling(run: Mapping[str, Any], evaluation: bool = False) -> dict[str, Any]:
-    """What a run's configuration says of its sampling, by the names of ``SamplingSettings``; what it leaves open is absent.
+    """What a run's configuration says of its sampling, by the names of ``SamplingSettings``; what
+    it leaves open is absent.
 
     With ``evaluation`` its own ``eval_*`` settings go before those of its training.
     """
@@ -39,7 +59,9 @@ def run_sampling(run: Mapping[str, Any], evaluation: bool = False) -> dict[str, 
     if module.get("_target_") == "lightning_modules.ddpo.DDPO":
         module = {**_OF_DDPO, **module}
     data = data if isinstance(data, Mapping) else {}
-    if isinstance(data.get("prompts"), Mapping):  # prompts from elsewhere carry their own negative and seconds
+    if isinstance(
+        data.get("prompts"), Mapping
+    ):  # prompts from elsewhere carry their own negative and seconds
         data = {**data, **data["prompts"]}
     found = {}
     for name in DEFAULTS:
@@ -51,11 +73,15 @@ def run_sampling(run: Mapping[str, Any], evaluation: bool = False) -> dict[str, 
 
 
 def sampling_settings(
-    asked: Mapping[str, Any], run: Mapping[str, Any], recorded: Mapping[str, Any], evaluation: bool = False
+    asked: Mapping[str, Any],
+    run: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    evaluation: bool = False,
 ) -> SamplingSettings:
-    """``asked``: values by the names of ``SamplingSettings``, None where nothing is asked. ``run``: a run's configuration, or
-    ``{}``. ``recorded``: ``zoo.run_models.recorded_sampling``. With ``evaluation`` the run's own
-    ``eval_*`` settings go before those of its training.
+    """``asked``: values by the names of ``SamplingSettings``, None where nothing is asked.
+
+    ``run``: a run's configuration, or ``{}``. ``recorded``: ``zoo.run_models.recorded_sampling``.
+    With ``evaluation`` the run's own ``eval_*`` settings go before those of its training.
 
     Raises ``ValueError`` when there is one eta a step for another number of steps.
     """
@@ -67,6 +93,8 @@ def sampling_settings(
     if isinstance(found["eta"], (list, tuple)):
         found["eta"] = tuple(found["eta"])
         if len(found["eta"]) != found["steps"]:
-            raise ValueError(f"the run has one eta for each of its {len(found['eta'])} steps; give --eta when --steps is "
-                             f"{found['steps']}")  # fmt: skip
+            raise ValueError(
+                f"the run has one eta for each of its {len(found['eta'])} steps; give --eta when"
+                f" --steps is {found['steps']}"
+            )
     return SamplingSettings(**found)

@@ -21,7 +21,8 @@ _KEY = re.compile(
     r"|_PWD$|(?:^|_)SECRETS?(?:_|$)"
 )
 _COUNTS = re.compile(r"TOKENS?$")  # `text_tokens: 77`
-# the forms in which services hand out tokens, keys in PEM, and what stands in an address or a header
+# the forms in which services hand out tokens, keys in PEM, and what stands in an address or a
+# header
 _FORMS = re.compile(
     r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}"
     r"|\bgithub_pat_[A-Za-z0-9_]{16,}|\bglpat-[A-Za-z0-9_-]{16,}|\bxox[abprs]-[A-Za-z0-9-]{10,}"
@@ -34,7 +35,8 @@ _PASSWORD = re.compile(  # in an address, also one with / or @; `http://host:80/
 )
 _USER = re.compile(r"(?P<start>\bhttps?://)[^/\s:@?#\"'<>]+@")  # `https://TOKEN@host`
 _BEARER = re.compile(
-    r"(?P<start>\bBearer[\s:]+)(?!\*{8}|(?:tokens?|auth\w*|scheme)\b)[^\s\"',;<>()]{4,}", re.IGNORECASE
+    r"(?P<start>\bBearer[\s:]+)(?!\*{8}|(?:tokens?|auth\w*|scheme)\b)[^\s\"',;<>()]{4,}",
+    re.IGNORECASE,
 )
 _QUERY = re.compile(r"(?P<start>[?&](?P<key>[\w.-]+)=)[^&\s#\"'<>]+")
 _IN_QUERY = re.compile(r"(?:^|_)(?:KEY|SIG|SIGNATURE|CODE)$")
@@ -49,15 +51,22 @@ _known: set[str] = set()
 
 
 def is_secret_key(key: object) -> bool:
-    """Whether what a key or variable of this name holds is not for others: ``apiKey``, ``DB_PASS``."""
+    """Whether what a key or variable of this name holds is not for others:
+
+    ``apiKey``, ``DB_PASS``.
+    """
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key).rpartition(".")[2])
     return _KEY.search(re.sub(r"[\s-]", "_", words).upper()) is not None
 
 
 def remember(*values: str) -> None:
-    """From now on these are masked wherever they turn up. Those under 4 characters could be any word."""
+    """From now on these are masked wherever they turn up.
+
+    Those under 4 characters could be any word.
+    """
     _known.update(
-        value for value in map(str.strip, values)
+        value
+        for value in map(str.strip, values)
         if len(value) >= 4 and value != MASK and value.lower() not in _WORDS
     )
 
@@ -68,7 +77,8 @@ def remember_in(config: Any) -> None:
 
 
 def masked(config: Any, inside_secret: bool = False) -> Any:
-    """``config`` as plain values, those of secret keys masked, and ``without_secrets`` in all others.
+    """``config`` as plain values, those of secret keys masked, and ``without_secrets`` in all
+    others.
 
     Counts and None stay: ``text_tokens: 77``. What was masked is remembered.
     """
@@ -94,8 +104,10 @@ def masked_command(words: Sequence[str]) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with masks in place of remembered values, of those of variables such as ``HF_TOKEN``,
-    of what has the form of a token, and of what is assigned to a secret name (``?token=``)."""
+    """``text`` with masks in place of remembered values, of those of variables such as
+    ``HF_TOKEN``, of what has the form of a token, and of what is assigned to a secret name
+    (``?token=``).
+    """
     text = _FORMS.sub(MASK, _without_known(text))
     text = _PASSWORD.sub(_without_password, text)
     text = _USER.sub(lambda found: f"{found['start']}{MASK}@", text)
@@ -105,8 +117,10 @@ def without_secrets(text: str) -> str:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a text holds a known secret or something in the form of a token. Names with values are no
-    sign here: ``"password": 9206`` is a line of a vocabulary."""
+    """Whether a text holds a known secret or something in the form of a token.
+
+    Names with values are no sign here: ``"password": 9206`` is a line of a vocabulary.
+    """
     return _without_known(text) != text or any(
         form.search(text) for form in (_FORMS, _PASSWORD, _BEARER)
     )

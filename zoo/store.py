@@ -1,7 +1,9 @@
-"""Where pulled models lie on this machine: one plain folder a model and revision, whole and verified, or none at all.
+"""Where pulled models lie on this machine: one plain folder a model and revision, whole and
+verified, or none at all.
 
-``ATTUNE_CACHE`` names the root; by default it is ``attune`` in the Hub client's home (``HF_HOME``, ~/.cache/huggingface). A
-record in each folder says where the files came from and what their hashes are.
+``ATTUNE_CACHE`` names the root; by default it is ``attune`` in the Hub client's home (``HF_HOME``,
+~/.cache/huggingface). A record in each folder says where the files came from and what their hashes
+are.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ class PullRecord:
 
 
 def cache_root() -> Path:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    home = (
+        os.environ.get("HF_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    )
     return Path(os.environ.get("ATTUNE_CACHE") or Path(home) / "attune").expanduser()
 
 
@@ -41,16 +46,22 @@ def place(name: str, revision: str) -> Path:
 
 
 def newest(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a pulled model: at this commit, or the one that was pulled last; None when there is none."""
+    """The folder of a pulled model: at this commit, or the one that was pulled last; None when
+    there is none.
+    """
     parent = place(name, "x").parent
     there = [path.parent for path in parent.glob(f"{revision or '*'}/{RECORD}")]
     return max(there, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
 
 
 def is_downloaded(folder: str | Path) -> bool:
-    """Whether a folder is (or lies in) what a pull brought, or in the Hub client's cache: nothing in it may name code."""
+    """Whether a folder is (or lies in) what a pull brought, or in the Hub client's cache: nothing
+    in it may name code.
+    """
     above = [folder := Path(folder).resolve(), *folder.parents]
-    return any((path / RECORD).exists() for path in above) or any(path.name == "snapshots" for path in above[1:])
+    return any((path / RECORD).exists() for path in above) or any(
+        path.name == "snapshots" for path in above[1:]
+    )
 
 
 def write_record(folder: Path, record: PullRecord) -> None:
@@ -60,7 +71,10 @@ def write_record(folder: Path, record: PullRecord) -> None:
 
 
 def read_record(folder: Path) -> PullRecord | None:
-    """The record of a pulled folder, None where there is none. Raises ``ValueError`` for one that cannot be meant."""
+    """The record of a pulled folder, None where there is none.
+
+    Raises ``ValueError`` for one that cannot be meant.
+    """
     from zoo.safety import read_json, safe_relative_path
 
     path = folder / RECORD
@@ -68,19 +82,26 @@ def read_record(folder: Path) -> PullRecord | None:
         return None
     node: dict[str, Any] = read_json(path)
     try:
-        record = PullRecord(**{name: node[name] for name in ("repo_id", "revision", "licence", "sha256")})
+        record = PullRecord(
+            **{name: node[name] for name in ("repo_id", "revision", "licence", "sha256")}
+        )
         texts = (record.repo_id, record.revision, record.licence, *record.sha256.values())
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("expected texts")
         for name in record.sha256:
             safe_relative_path(name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove the folder and pull again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); remove the folder and pull again"
+        ) from error
     return record
 
 
 def copied(source: Path, to: Path) -> Path:
-    """A copy of a model folder at ``to``, whole or not there. Raises ``FileExistsError``, ``OSError``."""
+    """A copy of a model folder at ``to``, whole or not there.
+
+    Raises ``FileExistsError``, ``OSError``.
+    """
     from zoo.safety import check_folder
 
     files = check_folder(source)
@@ -97,7 +118,9 @@ def copied(source: Path, to: Path) -> Path:
 def refuse_taken(to: Path) -> None:
     """Raises ``FileExistsError`` for a place where something is."""
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise FileExistsError(f"{to} exists and does not hold what is being pulled; name another folder, or remove it")
+        raise FileExistsError(
+            f"{to} exists and does not hold what is being pulled; name another folder, or remove it"
+        )
 
 
 def check_room(size_bytes: int, folder: Path) -> None:

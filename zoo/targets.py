@@ -1,6 +1,9 @@
-"""From plain values to objects: ``{_target_: package.Class, key: value}``, checked against the signature before it is called.
+"""From plain values to objects:
 
-Only configurations that the user wrote come here; the config.json of a model artefact never names code (``zoo/checkpoint.py``).
+``{_target_: package.Class, key: value}``, checked against the signature before it is called.
+
+Only configurations that the user wrote come here; the config.json of a model artefact never names
+code (``zoo/checkpoint.py``).
 """
 
 from __future__ import annotations
@@ -23,13 +26,26 @@ from zoo.secrets import remember_in
 from zoo.types import lacking
 
 _PLAIN = (bool, int, float, str, list, dict, tuple)
-_TOP_LEVEL = ("zoo", "datamodules", "lightning_modules", "lightning", "torch", "transformers", "diffusers")
+_TOP_LEVEL = (
+    "zoo",
+    "datamodules",
+    "lightning_modules",
+    "lightning",
+    "torch",
+    "transformers",
+    "diffusers",
+)
 
 
 def locate(path: Any, where: str = "_target_") -> Any:
-    """The class or function at a dotted path. Raises ``ValueError`` naming the nearest right name."""
+    """The class or function at a dotted path.
+
+    Raises ``ValueError`` naming the nearest right name.
+    """
     if not isinstance(path, str) or "." not in path:
-        raise ValueError(f"{where}: {path!r} is not a dotted path such as lightning_modules.ddpo.DDPO")
+        raise ValueError(
+            f"{where}: {path!r} is not a dotted path such as lightning_modules.ddpo.DDPO"
+        )
     parts = path.split(".")
     found, depth = None, 0
     for cut in range(1, len(parts)):
@@ -40,15 +56,21 @@ def locate(path: Any, where: str = "_target_") -> Any:
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 break
-            raise ValueError(f"{where}: {path} needs the package {error.name!r}, which is not installed") from error
+            raise ValueError(
+                f"{where}: {path} needs the package {error.name!r}, which is not installed"
+            ) from error
         except ImportError as error:
             raise ValueError(f"{where}: {path} cannot be imported: {error}") from error
     if found is None:
-        raise ValueError(f"{where}: there is no package {parts[0]!r} (in {path}); {_way_in(parts[0])}")
+        raise ValueError(
+            f"{where}: there is no package {parts[0]!r} (in {path}); {_way_in(parts[0])}"
+        )
     for i, part in enumerate(parts[depth:], start=depth):
         if not hasattr(found, part):
             owner = ".".join(parts[:i])
-            raise ValueError(f"{where}: {owner} has no {part!r}; {did_you_mean(part, _public_names(found))}")
+            raise ValueError(
+                f"{where}: {owner} has no {part!r}; {did_you_mean(part, _public_names(found))}"
+            )
         found = getattr(found, part)
     if not callable(found):
         raise ValueError(f"{where}: {path} is not a class or function")
@@ -93,24 +115,37 @@ def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``arguments`` as ``target`` takes them: names checked, plain values checked against the annotations.
+    """``arguments`` as ``target`` takes them: names checked, plain values checked against the
+    annotations.
 
-    A list becomes a tuple where only a tuple is declared, also inside another list, tuple or dictionary. Raises ``ValueError``
-    that names ``where.key`` and the nearest right key for an unknown key, a missing key or a value of the wrong type.
+    A list becomes a tuple where only a tuple is declared, also inside another list, tuple or
+    dictionary. Raises ``ValueError`` that names ``where.key`` and the nearest right key for an
+    unknown key, a missing key or a value of the wrong type.
     """
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # some builtins have none
         return dict(arguments)
     name = getattr(target, "__qualname__", str(target))
-    parameters = {key: p for key, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    parameters = {
+        key: p
+        for key, p in signature.parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for key in arguments:
             if key not in parameters:
-                raise ValueError(f"{_key(where, key)}: {name} takes no {key!r}; {did_you_mean(key, parameters)}")
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments]
+                raise ValueError(
+                    f"{_key(where, key)}: {name} takes no {key!r}; {did_you_mean(key, parameters)}"
+                )
+    missing = [
+        key for key, p in parameters.items() if p.default is p.empty and key not in arguments
+    ]
     if missing:
-        raise ValueError(f"{where}: {name} needs {', '.join(_key(where, key) for key in missing)}, which is not given")
+        raise ValueError(
+            f"{where}: {name} needs {', '.join(_key(where, key) for key in missing)}, which is not"
+            " given"
+        )
     signature.bind(**arguments)
     bound = {}
     for key, value in arguments.items():
@@ -139,7 +174,9 @@ def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
     if isinstance(annotation, str):
         function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
         try:
-            return eval(annotation, dict(getattr(function, "__globals__", {})))  # an annotation of installed code
+            return eval(
+                annotation, dict(getattr(function, "__globals__", {}))
+            )  # an annotation of installed code
         except Exception:  # names under TYPE_CHECKING only: nothing to check against
             return Any
     return annotation
@@ -148,13 +185,20 @@ def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a plain value or an object may stand for ``annotation``; what is yet to be built and
     unknown kinds of annotation pass, and objects where a class of another library is declared."""
-    if annotation is Any or isinstance(annotation, (str, typing.TypeVar)) or isinstance(value, _Built):
+    if (
+        annotation is Any
+        or isinstance(annotation, (str, typing.TypeVar))
+        or isinstance(value, _Built)
+    ):
         return True
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
     if origin is typing.Literal:
-        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in inner)
+        return any(
+            value == choice and isinstance(value, bool) == isinstance(choice, bool)
+            for choice in inner
+        )
     if origin is typing.Annotated:
         return _fits(value, inner[0])
     if value is None:
@@ -175,20 +219,30 @@ def _fits(value: Any, annotation: Any) -> bool:
     if isinstance(value, str):
         if issubclass(str, kind) and kind is not str:  # a sequence, of letters
             return not inner or _fits(value, inner[0])
-        return issubclass(str, kind) or issubclass(kind, (os.PathLike, enum.Enum)) or kind.__name__ in ("device", "dtype")
+        return (
+            issubclass(str, kind)
+            or issubclass(kind, (os.PathLike, enum.Enum))
+            or kind.__name__ in ("device", "dtype")
+        )
     if isinstance(value, (list, tuple)):
         if not issubclass(type(value), kind):
             return False
         if kind is tuple and inner and inner[-1] is not Ellipsis:
-            return len(inner) == len(value) and all(_fits(*pair) for pair in zip(value, inner, strict=True))
+            return len(inner) == len(value) and all(
+                _fits(*pair) for pair in zip(value, inner, strict=True)
+            )
         return not inner or all(_fits(item, inner[0]) for item in value)
     if isinstance(value, dict):
-        return issubclass(dict, kind) and (len(inner) != 2 or all(_fits(item, inner[1]) for item in value.values()))
+        return issubclass(dict, kind) and (
+            len(inner) != 2 or all(_fits(item, inner[1]) for item in value.values())
+        )
     return kind is object or isinstance(value, kind)
 
 
 def _with_tuples(value: Any, annotation: Any) -> Any:
-    """``value`` with lists turned into tuples where ``annotation`` declares tuples (YAML has none); all else stays."""
+    """``value`` with lists turned into tuples where ``annotation`` declares tuples (YAML has none);
+    all else stays.
+    """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if not isinstance(value, (list, tuple, dict)) or not inner:
         return tuple(value) if isinstance(value, list) and annotation is tuple else value
@@ -209,13 +263,19 @@ def _with_tuples(value: Any, annotation: Any) -> Any:
 
 def _is_role(annotation: Any) -> bool:
     """Whether this is a Protocol, or one of the choices is."""
-    return any(getattr(kind, "_is_protocol", False) for kind in (annotation, *typing.get_args(annotation)))
+    return any(
+        getattr(kind, "_is_protocol", False) for kind in (annotation, *typing.get_args(annotation))
+    )
 
 
 def _is_known(kind: type) -> bool:
     """Whether an object must be of this class: a plain one or one of the project. Other libraries
     often take more than they declare."""
-    return kind in (*_PLAIN, type(None)) or kind.__module__.partition(".")[0] in ("zoo", "datamodules", "lightning_modules")
+    return kind in (*_PLAIN, type(None)) or kind.__module__.partition(".")[0] in (
+        "zoo",
+        "datamodules",
+        "lightning_modules",
+    )
 
 
 def _shown(value: Any) -> str:
@@ -242,16 +302,25 @@ def _spelled(annotation: Any) -> str:
 
 
 def check(node: Any, where: str) -> Any:
-    """Checks a whole tree (names, keys, plain types) without building anything. Raises ``ValueError``."""
+    """Checks a whole tree (names, keys, plain types) without building anything.
+
+    Raises ``ValueError``.
+    """
     if isinstance(node, list):
         return [check(item, f"{where}.{i}") for i, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
     if "_target_" not in node:
         for key in node:
-            if isinstance(key, str) and key.startswith("_") and difflib.SequenceMatcher(None, key, "_target_").ratio() > 0.7:
+            if (
+                isinstance(key, str)
+                and key.startswith("_")
+                and difflib.SequenceMatcher(None, key, "_target_").ratio() > 0.7
+            ):
                 raise ValueError(f"{where}.{key}: did you mean '_target_'?")
-    items = {key: check(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    items = {
+        key: check(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"
+    }
     if "_target_" not in node:
         return items
     bind(locate(node["_target_"], f"{where}._target_"), items, where)
@@ -259,21 +328,32 @@ def check(node: Any, where: str) -> Any:
 
 
 def instantiate(node: Any, where: str) -> Any:
-    """Builds a tree of ``_target_`` nodes, innermost first. Lists and dictionaries without ``_target_`` stay what they are.
+    """Builds a tree of ``_target_`` nodes, innermost first.
 
-    Raises ``ValueError`` with the place in the tree, also for an error of the object built (of value, of a file, of an import).
+    Lists and dictionaries without ``_target_`` stay what they are.
+
+    Raises ``ValueError`` with the place in the tree, also for an error of the object built (of
+    value, of a file, of an import).
     """
     if isinstance(node, list):
         return [instantiate(item, f"{where}.{i}") for i, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
     remember_in(node)  # what it holds is not for messages
-    items = {key: instantiate(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    items = {
+        key: instantiate(value, f"{where}.{key}")
+        for key, value in node.items()
+        if key != "_target_"
+    }
     if "_target_" not in node:
         return items
     target = locate(node["_target_"], f"{where}._target_")
     arguments = bind(target, items, where)
     try:
         return target(**arguments)
-    except (ValueError, OSError, ImportError) as error:  # also of a package that it wants when it is built
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # also of a package that it wants when it is built
         raise ValueError(f"{where} ({node['_target_']}): {error}") from error

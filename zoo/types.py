@@ -1,11 +1,14 @@
-"""The records that cross module boundaries, and the roles (Protocols) that backbones and rewards play.
+"""The records that cross module boundaries, and the roles (Protocols) that backbones and rewards
+play.
 
-Shape suffixes used in the whole project:
-``B`` batch, ``C`` channels, ``N`` wave samples, ``T`` latent frames, ``L`` tokens, ``D`` features, ``S`` sampling steps.
-A latent is written ``latent_BCT`` although a backbone may use more axes (mel latents are ``BCTF``): only axis 0 is fixed.
+Shape suffixes used in the whole project: ``B`` batch, ``C`` channels, ``N`` wave samples, ``T``
+latent frames, ``L`` tokens, ``D`` features, ``S`` sampling steps. A latent is written
+``latent_BCT`` although a backbone may use more axes (mel latents are ``BCTF``): only axis 0 is
+fixed.
 
-Azimuth convention, everywhere: degrees, 0 = right, 90 = front, 180 = left, 270 = behind (counter-clockwise seen from above).
-Interaural time difference: positive = the right ear is late = the source is on the left.
+Azimuth convention, everywhere: degrees, 0 = right, 90 = front, 180 = left, 270 = behind
+(counter-clockwise seen from above). Interaural time difference: positive = the right ear is late =
+the source is on the left.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ from torch import Tensor, nn
 class SourcePath:
     """Where one sound is and how it moves.
 
-    ``azimuth_start_deg``/``azimuth_end_deg`` follow the convention at the top of this file. ``onset_s``/``end_s`` bound the
-    motion in seconds; ``jump_s`` (instead of them) is the moment of a jump. ``elevation_deg`` is positive upwards,
-    ``distance_m`` in metres, ``level_db`` relative to the other sources.
+    ``azimuth_start_deg``/``azimuth_end_deg`` follow the convention at the top of this file.
+    ``onset_s``/``end_s`` bound the motion in seconds; ``jump_s`` (instead of them) is the moment of
+    a jump. ``elevation_deg`` is positive upwards, ``distance_m`` in metres, ``level_db`` relative
+    to the other sources.
     """
 
     azimuth_start_deg: float
@@ -42,15 +46,18 @@ class SourcePath:
 
     def __post_init__(self) -> None:
         if self.jump_s is not None and (self.onset_s is not None or self.end_s is not None):
-            raise ValueError("a SourcePath either jumps (jump_s) or moves (onset_s, end_s), not both; drop one of them")
+            raise ValueError(
+                "a SourcePath either jumps (jump_s) or moves (onset_s, end_s), not both; drop one"
+                " of them"
+            )
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One request: everything that a backbone or a reward may need travels in it.
 
-    ``id`` keys the per-prompt reward statistics and the noise; ``seconds`` is the wanted length; ``labels`` holds
-    facts for rewards and logs (``{"mood": "sad", "instrument": "piano"}``).
+    ``id`` keys the per-prompt reward statistics and the noise; ``seconds`` is the wanted length;
+    ``labels`` holds facts for rewards and logs (``{"mood": "sad", "instrument": "piano"}``).
     """
 
     id: str
@@ -62,10 +69,14 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < math.inf:
-            raise ValueError(f"prompt {self.id!r}: seconds must be positive and finite, got {self.seconds}")
+            raise ValueError(
+                f"prompt {self.id!r}: seconds must be positive and finite, got {self.seconds}"
+            )
 
     def as_negative(self) -> Prompt:
-        """The unconditional side of guidance: text and negative change places (backbones may need the pair); no sources."""
+        """The unconditional side of guidance: text and negative change places (backbones may need
+        the pair); no sources.
+        """
         return replace(self, text=self.negative, negative=self.text, sources=())
 
     def without_negative(self) -> Prompt:
@@ -105,11 +116,13 @@ class Waveform:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything a denoiser is told about its samples: named tensors, batch first, one row a sample.
+    """Everything a denoiser is told about its samples: named tensors, batch first, one row a
+    sample.
 
-    A stream is a value with an axis of tokens (``tokens_BLD``), a mask (``mask_BL``, bool), or a plain vector
-    (``seconds_B``). Conditioning travels with the samples; nothing in it is shared between prompts. Streams of
-    different length are padded with zeros (``False`` in masks) when rows are put together.
+    A stream is a value with an axis of tokens (``tokens_BLD``), a mask (``mask_BL``, bool), or a
+    plain vector (``seconds_B``). Conditioning travels with the samples; nothing in it is shared
+    between prompts. Streams of different length are padded with zeros (``False`` in masks) when
+    rows are put together.
     """
 
     streams: Mapping[str, Tensor]
@@ -132,17 +145,25 @@ class Conditioning:
         """The conditioning of some samples."""
         if not isinstance(index, (Tensor, slice)):
             index = torch.as_tensor(list(index), dtype=torch.long)
-        return self.map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index])
+        return self.map(
+            lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index]
+        )
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Conditioning:
         """Moved; ``dtype`` applies to floating-point streams only."""
-        return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+        return self.map(
+            lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+        )
 
     def detach(self) -> Conditioning:
         return self.map(Tensor.detach)
 
     def null(self) -> Conditioning:
-        """All zeros: nothing is said (backbones whose unconditional input is an empty prompt encode that instead)."""
+        """All zeros: nothing is said (backbones whose unconditional input is an empty prompt encode
+        that instead).
+        """
         return self.map(torch.zeros_like)
 
     @staticmethod
@@ -154,8 +175,13 @@ class Conditioning:
         names = set(parts[0].streams)
         for part in parts:
             if set(part.streams) != names:
-                raise ValueError(f"conditionings hold different streams: {sorted(names)} and {sorted(part.streams)}")
-        return Conditioning({name: _cat_padded([part[name] for part in parts]) for name in parts[0].streams})
+                raise ValueError(
+                    f"conditionings hold different streams: {sorted(names)} and"
+                    f" {sorted(part.streams)}"
+                )
+        return Conditioning(
+            {name: _cat_padded([part[name] for part in parts]) for name in parts[0].streams}
+        )
 
 
 def _cat_padded(tensors: Sequence[Tensor]) -> Tensor:
@@ -176,9 +202,12 @@ def _pad_axis_1(tensor: Tensor, length: int) -> Tensor:
 class Trajectory:
     """One rollout of B samples in S steps, float32.
 
-    ``latents_SB``: (S + 1, B, *latent), index 0 is the start noise. ``times_S``: (S + 1,) the network's times.
-    ``log_prob_SB``: (S, B), nats per scored element, 0 where the step was deterministic (``std_S`` is 0 there).
-    ``std_S``: (S,). ``scored_mask`` broadcasts against one latent batch, or None when every element counts.
+    ``latents_SB``: (S + 1, B, *latent), index 0 is the start noise. ``times_S``: (S + 1,) the
+    network's times.
+    ``log_prob_SB``: (S, B), nats per scored element, 0 where the step was deterministic (``std_S``
+    is 0 there).
+    ``std_S``: (S,). ``scored_mask`` broadcasts against one latent batch, or None when every element
+    counts.
     ``negative`` is the unconditional side of guidance, None when guidance is off.
     """
 
@@ -224,15 +253,25 @@ class Trajectory:
         Raises ``ValueError`` when schedules differ or only some parts were guided.
         """
         first = parts[0]
-        if any(not torch.equal(part.times_S, first.times_S) or not torch.equal(part.std_S, first.std_S) for part in parts):
-            raise ValueError("trajectories of different schedules cannot be put together; roll them out with the same steps")
+        if any(
+            not torch.equal(part.times_S, first.times_S) or not torch.equal(part.std_S, first.std_S)
+            for part in parts
+        ):
+            raise ValueError(
+                "trajectories of different schedules cannot be put together; roll them out with the"
+                " same steps"
+            )
         if len({part.negative is None for part in parts}) > 1:
             raise ValueError("guided and unguided trajectories cannot be put together")
         return replace(
             first,
             prompts=tuple(prompt for part in parts for prompt in part.prompts),
             conditioning=Conditioning.cat([part.conditioning for part in parts]),
-            negative=None if first.negative is None else Conditioning.cat([part.negative for part in parts]),
+            negative=(
+                None
+                if first.negative is None
+                else Conditioning.cat([part.negative for part in parts])
+            ),
             latents_SB=torch.cat([part.latents_SB for part in parts], dim=1),
             log_prob_SB=torch.cat([part.log_prob_SB for part in parts], dim=1),
             scored_mask=_joined_mask(parts),
@@ -240,22 +279,33 @@ class Trajectory:
 
 
 def _joined_mask(parts: Sequence[Trajectory]) -> Tensor | None:
-    """One row where one holds for all samples, else one a sample; a part without a mask counts every element."""
+    """One row where one holds for all samples, else one a sample; a part without a mask counts
+    every element.
+    """
     given = [part.scored_mask for part in parts if part.scored_mask is not None]
     if not given:
         return None
-    if len(given) == len(parts) and all(mask.shape[0] == 1 and torch.equal(mask, given[0]) for mask in given):
+    if len(given) == len(parts) and all(
+        mask.shape[0] == 1 and torch.equal(mask, given[0]) for mask in given
+    ):
         return given[0]
     shape = torch.broadcast_shapes(*(mask.shape[1:] for mask in given))
-    masks = [given[0].new_ones(1) if part.scored_mask is None else part.scored_mask for part in parts]
-    return torch.cat([mask.expand(len(part), *shape) for part, mask in zip(parts, masks, strict=True)])
+    masks = [
+        given[0].new_ones(1) if part.scored_mask is None else part.scored_mask for part in parts
+    ]
+    return torch.cat(
+        [mask.expand(len(part), *shape) for part, mask in zip(parts, masks, strict=True)]
+    )
 
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """``score_B``: float32, higher is better. ``parts``: named per-sample numbers (B,) that are logged beside it.
+    """``score_B``: float32, higher is better.
 
-    ``vectors``: named per-sample vectors (B, D) that are not logged; a reward's ``combine`` may need them (see ``Reward``).
+    ``parts``: named per-sample numbers (B,) that are logged beside it.
+
+    ``vectors``: named per-sample vectors (B, D) that are not logged; a reward's ``combine`` may
+    need them (see ``Reward``).
     """
 
     score_B: Tensor
@@ -265,7 +315,9 @@ class RewardOutput:
 
 @runtime_checkable
 class Path(Protocol):
-    """How ``x = alpha * clean + sigma * noise`` runs from pure noise to clean (see ``zoo/diffusion.py``)."""
+    """How ``x = alpha * clean + sigma * noise`` runs from pure noise to clean (see
+    ``zoo/diffusion.py``).
+    """
 
     prediction: str
 
@@ -278,15 +330,20 @@ class Path(Protocol):
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A generator. Its constructor takes plain JSON values (kept as ``arguments``), which become ``config.json``.
+    """A generator.
+
+    Its constructor takes plain JSON values (kept as ``arguments``), which become ``config.json``.
 
     A backbone may also have
 
     - ``scored_mask(prompts) -> Tensor | None``: which latent elements reach the listener (bool, broadcast against (B, *latent));
       only those count in log-probabilities;
-    - ``too_long(prompts) -> dict[str, str]``: prompt id -> what is too long for its encoders (a reward may have this too);
-    - ``parts``: "text" and "decoder" -> names of its modules that may lie on another device; with "text" also
-      ``remember(prompts)`` (encodes them and their negatives, and keeps that) and ``drop_text_encoders(prompts)``.
+    - ``too_long(prompts) -> dict[str, str]``: prompt id -> what is too long for its encoders (a
+      reward may have this too);
+    - ``parts``: "text" and "decoder" -> names of its modules that may lie on another device; with
+      "text" also
+      ``remember(prompts)`` (encodes them and their negatives, and keeps that) and
+      ``drop_text_encoders(prompts)``.
     """
 
     sample_rate_hz: int
@@ -311,17 +368,20 @@ class Reward(Protocol):
 
     ``differentiable`` states whether gradients flow from the score to the wave.
 
-    A reward that judges a sample by the others of its prompt may also have ``combine(output, prompts) -> RewardOutput``: a pure
-    function of the answers to all samples of a round, from all processes, in the order of (prompt id, sample index). Its score
-    is what training learns from; the score of a single call stays what is logged, so that curves can be read over rounds.
-    It may also have ``check_prompts(prompts)``, which raises ``ValueError`` for a prompt that it could not judge (asked of all
-    prompts before anything is sampled), and ``unit``: how its score is read, such as "cosine
-    similarity of clip and prompt; 1 is best".
+    A reward that judges a sample by the others of its prompt may also have ``combine(output,
+    prompts) -> RewardOutput``: a pure function of the answers to all samples of a round, from all
+    processes, in the order of (prompt id, sample index). Its score is what training learns from;
+    the score of a single call stays what is logged, so that curves can be read over rounds. It may
+    also have ``check_prompts(prompts)``, which raises ``ValueError`` for a prompt that it could not
+    judge (asked of all prompts before anything is sampled), and ``unit``: how its score is read,
+    such as "cosine similarity of clip and prompt; 1 is best".
     """
 
     differentiable: bool
 
-    def __call__(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput: ...
+    def __call__(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput: ...
 
 
 def lacking(value: Any, role: type) -> list[str]:

@@ -41,7 +41,9 @@ def check_versions() -> None:
 
 def misfit(error: BaseException) -> VersionError | None:
     """What to raise instead of an error of importing torchaudio or torchvision; None for others."""
-    if isinstance(error, VersionError) or not isinstance(error, ImportError | OSError | RuntimeError):
+    if isinstance(error, VersionError) or not isinstance(
+        error, ImportError | OSError | RuntimeError
+    ):
         return None
     text = str(error).lower()
     about = any(name in text for name in ("torchaudio", "torchvision"))

@@ -27,30 +27,52 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("show", help="everything known about one model", allow_abbrev=False)
     add.add_argument("name")
     add.set_defaults(run=_show)
-    add = commands.add_parser("pull", help="fetch a model by its zoo name or owner/name", allow_abbrev=False)
+    add = commands.add_parser(
+        "pull", help="fetch a model by its zoo name or owner/name", allow_abbrev=False
+    )
     add.add_argument("name")
     add.add_argument("--to", help="a new folder (default: the store of pulled models)")
     add.add_argument("--revision", help="commit, branch or tag (default: the pinned one)")
-    add.add_argument("--accept-licence", action="store_true", help="agree to a licence that is not free, without being asked")
-    add.add_argument("--lock", default=LOCK_FILE, help="file that pins commits and hashes at first pull (default: %(default)s)")
+    add.add_argument(
+        "--accept-licence",
+        action="store_true",
+        help="agree to a licence that is not free, without being asked",
+    )
+    add.add_argument(
+        "--lock",
+        default=LOCK_FILE,
+        help="file that pins commits and hashes at first pull (default: %(default)s)",
+    )
     add.set_defaults(run=_pull)
-    add = commands.add_parser("export", help="make a model folder of a finished run", allow_abbrev=False)
+    add = commands.add_parser(
+        "export", help="make a model folder of a finished run", allow_abbrev=False
+    )
     add.add_argument("run_folder", metavar="RUN")
     add.add_argument("--to", required=True, help="a new folder")
-    add.add_argument("--merge", action="store_true", help="merge the adapter into the model instead of exporting it alone")
+    add.add_argument(
+        "--merge",
+        action="store_true",
+        help="merge the adapter into the model instead of exporting it alone",
+    )
     add.add_argument(
         "--overwrite", action="store_true", help="replace an older export in the folder"
     )
     add.set_defaults(run=_export)
-    add = commands.add_parser("push", help="show what would be sent to the Hub; with --yes send it", allow_abbrev=False)
+    add = commands.add_parser(
+        "push", help="show what would be sent to the Hub; with --yes send it", allow_abbrev=False
+    )
     add.add_argument("folder")
     add.add_argument("repo", metavar="OWNER/NAME")
     add.add_argument("--yes", action="store_true", help="send it")
     add.add_argument("--private", action="store_true", help="a private repository")
     add.set_defaults(run=_push)
-    add = commands.add_parser("verify", help="check every file of a model folder (or of a zoo name)", allow_abbrev=False)
+    add = commands.add_parser(
+        "verify", help="check every file of a model folder (or of a zoo name)", allow_abbrev=False
+    )
     add.add_argument("folder", metavar="DIR")
-    add.add_argument("--lock", default=LOCK_FILE, help="file that pins commits and hashes (default: %(default)s)")
+    add.add_argument(
+        "--lock", default=LOCK_FILE, help="file that pins commits and hashes (default: %(default)s)"
+    )
     add.set_defaults(run=_verify)
     return parser
 
@@ -67,7 +89,9 @@ def _list(options: argparse.Namespace) -> None:
 
     found = entries(options.kind, options.pattern)
     if not found:
-        raise ValueError(f"no entry matches {options.pattern!r}; `python tools/zoo.py list` shows all")
+        raise ValueError(
+            f"no entry matches {options.pattern!r}; `python tools/zoo.py list` shows all"
+        )
     table = Table(box=None, pad_edge=False)
     for column in ("name", "kind"):
         table.add_column(column, no_wrap=True)
@@ -76,7 +100,15 @@ def _list(options: argparse.Namespace) -> None:
         table.add_column(column, overflow="fold")
     for entry in found:
         licence = entry.licence + (" (gated)" if entry.gated else "")
-        table.add_row(entry.name, entry.kind, _size(entry), licence, _cached(entry), _loads(entry), entry.summary)
+        table.add_row(
+            entry.name,
+            entry.kind,
+            _size(entry),
+            licence,
+            _cached(entry),
+            _loads(entry),
+            entry.summary,
+        )
     console = Console()
     if not console.is_terminal:  # a pipe has no width to fold to
         console = Console(width=200)
@@ -84,7 +116,13 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _loads(entry: ZooEntry) -> str:
-    return "yes" if why_not_loadable(entry) is None else "planned" if entry.importer is None else "own file"
+    return (
+        "yes"
+        if why_not_loadable(entry) is None
+        else "planned"
+        if entry.importer is None
+        else "own file"
+    )
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -98,14 +136,24 @@ def _show(options: argparse.Namespace) -> None:
         "loads": "yes" if reason is None else f"no: {reason}",
         "what it is": entry.summary,
         "files": where + (f", only {', '.join(entry.files)}" if entry.files else ""),
-        "revision": entry.revision or ("goes with the package" if entry.folder else "not known here: the first pull pins it"),
+        "revision": (
+            entry.revision
+            or (
+                "goes with the package"
+                if entry.folder
+                else "not known here: the first pull pins it"
+            )
+        ),
         "base": entry.base or "none",
         "sample rate": f"{entry.sample_rate_hz} Hz",
         "size": _size(entry),
         "licence": licence_words(entry.licence, entry.gated),
         "cached": _cached(entry),
         "card": entry.card or "none here",
-        "metrics": ", ".join(f"{name} {value:g}" for name, value in entry.metrics.items()) or "none recorded",
+        "metrics": (
+            ", ".join(f"{name} {value:g}" for name, value in entry.metrics.items())
+            or "none recorded"
+        ),
         "note": entry.note or "none",
     }
     print(entry.name)
@@ -122,8 +170,14 @@ def _pull(options: argparse.Namespace) -> None:
 
     bar = _Bar(f"pull {options.name}")
     with bar:
-        folder = pull(options.name, options.revision, options.to, progress=bar.report, lock=options.lock,
-                      accept_licence=options.accept_licence or (_asked if sys.stdin.isatty() else False))
+        folder = pull(
+            options.name,
+            options.revision,
+            options.to,
+            progress=bar.report,
+            lock=options.lock,
+            accept_licence=options.accept_licence or (_asked if sys.stdin.isatty() else False),
+        )
     print(folder)
 
 
@@ -142,10 +196,21 @@ class _Bar:
 
     def report(self, done: int, total: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TransferSpeedColumn,
+        )
 
         if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(self._title, total=total)
             self._bar.start()
@@ -179,7 +244,11 @@ def _verify(options: argparse.Namespace) -> None:
     from zoo.verify import verify_folder
 
     named = [entry for entry in entries() if entry.name == options.folder]
-    folder = Path(options.folder) if not named or Path(options.folder).is_dir() else named[0].path or newest(named[0].name)
+    folder = (
+        Path(options.folder)
+        if not named or Path(options.folder).is_dir()
+        else named[0].path or newest(named[0].name)
+    )
     if folder is None or not folder.is_dir():
         near = f"pull {named[0].name} first" if named else "name a model folder, or a zoo name"
         raise FileNotFoundError(f"there is no folder {options.folder}; {near}")
@@ -192,7 +261,10 @@ def _verify(options: argparse.Namespace) -> None:
     for file in files:
         if record is not None:
             check_file(pin, record.repo_id, file.name, file.sha256, options.lock)
-        known = [*file.known_by, *([str(options.lock)] if pin is not None and file.name in pin.files else [])]
+        known = [
+            *file.known_by,
+            *([str(options.lock)] if pin is not None and file.name in pin.files else []),
+        ]
         promise = f"as promised by {', '.join(known)}" if known else "promised by nobody"
         lines.append(f"{file.sha256}  {file.size_bytes:>13,}  {shown(file.name)}  ({promise})")
     lines += verify_artifact(folder) if is_artifact(folder) else []
@@ -203,7 +275,11 @@ def _size(entry: ZooEntry) -> str:
     size = entry.size_bytes
     if size is None:
         folder = newest(entry.name, entry.revision)
-        size = None if folder is None else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        size = (
+            None
+            if folder is None
+            else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        )
     return "unknown" if size is None else f"{size / 1e6:,.1f} MB"
 
 

@@ -1,4 +1,6 @@
-"""What is evaluated: a folder of generated audio with its table, or clips that a model makes for the occasion."""
+"""What is evaluated: a folder of generated audio with its table, or clips that a model makes for
+the occasion.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ ReadTable = Callable[..., Any]  # (path, columns that must be there ...) -> data
 
 @dataclass(frozen=True)
 class Configuration:
-    """The plain values of a run: of YAML files, or (``folder``) of a run folder's config.yaml; ``{}`` where there is none."""
+    """The plain values of a run: of YAML files, or (``folder``) of a run folder's config.yaml;
+    ``{}`` where there is none.
+    """
 
     settings: Mapping[str, Any]
     folder: Path | None = None
@@ -52,7 +56,8 @@ class Configuration:
 
         if self.folder is not None and is_downloaded(self.folder):
             raise ValueError(
-                f"{self.folder} was downloaded, and its config.yaml may name code; give --prompts and --rewards by name"
+                f"{self.folder} was downloaded, and its config.yaml may name code; give --prompts"
+                " and --rewards by name"
             )
 
     def backbone(self) -> Backbone:
@@ -66,18 +71,33 @@ class Configuration:
         return instantiate(node, "module.backbone")
 
     def prompts(self, which: str) -> tuple[Prompt, ...]:
-        """Held-out or training prompts of its data, or both. Raises ``ValueError`` when there are none."""
+        """Held-out or training prompts of its data, or both.
+
+        Raises ``ValueError`` when there are none.
+        """
         node = self.settings.get("data")
         if node is None:
-            raise ValueError("no prompts: give --prompts FILE, or --config with a data node (a run folder has one)")
+            raise ValueError(
+                "no prompts: give --prompts FILE, or --config with a data node (a run folder has"
+                " one)"
+            )
         self.require_own()
         check(node, "data")
         data = instantiate({**node, "val_prompts": None} if "val_prompts" in node else node, "data")
-        held_out, train = getattr(data, "validation_prompts", ()), getattr(data, "train_prompts", ())
-        found = {"held_out": held_out, "train": train, "all": (*train, *(p for p in held_out if p not in train))}[which]
+        held_out, train = (
+            getattr(data, "validation_prompts", ()),
+            getattr(data, "train_prompts", ()),
+        )
+        found = {
+            "held_out": held_out,
+            "train": train,
+            "all": (*train, *(p for p in held_out if p not in train)),
+        }[which]
         if not found:
-            raise ValueError(f"the data of the configuration has no {which} prompts; take --which "
-                             f"{'train' if train else 'held_out'}, or --prompts FILE")  # fmt: skip
+            raise ValueError(
+                f"the data of the configuration has no {which} prompts; take --which "
+                f"{'train' if train else 'held_out'}, or --prompts FILE"
+            )
         return tuple(found)
 
 
@@ -94,7 +114,11 @@ def configuration(files: Sequence[str], model: str | None) -> Configuration:
     if model is not None and model != BASE:
         with contextlib.suppress(FileNotFoundError):  # known, and pulled when it is opened
             find(model)
-    return Configuration(run_settings(folder), folder) if folder is not None and folder.is_dir() else Configuration({})
+    return (
+        Configuration(run_settings(folder), folder)
+        if folder is not None and folder.is_dir()
+        else Configuration({})
+    )
 
 
 def parse_adapter(text: str) -> tuple[str, float]:
@@ -105,10 +129,14 @@ def parse_adapter(text: str) -> tuple[str, float]:
     try:
         return name, float(strength)
     except ValueError:
-        raise ValueError(f"--adapter {text!r}: expected NAME or NAME=STRENGTH, such as runs/one/adapter=0.5") from None
+        raise ValueError(
+            f"--adapter {text!r}: expected NAME or NAME=STRENGTH, such as runs/one/adapter=0.5"
+        ) from None
 
 
-def open_backbone(model: str, adapters: Sequence[tuple[str, float]], config: Configuration, device: str) -> Backbone:
+def open_backbone(
+    model: str, adapters: Sequence[tuple[str, float]], config: Configuration, device: str
+) -> Backbone:
     """``model``: as ``zoo.open_model`` takes it, or ``base``: the configuration's, untrained.
 
     Raises what ``zoo.open_model`` raises.
@@ -135,12 +163,18 @@ def model_clips(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> tuple[tuple[Sample, ...], dict[str, Any]]:
-    """One wav a prompt and seed in ``folder``, with the noise of ``tools/generate.py``, and what is said of their source.
+    """One wav a prompt and seed in ``folder``, with the noise of ``tools/generate.py``, and what is
+    said of their source.
 
-    Files that are there from an interrupted evaluation with the same settings are kept. What is scored is the file, in 16 bits.
-    Raises ``ValueError`` when the folder holds clips of other settings.
+    Files that are there from an interrupted evaluation with the same settings are kept. What is
+    scored is the file, in 16 bits. Raises ``ValueError`` when the folder holds clips of other
+    settings.
     """
-    how = {name: value for name, value in asdict(sampling).items() if name not in ("negative", "seconds")}
+    how = {
+        name: value
+        for name, value in asdict(sampling).items()
+        if name not in ("negative", "seconds")
+    }
     asked = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, default=str)
     source = {
         **facts,
@@ -156,11 +190,15 @@ def model_clips(
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     for start in range(0, len(missing), batch_size):
         rows = missing[start : start + batch_size]
-        for i, wave in zip(rows, generate_each(backbone, [jobs[i] for i in rows], sampler, batch_size), strict=True):
+        for i, wave in zip(
+            rows, generate_each(backbone, [jobs[i] for i in rows], sampler, batch_size), strict=True
+        ):
             write_audio(paths[i], wave)
         if progress is not None:
             progress(len(jobs) - len(missing) + start + len(rows), len(jobs))
-    samples = tuple(Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, jobs, strict=True))
+    samples = tuple(
+        Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, jobs, strict=True)
+    )
     write_index(folder, samples)
     return samples, {**source, "first_seed": seeds[0], "samples_a_prompt": len(seeds)}
 
@@ -169,11 +207,15 @@ def _claim(folder: Path, source: Mapping[str, Any]) -> None:
     path = folder / _SOURCE
     if path.is_file():
         there = _source(path)
-        differing = [name for name in sorted({*there, *source}) if there.get(name) != source.get(name)]
+        differing = [
+            name for name in sorted({*there, *source}) if there.get(name) != source.get(name)
+        ]
         if differing:
             name = differing[0]
-            raise ValueError(f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there, {source.get(name)} "
-                             "now); name another --out, or remove that folder")  # fmt: skip
+            raise ValueError(
+                f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there,"
+                f" {source.get(name)} now); name another --out, or remove that folder"
+            )
         return
     with written_beside(path) as part:
         part.write_text(json.dumps(source, indent=1, allow_nan=False), encoding="utf-8")
@@ -192,30 +234,48 @@ def _source(path: Path) -> Mapping[str, Any]:
 
 
 def is_generations(place: str) -> bool:
-    """Whether a folder holds generated audio with a table that says which file answers which prompt."""
+    """Whether a folder holds generated audio with a table that says which file answers which
+    prompt.
+    """
     return any((Path(place) / name).is_file() for name in (INDEX, *TABLES))
 
 
 def folder_samples(
-    folder: Path, table: Path | None, read_table: ReadTable, label_keys: Iterable[str], prompts: Sequence[Prompt] = ()
+    folder: Path,
+    table: Path | None,
+    read_table: ReadTable,
+    label_keys: Iterable[str],
+    prompts: Sequence[Prompt] = (),
 ) -> tuple[Sample, ...]:
     """The clips of a folder by its ``samples.json``, or by a table.
 
-    The table has the columns ``file`` and ``prompt`` (or ``text``, ``caption``).
-    A table may also have ``label`` (taken for every key of ``label_keys``), ``seed``, ``id``, ``negative``, ``seconds``; other
-    columns become labels. ``prompts`` lend their labels to clips of the same text. Raises ``FileNotFoundError`` for no folder, no
-    table or absent files, and ``ValueError`` naming the row for what cannot be meant, and for audio files without a row.
+    The table has the columns ``file`` and ``prompt`` (or ``text``, ``caption``). A table may also
+    have ``label`` (taken for every key of ``label_keys``), ``seed``, ``id``, ``negative``,
+    ``seconds``; other columns become labels. ``prompts`` lend their labels to clips of the same
+    text. Raises ``FileNotFoundError`` for no folder, no table or absent files, and ``ValueError``
+    naming the row for what cannot be meant, and for audio files without a row.
     """
     if not folder.is_dir():
-        near = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        raise FileNotFoundError(f"there is no folder {folder}; {did_you_mean(folder.name, near, limit=4)}")
-    found = next((folder / name for name in TABLES if (folder / name).is_file()), None) if table is None else table
+        near = (
+            [path.name for path in folder.parent.iterdir() if path.is_dir()]
+            if folder.parent.is_dir()
+            else []
+        )
+        raise FileNotFoundError(
+            f"there is no folder {folder}; {did_you_mean(folder.name, near, limit=4)}"
+        )
+    found = (
+        next((folder / name for name in TABLES if (folder / name).is_file()), None)
+        if table is None
+        else table
+    )
     if table is None and (folder / INDEX).is_file():
         samples = read_samples(folder)
     elif found is None:
         raise FileNotFoundError(
-            f"{folder} has no {INDEX} (tools/generate.py writes one) and none of {', '.join(TABLES)}; write a CSV with the "
-            "header file,prompt,label and one row a file, or name it with --table"
+            f"{folder} has no {INDEX} (tools/generate.py writes one) and none of"
+            f" {', '.join(TABLES)}; write a CSV with the header file,prompt,label and one row a"
+            " file, or name it with --table"
         )
     else:
         samples = _table_samples(folder, found, read_table, tuple(label_keys))
@@ -224,15 +284,25 @@ def folder_samples(
     sounds.log_set_aside(folder)
     stray = [name for name in sounds.files if name not in listed]
     if stray:
-        raise ValueError(f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add rows for them, "
-                         "or move them away: no clip is left out in silence")  # fmt: skip
+        raise ValueError(
+            f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add"
+            " rows for them, or move them away: no clip is left out in silence"
+        )
     lent = {prompt.text: prompt.labels for prompt in prompts}
     return tuple(
-        replace(one, prompt=replace(one.prompt, labels={**lent.get(one.prompt.text, {}), **one.prompt.labels})) for one in samples
+        replace(
+            one,
+            prompt=replace(
+                one.prompt, labels={**lent.get(one.prompt.text, {}), **one.prompt.labels}
+            ),
+        )
+        for one in samples
     )
 
 
-def _table_samples(folder: Path, table: Path, read_table: ReadTable, label_keys: tuple[str, ...]) -> tuple[Sample, ...]:
+def _table_samples(
+    folder: Path, table: Path, read_table: ReadTable, label_keys: tuple[str, ...]
+) -> tuple[Sample, ...]:
     content = read_table(table, "file", "prompt")
     if not content.rows:
         raise ValueError(f"{table} has no row; write one for each file: file,prompt,label")

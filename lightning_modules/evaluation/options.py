@@ -16,16 +16,19 @@ SAMPLES = 25
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/evaluate.py",
-        description="Accuracy by class, confusion, CLAP and other scores with intervals: "
-        "table1.md, table2.md, results.json, "
-        "confusion.png, tables.png, report.html.",
+        description=(
+            "Accuracy by class, confusion, CLAP and other scores with intervals: "
+            "table1.md, table2.md, results.json, "
+            "confusion.png, tables.png, report.html."
+        ),
         allow_abbrev=False,
     )
     add = parser.add_argument
     add(
         "--generations",
-        help="folder of audio with samples.json (as tools/generate.py and runs write it) or a "
-        "table",
+        help=(
+            "folder of audio with samples.json (as tools/generate.py and runs write it) or a table"
+        ),
     )
     add(
         "--table",
@@ -34,8 +37,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--model",
-        help="instead of a folder: a zoo name, a run folder or a model folder, sampled now; or "
-        "base (with --config)",
+        help=(
+            "instead of a folder: a zoo name, a run folder or a model folder, sampled now; or "
+            "base (with --config)"
+        ),
     )
     add(
         "--adapter",
@@ -46,8 +51,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--baseline",
-        help="what it is compared with: a folder of generations, a model, or base: the run's model "
-        "untrained",
+        help=(
+            "what it is compared with: a folder of generations, a model, or base: the run's model "
+            "untrained"
+        ),
     )
     add(
         "--config",
@@ -57,23 +64,29 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--prompts",
-        help=".txt, .csv or .jsonl; further columns are labels (mood). Default: those of the "
-        "configuration",
+        help=(
+            ".txt, .csv or .jsonl; further columns are labels (mood). Default: those of the "
+            "configuration"
+        ),
     )
     add("--which", choices=WHICH, help="which prompts of the configuration (default: held_out)")
     add(
         "--rewards",
         nargs="+",
         metavar="NAME",
-        help="zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the "
-        "run",
+        help=(
+            "zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the "
+            "run"
+        ),
     )
     add("--samples", type=int, help=f"clips a prompt (default: {SAMPLES})")
     add(
         "--seed",
         type=int,
-        help="of a prompt's first clip; the next has the next seed, for all models alike "
-        f"(default: {SEED})",
+        help=(
+            "of a prompt's first clip; the next has the next seed, for all models alike "
+            f"(default: {SEED})"
+        ),
     )
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
     add("--guidance", type=float, help="guidance scale (default: that of the run, else 3)")
@@ -89,15 +102,19 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--setting",
-        help='row of Table 2, such as "19-step, 10 sec."; trained and original models with the '
-        'same one are compared',
+        help=(
+            'row of Table 2, such as "19-step, 10 sec."; trained and original models with the '
+            "same one are compared"
+        ),
     )
     add("--name", help="of the model in the tables (default: that of its folder)")
     add(
         "--role",
         choices=[TRAINED, ORIGINAL],
-        help="what a model without --baseline is in Table 2 "
-        "(default: trained for clips, runs and adapters, else original)",
+        help=(
+            "what a model without --baseline is in Table 2 "
+            "(default: trained for clips, runs and adapters, else original)"
+        ),
     )
     add(
         "--combine",

@@ -1,4 +1,7 @@
-"""Pictures and page of an evaluation: ``confusion.png``, ``tables.png`` and a ``report.html`` that opens offline."""
+"""Pictures and page of an evaluation:
+
+``confusion.png``, ``tables.png`` and a ``report.html`` that opens offline.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,17 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def draw_confusion(results: Results, path: Path) -> bool:
-    """Share of each asked-for class (row) that is called each class (column), one matrix a set and classifier.
+    """Share of each asked-for class (row) that is called each class (column), one matrix a set and
+    classifier.
 
     Draws nothing and gives False when nothing was classified. Raises ``OSError``.
     """
-    drawn = [(one, scorer, accuracy(one, scorer)) for scorer in results.scorers for one in results.sets if scorer.class_names]
+    drawn = [
+        (one, scorer, accuracy(one, scorer))
+        for scorer in results.scorers
+        for one in results.sets
+        if scorer.class_names
+    ]
     drawn = [(one, scorer, found) for one, scorer, found in drawn if found is not None]
     if not drawn:
         return False
@@ -49,7 +58,11 @@ def draw_confusion(results: Results, path: Path) -> bool:
     figure = _figure(3.6 * columns, 3.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (one, scorer, found) in zip(axes, drawn):
-        _matrix(axis, found, "\n".join([*wrap(one.title, 36), *wrap(f"{scorer.name}, n = {found.count}", 36)]))
+        _matrix(
+            axis,
+            found,
+            "\n".join([*wrap(one.title, 36), *wrap(f"{scorer.name}, n = {found.count}", 36)]),
+        )
     for axis in axes[len(drawn) :]:
         axis.axis("off")
     _save(figure, path)
@@ -74,23 +87,42 @@ def _matrix(axis: Any, found: Accuracy, title: str) -> None:
 
 
 def draw_tables(results: Results, path: Path) -> None:
-    """Every scorer's numbers of every set with 95 % intervals: accuracies by class, else the mean score. Raises ``OSError``."""
+    """Every scorer's numbers of every set with 95 % intervals: accuracies by class, else the mean
+    score. Raises ``OSError``.
+    """
     figure = _figure(11, 3.6 * len(results.scorers) + 0.4)
-    for axis, scorer in zip(figure.subplots(len(results.scorers), 1, squeeze=False).flatten(), results.scorers):
+    for axis, scorer in zip(
+        figure.subplots(len(results.scorers), 1, squeeze=False).flatten(), results.scorers
+    ):
         if scorer.class_names:
             _bars(axis, results.sets, [*scorer.class_names, "mean"], _of_classes(scorer))
             for chance in one_class_means(results, scorer):
-                axis.axhline(chance, color="black", lw=0.8, ls=":", label="one class for every clip")
+                axis.axhline(
+                    chance, color="black", lw=0.8, ls=":", label="one class for every clip"
+                )
             axis.set(title=_plain(f"accuracy by {scorer.title}"), ylim=(0, 1.02))
         else:
-            classes = next((other.class_names for other in results.scorers if other.class_names), ())
+            classes = next(
+                (other.class_names for other in results.scorers if other.class_names), ()
+            )
             _bars(axis, results.sets, [*classes, "all clips"], _of_scores(scorer, classes))
             axis.set(title=_plain(f"mean score by {scorer.title}"))
         axis.grid(alpha=0.3, axis="y")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    drawn = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(drawn.values(), drawn.keys(), fontsize=8, loc="outside lower center", ncols=min(3, len(drawn)), frameon=False)
+    drawn = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels())
+    }
+    figure.legend(
+        drawn.values(),
+        drawn.keys(),
+        fontsize=8,
+        loc="outside lower center",
+        ncols=min(3, len(drawn)),
+        frameon=False,
+    )
     _save(figure, path)
 
 
@@ -103,18 +135,28 @@ def _of_classes(scorer: ScorerFacts) -> Callable[[ClipSet], list[Estimate | None
     return estimates
 
 
-def _of_scores(scorer: ScorerFacts, classes: Sequence[str]) -> Callable[[ClipSet], list[Estimate | None]]:
+def _of_scores(
+    scorer: ScorerFacts, classes: Sequence[str]
+) -> Callable[[ClipSet], list[Estimate | None]]:
     def estimates(one: ClipSet) -> list[Estimate | None]:
-        asked = [replace(one, clips=tuple(clip for clip in one.clips if name in clip.wanted.values())) for name in classes]
+        asked = [
+            replace(one, clips=tuple(clip for clip in one.clips if name in clip.wanted.values()))
+            for name in classes
+        ]
         return [mean(each, scorer) for each in (*asked, one)]
 
     return estimates
 
 
 def _bars(
-    axis: Any, sets: Sequence[ClipSet], names: Sequence[str], estimates: Callable[[ClipSet], list[Estimate | None]]
+    axis: Any,
+    sets: Sequence[ClipSet],
+    names: Sequence[str],
+    estimates: Callable[[ClipSet], list[Estimate | None]],
 ) -> None:
-    """A group of bars a name, the last one (of all clips) set apart; a setting has one colour, pale where it is untrained."""
+    """A group of bars a name, the last one (of all clips) set apart; a setting has one colour, pale
+    where it is untrained.
+    """
     from matplotlib import colormaps
 
     width, settings = 0.8 / len(sets), list(dict.fromkeys(one.setting for one in sets))
@@ -144,7 +186,9 @@ def _sides(each: Estimate) -> tuple[float, float]:
 
 
 def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[ScoredClip]]:
-    """Class (or "" without classes) -> ``count`` of its clips from best to worst score, evenly spread over the ranks."""
+    """Class (or "" without classes) -> ``count`` of its clips from best to worst score, evenly
+    spread over the ranks.
+    """
     groups: dict[str, list[ScoredClip]] = {}
     for clip in one.clips:
         groups.setdefault(clip.wanted.get(scorer.name, ""), []).append(clip)
@@ -153,7 +197,9 @@ def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[Scor
     for name in order:
         ranked = sorted(groups[name], key=lambda clip: (-clip.values[scorer.name][SCORE], clip.key))
         many = min(count, len(ranked))
-        picked[name] = [ranked[round(i * (len(ranked) - 1) / max(1, many - 1))] for i in range(many)]
+        picked[name] = [
+            ranked[round(i * (len(ranked) - 1) / max(1, many - 1))] for i in range(many)
+        ]
     return picked
 
 
@@ -164,7 +210,11 @@ def _cell(clip: ScoredClip | None) -> str:
     for name, values in clip.values.items():
         called = f", called {clip.predicted[name]}" if name in clip.predicted else ""
         numbers.append(html.escape(f"{name} {values[SCORE]:+.3f}{called}"))
-    sound = player(Path(clip.file)) if Path(clip.file).is_file() else '<span class="note">the file is not here</span>'
+    sound = (
+        player(Path(clip.file))
+        if Path(clip.file).is_file()
+        else '<span class="note">the file is not here</span>'
+    )
     return f"<td>{sound}{'<br>'.join(numbers)}</td>"
 
 
@@ -172,7 +222,11 @@ def _players(line: Line, scorers: Sequence[ScorerFacts], count: int) -> str:
     scorer = next((each for each in scorers if has(line.some, each, SCORE)), None)
     if scorer is None:
         return ""
-    sides = [(name, one) for name, one in (("original", line.original), ("trained", line.trained)) if one is not None]
+    sides = [
+        (name, one)
+        for name, one in (("original", line.original), ("trained", line.trained))
+        if one is not None
+    ]
     found = [{clip.key: clip for clip in one.clips} for _, one in sides]
     rows = []
     for name, clips in chosen(line.some, scorer, count).items():
@@ -181,17 +235,30 @@ def _players(line: Line, scorers: Sequence[ScorerFacts], count: int) -> str:
             what = html.escape(f"{name or 'all'}: {rank}")
             cells = "".join(_cell(side.get(clip.key)) for side in found)
             rows.append(
-                f'<tr><td>{what}<br><span class="note">{html.escape(clip.text)} (sample {clip.sample})</span></td>{cells}</tr>'
+                f'<tr><td>{what}<br><span class="note">{html.escape(clip.text)} (sample'
+                f" {clip.sample})</span></td>{cells}</tr>"
             )
     head = "".join(f"<th>{name}: {html.escape(one.name)}</th>" for name, one in sides)
-    by = html.escape(f"Best and worst of {'the trained model' if line.trained else 'the model'} by {scorer.title}.")
-    return f'<h2>{html.escape(line.title)}</h2><p class="note">{by}</p><table><tr><th>clip</th>{head}</tr>{"".join(rows)}</table>'
+    by = html.escape(
+        f"Best and worst of {'the trained model' if line.trained else 'the model'} by"
+        f" {scorer.title}."
+    )
+    return (
+        f"<h2>{html.escape(line.title)}</h2><p"
+        f' class="note">{by}</p><table><tr><th>clip</th>{head}</tr>{"".join(rows)}</table>'
+    )
 
 
 def write_page(
-    folder: Path, title: str, results: Results, tables: Sequence[Table], more: Sequence[Table], players: int = 3
+    folder: Path,
+    title: str,
+    results: Results,
+    tables: Sequence[Table],
+    more: Sequence[Table],
+    players: int = 3,
 ) -> Path:
-    """``report.html`` with ``tables``, pictures, ``players`` clips a class, and ``more`` tables; both pictures are drawn first.
+    """``report.html`` with ``tables``, pictures, ``players`` clips a class, and ``more`` tables;
+    both pictures are drawn first.
 
     Raises ``OSError``, and ``ValueError`` for a clip that cannot be read.
     """

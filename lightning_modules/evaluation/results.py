@@ -1,4 +1,6 @@
-"""What an evaluation knows of every clip, and its file ``results.json``, from which all tables and pages can be made again."""
+"""What an evaluation knows of every clip, and its file ``results.json``, from which all tables and
+pages can be made again.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,12 @@ ORIGINAL, TRAINED = "original", "trained"
 
 @dataclass(frozen=True)
 class ScorerFacts:
-    """``name``: the scorer's checkpoint, part of every number's name. ``fingerprint``: hash of its weights and settings.
+    """``name``: the scorer's checkpoint, part of every number's name.
 
-    ``class_names``: of a classifier, in its order; empty for a scorer that only gives a number. ``title`` heads its columns.
+    ``fingerprint``: hash of its weights and settings.
+
+    ``class_names``: of a classifier, in its order; empty for a scorer that only gives a number.
+    ``title`` heads its columns.
     """
 
     name: str
@@ -31,9 +36,11 @@ class ScorerFacts:
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """One clip: its file, its prompt, and by scorer the numbers (``score`` and every part) and classes.
+    """One clip: its file, its prompt, and by scorer the numbers (``score`` and every part) and
+    classes.
 
-    ``sample``: number of the clip among those of its prompt: the seed of its noise where that is known. ``wanted`` and
+    ``sample``: number of the clip among those of its prompt: the seed of its noise where that is
+    known. ``wanted`` and
     ``predicted``: scorer -> class, of classifiers only.
     """
 
@@ -53,7 +60,9 @@ class ScoredClip:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """The clips of one model: ``setting`` is its row of Table 2, such as "19-step, 10 sec."; ``role``: original or trained.
+    """The clips of one model:
+
+    ``setting`` is its row of Table 2, such as "19-step, 10 sec."; ``role``: original or trained.
 
     ``source``: where the clips came from and how they were sampled, as plain values.
     """
@@ -76,24 +85,39 @@ class Results:
 
 
 def pairs(first: ClipSet, second: ClipSet) -> list[tuple[ScoredClip, ScoredClip]] | None:
-    """The clips of both sets side by side, by prompt and sample number; None when the sets are not of the same clips."""
+    """The clips of both sets side by side, by prompt and sample number; None when the sets are not
+    of the same clips.
+    """
     others = {clip.key: clip for clip in second.clips}
-    if len(others) < len(second.clips) or {clip.key for clip in first.clips} != others.keys() or len(first.clips) != len(others):
+    if (
+        len(others) < len(second.clips)
+        or {clip.key for clip in first.clips} != others.keys()
+        or len(first.clips) != len(others)
+    ):
         return None
     return [(clip, others[clip.key]) for clip in first.clips]
 
 
 def baseline_of(trained: ClipSet, sets: Sequence[ClipSet]) -> ClipSet | None:
-    """The original of a trained model's setting; of several the one with the same clips, else the first. None: there is none."""
-    originals = [other for other in sets if other.role == ORIGINAL and other.setting == trained.setting]
-    return next((other for other in originals if pairs(trained, other) is not None), originals[0] if originals else None)
+    """The original of a trained model's setting; of several the one with the same clips, else the
+    first. None: there is none.
+    """
+    originals = [
+        other for other in sets if other.role == ORIGINAL and other.setting == trained.setting
+    ]
+    return next(
+        (other for other in originals if pairs(trained, other) is not None),
+        originals[0] if originals else None,
+    )
 
 
 def write_results(path: Path, results: Results, summary: Mapping[str, Any]) -> None:
     """Raises ``OSError``."""
     record = {"format": FORMAT, "summary": summary, **asdict(results)}
     with written_beside(path) as part:
-        part.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(record, indent=1, default=str, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_results(folder: Path) -> Results:
@@ -103,27 +127,43 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / RESULTS
     if not path.is_file():
-        near = did_you_mean(folder.name, [place.name for place in folder.parent.glob("*") if (place / RESULTS).is_file()])
-        raise FileNotFoundError(f"{folder} has no {RESULTS}, so it was not evaluated with tools/evaluate.py --out; {near}")
+        near = did_you_mean(
+            folder.name,
+            [place.name for place in folder.parent.glob("*") if (place / RESULTS).is_file()],
+        )
+        raise FileNotFoundError(
+            f"{folder} has no {RESULTS}, so it was not evaluated with tools/evaluate.py --out;"
+            f" {near}"
+        )
     try:
         record = parsed_json(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r} is not {FORMAT}")
-        scorers = tuple(ScorerFacts(**{**facts, "class_names": tuple(facts["class_names"])}) for facts in record["scorers"])
+        scorers = tuple(
+            ScorerFacts(**{**facts, "class_names": tuple(facts["class_names"])})
+            for facts in record["scorers"]
+        )
         sets = []
         for facts in record["sets"]:
-            clips = tuple(replace(clip, file=str(folder / clip.file)) for clip in (ScoredClip(**row) for row in facts["clips"]))
+            clips = tuple(
+                replace(clip, file=str(folder / clip.file))
+                for clip in (ScoredClip(**row) for row in facts["clips"])
+            )
             sets.append(ClipSet(**{**facts, "clips": clips}))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is not what tools/evaluate.py writes ({error!r}); evaluate again into that folder") from error
+        raise ValueError(
+            f"{path} is not what tools/evaluate.py writes ({error!r}); evaluate again into that"
+            " folder"
+        ) from error
     return Results(scorers, tuple(sets))
 
 
 def combined(parts: Mapping[str, Results]) -> Results:
     """All sets of several results (by name of their folder), each set once; all scorers.
 
-    Sets of equal name but other clips or numbers get their folder's name as well. A set lacks the numbers of scorers that it was
-    not evaluated with. Raises ``ValueError`` when one name stands for two scorers.
+    Sets of equal name but other clips or numbers get their folder's name as well. A set lacks the
+    numbers of scorers that it was not evaluated with. Raises ``ValueError`` when one name stands
+    for two scorers.
     """
     scorers: dict[str, ScorerFacts] = {}
     sets: list[ClipSet] = []
@@ -131,8 +171,9 @@ def combined(parts: Mapping[str, Results]) -> Results:
         for facts in results.scorers:
             if scorers.setdefault(facts.name, facts) != facts:
                 raise ValueError(
-                    f"{folder} was scored by another {facts.name} (fingerprint {facts.fingerprint}) than the folders before "
-                    f"({scorers[facts.name].fingerprint}); their numbers do not belong in one table: evaluate them with the same"
+                    f"{folder} was scored by another {facts.name} (fingerprint {facts.fingerprint})"
+                    f" than the folders before ({scorers[facts.name].fingerprint}); their numbers"
+                    " do not belong in one table: evaluate them with the same"
                 )
         for one in results.sets:
             same_name = [other for other in sets if other.title == one.title]
@@ -143,4 +184,6 @@ def combined(parts: Mapping[str, Results]) -> Results:
 
 
 def _numbers(one: ClipSet) -> list[tuple]:
-    return sorted((clip.key, json.dumps(clip.values, sort_keys=True, allow_nan=False)) for clip in one.clips)
+    return sorted(
+        (clip.key, json.dumps(clip.values, sort_keys=True, allow_nan=False)) for clip in one.clips
+    )

@@ -1,7 +1,9 @@
-"""Tables 1 and 2 of "RLHF on conditional music generation" from an evaluation, as Markdown and HTML.
+"""Tables 1 and 2 of "RLHF on conditional music generation" from an evaluation, as Markdown and
+HTML.
 
-Table 1: accuracy of a mood classifier for every mood, and their mean. Table 2: CLAP similarity and accuracy of the original
-and of the trained model. Here every number also says how sure it is and of how many clips.
+Table 1: accuracy of a mood classifier for every mood, and their mean. Table 2: CLAP similarity and
+accuracy of the original and of the trained model. Here every number also says how sure it is and of
+how many clips.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from lightning_modules.evaluation.statistics import (
 
 NONE = "-"
 OVER_PROMPTS = (
-    "95 % intervals are over prompts (Student's t of the prompts' means: a prompt counts once, however many clips it has). "
-    "They speak for prompts like those of the set, in number as the second column says; one prompt has no interval."
+    "95 % intervals are over prompts (Student's t of the prompts' means: a prompt counts once,"
+    " however many clips it has). They speak for prompts like those of the set, in number as the"
+    " second column says; one prompt has no interval."
 )
 
 
@@ -56,19 +59,31 @@ class Line:
 
     @property
     def title(self) -> str:
-        return self.some.setting if self.trained is None else f"{self.trained.setting} ({self.trained.name})"
+        return (
+            self.some.setting
+            if self.trained is None
+            else f"{self.trained.setting} ({self.trained.name})"
+        )
 
     @property
     def sizes(self) -> str:
         """Clips (prompts), of the original and of the trained model where they differ."""
-        return " / ".join(dict.fromkeys(sizes(one) for one in (self.original, self.trained) if one is not None))
+        return " / ".join(
+            dict.fromkeys(sizes(one) for one in (self.original, self.trained) if one is not None)
+        )
 
 
 def lines(results: Results) -> list[Line]:
-    """Every trained model with the original of its setting, then the originals that nothing was trained from, in order."""
-    pairs = [Line(baseline_of(one, results.sets), one) for one in results.sets if one.role == TRAINED]
+    """Every trained model with the original of its setting, then the originals that nothing was
+    trained from, in order.
+    """
+    pairs = [
+        Line(baseline_of(one, results.sets), one) for one in results.sets if one.role == TRAINED
+    ]
     used = [line.original for line in pairs]
-    return pairs + [Line(one, None) for one in results.sets if one.role != TRAINED and one not in used]
+    return pairs + [
+        Line(one, None) for one in results.sets if one.role != TRAINED and one not in used
+    ]
 
 
 def shown(estimate: Estimate | None, digits: int = 2, signed: bool = False) -> str:
@@ -78,23 +93,33 @@ def shown(estimate: Estimate | None, digits: int = 2, signed: bool = False) -> s
     sign = "+" if signed else ""
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:{sign}.{digits}f} (one prompt, no interval)"
-    value, low, high = (f"{number:{sign}.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (
+        f"{number:{sign}.{digits}f}" for number in (estimate.value, estimate.low, estimate.high)
+    )
     return f"{value} [{low}, {high}]"
 
 
 def shown_difference(difference: Difference | None, digits: int = 2) -> str:
     if difference is None:
         return NONE
-    return shown(difference.estimate, digits, signed=True) + ("" if difference.is_paired else ", unpaired")
+    return shown(difference.estimate, digits, signed=True) + (
+        "" if difference.is_paired else ", unpaired"
+    )
 
 
 def few_prompts_note(sets: Sequence[tuple[str, ClipSet]]) -> list[str]:
-    """What is to be said where a set, given with its title, has few prompts; nothing where none has."""
-    few = sorted({title for title, one in sets if len({clip.id for clip in one.clips}) < FEW_PROMPTS})
+    """What is to be said where a set, given with its title, has few prompts; nothing where none
+    has.
+    """
+    few = sorted(
+        {title for title, one in sets if len({clip.id for clip in one.clips}) < FEW_PROMPTS}
+    )
     if not few:
         return []
-    return [f"Fewer than {FEW_PROMPTS} prompts ({'; '.join(few)}): how prompts differ is known from these few alone, so the "
-            "intervals are rough, and other prompts may do otherwise."]  # fmt: skip
+    return [
+        f"Fewer than {FEW_PROMPTS} prompts ({'; '.join(few)}): how prompts differ is known from"
+        " these few alone, so the intervals are rough, and other prompts may do otherwise."
+    ]
 
 
 def sizes(one: ClipSet) -> str:
@@ -110,37 +135,74 @@ def table_1(results: Results, scorer: ScorerFacts) -> Table:
             continue
         cells = []
         for each in found.classes.values():
-            cells.append(NONE if each is None else f"{shown(each)} ({found.confusion[len(cells)][len(cells)]}/{each.count})")
+            cells.append(
+                NONE
+                if each is None
+                else f"{shown(each)} ({found.confusion[len(cells)][len(cells)]}/{each.count})"
+            )
         rows.append((one.title, sizes(one), *cells, shown(found.balanced)))
         if baseline_of(one, results.sets) in (None, one):
             notes.append(f"{one.title}: {power_note(found)}.")
         absent = [name for name, each in found.classes.items() if each is None]
         if absent:
-            notes.append(f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other classes.")
-        alone = [name for name, each in found.classes.items() if each is not None and each.prompts == 1]
+            notes.append(
+                f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other"
+                " classes."
+            )
+        alone = [
+            name for name, each in found.classes.items() if each is not None and each.prompts == 1
+        ]
         if alone:
-            notes.append(f"{one.title}: one prompt asked for each of {', '.join(alone)}; the interval of such a class is "
-                         "Wilson's over its clips and speaks for that prompt only.")  # fmt: skip
+            notes.append(
+                f"{one.title}: one prompt asked for each of {', '.join(alone)}; the interval of"
+                " such a class is Wilson's over its clips and speaks for that prompt only."
+            )
     chances = ", ".join(f"{chance:.2f}" for chance in one_class_means(results, scorer))
     always = f"Calling every clip the same class gives a mean of at most {chances or NONE}."
-    how = (f"{OVER_PROMPTS} Of a class (hits / clips) and of the mean over classes they are at least as wide as Wilson's; of "
-           f"means over classes with {FEW_PROMPTS} prompts each or more, by bootstrap over prompts and their clips.")  # fmt: skip
-    few = few_prompts_note([(one.title, one) for one in results.sets if accuracy(one, scorer) is not None])
+    how = (
+        f"{OVER_PROMPTS} Of a class (hits / clips) and of the mean over classes they are at least"
+        f" as wide as Wilson's; of means over classes with {FEW_PROMPTS} prompts each or more, by"
+        " bootstrap over prompts and their clips."
+    )
+    few = few_prompts_note(
+        [(one.title, one) for one in results.sets if accuracy(one, scorer) is not None]
+    )
     header = ("setting, model", "clips (prompts)", *scorer.class_names, "mean")
-    return Table(f"Table 1: accuracy by {scorer.title}", header, tuple(rows), (how, *few, always, _fingerprint(scorer), *notes))
+    return Table(
+        f"Table 1: accuracy by {scorer.title}",
+        header,
+        tuple(rows),
+        (how, *few, always, _fingerprint(scorer), *notes),
+    )
 
 
 def one_class_means(results: Results, scorer: ScorerFacts) -> list[float]:
-    """The best balanced mean of calling every clip the same class, for each number of classes that a set asks for."""
+    """The best balanced mean of calling every clip the same class, for each number of classes that
+    a set asks for.
+    """
     found = (accuracy(one, scorer) for one in results.sets)
-    return sorted({1 / sum(each is not None for each in one.classes.values()) for one in found if one is not None})
+    return sorted(
+        {
+            1 / sum(each is not None for each in one.classes.values())
+            for one in found
+            if one is not None
+        }
+    )
 
 
 def table_2(results: Results) -> Table:
-    """One row a trained model: original, trained and difference of every scorer: accuracy of classifiers, else the mean score."""
+    """One row a trained model: original, trained and difference of every scorer: accuracy of
+    classifiers, else the mean score.
+    """
     header = ["setting (trained model)", "clips (prompts)"]
     for scorer in results.scorers:
-        what = "accuracy" if scorer.class_names else "similarity" if scorer.title.startswith("clap/") else "score"
+        what = (
+            "accuracy"
+            if scorer.class_names
+            else "similarity"
+            if scorer.title.startswith("clap/")
+            else "score"
+        )
         header += [f"{what} by {scorer.title}: original", "trained", "difference"]
     rows = []
     for line in lines(results):
@@ -148,8 +210,10 @@ def table_2(results: Results) -> Table:
         for scorer in results.scorers:
             row += _triple(line, scorer)
         rows.append(tuple(row))
-    how = (f"{OVER_PROMPTS} Accuracies: means over classes, their intervals at least as wide as by formula. Differences are "
-           "paired by prompt and sample number unless they say otherwise.")  # fmt: skip
+    how = (
+        f"{OVER_PROMPTS} Accuracies: means over classes, their intervals at least as wide as by"
+        " formula. Differences are paired by prompt and sample number unless they say otherwise."
+    )
     rough = few_prompts_note([(line.title, line.some) for line in lines(results)])
     notes = (how, *rough, *map(_fingerprint, results.scorers))
     return Table("Table 2: original and trained", tuple(header), tuple(rows), notes)
@@ -171,20 +235,50 @@ def parts_table(results: Results, scorer: ScorerFacts) -> Table:
     """Mean of the score and of every part that the scorer gave, original, trained and difference."""
     rows = []
     for line in lines(results):
-        for part in dict.fromkeys(part for clip in line.some.clips for part in clip.values.get(scorer.name, {})):
+        for part in dict.fromkeys(
+            part for clip in line.some.clips for part in clip.values.get(scorer.name, {})
+        ):
             if not has(line.some, scorer, part):
                 continue
-            sides = [None if one is None else mean(one, scorer, part) for one in (line.original, line.trained)]
-            both = None if None in sides else mean_difference(line.original, line.trained, scorer, part)
-            rows.append((line.title, line.sizes, part, *(shown(side, 3) for side in sides), shown_difference(both, 3)))
-    header = ("setting (trained model)", "clips (prompts)", "number", "original", "trained", "difference")
-    how = (f"{OVER_PROMPTS} Classes are not held fixed here, so an accuracy's interval can be wider than in Tables 1 and 2.")
+            sides = [
+                None if one is None else mean(one, scorer, part)
+                for one in (line.original, line.trained)
+            ]
+            both = (
+                None
+                if None in sides
+                else mean_difference(line.original, line.trained, scorer, part)
+            )
+            rows.append(
+                (
+                    line.title,
+                    line.sizes,
+                    part,
+                    *(shown(side, 3) for side in sides),
+                    shown_difference(both, 3),
+                )
+            )
+    header = (
+        "setting (trained model)",
+        "clips (prompts)",
+        "number",
+        "original",
+        "trained",
+        "difference",
+    )
+    how = (
+        f"{OVER_PROMPTS} Classes are not held fixed here, so an accuracy's interval can be wider"
+        " than in Tables 1 and 2."
+    )
     rough = few_prompts_note([(line.title, line.some) for line in lines(results)])
     return Table(f"All numbers by {scorer.title}", header, tuple(rows), (how, *rough))
 
 
 def _fingerprint(scorer: ScorerFacts) -> str:
-    return f"{scorer.name}: fingerprint {scorer.fingerprint} (of weights and settings; equal ones give equal numbers)."
+    return (
+        f"{scorer.name}: fingerprint {scorer.fingerprint} (of weights and settings; equal ones give"
+        " equal numbers)."
+    )
 
 
 def all_tables(results: Results) -> tuple[list[Table], list[Table], list[Table]]:
@@ -215,7 +309,9 @@ def summary(results: Results) -> dict[str, Any]:
                 "score": mean_difference(line.original, line.trained, scorer, SCORE),
                 "accuracy": accuracy_difference(line.original, line.trained, scorer),
             }
-            record[scorer.name] = {name: None if each is None else asdict(each) for name, each in by_kind.items()}
+            record[scorer.name] = {
+                name: None if each is None else asdict(each) for name, each in by_kind.items()
+            }
         differences[f"{line.trained.title} - {line.original.title}"] = record
     return {"sets": sets, "differences": differences}
 
@@ -225,19 +321,32 @@ def as_markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         rows = [table.header, ["---"] * len(table.header), *table.rows]
-        body = "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows)
+        body = "\n".join(
+            "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |"
+            for row in rows
+        )
         notes = "".join(f"\n- {note}" for note in table.notes)
-        parts.append(f"## {table.title}\n\n{body}\n{notes}\n" if notes else f"## {table.title}\n\n{body}\n")
+        parts.append(
+            f"## {table.title}\n\n{body}\n{notes}\n" if notes else f"## {table.title}\n\n{body}\n"
+        )
     return "\n".join(parts)
 
 
 def as_html(table: Table) -> str:
     """Everything is escaped; an interval stands below its number."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
-    body = "".join("<tr>" + "".join(f"<td>{_html_cell(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_html_cell(cell)}</td>" for cell in row) + "</tr>"
+        for row in table.rows
+    )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
-    return f'<h2>{html.escape(table.title)}</h2><table><tr>{head}</tr>{body}</table><ul class="note">{notes}</ul>'
+    return (
+        f"<h2>{html.escape(table.title)}</h2><table><tr>{head}</tr>{body}</table><ul"
+        f' class="note">{notes}</ul>'
+    )
 
 
 def _html_cell(cell: str) -> str:
-    return re.sub(r" (\[[-+.\d]+, [-+.\d]+\])", r'<br><span class="interval">\1</span>', html.escape(cell))
+    return re.sub(
+        r" (\[[-+.\d]+, [-+.\d]+\])", r'<br><span class="interval">\1</span>', html.escape(cell)
+    )

@@ -1,4 +1,6 @@
-"""A backbone of somebody else: it knows this project's records and path, and this project knows nothing of it."""
+"""A backbone of somebody else: it knows this project's records and path, and this project knows
+nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ class Network(nn.Module):
     def __init__(self, channels: int, width: int, words: int) -> None:
         super().__init__()
         self.words = nn.EmbeddingBag(words, width, mode="sum")
-        self.into, self.out = nn.Conv1d(channels + 1, width, 3, padding=1), nn.Conv1d(width, channels, 3, padding=1)
+        self.into, self.out = (
+            nn.Conv1d(channels + 1, width, 3, padding=1),
+            nn.Conv1d(width, channels, 3, padding=1),
+        )
 
     def forward(self, x: Tensor, time_B: Tensor, word_BL: Tensor) -> Tensor:
         time = time_B.reshape(-1, 1, 1).expand(-1, 1, x.shape[-1]).to(x)
@@ -26,7 +31,10 @@ class Network(nn.Module):
 
 
 class Whistles(nn.Module):
-    """Mono at 8 kHz; a latent is 64 samples a frame, so "encoding" is a reshape. Meets ``zoo.types.Backbone``."""
+    """Mono at 8 kHz; a latent is 64 samples a frame, so "encoding" is a reshape.
+
+    Meets ``zoo.types.Backbone``.
+    """
 
     sample_rate_hz, channels, frame = 8000, 1, 64
 

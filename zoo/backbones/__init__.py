@@ -1,4 +1,7 @@
-"""Generators. ``BACKBONES`` is the whole registry: architecture key -> ``module:Class``, loaded when it is used."""
+"""Generators.
+
+``BACKBONES`` is the whole registry: architecture key -> ``module:Class``, loaded when it is used.
+"""
 
 BACKBONES: dict[str, str] = {
     "tiny_audio": "zoo.backbones.tiny:TinyAudio",

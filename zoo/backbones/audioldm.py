@@ -1,4 +1,6 @@
-"""AudioLDM (arXiv 2301.12503) around the networks of diffusers and transformers: text to mono audio at 16 kHz."""
+"""AudioLDM (arXiv 2301.12503) around the networks of diffusers and transformers: text to mono audio
+at 16 kHz.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-# what a scheduler must say (key -> (default of diffusers' DDIMScheduler, the only value that VPDiscrete computes))
+# what a scheduler must say (key -> (default of diffusers' DDIMScheduler, the only value that
+# VPDiscrete computes))
 _SCHEDULE = {
     "beta_schedule": ("linear", "scaled_linear"),
     "clip_sample": (True, False),
@@ -31,39 +34,58 @@ _SCHEDULE = {
 
 
 def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
-    """The path of a diffusers scheduler's configuration. Raises ``ValueError`` for another schedule than this family's."""
+    """The path of a diffusers scheduler's configuration.
+
+    Raises ``ValueError`` for another schedule than this family's.
+    """
     for key, (default, wanted) in _SCHEDULE.items():
         if scheduler.get(key, default) != wanted:
-            raise ValueError(f"scheduler: {key} must be {wanted!r}, got {scheduler.get(key, default)!r}")
+            raise ValueError(
+                f"scheduler: {key} must be {wanted!r}, got {scheduler.get(key, default)!r}"
+            )
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
-        raise ValueError(f"scheduler: prediction_type {kind!r} is unknown, expected one of {', '.join(_PREDICTIONS)}")
+        raise ValueError(
+            f"scheduler: prediction_type {kind!r} is unknown, expected one of"
+            f" {', '.join(_PREDICTIONS)}"
+        )
     return VPDiscrete.from_betas(
-        scheduler["beta_start"], scheduler["beta_end"], _PREDICTIONS[kind], scheduler.get("num_train_timesteps", 1000),
+        scheduler["beta_start"],
+        scheduler["beta_end"],
+        _PREDICTIONS[kind],
+        scheduler.get("num_train_timesteps", 1000),
         scheduler.get("steps_offset", 0),
-    )  # fmt: skip
+    )
 
 
 class AudioLDM(nn.Module):
-    """Text to mono audio. All arguments are plain JSON values; ``from_pretrained`` reads them from a released folder.
+    """Text to mono audio.
 
-    ``unet``, ``vae``, ``vocoder``, ``clap_text``, ``scheduler``: the configurations of ``UNet2DConditionModel``,
-    ``AutoencoderKL``, ``SpeechT5HifiGan``, ``ClapTextModelWithProjection`` and ``DDIMScheduler`` as their libraries write them.
-    ``clap_tokenizer``: by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``). ``max_tokens``: what the text encoder takes;
-    ``truncate_prompts`` cuts longer texts instead of refusing them.
+    All arguments are plain JSON values; ``from_pretrained`` reads them from a released folder.
 
-    The whole text is one vector beside the diffusion time: no attention reads it. So the attentions that diffusers marks as
-    cross-attention read the latent itself, and "cross" and "all" adapters (``zoo.backbones.lora``) both learn there.
-    Latents are (channels, frames, bands): (8, 128, 16) for 5.12 s. Only ``denoiser`` learns: everything else is frozen by use
-    and stays in eval mode whatever ``train`` says. Raises ``ValueError`` for settings that a part does not have, and for a U-Net
-    that takes another vector than CLAP's.
+    ``unet``, ``vae``, ``vocoder``, ``clap_text``, ``scheduler``: the configurations of
+    ``UNet2DConditionModel``, ``AutoencoderKL``, ``SpeechT5HifiGan``,
+    ``ClapTextModelWithProjection`` and ``DDIMScheduler`` as their libraries write them.
+    ``clap_tokenizer``: by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``). ``max_tokens``: what
+    the text encoder takes; ``truncate_prompts`` cuts longer texts instead of refusing them.
+
+    The whole text is one vector beside the diffusion time: no attention reads it. So the attentions
+    that diffusers marks as cross-attention read the latent itself, and "cross" and "all" adapters
+    (``zoo.backbones.lora``) both learn there. Latents are (channels, frames, bands): (8, 128, 16)
+    for 5.12 s. Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode
+    whatever ``train`` says. Raises ``ValueError`` for settings that a part does not have, and for a
+    U-Net that takes another vector than CLAP's.
     """
 
     parts = {"text": ("clap_text",), "decoder": ("codec",)}
     train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
     too_long, remember = frozen_parts.too_long, frozen_parts.remember
     drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
+    encode, decode, latent_shape = (
+        frozen_parts.encode,
+        frozen_parts.decode,
+        frozen_parts.latent_shape,
+    )
 
     def __init__(
         self,
@@ -77,7 +99,9 @@ class AudioLDM(nn.Module):
         truncate_prompts: bool = False,
     ) -> None:
         super().__init__()
-        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         from diffusers import UNet2DConditionModel
         from transformers import ClapTextConfig, ClapTextModelWithProjection
 
@@ -86,13 +110,20 @@ class AudioLDM(nn.Module):
             self.path = path_of(scheduler)
         self.denoiser = UNet2DConditionModel(**checked(UNet2DConditionModel, unet, "unet"))
         self.codec = MelCodec(vae, vocoder)
-        self.clap_text = ClapTextModelWithProjection(ClapTextConfig(**checked(ClapTextConfig, clap_text, "clap_text")))
+        self.clap_text = ClapTextModelWithProjection(
+            ClapTextConfig(**checked(ClapTextConfig, clap_text, "clap_text"))
+        )
         self.clap_tokenizer = PromptTokenizer(clap_tokenizer, max_tokens, "CLAP")
         wanted = ("simple_projection", self.clap_text.config.projection_dim)
-        found = (self.denoiser.config.class_embed_type, self.denoiser.config.projection_class_embeddings_input_dim)
+        found = (
+            self.denoiser.config.class_embed_type,
+            self.denoiser.config.projection_class_embeddings_input_dim,
+        )
         if wanted != found:
-            raise ValueError(f"the U-Net takes a class embedding {found[0]!r} of width {found[1]}, expected {wanted[0]!r} of "
-                             f"CLAP's width {wanted[1]}")  # fmt: skip
+            raise ValueError(
+                f"the U-Net takes a class embedding {found[0]!r} of width {found[1]}, expected"
+                f" {wanted[0]!r} of CLAP's width {wanted[1]}"
+            )
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
         self.memory = PromptMemory(self._encode, self._tokens)
         self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
@@ -100,23 +131,33 @@ class AudioLDM(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str, dtype: str | None = None, checkpoint_activations: bool = False, truncate_prompts: bool = False
+        cls,
+        source: str,
+        dtype: str | None = None,
+        checkpoint_activations: bool = False,
+        truncate_prompts: bool = False,
     ) -> AudioLDM:
-        """The released model of a zoo name ("audioldm-s-full-v2"), an ``owner/name`` on the Hub or a folder in diffusers layout.
+        """The released model of a zoo name ("audioldm-s-full-v2"), an ``owner/name`` on the Hub or
+        a folder in diffusers layout.
 
-        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``: ``set_checkpointing``. Frozen, in eval mode.
-        Raises ``ValueError`` when a tensor is missing, left over or of another shape, and what ``zoo.pull`` raises.
+        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
+        ``set_checkpointing``. Frozen, in eval mode. Raises ``ValueError`` when a tensor is missing,
+        left over or of another shape, and what ``zoo.pull`` raises.
         """
         from zoo.importers.audioldm import read_folder
         from zoo.importers.diffusers_folders import folder_of
         from zoo.loading import as_dtype
 
-        model = read_folder(folder_of(source, "audioldm"), truncate_prompts=truncate_prompts).to(dtype=as_dtype(dtype))
+        model = read_folder(folder_of(source, "audioldm"), truncate_prompts=truncate_prompts).to(
+            dtype=as_dtype(dtype)
+        )
         model.set_checkpointing(checkpoint_activations)
         return model
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """``clap_BD``: CLAP's embedding of each text, of length 1; each text is encoded once and kept.
+        """``clap_BD``:
+
+        CLAP's embedding of each text, of length 1; each text is encoded once and kept.
 
         Raises ``ValueError`` for a text that is longer than the encoder takes.
         """
@@ -133,7 +174,9 @@ class AudioLDM(nn.Module):
         return Conditioning({"clap_BD": F.normalize(clap, dim=-1)}).to("cpu")
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the denoiser's own type."""
+        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the
+        denoiser's own type.
+        """
         dtype = self.denoiser.conv_in.weight.dtype
         output = self.denoiser(
             latent_BCTF.to(dtype),

@@ -1,4 +1,6 @@
-"""AudioLDM 2 (arXiv 2308.05734) around the networks of diffusers and transformers: text to mono audio at 16 kHz."""
+"""AudioLDM 2 (arXiv 2308.05734) around the networks of diffusers and transformers: text to mono
+audio at 16 kHz.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,33 @@ from zoo.types import Conditioning, Prompt
 
 
 class AudioLDM2(nn.Module):
-    """Text to mono audio. All arguments are plain JSON values; ``from_pretrained`` reads them from a released folder.
+    """Text to mono audio.
 
-    ``unet``, ``vae``, ``vocoder``, ``projection``, ``clap_text``, ``t5``, ``gpt2``, ``scheduler``: the configurations of
-    ``AudioLDM2UNet2DConditionModel``, ``AutoencoderKL``, ``SpeechT5HifiGan``, ``AudioLDM2ProjectionModel``, ``ClapTextModel``,
-    ``T5EncoderModel``, ``GPT2Model`` and ``DDIMScheduler`` as their libraries write them. ``clap_tokenizer``, ``t5_tokenizer``:
-    by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``). ``loa_count``: vectors that the language model writes.
-    ``*_max_tokens``: what the encoders take; ``truncate_prompts`` cuts longer texts instead of refusing them.
+    All arguments are plain JSON values; ``from_pretrained`` reads them from a released folder.
 
-    Latents are (channels, frames, bands): (8, 250, 16) for 10 s. Only ``denoiser`` learns: everything else is frozen by use, and
-    stays in eval mode whatever ``train`` says. ``clap_text``, ``t5`` and ``gpt2`` run on the device they lie on: ``t5.to("cpu")``
-    keeps it off the accelerator.
+    ``unet``, ``vae``, ``vocoder``, ``projection``, ``clap_text``, ``t5``, ``gpt2``, ``scheduler``:
+    the configurations of ``AudioLDM2UNet2DConditionModel``, ``AutoencoderKL``, ``SpeechT5HifiGan``,
+    ``AudioLDM2ProjectionModel``, ``ClapTextModel``, ``T5EncoderModel``, ``GPT2Model`` and
+    ``DDIMScheduler`` as their libraries write them. ``clap_tokenizer``, ``t5_tokenizer``: by
+    ``pack_tokenizer`` (``zoo.conditioners.tokenizer``). ``loa_count``: vectors that the language
+    model writes. ``*_max_tokens``: what the encoders take; ``truncate_prompts`` cuts longer texts
+    instead of refusing them.
+
+    Latents are (channels, frames, bands): (8, 250, 16) for 10 s. Only ``denoiser`` learns:
+    everything else is frozen by use, and stays in eval mode whatever ``train`` says. ``clap_text``,
+    ``t5`` and ``gpt2`` run on the device they lie on: ``t5.to("cpu")`` keeps it off the
+    accelerator.
     """
 
     parts = {"text": ("clap_text", "t5", "gpt2", "projection"), "decoder": ("codec",)}
     train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
     too_long, remember = frozen_parts.too_long, frozen_parts.remember
     drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
+    encode, decode, latent_shape = (
+        frozen_parts.encode,
+        frozen_parts.decode,
+        frozen_parts.latent_shape,
+    )
 
     def __init__(
         self,
@@ -58,7 +69,9 @@ class AudioLDM2(nn.Module):
         truncate_prompts: bool = False,
     ) -> None:
         super().__init__()
-        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         import transformers as tf
         from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
 
@@ -68,10 +81,16 @@ class AudioLDM2(nn.Module):
         with torch.device("cpu"):  # a table, also when the networks are made without memory
             self.path = path_of(scheduler)
 
-        self.denoiser = AudioLDM2UNet2DConditionModel(**checked(AudioLDM2UNet2DConditionModel, unet, "unet"))
+        self.denoiser = AudioLDM2UNet2DConditionModel(
+            **checked(AudioLDM2UNet2DConditionModel, unet, "unet")
+        )
         self.codec = MelCodec(vae, vocoder)
-        self.projection = AudioLDM2ProjectionModel(**checked(AudioLDM2ProjectionModel, projection, "projection"))
-        self.clap_text = tf.ClapTextModelWithProjection(tf.ClapTextConfig(**checked(tf.ClapTextConfig, clap_text, "clap_text")))
+        self.projection = AudioLDM2ProjectionModel(
+            **checked(AudioLDM2ProjectionModel, projection, "projection")
+        )
+        self.clap_text = tf.ClapTextModelWithProjection(
+            tf.ClapTextConfig(**checked(tf.ClapTextConfig, clap_text, "clap_text"))
+        )
         self.t5 = tf.T5EncoderModel(tf.T5Config(**checked(tf.T5Config, t5, "t5")))
         self.gpt2 = tf.GPT2Model(tf.GPT2Config(**checked(tf.GPT2Config, gpt2, "gpt2")))
         self.clap_tokenizer = PromptTokenizer(clap_tokenizer, clap_max_tokens, "CLAP")
@@ -83,27 +102,37 @@ class AudioLDM2(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str, dtype: str | None = None, checkpoint_activations: bool = False, truncate_prompts: bool = False
+        cls,
+        source: str,
+        dtype: str | None = None,
+        checkpoint_activations: bool = False,
+        truncate_prompts: bool = False,
     ) -> AudioLDM2:
-        """The released model of a zoo name ("audioldm2-music"), an ``owner/name`` on the Hub or a folder in diffusers layout.
+        """The released model of a zoo name ("audioldm2-music"), an ``owner/name`` on the Hub or a
+        folder in diffusers layout.
 
-        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``: ``set_checkpointing``. Frozen, in eval mode.
-        Raises ``ValueError`` when a tensor is missing, left over or of another shape, and what ``zoo.pull`` raises.
+        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
+        ``set_checkpointing``. Frozen, in eval mode. Raises ``ValueError`` when a tensor is missing,
+        left over or of another shape, and what ``zoo.pull`` raises.
         """
         from zoo.importers.audioldm2 import read_folder
         from zoo.importers.diffusers_folders import folder_of
         from zoo.loading import as_dtype
 
-        model = read_folder(folder_of(source, "audioldm2"), truncate_prompts=truncate_prompts).to(dtype=as_dtype(dtype))
+        model = read_folder(folder_of(source, "audioldm2"), truncate_prompts=truncate_prompts).to(
+            dtype=as_dtype(dtype)
+        )
         model.set_checkpointing(checkpoint_activations)
         return model
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Streams ``loa_BLD`` (B, loa_count, D), ``t5_BLD`` and its ``t5_mask_BL``; each text is encoded once and kept.
+        """Streams ``loa_BLD`` (B, loa_count, D), ``t5_BLD`` and its ``t5_mask_BL``; each text is
+        encoded once and kept.
 
-        A prompt and its negative are padded to the longer of the two before the language model reads them (its positions count
-        padding), each pair for itself: what a prompt means does not depend on the others of its batch.
-        Raises ``ValueError`` for a text that is longer than an encoder takes.
+        A prompt and its negative are padded to the longer of the two before the language model
+        reads them (its positions count padding), each pair for itself: what a prompt means does not
+        depend on the others of its batch. Raises ``ValueError`` for a text that is longer than an
+        encoder takes.
         """
         rows = Conditioning.cat([self.memory(prompt) for prompt in prompts])
         return rows.to(next(self.denoiser.parameters()).device)
@@ -115,9 +144,13 @@ class AudioLDM2(nn.Module):
 
     @torch.no_grad()
     def _encode(self, text: str, length: int) -> Conditioning:
-        """One row, in main memory; the sequence for the language model is padded to ``length`` T5 tokens."""
+        """One row, in main memory; the sequence for the language model is padded to ``length`` T5
+        tokens.
+        """
         like = self.projection.sos_embed
-        clap_ids = torch.tensor([self.clap_tokenizer(text, self.truncate_prompts)], device=self.clap_text.device)
+        clap_ids = torch.tensor(
+            [self.clap_tokenizer(text, self.truncate_prompts)], device=self.clap_text.device
+        )
         t5_ids = torch.tensor([self.t5_tokenizer(text, self.truncate_prompts)])
         clap = self.clap_text(clap_ids, attention_mask=torch.ones_like(clap_ids)).text_embeds
         t5 = t5_states(self.t5, t5_ids)
@@ -128,13 +161,22 @@ class AudioLDM2(nn.Module):
             attention_mask=torch.ones(1, 1, dtype=torch.long, device=like.device),
             attention_mask_1=F.pad(torch.ones_like(t5_ids), (0, padding)).to(like.device),
         )
-        inputs, mask = joined.hidden_states.to(self.gpt2.wte.weight), joined.attention_mask.to(self.gpt2.device)
+        inputs, mask = (
+            joined.hidden_states.to(self.gpt2.wte.weight),
+            joined.attention_mask.to(self.gpt2.device),
+        )
         loa = loa_tokens(self.gpt2, inputs, mask, self.loa_count)
-        streams = {"loa_BLD": loa, "t5_BLD": t5, "t5_mask_BL": torch.ones(t5.shape[:2], dtype=torch.bool)}
+        streams = {
+            "loa_BLD": loa,
+            "t5_BLD": t5,
+            "t5_mask_BL": torch.ones(t5.shape[:2], dtype=torch.bool),
+        }
         return Conditioning(streams).to("cpu")
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the denoiser's own type."""
+        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the
+        denoiser's own type.
+        """
         dtype = self.denoiser.conv_in.weight.dtype
         output = self.denoiser(
             sample=latent_BCTF.to(dtype),

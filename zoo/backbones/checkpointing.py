@@ -1,9 +1,11 @@
-"""Gradient checkpointing (arXiv 1604.06174) of diffusers' U-Nets: attention blocks are given their arguments by name.
+"""Gradient checkpointing (arXiv 1604.06174) of diffusers' U-Nets: attention blocks are given their
+arguments by name.
 
-``AudioLDM2UNet2DConditionModel`` hands its checkpointed attention blocks seven arguments by position, and their signature has
-gained one in the middle: with checkpointing on, the text mask arrives as the mask of self-attention. Without a mask nothing is
-wrong. With one, the library stops (keys and mask differ in length), except where latent positions happen to fit: there it
-is silently wrong. Here the same seven arguments are bound to the names that they are meant for.
+``AudioLDM2UNet2DConditionModel`` hands its checkpointed attention blocks seven arguments by
+position, and their signature has gained one in the middle: with checkpointing on, the text mask
+arrives as the mask of self-attention. Without a mask nothing is wrong. With one, the library stops
+(keys and mask differ in length), except where latent positions happen to fit: there it is silently
+wrong. Here the same seven arguments are bound to the names that they are meant for.
 """
 
 from __future__ import annotations
@@ -15,30 +17,42 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 _MEANT = (
-    "hidden_states", "encoder_hidden_states", "timestep", "class_labels", "cross_attention_kwargs", "attention_mask",
+    "hidden_states",
+    "encoder_hidden_states",
+    "timestep",
+    "class_labels",
+    "cross_attention_kwargs",
+    "attention_mask",
     "encoder_attention_mask",
-)  # fmt: skip
+)
 
 
 def checkpoint_by_name(module: nn.Module, *args: Any) -> Any:
-    """``module(*args)`` without keeping what is inside it; it is computed again when gradients are needed.
+    """``module(*args)`` without keeping what is inside it; it is computed again when gradients are
+    needed.
 
-    For ``enable_gradient_checkpointing`` of diffusers' models. Raises ``RuntimeError`` when an attention block is given another
-    number of arguments than the seven that are known (another version of diffusers).
+    For ``enable_gradient_checkpointing`` of diffusers' models. Raises ``RuntimeError`` when an
+    attention block is given another number of arguments than the seven that are known (another
+    version of diffusers).
     """
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     if not isinstance(module, Transformer2DModel):
         return checkpoint(module, *args, use_reentrant=False)
     if len(args) != len(_MEANT):
-        raise RuntimeError(f"diffusers gives a checkpointed attention block {len(args)} arguments, expected {len(_MEANT)}; "
-                           "turn checkpointing off or use the version of diffusers in setup.cfg")
+        raise RuntimeError(
+            f"diffusers gives a checkpointed attention block {len(args)} arguments, expected"
+            f" {len(_MEANT)}; turn checkpointing off or use the version of diffusers in setup.cfg"
+        )
     named = dict(zip(_MEANT[1:], args[1:], strict=True))
     return checkpoint(partial(module, **named, return_dict=False), args[0], use_reentrant=False)
 
 
 def set_checkpointing(denoiser: nn.Module, enabled: bool) -> None:
-    """Switches checkpointing of a diffusers U-Net, below an adapter too. Outputs and gradients are the same either way."""
+    """Switches checkpointing of a diffusers U-Net, below an adapter too.
+
+    Outputs and gradients are the same either way.
+    """
     from diffusers import AudioLDM2UNet2DConditionModel
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
@@ -47,7 +61,11 @@ def set_checkpointing(denoiser: nn.Module, enabled: bool) -> None:
         unet.disable_gradient_checkpointing()
         return
     unet.enable_gradient_checkpointing(checkpoint_by_name)
-    if isinstance(unet, AudioLDM2UNet2DConditionModel):  # its attention blocks are checkpointed whole: their parts would be
-        for module in unet.modules():  # computed a third time. Other U-Nets checkpoint the parts only.
+    if isinstance(
+        unet, AudioLDM2UNet2DConditionModel
+    ):  # its attention blocks are checkpointed whole: their parts would be
+        for (
+            module
+        ) in unet.modules():  # computed a third time. Other U-Nets checkpoint the parts only.
             if isinstance(module, Transformer2DModel):
                 module.gradient_checkpointing = False

@@ -1,7 +1,9 @@
-"""What backbones around the networks of libraries have in common: functions that are methods of each of them.
+"""What backbones around the networks of libraries have in common: functions that are methods of
+each of them.
 
-Such a backbone has ``denoiser``, the only part that learns; ``codec``, waves <-> latents; ``memory``, a ``PromptMemory`` over its
-text encoders; and ``parts``, "text" and "decoder" -> names of its modules that may lie elsewhere or be dropped.
+Such a backbone has ``denoiser``, the only part that learns; ``codec``, waves <-> latents;
+``memory``, a ``PromptMemory`` over its text encoders; and ``parts``, "text" and "decoder" -> names
+of its modules that may lie elsewhere or be dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def train(backbone: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def set_checkpointing(backbone: nn.Module, enabled: bool = True) -> None:
-    """Keeps little of the denoiser's activations for the backward pass (AudioLDM 2: a tenth), for one more forward.
+    """Keeps little of the denoiser's activations for the backward pass (AudioLDM 2: a tenth), for
+    one more forward.
 
     Outputs and gradients stay the same.
     """
@@ -38,7 +41,10 @@ def too_long(backbone: nn.Module, prompts: Sequence[Prompt]) -> dict[str, str]:
 
 
 def remember(backbone: nn.Module, prompts: Sequence[Prompt]) -> None:
-    """Encodes ``prompts`` and their negatives, which are kept. Raises ``ValueError`` for more texts than are kept."""
+    """Encodes ``prompts`` and their negatives, which are kept.
+
+    Raises ``ValueError`` for more texts than are kept.
+    """
     backbone.memory.remember(prompts)
 
 
@@ -48,9 +54,11 @@ def forget_texts(backbone: nn.Module, _: Any) -> None:
 
 
 def drop_text_encoders(backbone: nn.Module, prompts: Sequence[Prompt]) -> None:
-    """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be encoded from then on.
+    """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be
+    encoded from then on.
 
-    The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts than are kept.
+    The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts
+    than are kept.
     """
     backbone.memory.remember(prompts)
     backbone.memory.close()
@@ -60,7 +68,10 @@ def drop_text_encoders(backbone: nn.Module, prompts: Sequence[Prompt]) -> None:
 
 
 def drop_decoder(backbone: nn.Module) -> None:
-    """Frees the codec's networks: latents can be sampled and learned from, but not heard. It cannot be saved whole."""
+    """Frees the codec's networks: latents can be sampled and learned from, but not heard.
+
+    It cannot be saved whole.
+    """
     backbone.arguments = None
     backbone.codec.drop()
 
@@ -71,15 +82,21 @@ def encode(backbone: nn.Module, wave_BCN: Tensor) -> Tensor:
 
 
 def decode(backbone: nn.Module, latent_BCT: Tensor) -> Tensor:
-    """Waves (B, channels, N) of all frames, float32, a few clips at a time; gradients flow to the latents."""
+    """Waves (B, channels, N) of all frames, float32, a few clips at a time; gradients flow to the
+    latents.
+    """
     return backbone.codec.decode(latent_BCT)
 
 
 def latent_shape(backbone: nn.Module, seconds: float) -> tuple[int, ...]:
-    """The shape, without the batch, of what is denoised for ``seconds``: the codec's ``latent_shape``."""
+    """The shape, without the batch, of what is denoised for ``seconds``: the codec's
+    ``latent_shape``.
+    """
     return backbone.codec.latent_shape(seconds)
 
 
 def scored_mask(backbone: nn.Module, prompts: Sequence[Prompt]) -> Tensor | None:
-    """(B, 1, frames): the frames heard within a prompt's ``seconds``; None where all are: the codec's ``scored_mask``."""
+    """(B, 1, frames): the frames heard within a prompt's ``seconds``; None where all are: the
+    codec's ``scored_mask``.
+    """
     return backbone.codec.scored_mask(prompts)

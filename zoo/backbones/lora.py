@@ -1,4 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a backbone's denoiser, through peft. Adapter off = the base model."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a backbone's denoiser, through peft.
+
+Adapter off = the base model.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "to_out.0")
 
 
 def attention_linears(denoiser: nn.Module, *, cross_only: bool = False) -> list[str]:
-    """Full names of the linear layers ``to_q``, ``to_k``, ``to_v``, ``to_out`` (or ``to_out.0``) of all attention blocks.
+    """Full names of the linear layers ``to_q``, ``to_k``, ``to_v``, ``to_out`` (or ``to_out.0``) of
+    all attention blocks.
 
-    ``cross_only``: of blocks whose attribute ``is_cross_attention`` is true (diffusers sets it; so does ``zoo.backbones.tiny``).
+    ``cross_only``: of blocks whose attribute ``is_cross_attention`` is true (diffusers sets it; so
+    does ``zoo.backbones.tiny``).
     """
     modules = dict(denoiser.named_modules())
     names = []
@@ -38,7 +43,9 @@ def attention_linears(denoiser: nn.Module, *, cross_only: bool = False) -> list[
 def _target_names(denoiser: nn.Module, targets: str | Sequence[str]) -> list[str]:
     if isinstance(targets, str):
         if targets not in ("cross", "all"):
-            raise ValueError(f"targets {targets!r} is unknown; expected 'cross', 'all' or a list of layer names")
+            raise ValueError(
+                f"targets {targets!r} is unknown; expected 'cross', 'all' or a list of layer names"
+            )
         names = attention_linears(denoiser, cross_only=targets == "cross")
         if not names:
             kind = "cross-attention" if targets == "cross" else "attention"
@@ -49,11 +56,17 @@ def _target_names(denoiser: nn.Module, targets: str | Sequence[str]) -> list[str
             )
         return names
     if not targets:
-        raise ValueError("targets is an empty list, so nothing would learn; expected 'cross', 'all' or names of layers")
+        raise ValueError(
+            "targets is an empty list, so nothing would learn; expected 'cross', 'all' or names of"
+            " layers"
+        )
     linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in linears):
-            raise ValueError(f"{type(denoiser).__name__} has no linear layer {target!r}; {did_you_mean(target, linears)}")
+            raise ValueError(
+                f"{type(denoiser).__name__} has no linear layer {target!r};"
+                f" {did_you_mean(target, linears)}"
+            )
     return [name for name in linears if any(name == t or name.endswith("." + t) for t in targets)]
 
 
@@ -67,11 +80,12 @@ def add_lora(
 ) -> None:
     """Wraps ``backbone.denoiser`` in place; only the adapter's weights need gradients afterwards.
 
-    ``alpha`` scales the adapter by alpha / rank (None: alpha = rank). ``targets``: "cross" (cross-attention), "all" (every
-    attention) or names of linear layers. ``init``: "default" (Kaiming, zero) or "gaussian" (Gaussian, zero): the adapter
-    changes nothing at first. Adapter weights are float32 also on a half-precision denoiser. ``dropout`` other than 0 makes
-    importance ratios leave 1 in train mode. Raises ``ValueError`` for numbers that cannot be meant, when nothing matches, or an
-    adapter is there already.
+    ``alpha`` scales the adapter by alpha / rank (None: alpha = rank). ``targets``: "cross"
+    (cross-attention), "all" (every attention) or names of linear layers. ``init``: "default"
+    (Kaiming, zero) or "gaussian" (Gaussian, zero): the adapter changes nothing at first. Adapter
+    weights are float32 also on a half-precision denoiser. ``dropout`` other than 0 makes importance
+    ratios leave 1 in train mode. Raises ``ValueError`` for numbers that cannot be meant, when
+    nothing matches, or an adapter is there already.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -79,8 +93,8 @@ def add_lora(
 
     if isinstance(backbone.denoiser, PeftModel):
         raise ValueError(
-            "this backbone already has an adapter; load it without one (DDPO goes on training a saved "
-            "adapter with module.start_adapter=FOLDER)"
+            "this backbone already has an adapter; load it without one (DDPO goes on training a"
+            " saved adapter with module.start_adapter=FOLDER)"
         )
     if int(rank) != rank or rank < 1:
         raise ValueError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
@@ -89,7 +103,9 @@ def add_lora(
     if not 0 <= dropout < 1:
         raise ValueError(f"the LoRA dropout must lie in [0, 1), got {dropout}")
     if init not in ("default", "gaussian"):
-        raise ValueError(f"the LoRA init {init!r} is unknown; {did_you_mean(init, ('default', 'gaussian'))}")
+        raise ValueError(
+            f"the LoRA init {init!r} is unknown; {did_you_mean(init, ('default', 'gaussian'))}"
+        )
     config = LoraConfig(
         r=int(rank),
         lora_alpha=alpha,
@@ -99,7 +115,9 @@ def add_lora(
         bias="none",
     )
     training = backbone.denoiser.training
-    backbone.denoiser = get_peft_model(backbone.denoiser, config, autocast_adapter_dtype=True).train(training)
+    backbone.denoiser = get_peft_model(
+        backbone.denoiser, config, autocast_adapter_dtype=True
+    ).train(training)
 
 
 def _adapted(backbone: Backbone) -> PeftModel:
@@ -112,7 +130,10 @@ def _adapted(backbone: Backbone) -> PeftModel:
 
 @contextmanager
 def reference(backbone: Backbone) -> Iterator[None]:
-    """Inside, the adapter is off: the backbone is bitwise its base model. Raises ``ValueError`` without an adapter."""
+    """Inside, the adapter is off: the backbone is bitwise its base model.
+
+    Raises ``ValueError`` without an adapter.
+    """
     model = _adapted(backbone)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
@@ -124,10 +145,11 @@ def reference(backbone: Backbone) -> Iterator[None]:
 
 
 def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
-    """Writes the adapter (peft's config and safetensors, and which base it is for), beside ``folder`` first; an older folder is
-    replaced.
+    """Writes the adapter (peft's config and safetensors, and which base it is for), beside
+    ``folder`` first; an older folder is replaced.
 
-    Raises ``ValueError`` without an adapter or with several, ``OSError`` when writing fails (the older folder stays then).
+    Raises ``ValueError`` without an adapter or with several, ``OSError`` when writing fails (the
+    older folder stays then).
     """
     from zoo.backbones.adapter_files import write_adapter
 
@@ -135,10 +157,12 @@ def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
 
 
 def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) -> None:
-    """Puts a saved adapter on ``backbone`` (frozen) or into the adapter of the same kind that is there (stays trainable).
+    """Puts a saved adapter on ``backbone`` (frozen) or into the adapter of the same kind that is
+    there (stays trainable).
 
-    ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must fit.
-    Raises ``ValueError`` when files are missing, or made for another denoiser or another base (both hashes are named).
+    ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must
+    fit. Raises ``ValueError`` when files are missing, or made for another denoiser or another base
+    (both hashes are named).
     """
     from peft import PeftModel
 

@@ -1,7 +1,10 @@
-"""Mono waves <-> latents of log-mel spectrograms: AudioLDM's front end, KL autoencoder and HiFi-GAN vocoder (arXiv 2301.12503).
+"""Mono waves <-> latents of log-mel spectrograms:
 
-Tango uses these parts as they were released with AudioLDM: 16 kHz, 1024-sample Hann frames every 160 samples, 64 Slaney mels up
-to 8 kHz of the magnitude spectrum, natural logarithm. Everything after the wave's normalisation is differentiable both ways.
+AudioLDM's front end, KL autoencoder and HiFi-GAN vocoder (arXiv 2301.12503).
+
+Tango uses these parts as they were released with AudioLDM: 16 kHz, 1024-sample Hann frames every
+160 samples, 64 Slaney mels up to 8 kHz of the magnitude spectrum, natural logarithm. Everything
+after the wave's normalisation is differentiable both ways.
 """
 
 from __future__ import annotations
@@ -22,15 +25,26 @@ LOG_FLOOR = 1e-5  # of a mel band's magnitude
 LEVEL = 0.5  # peak of a normalised wave
 SILENT = 1e-6  # peak (-120 dBFS) up to which a wave is silence and is not made louder
 _CLIPS_AT_ONCE = 4  # bounds the memory of convolutions at wave rate
-VOCODER_KEYS = ("model_in_dim", "sampling_rate", "upsample_initial_channel", "upsample_rates", "upsample_kernel_sizes",
-                 "resblock_kernel_sizes", "resblock_dilation_sizes", "initializer_range", "leaky_relu_slope")  # fmt: skip
+VOCODER_KEYS = (
+    "model_in_dim",
+    "sampling_rate",
+    "upsample_initial_channel",
+    "upsample_rates",
+    "upsample_kernel_sizes",
+    "resblock_kernel_sizes",
+    "resblock_dilation_sizes",
+    "initializer_range",
+    "leaky_relu_slope",
+)
 
 
 @functools.lru_cache(maxsize=8)
 def slaney_mel_bank(sample_rate_hz: int, mels: int) -> Tensor:
-    """(mels, FFT // 2 + 1) triangles of equal area on Slaney's mel scale from 0 Hz to half the rate, float32 on the CPU.
+    """(mels, FFT // 2 + 1) triangles of equal area on Slaney's mel scale from 0 Hz to half the
+    rate, float32 on the CPU.
 
-    The scale is linear up to 1 kHz (200/3 Hz a mel) and logarithmic above (Slaney, Auditory Toolbox, 1998).
+    The scale is linear up to 1 kHz (200/3 Hz a mel) and logarithmic above (Slaney, Auditory
+    Toolbox, 1998).
     """
     step = math.log(6.4) / 27
     top = sample_rate_hz / 2
@@ -39,7 +53,9 @@ def slaney_mel_bank(sample_rate_hz: int, mels: int) -> Tensor:
     hz = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp(step * (mel - 15)))
     low, centre, high = hz[:-2, None], hz[1:-1, None], hz[2:, None]
     bins = torch.linspace(0, top, FFT // 2 + 1, dtype=torch.float64, device="cpu")
-    triangles = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(min=0)
+    triangles = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(
+        min=0
+    )
     return (triangles * 2 / (high - low)).float()
 
 
@@ -49,7 +65,11 @@ def normalised(wave_BN: Tensor) -> Tensor:
     Raises ``ValueError`` for waves with NaN or infinity, or without samples.
     """
     if wave_BN.ndim != 2 or wave_BN.shape[-1] == 0 or not torch.isfinite(wave_BN).all():
-        wrong = "NaN or infinity in it" if wave_BN.ndim == 2 and wave_BN.shape[-1] else f"shape {tuple(wave_BN.shape)}"
+        wrong = (
+            "NaN or infinity in it"
+            if wave_BN.ndim == 2 and wave_BN.shape[-1]
+            else f"shape {tuple(wave_BN.shape)}"
+        )
         raise ValueError(f"expected waves (batch, samples) of finite numbers, got one with {wrong}")
     centred = wave_BN.float() - wave_BN.float().mean(dim=-1, keepdim=True)
     peak = centred.abs().amax(dim=-1, keepdim=True)
@@ -57,30 +77,51 @@ def normalised(wave_BN: Tensor) -> Tensor:
 
 
 def prepared(wave_BN: Tensor, samples: int) -> Tensor:
-    """(B, samples): normalised, cut or filled with zeros at the end, and normalised again by the peak that is left."""
+    """(B, samples): normalised, cut or filled with zeros at the end, and normalised again by the
+    peak that is left.
+    """
     wave_BN = normalised(wave_BN)
     wave_BN = F.pad(wave_BN, (0, max(0, samples - wave_BN.shape[-1])))[:, :samples]
     peak = wave_BN.abs().amax(dim=-1, keepdim=True)
-    return torch.where(peak > SILENT, LEVEL * wave_BN / peak.clamp(min=SILENT), torch.zeros_like(wave_BN))
+    return torch.where(
+        peak > SILENT, LEVEL * wave_BN / peak.clamp(min=SILENT), torch.zeros_like(wave_BN)
+    )
 
 
 def magnitudes(wave_BN: Tensor, hop: int) -> Tensor:
-    """(B, FFT // 2 + 1, N // hop + 1): magnitude spectrum of frames centred on every ``hop``-th sample, ends reflected."""
+    """(B, FFT // 2 + 1, N // hop + 1): magnitude spectrum of frames centred on every ``hop``-th
+    sample, ends reflected.
+    """
     window = torch.hann_window(FFT, device=wave_BN.device)
-    return torch.stft(wave_BN.float(), FFT, hop, window=window, center=True, pad_mode="reflect", return_complex=True).abs()
+    return torch.stft(
+        wave_BN.float(),
+        FFT,
+        hop,
+        window=window,
+        center=True,
+        pad_mode="reflect",
+        return_complex=True,
+    ).abs()
 
 
-def log_mel(wave_BN: Tensor, sample_rate_hz: int = 16_000, hop: int = 160, mels: int = 64) -> Tensor:
-    """(B, N // hop + 1, mels): natural logarithm of mel magnitudes, at least ``LOG_FLOOR``; N > FFT / 2."""
+def log_mel(
+    wave_BN: Tensor, sample_rate_hz: int = 16_000, hop: int = 160, mels: int = 64
+) -> Tensor:
+    """(B, N // hop + 1, mels): natural logarithm of mel magnitudes, at least ``LOG_FLOOR``; N > FFT
+    / 2.
+    """
     bank = slaney_mel_bank(sample_rate_hz, mels).to(wave_BN.device)
     return torch.log((bank @ magnitudes(wave_BN, hop)).clamp(min=LOG_FLOOR)).transpose(1, 2)
 
 
 class MelCodec(nn.Module):
-    """(B, 1, N) waves <-> latents (B, channels, frames, mels / f), f = 2 ** (levels of the autoencoder - 1).
+    """(B, 1, N) waves <-> latents (B, channels, frames, mels / f), f = 2 ** (levels of the
+    autoencoder - 1).
 
-    ``vae``: arguments of diffusers' ``AutoencoderKL`` (1 channel in and out; ``scaling_factor`` brings latents to unit scale).
-    ``vocoder``: of transformers' ``SpeechT5HifiGan`` (``model_in_dim`` mels, hop = product of ``upsample_rates``).
+    ``vae``: arguments of diffusers' ``AutoencoderKL`` (1 channel in and out; ``scaling_factor``
+    brings latents to unit scale).
+    ``vocoder``: of transformers' ``SpeechT5HifiGan`` (``model_in_dim`` mels, hop = product of
+    ``upsample_rates``).
     Raises ``ValueError`` for settings that these do not have.
     """
 
@@ -99,7 +140,10 @@ class MelCodec(nn.Module):
         self.samples_per_latent = self.hop * self.shrinkage
         self.latent_channels = int(self.vae.config.latent_channels)
         if self.mels % self.shrinkage:
-            raise ValueError(f"{self.mels} mels do not divide by {self.shrinkage}, which the autoencoder's levels ask for")
+            raise ValueError(
+                f"{self.mels} mels do not divide by {self.shrinkage}, which the autoencoder's"
+                " levels ask for"
+            )
 
     def latent_shape(self, seconds: float) -> tuple[int, int, int]:
         """(channels, frames, mels / f) of a clip of any length; the last frame is whole."""
@@ -112,17 +156,24 @@ class MelCodec(nn.Module):
 
     def _networks(self) -> tuple[nn.Module, nn.Module]:
         if self.vae is None:
-            raise ValueError("the autoencoder and the vocoder of this model were dropped; load it again to hear or encode audio")
+            raise ValueError(
+                "the autoencoder and the vocoder of this model were dropped; load it again to hear"
+                " or encode audio"
+            )
         return self.vae, self.vocoder
 
     def encode(self, wave_BCN: Tensor) -> Tensor:
-        """The posterior's mean of normalised waves, filled with zeros up to a whole latent frame; float32.
+        """The posterior's mean of normalised waves, filled with zeros up to a whole latent frame;
+        float32.
 
         Raises ``ValueError`` for waves that are not mono, or hold NaN.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != 1 or wave_BCN.shape[-1] == 0:
-            raise ValueError(f"this codec takes mono waves (batch, 1, samples), got shape {tuple(wave_BCN.shape)}; "
-                             "mix the channels down first (wave.mean(1, keepdim=True))")  # fmt: skip
+            raise ValueError(
+                "this codec takes mono waves (batch, 1, samples), got shape"
+                f" {tuple(wave_BCN.shape)}; mix the channels down first (wave.mean(1,"
+                " keepdim=True))"
+            )
         samples = self.samples_per_latent * math.ceil(wave_BCN.shape[-1] / self.samples_per_latent)
         parts = []
         for part in wave_BCN[:, 0].split(_CLIPS_AT_ONCE):
@@ -132,9 +183,14 @@ class MelCodec(nn.Module):
         return torch.cat(parts).to(wave_BCN.device)
 
     def posterior(self, mel_B1FM: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of log-mels (B, 1, frames, mels), float32, at the latents' unit scale."""
+        """Mean and standard deviation of the latents of log-mels (B, 1, frames, mels), float32, at
+        the latents' unit scale.
+        """
         vae, _ = self._networks()
-        found, scale = vae.encode(mel_B1FM.to(vae.device, vae.dtype)).latent_dist, vae.config.scaling_factor
+        found, scale = (
+            vae.encode(mel_B1FM.to(vae.device, vae.dtype)).latent_dist,
+            vae.config.scaling_factor,
+        )
         return scale * found.mean.float(), scale * found.std.float()
 
     def to_mel(self, latent_BCFM: Tensor) -> Tensor:
@@ -144,12 +200,20 @@ class MelCodec(nn.Module):
         return vae.decode(scaled).sample.float()
 
     def vocode(self, mel_BFM: Tensor) -> Tensor:
-        """Waves (B, N) in [-1, 1] of log-mels (B, frames, mels), float32; 32 samples longer than frames * hop at 16 kHz."""
+        """Waves (B, N) in [-1, 1] of log-mels (B, frames, mels), float32; 32 samples longer than
+        frames * hop at 16 kHz.
+        """
         _, vocoder = self._networks()
         return vocoder(mel_BFM.to(vocoder.device, vocoder.dtype)).float()
 
     def decode(self, latent_BCFM: Tensor) -> Tensor:
-        """Waves (B, 1, frames * f * hop), a few clips at a time. What the vocoder adds beyond the last frame is cut off."""
+        """Waves (B, 1, frames * f * hop), a few clips at a time.
+
+        What the vocoder adds beyond the last frame is cut off.
+        """
         samples = latent_BCFM.shape[2] * self.samples_per_latent
-        waves = [self.vocode(self.to_mel(part)[:, 0])[:, :samples] for part in latent_BCFM.split(_CLIPS_AT_ONCE)]
+        waves = [
+            self.vocode(self.to_mel(part)[:, 0])[:, :samples]
+            for part in latent_BCFM.split(_CLIPS_AT_ONCE)
+        ]
         return torch.cat(waves)[:, None].to(latent_BCFM.device)

@@ -1,4 +1,7 @@
-"""Stereo waves <-> latents at 21.5 Hz: Stable Audio's autoencoder (Oobleck, arXiv 2407.14358), a clip at a time."""
+"""Stereo waves <-> latents at 21.5 Hz:
+
+Stable Audio's autoencoder (Oobleck, arXiv 2407.14358), a clip at a time.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,19 @@ FRAME_WINDOWS = ("heard", "bewo")
 
 
 class OobleckCodec(nn.Module):
-    """(B, channels, N) waves <-> latents (B, C, frames). ``vae``: arguments of diffusers' ``AutoencoderOobleck``.
+    """(B, channels, N) waves <-> latents (B, C, frames).
 
-    ``clip_frames``: of the clips that the network beside it was trained on. ``frame_window``: what of them is denoised, None for
-    all, "heard" for those that cover the seconds asked for, "bewo" for one less where the last is not whole.
-    It runs on the device it lies on; gradients flow both ways. Raises ``ValueError`` for settings that it does not have.
+    ``vae``: arguments of diffusers' ``AutoencoderOobleck``.
+
+    ``clip_frames``: of the clips that the network beside it was trained on. ``frame_window``: what
+    of them is denoised, None for all, "heard" for those that cover the seconds asked for, "bewo"
+    for one less where the last is not whole. It runs on the device it lies on; gradients flow both
+    ways. Raises ``ValueError`` for settings that it does not have.
     """
 
-    def __init__(self, vae: Mapping[str, Any], clip_frames: int = 1024, frame_window: str | None = None) -> None:
+    def __init__(
+        self, vae: Mapping[str, Any], clip_frames: int = 1024, frame_window: str | None = None
+    ) -> None:
         from diffusers import AutoencoderOobleck
 
         super().__init__()
@@ -35,48 +43,73 @@ class OobleckCodec(nn.Module):
         self.vae = AutoencoderOobleck(**checked(AutoencoderOobleck, vae, "vae"))
         config = self.vae.config
         self.sample_rate_hz, self.channels = int(config.sampling_rate), int(config.audio_channels)
-        self.samples_per_latent, self.latent_channels = int(self.vae.hop_length), int(config.decoder_input_channels)
+        self.samples_per_latent, self.latent_channels = (
+            int(self.vae.hop_length),
+            int(config.decoder_input_channels),
+        )
         if config.encoder_hidden_size != 2 * self.latent_channels:  # mean and scale
-            raise ValueError(f"vae: encoder_hidden_size must be twice decoder_input_channels, got {config.encoder_hidden_size} "
-                             f"and {self.latent_channels}")  # fmt: skip
+            raise ValueError(
+                "vae: encoder_hidden_size must be twice decoder_input_channels, got"
+                f" {config.encoder_hidden_size} and {self.latent_channels}"
+            )
 
     def frames(self, seconds: float, whole: bool = True) -> int:
-        """Latent frames that cover ``seconds``, or (``whole`` False) that it covers: 216 or 215 for 10 s at 44.1 kHz."""
+        """Latent frames that cover ``seconds``, or (``whole`` False) that it covers: 216 or 215 for
+        10 s at 44.1 kHz.
+        """
         exact = seconds * self.sample_rate_hz / self.samples_per_latent
         return max(1, math.ceil(exact - 1e-6) if whole else math.floor(exact + 1e-6))
 
     def latent_shape(self, seconds: float) -> tuple[int, int]:
-        """(C, frames) of what is denoised for ``seconds``. Raises ``ValueError`` for more than ``clip_frames`` are."""
+        """(C, frames) of what is denoised for ``seconds``.
+
+        Raises ``ValueError`` for more than ``clip_frames`` are.
+        """
         frames = self.frames(seconds, whole=self.frame_window != "bewo")
         if frames > self.clip_frames:
             longest = self.clip_frames * self.samples_per_latent / self.sample_rate_hz
-            raise ValueError(f"{seconds:g} s are more than the {longest:.3f} s of this model's clips; ask for less")
+            raise ValueError(
+                f"{seconds:g} s are more than the {longest:.3f} s of this model's clips; ask for"
+                " less"
+            )
         return (self.latent_channels, self.clip_frames if self.frame_window is None else frames)
 
     def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
-        """(B, 1, clip_frames), bool: the frames within a prompt's ``seconds``; None with a window, which has no others."""
+        """(B, 1, clip_frames), bool: the frames within a prompt's ``seconds``; None with a window,
+        which has no others.
+        """
         if self.frame_window is not None:
             return None
         heard_B1 = torch.tensor([[self.frames(prompt.seconds)] for prompt in prompts])
         return (torch.arange(self.clip_frames)[None] < heard_B1)[:, None]
 
     def encode(self, wave_BCN: Tensor) -> Tensor:
-        """The posterior's means (B, C, frames), float32, of waves with silence after them up to ``latent_shape``.
+        """The posterior's means (B, C, frames), float32, of waves with silence after them up to
+        ``latent_shape``.
 
-        Raises ``ValueError`` for other channels, no samples, whole numbers, NaN, infinity, and more than ``clip_frames``.
+        Raises ``ValueError`` for other channels, no samples, whole numbers, NaN, infinity, and more
+        than ``clip_frames``.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != self.channels or wave_BCN.shape[-1] == 0:
-            raise ValueError(f"this codec takes waves (batch, {self.channels}, samples), got shape {tuple(wave_BCN.shape)}; "
-                             "a mono wave becomes stereo by wave.expand(-1, 2, -1)")  # fmt: skip
+            raise ValueError(
+                f"this codec takes waves (batch, {self.channels}, samples), got shape"
+                f" {tuple(wave_BCN.shape)}; a mono wave becomes stereo by wave.expand(-1, 2, -1)"
+            )
         if not wave_BCN.is_floating_point():
-            raise ValueError(f"expected waves as floating-point numbers in [-1, 1], got {wave_BCN.dtype}")
+            raise ValueError(
+                f"expected waves as floating-point numbers in [-1, 1], got {wave_BCN.dtype}"
+            )
         if not torch.isfinite(wave_BCN).all():
             raise ValueError("the wave holds NaN or infinity")
         vae = self._network()
-        samples = self.latent_shape(wave_BCN.shape[-1] / self.sample_rate_hz)[1] * self.samples_per_latent
+        samples = (
+            self.latent_shape(wave_BCN.shape[-1] / self.sample_rate_hz)[1] * self.samples_per_latent
+        )
         wave_BCN = F.pad(wave_BCN, (0, max(0, samples - wave_BCN.shape[-1])))[..., :samples]
         clips = wave_BCN.to(vae.device, vae.dtype).split(1)
-        return torch.cat([vae.encode(clip).latent_dist.mean.float() for clip in clips]).to(wave_BCN.device)
+        return torch.cat([vae.encode(clip).latent_dist.mean.float() for clip in clips]).to(
+            wave_BCN.device
+        )
 
     def decode(self, latent_BCT: Tensor) -> Tensor:
         """Waves (B, channels, frames * samples_per_latent), float32."""
@@ -90,5 +123,7 @@ class OobleckCodec(nn.Module):
 
     def _network(self) -> nn.Module:
         if self.vae is None:
-            raise ValueError("the autoencoder of this model was dropped; load it again to hear or encode audio")
+            raise ValueError(
+                "the autoencoder of this model was dropped; load it again to hear or encode audio"
+            )
         return self.vae

@@ -1,4 +1,6 @@
-"""Configurations of networks from libraries: which settings there are, and that no others reach the libraries."""
+"""Configurations of networks from libraries: which settings there are, and that no others reach the
+libraries.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,35 @@ from typing import Any
 from zoo.errors import did_you_mean
 
 # keys of every configuration of transformers; no network depends on them
-_COMMON = {"dtype", "architectures", "id2label", "label2id", "transformers_version", "model_type", "problem_type"}
+_COMMON = {
+    "dtype",
+    "architectures",
+    "id2label",
+    "label2id",
+    "transformers_version",
+    "model_type",
+    "problem_type",
+}
 
 
 def settings_of(kind: type) -> tuple[str, ...]:
-    """What the configuration of a part may say: a diffusers network's arguments, or the keys of a transformers configuration."""
+    """What the configuration of a part may say: a diffusers network's arguments, or the keys of a
+    transformers configuration.
+    """
     if hasattr(kind, "to_dict"):
-        return tuple(key for key in kind().to_dict() if not key.startswith("_") and key not in _COMMON)
+        return tuple(
+            key for key in kind().to_dict() if not key.startswith("_") and key not in _COMMON
+        )
     return tuple(key for key in inspect.signature(kind.__init__).parameters if key != "self")
 
 
 def only_known(given: Mapping[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
-    """``given`` as a dictionary. Raises ``ValueError`` for a key that is not among ``known``: libraries act on some others
-    (attention kernels that are downloaded), and a configuration from somebody else must not reach them."""
+    """``given`` as a dictionary.
+
+    Raises ``ValueError`` for a key that is not among ``known``: libraries act on some others
+    (attention kernels that are downloaded), and a configuration from somebody else must not reach
+    them.
+    """
     for key in given:
         if key not in known:
             raise ValueError(f"{what} has no setting {key!r}; {did_you_mean(str(key), known)}")

@@ -1,9 +1,10 @@
 """A small stereo codec: learned latents of the log-magnitude spectrogram, phase rebuilt by rule.
 
-Encoder and decoder see no phase, so latents are smooth in time and easy for a diffusion model. The decoder's magnitudes get
-their phase from the phase-gradient theorem (Prusa, Balazs, Sondergaard 2017, "A noniterative method for reconstruction of
-phase from STFT magnitude", eq. 19, integrated along time), polished by a few fast Griffin-Lim projections (Perraudin et
-al. 2013): notes stay in tune without any adversarial training. Stereo is parametric (Breebaart et al. 2005): level
+Encoder and decoder see no phase, so latents are smooth in time and easy for a diffusion model. The
+decoder's magnitudes get their phase from the phase-gradient theorem (Prusa, Balazs, Sondergaard
+2017, "A noniterative method for reconstruction of phase from STFT magnitude", eq. 19, integrated
+along time), polished by a few fast Griffin-Lim projections (Perraudin et al. 2013): notes stay in
+tune without any adversarial training. Stereo is parametric (Breebaart et al. 2005): level
 difference and complex coherence in bands. Every operation is differentiable.
 """
 
@@ -15,12 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_FLOOR = 1e-2  # added to magnitudes before the logarithm: about -90 dB of a full-scale sine in a window of 1536 samples
-_HANN_GAMMA = 0.25645  # time-frequency ratio of the Gaussian nearest to a Hann window, times the squared window length
+# added to magnitudes before the logarithm: about -90 dB of a full-scale sine in a window of 1536
+# samples
+_FLOOR = 1e-2
+# time-frequency ratio of the Gaussian nearest to a Hann window, times the squared window length
+_HANN_GAMMA = 0.25645
 
 
 class ConvNeXtBlock(nn.Module):
-    """(B, C, T) -> (B, C, T): depthwise convolution in time, then a pointwise perceptron, residual (Liu et al. 2022)."""
+    """(B, C, T) -> (B, C, T): depthwise convolution in time, then a pointwise perceptron, residual
+    (Liu et al. 2022).
+    """
 
     def __init__(self, width: int, kernel: int = 7) -> None:
         super().__init__()
@@ -37,10 +43,13 @@ class ConvNeXtBlock(nn.Module):
 
 
 class SpectralCodec(nn.Module):
-    """Stereo waves to latents and back: (B, 2, N) <-> (B, latent_channels, ceil(N / (frames_per_latent * hop))).
+    """Stereo waves to latents and back:
 
-    ``window`` and ``hop`` in samples; ``bands`` is the number of stereo bands; ``phase_iterations`` the Griffin-Lim
-    projections at decoding (0 = the integrated phase alone). Raises ``ValueError`` for waves that are not stereo.
+    (B, 2, N) <-> (B, latent_channels, ceil(N / (frames_per_latent * hop))).
+
+    ``window`` and ``hop`` in samples; ``bands`` is the number of stereo bands; ``phase_iterations``
+    the Griffin-Lim projections at decoding (0 = the integrated phase alone). Raises ``ValueError``
+    for waves that are not stereo.
     """
 
     def __init__(
@@ -57,11 +66,18 @@ class SpectralCodec(nn.Module):
         phase_iterations: int = 4,
     ) -> None:
         super().__init__()
-        self.sample_rate_hz, self.window, self.hop, self.frames_per_latent = sample_rate_hz, window, hop, frames_per_latent
+        self.sample_rate_hz, self.window, self.hop, self.frames_per_latent = (
+            sample_rate_hz,
+            window,
+            hop,
+            frames_per_latent,
+        )
         self.bins, self.bands, self.phase_iterations = window // 2 + 1, bands, phase_iterations
         self.samples_per_latent = hop * frames_per_latent
         features = frames_per_latent * (self.bins + 3 * bands)
-        self.encoder = nn.Sequential(nn.Conv1d(features, width, 1), *[ConvNeXtBlock(width) for _ in range(encoder_depth)])
+        self.encoder = nn.Sequential(
+            nn.Conv1d(features, width, 1), *[ConvNeXtBlock(width) for _ in range(encoder_depth)]
+        )
         self.to_latent = nn.Conv1d(width, 2 * latent_channels, 1)
         self.from_latent = nn.Conv1d(latent_channels, width, 3, padding=1)
         self.decoder = nn.Sequential(*[ConvNeXtBlock(width) for _ in range(decoder_depth)])
@@ -72,15 +88,23 @@ class SpectralCodec(nn.Module):
         pooling_KF, spread_FK = _stereo_bands(bands, self.bins, sample_rate_hz)
         self.register_buffer("pooling_KF", pooling_KF, persistent=False)
         self.register_buffer("spread_FK", spread_FK, persistent=False)
-        decorrelation = torch.rand(self.bins, generator=torch.Generator().manual_seed(0)).cumsum(0) * math.pi
+        decorrelation = (
+            torch.rand(self.bins, generator=torch.Generator().manual_seed(0)).cumsum(0) * math.pi
+        )
         self.register_buffer("decorrelation_F", decorrelation, persistent=False)
 
-    # -- waves <-> features -------------------------------------------------------------------------------------------
+    # -- waves <-> features
+    # -------------------------------------------------------------------------------------------
 
     def features(self, wave_B2N: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-magnitude of the power mean of both channels (B, F, frames) and stereo parameters (B, 3K, frames)."""
+        """Log-magnitude of the power mean of both channels (B, F, frames) and stereo parameters (B,
+        3K, frames).
+        """
         if wave_B2N.ndim != 3 or wave_B2N.shape[1] != 2:
-            raise ValueError(f"the codec takes stereo waves (batch, 2, samples), got shape {tuple(wave_B2N.shape)}")
+            raise ValueError(
+                "the codec takes stereo waves (batch, 2, samples), got shape"
+                f" {tuple(wave_B2N.shape)}"
+            )
         wave_B2N = F.pad(wave_B2N, (0, -wave_B2N.shape[-1] % self.samples_per_latent))
         spectrum = self._stft(wave_B2N.flatten(0, 1))[..., :-1].unflatten(0, (-1, 2))
         left, right = spectrum[:, 0], spectrum[:, 1]
@@ -90,11 +114,17 @@ class SpectralCodec(nn.Module):
         cross = left * right.conj()
         scale = torch.rsqrt(band_left * band_right + 1e-12)
         level = 0.5 * torch.log((band_left + 1e-8) / (band_right + 1e-8))
-        stereo = [level, (self.pooling_KF @ cross.real) * scale, (self.pooling_KF @ cross.imag) * scale]
+        stereo = [
+            level,
+            (self.pooling_KF @ cross.real) * scale,
+            (self.pooling_KF @ cross.imag) * scale,
+        ]
         return log_magnitude, torch.cat(stereo, dim=1)
 
     def synthesize(self, log_magnitude_BFT: Tensor, stereo_BKT: Tensor) -> Tensor:
-        """The stereo wave (B, 2, frames * hop) of the given features, in the codec's own precision also under autocast."""
+        """The stereo wave (B, 2, frames * hop) of the given features, in the codec's own precision
+        also under autocast.
+        """
         dtype = self.hann.dtype  # a phase bears no bfloat16, and an STFT knows none
         with torch.autocast(self.hann.device.type, enabled=False):
             return self._synthesize(log_magnitude_BFT.to(dtype), stereo_BKT.to(dtype))
@@ -116,7 +146,9 @@ class SpectralCodec(nn.Module):
         turn = torch.complex(real / coherence, imaginary / coherence)
         together = torch.sqrt((1 + coherence.clamp(max=1)) / 2)
         apart = torch.sqrt((1 - coherence).clamp(min=0) / 2 + 1e-8)
-        diffuse = mono * torch.polar(torch.ones_like(self.decorrelation_F), self.decorrelation_F)[:, None]
+        diffuse = (
+            mono * torch.polar(torch.ones_like(self.decorrelation_F), self.decorrelation_F)[:, None]
+        )
         gain_left = torch.sqrt(2 * torch.sigmoid(2 * level))
         gain_right = torch.sqrt(2 * torch.sigmoid(-2 * level))
         left = gain_left * (together * mono + apart * diffuse) * turn
@@ -130,14 +162,23 @@ class SpectralCodec(nn.Module):
         return torch.istft(spectrum_BFT, self.window, self.hop, window=self.hann, length=length)
 
     def _integrated_phase(self, log_magnitude_BFT: Tensor) -> Tensor:
-        """Phase (radians) whose advance per frame is the bin's own plus what the slope of log-magnitude over frequency says."""
+        """Phase (radians) whose advance per frame is the bin's own plus what the slope of
+        log-magnitude over frequency says.
+        """
         slope = F.pad((log_magnitude_BFT[:, 2:] - log_magnitude_BFT[:, :-2]) / 2, (0, 0, 1, 1))
-        bin_advance = 2 * math.pi * self.hop / self.window * torch.arange(self.bins, device=slope.device, dtype=slope.dtype)
+        bin_advance = (
+            2
+            * math.pi
+            * self.hop
+            / self.window
+            * torch.arange(self.bins, device=slope.device, dtype=slope.dtype)
+        )
         offset = slope * (self.hop / (_HANN_GAMMA * self.window))
         increments = 0.5 * (offset[..., 1:] + offset[..., :-1]) + bin_advance[:, None]
         return F.pad(torch.remainder(increments, 2 * math.pi).cumsum(-1), (1, 0))
 
-    # -- features <-> latents -----------------------------------------------------------------------------------------
+    # -- features <-> latents
+    # -----------------------------------------------------------------------------------------
 
     def _pack(self, log_magnitude: Tensor, stereo: Tensor) -> Tensor:
         """Frames side by side as channels; log-magnitudes brought to about unit scale."""
@@ -160,7 +201,9 @@ class SpectralCodec(nn.Module):
 
     def posterior(self, log_magnitude: Tensor, stereo: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents before normalisation, each (B, latent_channels, T)."""
-        mean, log_variance = self.to_latent(self.encoder(self._pack(log_magnitude, stereo))).chunk(2, dim=1)
+        mean, log_variance = self.to_latent(self.encoder(self._pack(log_magnitude, stereo))).chunk(
+            2, dim=1
+        )
         return mean, log_variance.clamp(-12, 4)
 
     def features_of(self, raw_latent_BCT: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +211,9 @@ class SpectralCodec(nn.Module):
         return self._unpack(self.head(self.decoder(self.from_latent(raw_latent_BCT))))
 
     def encode(self, wave_B2N: Tensor) -> Tensor:
-        """Normalised latents (the posterior's mean): about zero mean and unit variance per channel on the training data."""
+        """Normalised latents (the posterior's mean): about zero mean and unit variance per channel
+        on the training data.
+        """
         mean, _ = self.posterior(*self.features(wave_B2N))
         return (mean - self.latent_mean_C[:, None]) / self.latent_std_C[:, None]
 
@@ -183,7 +228,9 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 def _stereo_bands(bands: int, bins: int, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
-    """Pooling (K, F) into bands equally spaced on the ERB-rate scale (Glasberg and Moore 1990), and its spreading back."""
+    """Pooling (K, F) into bands equally spaced on the ERB-rate scale (Glasberg and Moore 1990), and
+    its spreading back.
+    """
     frequency_hz = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64)
     erb = 21.4 * torch.log10(1 + 0.00437 * frequency_hz)
     place = erb / erb[-1] * (bands - 1)

@@ -1,4 +1,6 @@
-"""Stable Audio Open (arXiv 2407.14358) around the networks of diffusers and transformers: text to stereo audio at 44.1 kHz."""
+"""Stable Audio Open (arXiv 2407.14358) around the networks of diffusers and transformers: text to
+stereo audio at 44.1 kHz.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,27 @@ from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.diffusion import VPCosine
 from zoo.types import Conditioning, Prompt
 
-# what a scheduler must say: all that VPCosine computes. The order of the solver is the sampler's choice here.
-_SCHEDULE = {"sigma_schedule": "exponential", "prediction_type": "v_prediction", "sigma_data": 1.0, "final_sigmas_type": "zero"}
+# what a scheduler must say: all that VPCosine computes. The order of the solver is the sampler's
+# choice here.
+_SCHEDULE = {
+    "sigma_schedule": "exponential",
+    "prediction_type": "v_prediction",
+    "sigma_data": 1.0,
+    "final_sigmas_type": "zero",
+}
 
 
 def path_of(scheduler: Mapping[str, Any]) -> VPCosine:
-    """The path of a ``CosineDPMSolverMultistepScheduler``'s configuration. Raises ``ValueError`` for another schedule."""
+    """The path of a ``CosineDPMSolverMultistepScheduler``'s configuration.
+
+    Raises ``ValueError`` for another schedule.
+    """
     for key, wanted in _SCHEDULE.items():
         if scheduler.get(key, wanted) != wanted:
             raise ValueError(f"scheduler: {key} must be {wanted!r}, got {scheduler[key]!r}")
-    return VPCosine("v", "exponential", scheduler.get("sigma_min", 0.3), scheduler.get("sigma_max", 500.0))
+    return VPCosine(
+        "v", "exponential", scheduler.get("sigma_min", 0.3), scheduler.get("sigma_max", 500.0)
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -41,31 +54,41 @@ def rotary_table(width: int, length: int, device: torch.device) -> tuple[Tensor,
 
 
 class StableAudio(nn.Module):
-    """Text and timing to stereo audio. Plain JSON values; ``from_pretrained`` reads them from a released folder.
+    """Text and timing to stereo audio.
 
-    ``transformer``, ``vae``, ``text_encoder``, ``projection``, ``scheduler``: the configurations of ``StableAudioDiTModel``,
-    ``AutoencoderOobleck``, ``T5EncoderModel``, ``StableAudioProjectionModel`` and ``CosineDPMSolverMultistepScheduler`` as their
-    libraries write them. ``tokenizer``: by ``pack_tokenizer``. ``max_tokens``: every prompt is padded to so many;
-    ``truncate_prompts`` cuts longer ones instead of refusing them.
+    Plain JSON values; ``from_pretrained`` reads them from a released folder.
 
-    ``frame_window``: which latent frames (21.5 a second) are denoised. None: always all of the model's, 1024 for 47.6 s, as it
-    was trained and as diffusers samples it; what is not heard is not scored (``scored_mask``). "heard": those that cover the
-    clip, 216 for 10 s, a fifth of the work but another length than in training. "bewo": one less where the last is not whole,
-    215 for 10 s (the wave then ends up to 46 ms before the clip).
+    ``transformer``, ``vae``, ``text_encoder``, ``projection``, ``scheduler``: the configurations of
+    ``StableAudioDiTModel``, ``AutoencoderOobleck``, ``T5EncoderModel``,
+    ``StableAudioProjectionModel`` and ``CosineDPMSolverMultistepScheduler`` as their libraries
+    write them. ``tokenizer``: by ``pack_tokenizer``. ``max_tokens``: every prompt is padded to so
+    many; ``truncate_prompts`` cuts longer ones instead of refusing them.
 
-    ``seconds_start``: where in a longer piece the clip is said to begin. ``seconds_total``: how long the piece is said to be
-    (None: it ends with the clip). An empty text is the unconditional side of the model's training: no text, no timing tokens.
-    The training sampler is the first-order SDE step, eta 1; ``rule="dpmpp_2m_sde"`` is the library's solver, for listening.
+    ``frame_window``: which latent frames (21.5 a second) are denoised. None: always all of the
+    model's, 1024 for 47.6 s, as it was trained and as diffusers samples it; what is not heard is
+    not scored (``scored_mask``). "heard": those that cover the clip, 216 for 10 s, a fifth of the
+    work but another length than in training. "bewo": one less where the last is not whole, 215 for
+    10 s (the wave then ends up to 46 ms before the clip).
 
-    Latents are (channels, frames): (64, 216) for 10 s. Only ``denoiser`` learns: everything else is frozen by use and stays in
-    eval mode whatever ``train`` says. Raises ``ValueError`` for settings that cannot be meant and parts that do not fit.
+    ``seconds_start``: where in a longer piece the clip is said to begin. ``seconds_total``: how
+    long the piece is said to be (None: it ends with the clip). An empty text is the unconditional
+    side of the model's training: no text, no timing tokens. The training sampler is the first-order
+    SDE step, eta 1; ``rule="dpmpp_2m_sde"`` is the library's solver, for listening.
+
+    Latents are (channels, frames): (64, 216) for 10 s. Only ``denoiser`` learns: everything else is
+    frozen by use and stays in eval mode whatever ``train`` says. Raises ``ValueError`` for settings
+    that cannot be meant and parts that do not fit.
     """
 
     parts = {"text": ("text",), "decoder": ("codec",)}
     train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
     too_long, remember = frozen_parts.too_long, frozen_parts.remember
     drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
+    encode, decode, latent_shape = (
+        frozen_parts.encode,
+        frozen_parts.decode,
+        frozen_parts.latent_shape,
+    )
     scored_mask = frozen_parts.scored_mask
 
     def __init__(
@@ -83,20 +106,32 @@ class StableAudio(nn.Module):
         truncate_prompts: bool = False,
     ) -> None:
         super().__init__()
-        self.arguments: dict[str, Any] | None = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.arguments: dict[str, Any] | None = {
+            k: v for k, v in locals().items() if k not in ("self", "__class__")
+        }
         from diffusers import StableAudioDiTModel, StableAudioProjectionModel
         from transformers import T5Config, T5EncoderModel
 
-        self.seconds_start, self.seconds_total, self._max_tokens = float(seconds_start), seconds_total, int(max_tokens)
+        self.seconds_start, self.seconds_total, self._max_tokens = (
+            float(seconds_start),
+            seconds_total,
+            int(max_tokens),
+        )
         self.path = path_of(scheduler)
-        self.denoiser = StableAudioDiTModel(**checked(StableAudioDiTModel, transformer, "transformer"))
+        self.denoiser = StableAudioDiTModel(
+            **checked(StableAudioDiTModel, transformer, "transformer")
+        )
         self.codec = OobleckCodec(vae, self.denoiser.config.sample_size, frame_window)
         encoder = T5EncoderModel(T5Config(**checked(T5Config, text_encoder, "text_encoder")))
         self.text = nn.ModuleDict({"encoder": encoder})
-        self.projection = StableAudioProjectionModel(**checked(StableAudioProjectionModel, projection, "projection"))
+        self.projection = StableAudioProjectionModel(
+            **checked(StableAudioProjectionModel, projection, "projection")
+        )
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
         self._check_parts()
-        words = partial(fitting_tokenizer(tokenizer, max_tokens, encoder.config), truncate=truncate_prompts)
+        words = partial(
+            fitting_tokenizer(tokenizer, max_tokens, encoder.config), truncate=truncate_prompts
+        )
         self.memory = PromptMemory(self._encode, words)
         self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
@@ -105,15 +140,26 @@ class StableAudio(nn.Module):
         network, projection = self.denoiser.config, self.projection.config
         self._rotary_width, width = network.attention_head_dim // 2, projection.conditioning_dim
         text_width = self.text.encoder.config.d_model
-        found = (network.in_channels, network.cross_attention_input_dim, network.global_states_input_dim)
-        if found != (self.codec.latent_channels, width, 2 * width) or projection.text_encoder_dim != text_width:
+        found = (
+            network.in_channels,
+            network.cross_attention_input_dim,
+            network.global_states_input_dim,
+        )
+        if (
+            found != (self.codec.latent_channels, width, 2 * width)
+            or projection.text_encoder_dim != text_width
+        ):
             raise ValueError(
-                f"the parts do not fit: the transformer takes {found[0]} latent channels, tokens of width {found[1]} and timing "
-                f"of {found[2]}; the autoencoder gives {self.codec.latent_channels} channels, the projection tokens of {width} "
-                f"from texts of {projection.text_encoder_dim}, the text encoder {text_width}"
+                f"the parts do not fit: the transformer takes {found[0]} latent channels, tokens of"
+                f" width {found[1]} and timing of {found[2]}; the autoencoder gives"
+                f" {self.codec.latent_channels} channels, the projection tokens of {width} from"
+                f" texts of {projection.text_encoder_dim}, the text encoder {text_width}"
             )
         low, high = projection.min_value, projection.max_value
-        for name, value in (("seconds_start", self.seconds_start), ("seconds_total", self.seconds_total)):
+        for name, value in (
+            ("seconds_start", self.seconds_start),
+            ("seconds_total", self.seconds_total),
+        ):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
 
@@ -128,40 +174,65 @@ class StableAudio(nn.Module):
         seconds_total: float | None = None,
         truncate_prompts: bool = False,
     ) -> StableAudio:
-        """The released model of a zoo name ("stable-audio-open-1.0"), an ``owner/name`` on the Hub or a folder in diffusers
-        layout.
+        """The released model of a zoo name ("stable-audio-open-1.0"), an ``owner/name`` on the Hub
+        or a folder in diffusers layout.
 
-        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``: ``set_checkpointing``. Frozen, in eval mode.
-        Raises ``ValueError`` when a tensor is missing, left over or of another shape, and what ``zoo.pull`` raises.
+        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
+        ``set_checkpointing``. Frozen, in eval mode. Raises ``ValueError`` when a tensor is missing,
+        left over or of another shape, and what ``zoo.pull`` raises.
         """
         from zoo.importers.diffusers_folders import folder_of
         from zoo.importers.stable_audio import read_folder
         from zoo.loading import as_dtype
 
-        settings = {"frame_window": frame_window, "seconds_start": seconds_start, "seconds_total": seconds_total}
+        settings = {
+            "frame_window": frame_window,
+            "seconds_start": seconds_start,
+            "seconds_total": seconds_total,
+        }
         folder = folder_of(source, "stable_audio")
-        model = read_folder(folder, truncate_prompts=truncate_prompts, **settings).to(dtype=as_dtype(dtype))
+        model = read_folder(folder, truncate_prompts=truncate_prompts, **settings).to(
+            dtype=as_dtype(dtype)
+        )
         model.set_checkpointing(checkpoint_activations)
         return model
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """``tokens_BLD`` (B, max_tokens + 2, D): text (0 beyond its end), start and total length; ``timing_BD`` (B, 2 D): these.
+        """``tokens_BLD`` (B, max_tokens + 2, D): text (0 beyond its end), start and total length;
+        ``timing_BD`` (B, 2 D): these.
 
         Each text is encoded once and kept. Raises ``ValueError`` for a prompt of too many tokens.
         """
         weight = next(self.projection.parameters())
         rows = [self.memory(prompt).to(weight) for prompt in prompts]
-        states_BLD = torch.stack([F.pad(row_LD, (0, 0, 0, self._max_tokens - len(row_LD))) for row_LD in rows])
-        mask_BL = weight.new_tensor([[1.0] * len(row_LD) + [0.0] * (self._max_tokens - len(row_LD)) for row_LD in rows])
+        states_BLD = torch.stack(
+            [F.pad(row_LD, (0, 0, 0, self._max_tokens - len(row_LD))) for row_LD in rows]
+        )
+        mask_BL = weight.new_tensor(
+            [[1.0] * len(row_LD) + [0.0] * (self._max_tokens - len(row_LD)) for row_LD in rows]
+        )
         start_B = torch.full((len(prompts),), self.seconds_start, device=weight.device)
-        totals = [self.seconds_start + prompt.seconds if self.seconds_total is None else self.seconds_total for prompt in prompts]
+        totals = [
+            (
+                self.seconds_start + prompt.seconds
+                if self.seconds_total is None
+                else self.seconds_total
+            )
+            for prompt in prompts
+        ]
         total_B = torch.tensor(totals, dtype=torch.float32, device=weight.device)
-        made = self.projection(text_hidden_states=states_BLD, start_seconds=start_B, end_seconds=total_B)
+        made = self.projection(
+            text_hidden_states=states_BLD, start_seconds=start_B, end_seconds=total_B
+        )
         start_B1D, total_B1D = made.seconds_start_hidden_states, made.seconds_end_hidden_states
-        tokens_BLD = torch.cat([made.text_hidden_states * mask_BL[..., None], start_B1D, total_B1D], dim=1)
+        tokens_BLD = torch.cat(
+            [made.text_hidden_states * mask_BL[..., None], start_B1D, total_B1D], dim=1
+        )
         told_B = weight.new_tensor([float(bool(prompt.text.strip())) for prompt in prompts])
         timing_BD = torch.cat([start_B1D, total_B1D], dim=2)[:, 0]
-        return Conditioning({"tokens_BLD": tokens_BLD * told_B[:, None, None], "timing_BD": timing_BD})
+        return Conditioning(
+            {"tokens_BLD": tokens_BLD * told_B[:, None, None], "timing_BD": timing_BD}
+        )
 
     def _encode(self, text: str, _: None) -> Tensor:
         """States (L, D) of a text's own tokens, in main memory."""
@@ -175,7 +246,9 @@ class StableAudio(nn.Module):
             time_B,
             encoder_hidden_states=conditioning["tokens_BLD"].to(dtype),
             global_hidden_states=conditioning["timing_BD"].to(dtype)[:, None],
-            rotary_embedding=rotary_table(self._rotary_width, latent_BCT.shape[-1] + 1, latent_BCT.device),
+            rotary_embedding=rotary_table(
+                self._rotary_width, latent_BCT.shape[-1] + 1, latent_BCT.device
+            ),
             return_dict=False,
         )
         return output[0].float()

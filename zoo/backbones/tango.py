@@ -1,7 +1,9 @@
-"""Tango (arXiv 2304.13731) and Tango 2 (arXiv 2404.09956): text to mono 16 kHz audio, latent diffusion under a FLAN-T5 encoder.
+"""Tango (arXiv 2304.13731) and Tango 2 (arXiv 2404.09956): text to mono 16 kHz audio, latent
+diffusion under a FLAN-T5 encoder.
 
-The parts are those of diffusers and transformers, built from the constants below: nothing is fetched to build one. The noise
-schedule is that of Stable Diffusion 2.1 (v-prediction), whose repository Tango's own configuration names and which is gone.
+The parts are those of diffusers and transformers, built from the constants below: nothing is
+fetched to build one. The noise schedule is that of Stable Diffusion 2.1 (v-prediction), whose
+repository Tango's own configuration names and which is gone.
 """
 
 from __future__ import annotations
@@ -23,46 +25,98 @@ from zoo.types import Conditioning, Prompt
 
 # The released sizes. ``attention_head_dim`` holds counts of heads, as diffusers reads it here.
 UNET: dict[str, Any] = {
-    "sample_size": [32, 2], "in_channels": 8, "out_channels": 8, "center_input_sample": False, "flip_sin_to_cos": True,
-    "freq_shift": 0, "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "only_cross_attention": False, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "downsample_padding": 1,
-    "mid_block_scale_factor": 1, "act_fn": "silu", "norm_num_groups": 32, "norm_eps": 1e-5, "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True, "upcast_attention": True,
-}  # fmt: skip
+    "sample_size": [32, 2],
+    "in_channels": 8,
+    "out_channels": 8,
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": [
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ],
+    "up_block_types": [
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    ],
+    "only_cross_attention": False,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
 TEXT_ENCODER: dict[str, Any] = {  # google/flan-t5-large
-    "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16,
-    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "gated-gelu", "pad_token_id": 0, "eos_token_id": 1,
-}  # fmt: skip
+    "vocab_size": 32128,
+    "d_model": 1024,
+    "d_kv": 64,
+    "d_ff": 2816,
+    "num_layers": 24,
+    "num_heads": 16,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu",
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
 VAE: dict[str, Any] = {
-    "in_channels": 1, "out_channels": 1, "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 3, "block_out_channels": [128, 256, 512], "layers_per_block": 2,
-    "latent_channels": 8, "norm_num_groups": 32, "scaling_factor": 0.9227914214134216,
-}  # fmt: skip
+    "in_channels": 1,
+    "out_channels": 1,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [128, 256, 512],
+    "layers_per_block": 2,
+    "latent_channels": 8,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.9227914214134216,
+}
 VOCODER: dict[str, Any] = {
-    "model_in_dim": 64, "sampling_rate": 16_000, "upsample_initial_channel": 1024, "upsample_rates": [5, 4, 2, 2, 2],
-    "upsample_kernel_sizes": [16, 16, 8, 4, 4], "resblock_kernel_sizes": [3, 7, 11],
-    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]], "leaky_relu_slope": 0.1,
-}  # fmt: skip
+    "model_in_dim": 64,
+    "sampling_rate": 16_000,
+    "upsample_initial_channel": 1024,
+    "upsample_rates": [5, 4, 2, 2, 2],
+    "upsample_kernel_sizes": [16, 16, 8, 4, 4],
+    "resblock_kernel_sizes": [3, 7, 11],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+    "leaky_relu_slope": 0.1,
+}
 
 
 class Tango(nn.Module):
-    """Text to mono 16 kHz audio of any length. All arguments are plain JSON values; None is the released size.
+    """Text to mono 16 kHz audio of any length.
 
-    ``unet``, ``text_encoder``, ``vae``, ``vocoder``: settings of ``UNet2DConditionModel``, ``T5Config``, ``AutoencoderKL`` and
-    ``SpeechT5HifiGanConfig``. ``tokenizer``: the text encoder's, by ``zoo.conditioners.tokenizer.pack_tokenizer``; without one
-    prompts cannot be read. ``max_tokens``: of a prompt. Latents are (8, frames, 16), 25 frames a second.
+    All arguments are plain JSON values; None is the released size.
 
-    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever ``train`` says. Every part runs on
-    the device it lies on. Raises ``ValueError`` for settings that a part does not have, and parts that do not fit each other.
+    ``unet``, ``text_encoder``, ``vae``, ``vocoder``: settings of ``UNet2DConditionModel``,
+    ``T5Config``, ``AutoencoderKL`` and ``SpeechT5HifiGanConfig``. ``tokenizer``: the text
+    encoder's, by ``zoo.conditioners.tokenizer.pack_tokenizer``; without one prompts cannot be read.
+    ``max_tokens``: of a prompt. Latents are (8, frames, 16), 25 frames a second.
+
+    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    ``train`` says. Every part runs on the device it lies on. Raises ``ValueError`` for settings
+    that a part does not have, and parts that do not fit each other.
     """
 
     parts = {"text": ("text_encoder",), "decoder": ("codec",)}
     train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
     too_long, remember = frozen_parts.too_long, frozen_parts.remember
     drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
+    encode, decode, latent_shape = (
+        frozen_parts.encode,
+        frozen_parts.decode,
+        frozen_parts.latent_shape,
+    )
 
     def __init__(
         self,
@@ -79,10 +133,21 @@ class Tango(nn.Module):
         super().__init__()
         released = {"unet": UNET, "text_encoder": TEXT_ENCODER, "vae": VAE, "vocoder": VOCODER}
         given = {"unet": unet, "text_encoder": text_encoder, "vae": vae, "vocoder": vocoder}
-        parts = {name: dict(released[name] if chosen is None else chosen) for name, chosen in given.items()}
-        self.arguments: dict[str, Any] | None = {**parts, "tokenizer": tokenizer, "max_tokens": max_tokens}
-        self.denoiser = UNet2DConditionModel(**checked(UNet2DConditionModel, parts["unet"], "the U-Net"))
-        self.text_encoder = T5EncoderModel(T5Config(**checked(T5Config, parts["text_encoder"], "the text encoder")))
+        parts = {
+            name: dict(released[name] if chosen is None else chosen)
+            for name, chosen in given.items()
+        }
+        self.arguments: dict[str, Any] | None = {
+            **parts,
+            "tokenizer": tokenizer,
+            "max_tokens": max_tokens,
+        }
+        self.denoiser = UNet2DConditionModel(
+            **checked(UNet2DConditionModel, parts["unet"], "the U-Net")
+        )
+        self.text_encoder = T5EncoderModel(
+            T5Config(**checked(T5Config, parts["text_encoder"], "the text encoder"))
+        )
         self.codec = MelCodec(parts["vae"], parts["vocoder"])
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
         with torch.device("cpu"):  # a table, also when the networks are made without memory
@@ -90,9 +155,15 @@ class Tango(nn.Module):
         wanted = (self.text_encoder.config.d_model, self.codec.vae.config.latent_channels)
         found = (self.denoiser.config.cross_attention_dim, self.denoiser.config.in_channels)
         if wanted != found:
-            raise ValueError(f"the U-Net takes texts of width {found[0]} and {found[1]} latent channels, but the text encoder "
-                             f"gives {wanted[0]} and the autoencoder {wanted[1]}")  # fmt: skip
-        words = None if tokenizer is None else fitting_tokenizer(tokenizer, max_tokens, self.text_encoder.config)
+            raise ValueError(
+                f"the U-Net takes texts of width {found[0]} and {found[1]} latent channels, but the"
+                f" text encoder gives {wanted[0]} and the autoencoder {wanted[1]}"
+            )
+        words = (
+            None
+            if tokenizer is None
+            else fitting_tokenizer(tokenizer, max_tokens, self.text_encoder.config)
+        )
         self.memory = PromptMemory(self._encode, words)
         self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
@@ -107,10 +178,14 @@ class Tango(nn.Module):
     ) -> Tango:
         """A released or saved Tango, frozen and in eval mode.
 
-        ``source``: a folder in the authors' layout or in ours, a zoo name ("tango2"), or an ``owner/name`` on the Hub, which is
-        pulled (``zoo.pull``; its licence is accepted there). ``dtype`` such as "bfloat16" (default float32).
-        ``checkpoint_activations``: ``set_checkpointing``. ``tokenizer``: the ``tokenizer.json`` of google/flan-t5-large, or its
-        folder; by default one that lies in ``source``, else the Hub's. Raises what ``zoo.importers.tango.open_tango`` raises.
+        ``source``: a folder in the authors' layout or in ours, a zoo name ("tango2"), or an
+        ``owner/name`` on the Hub, which is
+        pulled (``zoo.pull``; its licence is accepted there). ``dtype`` such as "bfloat16" (default
+        float32).
+        ``checkpoint_activations``: ``set_checkpointing``. ``tokenizer``: the ``tokenizer.json`` of
+        google/flan-t5-large, or its
+        folder; by default one that lies in ``source``, else the Hub's. Raises what
+        ``zoo.importers.tango.open_tango`` raises.
         """
         from zoo.importers.tango import open_tango
         from zoo.loading import as_dtype
@@ -120,10 +195,12 @@ class Tango(nn.Module):
         return model
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and kept in main memory.
+        """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and
+        kept in main memory.
 
-        The model is told neither lengths in seconds nor sources. Raises ``ValueError`` without a tokenizer, for a prompt of too
-        many tokens, and for a text that was not encoded before the encoder was dropped.
+        The model is told neither lengths in seconds nor sources. Raises ``ValueError`` without a
+        tokenizer, for a prompt of too many tokens, and for a text that was not encoded before the
+        encoder was dropped.
         """
         rows = Conditioning.cat([self.memory(prompt) for prompt in prompts])
         return rows.to(self.denoiser.conv_in.weight.device)
@@ -133,10 +210,15 @@ class Tango(nn.Module):
         return self.encode_tokens(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)).to("cpu")
 
     def encode_tokens(self, ids_BL: Tensor, mask_BL: Tensor) -> Conditioning:
-        """The conditioning of token ids (long) whose mask (bool) is true. Raises ``ValueError`` when the encoder overflows."""
+        """The conditioning of token ids (long) whose mask (bool) is true.
+
+        Raises ``ValueError`` when the encoder overflows.
+        """
         states_BLD = t5_states(self.text_encoder, ids_BL, mask_BL)
         mask_BL = mask_BL.to(states_BLD.device, torch.bool)
-        return Conditioning({"tokens_BLD": states_BLD.masked_fill(~mask_BL[..., None], 0), "mask_BL": mask_BL})
+        return Conditioning(
+            {"tokens_BLD": states_BLD.masked_fill(~mask_BL[..., None], 0), "mask_BL": mask_BL}
+        )
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""

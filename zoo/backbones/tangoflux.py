@@ -1,7 +1,9 @@
-"""TangoFlux (arXiv 2412.21037): text to stereo audio at 44.1 kHz by rectified flow, under a FLAN-T5 encoder.
+"""TangoFlux (arXiv 2412.21037): text to stereo audio at 44.1 kHz by rectified flow, under a FLAN-T5
+encoder.
 
-The parts are those of diffusers and transformers, built from the constants below: nothing is fetched to build one. Its codec is
-Stable Audio's. Text and audio attend to each other in one sequence; text tokens have no positions.
+The parts are those of diffusers and transformers, built from the constants below: nothing is
+fetched to build one. Its codec is Stable Audio's. Text and audio attend to each other in one
+sequence; text tokens have no positions.
 """
 
 from __future__ import annotations
@@ -23,36 +25,57 @@ from zoo.diffusion import Straight
 from zoo.types import Conditioning, Prompt
 
 TRANSFORMER: dict[str, Any] = {
-    "in_channels": 64, "num_layers": 6, "num_single_layers": 18, "attention_head_dim": 128, "num_attention_heads": 8,
-    "joint_attention_dim": 1024, "pooled_projection_dim": 1024, "guidance_embeds": False, "axes_dims_rope": [16, 56, 56],
-}  # fmt: skip
+    "in_channels": 64,
+    "num_layers": 6,
+    "num_single_layers": 18,
+    "attention_head_dim": 128,
+    "num_attention_heads": 8,
+    "joint_attention_dim": 1024,
+    "pooled_projection_dim": 1024,
+    "guidance_embeds": False,
+    "axes_dims_rope": [16, 56, 56],
+}
 VAE: dict[str, Any] = {
-    "encoder_hidden_size": 128, "downsampling_ratios": [2, 4, 4, 8, 8], "channel_multiples": [1, 2, 4, 8, 16],
-    "decoder_channels": 128, "decoder_input_channels": 64, "audio_channels": 2, "sampling_rate": 44_100,
-}  # fmt: skip
+    "encoder_hidden_size": 128,
+    "downsampling_ratios": [2, 4, 4, 8, 8],
+    "channel_multiples": [1, 2, 4, 8, 16],
+    "decoder_channels": 128,
+    "decoder_input_channels": 64,
+    "audio_channels": 2,
+    "sampling_rate": 44_100,
+}
 
 
 class TangoFlux(nn.Module):
-    """Text and duration to stereo audio. All arguments are plain JSON values; None is the released size.
+    """Text and duration to stereo audio.
 
-    ``transformer``, ``text_encoder``, ``vae``: settings of ``FluxTransformer2DModel``, ``T5Config`` and ``AutoencoderOobleck``.
-    ``tokenizer``: the text encoder's, by ``pack_tokenizer``; without one prompts cannot be read. ``max_tokens``: of a prompt (it
-    was trained on 64 at most). ``frames``: of its clips, 645 for 29.95 s. ``max_seconds``: the longest duration it can be told.
+    All arguments are plain JSON values; None is the released size.
 
-    ``frame_window``: which latent frames (21.5 a second) are denoised. None: always ``frames`` of them, as it was trained and is
-    sampled by its authors; what is not heard is not scored (``scored_mask``). "heard": those that cover the clip, 216 for 10 s,
-    less work but another length than in training. "bewo": one less where the last is not whole.
+    ``transformer``, ``text_encoder``, ``vae``: settings of ``FluxTransformer2DModel``, ``T5Config``
+    and ``AutoencoderOobleck``. ``tokenizer``: the text encoder's, by ``pack_tokenizer``; without
+    one prompts cannot be read. ``max_tokens``: of a prompt (it was trained on 64 at most).
+    ``frames``: of its clips, 645 for 29.95 s. ``max_seconds``: the longest duration it can be told.
 
-    "cross" of ``add_lora`` means the joint attention of the double blocks, where text has projections of its own. Latents are
-    (channels, frames). Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever ``train`` says.
-    Raises ``ValueError`` for settings that cannot be meant and parts that do not fit.
+    ``frame_window``: which latent frames (21.5 a second) are denoised. None: always ``frames`` of
+    them, as it was trained and is sampled by its authors; what is not heard is not scored
+    (``scored_mask``). "heard": those that cover the clip, 216 for 10 s, less work but another
+    length than in training. "bewo": one less where the last is not whole.
+
+    "cross" of ``add_lora`` means the joint attention of the double blocks, where text has
+    projections of its own. Latents are (channels, frames). Only ``denoiser`` learns: everything
+    else is frozen by use and stays in eval mode whatever ``train`` says. Raises ``ValueError`` for
+    settings that cannot be meant and parts that do not fit.
     """
 
     parts = {"text": ("text",), "decoder": ("codec",)}
     train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
     too_long, remember = frozen_parts.too_long, frozen_parts.remember
     drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = frozen_parts.encode, frozen_parts.decode, frozen_parts.latent_shape
+    encode, decode, latent_shape = (
+        frozen_parts.encode,
+        frozen_parts.decode,
+        frozen_parts.latent_shape,
+    )
     scored_mask = frozen_parts.scored_mask
 
     def __init__(
@@ -67,20 +90,34 @@ class TangoFlux(nn.Module):
         frame_window: Literal["heard", "bewo"] | None = None,
     ) -> None:
         from diffusers import FluxTransformer2DModel
-        from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioNumberConditioner
+        from diffusers.pipelines.stable_audio.modeling_stable_audio import (
+            StableAudioNumberConditioner,
+        )
         from transformers import T5Config, T5EncoderModel
 
         super().__init__()
         transformer, text_encoder, vae = (
             dict(released if given is None else given)
-            for given, released in ((transformer, TRANSFORMER), (text_encoder, TEXT_ENCODER), (vae, VAE))
+            for given, released in (
+                (transformer, TRANSFORMER),
+                (text_encoder, TEXT_ENCODER),
+                (vae, VAE),
+            )
         )
         self.arguments: dict[str, Any] | None = {
-            "transformer": transformer, "text_encoder": text_encoder, "vae": vae, "tokenizer": tokenizer,
-            "max_tokens": max_tokens, "frames": frames, "max_seconds": max_seconds, "frame_window": frame_window,
-        }  # fmt: skip
+            "transformer": transformer,
+            "text_encoder": text_encoder,
+            "vae": vae,
+            "tokenizer": tokenizer,
+            "max_tokens": max_tokens,
+            "frames": frames,
+            "max_seconds": max_seconds,
+            "frame_window": frame_window,
+        }
         self.path = Straight()
-        self.denoiser = FluxTransformer2DModel(**checked(FluxTransformer2DModel, transformer, "transformer"))
+        self.denoiser = FluxTransformer2DModel(
+            **checked(FluxTransformer2DModel, transformer, "transformer")
+        )
         for module in self.denoiser.modules():
             if getattr(module, "added_kv_proj_dim", None) is not None:
                 module.is_cross_attention = True
@@ -91,14 +128,16 @@ class TangoFlux(nn.Module):
         found = (config.in_channels, config.joint_attention_dim, config.pooled_projection_dim)
         if found != (self.codec.latent_channels, width, width):
             raise ValueError(
-                f"the parts do not fit: the transformer takes {found[0]} latent channels, tokens of width {found[1]} and pooled "
-                f"texts of {found[2]}; the autoencoder gives {self.codec.latent_channels} channels, the text encoder a width of "
-                f"{width}"
+                f"the parts do not fit: the transformer takes {found[0]} latent channels, tokens of"
+                f" width {found[1]} and pooled texts of {found[2]}; the autoencoder gives"
+                f" {self.codec.latent_channels} channels, the text encoder a width of {width}"
             )
         self.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.duration = StableAudioNumberConditioner(width, 0, max_seconds)
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
-        words = None if tokenizer is None else fitting_tokenizer(tokenizer, max_tokens, encoder.config)
+        words = (
+            None if tokenizer is None else fitting_tokenizer(tokenizer, max_tokens, encoder.config)
+        )
         self.memory = PromptMemory(self._encode, words, in_pairs=True)
         self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
@@ -112,26 +151,31 @@ class TangoFlux(nn.Module):
         frame_window: Literal["heard", "bewo"] | None = None,
         tokenizer: str | Path | None = None,
     ) -> TangoFlux:
-        """The released model of a zoo name ("tangoflux"), an ``owner/name`` on the Hub or a folder in its authors' layout.
+        """The released model of a zoo name ("tangoflux"), an ``owner/name`` on the Hub or a folder
+        in its authors' layout.
 
-        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``: ``set_checkpointing``. ``tokenizer``: the
-        ``tokenizer.json`` of google/flan-t5-large, or its folder; by default one that lies in ``source``, else the Hub's. Frozen,
-        in eval mode. Raises what ``zoo.importers.tangoflux.load_tangoflux`` and ``zoo.pull`` raise.
+        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
+        ``set_checkpointing``. ``tokenizer``: the ``tokenizer.json`` of google/flan-t5-large, or its
+        folder; by default one that lies in ``source``, else the Hub's. Frozen, in eval mode. Raises
+        what ``zoo.importers.tangoflux.load_tangoflux`` and ``zoo.pull`` raise.
         """
         from zoo.importers.diffusers_folders import folder_of
         from zoo.importers.tangoflux import load_tangoflux
         from zoo.loading import as_dtype
 
-        model = load_tangoflux(folder_of(str(source), "tangoflux"), tokenizer, frame_window=frame_window)
+        model = load_tangoflux(
+            folder_of(str(source), "tangoflux"), tokenizer, frame_window=frame_window
+        )
         model.set_checkpointing(checkpoint_activations)
         return model.to(dtype=as_dtype(dtype))
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """``tokens_BLD`` (duration, then text), ``mask_BL``, and ``pooled_BD``; each text is encoded once and kept.
+        """``tokens_BLD`` (duration, then text), ``mask_BL``, and ``pooled_BD``; each text is
+        encoded once and kept.
 
-        A prompt and its negative are padded to the longer of the two, and the padding is attended, as in training; what pads a
-        batch beyond that is masked: what a prompt means does not depend on the others of its batch.
-        Raises ``ValueError`` for a prompt of too many tokens.
+        A prompt and its negative are padded to the longer of the two, and the padding is attended,
+        as in training; what pads a batch beyond that is masked: what a prompt means does not depend
+        on the others of its batch. Raises ``ValueError`` for a prompt of too many tokens.
         """
         return Conditioning.cat([self._told(prompt) for prompt in prompts])
 
@@ -142,7 +186,9 @@ class TangoFlux(nn.Module):
         pooled_D = self.fc(text_LD[: len(self.memory.tokens(prompt.text))].mean(dim=0))
         mask_L = torch.ones(len(text_LD) + 1, dtype=torch.bool, device=weight.device)
         tokens_LD = torch.cat([duration_1D, text_LD])
-        return Conditioning({"tokens_BLD": tokens_LD[None], "mask_BL": mask_L[None], "pooled_BD": pooled_D[None]})
+        return Conditioning(
+            {"tokens_BLD": tokens_LD[None], "mask_BL": mask_L[None], "pooled_BD": pooled_D[None]}
+        )
 
     def _encode(self, text: str, length: int) -> Tensor:
         """States (length, D) of a text and of the padding after it, in main memory."""
@@ -152,7 +198,11 @@ class TangoFlux(nn.Module):
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity noise - clean, float32; computed in the denoiser's own type."""
-        dtype, device, frames = self.denoiser.x_embedder.weight.dtype, latent_BCT.device, latent_BCT.shape[-1]
+        dtype, device, frames = (
+            self.denoiser.x_embedder.weight.dtype,
+            latent_BCT.device,
+            latent_BCT.shape[-1],
+        )
         tokens_BLD, mask_BL = conditioning["tokens_BLD"], conditioning["mask_BL"]
         attended = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), frames)], dim=1)
         output = self.denoiser(

@@ -1,4 +1,6 @@
-"""The embedded backbone: a stereo 16 kHz latent diffusion model small enough to lie in the repository."""
+"""The embedded backbone: a stereo 16 kHz latent diffusion model small enough to lie in the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,13 @@ _DECODE_BATCH = 4  # clips; 2.5 times faster than 48 at once on two cores
 
 
 class TinyAudio(nn.Module):
-    """Text (and length, and directions) to stereo audio. All arguments are plain JSON values; the defaults are the shipped size.
+    """Text (and length, and directions) to stereo audio.
 
-    ``width``/``depth``/``heads``/``patch`` shape the denoiser, ``text_*`` the text encoder, ``codec_*`` and ``latent_channels``
-    the codec. v-prediction on the cosine-angle path; latents (latent_channels, frames), ``sample_rate_hz / 512`` frames a second.
+    All arguments are plain JSON values; the defaults are the shipped size.
+
+    ``width``/``depth``/``heads``/``patch`` shape the denoiser, ``text_*`` the text encoder,
+    ``codec_*`` and ``latent_channels`` the codec. v-prediction on the cosine-angle path; latents
+    (latent_channels, frames), ``sample_rate_hz / 512`` frames a second.
     """
 
     channels = 2
@@ -48,7 +53,9 @@ class TinyAudio(nn.Module):
         phase_iterations: int = 4,
     ) -> None:
         super().__init__()
-        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         self.sample_rate_hz = sample_rate_hz
         self.latent_channels = latent_channels
         self.path = VPCosine("v")
@@ -64,29 +71,42 @@ class TinyAudio(nn.Module):
         self.text = TextEncoder(text_width, text_depth)
         self.duration = DurationToken(text_width)
         self.spatial = SpatialTokens(text_width)
-        self.denoiser = DiffusionTransformer(latent_channels, width, depth, heads, text_width, patch)
+        self.denoiser = DiffusionTransformer(
+            latent_channels, width, depth, heads, text_width, patch
+        )
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Tokens in the order [length, words..., sources...] with their mask; an empty text has a learned token of its own."""
+        """Tokens in the order [length, words..., sources...] with their mask; an empty text has a
+        learned token of its own.
+        """
         text, text_mask = self.text([prompt.text for prompt in prompts])
         length = self.duration([prompt.seconds for prompt in prompts])
         where, where_mask = self.spatial([prompt.sources for prompt in prompts])
         always = torch.ones_like(text_mask[:, :1])
         tokens_BLD = torch.cat([length, text, where], dim=1)
-        return Conditioning({"tokens_BLD": tokens_BLD, "mask_BL": torch.cat([always, text_mask, where_mask], dim=1)})
+        return Conditioning(
+            {"tokens_BLD": tokens_BLD, "mask_BL": torch.cat([always, text_mask, where_mask], dim=1)}
+        )
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
         """Prompt id -> what the tokenizer says of its text if that has too many tokens."""
-        return refused({prompt.id: prompt.text for prompt in prompts}, partial(tokenize, max_tokens=self.text.max_tokens))
+        return refused(
+            {prompt.id: prompt.text for prompt in prompts},
+            partial(tokenize, max_tokens=self.text.max_tokens),
+        )
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.denoiser(latent_BCT, time_B, conditioning["tokens_BLD"], conditioning["mask_BL"])
+        return self.denoiser(
+            latent_BCT, time_B, conditioning["tokens_BLD"], conditioning["mask_BL"]
+        )
 
     def encode(self, wave_BCN: Tensor) -> Tensor:
         return self.codec.encode(wave_BCN)
 
     def decode(self, latent_BCT: Tensor) -> Tensor:
-        """Waves (B, 2, N), a few clips at a time: spectra of many clips at once fall out of the processor's cache."""
+        """Waves (B, 2, N), a few clips at a time: spectra of many clips at once fall out of the
+        processor's cache.
+        """
         return torch.cat([self.codec.decode(part) for part in latent_BCT.split(_DECODE_BATCH)])
 
     def latent_shape(self, seconds: float) -> tuple[int, ...]:
@@ -106,20 +126,33 @@ def from_codec(
     latent_channels: int = 32,
     text_width: int = 128,
 ) -> TinyAudio:
-    """A ``TinyAudio`` with an untrained denoiser and the codec weights of the file ``codec`` (safetensors, strict).
+    """A ``TinyAudio`` with an untrained denoiser and the codec weights of the file ``codec``
+    (safetensors, strict).
 
-    ``codec_*`` and ``latent_channels`` as the codec was trained; a wrong window shows only in the sound (it has no weights).
-    Raises ``FileNotFoundError`` when the file is missing and ``ValueError`` when its tensors do not fit.
+    ``codec_*`` and ``latent_channels`` as the codec was trained; a wrong window shows only in the
+    sound (it has no weights). Raises ``FileNotFoundError`` when the file is missing and
+    ``ValueError`` when its tensors do not fit.
     """
     from safetensors.torch import load_file
 
     if not Path(codec).is_file():
-        raise FileNotFoundError(f"no codec weights at {codec}; train them with configs/embedded/codec.yaml or name another file")
-    sizes = {"codec_width": codec_width, "codec_window": codec_window, "latent_channels": latent_channels}
-    backbone = TinyAudio(width=width, depth=depth, heads=heads, patch=patch, text_width=text_width, **sizes)
+        raise FileNotFoundError(
+            f"no codec weights at {codec}; train them with configs/embedded/codec.yaml or name"
+            " another file"
+        )
+    sizes = {
+        "codec_width": codec_width,
+        "codec_window": codec_window,
+        "latent_channels": latent_channels,
+    }
+    backbone = TinyAudio(
+        width=width, depth=depth, heads=heads, patch=patch, text_width=text_width, **sizes
+    )
     try:
         backbone.codec.load_state_dict(load_file(codec))
     except RuntimeError as error:
         said = ", ".join(f"{name} {value}" for name, value in sizes.items())
-        raise ValueError(f"the weights in {codec} do not fit this codec ({said}): {error}") from error
+        raise ValueError(
+            f"the weights in {codec} do not fit this codec ({said}): {error}"
+        ) from error
     return backbone

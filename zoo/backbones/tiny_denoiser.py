@@ -1,4 +1,6 @@
-"""The latent diffusion transformer of the embedded models (Peebles and Xie 2023; shared modulation as in PixArt-alpha)."""
+"""The latent diffusion transformer of the embedded models (Peebles and Xie 2023; shared modulation
+as in PixArt-alpha).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Multi-head attention through torch SDPA; ``is_cross_attention`` lets adapters choose by attribute, not by name."""
+    """Multi-head attention through torch SDPA; ``is_cross_attention`` lets adapters choose by
+    attribute, not by name.
+    """
 
     def __init__(self, width: int, context_width: int | None, heads: int) -> None:
         super().__init__()
@@ -20,11 +24,17 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width or width, width, bias=False)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, hidden_BLD: Tensor, context_BLD: Tensor | None = None, mask_BL: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_BLD: Tensor, context_BLD: Tensor | None = None, mask_BL: Tensor | None = None
+    ) -> Tensor:
         context = hidden_BLD if context_BLD is None else context_BLD
         query, key, value = (
             linear(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for linear, source in ((self.to_q, hidden_BLD), (self.to_k, context), (self.to_v, context))
+            for linear, source in (
+                (self.to_q, hidden_BLD),
+                (self.to_k, context),
+                (self.to_v, context),
+            )
         )
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -32,20 +42,26 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, perceptron; scale, shift and gate from the time through ``modulation``."""
+    """Self-attention, cross-attention, perceptron; scale, shift and gate from the time through
+    ``modulation``.
+    """
 
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
         self.attn = Attention(width, None, heads)
         self.cross = Attention(width, context_width, heads)
         self.cross_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
         self.modulation = nn.Parameter(torch.randn(6, width) / width**0.5)
         nn.init.zeros_(self.cross.to_out.weight)
         nn.init.zeros_(self.cross.to_out.bias)
 
     def forward(self, hidden: Tensor, time_B6D: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (time_B6D + self.modulation)[:, :, None].unbind(1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (time_B6D + self.modulation)[
+            :, :, None
+        ].unbind(1)
         width = hidden.shape[-1:]
         hidden = hidden + gate_a * self.attn(F.layer_norm(hidden, width) * (1 + scale_a) + shift_a)
         hidden = hidden + self.cross(self.cross_norm(hidden), context, mask)
@@ -53,18 +69,23 @@ class Block(nn.Module):
 
 
 class DiffusionTransformer(nn.Module):
-    """Predicts v from (noisy latents (B, C, T), time (B,) in [0, 1], tokens (B, L, D), mask (B, L)).
+    """Predicts v from (noisy latents (B, C, T), time (B,) in [0, 1], tokens (B, L, D), mask (B,
+    L)).
 
     ``patch`` latent frames make one token; T is padded to a multiple of it inside.
     """
 
-    def __init__(self, channels: int, width: int, depth: int, heads: int, context_width: int, patch: int) -> None:
+    def __init__(
+        self, channels: int, width: int, depth: int, heads: int, context_width: int, patch: int
+    ) -> None:
         super().__init__()
         if width % heads or width % 2:
             raise ValueError(f"width {width} must be even and divisible by heads {heads}")
         self.patch, self.width = patch, width
         self.patch_in = nn.Linear(channels * patch, width)
-        self.time_mlp = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.time_mlp = nn.Sequential(
+            nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
         self.time_modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(width, context_width, heads) for _ in range(depth))
         self.out_modulation = nn.Linear(width, 2 * width)
@@ -72,10 +93,14 @@ class DiffusionTransformer(nn.Module):
         nn.init.zeros_(self.patch_out.weight)
         nn.init.zeros_(self.patch_out.bias)
 
-    def forward(self, latent_BCT: Tensor, time_B: Tensor, tokens_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(
+        self, latent_BCT: Tensor, time_B: Tensor, tokens_BLD: Tensor, mask_BL: Tensor
+    ) -> Tensor:
         frames = latent_BCT.shape[-1]
         padded = F.pad(latent_BCT, (0, -frames % self.patch))
-        hidden = self.patch_in(padded.unflatten(-1, (-1, self.patch)).permute(0, 2, 1, 3).flatten(2))
+        hidden = self.patch_in(
+            padded.unflatten(-1, (-1, self.patch)).permute(0, 2, 1, 3).flatten(2)
+        )
         hidden = hidden + sinusoid(torch.arange(hidden.shape[1], device=hidden.device), self.width)
         time = self.time_mlp(sinusoid(1000 * time_B, 128))
         modulation_B6D = self.time_modulation(time).unflatten(-1, (6, self.width))
@@ -88,6 +113,8 @@ class DiffusionTransformer(nn.Module):
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
     """(..., ) positions to (..., width) sines and cosines with wavelengths from 2 pi to 20000 pi."""
-    frequency = torch.exp(torch.arange(width // 2, device=position.device) * (-math.log(10_000) / (width // 2)))
+    frequency = torch.exp(
+        torch.arange(width // 2, device=position.device) * (-math.log(10_000) / (width // 2))
+    )
     angle = position[..., None].float() * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

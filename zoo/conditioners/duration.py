@@ -16,5 +16,7 @@ class DurationToken(nn.Module):
         self.project = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, seconds: Sequence[float]) -> Tensor:
-        value = torch.tensor(list(seconds), dtype=torch.float32, device=self.project[0].weight.device)
+        value = torch.tensor(
+            list(seconds), dtype=torch.float32, device=self.project[0].weight.device
+        )
         return self.project(torch.stack([value / 10, torch.log(value)], dim=-1))[:, None]

@@ -1,4 +1,6 @@
-"""What frozen text encoders make of prompts: every text is read once and kept in main memory, and then the encoders may go."""
+"""What frozen text encoders make of prompts: every text is read once and kept in main memory, and
+then the encoders may go.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ CAPACITY = 16_384  # texts kept: 60 to 100 kB each at full size
 
 
 class PromptMemory:
-    """``memory(prompt)`` is what ``encode(text, length)`` gave for the prompt's text when it was asked for first.
+    """``memory(prompt)`` is what ``encode(text, length)`` gave for the prompt's text when it was
+    asked for first.
 
-    ``encode`` gives tensors, or a record of them, in main memory. ``tokenize``: a text's ids, ``ValueError`` for too many; None
-    for a model without a tokenizer, which reads nothing. ``in_pairs``: a prompt and its negative are padded to the longer of the
-    two before they are read; ``length`` is then its count of tokens, else None.
+    ``encode`` gives tensors, or a record of them, in main memory. ``tokenize``: a text's ids,
+    ``ValueError`` for too many; None for a model without a tokenizer, which reads nothing.
+    ``in_pairs``: a prompt and its negative are padded to the longer of the two before they are
+    read; ``length`` is then its count of tokens, else None.
     """
 
     def __init__(
@@ -30,20 +34,30 @@ class PromptMemory:
         self._closed = False
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of a text with their special tokens. Raises ``ValueError`` without a tokenizer and for too many tokens."""
+        """Ids of a text with their special tokens.
+
+        Raises ``ValueError`` without a tokenizer and for too many tokens.
+        """
         if self._tokenize is None:
-            raise ValueError("this model has no tokenizer, so it cannot read prompts; give it the tokenizer.json of its text "
-                             "encoder, google/flan-t5-large for the Tangos: from_pretrained(..., tokenizer=FILE)")  # fmt: skip
+            raise ValueError(
+                "this model has no tokenizer, so it cannot read prompts; give it the tokenizer.json"
+                " of its text encoder, google/flan-t5-large for the Tangos: from_pretrained(...,"
+                " tokenizer=FILE)"
+            )
         return self._tokenize(text)
 
     def __call__(self, prompt: Prompt) -> Any:
-        """Raises ``ValueError`` for too many tokens, without a tokenizer, and after ``close`` for what was not read before."""
+        """Raises ``ValueError`` for too many tokens, without a tokenizer, and after ``close`` for
+        what was not read before.
+        """
         key = self._key(prompt)
         if key not in self._kept:
             if self._closed:
                 length = "" if key[1] is None else f" (at {key[1]} tokens)"
-                raise ValueError(f"the text encoders were dropped and {prompt.text[:60]!r}{length} was not encoded before; give "
-                                 "all prompts to drop_text_encoders")  # fmt: skip
+                raise ValueError(
+                    f"the text encoders were dropped and {prompt.text[:60]!r}{length} was not"
+                    " encoded before; give all prompts to drop_text_encoders"
+                )
             if len(self._kept) >= CAPACITY:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = self._encode(*key)
@@ -63,15 +77,22 @@ class PromptMemory:
             for side in (prompt, prompt.as_negative(), prompt.without_negative()):
                 if self._key(side) not in self._kept and len(self._kept) >= CAPACITY:
                     raise ValueError(
-                        f"{CAPACITY} texts are kept at most; keep the text encoders for more prompts than that"
+                        f"{CAPACITY} texts are kept at most; keep the text encoders for more"
+                        " prompts than that"
                     )
                 self(side)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        """Prompt id -> what the tokenizer says of a text with too many tokens; negatives count where they are read in pairs."""
+        """Prompt id -> what the tokenizer says of a text with too many tokens; negatives count
+        where they are read in pairs.
+        """
         if self._tokenize is None:
             return {}
-        found = refused({prompt.id: prompt.negative for prompt in prompts}, self.tokens) if self._in_pairs else {}
+        found = (
+            refused({prompt.id: prompt.negative for prompt in prompts}, self.tokens)
+            if self._in_pairs
+            else {}
+        )
         return found | refused({prompt.id: prompt.text for prompt in prompts}, self.tokens)
 
     def forget(self) -> None:

@@ -14,9 +14,13 @@ _FEATURES = 12
 
 
 def source_features(source: SourcePath) -> list[float]:
-    """Twelve numbers: cosine, sine of start, end azimuth; onset, end, jump time (s / 10); flags; elevation, distance, level."""
+    """Twelve numbers: cosine, sine of start, end azimuth; onset, end, jump time (s / 10); flags;
+    elevation, distance, level.
+    """
     start = math.radians(source.azimuth_start_deg)
-    end = math.radians(source.azimuth_start_deg if source.azimuth_end_deg is None else source.azimuth_end_deg)
+    end = math.radians(
+        source.azimuth_start_deg if source.azimuth_end_deg is None else source.azimuth_end_deg
+    )
     return [
         *(math.cos(start), math.sin(start), math.cos(end), math.sin(end)),
         (source.onset_s or 0.0) / 10,
@@ -31,11 +35,15 @@ def source_features(source: SourcePath) -> list[float]:
 
 
 class SpatialTokens(nn.Module):
-    """Source paths to ``tokens_BLD`` and ``mask_BL``, L = the most sources of any prompt in the batch (may be 0)."""
+    """Source paths to ``tokens_BLD`` and ``mask_BL``, L = the most sources of any prompt in the
+    batch (may be 0).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.project = nn.Sequential(nn.Linear(_FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        self.project = nn.Sequential(
+            nn.Linear(_FEATURES, width), nn.GELU(), nn.Linear(width, width)
+        )
 
     def forward(self, sources: Sequence[Sequence[SourcePath]]) -> tuple[Tensor, Tensor]:
         device = self.project[0].weight.device

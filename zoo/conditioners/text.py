@@ -1,7 +1,7 @@
 """Words and bytes to tokens to vectors: the small text side of the embedded models.
 
-The vocabulary is open: words of a fixed list (music, moods, everyday sounds and their grammar, directions, motion, order) have
-one token each, everything else is spelled in bytes.
+The vocabulary is open: words of a fixed list (music, moods, everyday sounds and their grammar,
+directions, motion, order) have one token each, everything else is spelled in bytes.
 """
 
 from __future__ import annotations
@@ -34,39 +34,58 @@ hiss jackhammer jet lion loop machinery primate propeller register saw scratch s
 whistle whoosh
 """
 WORDS: tuple[str, ...] = tuple(
-    dict.fromkeys(word for word in _WORDS.split() if word.isascii() and word.replace("-", "").isalpha())
+    dict.fromkeys(
+        word for word in _WORDS.split() if word.isascii() and word.replace("-", "").isalpha()
+    )
 )
 _INDEX = {word: _FIRST_WORD + position for position, word in enumerate(WORDS)}
-VOCABULARY_SIZE = 512  # room for words to come; the list only grows at its end, so that old weights stay valid
+VOCABULARY_SIZE = (
+    512  # room for words to come; the list only grows at its end, so that old weights stay valid
+)
 
 
 def tokenize(text: str, max_tokens: int = 64) -> list[int]:
-    """Token ids of a caption, case-folded, punctuation dropped; ``[EMPTY]`` for a text without words.
+    """Token ids of a caption, case-folded, punctuation dropped; ``[EMPTY]`` for a text without
+    words.
 
     Raises ``ValueError`` when the caption needs more than ``max_tokens``.
     """
     ids: list[int] = []
     for word in re.findall(r"[\w'-]+", text.casefold()):
         known = _INDEX.get(word)
-        ids += [known] if known is not None else [_FIRST_BYTE + byte for byte in f"{word} ".encode()]
+        ids += (
+            [known] if known is not None else [_FIRST_BYTE + byte for byte in f"{word} ".encode()]
+        )
     if len(ids) > max_tokens:
         raise ValueError(
-            f"the caption {text[:60]!r}... needs {len(ids)} tokens, the model takes {max_tokens}; shorten it "
-            "(words outside the vocabulary cost one token a byte)"
+            f"the caption {text[:60]!r}... needs {len(ids)} tokens, the model takes {max_tokens};"
+            " shorten it (words outside the vocabulary cost one token a byte)"
         )
     return ids or [EMPTY]
 
 
 class TextEncoder(nn.Module):
-    """Captions to ``tokens_BLD`` and ``mask_BL``: embedding, learned positions, pre-norm transformer layers."""
+    """Captions to ``tokens_BLD`` and ``mask_BL``: embedding, learned positions, pre-norm
+    transformer layers.
+    """
 
-    def __init__(self, width: int = 128, depth: int = 2, heads: int = 4, max_tokens: int = 64) -> None:
+    def __init__(
+        self, width: int = 128, depth: int = 2, heads: int = 4, max_tokens: int = 64
+    ) -> None:
         super().__init__()
         self.max_tokens = max_tokens
         self.embedding = nn.Embedding(VOCABULARY_SIZE, width)
         self.position = nn.Parameter(0.02 * torch.randn(max_tokens, width))
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+            nn.TransformerEncoderLayer(
+                width,
+                heads,
+                2 * width,
+                dropout=0.0,
+                activation=F.gelu,
+                batch_first=True,
+                norm_first=True,
+            )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
@@ -74,7 +93,9 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = [tokenize(text, self.max_tokens) for text in texts]
         length = max(len(row) for row in rows)
-        ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows], device=self.position.device)
+        ids = torch.tensor(
+            [row + [PAD] * (length - len(row)) for row in rows], device=self.position.device
+        )
         mask_BL = ids != PAD
         hidden = self.embedding(ids) + self.position[:length]
         for layer in self.layers:

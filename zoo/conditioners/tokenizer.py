@@ -1,4 +1,6 @@
-"""Prompts to token ids with the tokenizer of a released text encoder, which travels inside the model's arguments as text."""
+"""Prompts to token ids with the tokenizer of a released text encoder, which travels inside the
+model's arguments as text.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _PACKED_BYTES = 64 * 2**20  # of a tokenizer's JSON; the largest in use are a fe
 
 
 def pack_tokenizer(json_text: str) -> str:
-    """The contents of a ``tokenizer.json`` as one short line of ASCII, for ``PromptTokenizer``: zlib, then base 64."""
+    """The contents of a ``tokenizer.json`` as one short line of ASCII, for ``PromptTokenizer``:
+    zlib, then base 64.
+    """
     return base64.b64encode(zlib.compress(json_text.encode("utf-8"), 9)).decode("ascii")
 
 
@@ -31,7 +35,9 @@ def _unpacked(packed: str, what: str) -> str:
 
 
 def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, str]:
-    """Of ``texts`` (name -> text) those for which ``read``, a tokenizer, raises ``ValueError``: name -> what it says."""
+    """Of ``texts`` (name -> text) those for which ``read``, a tokenizer, raises ``ValueError``:
+    name -> what it says.
+    """
     found = {}
     for name, text in texts.items():
         try:
@@ -42,23 +48,25 @@ def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, s
 
 
 def check_vocabulary(tokenizer: Any, what: str) -> None:
-    """Raises ``ValueError`` when a ``tokenizers.Tokenizer`` does not know the words of plain captions.
+    """Raises ``ValueError`` when a ``tokenizers.Tokenizer`` does not know the words of plain
+    captions.
 
-    Libraries build such a stand-in without an error where the files of a vocabulary are missing: all words are "unknown", and
-    captions of as many words mean the same. Two captions of equal length must differ, and come back out of their tokens.
+    Libraries build such a stand-in without an error where the files of a vocabulary are missing:
+    all words are "unknown", and captions of as many words mean the same. Two captions of equal
+    length must differ, and come back out of their tokens.
     """
     rows = [tokenizer.encode(caption, add_special_tokens=False).ids for caption in _CAPTIONS]
     if rows[0] == rows[1]:
         raise ValueError(
-            f"{what} gives {_CAPTIONS[0]!r} and {_CAPTIONS[1]!r} the same tokens: it is an empty stand-in without a "
-            "vocabulary; fetch the tokenizer's files again (tokenizer.json)"
+            f"{what} gives {_CAPTIONS[0]!r} and {_CAPTIONS[1]!r} the same tokens: it is an empty"
+            " stand-in without a vocabulary; fetch the tokenizer's files again (tokenizer.json)"
         )
     for caption, row in zip(_CAPTIONS, rows, strict=True):
         back = tokenizer.decode(row)
         if _letters(back) != _letters(caption):
             raise ValueError(
-                f"{what} turns {caption!r} into tokens that read {back[:60]!r}: its vocabulary is not whole; fetch the "
-                "tokenizer's files again (tokenizer.json)"
+                f"{what} turns {caption!r} into tokens that read {back[:60]!r}: its vocabulary is"
+                " not whole; fetch the tokenizer's files again (tokenizer.json)"
             )
 
 
@@ -67,9 +75,11 @@ def _letters(text: str) -> str:
 
 
 class PromptTokenizer:
-    """``tokenizer(text) -> ids`` with the special tokens that its encoder expects, at most ``max_tokens`` of them.
+    """``tokenizer(text) -> ids`` with the special tokens that its encoder expects, at most
+    ``max_tokens`` of them.
 
-    ``packed``: by ``pack_tokenizer``. ``what`` names the encoder in errors. Raises ``ValueError`` when it is no tokenizer, or one
+    ``packed``: by ``pack_tokenizer``. ``what`` names the encoder in errors. Raises ``ValueError``
+    when it is no tokenizer, or one
     without a vocabulary (``check_vocabulary``).
     """
 
@@ -83,13 +93,17 @@ class PromptTokenizer:
             raise
         except Exception as error:  # the library raises plain Exception
             said = str(error)[:120]
-            raise ValueError(f"the {what} tokenizer is not the contents of a tokenizer.json ({said})") from error
+            raise ValueError(
+                f"the {what} tokenizer is not the contents of a tokenizer.json ({said})"
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         check_vocabulary(self._tokenizer, f"the {what} tokenizer")
 
     def __call__(self, text: str, truncate: bool = False) -> list[int]:
-        """Raises ``ValueError`` for a text of too many tokens, unless ``truncate`` cuts it (special tokens stay)."""
+        """Raises ``ValueError`` for a text of too many tokens, unless ``truncate`` cuts it (special
+        tokens stay).
+        """
         ids = self._tokenizer.encode(text).ids
         if len(ids) <= self.max_tokens:
             return ids

@@ -1,7 +1,10 @@
-"""One idea for every generator here: ``x = alpha * clean + sigma * noise`` along a path from pure noise to clean latents.
+"""One idea for every generator here:
 
-``paths`` says what alpha and sigma are, ``steps`` holds the one Gaussian step and the one denoising error, ``sampling``
-walks a path (rollout) and scores what was walked (log-probability). Arithmetic is float32 whatever the network's dtype.
+``x = alpha * clean + sigma * noise`` along a path from pure noise to clean latents.
+
+``paths`` says what alpha and sigma are, ``steps`` holds the one Gaussian step and the one denoising
+error, ``sampling`` walks a path (rollout) and scores what was walked (log-probability). Arithmetic
+is float32 whatever the network's dtype.
 """
 
 from zoo.diffusion.paths import PREDICTIONS, Straight, VPCosine, VPDiscrete

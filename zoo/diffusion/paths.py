@@ -1,9 +1,12 @@
-"""Paths from noise to clean: ``x = alpha * clean + sigma * noise``, with alpha and sigma as functions of a time.
+"""Paths from noise to clean:
 
-Every path has ``prediction`` (what its network puts out), ``times(steps)`` (the sampling grid, noisy to clean, steps + 1
-values), ``coefficients(time)`` and ``sample_times(uniform_B)`` (training times). Continuous grids are float64 and
-coefficients are computed in float64 on the CPU, because near pure noise a float32 time cannot tell two alphas apart;
-what comes out is float32. All samplers start from unit Gaussian noise.
+``x = alpha * clean + sigma * noise``, with alpha and sigma as functions of a time.
+
+Every path has ``prediction`` (what its network puts out), ``times(steps)`` (the sampling grid,
+noisy to clean, steps + 1 values), ``coefficients(time)`` and ``sample_times(uniform_B)`` (training
+times). Continuous grids are float64 and coefficients are computed in float64 on the CPU, because
+near pure noise a float32 time cannot tell two alphas apart; what comes out is float32. All samplers
+start from unit Gaussian noise.
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ SPACINGS = ("linear", "exponential")
 
 
 def require_known(what: str, name: str, choices: Sequence[str]) -> str:
-    """``name`` if it is one of ``choices``; else ``ValueError`` with all choices and the nearest one."""
+    """``name`` if it is one of ``choices``; else ``ValueError`` with all choices and the nearest
+    one.
+    """
     if name in choices:
         return name
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.3)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{what} {name!r} is unknown, expected one of {', '.join(map(repr, choices))}{hint}")
+    raise ValueError(
+        f"{what} {name!r} is unknown, expected one of {', '.join(map(repr, choices))}{hint}"
+    )
 
 
 def exact(tensor: Tensor) -> Tensor:
@@ -42,17 +49,21 @@ def _require_steps(steps: int) -> int:
 def _require_unit_time(time: Tensor) -> Tensor:
     time = exact(time)
     if not bool(((time >= 0) & (time <= 1)).all()):
-        raise ValueError(f"a continuous time lies in [0, 1] (0 clean, 1 noise), got {time.flatten().tolist()}")
+        raise ValueError(
+            f"a continuous time lies in [0, 1] (0 clean, 1 noise), got {time.flatten().tolist()}"
+        )
     return time
 
 
 class VPDiscrete:
-    """Variance-preserving path in whole steps (AudioLDM 2, Tango): alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2.
+    """Variance-preserving path in whole steps (AudioLDM 2, Tango): alpha^2 = alphas_cumprod[t],
+    sigma^2 = 1 - alpha^2.
 
-    ``alphas_cumprod`` has one value a training step (usually 1000, float32 as in released schedulers). Grids use "leading"
-    spacing: t = k * (count // steps) + ``steps_offset``, and the time after the last is clamped to 0, so a final alpha of 1
-    is never used and, with an offset of 1, every step keeps some noise. ``ends_clean``: the time after the last is -1, where
-    alpha is 1 and no noise is left (DDPM sampling, as Tango's).
+    ``alphas_cumprod`` has one value a training step (usually 1000, float32 as in released
+    schedulers). Grids use "leading" spacing: t = k * (count // steps) + ``steps_offset``, and the
+    time after the last is clamped to 0, so a final alpha of 1 is never used and, with an offset of
+    1, every step keeps some noise. ``ends_clean``: the time after the last is -1, where alpha is 1
+    and no noise is left (DDPM sampling, as Tango's).
     """
 
     def __init__(
@@ -62,9 +73,15 @@ class VPDiscrete:
         steps_offset: int = 1,
         ends_clean: bool = False,
     ) -> None:
-        self.alphas_cumprod = torch.as_tensor(alphas_cumprod, dtype=torch.float32).detach().cpu().clone()
-        if self.alphas_cumprod.ndim != 1 or not bool(((self.alphas_cumprod > 0) & (self.alphas_cumprod < 1)).all()):
-            raise ValueError("alphas_cumprod must be a flat list of numbers between 0 and 1 (both excluded)")
+        self.alphas_cumprod = (
+            torch.as_tensor(alphas_cumprod, dtype=torch.float32).detach().cpu().clone()
+        )
+        if self.alphas_cumprod.ndim != 1 or not bool(
+            ((self.alphas_cumprod > 0) & (self.alphas_cumprod < 1)).all()
+        ):
+            raise ValueError(
+                "alphas_cumprod must be a flat list of numbers between 0 and 1 (both excluded)"
+            )
         self.prediction = require_known("prediction", prediction, PREDICTIONS)
         self.steps_offset, self._last_time = int(steps_offset), -1 if ends_clean else 0
 
@@ -78,33 +95,52 @@ class VPDiscrete:
         steps_offset: int = 1,
         ends_clean: bool = False,
     ) -> VPDiscrete:
-        """The "scaled_linear" schedule: sqrt(beta) runs linearly (float32, as released networks were trained with)."""
+        """The "scaled_linear" schedule: sqrt(beta) runs linearly (float32, as released networks
+        were trained with).
+        """
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, count, dtype=torch.float32) ** 2
         return cls(torch.cumprod(1.0 - betas, dim=0), prediction, steps_offset, ends_clean)
 
     def __repr__(self) -> str:
-        return f"VPDiscrete({len(self.alphas_cumprod)} steps, prediction={self.prediction!r}, steps_offset={self.steps_offset})"
+        return (
+            f"VPDiscrete({len(self.alphas_cumprod)} steps, prediction={self.prediction!r},"
+            f" steps_offset={self.steps_offset})"
+        )
 
     def times(self, steps: int) -> Tensor:
-        """(steps + 1,) long, descending, the last 0 or -1. ``ValueError`` when the grid does not fit into the training steps."""
+        """(steps + 1,) long, descending, the last 0 or -1.
+
+        ``ValueError`` when the grid does not fit into the training steps.
+        """
         steps, count = _require_steps(steps), len(self.alphas_cumprod)
         stride = count // steps
         if stride < 1 or (steps - 1) * stride + self.steps_offset > count - 1:
             raise ValueError(
-                f"{steps} sampling steps do not fit into {count} training steps with steps_offset {self.steps_offset}; use fewer"
+                f"{steps} sampling steps do not fit into {count} training steps with steps_offset"
+                f" {self.steps_offset}; use fewer"
             )
         grid = torch.arange(steps - 1, -1, -1) * stride + self.steps_offset
         return torch.cat([grid, (grid[-1:] - stride).clamp(min=self._last_time)])
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma), float32, shaped like ``time`` (whole numbers). ``ValueError`` outside the training steps."""
+        """(alpha, sigma), float32, shaped like ``time`` (whole numbers).
+
+        ``ValueError`` outside the training steps.
+        """
         index = exact(time)
         lowest, highest = self._last_time, len(self.alphas_cumprod) - 1
-        if bool((index != index.round()).any()) or bool(((index < lowest) | (index > highest)).any()):
-            raise ValueError(f"a time of this path is a whole number in [{lowest}, {highest}], got {index.flatten().tolist()}")
+        if bool((index != index.round()).any()) or bool(
+            ((index < lowest) | (index > highest)).any()
+        ):
+            raise ValueError(
+                f"a time of this path is a whole number in [{lowest}, {highest}], got"
+                f" {index.flatten().tolist()}"
+            )
         alpha_squared = self.alphas_cumprod.double()[index.long().clamp(min=0)]
         alpha_squared = torch.where(index < 0, torch.ones_like(alpha_squared), alpha_squared)
-        return alpha_squared.sqrt().float().to(time.device), (1 - alpha_squared).sqrt().float().to(time.device)
+        return alpha_squared.sqrt().float().to(time.device), (1 - alpha_squared).sqrt().float().to(
+            time.device
+        )
 
     def sample_times(self, uniform_B: Tensor) -> Tensor:
         """Training times, long: every training step equally likely for ``uniform_B`` in [0, 1)."""
@@ -113,14 +149,20 @@ class VPDiscrete:
 
 
 class VPCosine:
-    """Variance-preserving path by angle (Stable Audio): alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1], 1 is noise.
+    """Variance-preserving path by angle (Stable Audio): alpha = cos(pi t / 2), sigma = sin(pi t /
+    2), t in [0, 1], 1 is noise.
 
-    ``spacing`` "linear": t from 1 to 0 in equal parts. "exponential": Stable Audio Open's grid, sigma/alpha from ``sigma_max``
-    to ``sigma_min`` in equal ratios, then 0; t = 2 atan(sigma/alpha) / pi.
+    ``spacing`` "linear": t from 1 to 0 in equal parts. "exponential": Stable Audio Open's grid,
+    sigma/alpha from ``sigma_max`` to ``sigma_min`` in equal ratios, then 0; t = 2 atan(sigma/alpha)
+    / pi.
     """
 
     def __init__(
-        self, prediction: str = "v", spacing: str = "linear", sigma_min: float = 0.3, sigma_max: float = 500.0
+        self,
+        prediction: str = "v",
+        spacing: str = "linear",
+        sigma_min: float = 0.3,
+        sigma_max: float = 500.0,
     ) -> None:
         self.prediction = require_known("prediction", prediction, PREDICTIONS)
         self.spacing = require_known("spacing", spacing, SPACINGS)
@@ -136,11 +178,17 @@ class VPCosine:
         steps = _require_steps(steps)
         if self.spacing == "linear":
             return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        log_sigmas = torch.linspace(math.log(self.sigma_max), math.log(self.sigma_min), steps, dtype=torch.float64)
-        return torch.cat([torch.atan(log_sigmas.exp()) * (2 / math.pi), torch.zeros(1, dtype=torch.float64)])
+        log_sigmas = torch.linspace(
+            math.log(self.sigma_max), math.log(self.sigma_min), steps, dtype=torch.float64
+        )
+        return torch.cat(
+            [torch.atan(log_sigmas.exp()) * (2 / math.pi), torch.zeros(1, dtype=torch.float64)]
+        )
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma), float32, shaped like ``time``; alpha is exactly 0 at 1 and sigma exactly 0 at 0."""
+        """(alpha, sigma), float32, shaped like ``time``; alpha is exactly 0 at 1 and sigma exactly
+        0 at 0.
+        """
         angle = _require_unit_time(time) * (math.pi / 2)
         # cos(a) as sin(pi/2 - a): exact where alpha is small
         alpha = torch.sin((1 - _require_unit_time(time)) * (math.pi / 2))
@@ -152,7 +200,9 @@ class VPCosine:
 
 
 class Straight:
-    """Rectified flow (TangoFlux, distilled Stable Audio): x = (1 - t) clean + t noise, velocity = noise - clean, t in [0, 1]."""
+    """Rectified flow (TangoFlux, distilled Stable Audio): x = (1 - t) clean + t noise, velocity =
+    noise - clean, t in [0, 1].
+    """
 
     def __init__(self, prediction: str = "velocity") -> None:
         self.prediction = require_known("prediction", prediction, PREDICTIONS)

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from zoo.backbones.settings import settings_of
-from zoo.importers.diffusers_folders import check_folders, read_part, read_scheduler, read_settings, read_tokenizer
+from zoo.importers.diffusers_folders import (
+    check_folders,
+    read_part,
+    read_scheduler,
+    read_settings,
+    read_tokenizer,
+)
 from zoo.safety import read_json
 
 if TYPE_CHECKING:
@@ -18,7 +24,9 @@ if TYPE_CHECKING:
 
 # name of the argument and of the part -> folder
 FOLDERS = {"unet": "unet", "vae": "vae", "vocoder": "vocoder", "clap_text": "text_encoder"}
-_CLAP_AUDIO = r"^(audio_model|audio_projection|logit_scale)"  # where CLAP's folder holds its other tower too
+_CLAP_AUDIO = (  # where CLAP's folder holds its other tower too
+    r"^(audio_model|audio_projection|logit_scale)"
+)
 
 
 def pulled_audioldm(name: str, folder: Path) -> AudioLDM:
@@ -29,7 +37,8 @@ def pulled_audioldm(name: str, folder: Path) -> AudioLDM:
 def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM:
     """The model of a folder in diffusers layout: float32, frozen, in eval mode.
 
-    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing, left over or of another shape.
+    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing,
+    left over or of another shape.
     """
     import diffusers
 
@@ -52,9 +61,15 @@ def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM:
 
 
 def filled(model: nn.Module, folder: Path, folders: Mapping[str, str]) -> nn.Module:
-    """``model`` with the weights of its parts (name -> place in ``folder``). Raises ``ValueError`` as ``read_part``."""
+    """``model`` with the weights of its parts (name -> place in ``folder``).
+
+    Raises ``ValueError`` as ``read_part``.
+    """
     for name, place in folders.items():
-        owner, attribute = (model.codec if name in ("vae", "vocoder") else model), "denoiser" if name == "unet" else name
+        owner, attribute = (
+            (model.codec if name in ("vae", "vocoder") else model),
+            "denoiser" if name == "unet" else name,
+        )
         others = _CLAP_AUDIO if name == "clap_text" else "$^"
         setattr(owner, attribute, read_part(getattr(owner, attribute), folder / place, others))
     return model.eval().requires_grad_(False)
@@ -73,12 +88,20 @@ def clap_text_settings(folder: Path) -> dict[str, Any]:
 
 
 def vocoder_settings(folder: Path) -> dict[str, Any]:
-    """The configuration of the vocoder, defaults filled in. Raises ``ValueError`` for one that normalises its mels."""
+    """The configuration of the vocoder, defaults filled in.
+
+    Raises ``ValueError`` for one that normalises its mels.
+    """
     from transformers import SpeechT5HifiGanConfig
 
     from zoo.backbones.mel_codec import VOCODER_KEYS
 
     if read_json(folder / "config.json").get("normalize_before", True):
-        raise ValueError(f"{folder} normalises its mels first (normalize_before), which AudioLDM's vocoder does not")
-    whole = SpeechT5HifiGanConfig(**read_settings(folder, SpeechT5HifiGanConfig)).to_dict()  # defaults are not in the file
+        raise ValueError(
+            f"{folder} normalises its mels first (normalize_before), which AudioLDM's vocoder"
+            " does not"
+        )
+    whole = SpeechT5HifiGanConfig(
+        **read_settings(folder, SpeechT5HifiGanConfig)
+    ).to_dict()  # defaults are not in the file
     return {key: whole[key] for key in VOCODER_KEYS}

@@ -1,4 +1,6 @@
-"""AudioLDM 2 from a folder in diffusers layout (``model_index.json``, one folder a part), strict: every tensor accounted for."""
+"""AudioLDM 2 from a folder in diffusers layout (``model_index.json``, one folder a part), strict:
+every tensor accounted for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoo.importers.audioldm import clap_text_settings, filled, vocoder_settings
-from zoo.importers.diffusers_folders import check_folders, read_scheduler, read_settings, read_tokenizer
+from zoo.importers.diffusers_folders import (
+    check_folders,
+    read_scheduler,
+    read_settings,
+    read_tokenizer,
+)
 from zoo.safety import read_json
 
 if TYPE_CHECKING:
@@ -34,11 +41,14 @@ def pulled_audioldm2(name: str, folder: Path) -> AudioLDM2:
 def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM2:
     """The model of a folder in diffusers layout: float32, frozen, in eval mode.
 
-    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing, left over or of another shape.
+    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing,
+    left over or of another shape.
     """
     from zoo.backbones.audioldm2 import AudioLDM2
 
-    check_folders(folder, (*FOLDERS.values(), "scheduler", "tokenizer", "tokenizer_2"), "AudioLDM 2")
+    check_folders(
+        folder, (*FOLDERS.values(), "scheduler", "tokenizer", "tokenizer_2"), "AudioLDM 2"
+    )
     arguments = _arguments(folder)
     with torch.device("meta"):  # the networks come with their weights below
         model = AudioLDM2(**arguments, truncate_prompts=truncate_prompts)
@@ -50,9 +60,11 @@ def _arguments(folder: Path) -> dict[str, Any]:
     import transformers as tf
 
     kinds = {
-        "unet": diffusers.AudioLDM2UNet2DConditionModel, "vae": diffusers.AutoencoderKL,
-        "projection": diffusers.AudioLDM2ProjectionModel, "gpt2": tf.GPT2Config,
-    }  # fmt: skip
+        "unet": diffusers.AudioLDM2UNet2DConditionModel,
+        "vae": diffusers.AutoencoderKL,
+        "projection": diffusers.AudioLDM2ProjectionModel,
+        "gpt2": tf.GPT2Config,
+    }
     configs = {name: read_settings(folder / FOLDERS[name], kind) for name, kind in kinds.items()}
     clap_tokenizer, clap_max_tokens = read_tokenizer(folder / "tokenizer", "RobertaTokenizer")
     t5_tokenizer, t5_max_tokens = read_tokenizer(folder / "tokenizer_2", "T5Tokenizer")
@@ -66,5 +78,7 @@ def _arguments(folder: Path) -> dict[str, Any]:
         "t5_tokenizer": t5_tokenizer,
         "clap_max_tokens": clap_max_tokens,
         "t5_max_tokens": t5_max_tokens,
-        "loa_count": int(read_json(folder / FOLDERS["gpt2"] / "config.json").get("max_new_tokens") or 8),
+        "loa_count": int(
+            read_json(folder / FOLDERS["gpt2"] / "config.json").get("max_new_tokens") or 8
+        ),
     }

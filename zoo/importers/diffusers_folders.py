@@ -1,4 +1,6 @@
-"""Models in diffusers layout (``model_index.json``, one folder a part), strict: every tensor accounted for, safetensors only."""
+"""Models in diffusers layout (``model_index.json``, one folder a part), strict: every tensor
+accounted for, safetensors only.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,25 @@ _WEIGHTS = re.compile(
 _REAL = ("F16", "BF16", "F32", "F64")  # as safetensors writes them
 _TOKENIZER, _SENTENCE_PIECES = "tokenizer.json", "spiece.model"
 _WORDS_AND_MERGES = ("vocab.json", "merges.txt")
-_NO_WEIGHTS = re.compile(r"(^|\.)(position_ids|attn\.(masked_)?bias|num_batches_tracked)$|^lm_head\.weight$")
+_NO_WEIGHTS = re.compile(
+    r"(^|\.)(position_ids|attn\.(masked_)?bias|num_batches_tracked)$|^lm_head\.weight$"
+)
 
 
 def folder_of(source: str, architecture: str) -> Path:
-    """The folder of a zoo name, an ``owner/name`` (pulled when it is not here) or a path. Raises as ``zoo.pull``."""
+    """The folder of a zoo name, an ``owner/name`` (pulled when it is not here) or a path.
+
+    Raises as ``zoo.pull``.
+    """
     from zoo.loading import find_or_pull
 
     if Path(source).is_dir():
         return Path(source)
-    names = [entry.name for entry in ENTRIES.values() if entry.repo_id == source and entry.architecture == architecture]
+    names = [
+        entry.name
+        for entry in ENTRIES.values()
+        if entry.repo_id == source and entry.architecture == architecture
+    ]
     return find_or_pull(names[0] if names else source)
 
 
@@ -42,33 +53,45 @@ def check_folders(folder: Path, names: Iterable[str], what: str) -> None:
     """Raises ``FileNotFoundError`` naming the parts of ``what`` that are not there."""
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
-        raise FileNotFoundError(f"{folder} is no {what} in diffusers layout: it has no folder {', '.join(missing)}")
+        raise FileNotFoundError(
+            f"{folder} is no {what} in diffusers layout: it has no folder {', '.join(missing)}"
+        )
 
 
 def read_settings(folder: Path, kind: type, model_type: str | None = None) -> dict[str, Any]:
-    """What a part's config.json says of ``settings_of(kind)``: without what the libraries note about themselves.
+    """What a part's config.json says of ``settings_of(kind)``: without what the libraries note
+    about themselves.
 
     Raises ``ValueError`` for another ``model_type`` than the given one.
     """
     said, known = read_json(folder / "config.json"), settings_of(kind)
     if model_type is not None and said.get("model_type") != model_type:
-        raise ValueError(f"{folder} is a {said.get('model_type')}, expected {model_type}; other text encoders, such as those of "
-                         "speech models, are not supported")  # fmt: skip
+        raise ValueError(
+            f"{folder} is a {said.get('model_type')}, expected {model_type}; other text encoders,"
+            " such as those of speech models, are not supported"
+        )
     return {key: value for key, value in said.items() if key in known}
 
 
 def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any]:
-    """The configuration of ``folder``/scheduler. Raises ``ValueError`` for another class than ``class_name``."""
+    """The configuration of ``folder``/scheduler.
+
+    Raises ``ValueError`` for another class than ``class_name``.
+    """
     said = read_json(folder / "scheduler" / "scheduler_config.json")
     if class_name not in (None, said.get("_class_name")):
-        raise ValueError(f"{folder / 'scheduler'} is a {said.get('_class_name')}, expected {class_name}")
+        raise ValueError(
+            f"{folder / 'scheduler'} is a {said.get('_class_name')}, expected {class_name}"
+        )
     return {key: value for key, value in said.items() if not key.startswith("_")}
 
 
 def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
-    """(packed tokenizer, its longest sequence in tokens, 512 at most) of transformers' class ``kind``.
+    """(packed tokenizer, its longest sequence in tokens, 512 at most) of transformers' class
+    ``kind``.
 
-    Raises ``FileNotFoundError`` when the files of its vocabulary are missing, ``ValueError`` when they cannot be read.
+    Raises ``FileNotFoundError`` when the files of its vocabulary are missing, ``ValueError`` when
+    they cannot be read.
     """
     import transformers
 
@@ -77,30 +100,45 @@ def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
     _check_vocabulary_files(folder)
     try:
         with quiet_libraries():
-            tokenizer = getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
+            tokenizer = getattr(transformers, kind).from_pretrained(
+                str(folder), local_files_only=True
+            )
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise ValueError(f"the tokenizer in {folder} cannot be read ({str(error)[:200]}); fetch its files again") from error
-    return pack_tokenizer(tokenizer.backend_tokenizer.to_str()), min(int(tokenizer.model_max_length), 512)
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be read ({str(error)[:200]}); fetch its files again"
+        ) from error
+    return pack_tokenizer(tokenizer.backend_tokenizer.to_str()), min(
+        int(tokenizer.model_max_length), 512
+    )
 
 
 def _check_vocabulary_files(folder: Path) -> None:
-    """transformers makes an empty tokenizer without an error where the files of its vocabulary are missing."""
-    if (folder / _TOKENIZER).is_file() or all((folder / name).is_file() for name in _WORDS_AND_MERGES):
+    """transformers makes an empty tokenizer without an error where the files of its vocabulary are
+    missing.
+    """
+    if (folder / _TOKENIZER).is_file() or all(
+        (folder / name).is_file() for name in _WORDS_AND_MERGES
+    ):
         return
     if not (folder / _SENTENCE_PIECES).is_file():
-        raise FileNotFoundError(f"{folder} has no vocabulary: {_TOKENIZER} is missing; fetch the tokenizer's files again")
+        raise FileNotFoundError(
+            f"{folder} has no vocabulary: {_TOKENIZER} is missing; fetch the tokenizer's files"
+            " again"
+        )
     if find_spec("sentencepiece") is None:
         raise ValueError(
-            f"{folder} has its vocabulary as {_SENTENCE_PIECES} only; pip install sentencepiece and load it again, or put the "
-            f"{_TOKENIZER} of the same tokenizer beside it"
+            f"{folder} has its vocabulary as {_SENTENCE_PIECES} only; pip install sentencepiece and"
+            f" load it again, or put the {_TOKENIZER} of the same tokenizer beside it"
         )
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, transformers and diffusers print nothing, not even a bar: what is wrong is raised here, in one line."""
+    """Inside, transformers and diffusers print nothing, not even a bar: what is wrong is raised
+    here, in one line.
+    """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -119,53 +157,92 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def weights_variant(folder: Path) -> str | None:
-    """The variant ("fp16") whose safetensors are all that ``folder`` holds, None where the plain ones are there.
+    """The variant ("fp16") whose safetensors are all that ``folder`` holds, None where the plain
+    ones are there.
 
-    Raises ``FileNotFoundError`` when there are no safetensors, ``ValueError`` when there are several variants and no plain ones.
+    Raises ``FileNotFoundError`` when there are no safetensors, ``ValueError`` when there are
+    several variants and no plain ones.
     """
-    found = {match["variant"] for path in folder.iterdir() if (match := _WEIGHTS.fullmatch(path.name))}
+    found = {
+        match["variant"] for path in folder.iterdir() if (match := _WEIGHTS.fullmatch(path.name))
+    }
     if None in found:
         return None
     if not found:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
-        what = f"only {', '.join(pickled[:3])}, pickles, which are not read here" if pickled else "no weights"
+        what = (
+            f"only {', '.join(pickled[:3])}, pickles, which are not read here"
+            if pickled
+            else "no weights"
+        )
         raise FileNotFoundError(
-            f"{folder} holds {what}; fetch the *.safetensors of this model, or write them where it can be loaded "
-            "(save_pretrained(FOLDER))"
+            f"{folder} holds {what}; fetch the *.safetensors of this model, or write them where it"
+            " can be loaded (save_pretrained(FOLDER))"
         )
     if len(found) > 1:
-        raise ValueError(f"{folder} holds the variants {', '.join(sorted(found))} of the weights; keep the files of one of them")
+        raise ValueError(
+            f"{folder} holds the variants {', '.join(sorted(found))} of the weights; keep the files"
+            " of one of them"
+        )
     return found.pop()
 
 
-def _loaded(empty: nn.Module, folder: Path, settings: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    if hasattr(empty, "config_name"):  # diffusers: reads its configuration from the folder, which has been looked at
+def _loaded(
+    empty: nn.Module, folder: Path, settings: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    if hasattr(
+        empty, "config_name"
+    ):  # diffusers: reads its configuration from the folder, which has been looked at
         return type(empty).from_pretrained(str(folder), torch_dtype=torch.float32, **settings)
-    return type(empty).from_pretrained(str(folder), config=empty.config, dtype=torch.float32, **settings)
+    return type(empty).from_pretrained(
+        str(folder), config=empty.config, dtype=torch.float32, **settings
+    )
 
 
 def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Module:
-    """A network of the class and configuration of ``empty`` with the weights of ``folder``, float32.
+    """A network of the class and configuration of ``empty`` with the weights of ``folder``,
+    float32.
 
-    ``other_parts``: a pattern for names of tensors that belong to networks which are not used here. Raises ``ValueError`` when
+    ``other_parts``: a pattern for names of tensors that belong to networks which are not used here.
+    Raises ``ValueError`` when
     tensors are missing, left over, of another shape or quantised.
     """
-    if read_json(folder / "config.json").get("quantization_config") is not None:  # the library would act on what it says
-        raise ValueError(f"{folder} holds quantised weights, which are not read here; give float32 or half precision")
+    if (
+        read_json(folder / "config.json").get("quantization_config") is not None
+    ):  # the library would act on what it says
+        raise ValueError(
+            f"{folder} holds quantised weights, which are not read here; give float32 or half"
+            " precision"
+        )
     own = empty.state_dict()
     for file in folder.glob("*.safetensors"):
         stored = check_safetensors_header(file)  # the library would turn any numbers into float32
-        whole = sorted(f"{name} is {dtype}" for name, (dtype, _) in stored.items()
-                       if name in own and own[name].is_floating_point() and dtype not in _REAL)  # fmt: skip
+        whole = sorted(
+            f"{name} is {dtype}"
+            for name, (dtype, _) in stored.items()
+            if name in own and own[name].is_floating_point() and dtype not in _REAL
+        )
         if whole:
-            raise ValueError(f"{file}: {', '.join(whole[:3])}, expected floating-point numbers; fetch the file again")
+            raise ValueError(
+                f"{file}: {', '.join(whole[:3])}, expected floating-point numbers; fetch the file"
+                " again"
+            )
     variant = weights_variant(folder)
     settings: dict[str, Any] = {
-        "use_safetensors": True, "local_files_only": True, "output_loading_info": True, "variant": variant,
-    }  # fmt: skip
-    with quiet_libraries():  # they list CLAP's audio tower as unexpected; what counts is looked at below
+        "use_safetensors": True,
+        "local_files_only": True,
+        "output_loading_info": True,
+        "variant": variant,
+    }
+    with (
+        quiet_libraries()
+    ):  # they list CLAP's audio tower as unexpected; what counts is looked at below
         part, said = _loaded(empty, folder, settings)
-    left = [key for key in said["unexpected_keys"] if not _NO_WEIGHTS.search(key) and not re.match(other_parts, key)]
+    left = [
+        key
+        for key in said["unexpected_keys"]
+        if not _NO_WEIGHTS.search(key) and not re.match(other_parts, key)
+    ]
     wrong = [
         f"{len(names)} {what} ({', '.join(map(str, list(names)[:3]))})"
         for what, names in (
@@ -176,6 +253,8 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
         if names
     ]
     if wrong:
-        raise ValueError(f"the tensors in {folder} do not fit {type(empty).__name__}: {'; '.join(wrong)}")
+        raise ValueError(
+            f"the tensors in {folder} do not fit {type(empty).__name__}: {'; '.join(wrong)}"
+        )
     refuse_wrong_numbers(part.state_dict(), own, str(folder))
     return part

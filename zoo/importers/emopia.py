@@ -1,11 +1,14 @@
-"""EMOPIA's audio classifiers (Hung et al. 2021, arXiv 2108.01374): their authors' ``best.ckpt`` as an ``EmotionReward``.
+"""EMOPIA's audio classifiers (Hung et al. 2021, arXiv 2108.01374): their authors' ``best.ckpt`` as
+an ``EmotionReward``.
 
-The authors' folder is ``best_weight/wav/{ar_va,arousal,valence}/{best.ckpt,hparams.yaml}``: Lightning checkpoints, pickled, of a
-short-chunk ResNet. They are read as data, every tensor must find its place, and all sizes come from the tensors themselves.
+The authors' folder is ``best_weight/wav/{ar_va,arousal,valence}/{best.ckpt,hparams.yaml}``:
+Lightning checkpoints, pickled, of a short-chunk ResNet. They are read as data, every tensor must
+find its place, and all sizes come from the tensors themselves.
 
     reward = load_emopia("best_weight/wav/ar_va/best.ckpt")                # an EmotionReward: reward(wave_BCN, rate_hz, prompts)
     kind, architecture, arguments = zoo.checkpoint.identity_of(reward)     # to keep it as safetensors:
-    zoo.checkpoint.save_artifact("emopia", kind=kind, architecture=architecture, arguments=arguments, module=reward)
+    zoo.checkpoint.save_artifact("emopia", kind=kind, architecture=architecture,
+    arguments=arguments, module=reward)
     zoo.load("emopia")
 """
 
@@ -41,12 +44,13 @@ def load_emopia(
 ) -> EmotionReward:
     """The classifier of a ``best.ckpt`` as a reward, frozen, on the CPU.
 
-    ``task``: "ar_va" (four moods), "arousal" or "valence"; by default the name of the file's folder, else by the number of
-    classes where only one task has as many. Prompts' labels may be moods ("happy") or quadrants ("Q1") for every task, and "HA",
-    "LA", "HV", "LV" for those two. Scores and chunk rules: see ``EmotionReward``; ``upstream`` is the authors' own.
-    ``hparams.yaml`` beside the file, or the settings inside it, must agree with the tensors.
-    Raises ``FileNotFoundError``, and ``ValueError`` naming tensors that are missing, unknown or of another shape, settings that
-    contradict them, and an unknown or ambiguous task.
+    ``task``: "ar_va" (four moods), "arousal" or "valence"; by default the name of the file's
+    folder, else by the number of classes where only one task has as many. Prompts' labels may be
+    moods ("happy") or quadrants ("Q1") for every task, and "HA", "LA", "HV", "LV" for those two.
+    Scores and chunk rules: see ``EmotionReward``; ``upstream`` is the authors' own.
+    ``hparams.yaml`` beside the file, or the settings inside it, must agree with the tensors. Raises
+    ``FileNotFoundError``, and ``ValueError`` naming tensors that are missing, unknown or of another
+    shape, settings that contradict them, and an unknown or ambiguous task.
     """
     path = Path(path)
     content = load_pickle_weights(path, blanks=LIGHTNING_CALLBACKS)
@@ -75,16 +79,22 @@ def load_emopia(
 
 
 def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """``n_fft, hop_samples, n_mels, channels, n_classes`` of the network that these tensors belong to (names without prefix).
+    """``n_fft, hop_samples, n_mels, channels, n_classes`` of the network that these tensors belong
+    to (names without prefix).
 
     Raises ``ValueError`` naming a tensor that is missing or has another number of dimensions.
     """
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in state:
-            raise ValueError(f"{where} is no EMOPIA audio classifier: it has no tensor {PREFIX}{name}")
+            raise ValueError(
+                f"{where} is no EMOPIA audio classifier: it has no tensor {PREFIX}{name}"
+            )
         if state[name].ndim != dimensions:
-            raise ValueError(f"{where}: {PREFIX}{name} has shape {tuple(state[name].shape)}, expected {dimensions} dimensions")
+            raise ValueError(
+                f"{where}: {PREFIX}{name} has shape {tuple(state[name].shape)}, expected"
+                f" {dimensions} dimensions"
+            )
         return tuple(state[name].shape)
 
     n_fft = shape(_WINDOW, 1)[0]
@@ -98,10 +108,11 @@ def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
 
 
 def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: str) -> None:
-    """Puts the authors' tensors (names without prefix) into ``network``: all of them, and nothing else.
+    """Puts the authors' tensors (names without prefix) into ``network``: all of them, and nothing
+    else.
 
-    The window and filters in the file must be those that ``network`` computes (periodic Hann, HTK), or it would hear other bands.
-    Raises ``ValueError`` with the names.
+    The window and filters in the file must be those that ``network`` computes (periodic Hann, HTK),
+    or it would hear other bands. Raises ``ValueError`` with the names.
     """
     wanted = network.state_dict()
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
@@ -120,34 +131,48 @@ def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: 
         if names
     ]
     if wrong:
-        raise ValueError(f"the tensors in {where} are not those of EMOPIA's audio classifier; {'; '.join(wrong)}")
+        raise ValueError(
+            f"the tensors in {where} are not those of EMOPIA's audio classifier; {'; '.join(wrong)}"
+        )
     infinite = [PREFIX + name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if infinite:
-        raise ValueError(f"{where}: {infinite[0]} holds numbers that are not finite; the file is damaged, fetch it again")
+        raise ValueError(
+            f"{where}: {infinite[0]} holds numbers that are not finite; the file is damaged, fetch"
+            " it again"
+        )
     for name in (_WINDOW, _FILTERS):
         worst = (state[name].float() - wanted[name]).abs().max().item()
         if worst > 1e-3:
             raise ValueError(
-                f"{where}: {PREFIX}{name} differs by {worst:.2g} from the one for {RATE_HZ} Hz, 0 to {RATE_HZ // 2} Hz; "
-                "it was trained with another front end, which this importer does not know"
+                f"{where}: {PREFIX}{name} differs by {worst:.2g} from the one for {RATE_HZ} Hz, 0"
+                f" to {RATE_HZ // 2} Hz; it was trained with another front end, which this importer"
+                " does not know"
             )
     network.load_state_dict(dict(state), strict=True)
 
 
 def _unprefixed(state: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path} has no dictionary of tensors under state_dict; is it a checkpoint of EMOPIA's classifier?")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in state.values()
+    ):
+        raise ValueError(
+            f"{path} has no dictionary of tensors under state_dict; is it a checkpoint of EMOPIA's"
+            " classifier?"
+        )
     strangers = sorted(name for name in state if not str(name).startswith(PREFIX))
     if strangers:
         raise ValueError(
-            f"{path} holds {len(strangers)} tensors that do not begin with {PREFIX!r}, such as {strangers[0]}; "
-            "EMOPIA's checkpoints hold its network only"
+            f"{path} holds {len(strangers)} tensors that do not begin with {PREFIX!r}, such as"
+            f" {strangers[0]}; EMOPIA's checkpoints hold its network only"
         )
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
 
 
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The authors' settings: ``hparams.yaml`` beside the checkpoint, and over them those inside it; none is no error."""
+    """The authors' settings:
+
+    ``hparams.yaml`` beside the checkpoint, and over them those inside it; none is no error.
+    """
     import yaml
 
     class Plain(yaml.SafeLoader):
@@ -155,7 +180,11 @@ def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
     Plain.add_multi_constructor(
         "tag:yaml.org,2002:python/",
-        lambda loader, _, node: loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None,
+        lambda loader, _, node: (
+            loader.construct_mapping(node, deep=True)
+            if isinstance(node, yaml.MappingNode)
+            else None
+        ),
     )
     beside, settings = path.with_name("hparams.yaml"), {}
     if beside.is_file():
@@ -166,7 +195,9 @@ def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return settings | (inside if isinstance(inside, dict) else {})
 
 
-def _check_settings(settings: Mapping[str, Any], state: Mapping[str, Tensor], sizes: Mapping[str, Any], path: Path) -> None:
+def _check_settings(
+    settings: Mapping[str, Any], state: Mapping[str, Tensor], sizes: Mapping[str, Any], path: Path
+) -> None:
     found = {
         "n_channels": sizes["channels"][0],
         "n_fft": sizes["n_fft"],
@@ -178,7 +209,10 @@ def _check_settings(settings: Mapping[str, Any], state: Mapping[str, Tensor], si
     for name, here in found.items():
         said = settings.get(name, here)
         if isinstance(said, (int, float)) and said != here:
-            raise ValueError(f"{path}: its settings say {name} = {said:g}, its tensors and EMOPIA's front end say {here:g}")
+            raise ValueError(
+                f"{path}: its settings say {name} = {said:g}, its tensors and EMOPIA's front end"
+                f" say {here:g}"
+            )
 
 
 def _task(task: str | None, n_classes: int, path: Path) -> str:
@@ -189,7 +223,12 @@ def _task(task: str | None, n_classes: int, path: Path) -> str:
         folder = path.resolve().parent.name
         task = folder if folder in TASKS else fitting[0] if len(fitting) == 1 else None
     if task is None:
-        raise ValueError(f"{path} has {n_classes} classes: name its task, {' or '.join(fitting or TASKS)}")
+        raise ValueError(
+            f"{path} has {n_classes} classes: name its task, {' or '.join(fitting or TASKS)}"
+        )
     if len(TASKS[task]) != n_classes:
-        raise ValueError(f"{path} has {n_classes} classes; task {task!r} has {len(TASKS[task])}: {', '.join(TASKS[task])}")
+        raise ValueError(
+            f"{path} has {n_classes} classes; task {task!r} has {len(TASKS[task])}:"
+            f" {', '.join(TASKS[task])}"
+        )
     return task

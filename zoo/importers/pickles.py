@@ -1,7 +1,9 @@
-"""Pickled checkpoints of other projects (.bin, .ckpt, .pt, .pth), read as data: nothing that they name is called.
+"""Pickled checkpoints of other projects (.bin, .ckpt, .pt, .pth), read as data: nothing that they
+name is called.
 
-What torch's restricted reader allows (tensors and plain containers), and numpy's scalars, which some authors left beside their
-weights (LAION's CLAP checkpoints keep numpy numbers in the optimizer's part). Only ``zoo.importers`` reads pickles.
+What torch's restricted reader allows (tensors and plain containers), and numpy's scalars, which
+some authors left beside their weights (LAION's CLAP checkpoints keep numpy numbers in the
+optimizer's part). Only ``zoo.importers`` reads pickles.
 """
 
 from __future__ import annotations
@@ -14,20 +16,40 @@ from typing import Any
 
 import torch
 
-_NUMPY_SCALARS = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float16", "Float32",
-                  "Float64", "Complex64", "Complex128", "Str", "Bytes")  # fmt: skip
-# Lightning before 1.5 kept the state of its callbacks under their classes, so the checkpoint names them.
+_NUMPY_SCALARS = (
+    "Bool",
+    "Int8",
+    "Int16",
+    "Int32",
+    "Int64",
+    "UInt8",
+    "UInt16",
+    "UInt32",
+    "UInt64",
+    "Float16",
+    "Float32",
+    "Float64",
+    "Complex64",
+    "Complex128",
+    "Str",
+    "Bytes",
+)
+# Lightning before 1.5 kept the state of its callbacks under their classes, so the checkpoint names
+# them.
 LIGHTNING_CALLBACKS = tuple(
-    f"pytorch_lightning.callbacks.{name}" for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
+    f"pytorch_lightning.callbacks.{name}"
+    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
 )
 
 
 def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[str, Any]:
-    """The dictionary in a file that ``torch.save`` wrote, on the CPU: often a state dict, or one under a key ``state_dict``.
+    """The dictionary in a file that ``torch.save`` wrote, on the CPU: often a state dict, or one
+    under a key ``state_dict``.
 
-    ``blanks``: names of classes that the file may hold; each is read as an empty class that keeps and does nothing.
-    Raises ``FileNotFoundError``, and ``ValueError`` when the file names anything else than data (the name is told, nothing was
-    run), is damaged, unpacks to more than it weighs, or holds no dictionary.
+    ``blanks``: names of classes that the file may hold; each is read as an empty class that keeps
+    and does nothing. Raises ``FileNotFoundError``, and ``ValueError`` when the file names anything
+    else than data (the name is told, nothing was run), is damaged, unpacks to more than it weighs,
+    or holds no dictionary.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,42 +61,74 @@ def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[st
     except OSError:
         raise
     except Exception as error:  # the reader raises UnpicklingError, RuntimeError, EOFError and more for what files do to it
-        named = re.search(r"(?:GLOBAL|unrecognized function|but got) (<?[\w.' ]+?>?)(?: was | whose |$|\. )", str(error), re.M)
+        named = re.search(
+            r"(?:GLOBAL|unrecognized function|but got) (<?[\w.' ]+?>?)(?: was | whose |$|\. )",
+            str(error),
+            re.M,
+        )
         if named is not None:
             what = f"{path} asks for {named[1]}, which is code and not weights"
-            raise ValueError(f"{what}; nothing of it was run. Get the weights as safetensors, or from their authors") from error
+            raise ValueError(
+                f"{what}; nothing of it was run. Get the weights as safetensors, or from their"
+                " authors"
+            ) from error
         said = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
         said = re.split(r"\n|\. ", said)[0] if said and not said.isdigit() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint ({said}); it may be cut off, fetch it again") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({said}); it may be cut off, fetch it again"
+        ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, expected a dictionary of weights"
+        )
     return content
 
 
 def _blank(name: str) -> tuple[type, str]:
     """A class without content, and the name in the file that it stands for."""
-    nothing = {"__slots__": (), "__new__": lambda cls, *_: object.__new__(cls), "__init__": lambda self, *_: None,
-               "__setstate__": lambda self, state: None}  # fmt: skip
+    nothing = {
+        "__slots__": (),
+        "__new__": lambda cls, *_: object.__new__(cls),
+        "__init__": lambda self, *_: None,
+        "__setstate__": lambda self, state: None,
+    }
     return type(name.rpartition(".")[2], (), nothing), name
 
 
 def _numpy_rebuilders() -> list[Any]:
-    """What rebuilds a numpy number from its dtype and bytes, under the names that numpy 1 and numpy 2 gave it in files."""
+    """What rebuilds a numpy number from its dtype and bytes, under the names that numpy 1 and numpy
+    2 gave it in files.
+    """
     import numpy
 
-    scalar = numpy.core.multiarray.scalar if numpy.__version__.startswith("1.") else numpy._core.multiarray.scalar
+    scalar = (
+        numpy.core.multiarray.scalar
+        if numpy.__version__.startswith("1.")
+        else numpy._core.multiarray.scalar
+    )
     places = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [*places, numpy.dtype, *(getattr(numpy.dtypes, f"{name}DType") for name in _NUMPY_SCALARS)]
+    return [
+        *places,
+        numpy.dtype,
+        *(getattr(numpy.dtypes, f"{name}DType") for name in _NUMPY_SCALARS),
+    ]
 
 
 def _check_archive(path: Path) -> None:
-    """torch stores its archives uncompressed: one that unpacks to more than its own size was made to fill the memory."""
+    """torch stores its archives uncompressed: one that unpacks to more than its own size was made
+    to fill the memory.
+    """
     if not zipfile.is_zipfile(path):
         return  # the layout before torch 1.6
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({error}); it may be cut off, fetch it again") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({error}); it may be cut off, fetch it again"
+        ) from error
     if unpacked > path.stat().st_size:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes but claims {unpacked} unpacked; torch writes no such file")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes but claims {unpacked} unpacked; torch writes"
+            " no such file"
+        )

@@ -1,7 +1,8 @@
-"""Where the configuration, weights and tokenizer of a CLAP come from: transformers' layout, or LAION's file; never code.
+"""Where the configuration, weights and tokenizer of a CLAP come from: transformers' layout, or
+LAION's file; never code.
 
-A name is a folder, a LAION .pt file, a zoo name, or ``owner/name`` on the Hub. What is on this machine is used as it is; nothing
-is asked of the Hub while ``HF_HUB_OFFLINE`` is set.
+A name is a folder, a LAION .pt file, a zoo name, or ``owner/name`` on the Hub. What is on this
+machine is used as it is; nothing is asked of the Hub while ``HF_HUB_OFFLINE`` is set.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from zoo.importers.pickles import load_pickle_weights
 from zoo.safety import read_json
 from zoo.weights import read_state, refuse_wrong_numbers
 
-# What the library computes and some releases do not store. It must be what the library computes where it is stored.
+# What the library computes and some releases do not store. It must be what the library computes
+# where it is stored.
 _COMPUTED = ("position_ids", "token_type_ids", "relative_position_index")
 _PICKLED = "pytorch_model.bin"
 
 
 @dataclass(frozen=True)
 class PretrainedClap:
-    """``config``: of ``transformers.ClapConfig``, shape-giving keys only. ``state``: of ``ClapModel``. ``tokenizer``: where its
-    tokenizer is. ``features``: what the publisher says of the front end (preprocessor_config.json), ``{}`` where nothing is said.
+    """``config``: of ``transformers.ClapConfig``, shape-giving keys only.
+
+    ``state``: of ``ClapModel``. ``tokenizer``: where its tokenizer is. ``features``: what the
+    publisher says of the front end (preprocessor_config.json), ``{}`` where nothing is said.
     """
 
     config: dict[str, Any]
@@ -37,10 +41,12 @@ class PretrainedClap:
 
 
 def open_clap(name: str) -> PretrainedClap:
-    """The CLAP of a folder in transformers' layout, a LAION .pt file, a zoo name or ``owner/name`` on the Hub.
+    """The CLAP of a folder in transformers' layout, a LAION .pt file, a zoo name or ``owner/name``
+    on the Hub.
 
-    Raises ``FileNotFoundError`` (nothing there, or not on this machine while offline), ``ValueError`` (another model, code where
-    weights are expected, tensors without a place), and what ``zoo.pull`` raises.
+    Raises ``FileNotFoundError`` (nothing there, or not on this machine while offline),
+    ``ValueError`` (another model, code where weights are expected, tensors without a place), and
+    what ``zoo.pull`` raises.
     """
     path = Path(name)
     path = path if path.exists() else _fetched(name)
@@ -48,8 +54,8 @@ def open_clap(name: str) -> PretrainedClap:
         files = sorted(path.glob("*.pt"))
         if len(files) != 1:
             raise FileNotFoundError(
-                f"{path} has no config.json and {len(files)} .pt files; name a folder in transformers' layout, or the one "
-                "LAION-CLAP file that is meant"
+                f"{path} has no config.json and {len(files)} .pt files; name a folder in"
+                " transformers' layout, or the one LAION-CLAP file that is meant"
             )
         path = files[0]
     if path.is_file():
@@ -57,7 +63,9 @@ def open_clap(name: str) -> PretrainedClap:
         return PretrainedClap(found.config, found.state, laion_clap.TOKENIZER, {})
     config = read_json(path / "config.json")
     if config.get("model_type") != "clap":
-        raise ValueError(f"{path / 'config.json'} is of model_type {config.get('model_type')!r}, expected 'clap'")
+        raise ValueError(
+            f"{path / 'config.json'} is of model_type {config.get('model_type')!r}, expected 'clap'"
+        )
     pickled = not any(path.glob("*.safetensors*")) and (path / _PICKLED).is_file()
     state = load_pickle_weights(path / _PICKLED) if pickled else read_state(path, variants=True)
     extractor = path / "preprocessor_config.json"
@@ -66,7 +74,10 @@ def open_clap(name: str) -> PretrainedClap:
 
 
 def pulled_clap(name: str, folder: Path) -> nn.Module:
-    """The reward of a pulled folder; ``name`` becomes part of its scores' name. Raises as ``open_clap`` does."""
+    """The reward of a pulled folder; ``name`` becomes part of its scores' name.
+
+    Raises as ``open_clap`` does.
+    """
     from zoo.rewards.clap import ClapReward
 
     return ClapReward(name, "transformers", {"pretrained": str(folder)})
@@ -81,64 +92,102 @@ def _fetched(name: str) -> Path:
     entry = ENTRIES.get(name)
     if entry is None and not looks_remote(name):
         raise FileNotFoundError(
-            f"there is no CLAP {name!r}: expected a folder in transformers' layout, a LAION .pt file, a name of the zoo "
-            "(such as clap-htsat-unfused) or owner/name on the Hub"
+            f"there is no CLAP {name!r}: expected a folder in transformers' layout, a LAION .pt"
+            " file, a name of the zoo (such as clap-htsat-unfused) or owner/name on the Hub"
         )
     if entry is not None and entry.architecture != "clap":
-        raise ValueError(f"{name} has the architecture {entry.architecture!r}, expected 'clap' (without feature fusion)")
+        raise ValueError(
+            f"{name} has the architecture {entry.architecture!r}, expected 'clap' (without feature"
+            " fusion)"
+        )
     return newest(name, None if entry is None else entry.revision) or pull(name)
 
 
 def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[str, Any]:
     """The keys of ``config`` that shape a ``ClapModel``, as plain values.
 
-    ``refuse_others``: other keys raise ``ValueError`` with the nearest right one; else they are left out (published files hold
+    ``refuse_others``: other keys raise ``ValueError`` with the nearest right one; else they are
+    left out (published files hold
     many that belong to the library's saving and generation).
     """
-    from transformers.models.clap.configuration_clap import ClapAudioConfig, ClapConfig, ClapTextConfig
+    from transformers.models.clap.configuration_clap import (
+        ClapAudioConfig,
+        ClapConfig,
+        ClapTextConfig,
+    )
 
     kept: dict[str, Any] = {}
-    for part, kind in (("", ClapConfig), ("text_config", ClapTextConfig), ("audio_config", ClapAudioConfig)):
+    for part, kind in (
+        ("", ClapConfig),
+        ("text_config", ClapTextConfig),
+        ("audio_config", ClapAudioConfig),
+    ):
         given = config.get(part) or {} if part else config
         if not isinstance(given, Mapping):
             raise ValueError(f"config.{part} of a CLAP must be an object, got {given!r}")
-        known = {key for base in kind.__mro__ if base.__name__.startswith("Clap") for key in getattr(base, "__annotations__", {})}
+        known = {
+            key
+            for base in kind.__mro__
+            if base.__name__.startswith("Clap")
+            for key in getattr(base, "__annotations__", {})
+        }
         for key in given:
             if refuse_others and key not in known:
                 where = f"config.{part}.{key}" if part else f"config.{key}"
-                raise ValueError(f"{where}: transformers' CLAP has no such setting; {did_you_mean(key, known)}")
-        values = {key: value for key, value in given.items() if key in known and key not in ("text_config", "audio_config")}
+                raise ValueError(
+                    f"{where}: transformers' CLAP has no such setting; {did_you_mean(key, known)}"
+                )
+        values = {
+            key: value
+            for key, value in given.items()
+            if key in known and key not in ("text_config", "audio_config")
+        }
         kept |= {part: values} if part else values
     return kept
 
 
 def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Every tensor of ``state`` into a ``ClapModel``, and every tensor of the model from ``state`` (or computed by the library).
+    """Every tensor of ``state`` into a ``ClapModel``, and every tensor of the model from ``state``
+    (or computed by the library).
 
-    Raises ``ValueError`` that names what is missing, left over, of another shape or kind of number, not finite,
-    or computed differently.
+    Raises ``ValueError`` that names what is missing, left over, of another shape or kind of number,
+    not finite, or computed differently.
     """
     own = model.state_dict()
     computed = {name for name in own if name.rpartition(".")[2] in _COMPUTED}
     wrong = {
         "missing": own.keys() - state.keys() - computed,
         "left over": state.keys() - own.keys(),
-        "of another shape": {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape},
+        "of another shape": {
+            name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+        },
     }
-    shared = {name: state[name] for name in own if name in state and name not in wrong["of another shape"]}
-    wrong["not as computed here"] = {name for name in computed & shared.keys() if not shared[name].equal(own[name])}
-    said = [f"{len(names)} {what}: {', '.join(sorted(names)[:6])}{' ...' if len(names) > 6 else ''}"
-            for what, names in wrong.items() if names]  # fmt: skip
+    shared = {
+        name: state[name] for name in own if name in state and name not in wrong["of another shape"]
+    }
+    wrong["not as computed here"] = {
+        name for name in computed & shared.keys() if not shared[name].equal(own[name])
+    }
+    said = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:6])}{' ...' if len(names) > 6 else ''}"
+        for what, names in wrong.items()
+        if names
+    ]
     if said:
-        raise ValueError(f"the tensors of {where} do not fit transformers' CLAP of these sizes; {'; '.join(said)}")
+        raise ValueError(
+            f"the tensors of {where} do not fit transformers' CLAP of these sizes;"
+            f" {'; '.join(said)}"
+        )
     refuse_wrong_numbers(shared, own, where)
     model.load_state_dict({**{name: own[name] for name in computed}, **shared}, strict=True)
 
 
 def tokenizer_json(source: str) -> bytes:
-    """The tokenizer.json of a folder, a file, or a repository on the Hub ("roberta-base"); from this machine where it is there.
+    """The tokenizer.json of a folder, a file, or a repository on the Hub ("roberta-base"); from
+    this machine where it is there.
 
-    Raises ``FileNotFoundError`` with what to do when it is nowhere, and ``OSError`` when the Hub cannot be reached.
+    Raises ``FileNotFoundError`` with what to do when it is nowhere, and ``OSError`` when the Hub
+    cannot be reached.
     """
     path = Path(source)
     if path.exists():
@@ -155,7 +204,10 @@ def tokenizer_json(source: str) -> bytes:
     from zoo.hub_client import connected, offline
 
     missing = f"the tokenizer {source!r} is not on this machine"
-    advice = "name a folder or file with its tokenizer.json (tokenizer=...), or tokenizer='none' to embed audio only"
+    advice = (
+        "name a folder or file with its tokenizer.json (tokenizer=...), or tokenizer='none' to"
+        " embed audio only"
+    )
     try:
         return Path(hf_hub_download(source, "tokenizer.json", local_files_only=True)).read_bytes()
     except HFValidationError as error:

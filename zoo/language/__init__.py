@@ -16,7 +16,9 @@ def article_of(word: str) -> str:
 
 
 def with_articles(text: str) -> str:
-    """``text`` with ``a`` or ``an`` in every place that says ``{article}``, as the word behind it takes it."""
+    """``text`` with ``a`` or ``an`` in every place that says ``{article}``, as the word behind it
+    takes it.
+    """
     return re.sub(
         re.escape(ARTICLE) + r"(\s*)(\S*)",
         lambda found: article_of(found[2]) + found[1] + found[2],

@@ -1,9 +1,12 @@
-"""Intervals by resampling, for clips that are not independent: those of one prompt resemble each other.
+"""Intervals by resampling, for clips that are not independent: those of one prompt resemble each
+other.
 
-Two-stage bootstrap (Davison and Hinkley 1997, section 3.8): prompts are drawn with replacement, then the clips of each drawn
-prompt. With one clip a prompt this is the plain bootstrap over prompts; with one prompt it is that over its clips, and then says
-nothing about other prompts. With few prompts (below about ten per class) it is too narrow: of 2 to 4 it covered .62 to .91 where
-``clustered.py`` covered .92 to .97. Use it where no formula serves, or where a mean is bounded and prompts are many.
+Two-stage bootstrap (Davison and Hinkley 1997, section 3.8): prompts are drawn with replacement,
+then the clips of each drawn prompt. With one clip a prompt this is the plain bootstrap over
+prompts; with one prompt it is that over its clips, and then says nothing about other prompts. With
+few prompts (below about ten per class) it is too narrow: of 2 to 4 it covered .62 to .91 where
+``clustered.py`` covered .92 to .97. Use it where no formula serves, or where a mean is bounded and
+prompts are many.
 """
 
 from __future__ import annotations
@@ -22,25 +25,36 @@ def bootstrap_means(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> np.ndarray:
-    """(draws,) float64 resampled means of ``values`` (one a clip); ``prompts``: which prompt each clip was made for.
+    """(draws,) float64 resampled means of ``values`` (one a clip); ``prompts``: which prompt each
+    clip was made for.
 
-    With ``classes`` (one a clip) the mean over classes of their means, each class resampled for itself: of hits, the balanced
-    accuracy. The same arguments give the same draws. Raises ``ValueError`` for no clips, unequal counts and values not finite.
+    With ``classes`` (one a clip) the mean over classes of their means, each class resampled for
+    itself: of hits, the balanced accuracy. The same arguments give the same draws. Raises
+    ``ValueError`` for no clips, unequal counts and values not finite.
     """
     values = np.asarray(values, dtype=np.float64)
     classes = [None] * len(values) if classes is None else classes
     if not len(values) or not len(values) == len(prompts) == len(classes):
-        raise ValueError(f"a bootstrap needs one prompt (and class) a value, got {len(values)} values, {len(prompts)} prompts")
+        raise ValueError(
+            f"a bootstrap needs one prompt (and class) a value, got {len(values)} values,"
+            f" {len(prompts)} prompts"
+        )
     if not np.isfinite(values).all():
-        raise ValueError("a bootstrap needs finite values; drop or mend the clips whose score is NaN or infinite")
+        raise ValueError(
+            "a bootstrap needs finite values; drop or mend the clips whose score is NaN or infinite"
+        )
     random = np.random.default_rng(seed)
     strata: dict[Hashable, dict[Hashable, list[float]]] = {}
     for value, prompt, name in zip(values, prompts, classes, strict=True):
         strata.setdefault(name, {}).setdefault(prompt, []).append(value)
-    return sum(_stratum(list(clips.values()), draws, random) for clips in strata.values()) / len(strata)
+    return sum(_stratum(list(clips.values()), draws, random) for clips in strata.values()) / len(
+        strata
+    )
 
 
-def _stratum(clips: Sequence[Sequence[float]], draws: int, random: np.random.Generator) -> np.ndarray:
+def _stratum(
+    clips: Sequence[Sequence[float]], draws: int, random: np.random.Generator
+) -> np.ndarray:
     """(draws,) means over clips; ``clips``: the values of every prompt."""
     counts = np.array([len(own) for own in clips])
     table = np.zeros((len(clips), counts.max()))

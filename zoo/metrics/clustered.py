@@ -1,8 +1,9 @@
-"""Means of clips that are not independent: those of one prompt resemble each other, so prompts are counted, not clips.
+"""Means of clips that are not independent: those of one prompt resemble each other, so prompts are
+counted, not clips.
 
-A prompt counts once, however many clips it has: the mean is over the means of prompts, its standard error is that of
-the prompts' means, its interval Student's t. It speaks for prompts like these; one prompt has no interval, because it
-says nothing about others.
+A prompt counts once, however many clips it has: the mean is over the means of prompts, its standard
+error is that of the prompts' means, its interval Student's t. It speaks for prompts like these; one
+prompt has no interval, because it says nothing about others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Clustered:
-    """``value``: mean over prompts. ``error``: its standard error over prompts; ``low``, ``high``: its 95 % interval, with
+    """``value``: mean over prompts.
+
+    ``error``: its standard error over prompts; ``low``, ``high``: its 95 % interval, with
     ``degrees`` of freedom; all four None for one prompt. ``clips``, ``prompts``: how many it is of.
     """
 
@@ -40,9 +43,12 @@ def clustered_mean(
     Args:
         values: one number per clip.
         prompts: the prompt that each clip was made for.
-        classes: one per clip; then the mean over classes of their means (of hits: the balanced accuracy). Prompts vary
-            within their class, with Welch's degrees of freedom; where a class has a single prompt, how its prompts
-            vary is not known, and all prompts are taken as one group: K - 1 degrees of freedom, a wider interval.
+        classes: one per clip; then the mean over classes of their means (of hits: the balanced
+        accuracy). Prompts vary
+            within their class, with Welch's degrees of freedom; where a class has a single prompt,
+            how its prompts
+            vary is not known, and all prompts are taken as one group: K - 1 degrees of freedom, a
+            wider interval.
 
     Raises:
         ValueError: for no clips, unequal counts, and values that are not finite.
@@ -55,8 +61,10 @@ def clustered_mean(
             f"expected one prompt (and class) per value and at least one value, got {counts}"
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"{int((~np.isfinite(values)).sum())} of {len(values)} values are NaN or infinite; leave them out "
-                         "and say how many")  # fmt: skip
+        raise ValueError(
+            f"{int((~np.isfinite(values)).sum())} of {len(values)} values are NaN or infinite;"
+            " leave them out and say how many"
+        )
     means = list(_prompt_means(values, prompts, classes).values())
     value = float(np.mean([own.mean() for own in means]))
     count = sum(map(len, means))
@@ -75,7 +83,9 @@ def clustered_mean(
 
 
 def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
-    """``second - first`` of independent sets of clips (no pairs), by Welch's t; no interval where one of them has none."""
+    """``second - first`` of independent sets of clips (no pairs), by Welch's t; no interval where
+    one of them has none.
+    """
     value = second.value - first.value
     clips, prompts = min(first.clips, second.clips), min(first.prompts, second.prompts)
     if first.error is None or second.error is None:

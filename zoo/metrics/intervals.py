@@ -1,4 +1,7 @@
-"""How sure a measured share or difference of independent clips is. Clips of one prompt are not: ``clustered.py``."""
+"""How sure a measured share or difference of independent clips is.
+
+Clips of one prompt are not: ``clustered.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,31 @@ from statistics import NormalDist
 
 
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """(low, high) of a proportion by Wilson's score interval (Wilson 1927); 95 % at the default ``z``.
+    """(low, high) of a proportion by Wilson's score interval (Wilson 1927); 95 % at the default
+    ``z``.
 
-    ``successes`` may be fractional (a mean of per-clip shares times ``count``). Raises ``ValueError`` for an empty sample or
-    for successes outside 0..count.
+    ``successes`` may be fractional (a mean of per-clip shares times ``count``). Raises
+    ``ValueError`` for an empty sample or for successes outside 0..count.
     """
     if count <= 0 or not 0 <= successes <= count:
-        raise ValueError(f"a proportion needs 0 <= successes <= count and count > 0, got {successes} of {count}")
+        raise ValueError(
+            f"a proportion needs 0 <= successes <= count and count > 0, got {successes} of {count}"
+        )
     share = successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error (sample deviation / sqrt(n)). Raises ``ValueError`` below two values."""
+    """Mean and its standard error (sample deviation / sqrt(n)).
+
+    Raises ``ValueError`` below two values.
+    """
     if len(values) < 2:
         raise ValueError(f"a standard error needs at least two values, got {len(values)}")
     mean = math.fsum(values) / len(values)
@@ -31,21 +44,31 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def clips_needed(first: float, second: float, power: float = 0.8) -> float:
-    """Independent clips an arm for a two-sided 5 % test to tell two proportions apart with ``power`` (Fleiss 1981, without
-    correction for continuity); infinite when they are equal. Raises ``ValueError`` outside 0..1.
+    """Independent clips an arm for a two-sided 5 % test to tell two proportions apart with
+    ``power`` (Fleiss 1981, without correction for continuity); infinite when they are equal. Raises
+    ``ValueError`` outside 0..1.
     """
     if not (0 <= first <= 1 and 0 <= second <= 1 and 0 < power < 1):
-        raise ValueError(f"proportions lie in 0..1 and power between them, got {first}, {second}, power {power}")
+        raise ValueError(
+            f"proportions lie in 0..1 and power between them, got {first}, {second}, power {power}"
+        )
     if first == second:
         return math.inf
     mean = (first + second) / 2
-    alike, apart = math.sqrt(2 * mean * (1 - mean)), math.sqrt(first * (1 - first) + second * (1 - second))
-    return ((NormalDist().inv_cdf(0.975) * alike + NormalDist().inv_cdf(power) * apart) / (second - first)) ** 2
+    alike, apart = (
+        math.sqrt(2 * mean * (1 - mean)),
+        math.sqrt(first * (1 - first) + second * (1 - second)),
+    )
+    return (
+        (NormalDist().inv_cdf(0.975) * alike + NormalDist().inv_cdf(power) * apart)
+        / (second - first)
+    ) ** 2
 
 
 def smallest_rise(share: float, count: int, power: float = 0.8) -> float | None:
-    """The smallest rise above the proportion ``share`` that ``count`` independent clips an arm show with ``power`` (see
-    ``clips_needed``), to 1e-6; None when even 1 would not be told apart. Raises ``ValueError`` as ``clips_needed``.
+    """The smallest rise above the proportion ``share`` that ``count`` independent clips an arm show
+    with ``power`` (see ``clips_needed``), to 1e-6; None when even 1 would not be told apart. Raises
+    ``ValueError`` as ``clips_needed``.
     """
     if clips_needed(share, 1.0, power) > count:
         return None
@@ -57,9 +80,11 @@ def smallest_rise(share: float, count: int, power: float = 0.8) -> float | None:
 
 
 def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """(low, high) of the mean of independent proportions, given as (successes, count): Wilson's intervals put together by the
-    method of variance estimates recovery (Zou, Huang and Zhang 2009); 95 %. Unlike a bootstrap it knows that 0 hits of 25 are no
-    certainty. Raises ``ValueError`` as ``wilson_interval``, and for no proportions.
+    """(low, high) of the mean of independent proportions, given as (successes, count):
+
+    Wilson's intervals put together by the method of variance estimates recovery (Zou, Huang and
+    Zhang 2009); 95 %. Unlike a bootstrap it knows that 0 hits of 25 are no certainty. Raises
+    ``ValueError`` as ``wilson_interval``, and for no proportions.
     """
     if not hits:
         raise ValueError("a mean of proportions needs at least one")
@@ -71,13 +96,19 @@ def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, f
 
 
 def paired_shares_interval(changes: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
-    """(low, high) of the mean over classes of paired differences of proportions, 95 %; a class is (clips right only after, clips
-    right only before, clips). One clip is added to each kind of change (Bonett and Price 2012): no change is no certainty.
+    """(low, high) of the mean over classes of paired differences of proportions, 95 %; a class is
+    (clips right only after, clips right only before, clips). One clip is added to each kind of
+    change (Bonett and Price 2012): no change is no certainty.
 
     Raises ``ValueError`` for no classes, and for more changes than clips.
     """
-    if not changes or any(min(gained, lost) < 0 or gained + lost > count or not count for gained, lost, count in changes):
-        raise ValueError(f"paired differences need classes with 0 <= gained + lost <= clips, got {list(changes)}")
+    if not changes or any(
+        min(gained, lost) < 0 or gained + lost > count or not count
+        for gained, lost, count in changes
+    ):
+        raise ValueError(
+            f"paired differences need classes with 0 <= gained + lost <= clips, got {list(changes)}"
+        )
     centre = variance = 0.0
     for gained, lost, count in changes:
         up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)

@@ -1,7 +1,8 @@
-"""How well two sets of embeddings find each other: recall at k with ties and duplicates, matched against random.
+"""How well two sets of embeddings find each other: recall at k with ties and duplicates, matched
+against random.
 
-Shapes: ``Q`` queries, ``N`` candidates. ``relevant_QN`` (bool) marks every candidate that is a right answer: captions
-that say the same thing are all right.
+Shapes: ``Q`` queries, ``N`` candidates. ``relevant_QN`` (bool) marks every candidate that is a
+right answer: captions that say the same thing are all right.
 """
 
 from __future__ import annotations
@@ -13,22 +14,33 @@ from torch import Tensor
 
 
 def _checked(similarity_QN: Tensor, relevant_QN: Tensor) -> tuple[Tensor, Tensor]:
-    if similarity_QN.ndim != 2 or similarity_QN.shape != relevant_QN.shape or not similarity_QN.numel():
+    if (
+        similarity_QN.ndim != 2
+        or similarity_QN.shape != relevant_QN.shape
+        or not similarity_QN.numel()
+    ):
         shapes = f"{tuple(similarity_QN.shape)} and {tuple(relevant_QN.shape)}"
-        raise ValueError(f"similarity and relevance must be equal matrices (queries, candidates), got {shapes}")
+        raise ValueError(
+            f"similarity and relevance must be equal matrices (queries, candidates), got {shapes}"
+        )
     if not torch.isfinite(similarity_QN).all():
         raise ValueError("similarities must be finite; an embedding holds NaN or infinity")
     if not relevant_QN.any(dim=1).all():
-        raise ValueError(f"query {int((~relevant_QN.any(dim=1)).nonzero()[0])} has no right answer among the candidates")
+        raise ValueError(
+            f"query {int((~relevant_QN.any(dim=1)).nonzero()[0])} has no right answer among the"
+            " candidates"
+        )
     return similarity_QN.double().cpu(), relevant_QN.cpu()
 
 
 def recall_at_k(similarity_QN: Tensor, relevant_QN: Tensor, k: int) -> Tensor:
-    """(Q,) float64: the probability that a right answer is among the first ``k``, when ties are broken at random.
+    """(Q,) float64: the probability that a right answer is among the first ``k``, when ties are
+    broken at random.
 
-    Without ties it is 0 or 1. With g wrong candidates above the best right one, and u wrong and m right ones tied there, it is
-    1 - C(u, k - g) / C(u + m, k - g). A scorer that says the same of everything gets exactly what chance gets.
-    Raises ``ValueError`` for shapes that differ, values that are not finite, k < 1, or a query without a right answer.
+    Without ties it is 0 or 1. With g wrong candidates above the best right one, and u wrong and m
+    right ones tied there, it is 1 - C(u, k - g) / C(u + m, k - g). A scorer that says the same of
+    everything gets exactly what chance gets. Raises ``ValueError`` for shapes that differ, values
+    that are not finite, k < 1, or a query without a right answer.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -38,26 +50,35 @@ def recall_at_k(similarity_QN: Tensor, relevant_QN: Tensor, k: int) -> Tensor:
     wrong_Q = ((similarity == best_Q1) & ~relevant).sum(dim=1)
     right_Q = ((similarity == best_Q1) & relevant).sum(dim=1)
     hits = []
-    for above, wrong, right in zip(above_Q.tolist(), wrong_Q.tolist(), right_Q.tolist(), strict=True):
+    for above, wrong, right in zip(
+        above_Q.tolist(), wrong_Q.tolist(), right_Q.tolist(), strict=True
+    ):
         places = min(k - above, wrong + right)
-        hits.append(0.0 if places <= 0 else 1 - math.comb(wrong, places) / math.comb(wrong + right, places))
+        hits.append(
+            0.0 if places <= 0 else 1 - math.comb(wrong, places) / math.comb(wrong + right, places)
+        )
     return torch.tensor(hits, dtype=torch.float64)
 
 
 def chance_recall_at_k(relevant_QN: Tensor, k: int) -> float:
-    """Mean recall at k of a random ranking: 1 - C(N - m, k) / C(N, k) for a query with m right answers."""
+    """Mean recall at k of a random ranking: 1 - C(N - m, k) / C(N, k) for a query with m right
+    answers.
+    """
     return float(recall_at_k(torch.zeros(relevant_QN.shape), relevant_QN, k).mean())
 
 
 def matched_over_random(similarity_NN: Tensor, relevant_NN: Tensor) -> Tensor:
-    """(N,) float64: the share of wrong candidates that score below a query's own partner (the diagonal); a tie counts half.
+    """(N,) float64: the share of wrong candidates that score below a query's own partner (the
+    diagonal); a tie counts half.
 
-    Chance is 0.5. Queries for which every candidate is right are NaN. Raises ``ValueError`` as ``recall_at_k``, and for a
-    matrix that is not square or whose diagonal is not relevant.
+    Chance is 0.5. Queries for which every candidate is right are NaN. Raises ``ValueError`` as
+    ``recall_at_k``, and for a matrix that is not square or whose diagonal is not relevant.
     """
     similarity, relevant = _checked(similarity_NN, relevant_NN)
     if similarity.shape[0] != similarity.shape[1] or not relevant.diagonal().all():
-        raise ValueError("matched_over_random needs a square matrix whose diagonal holds the matched pairs")
+        raise ValueError(
+            "matched_over_random needs a square matrix whose diagonal holds the matched pairs"
+        )
     own_N1 = similarity.diagonal().unsqueeze(1)
     won = (own_N1 > similarity).double() + 0.5 * (own_N1 == similarity).double()
     wrong = ~relevant

@@ -1,8 +1,9 @@
 """Answers of a listening test: one line each, saved at once, and what they amount to.
 
-A ``.csv`` file has a header and a line an answer; a ``.jsonl`` file has an object a line. A line is written by a single append
-under a lock and synced to the disk before the listener goes on, so a killed server loses no answer. A line that was cut off all
-the same is counted as such and never joins with the next.
+A ``.csv`` file has a header and a line an answer; a ``.jsonl`` file has an object a line. A line is
+written by a single append under a lock and synced to the disk before the listener goes on, so a
+killed server loses no answer. A line that was cut off all the same is counted as such and never
+joins with the next.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ SUFFIXES = (".csv", ".jsonl")
 
 @dataclass(frozen=True)
 class Answer:
-    """One trial of one listener. ``time``: UTC; ``test``: which sounds; ``trial``: from 1, in the listener's order; ``pair``:
-    index of the sounds; ``a``, ``b``: which model was heard there ("base" or "tuned"); ``answer``: "A", "B" or "none".
+    """One trial of one listener.
+
+    ``time``: UTC; ``test``: which sounds; ``trial``: from 1, in the listener's order; ``pair``:
+    index of the sounds; ``a``, ``b``: which model was heard there ("base" or "tuned"); ``answer``:
+    "A", "B" or "none".
 
     Raises ``ValueError`` for values that cannot be meant.
     """
@@ -44,8 +48,10 @@ class Answer:
 
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS or {self.a, self.b} != set(SIDES):
-            raise ValueError(f"expected an answer of {', '.join(ANSWERS)} about base and tuned, got {self.answer!r}, "
-                             f"a={self.a!r}, b={self.b!r}")  # fmt: skip
+            raise ValueError(
+                f"expected an answer of {', '.join(ANSWERS)} about base and tuned, got"
+                f" {self.answer!r}, a={self.a!r}, b={self.b!r}"
+            )
         if self.trial < 1 or self.pair < 0 or not self.listener or not self.test:
             raise ValueError("trial counts from 1, pair from 0, and listener and test have names")
 
@@ -55,12 +61,16 @@ class Answer:
         return {"A": self.a, "B": self.b, "none": "none"}[self.answer]
 
 
-COLUMNS = tuple(field.name for field in fields(Answer)) + ("preferred",)  # the last is for human readers and must agree
+COLUMNS = tuple(field.name for field in fields(Answer)) + (
+    "preferred",
+)  # the last is for human readers and must agree
 
 
 @dataclass(frozen=True)
 class Answers:
-    """``answers``: the first of each listener to each pair; ``repeated``: later ones; ``bad_lines``: numbers of broken lines."""
+    """``answers``: the first of each listener to each pair; ``repeated``: later ones;
+    ``bad_lines``: numbers of broken lines.
+    """
 
     answers: tuple[Answer, ...]
     repeated: int
@@ -70,16 +80,19 @@ class Answers:
 def read_answers(path: str | Path) -> Answers:
     """The answers in a file; none where there is no file yet.
 
-    Raises ``ValueError`` for another suffix and a CSV that has another header (it is not ours to add to); ``OSError``.
+    Raises ``ValueError`` for another suffix and a CSV that has another header (it is not ours to
+    add to); ``OSError``.
     """
     path = _checked(path)
     return _parsed(path.read_bytes() if path.exists() else b"", path)
 
 
 def append_answer(path: str | Path, answer: Answer) -> bool:
-    """Adds one line and syncs it; False, and no line, when the listener answered to this pair of this test before.
+    """Adds one line and syncs it; False, and no line, when the listener answered to this pair of
+    this test before.
 
-    Raises ``ValueError`` as ``read_answers`` does, and ``OSError`` when the line could not be written whole.
+    Raises ``ValueError`` as ``read_answers`` does, and ``OSError`` when the line could not be
+    written whole.
     """
     path = _checked(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +104,9 @@ def append_answer(path: str | Path, answer: Answer) -> bool:
         line = _line(answer, path)
         if path.suffix == ".csv" and not content:
             line = ",".join(COLUMNS) + "\n" + line
-        elif content and not content.endswith(b"\n"):  # what a killed writer left is a line of its own
+        elif content and not content.endswith(
+            b"\n"
+        ):  # what a killed writer left is a line of its own
             line = "\n" + line
         try:
             left = line.encode()
@@ -153,14 +168,23 @@ def _line(answer: Answer, path: Path) -> str:
     if path.suffix == ".jsonl":
         return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     cells = io.StringIO()
-    csv.writer(cells, lineterminator="\n").writerow(" ".join(str(row[name]).split()) for name in COLUMNS)
+    csv.writer(cells, lineterminator="\n").writerow(
+        " ".join(str(row[name]).split()) for name in COLUMNS
+    )
     return cells.getvalue()
 
 
 def _parsed(content: bytes, path: Path) -> Answers:
     lines = content.decode("utf-8", errors="replace").split("\n")
-    if path.suffix == ".csv" and content and tuple(lines[0].lstrip("\ufeff").rstrip("\r").split(",")) != COLUMNS:
-        raise ValueError(f"{path} is no answers file: expected the header {','.join(COLUMNS)}, got {lines[0][:120]!r}")
+    if (
+        path.suffix == ".csv"
+        and content
+        and tuple(lines[0].lstrip("\ufeff").rstrip("\r").split(",")) != COLUMNS
+    ):
+        raise ValueError(
+            f"{path} is no answers file: expected the header {','.join(COLUMNS)}, got"
+            f" {lines[0][:120]!r}"
+        )
     answers, bad_lines, repeated = {}, [], 0
     for number, line in enumerate(lines, 1):
         if not line.strip() or (path.suffix == ".csv" and number == 1):
@@ -177,7 +201,9 @@ def _parsed(content: bytes, path: Path) -> Answers:
 
 
 def _answer(line: str, suffix: str) -> Answer:
-    """Raises ``ValueError``, ``TypeError``, ``KeyError`` or ``csv.Error`` for a line that is no whole answer."""
+    """Raises ``ValueError``, ``TypeError``, ``KeyError`` or ``csv.Error`` for a line that is no
+    whole answer.
+    """
     if suffix == ".jsonl":
         row = parsed_json(line)
     else:
@@ -193,10 +219,13 @@ def _answer(line: str, suffix: str) -> Answer:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of one ``test``. ``share``: of answers for a side, those for the fine-tuned one, with Wilson's 95 % ``interval`` and
-    the two-sided exact binomial ``p_value`` against one half (None where every answer is "no difference"). ``a_share``: of the
-    same answers, those for side A: far from one half means that the side, not the sound, decided. ``by_listener``: counts of
-    (tuned, base, none)."""
+    """Counts of one ``test``.
+
+    ``share``: of answers for a side, those for the fine-tuned one, with Wilson's 95 % ``interval``
+    and the two-sided exact binomial ``p_value`` against one half (None where every answer is "no
+    difference"). ``a_share``: of the same answers, those for side A: far from one half means that
+    the side, not the sound, decided. ``by_listener``: counts of (tuned, base, none).
+    """
 
     test: str
     listeners: int
@@ -220,22 +249,42 @@ def summarise(answers: Sequence[Answer]) -> tuple[Summary, ...]:
 
 
 def _counts(answers: Sequence[Answer]) -> tuple[int, int, int]:
-    return tuple(sum(answer.preferred == side for answer in answers) for side in ("tuned", "base", "none"))
+    return tuple(
+        sum(answer.preferred == side for answer in answers) for side in ("tuned", "base", "none")
+    )
 
 
 def _summary(name: str, answers: Sequence[Answer]) -> Summary:
     tuned, base, none = _counts(answers)
     decided = tuned + base
     listeners = sorted({answer.listener for answer in answers})
-    by_listener = {one: _counts([answer for answer in answers if answer.listener == one]) for one in listeners}
+    by_listener = {
+        one: _counts([answer for answer in answers if answer.listener == one]) for one in listeners
+    }
     pairs = len({answer.pair for answer in answers})
     if not decided:
-        return Summary(name, len(listeners), pairs, tuned, base, none, None, None, None, None, by_listener)
+        return Summary(
+            name, len(listeners), pairs, tuned, base, none, None, None, None, None, by_listener
+        )
     from scipy.stats import binomtest
 
-    a_share, p_value = sum(answer.answer == "A" for answer in answers) / decided, float(binomtest(tuned, decided).pvalue)
-    return Summary(name, len(listeners), pairs, tuned, base, none, tuned / decided, wilson_interval(tuned, decided), p_value,
-                   a_share, by_listener)  # fmt: skip
+    a_share, p_value = (
+        sum(answer.answer == "A" for answer in answers) / decided,
+        float(binomtest(tuned, decided).pvalue),
+    )
+    return Summary(
+        name,
+        len(listeners),
+        pairs,
+        tuned,
+        base,
+        none,
+        tuned / decided,
+        wilson_interval(tuned, decided),
+        p_value,
+        a_share,
+        by_listener,
+    )
 
 
 def described(found: Answers) -> str:
@@ -245,18 +294,35 @@ def described(found: Answers) -> str:
     lines = []
     for one in summarise(found.answers):
         count = one.tuned + one.base + one.none
-        lines.append(f"test {one.test}: {count} answers (n) of {one.listeners} listeners to {one.pairs} pairs")
-        lines.append(f"  fits better: fine-tuned {one.tuned}, base {one.base}, no difference {one.none}")
+        lines.append(
+            f"test {one.test}: {count} answers (n) of {one.listeners} listeners to {one.pairs}"
+            " pairs"
+        )
+        lines.append(
+            f"  fits better: fine-tuned {one.tuned}, base {one.base}, no difference {one.none}"
+        )
         if one.share is None:
             lines.append("  no answer is for a side, so there is no share")
         else:
             low, high = one.interval
-            lines.append(f"  fine-tuned, of the {one.tuned + one.base} that chose a side: {one.share:.1%} "
-                         f"(95 % Wilson interval {low:.1%} to {high:.1%}; two-sided binomial p = {one.p_value:.3g})")  # fmt: skip
-            lines.append(f"  fine-tuned, of all {count}: {one.tuned / count:.1%}; side A was chosen in {one.a_share:.1%}")
+            lines.append(
+                f"  fine-tuned, of the {one.tuned + one.base} that chose a side: {one.share:.1%}"
+                f" (95 % Wilson interval {low:.1%} to {high:.1%}; two-sided binomial p ="
+                f" {one.p_value:.3g})"
+            )
+            lines.append(
+                f"  fine-tuned, of all {count}: {one.tuned / count:.1%}; side A was chosen in"
+                f" {one.a_share:.1%}"
+            )
         if one.listeners > 1:
-            lines += [f"  {name}: fine-tuned {t}, base {b}, no difference {n}" for name, (t, b, n) in one.by_listener.items()]
-            lines.append("  answers of one listener, and to one pair, resemble each other: the true interval is wider")
+            lines += [
+                f"  {name}: fine-tuned {t}, base {b}, no difference {n}"
+                for name, (t, b, n) in one.by_listener.items()
+            ]
+            lines.append(
+                "  answers of one listener, and to one pair, resemble each other: the true interval"
+                " is wider"
+            )
     if found.repeated:
         lines.append(f"{found.repeated} second answers to the same pair were left out")
     if found.bad_lines:

@@ -1,8 +1,10 @@
-"""A blind listening test, without its page: what a listener hears in which order, what comes next, what an answer means.
+"""A blind listening test, without its page: what a listener hears in which order, what comes next,
+what an answer means.
 
-Each trial plays one prompt twice, A and B, by the base model and the fine-tuned one, and asks which fits the text better. Order
-and sides are drawn for each listener from the test's seed: in half of the trials (of an odd number, one more or less) the
-fine-tuned one is A. Nothing that is shown depends on which side is which.
+Each trial plays one prompt twice, A and B, by the base model and the fine-tuned one, and asks which
+fits the text better. Order and sides are drawn for each listener from the test's seed: in half of
+the trials (of an odd number, one more or less) the fine-tuned one is A. Nothing that is shown
+depends on which side is which.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _MAX_GAIN_RATIO = 10.0  # 20 dB
 
 @dataclass(frozen=True)
 class Trial:
-    """``number``: from 1, in the listener's order; ``pair``: index in the test's pairs; which model is heard as A."""
+    """``number``: from 1, in the listener's order; ``pair``: index in the test's pairs; which model
+    is heard as A.
+    """
 
     number: int
     pair: int
@@ -39,7 +43,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class BlindTest:
-    """One listening test: its pairs, ``name`` (a fingerprint of them), ``seed``, and where answers go.
+    """One listening test: its pairs, ``name`` (a fingerprint of them), ``seed``, and where answers
+    go.
 
     ``equal_level``: both sides are played with the level of the quieter one (see ``equally_loud``).
     """
@@ -53,7 +58,10 @@ class BlindTest:
 
 @dataclass(frozen=True)
 class View:
-    """What a listener sees next: ``trial`` (None: all is answered), how many of ``total`` are ``done``, and words to say."""
+    """What a listener sees next:
+
+    ``trial`` (None: all is answered), how many of ``total`` are ``done``, and words to say.
+    """
 
     trial: Trial | None
     done: int
@@ -61,11 +69,14 @@ class View:
     message: str = ""
 
 
-def listening_test(pairs: Sequence[Pair], answers: str | Path, seed: int = 0, equal_level: bool = True) -> BlindTest:
-    """Opens a test, so that mistakes show before anybody listens: every clip is read once, and the answers that are there.
+def listening_test(
+    pairs: Sequence[Pair], answers: str | Path, seed: int = 0, equal_level: bool = True
+) -> BlindTest:
+    """Opens a test, so that mistakes show before anybody listens: every clip is read once, and the
+    answers that are there.
 
-    Raises ``ValueError`` and ``OSError`` for no pairs, audio that cannot be read, sides of different lengths, and an answers file
-    of another kind or that cannot be written.
+    Raises ``ValueError`` and ``OSError`` for no pairs, audio that cannot be read, sides of
+    different lengths, and an answers file of another kind or that cannot be written.
     """
     read_answers(answers)
     check_answers_place(answers)
@@ -73,48 +84,72 @@ def listening_test(pairs: Sequence[Pair], answers: str | Path, seed: int = 0, eq
         raise ValueError("a listening test needs at least one pair of sounds")
     for pair in pairs:
         lengths_s = [
-            wave.samples_CN.shape[1] / wave.sample_rate_hz for wave in map(read_audio, (pair.base.path, pair.tuned.path))
+            wave.samples_CN.shape[1] / wave.sample_rate_hz
+            for wave in map(read_audio, (pair.base.path, pair.tuned.path))
         ]
         if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
-            raise ValueError(f"{pair.base.path} lasts {lengths_s[0]:g} s and {pair.tuned.path} {lengths_s[1]:g} s: players show "
-                             "that, so it would tell the sides apart; generate both with the same --seconds")  # fmt: skip
+            raise ValueError(
+                f"{pair.base.path} lasts {lengths_s[0]:g} s and {pair.tuned.path} {lengths_s[1]:g}"
+                " s: players show that, so it would tell the sides apart; generate both with the"
+                " same --seconds"
+            )
     return BlindTest(pairs_fingerprint(pairs), tuple(pairs), Path(answers), seed, equal_level)
 
 
 def trials(count: int, listener: str, seed: int) -> tuple[Trial, ...]:
-    """Every one of ``count`` pairs once, in the listener's own order, sides balanced; the same arguments give the same trials."""
+    """Every one of ``count`` pairs once, in the listener's own order, sides balanced; the same
+    arguments give the same trials.
+    """
     draw = random.Random(f"listening test/{seed}/{listener}")
     order = draw.sample(range(count), count)
     sides = [True] * (count // 2) + [False] * (count // 2) + [draw.random() < 0.5] * (count % 2)
     draw.shuffle(sides)
-    return tuple(Trial(i, pair, side) for i, (pair, side) in enumerate(zip(order, sides, strict=True), 1))
+    return tuple(
+        Trial(i, pair, side) for i, (pair, side) in enumerate(zip(order, sides, strict=True), 1)
+    )
 
 
 def listener_name(text: str) -> str:
-    """A name or code of any language, one form for letters that Unicode writes in several, without spaces at its ends.
+    """A name or code of any language, one form for letters that Unicode writes in several, without
+    spaces at its ends.
 
-    Raises ``ValueError`` for none, a long one, other characters, and a first one that a spreadsheet might take for a formula.
+    Raises ``ValueError`` for none, a long one, other characters, and a first one that a spreadsheet
+    might take for a formula.
     """
     name = " ".join(unicodedata.normalize("NFC", str(text)).split())
     kinds = [unicodedata.category(letter)[0] for letter in name]  # letters, their marks, numbers
-    is_plain = all(kind in "LMN" or letter in " ._-@'’" for kind, letter in zip(kinds, name, strict=True))
+    is_plain = all(
+        kind in "LMN" or letter in " ._-@'’" for kind, letter in zip(kinds, name, strict=True)
+    )
     if not is_plain or len(name) > MAX_NAME or kinds[:1] not in (["L"], ["N"]):
-        raise ValueError(f"give a name or code of 1 to {MAX_NAME} letters, digits, spaces and . _ - @ ', a letter or digit first")
+        raise ValueError(
+            f"give a name or code of 1 to {MAX_NAME} letters, digits, spaces and . _ - @ ', a"
+            " letter or digit first"
+        )
     return name
 
 
 def next_view(test: BlindTest, listener: str) -> View:
-    """Where the listener stopped: the first trial without a saved answer. Raises ``ValueError`` for a bad name; ``OSError``."""
+    """Where the listener stopped: the first trial without a saved answer.
+
+    Raises ``ValueError`` for a bad name; ``OSError``.
+    """
     name = listener_name(listener)
-    own = {answer.pair for answer in read_answers(test.answers).answers if (answer.test, answer.listener) == (test.name, name)}
+    own = {
+        answer.pair
+        for answer in read_answers(test.answers).answers
+        if (answer.test, answer.listener) == (test.name, name)
+    }
     left = [trial for trial in trials(len(test.pairs), name, test.seed) if trial.pair not in own]
     return View(left[0] if left else None, len(test.pairs) - len(left), len(test.pairs))
 
 
 def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> View:
-    """Saves the answer to trial ``number`` and says what comes next; an answer that is there already stays (a double click).
+    """Saves the answer to trial ``number`` and says what comes next; an answer that is there
+    already stays (a double click).
 
-    Raises ``ValueError`` for an unknown answer or trial, and ``OSError`` when it could not be saved: then nothing has moved on.
+    Raises ``ValueError`` for an unknown answer or trial, and ``OSError`` when it could not be
+    saved: then nothing has moved on.
     """
     name = listener_name(listener)
     if answer not in ANSWERS:
@@ -126,15 +161,28 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
     a, b = ("tuned", "base") if trial.a_is_tuned else ("base", "tuned")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     prompt = " ".join(test.pairs[trial.pair].prompt.id.split())
-    saved = append_answer(test.answers, Answer(now, test.name, name, number, trial.pair, prompt, a, b, answer))
+    saved = append_answer(
+        test.answers, Answer(now, test.name, name, number, trial.pair, prompt, a, b, answer)
+    )
     view = next_view(test, name)
-    return view if saved else View(view.trial, view.done, view.total, "That one was answered already; the first answer counts.")
+    return (
+        view
+        if saved
+        else View(
+            view.trial,
+            view.done,
+            view.total,
+            "That one was answered already; the first answer counts.",
+        )
+    )
 
 
 def equally_loud(first: Waveform, second: Waveform) -> tuple[Waveform, Waveform]:
-    """Both with the root mean square of the quieter one, since the louder of two sounds is liked better whatever it says.
+    """Both with the root mean square of the quieter one, since the louder of two sounds is liked
+    better whatever it says.
 
-    Nothing is amplified, so nothing clips. Sides that are silent or 20 dB apart stay as they are: that difference is to be heard.
+    Nothing is amplified, so nothing clips. Sides that are silent or 20 dB apart stay as they are:
+    that difference is to be heard.
     """
     levels = [float(wave.samples_CN.square().mean().sqrt()) for wave in (first, second)]
     low, high = min(levels), max(levels)
@@ -157,4 +205,7 @@ def heard(test: BlindTest, trial: Trial) -> tuple[Waveform, Waveform]:
 
 def playable(wave: Waveform) -> tuple[int, Tensor]:
     """(sample rate in Hz, int16 samples (N, C)): what players take without changing its level."""
-    return wave.sample_rate_hz, (wave.samples_CN.clamp(-1, 1) * 32767).round().short().T.contiguous()
+    return (
+        wave.sample_rate_hz,
+        (wave.samples_CN.clamp(-1, 1) * 32767).round().short().T.contiguous(),
+    )

@@ -1,4 +1,7 @@
-"""Rewards by name. A row is ``name: "module:class"``; the class is imported when it is asked for (see ``zoo.load``)."""
+"""Rewards by name.
+
+A row is ``name: "module:class"``; the class is imported when it is asked for (see ``zoo.load``).
+"""
 
 REWARDS = {
     "clap": "zoo.rewards.clap:ClapReward",

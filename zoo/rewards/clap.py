@@ -1,9 +1,11 @@
-"""Does a clip sound like its caption: the plain cosine of a CLAP's audio and text embeddings, for every CLAP.
+"""Does a clip sound like its caption: the plain cosine of a CLAP's audio and text embeddings, for
+every CLAP.
 
-Source: contrastive language-audio pre-training (Wu et al., arXiv 2211.06687). Which CLAP is a row of ``CLAP_TOWERS``; what is
-done to the audio before (rate, mono, windows, padding) is done here, the same for all and always in the same way: published
-scores were made at wrong rates and from random crops. Values of two CLAPs cannot be compared either, so the name of the
-checkpoint is part of every number's name.
+Source: contrastive language-audio pre-training (Wu et al., arXiv 2211.06687). Which CLAP is a row
+of ``CLAP_TOWERS``; what is done to the audio before (rate, mono, windows, padding) is done here,
+the same for all and always in the same way: published scores were made at wrong rates and from
+random crops. Values of two CLAPs cannot be compared either, so the name of the checkpoint is part
+of every number's name.
 
 Shapes: ``W`` windows a clip, ``E`` embedding.
 """
@@ -35,14 +37,17 @@ CLAP_TOWERS = {
 }
 WINDOWS = ("mean", "first")
 PADDINGS = ("repeat", "zero")
-# Unrelated captions for the self-test of a text tower. Mean cosine of all pairs, measured: trained CLAPs .18 to .30, the
-# small one here .25, an untrained small one .15 to .65. A published music CLAP whose text tower was lost has .9993, a random
-# RoBERTa of the same size .9994. At .98 the mean pair of captions is sqrt(2 * (1 - .98)) = .2 apart, and no clip's score can
-# differ by more between them: no use as a reward.
+# Unrelated captions for the self-test of a text tower. Mean cosine of all pairs, measured: trained
+# CLAPs .18 to .30, the small one here .25, an untrained small one .15 to .65. A published music
+# CLAP whose text tower was lost has .9993, a random RoBERTa of the same size .9994. At .98 the mean
+# pair of captions is sqrt(2 * (1 - .98)) = .2 apart, and no clip's score can differ by more between
+# them: no use as a reward.
 _UNRELATED = ("a dog barks", "rain falls on leaves", "a piano solo", "wind and thunder")
 _COLLAPSED = 0.98
 _CACHED_TEXTS = 8192  # embeddings of 512 numbers: 16 MB
-_TEXTS_AT_WORK = threading.Lock()  # rewards may be asked from several threads; not of the object, which can be copied
+_TEXTS_AT_WORK = (
+    threading.Lock()
+)  # rewards may be asked from several threads; not of the object, which can be copied
 # torchaudio's values for "kaiser_best" of resampy; one resampler for everything that is compared
 _RESAMPLER = {
     "resampling_method": "sinc_interp_kaiser",
@@ -53,12 +58,15 @@ _RESAMPLER = {
 
 
 class ClapTowers(Protocol):
-    """One CLAP, as a module. ``differentiable``: whether gradients flow from ``embed_audio`` to its input.
+    """One CLAP, as a module.
 
-    ``embed_audio`` takes mono windows (B, window_samples) at ``sample_rate_hz``; both return unit vectors (B, E), float32.
-    Towers that ``lightning_modules.contrastive.Contrastive`` trains also have ``scale``, the factor on cosines in its loss.
-    Towers that read files have ``arguments``, which build the same sizes without them. Towers may have ``check_text(text)``,
-    which raises ``ValueError`` for a text that ``embed_text`` refuses.
+    ``differentiable``: whether gradients flow from ``embed_audio`` to its input.
+
+    ``embed_audio`` takes mono windows (B, window_samples) at ``sample_rate_hz``; both return unit
+    vectors (B, E), float32. Towers that ``lightning_modules.contrastive.Contrastive`` trains also
+    have ``scale``, the factor on cosines in its loss. Towers that read files have ``arguments``,
+    which build the same sizes without them. Towers may have ``check_text(text)``, which raises
+    ``ValueError`` for a text that ``embed_text`` refuses.
     """
 
     sample_rate_hz: int
@@ -73,8 +81,10 @@ class ClapTowers(Protocol):
 def window_starts(length: int, window: int, rule: str = "mean") -> list[int]:
     """First samples of the windows that are heard of a clip of ``length`` samples.
 
-    ``first``: one window from the start. ``mean``: as few windows as cover the clip, evenly spaced, the first at its
-    start and the last ending with it (two overlapping ones for 10.24 s and a window of 10 s). Nothing is random.
+    ``first``: one window from the start. ``mean``: as few windows as cover the clip, evenly spaced,
+    the first at its
+    start and the last ending with it (two overlapping ones for 10.24 s and a window of 10 s).
+    Nothing is random.
     """
     if rule == "first" or length <= window:
         return [0]
@@ -85,7 +95,8 @@ def window_starts(length: int, window: int, rule: str = "mean") -> list[int]:
 def padded(wave_BN: Tensor, window: int, rule: str = "repeat") -> Tensor:
     """Clips shorter than ``window`` samples at that length, others as they are.
 
-    ``repeat``: as many whole copies as fit, then zeros (LAION-CLAP's "repeatpad"). ``zero``: once, then zeros.
+    ``repeat``: as many whole copies as fit, then zeros (LAION-CLAP's "repeatpad"). ``zero``: once,
+    then zeros.
     """
     length = wave_BN.shape[-1]
     if length >= window:
@@ -96,24 +107,29 @@ def padded(wave_BN: Tensor, window: int, rule: str = "repeat") -> Tensor:
 
 
 def int16_round_trip(wave_BN: Tensor) -> Tensor:
-    """What laion_clap's own front end does to a wave: clipped to [-1, 1] and cut (not rounded) to 16 bits."""
+    """What laion_clap's own front end does to a wave: clipped to [-1, 1] and cut (not rounded) to
+    16 bits.
+    """
     return (wave_BN.clamp(-1, 1) * 32767).trunc() / 32767
 
 
 class ClapReward(nn.Module):
     """Scores clips by the cosine between clip and ``prompt.text``, in [-1, 1].
 
-    All arguments are plain JSON values. ``checkpoint`` names the weights; it becomes part of the logged number's name
-    (``clap/<checkpoint>``). ``towers`` is a key of ``CLAP_TOWERS`` and ``arguments`` are that class's. ``windows`` and
-    ``padding``: see ``window_starts`` and ``padded``; embeddings of several windows are averaged and brought to unit length.
-    ``int16``: a round trip through 16 bits; no gradient passes it. ``compat``: as laion_clap's own front end hears, only for
-    comparison with numbers made that way: ``int16`` is on, and the number's name ends with ``/compat``. ``assume_rate_hz``, only
-    under ``compat``: waves are heard as if they had this rate whatever they have, which the number's name says too (16 kHz audio
-    heard as 48 kHz is a third as long and 19 semitones higher; published rewards were made so).
+    All arguments are plain JSON values. ``checkpoint`` names the weights; it becomes part of the
+    logged number's name (``clap/<checkpoint>``). ``towers`` is a key of ``CLAP_TOWERS`` and
+    ``arguments`` are that class's. ``windows`` and ``padding``: see ``window_starts`` and
+    ``padded``; embeddings of several windows are averaged and brought to unit length. ``int16``: a
+    round trip through 16 bits; no gradient passes it. ``compat``: as laion_clap's own front end
+    hears, only for comparison with numbers made that way: ``int16`` is on, and the number's name
+    ends with ``/compat``. ``assume_rate_hz``, only under ``compat``: waves are heard as if they had
+    this rate whatever they have, which the number's name says too (16 kHz audio heard as 48 kHz is
+    a third as long and 19 semitones higher; published rewards were made so).
 
-    Embeddings of texts are kept and made again when weights, device or precision change. The module stays in evaluation mode
-    even inside a module that is switched to training. Raises ``ValueError`` for unknown names, and as ``self_test`` does for
-    weights that were read (``arguments["pretrained"]``); random weights are not tested.
+    Embeddings of texts are kept and made again when weights, device or precision change. The module
+    stays in evaluation mode even inside a module that is switched to training. Raises
+    ``ValueError`` for unknown names, and as ``self_test`` does for weights that were read
+    (``arguments["pretrained"]``); random weights are not tested.
     """
 
     def __init__(
@@ -129,19 +145,39 @@ class ClapReward(nn.Module):
     ) -> None:
         super().__init__()
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", checkpoint):
-            raise ValueError(f"checkpoint must name the CLAP's weights (letters, digits, . _ - /), got {checkpoint!r}")
-        choices = {"towers": (towers, CLAP_TOWERS), "windows": (windows, WINDOWS), "padding": (padding, PADDINGS)}
+            raise ValueError(
+                "checkpoint must name the CLAP's weights (letters, digits, . _ - /), got"
+                f" {checkpoint!r}"
+            )
+        choices = {
+            "towers": (towers, CLAP_TOWERS),
+            "windows": (windows, WINDOWS),
+            "padding": (padding, PADDINGS),
+        }
         for name, (given, known) in choices.items():
             if given not in known:
                 raise ValueError(f"unknown {name} {given!r}; {did_you_mean(given, known)}")
         found = locate(CLAP_TOWERS[towers].replace(":", "."), "CLAP_TOWERS")
         self.towers: ClapTowers = found(**bind(found, arguments or {}, "arguments"))
-        self.checkpoint, self.windows, self.padding, self.int16 = checkpoint, windows, padding, int16 or compat
-        if assume_rate_hz is not None and not (compat and isinstance(assume_rate_hz, int) and assume_rate_hz > 0):
-            raise ValueError(f"assume_rate_hz is for comparison with published numbers: set compat and a rate in Hz, got "
-                             f"compat={compat}, assume_rate_hz={assume_rate_hz}")  # fmt: skip
+        self.checkpoint, self.windows, self.padding, self.int16 = (
+            checkpoint,
+            windows,
+            padding,
+            int16 or compat,
+        )
+        if assume_rate_hz is not None and not (
+            compat and isinstance(assume_rate_hz, int) and assume_rate_hz > 0
+        ):
+            raise ValueError(
+                "assume_rate_hz is for comparison with published numbers: set compat and a rate in"
+                f" Hz, got compat={compat}, assume_rate_hz={assume_rate_hz}"
+            )
         self.assume_rate_hz = assume_rate_hz
-        self.name = f"clap/{checkpoint}" + ("/compat" if compat else "") + (f"/as-{assume_rate_hz}-hz" if assume_rate_hz else "")
+        self.name = (
+            f"clap/{checkpoint}"
+            + ("/compat" if compat else "")
+            + (f"/as-{assume_rate_hz}-hz" if assume_rate_hz else "")
+        )
         self.unit = "cosine similarity of clip and prompt; 1 is best"
         self.differentiable = bool(self.towers.differentiable) and not self.int16
         self.arguments = {
@@ -167,11 +203,18 @@ class ClapReward(nn.Module):
     def cut(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, W, window_samples) mono windows at the towers' rate, on the wave's device.
 
-        Raises ``ValueError`` for a bad shape or type, no samples, or a sample rate that is not given.
+        Raises ``ValueError`` for a bad shape or type, no samples, or a sample rate that is not
+        given.
         """
         given_hz = check_waves(wave_BCN, sample_rate_hz, "CLAP")
         window = self.towers.window_samples
-        mono_BN = mono_at(wave_BCN, self.assume_rate_hz or given_hz, self.towers.sample_rate_hz, "CLAP", **_RESAMPLER)
+        mono_BN = mono_at(
+            wave_BCN,
+            self.assume_rate_hz or given_hz,
+            self.towers.sample_rate_hz,
+            "CLAP",
+            **_RESAMPLER,
+        )
         if self.int16:
             mono_BN = int16_round_trip(mono_BN)
         mono_BN = padded(mono_BN, window, self.padding)
@@ -179,23 +222,32 @@ class ClapReward(nn.Module):
         return torch.stack([mono_BN[:, start : start + window] for start in starts], dim=1)
 
     def embed_audio(self, wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
-        """(B, E) unit vectors, NaN in rows whose wave is not finite. Raises ``ValueError`` as ``cut`` does."""
+        """(B, E) unit vectors, NaN in rows whose wave is not finite.
+
+        Raises ``ValueError`` as ``cut`` does.
+        """
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             windows = self.cut(wave_BCN, sample_rate_hz)
-            embedding_BWE = self.towers.embed_audio(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+            embedding_BWE = self.towers.embed_audio(windows.flatten(0, 1)).unflatten(
+                0, windows.shape[:2]
+            )
             embedding_BE = F.normalize(embedding_BWE.mean(dim=1), dim=-1)
             return torch.where(finite_rows(wave_BCN).unsqueeze(1), embedding_BE, torch.nan)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
         """Prompt id -> what the towers say of its text if they refuse it (too many tokens)."""
         read = getattr(self.towers, "check_text", lambda text: None)
-        return {name: f"the reward: {why}" for name, why in refused({p.id: p.text for p in prompts}, read).items()}
+        return {
+            name: f"the reward: {why}"
+            for name, why in refused({p.id: p.text for p in prompts}, read).items()
+        }
 
     def self_test(self) -> None:
-        """Raises ``ValueError`` when the text tower gives unrelated captions the same embedding (their mean cosine is told).
+        """Raises ``ValueError`` when the text tower gives unrelated captions the same embedding
+        (their mean cosine is told).
 
-        Asked of weights that were read from files, by the constructor and by ``zoo.checkpoint.load_artifact``. Towers without a
-        tokenizer embed no texts and pass.
+        Asked of weights that were read from files, by the constructor and by
+        ``zoo.checkpoint.load_artifact``. Towers without a tokenizer embed no texts and pass.
         """
         if getattr(self.towers, "tokenizer", self) is None:
             return
@@ -204,15 +256,18 @@ class ClapReward(nn.Module):
         cosine_P = (text_BE @ text_BE.T)[pairs[0], pairs[1]]
         if not cosine_P.mean() <= _COLLAPSED:  # NaN is refused, too
             raise ValueError(
-                f"the text tower of the CLAP {self.checkpoint} does not tell captions apart: {len(_UNRELATED)} unrelated "
-                f"ones have a mean cosine of {cosine_P.mean():.4f} (from {cosine_P.min():.4f} to {cosine_P.max():.4f}; "
-                f"expected at most {_COLLAPSED}, usual is .2 to .7), as with random or lost weights. Take another CLAP; "
-                "for music, clap-music-audioset instead of laion/larger_clap_music"
+                f"the text tower of the CLAP {self.checkpoint} does not tell captions apart:"
+                f" {len(_UNRELATED)} unrelated ones have a mean cosine of {cosine_P.mean():.4f}"
+                f" (from {cosine_P.min():.4f} to {cosine_P.max():.4f}; expected at most"
+                f" {_COLLAPSED}, usual is .2 to .7), as with random or lost weights. Take another"
+                " CLAP; for music, clap-music-audioset instead of laion/larger_clap_music"
             )
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """(B, E) unit vectors without gradient; each text is embedded once, on its own, so that padding plays no part."""
+        """(B, E) unit vectors without gradient; each text is embedded once, on its own, so that
+        padding plays no part.
+        """
         with _TEXTS_AT_WORK:
             return self._kept_texts(texts)
 
@@ -225,7 +280,9 @@ class ClapReward(nn.Module):
         rows = []
         for text in texts:
             if text not in self._texts:
-                with torch.autocast(tensors[0].device.type, enabled=False):  # what is kept serves callers with and without it
+                with torch.autocast(
+                    tensors[0].device.type, enabled=False
+                ):  # what is kept serves callers with and without it
                     self._texts[text] = self.towers.embed_text([text])[0]
             self._texts.move_to_end(text)
             rows.append(self._texts[text])
@@ -233,15 +290,26 @@ class ClapReward(nn.Module):
             self._texts.popitem(last=False)
         return torch.stack(rows)
 
-    def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Score (B,), the cosine, and the same number as the part ``name``; NaN for a wave that is not finite.
+    def forward(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
+        """Score (B,), the cosine, and the same number as the part ``name``; NaN for a wave that is
+        not finite.
 
-        Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a prompt without text.
+        Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a prompt without
+        text.
         """
         check_waves(wave_BCN, sample_rate_hz, "CLAP", len(prompts))
         for prompt in prompts:
             if not prompt.text.strip():
-                raise ValueError(f"prompt {prompt.id!r} has no text; CLAP compares a clip with its caption, so give it one")
+                raise ValueError(
+                    f"prompt {prompt.id!r} has no text; CLAP compares a clip with its caption, so"
+                    " give it one"
+                )
         audio_BE = self.embed_audio(wave_BCN, sample_rate_hz)
-        score_B = (audio_BE * self.embed_text([prompt.text for prompt in prompts]).to(audio_BE)).sum(dim=-1).float()
+        score_B = (
+            (audio_BE * self.embed_text([prompt.text for prompt in prompts]).to(audio_BE))
+            .sum(dim=-1)
+            .float()
+        )
         return RewardOutput(score_B, {self.name: score_B.detach()})

@@ -1,6 +1,8 @@
-"""Texts to token ids for a CLAP whose tokenizer travels with its weights, as the bytes of a tokenizer.json.
+"""Texts to token ids for a CLAP whose tokenizer travels with its weights, as the bytes of a
+tokenizer.json.
 
-Kept as a tensor, so an artefact needs no other file and no network. The format is that of huggingface/tokenizers; it is data.
+Kept as a tensor, so an artefact needs no other file and no network. The format is that of
+huggingface/tokenizers; it is data.
 """
 
 from __future__ import annotations
@@ -18,29 +20,54 @@ LONG_TEXTS = ("refuse", "cut")
 
 
 def contents_key(tensors: Iterable[Tensor]) -> tuple:
-    """Another one after the tensors were written to, replaced, cast or moved. (A write through ``.data`` is not seen.)"""
+    """Another one after the tensors were written to, replaced, cast or moved.
+
+    (A write through ``.data`` is not seen.)
+    """
     return tuple(
-        (tensor.data_ptr(), None if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype) for tensor in tensors
+        (
+            tensor.data_ptr(),
+            None if tensor.is_inference() else tensor._version,
+            tensor.device,
+            tensor.dtype,
+        )
+        for tensor in tensors
     )
 
 
 class ClapTokenizer(nn.Module):
-    """Texts to ids with the tokenizer of ``json_bytes`` (a number: room for so many bytes, which come with the weights).
+    """Texts to ids with the tokenizer of ``json_bytes`` (a number: room for so many bytes, which
+    come with the weights).
 
-    At most ``max_tokens`` tokens a text, start and end included. ``long_texts``: longer ones raise ``ValueError`` (``refuse``) or
-    lose what is too much before the end token (``cut``, as laion_clap does). ``vocab_size``: of the text tower. Raises
-    ``ValueError`` for an unknown rule, and for a tokenizer that is none or another tower's.
+    At most ``max_tokens`` tokens a text, start and end included. ``long_texts``: longer ones raise
+    ``ValueError`` (``refuse``) or lose what is too much before the end token (``cut``, as
+    laion_clap does). ``vocab_size``: of the text tower. Raises ``ValueError`` for an unknown rule,
+    and for a tokenizer that is none or another tower's.
     """
 
     def __init__(
-        self, json_bytes: bytes | int, vocab_size: int, pad_id: int = 1, max_tokens: int = 77, long_texts: str = "refuse"
+        self,
+        json_bytes: bytes | int,
+        vocab_size: int,
+        pad_id: int = 1,
+        max_tokens: int = 77,
+        long_texts: str = "refuse",
     ) -> None:
         super().__init__()
         if long_texts not in LONG_TEXTS:
-            raise ValueError(f"unknown long_texts {long_texts!r}; {did_you_mean(long_texts, LONG_TEXTS)}")
+            raise ValueError(
+                f"unknown long_texts {long_texts!r}; {did_you_mean(long_texts, LONG_TEXTS)}"
+            )
         if max_tokens < 3:
-            raise ValueError(f"max_tokens must leave room for one token between start and end, got {max_tokens}")
-        self.vocab_size, self.pad_id, self.max_tokens, self.long_texts = vocab_size, pad_id, max_tokens, long_texts
+            raise ValueError(
+                f"max_tokens must leave room for one token between start and end, got {max_tokens}"
+            )
+        self.vocab_size, self.pad_id, self.max_tokens, self.long_texts = (
+            vocab_size,
+            pad_id,
+            max_tokens,
+            long_texts,
+        )
         empty = isinstance(json_bytes, int)
         content = bytearray(json_bytes)  # of a number: as many zeros
         self.register_buffer("json", torch.frombuffer(content, dtype=torch.uint8).clone())
@@ -50,7 +77,10 @@ class ClapTokenizer(nn.Module):
             self._tokenizer()
 
     def _tokenizer(self) -> Any:
-        """The tokenizer, read again when the bytes have changed. Raises ``ValueError`` for one that cannot be meant."""
+        """The tokenizer, read again when the bytes have changed.
+
+        Raises ``ValueError`` for one that cannot be meant.
+        """
         key = contents_key([self.json])
         if self._parsed_of == key:
             return self._parsed
@@ -59,28 +89,35 @@ class ClapTokenizer(nn.Module):
         try:
             tokenizer = Tokenizer.from_str(bytes(self.json.cpu().numpy()).decode("utf-8"))
         except Exception as error:  # the library raises Exception itself
-            raise ValueError(f"tokenizer.json cannot be read ({error}); save the tokenizer again") from error
+            raise ValueError(
+                f"tokenizer.json cannot be read ({error}); save the tokenizer again"
+            ) from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         check_vocabulary(tokenizer, "this tokenizer")
         if len(tokenizer.encode("dog").ids) < 3:
             raise ValueError(
-                "this tokenizer sets no start and end tokens, which CLAP's text tower expects; save it again with them"
+                "this tokenizer sets no start and end tokens, which CLAP's text tower expects; save"
+                " it again with them"
             )
         if tokenizer.get_vocab_size() > self.vocab_size:
-            raise ValueError(f"this tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower knows {self.vocab_size}: "
-                             "they do not belong together")  # fmt: skip
+            raise ValueError(
+                f"this tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower knows"
+                f" {self.vocab_size}: they do not belong together"
+            )
         self._parsed, self._parsed_of = tokenizer, key
         return tokenizer
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, L), int64, padded on the right to the longest, on the buffer's device. Raises ``ValueError``."""
+        """Ids and mask (B, L), int64, padded on the right to the longest, on the buffer's device.
+        Raises ``ValueError``.
+        """
         rows = [encoding.ids for encoding in self._tokenizer().encode_batch(list(texts))]
         for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
             if len(row) > self.max_tokens and self.long_texts == "refuse":
                 raise ValueError(
-                    f"a text has {len(row)} tokens, at most {self.max_tokens} are read: {text[:60]!r}...; shorten it, or set "
-                    "long_texts=cut"
+                    f"a text has {len(row)} tokens, at most {self.max_tokens} are read:"
+                    f" {text[:60]!r}...; shorten it, or set long_texts=cut"
                 )
             rows[i] = row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]]
         ids_BL = torch.full((len(rows), max(map(len, rows), default=0)), self.pad_id)

@@ -1,6 +1,8 @@
-"""EMOPIA's three tasks (Hung et al. 2021, arXiv 2108.01374): what their classes are called, and an untrained classifier for each.
+"""EMOPIA's three tasks (Hung et al. 2021, arXiv 2108.01374): what their classes are called, and an
+untrained classifier for each.
 
-Quadrants: Q1 happy (high valence, high arousal), Q2 angry (low, high), Q3 sad (low, low), Q4 tender (high, low).
+Quadrants: Q1 happy (high valence, high arousal), Q2 angry (low, high), Q3 sad (low, low), Q4 tender
+(high, low).
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ from zoo.errors import did_you_mean
 from zoo.rewards.emotion import MOODS, EmotionReward
 
 RATE_HZ, CHUNK_S = 22_050, 3.0
-TASKS = {"ar_va": MOODS, "arousal": ("HA", "LA"), "valence": ("HV", "LV")}  # the classes in the order of the outputs
+TASKS = {
+    "ar_va": MOODS,
+    "arousal": ("HA", "LA"),
+    "valence": ("HV", "LV"),
+}  # the classes in the order of the outputs
 QUADRANTS = dict(zip(("Q1", "Q2", "Q3", "Q4"), MOODS))
 _CLASS_OF_MOOD = {
     "ar_va": dict(zip(MOODS, MOODS)),
@@ -21,10 +27,17 @@ _CLASS_OF_MOOD = {
 
 
 def classes_of(task: str) -> dict[str, str]:
-    """The class of every quadrant and of every mood in a task. Raises ``ValueError`` for an unknown task."""
+    """The class of every quadrant and of every mood in a task.
+
+    Raises ``ValueError`` for an unknown task.
+    """
     if task not in TASKS:
         raise ValueError(f"there is no EMOPIA task {task!r}; {did_you_mean(task, TASKS)}")
-    return {word: _CLASS_OF_MOOD[task][mood] for quadrant, mood in QUADRANTS.items() for word in (mood, quadrant)}
+    return {
+        word: _CLASS_OF_MOOD[task][mood]
+        for quadrant, mood in QUADRANTS.items()
+        for word in (mood, quadrant)
+    }
 
 
 def untrained_classifier(
@@ -42,10 +55,12 @@ def untrained_classifier(
     hop_s: float = 1.0,
     label_key: str = "mood",
 ) -> EmotionReward:
-    """An ``EmotionReward`` with random weights for one task; as it stands it has the sizes of EMOPIA's classifier (12.08 M).
+    """An ``EmotionReward`` with random weights for one task; as it stands it has the sizes of
+    EMOPIA's classifier (12.08 M).
 
-    Prompts' labels may be moods or quadrants in every task, so one data module serves all three. Clips are heard at the level
-    they come at, as EMOPIA's. The other arguments are those of ``EmotionReward``. Raises ``ValueError`` for an unknown task.
+    Prompts' labels may be moods or quadrants in every task, so one data module serves all three.
+    Clips are heard at the level they come at, as EMOPIA's. The other arguments are those of
+    ``EmotionReward``. Raises ``ValueError`` for an unknown task.
     """
     words = classes_of(task)
     return EmotionReward(

@@ -1,16 +1,22 @@
-"""Several rewards as one: the weighted mean of per-prompt z-scores less their disagreement, or the worst of them.
+"""Several rewards as one: the weighted mean of per-prompt z-scores less their disagreement, or the
+worst of them.
 
-A single reward that is optimised is soon over-optimised; an ensemble of scorers that were pretrained differently mitigates that
-(Coste et al., arXiv 2310.02743: mean, worst case and uncertainty-weighted; Eisenstein et al., arXiv 2312.09244). Members come in
-different units and prompts differ in difficulty, so every member is brought to deviations from the mean of its own prompt first.
+A single reward that is optimised is soon over-optimised; an ensemble of scorers that were
+pretrained differently mitigates that (Coste et al., arXiv 2310.02743: mean, worst case and
+uncertainty-weighted; Eisenstein et al., arXiv 2312.09244). Members come in different units and
+prompts differ in difficulty, so every member is brought to deviations from the mean of its own
+prompt first.
 
-That needs all samples of a prompt, while a reward is called for one micro-batch (in which a prompt hardly comes twice) on one
-process. So the work is divided:
+That needs all samples of a prompt, while a reward is called for one micro-batch (in which a prompt
+hardly comes twice) on one process. So the work is divided:
 
-- a call gives every member's raw score as a part, and a score in fixed units that does not depend on what else is in the batch;
-- ``combine``, a pure function, gets the whole round gathered over processes, and gives what training learns from.
+- a call gives every member's raw score as a part, and a score in fixed units that does not depend
+  on what else is in the batch;
+- ``combine``, a pure function, gets the whole round gathered over processes, and gives what
+  training learns from.
 
-There is no state between rounds: nothing to be resumed, and the result does not depend on batch sizes or processes.
+There is no state between rounds: nothing to be resumed, and the result does not depend on batch
+sizes or processes.
 
 Shapes: ``M`` members.
 """
@@ -34,12 +40,16 @@ DEVIATIONS = ("prompt", "round")
 _EPSILON = 1e-6  # added to deviations; scores that are all equal are 0 whatever it is
 
 
-def prompt_z_scores(score_B: Tensor, prompt_ids: Sequence[str], deviation: str = "prompt", min_count: int = 4) -> Tensor:
-    """(score - mean) / deviation, float64 (B,), with mean and population deviation over the samples of the same prompt.
+def prompt_z_scores(
+    score_B: Tensor, prompt_ids: Sequence[str], deviation: str = "prompt", min_count: int = 4
+) -> Tensor:
+    """(score - mean) / deviation, float64 (B,), with mean and population deviation over the samples
+    of the same prompt.
 
-    ``deviation`` "round" takes that of all samples instead, so that prompts on which all samples are about equal stay quiet. A
-    prompt with fewer than ``min_count`` samples has the mean and deviation of the whole round, as in DDPO's tracker. Where all
-    scores are equal they are 0. A score that is not finite is NaN, and counts for nothing among the others.
+    ``deviation`` "round" takes that of all samples instead, so that prompts on which all samples
+    are about equal stay quiet. A prompt with fewer than ``min_count`` samples has the mean and
+    deviation of the whole round, as in DDPO's tracker. Where all scores are equal they are 0. A
+    score that is not finite is NaN, and counts for nothing among the others.
     """
     score_B = score_B.detach().double()
     finite_B, rows_of = torch.isfinite(score_B), {}
@@ -51,7 +61,11 @@ def prompt_z_scores(score_B: Tensor, prompt_ids: Sequence[str], deviation: str =
     whole = score_B[finite_B].mean(), _deviation(score_B[finite_B])
     for rows in rows_of.values():
         own = score_B[rows]
-        mean, std = whole if len(rows) < min_count else (own.mean(), whole[1] if deviation == "round" else _deviation(own))
+        mean, std = (
+            whole
+            if len(rows) < min_count
+            else (own.mean(), whole[1] if deviation == "round" else _deviation(own))
+        )
         z_B[rows] = (own - mean) / (std + _EPSILON) if std > 0 else torch.zeros_like(own)
     return z_B
 
@@ -61,39 +75,52 @@ def _deviation(score_B: Tensor) -> Tensor:
     return score_B.std(correction=0) if score_B.min() < score_B.max() else score_B.new_zeros(())
 
 
-def aggregate(z_MB: Tensor, weight_M: Tensor, spread_weight: float, aggregation: str = "mean") -> tuple[Tensor, Tensor]:
+def aggregate(
+    z_MB: Tensor, weight_M: Tensor, spread_weight: float, aggregation: str = "mean"
+) -> tuple[Tensor, Tensor]:
     """(score (B,), spread (B,)) of members in one unit. Weights count relative to their sum.
 
-    ``mean``: weighted mean less ``spread_weight`` times the spread, which is the members' weighted deviation from that mean.
-    ``worst``: the lowest member, whatever its weight. With two members of equal weight ``spread_weight`` 1 is the worst case.
+    ``mean``: weighted mean less ``spread_weight`` times the spread, which is the members' weighted
+    deviation from that mean.
+    ``worst``: the lowest member, whatever its weight. With two members of equal weight
+    ``spread_weight`` 1 is the worst case.
     """
     share_M1 = (weight_M / weight_M.sum()).to(z_MB).unsqueeze(1)
     mean_B = (share_M1 * z_MB).sum(dim=0)
     variance_B = (share_M1 * (z_MB - mean_B).square()).sum(dim=0)
-    spread_B = torch.where(variance_B > 0, variance_B, 1.0).sqrt() * (variance_B > 0)  # with a finite gradient where it is 0
-    return (z_MB.amin(dim=0) if aggregation == "worst" else mean_B - spread_weight * spread_B), spread_B
+    spread_B = torch.where(variance_B > 0, variance_B, 1.0).sqrt() * (
+        variance_B > 0
+    )  # with a finite gradient where it is 0
+    return (
+        z_MB.amin(dim=0) if aggregation == "worst" else mean_B - spread_weight * spread_B
+    ), spread_B
 
 
 class EnsembleReward(nn.Module):
     """``members`` that agree or not, and ``penalties`` that are added as they are.
 
-    ``members`` maps names to rewards: a zoo name or folder, ``{architecture: key of REWARDS, arguments: {...}}``, an object, or
-    ``{reward: one of these, weight: 1, mean:, std:}``. Weights are above 0 and count relative to their sum. ``penalties`` are
-    given alike; ``weight`` times their scores is added to the members' result, in deviations: guards (``zoo.rewards.guards``)
-    belong here, because a z-score would forget how far out of bounds a sample is, and punish the loudest of good ones.
+    ``members`` maps names to rewards: a zoo name or folder, ``{architecture: key of REWARDS,
+    arguments: {...}}``, an object, or ``{reward: one of these, weight: 1, mean:, std:}``. Weights
+    are above 0 and count relative to their sum. ``penalties`` are given alike; ``weight`` times
+    their scores is added to the members' result, in deviations: guards (``zoo.rewards.guards``)
+    belong here, because a z-score would forget how far out of bounds a sample is, and punish the
+    loudest of good ones.
 
-    ``aggregation`` "mean": less ``spread_weight`` (default 0.5) times the spread; "worst": the lowest member, without a
-    ``spread_weight``. Mind that a ``spread_weight`` above sqrt(w / (1 - w)), w the smallest share of a member, makes the score
-    fall when that member alone rises far enough (1 for two equal members, 0.58 for four). ``deviation`` and ``min_count``: see
+    ``aggregation`` "mean": less ``spread_weight`` (default 0.5) times the spread; "worst": the
+    lowest member, without a ``spread_weight``. Mind that a ``spread_weight`` above sqrt(w / (1 -
+    w)), w the smallest share of a member, makes the score fall when that member alone rises far
+    enough (1 for two equal members, 0.58 for four). ``deviation`` and ``min_count``: see
     ``prompt_z_scores``.
 
-    ``combine`` (the round) gives the score described above. A single call cannot know the prompt's other samples: where all
-    members have ``mean`` and ``std`` (of their scores over generations of the base model), its score is the same expression in
-    those units; otherwise it is the weighted mean of raw scores and of penalties, with neither spread nor worst case, for numbers
-    of different units have none. Either is what curves show. Parts: ``<member>`` (raw), ``<member>/<its part>``, and where
-    members are in one unit ``z/<member>`` and ``spread``.
+    ``combine`` (the round) gives the score described above. A single call cannot know the prompt's
+    other samples: where all members have ``mean`` and ``std`` (of their scores over generations of
+    the base model), its score is the same expression in those units; otherwise it is the weighted
+    mean of raw scores and of penalties, with neither spread nor worst case, for numbers of
+    different units have none. Either is what curves show. Parts: ``<member>`` (raw),
+    ``<member>/<its part>``, and where members are in one unit ``z/<member>`` and ``spread``.
 
-    Raises ``ValueError`` for unknown names and keys, weights that are not positive, and settings that contradict each other.
+    Raises ``ValueError`` for unknown names and keys, weights that are not positive, and settings
+    that contradict each other.
     """
 
     def __init__(
@@ -106,26 +133,50 @@ class EnsembleReward(nn.Module):
         min_count: int = 4,
     ) -> None:
         super().__init__()
-        for name, given, known in (("aggregation", aggregation, AGGREGATIONS), ("deviation", deviation, DEVIATIONS)):
+        for name, given, known in (
+            ("aggregation", aggregation, AGGREGATIONS),
+            ("deviation", deviation, DEVIATIONS),
+        ):
             if given not in known:
                 raise ValueError(f"{name} {given!r} is unknown; {did_you_mean(str(given), known)}")
         if aggregation == "worst" and spread_weight is not None:
-            raise ValueError(f"aggregation 'worst' takes the lowest member and no spread_weight, got {spread_weight}")
+            raise ValueError(
+                "aggregation 'worst' takes the lowest member and no spread_weight, got"
+                f" {spread_weight}"
+            )
         if not 0 <= (spread_weight or 0.0) < math.inf or min_count < 2:
-            raise ValueError(f"spread_weight must be at least 0 and min_count 2, got {spread_weight} and {min_count}")
-        self.members, self.penalties = members_of(members, "members"), members_of(penalties or {}, "penalties")
+            raise ValueError(
+                f"spread_weight must be at least 0 and min_count 2, got {spread_weight} and"
+                f" {min_count}"
+            )
+        self.members, self.penalties = (
+            members_of(members, "members"),
+            members_of(penalties or {}, "penalties"),
+        )
         if not self.members:
             raise ValueError("an ensemble needs at least one member; penalties alone rank nothing")
-        twice = {member.name for member in self.members} & {penalty.name for penalty in self.penalties}
+        twice = {member.name for member in self.members} & {
+            penalty.name for penalty in self.penalties
+        }
         if twice:
-            raise ValueError(f"{', '.join(sorted(twice))} names a member and a penalty; give one of them another name")
+            raise ValueError(
+                f"{', '.join(sorted(twice))} names a member and a penalty; give one of them another"
+                " name"
+            )
         self.aggregation, self.deviation, self.min_count = aggregation, deviation, min_count
         self.spread_weight = 0.5 if spread_weight is None else spread_weight
         self._everyone = (*self.members, *self.penalties)
         self.networks = networks(tuple(one.reward for one in self._everyone))
         self.differentiable = all(one.reward.differentiable for one in self._everyone)
-        parts = [{one.name: one.described() for one in group} for group in (self.members, self.penalties)]
-        settings = {"aggregation": aggregation, "spread_weight": spread_weight, "deviation": deviation, "min_count": min_count}
+        parts = [
+            {one.name: one.described() for one in group} for group in (self.members, self.penalties)
+        ]
+        settings = {
+            "aggregation": aggregation,
+            "spread_weight": spread_weight,
+            "deviation": deviation,
+            "min_count": min_count,
+        }
         plain = all(value is not None for part in parts for value in part.values())
         self.arguments = {"members": parts[0], "penalties": parts[1], **settings} if plain else None
         self.eval()
@@ -139,7 +190,10 @@ class EnsembleReward(nn.Module):
         found: dict[str, str] = {}
         for one in self._everyone:
             if hasattr(one.reward, "too_long"):
-                found = {name: f"{one.name}: {what}" for name, what in one.reward.too_long(prompts).items()} | found
+                found = {
+                    name: f"{one.name}: {what}"
+                    for name, what in one.reward.too_long(prompts).items()
+                } | found
         return found
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -150,10 +204,14 @@ class EnsembleReward(nn.Module):
             except ValueError as error:
                 raise ValueError(f"{one.name}: {error}") from error
 
-    def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Score and parts (B,) of each sample alone (see the class); ``vectors`` of members as ``<member>/<name>``.
+    def forward(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
+        """Score and parts (B,) of each sample alone (see the class); ``vectors`` of members as
+        ``<member>/<name>``.
 
-        Raises ``ValueError`` beginning with the member that refused, or that did not return one number a sample.
+        Raises ``ValueError`` beginning with the member that refused, or that did not return one
+        number a sample.
         """
         check_waves(wave_BCN, sample_rate_hz, "the ensemble", len(prompts))
         scores, parts, vectors = {}, {}, {}
@@ -163,32 +221,47 @@ class EnsembleReward(nn.Module):
             parts |= {f"{one.name}/{name}": part for name, part in output.parts.items()}
             vectors |= {f"{one.name}/{name}": vector for name, vector in output.vectors.items()}
         if all(member.std is not None for member in self.members):
-            z = {member.name: (scores[member.name] - member.mean) / member.std for member in self.members}
+            z = {
+                member.name: (scores[member.name] - member.mean) / member.std
+                for member in self.members
+            }
             score_B, spread_B = self._aggregated(z)
             parts |= {f"z/{name}": value for name, value in z.items()} | {"spread": spread_B}
         else:
             weight_M = self._weights()
-            score_B = sum(share * scores[one.name] for share, one in zip(weight_M / weight_M.sum(), self.members))
+            score_B = sum(
+                share * scores[one.name]
+                for share, one in zip(weight_M / weight_M.sum(), self.members)
+            )
         score_B = self._penalised(score_B, scores).float()
         score_B = score_B if self.differentiable else score_B.detach()
         return RewardOutput(score_B, {name: part.detach() for name, part in parts.items()}, vectors)
 
     @torch.no_grad()
     def combine(self, output: RewardOutput, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Of a whole round: per-prompt z-scores of the members, aggregated, and the penalties. See ``zoo.types.Reward``.
+        """Of a whole round: per-prompt z-scores of the members, aggregated, and the penalties.
 
-        A member with a ``combine`` of its own is combined first (its part ``<member>/combined``). Parts of others stay.
+        See ``zoo.types.Reward``.
+
+        A member with a ``combine`` of its own is combined first (its part ``<member>/combined``).
+        Parts of others stay.
         """
         ids, parts, scores = [prompt.id for prompt in prompts], dict(output.parts), {}
         for one in self._everyone:
             scores[one.name] = output.parts[one.name].double()
             if hasattr(one.reward, "combine"):
                 own = one.reward.combine(
-                    RewardOutput(scores[one.name], _below(one, output.parts), _below(one, output.vectors)), prompts
+                    RewardOutput(
+                        scores[one.name], _below(one, output.parts), _below(one, output.vectors)
+                    ),
+                    prompts,
                 )
                 parts |= {f"{one.name}/{name}": part for name, part in own.parts.items()}
                 scores[one.name] = parts[f"{one.name}/combined"] = own.score_B.double()
-        z = {member.name: prompt_z_scores(scores[member.name], ids, self.deviation, self.min_count) for member in self.members}
+        z = {
+            member.name: prompt_z_scores(scores[member.name], ids, self.deviation, self.min_count)
+            for member in self.members
+        }
         score_B, spread_B = self._aggregated(z)
         parts |= {f"z/{name}": value for name, value in z.items()} | {"spread": spread_B}
         return RewardOutput(self._penalised(score_B, scores), parts)
@@ -198,13 +271,17 @@ class EnsembleReward(nn.Module):
 
     def _aggregated(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         z_MB = torch.stack([z[member.name] for member in self.members])
-        return aggregate(z_MB, self._weights().to(z_MB.device), self.spread_weight, self.aggregation)
+        return aggregate(
+            z_MB, self._weights().to(z_MB.device), self.spread_weight, self.aggregation
+        )
 
     def _penalised(self, score_B: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
         return score_B + sum(penalty.weight * scores[penalty.name] for penalty in self.penalties)
 
 
-def _asked(one: Member, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
+def _asked(
+    one: Member, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+) -> RewardOutput:
     try:
         output = one.reward(wave_BCN, sample_rate_hz, prompts)
     except ValueError as error:
@@ -212,10 +289,16 @@ def _asked(one: Member, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence
     given = getattr(output, "score_B", None)
     if not isinstance(given, Tensor) or tuple(given.shape) != (len(prompts),):
         got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(output).__name__
-        raise ValueError(f"member {one.name!r} must return one number a sample, ({len(prompts)},), got {got}")
+        raise ValueError(
+            f"member {one.name!r} must return one number a sample, ({len(prompts)},), got {got}"
+        )
     return output
 
 
 def _below(one: Member, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What belongs to a member, by the names that it gave."""
-    return {name.removeprefix(f"{one.name}/"): value for name, value in named.items() if name.startswith(f"{one.name}/")}
+    return {
+        name.removeprefix(f"{one.name}/"): value
+        for name, value in named.items()
+        if name.startswith(f"{one.name}/")
+    }

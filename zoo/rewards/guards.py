@@ -1,8 +1,11 @@
-"""Guards: what no reward of content hears and every one can be cheated by. Too loud, too quiet, silent, clipped, noise, the same.
+"""Guards: what no reward of content hears and every one can be cheated by.
 
-Each guard is 0 while its measure is within bounds and falls to -1 at worst; no network is needed (but for an optional embedding).
-Silence that scores well, clipping that sounds bright and one clip for every seed are the known ways in which optimised audio
-degenerates (diversity: SMART, arXiv 2504.16839).
+Too loud, too quiet, silent, clipped, noise, the same.
+
+Each guard is 0 while its measure is within bounds and falls to -1 at worst; no network is needed
+(but for an optional embedding). Silence that scores well, clipping that sounds bright and one clip
+for every seed are the known ways in which optimised audio degenerates (diversity: SMART, arXiv
+2504.16839).
 
 Shapes: ``F`` frames, ``D`` features of a clip.
 """
@@ -29,12 +32,21 @@ _MEL_FLOOR = 1e-8  # 80 dB below a clip's own level (power of a tone)
 
 
 def level_dbfs(wave_BCN: Tensor) -> Tensor:
-    """(B,) root mean square over channels and time, dB re full scale; a full-scale sine is -3.01, digital silence -120."""
-    return 10 * (wave_BCN.double().square().mean(dim=(1, 2)) + 10 ** (SILENCE_FLOOR_DBFS / 10)).log10().float()
+    """(B,) root mean square over channels and time, dB re full scale; a full-scale sine is -3.01,
+    digital silence -120.
+    """
+    return (
+        10
+        * (wave_BCN.double().square().mean(dim=(1, 2)) + 10 ** (SILENCE_FLOOR_DBFS / 10))
+        .log10()
+        .float()
+    )
 
 
 def silence_share(wave_BCN: Tensor, frame: int, below_dbfs: float) -> Tensor:
-    """(B,) share of frames (``frame`` samples, none overlapping, a shorter rest left out) whose level is below ``below_dbfs``."""
+    """(B,) share of frames (``frame`` samples, none overlapping, a shorter rest left out) whose
+    level is below ``below_dbfs``.
+    """
     frame = min(frame, wave_BCN.shape[-1])
     frames_BCF = wave_BCN.double().unfold(-1, frame, frame)
     return (frames_BCF.square().mean(dim=(1, 3)) < 10 ** (below_dbfs / 10)).float().mean(dim=1)
@@ -46,16 +58,23 @@ def clipping_share(wave_BCN: Tensor, level: float) -> Tensor:
 
 
 def _power_BFT(wave_BCN: Tensor, n_fft: int) -> Tensor:
-    """(B, n_fft // 2 + 1, frames) power of the channels' mean, half overlapping Hann frames; a short clip is padded."""
+    """(B, n_fft // 2 + 1, frames) power of the channels' mean, half overlapping Hann frames; a
+    short clip is padded.
+    """
     mono_BN = wave_BCN.float().mean(dim=1)
     mono_BN = torch.nn.functional.pad(mono_BN, (0, max(0, n_fft - mono_BN.shape[-1])))
     window = torch.hann_window(n_fft, device=mono_BN.device)
-    return torch.stft(mono_BN, n_fft, n_fft // 2, window=window, center=False, return_complex=True).abs().square()
+    return (
+        torch.stft(mono_BN, n_fft, n_fft // 2, window=window, center=False, return_complex=True)
+        .abs()
+        .square()
+    )
 
 
 def spectral_flatness(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
-    """(B,) geometric over arithmetic mean of the power between 50 Hz and 8 kHz (or the Nyquist frequency), in frames of about
-    40 ms, averaged over frames by their energy. White noise has exp(-gamma) = 0.56, a tone nearly 0; silence counts as 0.
+    """(B,) geometric over arithmetic mean of the power between 50 Hz and 8 kHz (or the Nyquist
+    frequency), in frames of about 40 ms, averaged over frames by their energy. White noise has
+    exp(-gamma) = 0.56, a tone nearly 0; silence counts as 0.
     """
     n_fft = max(64, round(0.04 * sample_rate_hz))
     frequencies = torch.fft.rfftfreq(n_fft, 1 / sample_rate_hz, device=wave_BCN.device)
@@ -74,24 +93,32 @@ def _mel_filters(n_fft: int, sample_rate_hz: int) -> Tensor:
 
 
 def mel_statistics(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
-    """(B, D) mean and deviation over time of a clip's log-mel bands in dB (to 8 kHz), at one level: what it sounds like on
-    average.
+    """(B, D) mean and deviation over time of a clip's log-mel bands in dB (to 8 kHz), at one level:
+    what it sounds like on average.
 
     The root mean square difference of two clips is a distance in dB. Frames of 64 ms.
     """
     n_fft = max(256, round(0.064 * sample_rate_hz))
     level = wave_BCN.float().square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).sqrt()
-    power = _power_BFT(wave_BCN / level, n_fft) / (n_fft / 2) ** 2  # of a tone at level 1: 0.5 at its frequency, at any rate
-    mel_BMT = torch.einsum("bft,fm->bmt", power, _mel_filters(n_fft, sample_rate_hz).to(power.device))
+    power = (
+        _power_BFT(wave_BCN / level, n_fft) / (n_fft / 2) ** 2
+    )  # of a tone at level 1: 0.5 at its frequency, at any rate
+    mel_BMT = torch.einsum(
+        "bft,fm->bmt", power, _mel_filters(n_fft, sample_rate_hz).to(power.device)
+    )
     mel_db = 10 * (mel_BMT + _MEL_FLOOR).log10()
     return torch.cat([mel_db.mean(dim=2), mel_db.std(dim=2, correction=0)], dim=1)
 
 
-def distance_to_others(vector_BD: Tensor, prompt_ids: Sequence[str], cosine: bool) -> tuple[Tensor, Tensor]:
-    """(B,) mean distance of a sample to the others of its prompt, and (B,) whether there are any (0 where there are none).
+def distance_to_others(
+    vector_BD: Tensor, prompt_ids: Sequence[str], cosine: bool
+) -> tuple[Tensor, Tensor]:
+    """(B,) mean distance of a sample to the others of its prompt, and (B,) whether there are any (0
+    where there are none).
 
-    Distance: 1 - cosine, or the root mean square difference. With s_i this number, n samples and D their mean pairwise distance,
-    what sample i contributes is D - D(without i) = 2 (s_i - D) / (n - 2): the order of both is the same.
+    Distance: 1 - cosine, or the root mean square difference. With s_i this number, n samples and D
+    their mean pairwise distance, what sample i contributes is D - D(without i) = 2 (s_i - D) / (n -
+    2): the order of both is the same.
     """
     distance_B = vector_BD.new_zeros(len(vector_BD))
     has_others = torch.zeros_like(distance_B, dtype=torch.bool)
@@ -117,21 +144,25 @@ def _beyond(value_B: Tensor, limit: float, worst: float) -> Tensor:
 
 
 class GuardReward(nn.Module):
-    """The sum of the guards that are on (a limit of None switches one off); 0 when all is well. Not differentiable.
+    """The sum of the guards that are on (a limit of None switches one off); 0 when all is well.
 
-    ``loudness_dbfs`` (low, high): bounds of the level; -1 at ``loudness_scale_db`` outside. ``silence_share``: largest share of
-    frames of ``frame_s`` seconds below ``silence_dbfs``. ``clipping_share``: largest share of samples at or beyond
-    ``clipping_level``. ``flatness``: largest spectral flatness (noise 0.56; leave it off where prompts ask for rain or wind).
-    Shares and flatness are -1 at 1.
+    Not differentiable.
 
-    ``diversity``: smallest mean distance of a sample to the others of its prompt in the round, -1 when it is their copy; so a
-    round needs at least two samples of a prompt, and only ``combine`` knows it: a single call counts the other guards alone. In
-    dB of log-mel statistics (``mel_statistics``), or 1 - cosine of the audio embeddings of ``embedder``, a reward with
+    ``loudness_dbfs`` (low, high): bounds of the level; -1 at ``loudness_scale_db`` outside.
+    ``silence_share``: largest share of frames of ``frame_s`` seconds below ``silence_dbfs``.
+    ``clipping_share``: largest share of samples at or beyond ``clipping_level``. ``flatness``:
+    largest spectral flatness (noise 0.56; leave it off where prompts ask for rain or wind). Shares
+    and flatness are -1 at 1.
+
+    ``diversity``: smallest mean distance of a sample to the others of its prompt in the round, -1
+    when it is their copy; so a round needs at least two samples of a prompt, and only ``combine``
+    knows it: a single call counts the other guards alone. In dB of log-mel statistics
+    (``mel_statistics``), or 1 - cosine of the audio embeddings of ``embedder``, a reward with
     ``embed_audio`` such as a CLAP (a zoo name, ``{architecture:, arguments:}`` or an object).
 
-    Parts: what was measured (``level_dbfs``, ``silence_share``, ``clipping_share``, ``flatness``, ``diversity_db`` or
-    ``diversity_cosine``) and ``<guard>_penalty`` in [-1, 0]. A wave that is not finite scores NaN.
-    Raises ``ValueError`` for limits that cannot be meant.
+    Parts: what was measured (``level_dbfs``, ``silence_share``, ``clipping_share``, ``flatness``,
+    ``diversity_db`` or ``diversity_cosine``) and ``<guard>_penalty`` in [-1, 0]. A wave that is not
+    finite scores NaN. Raises ``ValueError`` for limits that cannot be meant.
     """
 
     differentiable = False
@@ -151,27 +182,62 @@ class GuardReward(nn.Module):
         embedder: Any = None,
     ) -> None:
         super().__init__()
-        if loudness_dbfs is not None and (len(loudness_dbfs) != 2 or not loudness_dbfs[0] < loudness_dbfs[1]):
-            raise ValueError(f"loudness_dbfs must be (low, high) in dB re full scale, low below high, got {loudness_dbfs}")
-        for name, value in {"silence_share": silence_share, "clipping_share": clipping_share, "flatness": flatness}.items():
+        if loudness_dbfs is not None and (
+            len(loudness_dbfs) != 2 or not loudness_dbfs[0] < loudness_dbfs[1]
+        ):
+            raise ValueError(
+                "loudness_dbfs must be (low, high) in dB re full scale, low below high, got"
+                f" {loudness_dbfs}"
+            )
+        for name, value in {
+            "silence_share": silence_share,
+            "clipping_share": clipping_share,
+            "flatness": flatness,
+        }.items():
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1) or null, got {value}")
-        positive = {"loudness_scale_db": loudness_scale_db, "frame_s": frame_s, "clipping_level": clipping_level}
-        for name, value in (positive | ({} if diversity is None else {"diversity": diversity})).items():
+        positive = {
+            "loudness_scale_db": loudness_scale_db,
+            "frame_s": frame_s,
+            "clipping_level": clipping_level,
+        }
+        for name, value in (
+            positive | ({} if diversity is None else {"diversity": diversity})
+        ).items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if not SILENCE_FLOOR_DBFS < silence_dbfs < math.inf:
-            raise ValueError(f"silence_dbfs must be above {SILENCE_FLOOR_DBFS}, the level of digital silence, got {silence_dbfs}")
-        if all(limit is None for limit in (loudness_dbfs, silence_share, clipping_share, flatness, diversity)):
+            raise ValueError(
+                f"silence_dbfs must be above {SILENCE_FLOOR_DBFS}, the level of digital silence,"
+                f" got {silence_dbfs}"
+            )
+        if all(
+            limit is None
+            for limit in (loudness_dbfs, silence_share, clipping_share, flatness, diversity)
+        ):
             raise ValueError("all guards are off; give at least one limit")
         if embedder is not None and diversity is None:
-            raise ValueError("embedder is only for diversity, which is off; give its smallest distance")
+            raise ValueError(
+                "embedder is only for diversity, which is off; give its smallest distance"
+            )
         self.embedder = None if embedder is None else open_reward(embedder, "embedder")
         if self.embedder is not None and not hasattr(self.embedder, "embed_audio"):
-            raise ValueError(f"embedder: a {type(self.embedder).__name__} has no embed_audio; name a CLAP")
-        self.loudness_dbfs = None if loudness_dbfs is None else tuple(float(value) for value in loudness_dbfs)
-        self.loudness_scale_db, self.silence_dbfs, self.frame_s = loudness_scale_db, silence_dbfs, frame_s
-        self.silence_limit, self.clipping_limit, self.clipping_level = silence_share, clipping_share, clipping_level
+            raise ValueError(
+                f"embedder: a {type(self.embedder).__name__} has no embed_audio; name a CLAP"
+            )
+        self.loudness_dbfs = (
+            None if loudness_dbfs is None else tuple(float(value) for value in loudness_dbfs)
+        )
+        self.loudness_scale_db, self.silence_dbfs, self.frame_s = (
+            loudness_scale_db,
+            silence_dbfs,
+            frame_s,
+        )
+        self.silence_limit, self.clipping_limit, self.clipping_level = (
+            silence_share,
+            clipping_share,
+            clipping_level,
+        )
         self.flatness, self.diversity = flatness, diversity
         named = None if self.embedder is None else described(self.embedder)
         self.arguments = {
@@ -187,7 +253,9 @@ class GuardReward(nn.Module):
             "embedder": named,
         }
         if self.embedder is not None and named is None:
-            self.arguments = None  # an object of a foreign class: this reward cannot be saved as an artefact
+            self.arguments = (
+                None  # an object of a foreign class: this reward cannot be saved as an artefact
+            )
         self.eval()
 
     def train(self, mode: bool = True) -> GuardReward:
@@ -195,12 +263,19 @@ class GuardReward(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Score and parts (B,); with ``diversity`` on, ``vectors["diversity"]`` (B, D) for ``combine``.
+    def forward(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
+        """Score and parts (B,); with ``diversity`` on, ``vectors["diversity"]`` (B, D) for
+        ``combine``.
 
         Raises ``ValueError`` for a wrong shape, no samples, no rate, or another number of prompts.
         """
-        rate, measured, penalty = check_waves(wave_BCN, sample_rate_hz, "the guard", len(prompts)), {}, {}
+        rate, measured, penalty = (
+            check_waves(wave_BCN, sample_rate_hz, "the guard", len(prompts)),
+            {},
+            {},
+        )
         if self.loudness_dbfs is not None:
             low, high = self.loudness_dbfs
             measured["level_dbfs"] = level = level_dbfs(wave_BCN)
@@ -209,10 +284,16 @@ class GuardReward(nn.Module):
             )
         if self.silence_limit is not None:
             share = silence_share(wave_BCN, max(1, round(self.frame_s * rate)), self.silence_dbfs)
-            measured["silence_share"], penalty["silence"] = share, _beyond(share, self.silence_limit, 1.0)
+            measured["silence_share"], penalty["silence"] = (
+                share,
+                _beyond(share, self.silence_limit, 1.0),
+            )
         if self.clipping_limit is not None:
             share = clipping_share(wave_BCN, self.clipping_level)
-            measured["clipping_share"], penalty["clipping"] = share, _beyond(share, self.clipping_limit, 1.0)
+            measured["clipping_share"], penalty["clipping"] = (
+                share,
+                _beyond(share, self.clipping_limit, 1.0),
+            )
         if self.flatness is not None:
             measured["flatness"] = flat = spectral_flatness(wave_BCN, rate)
             penalty["flatness"] = _beyond(flat, self.flatness, 1.0)
@@ -226,17 +307,28 @@ class GuardReward(nn.Module):
         return RewardOutput(score_B, parts, vectors)
 
     def combine(self, output: RewardOutput, prompts: Sequence[Prompt]) -> RewardOutput:
-        """With the diversity of a whole round (see ``zoo.types.Reward``): parts ``diversity_db`` (or ``_cosine``) and
-        ``diversity_penalty``. A sample without others, because they were dropped, is not punished, and its part is the mean of
-        the rest. Raises ``ValueError`` when no prompt has two samples.
+        """With the diversity of a whole round (see ``zoo.types.Reward``): parts ``diversity_db``
+        (or ``_cosine``) and ``diversity_penalty``. A sample without others, because they were
+        dropped, is not punished, and its part is the mean of the rest. Raises ``ValueError`` when
+        no prompt has two samples.
         """
         if self.diversity is None:
             return output
         cosine = self.embedder is not None
-        distance_B, has_others = distance_to_others(output.vectors["diversity"], [prompt.id for prompt in prompts], cosine)
+        distance_B, has_others = distance_to_others(
+            output.vectors["diversity"], [prompt.id for prompt in prompts], cosine
+        )
         if not has_others.any():
-            raise ValueError("diversity needs at least two samples of a prompt in a round; raise data.repeats, or switch it off")
+            raise ValueError(
+                "diversity needs at least two samples of a prompt in a round; raise data.repeats,"
+                " or switch it off"
+            )
         distance_B = torch.where(has_others, distance_B, distance_B[has_others].mean())
-        penalty_B = torch.where(has_others, _beyond(distance_B, self.diversity, 0.0), 0.0).to(output.score_B)
-        found = {f"diversity_{'cosine' if cosine else 'db'}": distance_B, "diversity_penalty": penalty_B}
+        penalty_B = torch.where(has_others, _beyond(distance_B, self.diversity, 0.0), 0.0).to(
+            output.score_B
+        )
+        found = {
+            f"diversity_{'cosine' if cosine else 'db'}": distance_B,
+            "diversity_penalty": penalty_B,
+        }
         return RewardOutput(output.score_B + penalty_B, {**output.parts, **found}, output.vectors)

@@ -1,7 +1,9 @@
-"""The ``laion_clap`` package itself as a CLAP's towers, for a cross-check; ``zoo.rewards.transformers_clap`` is the default.
+"""The ``laion_clap`` package itself as a CLAP's towers, for a cross-check;
+``zoo.rewards.transformers_clap`` is the default.
 
-Imported only when such towers are built. Its import and its constructor fetch three tokenizers and RoBERTa's weights from the
-Hub, and without a network they try for minutes; here nothing is fetched: the checkpoint holds RoBERTa, and the tokenizer is ours.
+Imported only when such towers are built. Its import and its constructor fetch three tokenizers and
+RoBERTa's weights from the Hub, and without a network they try for minutes; here nothing is fetched:
+the checkpoint holds RoBERTa, and the tokenizer is ours.
 """
 
 from __future__ import annotations
@@ -28,16 +30,21 @@ _ROBERTA = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-_NOT_IN_PACKAGE = "text_branch.embeddings.position_ids"  # in released files, not in current versions of RoBERTa
+_NOT_IN_PACKAGE = (  # in released files, not in current versions of RoBERTa
+    "text_branch.embeddings.position_ids"
+)
 
 
 class LaionClapTowers(nn.Module):
-    """``zoo.rewards.clap.ClapTowers`` around ``laion_clap.CLAP_Module`` (fusion off), in evaluation mode. float32 only.
+    """``zoo.rewards.clap.ClapTowers`` around ``laion_clap.CLAP_Module`` (fusion off), in evaluation
+    mode. float32 only.
 
-    ``pretrained``: a LAION .pt file; without it the weights are random. ``audio_model``: of ``AUDIO_MODELS``. ``tokenizer``,
-    ``tokenizer_bytes``, ``max_tokens``, ``long_texts``: as ``TransformersClapTowers`` has them (default "roberta-base" beside a
-    file). ``text_config``: settings of ``transformers.RobertaConfig`` that differ from roberta-base (its width stays 768).
-    Raises ``ValueError`` for an unknown name, a package that is missing, or tensors that do not fit.
+    ``pretrained``: a LAION .pt file; without it the weights are random. ``audio_model``: of
+    ``AUDIO_MODELS``. ``tokenizer``, ``tokenizer_bytes``, ``max_tokens``, ``long_texts``: as
+    ``TransformersClapTowers`` has them (default "roberta-base" beside a file). ``text_config``:
+    settings of ``transformers.RobertaConfig`` that differ from roberta-base (its width stays 768).
+    Raises ``ValueError`` for an unknown name, a package that is missing, or tensors that do not
+    fit.
     """
 
     differentiable = True
@@ -56,7 +63,9 @@ class LaionClapTowers(nn.Module):
     ) -> None:
         super().__init__()
         if audio_model not in AUDIO_MODELS:
-            raise ValueError(f"unknown audio_model {audio_model!r}; {did_you_mean(audio_model, AUDIO_MODELS)}")
+            raise ValueError(
+                f"unknown audio_model {audio_model!r}; {did_you_mean(audio_model, AUDIO_MODELS)}"
+            )
         tensors = None if pretrained is None else laion_tensors(pretrained)
         if pretrained is not None and tokenizer is None:
             tokenizer = TOKENIZER
@@ -69,9 +78,15 @@ class LaionClapTowers(nn.Module):
             try:
                 self.package.model.load_state_dict(tensors, strict=True)
             except RuntimeError as error:
-                raise ValueError(f"the tensors of {pretrained} do not fit laion_clap's {audio_model}: {error}") from error
+                raise ValueError(
+                    f"the tensors of {pretrained} do not fit laion_clap's {audio_model}: {error}"
+                ) from error
         self.tokenizer = (
-            ClapTokenizer(content, sizes["vocab_size"], sizes["pad_token_id"], max_tokens, long_texts) if content else None
+            ClapTokenizer(
+                content, sizes["vocab_size"], sizes["pad_token_id"], max_tokens, long_texts
+            )
+            if content
+            else None
         )
         self.arguments = {
             "audio_model": audio_model,
@@ -83,7 +98,10 @@ class LaionClapTowers(nn.Module):
         self.eval()
 
     def embed_audio(self, window_BN: Tensor) -> Tensor:
-        """(B, E) float32 unit vectors of mono windows (B, 480000) at 48 kHz. No 16-bit round trip (see ``ClapReward``)."""
+        """(B, E) float32 unit vectors of mono windows (B, 480000) at 48 kHz.
+
+        No 16-bit round trip (see ``ClapReward``).
+        """
         return self.package.get_audio_embedding_from_data(x=window_BN, use_tensor=True).float()
 
     def check_text(self, text: str) -> None:
@@ -92,10 +110,18 @@ class LaionClapTowers(nn.Module):
             self.tokenizer([text])
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """(B, E) float32 unit vectors. Raises ``ValueError`` for a text that is too long, and without a tokenizer."""
+        """(B, E) float32 unit vectors.
+
+        Raises ``ValueError`` for a text that is too long, and without a tokenizer.
+        """
         if self.tokenizer is None:
-            raise ValueError("this CLAP has no tokenizer, so it embeds no texts; name a folder with tokenizer.json (tokenizer)")
-        return self.package.get_text_embedding(list(texts), tokenizer=self._tokens, use_tensor=True).float()
+            raise ValueError(
+                "this CLAP has no tokenizer, so it embeds no texts; name a folder with"
+                " tokenizer.json (tokenizer)"
+            )
+        return self.package.get_text_embedding(
+            list(texts), tokenizer=self._tokens, use_tensor=True
+        ).float()
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         ids_BL, mask_BL = self.tokenizer(texts)
@@ -103,19 +129,27 @@ class LaionClapTowers(nn.Module):
 
 
 def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
-    """``laion_clap.CLAP_Module`` with random weights, on the CPU. The network is not asked for anything, and ``sys.path`` is left
-    as it was (the package puts its own folder there, with modules named ``training`` and ``evaluate``).
+    """``laion_clap.CLAP_Module`` with random weights, on the CPU.
+
+    The network is not asked for anything, and ``sys.path`` is left as it was (the package puts its
+    own folder there, with modules named ``training`` and ``evaluate``).
 
     Raises ``ValueError`` when the package is not installed or does not import.
     """
     import transformers
 
-    tokenizers = {transformers.BertTokenizer, transformers.RobertaTokenizer, transformers.BartTokenizer}
+    tokenizers = {
+        transformers.BertTokenizer,
+        transformers.RobertaTokenizer,
+        transformers.BartTokenizer,
+    }
     roberta = transformers.RobertaConfig(**text_sizes)
     with ExitStack() as replaced:
         for kind in tokenizers:
             replaced.enter_context(_from_pretrained(kind, lambda cls: None))
-        replaced.enter_context(_from_pretrained(transformers.RobertaModel, lambda cls: cls(roberta)))
+        replaced.enter_context(
+            _from_pretrained(transformers.RobertaModel, lambda cls: cls(roberta))
+        )
         before = list(sys.path)
         try:
             import laion_clap
@@ -126,7 +160,9 @@ def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
             ) from error
         finally:
             sys.path[:] = before
-        return laion_clap.CLAP_Module(enable_fusion=False, device="cpu", amodel=audio_model, tmodel="roberta")
+        return laion_clap.CLAP_Module(
+            enable_fusion=False, device="cpu", amodel=audio_model, tmodel="roberta"
+        )
 
 
 def _mend(error: ImportError) -> str:

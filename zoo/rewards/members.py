@@ -1,5 +1,6 @@
-"""Rewards that another reward is made of: by zoo name, by a key of ``REWARDS`` with arguments, or as objects; with their
-weights."""
+"""Rewards that another reward is made of: by zoo name, by a key of ``REWARDS`` with arguments, or
+as objects; with their weights.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ _KEYS = ("reward", "weight", "mean", "std")
 
 @dataclass(frozen=True)
 class Member:
-    """``weight`` > 0. ``mean`` and ``std``: of its score over generations of the base model, or both None."""
+    """``weight`` > 0.
+
+    ``mean`` and ``std``: of its score over generations of the base model, or both None.
+    """
 
     name: str
     reward: Reward
@@ -32,15 +36,23 @@ class Member:
     std: float | None
 
     def described(self) -> dict[str, Any] | None:
-        """Plain values that ``members_of`` takes (weights of networks apart), None for a class that no table names."""
+        """Plain values that ``members_of`` takes (weights of networks apart), None for a class that
+        no table names.
+        """
         reward = described(self.reward)
-        return None if reward is None else {"reward": reward, "weight": self.weight, "mean": self.mean, "std": self.std}
+        return (
+            None
+            if reward is None
+            else {"reward": reward, "weight": self.weight, "mean": self.mean, "std": self.std}
+        )
 
 
 def open_reward(given: Any, where: str) -> Reward:
-    """The reward of a zoo name or folder, of ``{"architecture": key of REWARDS, "arguments": {...}}``, or ``given`` itself.
+    """The reward of a zoo name or folder, of ``{"architecture": key of REWARDS, "arguments":
+    {...}}``, or ``given`` itself.
 
-    Raises ``ValueError`` beginning with ``where`` (and ``OSError`` where files are missing or unreadable).
+    Raises ``ValueError`` beginning with ``where`` (and ``OSError`` where files are missing or
+    unreadable).
     """
     try:
         if isinstance(given, str):
@@ -49,19 +61,24 @@ def open_reward(given: Any, where: str) -> Reward:
             unknown = [key for key in given if key not in ("architecture", "arguments")]
             if unknown or "architecture" not in given:
                 raise ValueError(
-                    f"a reward is given by architecture and arguments, got {', '.join(map(str, given)) or 'nothing'}"
+                    "a reward is given by architecture and arguments, got"
+                    f" {', '.join(map(str, given)) or 'nothing'}"
                 )
             found = architecture_class("reward", given["architecture"], "architecture")
             given = found(**bind(found, dict(given.get("arguments") or {}), "arguments"))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if lacking(given, Reward):
-        raise ValueError(f"{where}: a {type(given).__name__} is no reward (it needs __call__ and differentiable)")
+        raise ValueError(
+            f"{where}: a {type(given).__name__} is no reward (it needs __call__ and differentiable)"
+        )
     return given
 
 
 def described(reward: Reward) -> dict[str, Any] | None:
-    """What ``open_reward`` builds the same class from, without its weights; None where no table names it."""
+    """What ``open_reward`` builds the same class from, without its weights; None where no table
+    names it.
+    """
     try:
         _, architecture, arguments = identity_of(reward)
     except ValueError:
@@ -70,9 +87,12 @@ def described(reward: Reward) -> dict[str, Any] | None:
 
 
 def members_of(given: Mapping[str, Any], kind: str) -> tuple[Member, ...]:
-    """One ``Member`` a name. A value is a reward as ``open_reward`` takes it, or ``{reward:, weight:, mean:, std:}``.
+    """One ``Member`` a name.
 
-    Raises ``ValueError`` naming the member for bad names, unknown keys, weights that are not positive, ``mean`` without ``std``.
+    A value is a reward as ``open_reward`` takes it, or ``{reward:, weight:, mean:, std:}``.
+
+    Raises ``ValueError`` naming the member for bad names, unknown keys, weights that are not
+    positive, ``mean`` without ``std``.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{kind} must map names to rewards, got {type(given).__name__}")
@@ -81,22 +101,38 @@ def members_of(given: Mapping[str, Any], kind: str) -> tuple[Member, ...]:
 
 def _member(name: str, value: Any, where: str) -> Member:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
-        raise ValueError(f"{where}: a name has letters, digits, _ and -, and is none of {', '.join(RESERVED)}")
-    settings = dict(value) if isinstance(value, Mapping) and "architecture" not in value else {"reward": value}
+        raise ValueError(
+            f"{where}: a name has letters, digits, _ and -, and is none of {', '.join(RESERVED)}"
+        )
+    settings = (
+        dict(value)
+        if isinstance(value, Mapping) and "architecture" not in value
+        else {"reward": value}
+    )
     for key in settings:
         if key not in _KEYS:
             raise ValueError(f"{where}.{key}: {did_you_mean(str(key), _KEYS)}")
     if settings.get("reward") is None:
-        raise ValueError(f"{where} needs a reward: a zoo name, architecture and arguments, or an object")
-    weight, mean, std = _number(settings, "weight", where, 1.0), _number(settings, "mean", where), _number(settings, "std", where)
+        raise ValueError(
+            f"{where} needs a reward: a zoo name, architecture and arguments, or an object"
+        )
+    weight, mean, std = (
+        _number(settings, "weight", where, 1.0),
+        _number(settings, "mean", where),
+        _number(settings, "std", where),
+    )
     if not weight > 0:
-        raise ValueError(f"{where}.weight must be above 0, got {weight}; leave out a member that is not to count")
+        raise ValueError(
+            f"{where}.weight must be above 0, got {weight}; leave out a member that is not to count"
+        )
     if (mean is None) != (std is None) or (std is not None and not std > 0):
         raise ValueError(f"{where}: mean and a std above 0 belong together, got {mean} and {std}")
     return Member(name, open_reward(settings["reward"], where), weight, mean, std)
 
 
-def _number(settings: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float | None:
+def _number(
+    settings: Mapping[str, Any], key: str, where: str, default: float | None = None
+) -> float | None:
     value = settings.get(key, default)
     if value is None:
         return default

@@ -1,7 +1,9 @@
-"""The short-chunk ResNet of the mood classifiers: a few seconds of mono audio to class logits; and how clips are cut into chunks.
+"""The short-chunk ResNet of the mood classifiers: a few seconds of mono audio to class logits; and
+how clips are cut into chunks.
 
-Sources: Won et al., "Evaluation of CNN-based automatic music tagging models" (arXiv 2006.00751, short-chunk CNN with residual
-connections); Hung et al., "EMOPIA" (arXiv 2108.01374), whose checkpoint layout the submodule names follow.
+Sources: Won et al., "Evaluation of CNN-based automatic music tagging models" (arXiv 2006.00751,
+short-chunk CNN with residual connections); Hung et al., "EMOPIA" (arXiv 2108.01374), whose
+checkpoint layout the submodule names follow.
 
 Shapes: ``K`` classes, ``M`` mel bins, ``F`` spectrogram frames; ``BN`` is a batch of mono clips.
 """
@@ -21,7 +23,9 @@ _DB_FLOOR = 1e-10  # power below this is -100 dB
 
 
 class ResidualStage(nn.Module):
-    """conv 3x3 (stride 2) - BN - ReLU - conv 3x3 - BN, plus a strided conv 3x3 - BN shortcut, then ReLU."""
+    """conv 3x3 (stride 2) - BN - ReLU - conv 3x3 - BN, plus a strided conv 3x3 - BN shortcut, then
+    ReLU.
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -40,8 +44,9 @@ class ResidualStage(nn.Module):
 class ShortChunkResNet(nn.Module):
     """One chunk of mono audio to class logits.
 
-    With ``n_fft=1024, hop_samples=512, n_mels=128, channels=(128, 128, 256, 256, 256, 256, 512)`` at 22,050 Hz it is the
-    EMOPIA audio classifier (12.08 M parameters), whose sigmoid is left to the caller.
+    With ``n_fft=1024, hop_samples=512, n_mels=128, channels=(128, 128, 256, 256, 256, 256, 512)``
+    at 22,050 Hz it is the EMOPIA audio classifier (12.08 M parameters), whose sigmoid is left to
+    the caller.
     """
 
     def __init__(
@@ -56,11 +61,19 @@ class ShortChunkResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) != STAGES:
-            raise ValueError(f"channels needs one width for each of the 7 stages, got {len(channels)}: {list(channels)}")
+            raise ValueError(
+                f"channels needs one width for each of the 7 stages, got {len(channels)}:"
+                f" {list(channels)}"
+            )
         if not 1 <= n_mels <= 128:
             raise ValueError(f"n_mels must be 1..128 (seven halvings leave one row), got {n_mels}")
         self.spec = torchaudio.transforms.MelSpectrogram(
-            sample_rate=sample_rate_hz, n_fft=n_fft, hop_length=hop_samples, n_mels=n_mels, f_min=0.0, f_max=sample_rate_hz / 2
+            sample_rate=sample_rate_hz,
+            n_fft=n_fft,
+            hop_length=hop_samples,
+            n_mels=n_mels,
+            f_min=0.0,
+            f_max=sample_rate_hz / 2,
         )
         self.spec_bn = nn.BatchNorm2d(1)
         widths = [1, *channels]
@@ -72,7 +85,9 @@ class ShortChunkResNet(nn.Module):
         self.dense2 = nn.Linear(channels[-1], n_classes)
 
     def log_mel(self, wave_BN: Tensor) -> Tensor:
-        """(B, 1, M, F) power in dB (HTK mel, floor -100 dB), in float32 whatever the precision of the network."""
+        """(B, 1, M, F) power in dB (HTK mel, floor -100 dB), in float32 whatever the precision of
+        the network.
+        """
         spectrogram = self.spec.spectrogram
         with torch.autocast(wave_BN.device.type, enabled=False):
             spectrum = torch.stft(
@@ -84,7 +99,9 @@ class ShortChunkResNet(nn.Module):
                 pad_mode="reflect",
                 return_complex=True,
             )
-            power_BFM = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2) @ self.spec.mel_scale.fb.float()
+            power_BFM = (spectrum.real.square() + spectrum.imag.square()).transpose(
+                1, 2
+            ) @ self.spec.mel_scale.fb.float()
             return 10 * torch.log10(power_BFM.clamp(min=_DB_FLOOR)).transpose(1, 2).unsqueeze(1)
 
     def forward(self, wave_BN: Tensor) -> Tensor:
@@ -99,9 +116,10 @@ class ShortChunkResNet(nn.Module):
 def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = None) -> list[int]:
     """First samples of the chunks that are judged in a clip of ``length`` samples.
 
-    ``full``: every whole chunk (a shorter clip is one padded chunk). ``upstream``: as the released EMOPIA code, which leaves
-    out the last one. ``overlap``: one every ``hop`` samples, and one that ends with the clip.
-    Raises ``ValueError`` when a rule leaves no chunk (EMOPIA's code returns NaN there).
+    ``full``: every whole chunk (a shorter clip is one padded chunk). ``upstream``: as the released
+    EMOPIA code, which leaves out the last one. ``overlap``: one every ``hop`` samples, and one that
+    ends with the clip. Raises ``ValueError`` when a rule leaves no chunk (EMOPIA's code returns NaN
+    there).
     """
     if rule == "full":
         return [index * chunk for index in range(max(1, length // chunk))]
@@ -109,8 +127,9 @@ def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = 
         count = (length - chunk) // chunk
         if count < 1:
             raise ValueError(
-                f"chunk rule 'upstream' leaves out the last chunk, so a clip of {length} samples has none of {chunk} samples; "
-                "use chunk_rule='full' or clips of at least two chunks"
+                f"chunk rule 'upstream' leaves out the last chunk, so a clip of {length} samples"
+                f" has none of {chunk} samples; use chunk_rule='full' or clips of at least two"
+                " chunks"
             )
         return [index * chunk for index in range(count)]
     if rule == "overlap":

@@ -1,10 +1,13 @@
-"""Towers of a small CLAP that is fast enough to be a reward on a CPU: 4.096 s windows at 16 kHz, about 0.8 M parameters.
+"""Towers of a small CLAP that is fast enough to be a reward on a CPU: 4.096 s windows at 16 kHz,
+about 0.8 M parameters.
 
-Sources: CLIP (Radford et al., arXiv 2103.00020) for two towers and a learned temperature; LAION-CLAP (Wu et al.,
-arXiv 2211.06687) for audio. The audio tower keeps one token every 64 ms until its transformer and pools with several
-learned queries, so that it can tell the order of events; the text tower has positions for the same reason.
+Sources: CLIP (Radford et al., arXiv 2103.00020) for two towers and a learned temperature;
+LAION-CLAP (Wu et al., arXiv 2211.06687) for audio. The audio tower keeps one token every 64 ms
+until its transformer and pools with several learned queries, so that it can tell the order of
+events; the text tower has positions for the same reason.
 
-Shapes: ``N`` samples, ``M`` mel bins, ``F`` spectrogram frames, ``T`` audio tokens, ``Q`` pooling queries, ``E`` embedding.
+Shapes: ``N`` samples, ``M`` mel bins, ``F`` spectrogram frames, ``T`` audio tokens, ``Q`` pooling
+queries, ``E`` embedding.
 """
 
 from __future__ import annotations
@@ -22,24 +25,39 @@ from zoo.conditioners.text import TextEncoder, tokenize
 from zoo.rewards.emotion import level_normalised
 
 _TIME_STRIDE, _MEL_STRIDE = 4, 16  # of the four convolutions together
-_DB_CENTRE, _DB_SCALE = -10.0, 20.0  # brings the log-mel of a clip at rms 0.08 to about zero mean and unit deviation
+_DB_CENTRE, _DB_SCALE = (
+    -10.0,
+    20.0,
+)  # brings the log-mel of a clip at rms 0.08 to about zero mean and unit deviation
 MAX_SCALE = 100.0  # of the cosines, as in CLIP: the temperature stays above 0.01
 
 
 class LogMel(nn.Module):
-    """Waves (B, N) to (B, 1, M, F) with F = N // hop: power in dB, floored at ``floor_db``, roughly standardised. Float32."""
+    """Waves (B, N) to (B, 1, M, F) with F = N // hop: power in dB, floored at ``floor_db``, roughly
+    standardised. Float32.
+    """
 
-    def __init__(self, sample_rate_hz: int, n_fft: int, hop_samples: int, n_mels: int, floor_db: float) -> None:
+    def __init__(
+        self, sample_rate_hz: int, n_fft: int, hop_samples: int, n_mels: int, floor_db: float
+    ) -> None:
         super().__init__()
         self.n_fft, self.hop_samples, self.floor_db = n_fft, hop_samples, floor_db
-        bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate_hz / 2, n_mels, sample_rate_hz)
+        bank = torchaudio.functional.melscale_fbanks(
+            n_fft // 2 + 1, 0.0, sample_rate_hz / 2, n_mels, sample_rate_hz
+        )
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("bank_KM", bank, persistent=False)
 
     def forward(self, wave_BN: Tensor) -> Tensor:
         with torch.autocast(wave_BN.device.type, enabled=False):
             wave_BN = wave_BN.float()
-            spectrum = torch.stft(wave_BN, self.n_fft, self.hop_samples, window=self.window.float(), return_complex=True)
+            spectrum = torch.stft(
+                wave_BN,
+                self.n_fft,
+                self.hop_samples,
+                window=self.window.float(),
+                return_complex=True,
+            )
             power_BFK = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
             power_BFM = power_BFK[:, : wave_BN.shape[1] // self.hop_samples] @ self.bank_KM.float()
             decibel = 10 * power_BFM.clamp(min=10 ** (self.floor_db / 10)).log10()
@@ -47,7 +65,9 @@ class LogMel(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Tokens (B, T, D) to a unit vector (B, E): each of Q queries takes its own weighted mean, a linear layer joins them."""
+    """Tokens (B, T, D) to a unit vector (B, E): each of Q queries takes its own weighted mean, a
+    linear layer joins them.
+    """
 
     def __init__(self, width: int, queries: int, embedding: int) -> None:
         super().__init__()
@@ -75,18 +95,38 @@ class ConvStage(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """(B, 1, M, F) to (B, E): four convolutions, then a transformer over F / 4 tokens with learned positions, then pooling."""
+    """(B, 1, M, F) to (B, E): four convolutions, then a transformer over F / 4 tokens with learned
+    positions, then pooling.
+    """
 
     def __init__(
-        self, n_mels: int, tokens: int, channels: Sequence[int], width: int, depth: int, heads: int, queries: int, embedding: int
+        self,
+        n_mels: int,
+        tokens: int,
+        channels: Sequence[int],
+        width: int,
+        depth: int,
+        heads: int,
+        queries: int,
+        embedding: int,
     ) -> None:
         super().__init__()
         widths, strides = [1, *channels], ((2, 2), (2, 2), (2, 1), (2, 1))
-        self.stages = nn.Sequential(*(ConvStage(a, b, s) for a, b, s in zip(widths, channels, strides, strict=False)))
+        self.stages = nn.Sequential(
+            *(ConvStage(a, b, s) for a, b, s in zip(widths, channels, strides, strict=False))
+        )
         self.into = nn.Linear(channels[-1] * (n_mels // _MEL_STRIDE), width)
         self.position = nn.Parameter(sinusoid(torch.arange(tokens), width))
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+            nn.TransformerEncoderLayer(
+                width,
+                heads,
+                2 * width,
+                dropout=0.0,
+                activation=F.gelu,
+                batch_first=True,
+                norm_first=True,
+            )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
@@ -101,12 +141,14 @@ class AudioTower(nn.Module):
 
 
 class TinyClapTowers(nn.Module):
-    """Both towers and their learned temperature; what ``zoo.rewards.clap.ClapReward`` asks of towers (``ClapTowers``).
+    """Both towers and their learned temperature; what ``zoo.rewards.clap.ClapReward`` asks of
+    towers (``ClapTowers``).
 
-    All arguments are plain JSON values. Units: ``sample_rate_hz`` and ``window_s`` (seconds) of what the audio tower hears;
-    ``n_fft`` and ``hop_samples`` in samples; ``rms`` the level every window is brought to (so loudness earns nothing);
-    ``floor_db`` the level below which a mel bin counts as silent, relative to power 1 (a clip of white noise at rms 0.08 lies
-    near +10). Raises ``ValueError`` for sizes that the four strided convolutions do not divide.
+    All arguments are plain JSON values. Units: ``sample_rate_hz`` and ``window_s`` (seconds) of
+    what the audio tower hears; ``n_fft`` and ``hop_samples`` in samples; ``rms`` the level every
+    window is brought to (so loudness earns nothing); ``floor_db`` the level below which a mel bin
+    counts as silent, relative to power 1 (a clip of white noise at rms 0.08 lies near +10). Raises
+    ``ValueError`` for sizes that the four strided convolutions do not divide.
     """
 
     differentiable = True
@@ -131,29 +173,37 @@ class TinyClapTowers(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) != 4:
-            raise ValueError(f"channels needs one width for each of the 4 convolutions, got {list(channels)}")
+            raise ValueError(
+                f"channels needs one width for each of the 4 convolutions, got {list(channels)}"
+            )
         if n_mels % _MEL_STRIDE:
             raise ValueError(f"n_mels must be a multiple of {_MEL_STRIDE}, got {n_mels}")
         self.sample_rate_hz, self.rms = sample_rate_hz, rms
         self.window_samples = round(window_s * sample_rate_hz)
         if self.window_samples < n_fft or self.window_samples % (hop_samples * _TIME_STRIDE):
             raise ValueError(
-                f"a window of {self.window_samples} samples (window_s={window_s}) must hold n_fft={n_fft} samples and be a "
-                f"multiple of {_TIME_STRIDE} * hop_samples = {_TIME_STRIDE * hop_samples}"
+                f"a window of {self.window_samples} samples (window_s={window_s}) must hold"
+                f" n_fft={n_fft} samples and be a multiple of {_TIME_STRIDE} * hop_samples ="
+                f" {_TIME_STRIDE * hop_samples}"
             )
         self.log_mel = LogMel(sample_rate_hz, n_fft, hop_samples, n_mels, floor_db)
         tokens = self.window_samples // (hop_samples * _TIME_STRIDE)
-        self.audio = AudioTower(n_mels, tokens, tuple(channels), width, depth, heads, queries, embedding)
+        self.audio = AudioTower(
+            n_mels, tokens, tuple(channels), width, depth, heads, queries, embedding
+        )
         self.text = TextEncoder(width, text_depth, heads, max_tokens)
-        # Positions as strong as the words from the start, in both towers: else neither the order of sounds nor that of words is
-        # heard, and as each is only of use together with the other, training stays there (order accuracy .45 after 600 steps).
+        # Positions as strong as the words from the start, in both towers: else neither the order of
+        # sounds nor that of words is heard, and as each is only of use together with the other,
+        # training stays there (order accuracy .45 after 600 steps).
         self.text.position.data.copy_(sinusoid(torch.arange(max_tokens), width))
         self.text_pool = AttentionPool(width, queries, embedding)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by before the softmax of training: 1 / temperature, at most ``MAX_SCALE``."""
+        """What cosines are multiplied by before the softmax of training: 1 / temperature, at most
+        ``MAX_SCALE``.
+        """
         return self.log_scale.exp().clamp(max=MAX_SCALE)
 
     def embed_audio(self, window_BN: Tensor) -> Tensor:
@@ -165,5 +215,8 @@ class TinyClapTowers(nn.Module):
         tokenize(text, self.text.max_tokens)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """(B, E) float32 unit vectors. Raises ``ValueError`` for a text of more than ``max_tokens`` tokens."""
+        """(B, E) float32 unit vectors.
+
+        Raises ``ValueError`` for a text of more than ``max_tokens`` tokens.
+        """
         return self.text_pool(*self.text(texts))

@@ -1,4 +1,6 @@
-"""The door of every reward: batches of waves as callers have them are checked here, and brought to one channel and rate."""
+"""The door of every reward: batches of waves as callers have them are checked here, and brought to
+one channel and rate.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,40 @@ from zoo.resampling import resampled
 def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | None = None) -> int:
     """The rate as an int. ``who`` hears them; ``prompts``: how many came with them.
 
-    Raises ``ValueError`` for other shapes and types, no waves, no samples, no rate, and another number of prompts.
+    Raises ``ValueError`` for other shapes and types, no waves, no samples, no rate, and another
+    number of prompts.
     """
     if not isinstance(wave_BCN, Tensor) or not wave_BCN.is_floating_point():
         got = wave_BCN.dtype if isinstance(wave_BCN, Tensor) else type(wave_BCN).__name__
-        raise ValueError(f"{who} takes waves as a tensor of floating point, full scale at 1, got {got}")
+        raise ValueError(
+            f"{who} takes waves as a tensor of floating point, full scale at 1, got {got}"
+        )
     if wave_BCN.ndim != 3 or not wave_BCN.shape[1]:
-        raise ValueError(f"{who} takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}")
+        raise ValueError(
+            f"{who} takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}"
+        )
     if 0 in wave_BCN.shape:
         what = "waves of 0 samples" if len(wave_BCN) else "0 waves"
         raise ValueError(f"{who} was given {what}; there is nothing to hear")
     if prompts is not None and prompts != len(wave_BCN):
-        raise ValueError(f"{len(wave_BCN)} waves came with {prompts} prompts; every wave needs its own")
+        raise ValueError(
+            f"{len(wave_BCN)} waves came with {prompts} prompts; every wave needs its own"
+        )
     is_number = isinstance(sample_rate_hz, numbers.Real) and not isinstance(sample_rate_hz, bool)
     if not is_number or not 0 < sample_rate_hz < math.inf or sample_rate_hz != int(sample_rate_hz):
-        raise ValueError(f"{who} needs the sample rate of the waves, a whole number of Hz, got {sample_rate_hz!r}")
+        raise ValueError(
+            f"{who} needs the sample rate of the waves, a whole number of Hz, got"
+            f" {sample_rate_hz!r}"
+        )
     return int(sample_rate_hz)
 
 
-def mono_at(wave_BCN: Tensor, sample_rate_hz: int, wanted_hz: int, who: str, **resampler: Any) -> Tensor:
-    """(B, N) float32, the mean of the channels at ``wanted_hz``. ``resampler``: settings of torchaudio's ``resample``.
+def mono_at(
+    wave_BCN: Tensor, sample_rate_hz: int, wanted_hz: int, who: str, **resampler: Any
+) -> Tensor:
+    """(B, N) float32, the mean of the channels at ``wanted_hz``.
+
+    ``resampler``: settings of torchaudio's ``resample``.
 
     Raises ``ValueError`` as ``zoo.resampling.resampled``, naming who hears.
     """
