@@ -37,8 +37,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from benchmarks.live_bytes import peak_live_bytes, peak_saved_bytes
 from benchmarks.random_audioldm2 import RandomAudioLDM2
-from lightning_modules.losses import clipped_policy_loss
-from lightning_modules.policy_update import MicroBatch, backward_steps
+from lightning_modules.rl.losses import clipped_policy_loss
+from lightning_modules.rl.ppo_update import MicroBatch, backward_steps
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
 from zoo.files import written_beside

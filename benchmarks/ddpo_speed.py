@@ -40,10 +40,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 import zoo
 from benchmarks.reference_schedule import Phases, Schedule, sampled, updated
 from datamodules.batches import PromptBatch
-from lightning_modules.ddpo import DDPO
+from lightning_modules.rl.ddpo import DDPO
 from zoo.files import written_beside
 from zoo.language import article_of
-from zoo.rewards.emotion import MOODS
+from zoo.rewards.mood import MOODS
 from zoo.types import Backbone, Prompt, Reward
 
 GUIDANCE, SECONDS, CLIP_RANGE, LEARNING_RATE, SEED = 2.0, 4.096, 1e-4, 1e-6, 0

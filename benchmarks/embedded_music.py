@@ -40,13 +40,13 @@ from benchmarks.evaluation import (
     write_json,
     write_text,
 )
-from datamodules.music import NEGATIVE, TEMPLATE, held_out_pairs
-from datamodules.music_score import WORDS
+from datamodules.music.music import NEGATIVE, TEMPLATE, held_out_pairs
+from datamodules.music.score import WORDS
 from datamodules.prompt_sources import template_prompts
 from zoo.diffusion import Sampler
 from zoo.errors import reported
 from zoo.files import written_beside
-from zoo.rewards.emotion import MOODS
+from zoo.rewards.mood import MOODS
 from zoo.types import Backbone, Prompt, Reward
 
 

@@ -58,9 +58,9 @@ from benchmarks.evaluation import (
 )
 from benchmarks.sound_judges import EventJudge, MiniLM, Tagger, TextAudioJudge, YAMNetTagger
 from benchmarks.sound_tables import SetVerdicts, class_table, picture, set_table, verdicts
-from datamodules.captions import RELATIONS, Scene, scene_labels
-from datamodules.scene_audio import compose
-from datamodules.sound_bank import PERMISSIVE, SoundBank, load_bank
+from datamodules.sounds.bank import PERMISSIVE, SoundBank, load_bank
+from datamodules.sounds.captions import RELATIONS, Scene, scene_labels
+from datamodules.sounds.scene_audio import compose
 from zoo.diffusion import Sampler
 from zoo.errors import reported
 from zoo.types import Backbone, Prompt, Reward, RewardOutput

@@ -17,12 +17,12 @@ from torch import Tensor
 from benchmarks.judges import MoodJudge
 from benchmarks.music_metrics import in_tune_share, onset_rate, side_to_mid_db
 from datamodules.batches import PromptBatch
-from datamodules.music import Clip, render_clip
-from lightning_modules.rollouts import sample_and_score
+from datamodules.music.music import Clip, render_clip
+from lightning_modules.rl.rollouts import sample_and_score
 from zoo.diffusion import Sampler
 from zoo.files import written_beside
-from zoo.metrics.clustered import Clustered, clustered_mean
-from zoo.rewards.emotion import MOODS
+from zoo.rewards.mood import MOODS
+from zoo.statistics.clustered import Clustered, clustered_mean
 from zoo.types import Backbone, Prompt, Reward
 
 REFERENCE_SEED, REAL_SEED = (

@@ -28,10 +28,10 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from zoo.audio_files.resampling import resampled
 from zoo.importers.wheels import wheel_path
-from zoo.metrics.intervals import mean_and_error
-from zoo.resampling import resampled
-from zoo.rewards.emotion import MOODS, level_normalised
+from zoo.rewards.mood import MOODS, level_normalised
+from zoo.statistics.intervals import mean_and_error
 
 OUTPUTS = (
     "acousticness",

@@ -169,7 +169,7 @@ def write_label_reward(folder: Path) -> None:
     emotion, else 0.
     """
     import zoo
-    from zoo.checkpoint import identity_of, save_artifact
+    from zoo.hub.artifact import identity_of, save_artifact
 
     if not folder.is_dir():
         mood = zoo.load("embedded/mood")
@@ -197,7 +197,7 @@ def run_seed(condition: Condition, seed: int) -> int:
 
 def condition_prompts(config: Mapping[str, Any]) -> tuple[Prompt, ...]:
     """The prompts that a run trains on."""
-    from zoo.targets import instantiate
+    from zoo.instantiate import instantiate
 
     return instantiate(dict(config["data"]), "data").train_prompts
 

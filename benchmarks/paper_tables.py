@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.evaluation import Measured, half_width, markdown_table, shown
 from benchmarks.quickstart_seeds import JUDGE, differences, direction
 from zoo.files import written_beside
-from zoo.metrics.intervals import mean_and_error
+from zoo.statistics.intervals import mean_and_error
 
 SCORES = {
     "accuracy": "balanced accuracy",

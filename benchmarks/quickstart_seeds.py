@@ -56,10 +56,10 @@ from benchmarks.evaluation import (
     write_json,
     write_text,
 )
-from datamodules.music_render import PROGRAMS
+from datamodules.music.render import PROGRAMS
 from zoo.errors import reported
 from zoo.files import written_beside
-from zoo.metrics.clustered import Clustered, clustered_mean
+from zoo.statistics.clustered import Clustered, clustered_mean
 from zoo.types import Backbone, Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +114,7 @@ def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, .
 
     Raises ``ValueError`` when they lack a value of ``label`` that is trained on.
     """
-    from zoo.targets import instantiate
+    from zoo.instantiate import instantiate
 
     data = instantiate({**data_config, "val_prompts": None}, "data")
     prompts = data.validation_prompts
@@ -134,8 +134,8 @@ def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, .
 
 def evaluation_sampler(module_config: dict[str, Any]):
     """The sampler that the run itself evaluates with."""
-    from lightning_modules.ddpo import DDPO
-    from lightning_modules.ddpo_settings import samplers
+    from lightning_modules.rl.ddpo import DDPO
+    from lightning_modules.rl.ddpo_settings import samplers
 
     defaults = {
         name: parameter.default for name, parameter in inspect.signature(DDPO).parameters.items()
@@ -261,7 +261,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def built(config: dict[str, Any], run_dir: Path | None = None) -> Backbone:
     """The base model of a configuration, with the adapter of a run if one is given."""
     from zoo.backbones.lora import load_adapter
-    from zoo.targets import instantiate
+    from zoo.instantiate import instantiate
 
     backbone = instantiate(config["module"]["backbone"], "module.backbone")
     if run_dir is not None:
@@ -297,7 +297,7 @@ def publish(
 
 
 def main(argv: Sequence[str]) -> None:
-    from zoo.targets import instantiate
+    from zoo.instantiate import instantiate
 
     parser = option_parser(__doc__, "configs/ddpo/quickstart.yaml", 16, "out/benchmarks/quickstart")
     parser.add_argument(

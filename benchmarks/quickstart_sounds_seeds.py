@@ -115,7 +115,7 @@ def class_labels(
     Raises ``ValueError`` for prompts without events, a class whose labels the judge does not know,
     and fewer than three classes.
     """
-    from zoo.targets import instantiate
+    from zoo.instantiate import instantiate
 
     data = instantiate(data_config, "data")
     found: dict[str, list[str]] = {}
@@ -204,7 +204,7 @@ def measured(
 def main(argv: Sequence[str]) -> None:
     from rich.progress import track
 
-    from zoo.targets import instantiate
+    from zoo.instantiate import instantiate
 
     parser = option_parser(
         __doc__, "configs/ddpo/quickstart_sounds.yaml", 8, "out/benchmarks/quickstart_sounds"

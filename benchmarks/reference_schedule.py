@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batches import PromptBatch
-from lightning_modules.advantages import batch_advantages
-from lightning_modules.losses import clipped_policy_loss
+from lightning_modules.rl.advantages import batch_advantages
+from lightning_modules.rl.losses import clipped_policy_loss
 from zoo.diffusion import (
     Sampler,
     gaussian_step,

@@ -25,10 +25,10 @@ from benchmarks.sound_judges import (
     matched_above_random,
     presence,
 )
-from datamodules.captions import RELATIONS
+from datamodules.sounds.captions import RELATIONS
 from zoo.files import written_beside
-from zoo.metrics.clustered import clustered_mean
-from zoo.metrics.intervals import wilson_interval
+from zoo.statistics.clustered import clustered_mean
+from zoo.statistics.intervals import wilson_interval
 from zoo.types import Reward
 
 
@@ -78,7 +78,7 @@ def verdicts(
     caption_judge: TextAudioJudge | None,
     reward: Reward | None,
 ) -> SetVerdicts:
-    """All verdicts on clips whose prompts carry the labels of ``datamodules/captions.py:
+    """All verdicts on clips whose prompts carry the labels of ``datamodules/sounds/captions.py:
     scene_labels``.
     """
     heard_BPK = tagger(clips.wave_BCN, clips.sample_rate_hz)

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.batches import AudioBatch
 from datamodules.tables import Record, read_table
 from zoo.audio_files import FORMATS, audio_facts, read_audio
-from zoo.audio_folders import listed
-from zoo.resampling import resampled
+from zoo.audio_files.folders import listed
+from zoo.audio_files.resampling import resampled
 from zoo.types import Prompt, Waveform
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.batches import PromptBatch
-from lightning_modules.rollouts import ScoredSamples
+from lightning_modules.rl.rollouts import ScoredSamples
 from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
 from zoo.files import finite, folder_written_beside

@@ -142,6 +142,6 @@ class Codec(L.LightningModule):
         """Writes ``codec.safetensors`` (float32), which ``TinyAudio`` trainings start from, into
         ``out_dir``.
         """
-        from zoo.checkpoint import save_weights
+        from zoo.hub.artifact import save_weights
 
         save_weights(self.codec.state_dict(), Path(out_dir) / "codec.safetensors")

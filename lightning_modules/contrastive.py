@@ -28,7 +28,7 @@ from lightning_modules.ema import EMA
 from lightning_modules.optimizers import check_rates
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
-from zoo.resampling import resampled
+from zoo.audio_files.resampling import resampled
 from zoo.rewards.clap import ClapReward
 from zoo.types import Backbone, Prompt
 
@@ -315,7 +315,7 @@ class Contrastive(L.LightningModule):
         """Writes the reward (averaged weights) to ``out_dir``/model, an artefact that ``zoo.load``
         reads, in half precision.
         """
-        from zoo.checkpoint import save_artifact
+        from zoo.hub.artifact import save_artifact
 
         facts = {} if self.report is None else {"evaluation": asdict(self.report)}
         with self._averaged():

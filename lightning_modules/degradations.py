@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zoo.resampling import resampled
+from zoo.audio_files.resampling import resampled
 from zoo.types import Backbone
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from datamodules.batches import AudioBatch, LatentBatch
 from lightning_modules.ema import EMA
-from lightning_modules.losses import min_snr_weights
 from lightning_modules.optimizers import check_rates, optimizer_class
+from lightning_modules.rl.losses import min_snr_weights
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.diffusion import denoising_error, noise_generator
 from zoo.errors import did_you_mean
@@ -189,7 +189,7 @@ class Denoising(L.LightningModule):
         it (``zoo.open_model(out_dir)``).
         """
         from zoo.backbones import BACKBONES
-        from zoo.checkpoint import save_artifact, save_weights
+        from zoo.hub.artifact import save_artifact, save_weights
 
         here = f"{type(self.backbone).__module__}:{type(self.backbone).__name__}"
         architecture = next((key for key, place in BACKBONES.items() if place == here), None)

@@ -10,15 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_modules.page import page, picture, player
 from zoo.errors import parsing
 from zoo.files import parsed_json, written_beside
-from zoo.run_results import metrics_rows
+from zoo.html_pages import page, picture, player
+from zoo.hub.run_results import metrics_rows
 from zoo.secrets import without_secrets
 
 
 def read_rows(path: str | Path) -> list[dict[str, float]]:
-    """As ``zoo.run_results.metrics_rows``."""
+    """As ``zoo.hub.run_results.metrics_rows``."""
     return metrics_rows(Path(path))
 
 

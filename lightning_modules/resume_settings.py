@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.targets import locate
+from zoo.instantiate import locate
 
 _ABSENT = object()
 _NEVER_COMPARED = ("out_dir", "resume", "provenance")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.metrics.intervals import wilson_interval
-from zoo.metrics.retrieval import chance_recall_at_k, matched_over_random, recall_at_k
+from zoo.statistics.intervals import wilson_interval
+from zoo.statistics.retrieval import chance_recall_at_k, matched_over_random, recall_at_k
 from zoo.types import Prompt
 
 KS = (1, 5, 10)

@@ -2,7 +2,7 @@
 out.
 
 The configuration is plain data (``Run``); ``module``, ``data``, loggers and callbacks are
-``_target_`` trees that ``zoo.targets`` checks and builds. Nothing is written before everything is
+``_target_`` trees that ``zoo.instantiate`` checks and builds. Nothing is written before everything is
 built and the data is set up.
 """
 
@@ -40,8 +40,8 @@ from lightning_modules.run_summary import run_summary
 from lightning_modules.start_checks import check_data, check_trainer
 from zoo.errors import Stopped, did_you_mean, is_disk_full, parser_message
 from zoo.files import clear_after_killed
+from zoo.instantiate import bind, check, instantiate, locate
 from zoo.secrets import masked_command, remember_in
-from zoo.targets import bind, check, instantiate, locate
 
 
 @dataclass
@@ -199,7 +199,7 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
     }.items():
         if where in ("module", "data") and node is not None and "_target_" not in node:
             raise ValueError(
-                f"{where} needs a _target_, the class to build, such as lightning_modules.ddpo.DDPO"
+                f"{where} needs a _target_, the class to build, such as lightning_modules.rl.ddpo.DDPO"
             )
         check(node, where)
     check_trainer(settings, locate(run.module["_target_"], "module._target_"))

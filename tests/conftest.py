@@ -68,7 +68,7 @@ def sounds_root(pytestconfig: pytest.Config) -> Path:
 
     Tests that need it are skipped, saying what installs it, where it lacks.
     """
-    from datamodules.sound_bank import SMALL_SET, SOURCES, install_command
+    from datamodules.sounds.bank import SMALL_SET, SOURCES, install_command
 
     root = pytestconfig.getoption("--sounds-root").resolve()
     if not all(

@@ -11,11 +11,11 @@ import pytest
 import torch
 from toys import ToyBackbone, prompts
 
-from zoo.backbones.adapter_files import base_hashes, base_sha256, read_adapter
-from zoo.backbones.adapters import merge_adapters, stack_adapters
 from zoo.backbones.lora import add_lora, load_adapter, reference, save_adapter
-from zoo.checkpoint import refuse_live_adapter
-from zoo.weights import save_weights
+from zoo.hub.adapter_files import base_hashes, base_sha256, read_adapter
+from zoo.hub.adapters import merge_adapters, stack_adapters
+from zoo.hub.artifact import refuse_live_adapter
+from zoo.hub.weights import save_weights
 
 
 def output(backbone):
@@ -289,7 +289,7 @@ def test_a_full_disk_or_a_bad_weight_keeps_the_older_adapter(folders, copy, monk
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zoo.weights.save_file", full)
+    monkeypatch.setattr("zoo.hub.weights.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(trained(5), copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before and len(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.advantages import (
+from lightning_modules.rl.advantages import (
     PromptTracker,
     batch_advantages,
     group_advantages,

@@ -22,8 +22,8 @@ SERVICES = (
     "zoo.errors",
     "zoo.files",
     "zoo.audio_files",
-    "zoo.audio_folders",
-    "zoo.resampling",
+    "zoo.audio_files.folders",
+    "zoo.audio_files.resampling",
 )
 ALLOWED = {
     "zoo": ("zoo",),
@@ -219,13 +219,13 @@ def test_no_package_marker_in_tests() -> None:
     ("module", "source"),
     [
         ("zoo.types", "import lightning"),
-        ("zoo.types", "def f():\n    from lightning_modules.ddpo import DDPO"),
+        ("zoo.types", "def f():\n    from lightning_modules.rl.ddpo import DDPO"),
         ("zoo.types", "import importlib\nimportlib.import_module('datamodules.prompts')"),
         ("datamodules.prompts", "from zoo.diffusion import rollout"),
         ("datamodules.prompts", "def f():\n    import zoo.backbones.tiny"),
         ("datamodules.prompts", "from zoo import diffusion"),
-        ("lightning_modules.ddpo", "from datamodules.prompts import PromptDataModule"),
-        ("lightning_modules.ddpo", "from datamodules import prompts"),
+        ("lightning_modules.rl.ddpo", "from datamodules.prompts import PromptDataModule"),
+        ("lightning_modules.rl.ddpo", "from datamodules import prompts"),
         ("zoo.backbones.tiny", "from ...lightning_modules import ddpo"),
     ],
 )
@@ -256,7 +256,7 @@ def test_what_is_allowed_is_not_reported() -> None:
     assert (
         broken_arrows(
             "from datamodules.batches import PromptBatch\nimport zoo\nimport torch",
-            "lightning_modules.ddpo",
+            "lightning_modules.rl.ddpo",
         )
         == []
     )

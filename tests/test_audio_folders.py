@@ -13,13 +13,13 @@ import pytest
 import soundfile
 
 from datamodules.audio import AudioDataModule, find_clips
-from datamodules.emotion import read_split
-from datamodules.sound_folders import load_folder_bank
+from datamodules.emopia import read_split
+from datamodules.sounds.folders import load_folder_bank
 from datamodules.tables import read_table
-from lightning_modules.evaluation.inputs import folder_samples
 from zoo.audio_files import read_audio
-from zoo.audio_folders import listed
-from zoo.sample_files import read_samples
+from zoo.audio_files.folders import listed
+from zoo.evaluation.inputs import folder_samples
+from zoo.generations import read_samples
 
 NFC, NFD = (unicodedata.normalize(form, "é.wav") for form in ("NFC", "NFD"))
 

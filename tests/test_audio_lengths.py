@@ -15,13 +15,13 @@ import soundfile
 import torch
 
 from datamodules.audio import AudioDataModule
-from datamodules.emotion import duration_s, read_mono
-from datamodules.sound_clips import decode
-from lightning_modules.page import player
+from datamodules.emopia import duration_s, read_mono
+from datamodules.sounds.clips import decode
 from zoo import audio_files
 from zoo.audio_files import audio_facts, read_audio
-from zoo.audio_frames import _mp3_frame
-from zoo.audio_headers import examined
+from zoo.audio_files.frames import _mp3_frame
+from zoo.audio_files.headers import examined
+from zoo.html_pages import player
 
 RATE_HZ, SAMPLES = 16_000, 40_000
 KINDS = [

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from toy_audioldm import arguments, pipeline, small_model, written_folder
 from toy_audioldm2 import CLAP_WIDTH
 
-from lightning_modules.losses import clipped_policy_loss
+from lightning_modules.rl.losses import clipped_policy_loss
 from zoo.backbones.audioldm import AudioLDM
 from zoo.backbones.lora import add_lora
-from zoo.checkpoint import identity_of, load_artifact, save_artifact
 from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
+from zoo.hub.artifact import identity_of, load_artifact, save_artifact
 from zoo.importers.audioldm import pulled_audioldm
 from zoo.types import Conditioning, Prompt
 

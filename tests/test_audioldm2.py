@@ -9,7 +9,7 @@ import torch
 from toy_audioldm2 import arguments, pipeline, small_model
 
 import zoo
-from lightning_modules.losses import clipped_policy_loss
+from lightning_modules.rl.losses import clipped_policy_loss
 from zoo.backbones.audioldm2 import AudioLDM2, path_of
 from zoo.backbones.lora import add_lora, attention_linears
 from zoo.conditioners.loa import loa_tokens

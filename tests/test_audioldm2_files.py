@@ -15,11 +15,11 @@ from toy_audioldm2 import pipeline, predicting, small_model, written_folder
 from toys import latents
 
 from benchmarks.audioldm2_memory import SIZES, measure
-from zoo import registry
 from zoo.backbones.audioldm2 import AudioLDM2
 from zoo.backbones.checkpointing import checkpoint_by_name, set_checkpointing
 from zoo.backbones.lora import attention_linears
-from zoo.checkpoint import identity_of, load_artifact, save_artifact
+from zoo.hub import registry
+from zoo.hub.artifact import identity_of, load_artifact, save_artifact
 from zoo.importers.audioldm2 import pulled_audioldm2
 from zoo.types import Conditioning, Prompt
 

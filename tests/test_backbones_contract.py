@@ -14,7 +14,7 @@ import toy_tangoflux
 
 from datamodules.batches import PromptBatch
 from lightning_modules.denoising import Denoising
-from lightning_modules.rollouts import sample_and_score
+from lightning_modules.rl.rollouts import sample_and_score
 from zoo.backbones import BACKBONES
 from zoo.backbones.lora import add_lora, attention_linears, reference
 from zoo.backbones.tiny import TinyAudio

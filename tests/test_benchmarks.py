@@ -14,7 +14,7 @@ from benchmarks.judges import OUTPUTS, MoodJudge, vibenet_log_mel
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
 from zoo.diffusion import Sampler
-from zoo.rewards.emotion import MOODS, EmotionReward
+from zoo.rewards.mood import MOODS, EmotionReward
 
 TINY = {
     "width": 32,
@@ -175,9 +175,9 @@ def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
     words = {mood: [mood] for mood in MOODS}
     config = {
         "module": {
-            "_target_": "lightning_modules.ddpo.DDPO",
+            "_target_": "lightning_modules.rl.ddpo.DDPO",
             "backbone": {"_target_": "toys.small_audio"},
-            "reward": {"_target_": "zoo.rewards.emotion.EmotionReward", **SMALL},
+            "reward": {"_target_": "zoo.rewards.mood.EmotionReward", **SMALL},
             "sample_steps": 2,
             "guidance_scale": 2.0,
         },

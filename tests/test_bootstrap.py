@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoo.metrics.bootstrap import bootstrap_means
+from zoo.statistics.bootstrap import bootstrap_means
 
 
 def test_only_clips_that_are_there_are_drawn():

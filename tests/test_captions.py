@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from toy_scenes import CLASSES, RATE_HZ, TEST_SHIFT_HZ, tone, tone_bank
 
-from datamodules.captions import (
+from datamodules.sounds.captions import (
     MAX_CAPTION_BYTES,
     RELATIONS,
     TEMPLATES,
@@ -23,7 +23,7 @@ from datamodules.captions import (
     replace_class,
     swap_order,
 )
-from datamodules.scene_audio import compose, cut_event
+from datamodules.sounds.scene_audio import compose, cut_event
 
 
 def heard(wave_CN: Tensor, frequency_hz: float, start_s: float, end_s: float) -> float:
@@ -291,7 +291,7 @@ def test_class_names_of_the_permissive_sounds_are_words_of_the_vocabulary() -> N
     """One token each: the classes of sonic-pi-samples and opensfx, which the shipped weights are
     trained on.
     """
-    from datamodules.sound_bank import load_rules
+    from datamodules.sounds.bank import load_rules
     from zoo.conditioners.text import WORDS
 
     classes = {rule.sound_class for rule in load_rules() if rule.source in ("sonic-pi", "opensfx")}

@@ -15,12 +15,12 @@ from toy_export import BASE, named_base, random_model, trained
 from toys import SMALL
 
 import zoo
-from zoo.artifact_check import verify_artifact
-from zoo.card import CARDS, body_path, card_for, check_card, licence_of, placed_in, portable
-from zoo.card_snippets import PLACE
-from zoo.checkpoint import save_artifact
-from zoo.export import export_run
-from zoo.table import ENTRIES
+from zoo.hub.artifact import save_artifact
+from zoo.hub.artifact_check import verify_artifact
+from zoo.hub.card_snippets import PLACE
+from zoo.hub.cards import CARDS, body_path, card_for, check_card, licence_of, placed_in, portable
+from zoo.hub.export import export_run
+from zoo.hub.table import ENTRIES
 
 EMBEDDED = [name for name, entry in ENTRIES.items() if entry.path is not None]
 
@@ -177,7 +177,7 @@ def test_a_run_of_another_name_gets_the_template(run, place, tmp_path):
 
 def test_what_a_body_leaves_out_is_appended(adapter, tmp_path, monkeypatch):
     (tmp_path / "cards").mkdir()
-    monkeypatch.setattr("zoo.card.CARDS", tmp_path / "cards")
+    monkeypatch.setattr("zoo.hub.cards.CARDS", tmp_path / "cards")
     assert "Nobody has written a description" in card_for(adapter) and "## Results" in card_for(
         adapter
     )

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from toys import SMALL
 
 import zoo
-from zoo import files, weights
+from zoo import files
 from zoo.backbones.tiny import TinyAudio
-from zoo.checkpoint import load_artifact, read_config, save_artifact, save_weights
 from zoo.errors import describe, is_disk_full
+from zoo.hub import weights
+from zoo.hub.artifact import load_artifact, read_config, save_artifact, save_weights
 from zoo.types import Prompt
 
 
@@ -343,15 +344,15 @@ def test_a_read_only_target(tmp_path, monkeypatch, number):
 KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[2:]
-import zoo.weights
+import zoo.hub.weights
 from toys import SMALL
 from zoo.backbones.tiny import TinyAudio
-from zoo.checkpoint import save_artifact
-write = zoo.weights.save_file
+from zoo.hub.artifact import save_artifact
+write = zoo.hub.weights.save_file
 def killed(tensors, path, metadata):
     write(tensors, path, metadata)
     os.kill(os.getpid(), signal.SIGKILL)
-zoo.weights.save_file = killed
+zoo.hub.weights.save_file = killed
 save_artifact(sys.argv[1], kind="backbone", architecture="tiny_audio", arguments=SMALL, module=TinyAudio(**SMALL))
 """
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from zoo.checkpoint import load_artifact, save_artifact
+from zoo.hub.artifact import load_artifact, save_artifact
 from zoo.rewards.clap import ClapReward, int16_round_trip, padded, window_starts
 from zoo.types import Prompt
 

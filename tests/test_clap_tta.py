@@ -11,7 +11,7 @@ import torch
 
 from lightning_modules import run
 from lightning_modules.report import read_rows
-from zoo.table import ENTRIES
+from zoo.hub.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("clap_tta", "clap_tta_tango")

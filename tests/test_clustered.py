@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from zoo.metrics.bootstrap import bootstrap_means, percentile_interval
-from zoo.metrics.clustered import clustered_difference, clustered_mean
+from zoo.statistics.bootstrap import bootstrap_means, percentile_interval
+from zoo.statistics.clustered import clustered_difference, clustered_mean
 
 
 def test_a_prompt_counts_once_however_many_clips_it_has():

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from datamodules.batches import AudioBatch
-from datamodules.music import MusicDataModule
+from datamodules.music.music import MusicDataModule
 from lightning_modules.codec import Codec, codec_losses
 from lightning_modules.run_folder import every_epoch
 from zoo.backbones.spectral_codec import SpectralCodec

@@ -15,10 +15,10 @@ import soundfile
 import torch
 from toy_listening import folders
 
-from lightning_modules import listen_command
-from lightning_modules.comparison import comparison_page, scored, summary_lines
+from zoo.commands import listen
 from zoo.errors import reported
-from zoo.pages.pairs import paired_difference, read_pairs
+from zoo.listening.comparison import comparison_page, scored, summary_lines
+from zoo.listening.pairs import paired_difference, read_pairs
 from zoo.types import Prompt, RewardOutput
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,16 +144,16 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
         "--out",
         str(tmp_path / "p.html"),
     ]
-    assert reported(listen_command.main, [*words, "--count", "2"]) == 0
+    assert reported(listen.main, [*words, "--count", "2"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"clap/\S+, mean over n = 2 prompts", out) and str(tmp_path / "p.html") in out
     assert (tmp_path / "p.html").read_text().count("<audio") == 4
     assert (
-        reported(listen_command.main, words) == 2
+        reported(listen.main, words) == 2
         and "exists; give another --out" in capsys.readouterr().err
     )
     (tmp_path / ".p.999999999.part.html").touch()  # of a killed call
-    assert reported(listen_command.main, [*words, "--overwrite"]) == 0
+    assert reported(listen.main, [*words, "--overwrite"]) == 0
     assert not (tmp_path / ".p.999999999.part.html").exists()
     assert (tmp_path / "p.html").read_text().count("<audio") == 6
 
@@ -201,7 +201,7 @@ def test_mistakes_are_one_line(
         str(after),
         *(word.format(tmp=tmp_path) for word in words[1:]),
     ]
-    assert reported(listen_command.main, words) == 2
+    assert reported(listen.main, words) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "after",
@@ -210,7 +210,7 @@ def test_mistakes_are_one_line(
 
 
 def test_a_test_whose_answers_cannot_be_saved_does_not_open(tmp_path: Path) -> None:
-    from zoo.pages.trials import listening_test
+    from zoo.listening.trials import listening_test
 
     pairs = read_pairs(*folders(tmp_path, 2)).pairs
     with pytest.raises(OSError, match="cannot be written here .*a.csv"):
@@ -218,19 +218,19 @@ def test_a_test_whose_answers_cannot_be_saved_does_not_open(tmp_path: Path) -> N
 
 
 def test_summary_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert reported(listen_command.main, ["summary", str(tmp_path / "a.csv")]) == 2
+    assert reported(listen.main, ["summary", str(tmp_path / "a.csv")]) == 2
     assert "there is no such file of answers" in capsys.readouterr().err
-    from zoo.pages.trials import give_answer, listening_test
+    from zoo.listening.trials import give_answer, listening_test
 
     test = listening_test(read_pairs(*folders(tmp_path, 2)).pairs, tmp_path / "a.csv")
     give_answer(test, "ann", 1, "none")
-    assert reported(listen_command.main, ["summary", str(tmp_path / "a.csv")]) == 0
+    assert reported(listen.main, ["summary", str(tmp_path / "a.csv")]) == 0
     assert f"test {test.name}: 1 answers (n) of 1 listeners to 1 pairs" in capsys.readouterr().out
 
 
 def test_the_tool_names_its_command() -> None:
     source = (ROOT / "tools" / "listen.py").read_text()
     assert (
-        "lightning_modules.listen_command import main" in source
+        "zoo.commands.listen import main" in source
         and "sys.path[0] = str(Path(__file__).resolve().parents[1])" in source
     )

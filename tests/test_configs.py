@@ -11,7 +11,7 @@ from toy_run import flat
 from toy_sounds import write_packages
 
 from lightning_modules import run
-from zoo.table import ENTRIES
+from zoo.hub.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -193,8 +193,8 @@ def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:
     """Its held-out pairs are those that the training captions of the music leave out, and every
     mood has some.
     """
-    from datamodules.music import held_out_pairs
-    from datamodules.music_score import WORDS as CAPTION_WORDS
+    from datamodules.music.music import held_out_pairs
+    from datamodules.music.score import WORDS as CAPTION_WORDS
 
     data = run.load([ROOT / "configs" / "ddpo" / "quickstart.yaml"]).data
     assert {mood: tuple(words) for mood, words in data["words"].items()} == CAPTION_WORDS

@@ -13,8 +13,8 @@ from toy_sounds import write_packages
 import zoo
 from lightning_modules import run
 from lightning_modules.report import read_rows
-from zoo.artifact_check import verify_artifact
-from zoo.export import export_run
+from zoo.hub.artifact_check import verify_artifact
+from zoo.hub.export import export_run
 from zoo.types import Backbone, Prompt, Reward
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -20,8 +20,8 @@ from toys import ToyBackbone, ToyReward
 from lightning_modules import run
 from zoo import files
 from zoo.errors import describe, did_you_mean, is_disk_full, reported
-from zoo.rewards.emotion import EmotionReward
-from zoo.targets import bind, instantiate, locate
+from zoo.instantiate import bind, instantiate, locate
+from zoo.rewards.mood import EmotionReward
 from zoo.types import Backbone, Reward
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.evaluation.scores import open_scorers
 from lightning_modules.report import read_rows, write_report
 from lightning_modules.run_folder import RunCSV
 from lightning_modules.run_summary import run_summary
-from zoo.card import check_card
-from zoo.publish import _front_matter
-from zoo.run_results import held_out_numbers
+from zoo.evaluation.scores import open_scorers
+from zoo.hub.cards import check_card
+from zoo.hub.push import _front_matter
+from zoo.hub.run_results import held_out_numbers
 
 DAMAGED = [
     "[" * 100_000,

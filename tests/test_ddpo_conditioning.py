@@ -30,8 +30,8 @@ from toy_ddpo import Recorder, fitted, module, trainer, weights
 from toys import Given, ToyBackbone, ToyReward
 
 from datamodules.batches import PromptBatch
-from lightning_modules import rollouts
-from lightning_modules.policy_update import trainable_steps
+from lightning_modules.rl import rollouts
+from lightning_modules.rl.ppo_update import trainable_steps
 from zoo.backbones.audioldm2 import path_of
 from zoo.backbones.tango import Tango
 from zoo.diffusion import Sampler, noise_generator, rollout, step_stds

@@ -6,7 +6,7 @@ from toy_ddpo import Recorder, fitted, module, recorded, trainer, weights
 from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
 
 from datamodules.batches import PromptBatch
-from lightning_modules.ddpo import DDPO
+from lightning_modules.rl.ddpo import DDPO
 from lightning_modules.schedules import decay_rate
 from zoo.types import RewardOutput
 
@@ -233,11 +233,11 @@ def test_settings_that_cannot_be_meant(changes, message):
 
 def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monkeypatch):
     scored = []
-    from lightning_modules import policy_update
+    from lightning_modules.rl import ppo_update
 
-    scoring = policy_update.step_log_prob
+    scoring = ppo_update.step_log_prob
     monkeypatch.setattr(
-        policy_update, "step_log_prob", lambda *a: (scored.extend(a[4].tolist()), scoring(*a))[1]
+        ppo_update, "step_log_prob", lambda *a: (scored.extend(a[4].tolist()), scoring(*a))[1]
     )
     fitted(module(train_steps=(1, 3)))
     assert set(scored) == {1, 2} and len(scored) == 16

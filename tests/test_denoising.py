@@ -12,7 +12,7 @@ import torch
 import zoo
 from datamodules.batches import AudioBatch, LatentBatch
 from datamodules.cache import LatentCache
-from datamodules.music import MusicDataModule
+from datamodules.music.music import MusicDataModule
 from lightning_modules.denoising import Denoising
 from lightning_modules.ema import EMA
 from lightning_modules.run_folder import every_epoch

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from datamodules.emotion import (
+from datamodules.emopia import (
     EmopiaDataModule,
     check_song_disjoint,
     parse_clip_name,

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo import registry
-from zoo.checkpoint import identity_of, save_artifact
+from zoo.hub import registry
+from zoo.hub.artifact import identity_of, save_artifact
+from zoo.hub.table import ENTRIES
 from zoo.importers.emopia import RATE_HZ, TASKS, load_emopia, network_sizes
 from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
 from zoo.rewards.short_chunk import ShortChunkResNet
-from zoo.table import ENTRIES
 from zoo.types import Prompt
 
 SETTINGS = {

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from zoo.rewards.emotion import MOODS, EmotionReward, class_log_odds, emotion_score
-from zoo.rewards.emotion_calibration import class_statistics, rescored
+from zoo.rewards.mood import MOODS, EmotionReward, class_log_odds, emotion_score
+from zoo.rewards.mood_calibration import class_statistics, rescored
 from zoo.types import Prompt
 
 RATE = 16_000

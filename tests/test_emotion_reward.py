@@ -8,8 +8,7 @@ import pytest
 import torch
 import torchaudio
 
-from zoo.metrics.intervals import mean_and_error, wilson_interval
-from zoo.rewards.emotion import (
+from zoo.rewards.mood import (
     EmotionReward,
     ShortChunkResNet,
     chunk_starts,
@@ -18,6 +17,7 @@ from zoo.rewards.emotion import (
     emotion_score,
     level_normalised,
 )
+from zoo.statistics.intervals import mean_and_error, wilson_interval
 from zoo.types import Prompt, Reward
 
 

@@ -15,7 +15,7 @@ from toy_emopia import write_tiny_set
 
 import zoo
 from lightning_modules import run, run_folder
-from zoo.rewards.emotion_tasks import TASKS
+from zoo.rewards.mood_tasks import TASKS
 from zoo.types import Prompt, Reward
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "emotion"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_emotion_training import loader, small, tones, trainer
 
-from lightning_modules.emotion import Emotion
-from zoo.rewards.emotion_tasks import TASKS, classes_of, untrained_classifier
+from lightning_modules.mood_classifier import Emotion
+from zoo.rewards.mood_tasks import TASKS, classes_of, untrained_classifier
 from zoo.types import Prompt
 
 

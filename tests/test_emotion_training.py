@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
-from lightning_modules.emotion import Emotion, classification_report, emotion_loss
-from zoo.rewards.emotion import MOODS, EmotionReward
+from lightning_modules.mood_classifier import Emotion, classification_report, emotion_loss
+from zoo.rewards.mood import MOODS, EmotionReward
 from zoo.types import Prompt
 
 RATE = 8000

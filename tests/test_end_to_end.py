@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 import zoo
 from lightning_modules import run
 from lightning_modules.report import read_rows
-from zoo.artifact_check import verify_artifact
-from zoo.checkpoint import read_config
 from zoo.diffusion import Sampler, noise_generator, rollout
-from zoo.export import export_run
+from zoo.hub.artifact import read_config
+from zoo.hub.artifact_check import verify_artifact
+from zoo.hub.export import export_run
 from zoo.types import Prompt
 
 CONFIG = """
 module:
-  _target_: lightning_modules.ddpo.DDPO
+  _target_: lightning_modules.rl.ddpo.DDPO
   backbone: {_target_: zoo.load, name: NAME}
   lora_rank: 2
   learning_rate: 0.01

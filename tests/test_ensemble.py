@@ -15,10 +15,10 @@ from toys import ToyReward
 
 import zoo
 from datamodules.batches import PromptBatch
-from lightning_modules import round_rewards
-from lightning_modules.advantages import PromptTracker
-from lightning_modules.rollouts import RewardError, ScoredSamples
-from zoo.checkpoint import save_artifact
+from lightning_modules.rl import round_scores
+from lightning_modules.rl.advantages import PromptTracker
+from lightning_modules.rl.rollouts import RewardError, ScoredSamples
+from zoo.hub.artifact import save_artifact
 from zoo.rewards.ensemble import EnsembleReward, aggregate, prompt_z_scores
 from zoo.types import Prompt, RewardOutput
 
@@ -236,7 +236,7 @@ def judged(reward, levels, gathered=None, monkeypatch=None, **changes):
         vectors=output.vectors,
     )
     settings = {"drop_bad": False, "class_label": "mood", **changes}
-    return round_rewards.judge(batch, samples, reward, "group", PromptTracker(), **settings)
+    return round_scores.judge(batch, samples, reward, "group", PromptTracker(), **settings)
 
 
 def test_judging_learns_from_the_combined_and_logs_the_single_calls():
@@ -253,7 +253,7 @@ def test_judging_is_the_same_on_two_processes(monkeypatch):
     reward, alone = EnsembleReward({"a": Level(), "b": Ranked(-2.0)}, min_count=2), []
     whole = judged(reward, (1.0, 11.0, 2.5, 12.0))
     monkeypatch.setattr(
-        round_rewards, "gather", lambda rows: (alone.append(rows), [rows[2:], rows[:2]])[1]
+        round_scores, "gather", lambda rows: (alone.append(rows), [rows[2:], rows[:2]])[1]
     )
     apart = judged(reward, (1.0, 11.0, 2.5, 12.0))
     assert (

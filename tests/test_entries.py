@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo import registry, store
-from zoo.entry import KINDS, UNKNOWN, ZooEntry, is_repo_id, licence_words, needs_consent
 from zoo.files import sha256_of
-from zoo.lock import Pin, write_pin
-from zoo.table import ENTRIES
+from zoo.hub import registry, store
+from zoo.hub.entry import KINDS, UNKNOWN, ZooEntry, is_repo_id, licence_words, needs_consent
+from zoo.hub.lock import Pin, write_pin
+from zoo.hub.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANNED = {"clap_fusion", "spatial_stable_audio"}
@@ -78,10 +78,12 @@ def test_a_row_says_what_is_so(entry: ZooEntry) -> None:
         if path.suffix in (".json", ".safetensors")
     }
     assert entry.sha256 == there, (
-        f"zoo/table.py must say for {entry.name}: {json.dumps(there, indent=4)}"
+        f"zoo/hub/table.py must say for {entry.name}: {json.dumps(there, indent=4)}"
     )
     size = sum((entry.path / name).stat().st_size for name in there)
-    assert entry.size_bytes == size, f"zoo/table.py must say for {entry.name}: size_bytes={size:_}"
+    assert entry.size_bytes == size, (
+        f"zoo/hub/table.py must say for {entry.name}: size_bytes={size:_}"
+    )
 
 
 def test_every_embedded_model_has_a_row() -> None:

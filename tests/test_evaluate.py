@@ -17,14 +17,14 @@ from toy_disk import no_file_above
 from toy_evaluation import LoudnessJudge, evaluate, reward_file, sine, sines
 from toys import SMALL
 
-from lightning_modules.evaluation.results import read_results
-from lightning_modules.evaluation.scores import fingerprint, open_scorers
 from zoo.audio_files import read_audio
 from zoo.backbones.lora import add_lora, save_adapter
-from zoo.checkpoint import save_artifact
 from zoo.errors import reported
+from zoo.evaluation.results import read_results
+from zoo.evaluation.scores import fingerprint, open_scorers
+from zoo.hub.artifact import save_artifact
 from zoo.loading import open_model
-from zoo.rewards.emotion import MOODS, EmotionReward
+from zoo.rewards.mood import MOODS, EmotionReward
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -377,7 +377,7 @@ def test_a_configuration_alone_evaluates_its_untrained_model(trained, tmp_path):
 
 
 def test_a_model_that_nobody_trained_here_is_called_original(trained, tmp_path):
-    from lightning_modules.evaluation.command import _role
+    from zoo.commands.evaluate import _role
 
     assert (
         _role("embedded/music", [])
@@ -509,7 +509,7 @@ def test_names_with_signs_of_other_languages_are_text_everywhere(tmp_path, rewar
 def test_every_set_is_in_the_legend_and_a_class_without_clips_has_dashes(
     tmp_path, rewards, monkeypatch
 ):
-    from lightning_modules.evaluation import page
+    from zoo.evaluation import page
 
     figures = []
     monkeypatch.setattr(

@@ -9,9 +9,9 @@ import json
 import pytest
 from toy_evaluation import evaluate, reward_file, sines
 
-from lightning_modules.evaluation import inputs
-from lightning_modules.evaluation.results import read_results
-from lightning_modules.evaluation.scores import ScoreCache
+from zoo.evaluation import inputs
+from zoo.evaluation.results import read_results
+from zoo.evaluation.scores import ScoreCache
 
 BASE = {"happy": [0.9, 0.9, 0.2, 0.2], "sad": [0.9, 0.2, 0.9, 0.9]}
 

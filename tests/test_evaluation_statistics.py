@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from lightning_modules.evaluation.page import _bars
-from lightning_modules.evaluation.results import (
+from zoo.evaluation.page import _bars
+from zoo.evaluation.results import (
     ClipSet,
     Results,
     ScoredClip,
@@ -19,7 +19,7 @@ from lightning_modules.evaluation.results import (
     combined,
     pairs,
 )
-from lightning_modules.evaluation.statistics import (
+from zoo.evaluation.statistics import (
     Estimate,
     accuracy,
     accuracy_difference,
@@ -28,7 +28,7 @@ from lightning_modules.evaluation.statistics import (
     mean_difference,
     power_note,
 )
-from lightning_modules.evaluation.tables import (
+from zoo.evaluation.tables import (
     Table,
     as_html,
     as_markdown,
@@ -38,8 +38,8 @@ from lightning_modules.evaluation.tables import (
     table_1,
     table_2,
 )
-from zoo.metrics.bootstrap import bootstrap_means, percentile_interval
-from zoo.metrics.intervals import (
+from zoo.statistics.bootstrap import bootstrap_means, percentile_interval
+from zoo.statistics.intervals import (
     clips_needed,
     mean_of_shares_interval,
     paired_shares_interval,

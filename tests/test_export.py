@@ -15,13 +15,14 @@ from toy_export import BASE, named_base, random_model, trained
 from toys import SMALL
 
 import zoo
-from zoo import export, generate_command, weights
-from zoo.artifact_check import verify_artifact
-from zoo.backbones.adapter_files import base_sha256
 from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
-from zoo.checkpoint import load_artifact, read_config, save_artifact
-from zoo.export import export_run
+from zoo.commands import generate
+from zoo.hub import export, weights
+from zoo.hub.adapter_files import base_sha256
+from zoo.hub.artifact import load_artifact, read_config, save_artifact
+from zoo.hub.artifact_check import verify_artifact
+from zoo.hub.export import export_run
 from zoo.types import Prompt
 
 
@@ -73,11 +74,11 @@ def test_an_adapter_is_what_the_run_has_learned(run, tmp_path):
         torch.equal(ours[name], theirs[name]) for name in ours
     )
     config = read_config(folder)
-    base = load_artifact(zoo.registry.find(BASE))
+    base = load_artifact(zoo.hub.registry.find(BASE))
     assert config["base"]["name"] == BASE and config["base"]["sha256"]["float32"] == base_sha256(
         base.denoiser, "float32"
     )
-    assert config["base"]["files"] == read_config(zoo.registry.find(BASE))["sha256"]
+    assert config["base"]["files"] == read_config(zoo.hub.registry.find(BASE))["sha256"]
     assert config["licence"] == config["base"]["licence"] == "cc-by-nc-sa-4.0"
     assert (
         config["training"]["algorithm"] == "DDPO"
@@ -412,8 +413,8 @@ def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(
     def keep(backbone, prompts, seeds, paths, folder, batch_size, sampling):
         seen.update(sampling, seconds=prompts[0].seconds, heard=heard(backbone))
 
-    monkeypatch.setattr(generate_command, "_generate_files", keep)
-    generate_command.main(
+    monkeypatch.setattr(generate, "_generate_files", keep)
+    generate.main(
         [str(folder), "a piano", "--strength", "0", "--out", str(tmp_path / "waves")], None
     )
     assert torch.equal(seen.pop("heard"), heard(zoo.load(BASE)))

@@ -12,8 +12,8 @@ from toy_export import random_model
 from toys import SMALL
 
 import zoo
-from zoo.checkpoint import read_config
-from zoo.export import export_run
+from zoo.hub.artifact import read_config
+from zoo.hub.export import export_run
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -59,17 +59,19 @@ def test_what_a_supervised_run_has_learned(tmp_path, finished):
 
 
 def test_a_classifiers_unfinished_run(tmp_path):
-    from lightning_modules.emotion import Emotion
-    from zoo.rewards.emotion import EmotionReward
+    from lightning_modules.mood_classifier import Emotion
+    from zoo.rewards.mood import EmotionReward
 
     arguments = {**zoo.load("embedded/mood").arguments, "channels": (4,) * 7}
     torch.manual_seed(3)
     module = Emotion(EmotionReward(**arguments))
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    node = {"_target_": "zoo.rewards.emotion.EmotionReward", **arguments}
+    node = {"_target_": "zoo.rewards.mood.EmotionReward", **arguments}
     (run / "config.yaml").write_text(
-        json.dumps({"module": {"_target_": "lightning_modules.emotion.Emotion", "reward": node}})
+        json.dumps(
+            {"module": {"_target_": "lightning_modules.mood_classifier.Emotion", "reward": node}}
+        )
     )
     content = {
         "state_dict": module.state_dict(),

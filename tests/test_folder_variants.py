@@ -149,7 +149,7 @@ def test_a_clap_with_a_collapsed_text_tower_is_refused_with_its_numbers(tmp_path
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_an_artefact_with_a_collapsed_text_tower_is_refused(tmp_path, inside):
-    from zoo.checkpoint import identity_of, load_artifact, save_artifact
+    from zoo.hub.artifact import identity_of, load_artifact, save_artifact
     from zoo.rewards.ensemble import EnsembleReward
 
     small = {

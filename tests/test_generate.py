@@ -14,16 +14,17 @@ import yaml
 from toys import SMALL
 
 from datamodules.prompt_sources import file_prompts
-from zoo import audio_files, generate_command
+from zoo import audio_files
 from zoo.audio_files import read_audio, write_audio
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
-from zoo.checkpoint import save_artifact
+from zoo.commands import generate
+from zoo.commands.generate import output_paths, parse_seeds
 from zoo.errors import reported
-from zoo.generate_command import output_paths, parse_seeds
+from zoo.generations import read_samples
+from zoo.hub.artifact import save_artifact
+from zoo.hub.run_models import run_settings
 from zoo.loading import open_model
-from zoo.run_models import run_settings
-from zoo.sample_files import read_samples
 from zoo.types import Prompt, Waveform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +72,7 @@ def run_dir(model, tmp_path_factory):
 
 
 def run(*argv) -> None:
-    generate_command.main([str(word) for word in argv], file_prompts)
+    generate.main([str(word) for word in argv], file_prompts)
 
 
 def sound(path: Path) -> torch.Tensor:
@@ -262,7 +263,7 @@ def test_run_folders_that_cannot_generate(model, run_dir, tmp_path):
 
 
 def test_a_reward_generates_nothing(tmp_path):
-    from zoo.rewards.emotion import EmotionReward
+    from zoo.rewards.mood import EmotionReward
 
     reward = EmotionReward()
     save_artifact(

@@ -13,7 +13,7 @@ from toy_ddpo import fitted, module, recorded, trainer, weights
 from toys import Given, Rounds, ToyReward, prompt_round
 
 from lightning_modules.callbacks import MetricsCSV
-from lightning_modules.held_out import (
+from lightning_modules.rl.held_out import (
     Evaluation,
     HeldOutSample,
     HeldOutWatch,
@@ -23,8 +23,8 @@ from lightning_modules.held_out import (
     told_not_finite,
     watched,
 )
-from lightning_modules.rollouts import RewardError
-from zoo.rewards.emotion import EmotionReward
+from lightning_modules.rl.rollouts import RewardError
+from zoo.rewards.mood import EmotionReward
 from zoo.types import Prompt, RewardOutput
 
 

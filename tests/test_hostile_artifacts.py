@@ -20,9 +20,9 @@ from toys import SMALL
 import zoo
 from zoo.backbones.lora import add_lora, load_adapter, save_adapter
 from zoo.backbones.tiny import TinyAudio
-from zoo.construction import build_within
-from zoo.hub import pull, push
-from zoo.verify import verify_folder
+from zoo.hub.construction import build_within
+from zoo.hub.pull import pull, push
+from zoo.hub.verify import verify_folder
 
 REPO = "mallory/model"
 
@@ -360,7 +360,7 @@ def test_filling_weights_does_not_count_as_making_them(monkeypatch: pytest.Monke
     """Libraries fill a weight several times before the file's numbers come; a large honest model
     would be refused.
     """
-    monkeypatch.setattr("zoo.construction.SLACK_BYTES", 0)
+    monkeypatch.setattr("zoo.hub.construction.SLACK_BYTES", 0)
 
     class Refilled(torch.nn.Linear):
         def reset_parameters(self) -> None:

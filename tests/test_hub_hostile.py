@@ -18,10 +18,10 @@ from hub_protocol import Handler, _entry
 from hub_server import WRITER, HubServer, connect, serving
 from toy_artifacts import contents, model_folder
 
-from zoo import hub_requests
+from zoo.commands.zoo import main
 from zoo.errors import reported
-from zoo.hub import pull, push
-from zoo.zoo_command import main
+from zoo.hub import requests
+from zoo.hub.pull import pull, push
 
 FILES = {"README.md": b"---\nlicense: mit\n---\n# x\n", "big.bin": bytes(range(256)) * 256}
 TREE = "/tree/"
@@ -199,7 +199,7 @@ def test_gzip_is_not_unpacked_and_a_long_answer_not_read(
     finally:
         tracemalloc.stop()
     assert peak < 2**25
-    monkeypatch.setattr(hub_requests, "ANSWER_BYTES", 1000)
+    monkeypatch.setattr(requests, "ANSWER_BYTES", 1000)
     hub.hostile["/api/models/owner/model"] = sent(200, b" " * 2000 + b"{}", **json_type)
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         pull("owner/model")
@@ -219,7 +219,7 @@ def _paged(hub: HubServer, link: Callable[[int], str]) -> None:
 
 
 def test_a_listing_that_never_ends(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_requests, "PAGES", 5)
+    monkeypatch.setattr(requests, "PAGES", 5)
     sha = hub.repos["owner/model"].commits[-1][0]
     where = f"{hub.url}/api/models/owner/model/tree/{sha}"
     _paged(hub, lambda n: f"{where}?cursor={n}")
@@ -297,7 +297,7 @@ def test_a_link_where_a_download_waits(hub: HubServer, tmp_path: Path, what: str
 
 
 def hub_file_name(name: str) -> str:
-    from zoo.hub_client import RemoteFile
+    from zoo.hub.client import RemoteFile
 
     entry = _entry(name, FILES[name])
     return RemoteFile(name, entry["size"], entry["lfs"]["oid"], entry["oid"]).waiting_name

@@ -15,8 +15,8 @@ from toy_artifacts import contents, model_folder, quickstart_run
 
 import zoo
 from zoo.backbones.tiny import TinyAudio
-from zoo.export import export_run
-from zoo.hub import pull, push
+from zoo.hub.export import export_run
+from zoo.hub.pull import pull, push
 
 REPO = "tester/model"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from lightning_modules.audio_samples import write_samples
-from lightning_modules.rollouts import ScoredSamples
+from lightning_modules.rl.rollouts import ScoredSamples
 from zoo.files import finite
-from zoo.sample_files import read_samples, write_index
+from zoo.generations import read_samples, write_index
 from zoo.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ from toy_ddpo import module, trainer
 from toys import ToyBackbone, ToyReward
 
 from datamodules.prompts import PromptDataModule
-from zoo.rewards.emotion import EmotionReward
 from zoo.rewards.ensemble import EnsembleReward
+from zoo.rewards.mood import EmotionReward
 
 CHANNELS = (4,) * 7
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from toy_listening import folders
 
-from zoo.pages import listen
-from zoo.pages.answers import read_answers
-from zoo.pages.listen import DONE, build, serve, shown
-from zoo.pages.pairs import read_pairs
-from zoo.pages.trials import BlindTest, View, heard, listening_test, next_view, playable, trials
+from zoo.listening import app
+from zoo.listening.answers import read_answers
+from zoo.listening.app import DONE, build, serve, shown
+from zoo.listening.pairs import read_pairs
+from zoo.listening.trials import BlindTest, View, heard, listening_test, next_view, playable, trials
 
 TELLTALE = re.compile(r"before|after|tuned|base\b|original|fine|seed|/tmp|pytest", re.IGNORECASE)
 
@@ -127,7 +127,7 @@ def test_mistakes_are_said_on_the_page(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "answers.csv")
 
-    monkeypatch.setattr(listen, "give_answer", full)
+    monkeypatch.setattr(app, "give_answer", full)
     with pytest.raises(
         gradio.Error, match="The answer was not saved: No space left on device: answers.csv"
     ):

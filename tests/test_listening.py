@@ -10,9 +10,10 @@ import torch
 from toy_listening import RATE_HZ, folders, tone
 
 from zoo.audio_files import write_audio
-from zoo.pages.answers import read_answers, summarise
-from zoo.pages.pairs import paired_difference, pairs_fingerprint, read_pairs, spread_pairs
-from zoo.pages.trials import (
+from zoo.generations import Sample, write_index
+from zoo.listening.answers import read_answers, summarise
+from zoo.listening.pairs import paired_difference, pairs_fingerprint, read_pairs, spread_pairs
+from zoo.listening.trials import (
     BlindTest,
     equally_loud,
     give_answer,
@@ -23,7 +24,6 @@ from zoo.pages.trials import (
     playable,
     trials,
 )
-from zoo.sample_files import Sample, write_index
 from zoo.types import Prompt, Waveform
 
 

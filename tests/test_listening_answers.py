@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from toy_disk import no_file_above
 
-from zoo.pages import answers as answer_file
-from zoo.pages.answers import (
+from zoo.listening import answers as answer_file
+from zoo.listening.answers import (
     COLUMNS,
     Answer,
     Answers,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from zoo.lock import LockedFile, Pin, check_file, check_revision, read_lock, write_pin
+from zoo.hub.lock import LockedFile, Pin, check_file, check_revision, read_lock, write_pin
 
 ONE, TWO = "1" * 40, "2" * 40
 HASH = "a" * 64

@@ -16,7 +16,7 @@ from toy_ddpo import Recorder, module, trainer
 from toys import SMALL, ToyBackbone, ToyReward, prompts
 
 from datamodules.prompts import PromptDataModule
-from lightning_modules.prompt_checks import told, too_long
+from lightning_modules.rl.prompt_checks import told, too_long
 from zoo.backbones.tango import Tango
 from zoo.backbones.tiny import TinyAudio
 from zoo.conditioners.tokenizer import refused

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_modules.losses import (
+from lightning_modules.rl.losses import (
     clipped_policy_loss,
     kl_to_reference,
     min_snr_weights,

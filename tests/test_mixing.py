@@ -1,11 +1,11 @@
-"""Mixing two captioned clips (``datamodules/mixing.py``)."""
+"""Mixing two captioned clips (``datamodules/sounds/mixing.py``)."""
 
 import math
 
 import pytest
 import torch
 
-from datamodules.mixing import FFT, a_weights_db, first_weight, joined, levels_db, mixed
+from datamodules.sounds.mixing import FFT, a_weights_db, first_weight, joined, levels_db, mixed
 
 RATE = 16_000
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import music_render
 from datamodules.cache import LatentCache, encode_clips
-from datamodules.music import (
+from datamodules.music import render
+from datamodules.music.music import (
     NEGATIVE,
     Clip,
     MusicDataModule,
@@ -20,8 +20,8 @@ from datamodules.music import (
     held_out_pairs,
     render_clip,
 )
-from datamodules.music_render import find_font
-from datamodules.music_score import MOODS, WORDS, compose
+from datamodules.music.render import find_font
+from datamodules.music.score import MOODS, WORDS, compose
 
 
 def small(**changes):
@@ -172,8 +172,8 @@ def test_the_font_inside_the_wheel_is_found_without_debians(monkeypatch):
     ):  # only the font inside is used: the package itself need not import
         pytest.skip(SOUNDFONT)
     monkeypatch.delenv("ATTUNE_SOUNDFONT", raising=False)
-    monkeypatch.setattr(music_render, "_FLUID", Path("/nonexistent/font.sf2"))
+    monkeypatch.setattr(render, "_FLUID", Path("/nonexistent/font.sf2"))
     assert find_font().name == "TimGM6mb.sf2"
-    monkeypatch.setattr(music_render.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(render.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="renderer='additive' needs none"):
         find_font()

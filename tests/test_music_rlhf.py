@@ -139,7 +139,7 @@ def test_compat_brings_the_strings_and_the_rate_of_the_public_code_and_nothing_e
 
 
 def test_the_prompts_of_both() -> None:
-    from zoo.targets import instantiate
+    from zoo.instantiate import instantiate
 
     ours, theirs = (
         instantiate(load(*names).data, "data") for names in (("fig6b",), ("fig6b", "seed_compat"))
@@ -196,7 +196,7 @@ def test_the_tables_are_evaluated_on_the_four_emotions(
     name: str, steps: int, seconds: float
 ) -> None:
     """What tools/evaluate.py --config asks: 4 prompts, of which it makes 25 clips each."""
-    from lightning_modules.evaluation.inputs import configuration
+    from zoo.evaluation.inputs import configuration
 
     config = configuration([str(FOLDER / f"{name}.yaml")], None)
     prompts = config.prompts("held_out")
@@ -207,7 +207,7 @@ def test_the_tables_are_evaluated_on_the_four_emotions(
 
 def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
     """The command in the head of table1_*.yaml, on the small models."""
-    from lightning_modules.evaluation import command
+    from zoo.commands import evaluate as command
 
     run.fit(
         load(

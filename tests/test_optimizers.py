@@ -13,11 +13,11 @@ from toys import Rounds, ToyBackbone, small_audio
 from lightning_modules.codec import Codec
 from lightning_modules.contrastive import Contrastive
 from lightning_modules.denoising import Denoising
-from lightning_modules.emotion import Emotion
+from lightning_modules.mood_classifier import Emotion
 from lightning_modules.optimizers import OPTIMIZERS, build_optimizer, optimizer_class
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.rewards.clap import ClapReward
-from zoo.rewards.emotion import EmotionReward
+from zoo.rewards.mood import EmotionReward
 
 
 class Rounded(torch.optim.AdamW):

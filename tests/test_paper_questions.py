@@ -14,7 +14,7 @@ from benchmarks import paper_tables as pt
 from benchmarks.evaluation import Measured
 from lightning_modules import run
 from zoo.backbones.lora import add_lora, save_adapter
-from zoo.rewards.emotion import MOODS
+from zoo.rewards.mood import MOODS
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ddpo" / "paper_questions.yaml"
 TITLES = {condition.name: condition.title for condition in pq.CONDITIONS}
@@ -162,11 +162,11 @@ def test_a_condition_with_another_base_shows_it():
 
 def test_the_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     import zoo
-    from zoo.rewards.emotion import EmotionReward
+    from zoo.rewards.mood import EmotionReward
 
-    reward = {"_target_": "zoo.rewards.emotion.EmotionReward", **SMALL}
+    reward = {"_target_": "zoo.rewards.mood.EmotionReward", **SMALL}
     module = {
-        "_target_": "lightning_modules.ddpo.DDPO",
+        "_target_": "lightning_modules.rl.ddpo.DDPO",
         "backbone": {"_target_": "toys.small_audio"},
         "reward": reward,
     }

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.advantages import PromptTracker, batch_advantages
-from lightning_modules.losses import clipped_policy_loss
+from lightning_modules.rl.advantages import PromptTracker, batch_advantages
+from lightning_modules.rl.losses import clipped_policy_loss
 from zoo.diffusion import (
     Sampler,
     VPDiscrete,

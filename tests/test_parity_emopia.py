@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from zoo.importers.emopia import CHUNK_S, PREFIX, RATE_HZ, TASKS, load_emopia
-from zoo.rewards.emotion import EmotionReward
-from zoo.rewards.emotion_tasks import QUADRANTS
+from zoo.rewards.mood import EmotionReward
+from zoo.rewards.mood_tasks import QUADRANTS
 from zoo.rewards.short_chunk import ShortChunkResNet
 from zoo.types import Prompt
 

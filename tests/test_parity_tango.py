@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.mixing import first_weight, levels_db, mixed
-from lightning_modules.losses import min_snr_weights
+from datamodules.sounds.mixing import first_weight, levels_db, mixed
+from lightning_modules.rl.losses import min_snr_weights
 from zoo.backbones import mel_codec
 from zoo.backbones.mel_codec import (
     MelCodec,

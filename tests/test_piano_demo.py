@@ -12,11 +12,11 @@ import soundfile
 import torch
 from toy_emopia import TINY
 
-from datamodules import piano_demo
-from datamodules.emotion import MOOD_OF_QUADRANT, SPLITS, EmopiaDataModule
-from datamodules.music_score import MOODS, RULES, compose
-from datamodules.piano_command import main
-from datamodules.piano_demo import plan_songs, render_segment, segment_notes, write_piano_demo
+from datamodules.emopia import MOOD_OF_QUADRANT, SPLITS, EmopiaDataModule
+from datamodules.music import piano_demo
+from datamodules.music.piano_command import main
+from datamodules.music.piano_demo import plan_songs, render_segment, segment_notes, write_piano_demo
+from datamodules.music.score import MOODS, RULES, compose
 from zoo.errors import reported
 
 

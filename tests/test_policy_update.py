@@ -9,7 +9,7 @@ import torch
 from toys import ToyBackbone, prompt_round
 
 from datamodules.batches import PromptBatch
-from lightning_modules.policy_update import (
+from lightning_modules.rl.ppo_update import (
     MicroBatch,
     UpdateRecord,
     backward_steps,

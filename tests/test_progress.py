@@ -14,7 +14,7 @@ from toys import Given, Rounds, prompt_round
 
 from lightning_modules.progress import RoundProgress, quieten_lightning
 from lightning_modules.run_summary import run_summary
-from zoo.rewards.emotion import UNITS
+from zoo.rewards.mood import UNITS
 
 
 def shown(terminal: bool, epochs: int = 2, **changes):

@@ -10,7 +10,7 @@ from datamodules.prompt_grids import EMOTIONS, INSTRUMENTS, emotion_words, instr
 from datamodules.prompt_sources import template_prompts
 from datamodules.prompts import PromptDataModule
 from zoo.language import article_of
-from zoo.rewards.emotion import MOODS, class_indices
+from zoo.rewards.mood import MOODS, class_indices
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_every_shipped_prompt_has_the_right_article_but_those_of_the_public_code
     import random
     import re
 
-    from datamodules.music import Clip, caption
+    from datamodules.music.music import Clip, caption
     from lightning_modules import run
 
     texts = [caption(Clip("angry", "harp", seed), random.Random(seed)) for seed in range(60)]

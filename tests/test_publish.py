@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 import zoo
 from zoo.files import sha256_of
-from zoo.publish import plan_push
-from zoo.store import PullRecord, write_record
+from zoo.hub.push import plan_push
+from zoo.hub.store import PullRecord, write_record
 
 CARD = "---\nlicense: cc-by-nc-4.0\ntags:\n- attune\n---\n\n# A model\n"
 
@@ -22,7 +22,7 @@ CARD = "---\nlicense: cc-by-nc-4.0\ntags:\n- attune\n---\n\n# A model\n"
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(
-        sys.modules, "zoo.card", SimpleNamespace(licence_of=lambda folder: "cc-by-nc-4.0")
+        sys.modules, "zoo.hub.cards", SimpleNamespace(licence_of=lambda folder: "cc-by-nc-4.0")
     )
     folder = tmp_path / "model"
     folder.mkdir()
@@ -111,7 +111,7 @@ def test_a_repository_that_cannot_be_meant(model: Path, repo_id: str) -> None:
 
 
 def test_a_licence_that_the_hub_has_no_name_for(model: Path) -> None:
-    sys.modules["zoo.card"].licence_of = lambda folder: "stable-audio-community"
+    sys.modules["zoo.hub.cards"].licence_of = lambda folder: "stable-audio-community"
     (model / "README.md").write_text(
         "---\nlicense: other\nlicense_name: stable-audio-community\n---\n# x\n"
     )
@@ -119,7 +119,7 @@ def test_a_licence_that_the_hub_has_no_name_for(model: Path) -> None:
 
 
 def test_only_who_derives_from_nothing_chooses_a_licence(model: Path) -> None:
-    sys.modules["zoo.card"].licence_of = lambda folder: "unknown"
+    sys.modules["zoo.hub.cards"].licence_of = lambda folder: "unknown"
     with pytest.raises(ValueError, match="demands unknown"):
         plan_push(model, "me/model")
     (model / "config.json").write_text("{}")

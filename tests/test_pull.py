@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer, connect, serving
 
-from zoo import hub as zoo_hub
-from zoo import hub_client, registry, store
+from zoo.commands.zoo import main
 from zoo.errors import reported
-from zoo.hub import pull
-from zoo.hub_client import RemoteFile, plain
-from zoo.lock import LOCK_FILE, read_lock
-from zoo.table import ENTRIES
-from zoo.zoo_command import main
+from zoo.hub import client, registry, store
+from zoo.hub import pull as zoo_hub
+from zoo.hub.client import RemoteFile, plain
+from zoo.hub.lock import LOCK_FILE, read_lock
+from zoo.hub.pull import pull
+from zoo.hub.table import ENTRIES
 
 BIG = bytes(range(256)) * 256
 CARD = b"---\nlicense: mit\n---\n# x\n"
@@ -333,10 +333,10 @@ def test_a_listing_that_names_a_file_twice_or_nothing(
     there: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twice = [RemoteFile("x", 1, HASH), RemoteFile("x", 1, HASH)]
-    monkeypatch.setattr(hub_client.HubRepo, "files", lambda self, sha: twice)
+    monkeypatch.setattr(client.HubRepo, "files", lambda self, sha: twice)
     with pytest.raises(ValueError, match="its listing names a file twice"):
         pull("owner/model")
-    monkeypatch.setattr(hub_client.HubRepo, "files", lambda self, sha: [])
+    monkeypatch.setattr(client.HubRepo, "files", lambda self, sha: [])
     with pytest.raises(
         FileNotFoundError, match="owner/model at [0-9a-f]{40} does not hold any file"
     ):
@@ -346,18 +346,18 @@ def test_a_listing_that_names_a_file_twice_or_nothing(
 def test_a_file_that_is_longer_than_listed_is_stopped(
     there: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = hub_client.HubRepo.files
+    real = client.HubRepo.files
 
-    def shorter(self: hub_client.HubRepo, sha: str) -> list[RemoteFile]:
+    def shorter(self: client.HubRepo, sha: str) -> list[RemoteFile]:
         return [
             dataclasses.replace(file, size_bytes=file.size_bytes - 1) for file in real(self, sha)
         ]
 
-    monkeypatch.setattr(hub_client.HubRepo, "files", shorter)
+    monkeypatch.setattr(client.HubRepo, "files", shorter)
     with pytest.raises(ValueError, match="is longer than|did not arrive with"):
         pull("owner/model")
     monkeypatch.setattr(
-        hub_client.HubRepo, "files", lambda self, sha: [RemoteFile("sub/model.bin", 10**16, HASH)]
+        client.HubRepo, "files", lambda self, sha: [RemoteFile("sub/model.bin", 10**16, HASH)]
     )
     with pytest.raises(OSError, match="10,000,000,000 MB are needed"):
         pull("owner/model")

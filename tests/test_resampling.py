@@ -6,9 +6,8 @@ import pytest
 import torch
 import torchaudio.functional as AF
 
-from zoo import resampling
-from zoo.audio_files import resample
-from zoo.resampling import resampled
+from zoo.audio_files import resample, resampling
+from zoo.audio_files.resampling import resampled
 from zoo.rewards.waves import mono_at
 from zoo.types import Waveform
 

@@ -4,8 +4,8 @@ import pytest
 from toy_run import Line
 
 from lightning_modules import run_folder
-from lightning_modules.ddpo import DDPO
 from lightning_modules.resume_settings import changes, may_change, released_by
+from lightning_modules.rl.ddpo import DDPO
 
 
 def line(**settings):
@@ -52,7 +52,7 @@ def test_only_real_differences_are_listed(old, new, keys):
 
 
 def test_what_ddpo_releases():
-    released = released_by({"_target_": "lightning_modules.ddpo.DDPO"})
+    released = released_by({"_target_": "lightning_modules.rl.ddpo.DDPO"})
     assert released == DDPO.MAY_CHANGE_ON_RESUME
     free = [
         "module.reward",
@@ -81,7 +81,7 @@ def test_a_module_that_says_nothing_releases_nothing():
 def test_the_way_out_of_a_bad_reward_can_be_gone(tmp_path):
     """The message about a NaN says ``on_bad_reward=drop``: a resumed run takes it."""
     before = {
-        "module": {"_target_": "lightning_modules.ddpo.DDPO", "learning_rate": 0.1},
+        "module": {"_target_": "lightning_modules.rl.ddpo.DDPO", "learning_rate": 0.1},
         "seed": 0,
     }
     run_folder.write_config(tmp_path, before, ["fit"], None)

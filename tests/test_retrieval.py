@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from zoo.metrics.retrieval import chance_recall_at_k, matched_over_random, recall_at_k
+from zoo.statistics.retrieval import chance_recall_at_k, matched_over_random, recall_at_k
 
 
 def test_recall_counts_the_candidates_above_the_right_one():

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from zoo.rewards.clap import ClapReward
-from zoo.rewards.emotion import EmotionReward
 from zoo.rewards.ensemble import EnsembleReward
 from zoo.rewards.guards import GuardReward
+from zoo.rewards.mood import EmotionReward
 from zoo.types import Prompt
 
 EMOTION = {"channels": [4, 4, 4, 4, 4, 4, 4], "n_mels": 32, "chunk_s": 0.5}

@@ -9,8 +9,8 @@ import torch
 from toy_ddpo import module, recorded, trainer, weights
 from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
 
-from lightning_modules.reward_queue import WAITING, RewardError, RewardQueue
-from lightning_modules.rollouts import sample_and_score
+from lightning_modules.rl.reward_queue import WAITING, RewardError, RewardQueue
+from lightning_modules.rl.rollouts import sample_and_score
 from lightning_modules.run_folder import every_epoch
 from zoo.diffusion import Sampler
 from zoo.types import RewardOutput

@@ -9,7 +9,7 @@ import torch
 from toy_clap import SHORT, tokenizer_file
 
 from zoo.rewards.clap import ClapReward
-from zoo.rewards.emotion import EmotionReward
+from zoo.rewards.mood import EmotionReward
 from zoo.types import Prompt
 
 RATES_HZ = (16_000, 44_100, 48_000)

@@ -9,11 +9,11 @@ import torch
 from toys import ToyBackbone, ToyReward, prompt_round
 
 from datamodules.batches import PromptBatch
-from lightning_modules import round_rewards
-from lightning_modules.advantages import PromptTracker
-from lightning_modules.policy_update import plan_updates
-from lightning_modules.rollouts import sample_and_score
-from lightning_modules.round_update import update_round
+from lightning_modules.rl import round_scores
+from lightning_modules.rl.advantages import PromptTracker
+from lightning_modules.rl.ppo_update import plan_updates
+from lightning_modules.rl.rollouts import sample_and_score
+from lightning_modules.rl.round_update import update_round
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler
 from zoo.types import RewardOutput
@@ -214,7 +214,7 @@ SCORES = [1.0, 10.0, 0.0, 5.0, 3.0, 10.0, 4.0, 6.0]  # of four prompts, twice ea
 def judged_scores(advantage, reward=None, tracker=None):
     batch = prompt_round(8)
     samples = replace(scored(batch), score_B=torch.tensor(SCORES))
-    return round_rewards.judge(
+    return round_scores.judge(
         batch,
         samples,
         reward or ToyReward(),
@@ -277,13 +277,13 @@ def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monke
                 parts, given, trackers, strict=True
             ):  # first what each brings, then all of it
                 monkeypatch.setattr(
-                    round_rewards, "gather", lambda own: gathered.append(own) or [own]
+                    round_scores, "gather", lambda own: gathered.append(own) or [own]
                 )
-                round_rewards.judge(part, one, ToyReward(), "batch", tracker, **arguments)
-            monkeypatch.setattr(round_rewards, "gather", lambda own: gathered)
+                round_scores.judge(part, one, ToyReward(), "batch", tracker, **arguments)
+            monkeypatch.setattr(round_scores, "gather", lambda own: gathered)
             rounds = {}
             for part, one, tracker in zip(parts, given, trackers, strict=True):
-                values = round_rewards.judge(
+                values = round_scores.judge(
                     part, one, ToyReward(), advantage, tracker, **arguments
                 ).advantage_B.tolist()
                 rounds |= dict(

@@ -12,11 +12,11 @@ from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
 
 from datamodules.batches import PromptBatch
 from datamodules.prompts import PromptDataModule
-from datamodules.scene_prompts import scene_prompts
+from datamodules.sounds.scene_prompts import scene_prompts
 from lightning_modules.audio_samples import AudioSamples, spread
 from lightning_modules.callbacks import MetricsCSV, default_callbacks
-from lightning_modules.ddpo import DDPO
 from lightning_modules.report import read_rows, write_report
+from lightning_modules.rl.ddpo import DDPO
 from lightning_modules.run import fit, load
 from zoo.backbones.lora import load_adapter
 from zoo.types import RewardOutput

@@ -1,4 +1,4 @@
-"""What zoo.safety accepts and what it refuses: names, folders, headers, indexes."""
+"""What zoo.hub.untrusted accepts and what it refuses: names, folders, headers, indexes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zoo import safety
+from zoo.hub import untrusted
 
 TENSORS = {
     "a": torch.ones(2, 3),
@@ -35,7 +35,7 @@ def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8))
     ["model.safetensors", "unet/model-00001-of-00002.safetensors", "..weights", "a..b", "ä.json"],
 )
 def test_plain_names_stay_as_they_are(name: str) -> None:
-    assert str(safety.safe_relative_path(name)) == name
+    assert str(untrusted.safe_relative_path(name)) == name
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_plain_names_stay_as_they_are(name: str) -> None:
 )
 def test_names_that_leave_the_folder_are_refused(name: object) -> None:
     with pytest.raises(ValueError, match="name"):
-        safety.safe_relative_path(name)  # type: ignore[arg-type]
+        untrusted.safe_relative_path(name)  # type: ignore[arg-type]
 
 
 def test_a_folder_lists_its_regular_files(tmp_path: Path) -> None:
     for name in ("config.json", "unet/model.safetensors", ".hidden/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert [path.relative_to(tmp_path).as_posix() for path in safety.check_folder(tmp_path)] == [
+    assert [path.relative_to(tmp_path).as_posix() for path in untrusted.check_folder(tmp_path)] == [
         ".hidden/x",
         "config.json",
         "unet/model.safetensors",
@@ -85,13 +85,13 @@ def test_links_and_special_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"links: config.json -> .*secret, weights -> .*; special files: sub/pipe"
     ):
-        safety.check_folder(folder)
+        untrusted.check_folder(folder)
     with pytest.raises(ValueError, match="config.json is a link"):
-        safety.file_inside(folder, "config.json")
+        untrusted.file_inside(folder, "config.json")
     with pytest.raises(ValueError, match="weights is a link"):
-        safety.file_inside(folder, "weights/secret")
+        untrusted.file_inside(folder, "weights/secret")
     with pytest.raises(ValueError, match="not a regular file"):
-        safety.file_inside(folder, "sub/pipe")
+        untrusted.file_inside(folder, "sub/pipe")
 
 
 def test_a_socket_is_special(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_socket_is_special(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("s")
         with pytest.raises(ValueError, match="special files: s;"):
-            safety.check_folder(tmp_path)
+            untrusted.check_folder(tmp_path)
 
 
 def test_links_into_the_cache_are_files(tmp_path: Path) -> None:
@@ -107,30 +107,32 @@ def test_links_into_the_cache_are_files(tmp_path: Path) -> None:
     blobs.mkdir(), snapshot.mkdir(parents=True)
     (blobs / "1234").write_text("x")
     (snapshot / "config.json").symlink_to("../../blobs/1234")
-    assert safety.check_folder(snapshot, links_into=blobs) == (snapshot / "config.json",)
-    assert safety.file_inside(snapshot, "config.json", links_into=blobs) == snapshot / "config.json"
+    assert untrusted.check_folder(snapshot, links_into=blobs) == (snapshot / "config.json",)
+    assert (
+        untrusted.file_inside(snapshot, "config.json", links_into=blobs) == snapshot / "config.json"
+    )
     beside = tmp_path / "blobs-of-another" / "1234"
     beside.parent.mkdir()
     beside.write_text("y")
     (snapshot / "near").symlink_to(beside)
     with pytest.raises(ValueError, match="near ->"):
-        safety.check_folder(snapshot, links_into=blobs)
+        untrusted.check_folder(snapshot, links_into=blobs)
     (snapshot / "near").unlink()
     (snapshot / "outside").symlink_to(__file__)
     with pytest.raises(ValueError, match="outside -> "):
-        safety.check_folder(snapshot, links_into=blobs)
+        untrusted.check_folder(snapshot, links_into=blobs)
 
 
 def test_missing_things_are_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
-        safety.file_inside(tmp_path, "model.safetensors")
+        untrusted.file_inside(tmp_path, "model.safetensors")
     with pytest.raises(NotADirectoryError, match="is no folder"):
-        safety.check_folder(tmp_path / "nowhere")
+        untrusted.check_folder(tmp_path / "nowhere")
 
 
 def test_a_true_header_passes(tmp_path: Path) -> None:
     save_file(TENSORS, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
-    assert safety.check_safetensors_header(tmp_path / "model.safetensors") == {
+    assert untrusted.check_safetensors_header(tmp_path / "model.safetensors") == {
         "a": ("F32", (2, 3)),
         "b": ("BF16", (0, 4)),
         "c": ("BOOL", (5,)),
@@ -167,32 +169,32 @@ def test_a_true_header_passes(tmp_path: Path) -> None:
 )
 def test_a_lying_header_is_refused(tmp_path: Path, header: object, data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        safety.check_safetensors_header(with_header(tmp_path / "x.safetensors", header, data))
+        untrusted.check_safetensors_header(with_header(tmp_path / "x.safetensors", header, data))
 
 
 def test_a_header_longer_than_its_file_or_than_sense(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="claims a header of 10000000000"):
-        safety.check_safetensors_header(with_header(tmp_path / "a", {}, length=10_000_000_000))
+        untrusted.check_safetensors_header(with_header(tmp_path / "a", {}, length=10_000_000_000))
     (tmp_path / "b").write_bytes(b"\1\0")
     with pytest.raises(ValueError, match="it has 2 bytes"):
-        safety.check_safetensors_header(tmp_path / "b")
+        untrusted.check_safetensors_header(tmp_path / "b")
     with (tmp_path / "c").open("wb") as file:
         file.write((50 * 2**20).to_bytes(8, "little"))
         file.truncate(60 * 2**20)
     with pytest.raises(ValueError, match="is not read"):
-        safety.check_safetensors_header(tmp_path / "c")
+        untrusted.check_safetensors_header(tmp_path / "c")
 
 
 def test_json_has_a_size_and_a_depth(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"a": [1, {"b": null}]}')
-    assert safety.read_json(path) == {"a": [1, {"b": None}]}
-    path.write_text('{"a": "' + "x" * safety.JSON_BYTES + '"}')
+    assert untrusted.read_json(path) == {"a": [1, {"b": None}]}
+    path.write_text('{"a": "' + "x" * untrusted.JSON_BYTES + '"}')
     with pytest.raises(ValueError, match="is not read"):
-        safety.read_json(path)
+        untrusted.read_json(path)
     path.write_text('{"a":' * 40 + "1" + "}" * 40)
     with pytest.raises(ValueError, match="nested more than 32"):
-        safety.read_json(path)
+        untrusted.read_json(path)
 
 
 def test_an_index_names_shards_inside_the_folder(tmp_path: Path) -> None:
@@ -209,9 +211,9 @@ def test_an_index_names_shards_inside_the_folder(tmp_path: Path) -> None:
         tmp_path / "model-1.safetensors": ("a",),
         tmp_path / "model-2.safetensors": ("b", "c"),
     }
-    assert safety.check_index(index, tmp_path) == expected
+    assert untrusted.check_index(index, tmp_path) == expected
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert safety.check_index(tmp_path / "model.safetensors.index.json", tmp_path) == expected
+    assert untrusted.check_index(tmp_path / "model.safetensors.index.json", tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -241,4 +243,4 @@ def test_a_hostile_index_is_refused(
     save_file({"a": torch.ones(2)}, str(folder / "here.safetensors"))
     (folder / "link.safetensors").symlink_to(tmp_path / "model.safetensors")
     with pytest.raises(error, match=said):
-        safety.check_index({"weight_map": weight_map}, folder)
+        untrusted.check_index({"weight_map": weight_map}, folder)

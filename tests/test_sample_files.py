@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo.audio_files import write_audio
-from zoo.sample_files import Sample, read_samples, write_index
+from zoo.generations import Sample, read_samples, write_index
 from zoo.types import Prompt, Waveform
 
 

@@ -4,7 +4,7 @@ default, in this order.
 
 import pytest
 
-from zoo.run_facts import facts_of
+from zoo.hub.run_facts import facts_of
 from zoo.sampling_settings import DEFAULTS, run_sampling, sampling_settings
 
 RUN = {
@@ -30,20 +30,20 @@ def test_a_run_that_does_not_say_how_it_samples_is_sampled_as_it_was_trained() -
     """
     import inspect
 
-    from lightning_modules.ddpo import DDPO
+    from lightning_modules.rl.ddpo import DDPO
 
     own = {
         name: parameter.default for name, parameter in inspect.signature(DDPO).parameters.items()
     }
     for evaluation in (False, True):
         found = sampling_settings(
-            {}, {"module": {"_target_": "lightning_modules.ddpo.DDPO"}}, {}, evaluation
+            {}, {"module": {"_target_": "lightning_modules.rl.ddpo.DDPO"}}, {}, evaluation
         )
         said = (found.steps, found.guidance_scale, found.eta, found.rule)
         assert said == tuple(
             own[name] for name in ("sample_steps", "guidance_scale", "eta", "rule")
         )
-    run = {"module": {"_target_": "lightning_modules.ddpo.DDPO", "guidance_scale": 3.5}}
+    run = {"module": {"_target_": "lightning_modules.rl.ddpo.DDPO", "guidance_scale": 3.5}}
     assert sampling_settings({}, run, {}).guidance_scale == 3.5
     assert (
         sampling_settings(
@@ -68,7 +68,7 @@ def test_an_export_records_what_the_run_evaluated_with(tmp_path) -> None:
     nothing.
     """
     module = {
-        "_target_": "lightning_modules.ddpo.DDPO",
+        "_target_": "lightning_modules.rl.ddpo.DDPO",
         "sample_steps": 25,
         "eval_sample_steps": 50,
         "eval_rule": "dpmpp_2m_sde",

@@ -12,10 +12,10 @@ from torch import Tensor
 from toy_scenes import RATE_HZ, tone_bank
 
 from datamodules.cache import LatentCache
-from datamodules.scene_audio import compose
-from datamodules.scene_prompts import scene_prompts
-from datamodules.scenes import SceneDataModule
-from zoo.targets import check, instantiate
+from datamodules.sounds.scene_audio import compose
+from datamodules.sounds.scene_prompts import scene_prompts
+from datamodules.sounds.scenes import SceneDataModule
+from zoo.instantiate import check, instantiate
 from zoo.types import Prompt
 
 
@@ -210,7 +210,7 @@ def test_bad_prompt_settings_are_named(changes: dict, message: str) -> None:
 
 def test_rounds_of_scene_prompts_as_a_config_builds_them() -> None:
     prompts = {
-        "_target_": "datamodules.scene_prompts.scene_prompts",
+        "_target_": "datamodules.sounds.scene_prompts.scene_prompts",
         "classes": NAMES,
         "relations": ["then"],
         "seed": 3,

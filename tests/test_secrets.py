@@ -14,13 +14,13 @@ from toy_run import config as toy_config
 
 from lightning_modules import run, run_folder
 from lightning_modules.report import write_report
-from lightning_modules.reward_queue import RewardError, score
+from lightning_modules.rl.reward_queue import RewardError, score
 from zoo import secrets
+from zoo.commands.zoo import main
 from zoo.errors import describe, reported
-from zoo.hub import pull, push
+from zoo.hub.pull import pull, push
 from zoo.secrets import MASK, is_secret_key, masked, without_secrets
 from zoo.types import Prompt
-from zoo.zoo_command import main
 
 OTHER = "hf_" + "Zz9" * 10
 

@@ -13,8 +13,8 @@ import toy_zoo
 import zoo
 from zoo.backbones.audioldm2 import AudioLDM2
 from zoo.backbones.tango import Tango
+from zoo.hub.table import ENTRIES
 from zoo.rewards.clap import ClapReward
-from zoo.table import ENTRIES
 from zoo.types import Backbone, Prompt, Reward
 
 BIG = [

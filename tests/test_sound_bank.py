@@ -12,10 +12,10 @@ import pytest
 import torch
 from toy_sounds import SONIC_PI_SENTENCE, tone, write_packages
 
-from datamodules import sound_bank, sound_fetch
-from datamodules.sound_bank import PERMISSIVE, load_bank, load_rules
-from datamodules.sound_clips import BankClip, SoundBank, draw_splits
-from datamodules.sound_sources import SMALL_SET, SOURCES
+from datamodules.sounds import bank, fetch
+from datamodules.sounds.bank import PERMISSIVE, load_bank, load_rules
+from datamodules.sounds.clips import BankClip, SoundBank, draw_splits
+from datamodules.sounds.sources import SMALL_SET, SOURCES
 
 INSTALL = "`apt-get install --no-install-recommends " + " ".join(SMALL_SET) + "`"
 
@@ -216,7 +216,7 @@ def test_the_second_load_comes_from_one_file(
     first = load_bank(packages, cache_dir=cache)
     [file] = cache.iterdir()
     with monkeypatch.context() as patched:
-        patched.setattr(sound_bank, "decode", lambda *_: pytest.fail("decoded again"))
+        patched.setattr(bank, "decode", lambda *_: pytest.fail("decoded again"))
         second = load_bank(packages, cache_dir=cache)
     assert second.clips == first.clips and second.quarantined == first.quarantined
     assert all(torch.equal(first.wave(clip), second.wave(clip)) for clip in first.clips)
@@ -256,11 +256,11 @@ def test_the_rule_table_is_whole_and_a_broken_one_is_named_by_line(tmp_path: Pat
 def test_the_command_lists_classes_with_their_licences(
     packages: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound_fetch.main(["list", "--root", str(packages)])
+    fetch.main(["list", "--root", str(packages)])
     out = capsys.readouterr().out
     assert "bass_drum" in out and "unseen scenes only" in out and "10 clips, 6 classes" in out
     assert "left out: sonic-pi/misc_crow.flac is a copy of" in out
-    rows = {row[0]: row for row in sound_fetch.summary(load_bank(packages))}
+    rows = {row[0]: row for row in fetch.summary(load_bank(packages))}
     assert rows["bass_drum"] == ("bass_drum", "5", "1.2", "4 / 1", "CC0-1.0")
 
 

@@ -105,7 +105,7 @@ def test_a_caption_that_cannot_be_compared_is_named():
 DATA = {
     "_target_": "datamodules.prompts.PromptDataModule",
     "prompts": {
-        "_target_": "datamodules.scene_prompts.scene_prompts",
+        "_target_": "datamodules.sounds.scene_prompts.scene_prompts",
         "classes": ["cow", "crow", "explosion", "sheep"],
         "relations": ["together", "then"],
         "held_out_share": 0.34,
@@ -156,7 +156,7 @@ def test_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     trained = []
     config = {
         "module": {
-            "_target_": "lightning_modules.ddpo.DDPO",
+            "_target_": "lightning_modules.rl.ddpo.DDPO",
             "backbone": {"_target_": "toys.small_audio"},
             "reward": {"_target_": "test_sound_benchmarks.Loudness"},
             "sample_steps": 2,

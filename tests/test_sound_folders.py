@@ -11,8 +11,8 @@ import pytest
 import torch
 from toy_sounds import tone
 
-from datamodules import sound_folders
-from datamodules.sound_folders import load_folder_bank
+from datamodules.sounds import folders
+from datamodules.sounds.folders import load_folder_bank
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_the_second_load_of_a_folder_comes_from_the_cache(
 ) -> None:
     (folder / "captions.csv").write_text("file,caption\na.wav,a hum\nb.wav,a hiss\n")
     first = load_folder_bank(folder, cache_dir=folder / "cache")
-    monkeypatch.setattr(sound_folders, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(folders, "decode", lambda *_: pytest.fail("decoded again"))
     second = load_folder_bank(folder, cache_dir=folder / "cache")
     assert second.clips == first.clips and torch.equal(
         first.wave(first.clips[1]), second.wave(second.clips[1])

@@ -14,7 +14,7 @@ import torch
 from benchmarks import embedded_sounds, sound_judges, sound_tables
 from benchmarks.evaluation import Clips
 from benchmarks.sound_judges import EventJudge, MiniLM, TextAudioJudge
-from datamodules.sound_bank import BankClip, SoundBank
+from datamodules.sounds.bank import BankClip, SoundBank
 from zoo.backbones.tiny import TinyAudio
 from zoo.diffusion import Sampler
 from zoo.importers import yamnet

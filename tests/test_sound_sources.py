@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from toy_sounds import RAW, ZLIB, ZSTD, catalogue, qt_bundle, riff
 
-from datamodules import sound_fetch
-from datamodules.sound_licences import allows, credit_licence, parse_copyright, spdx, stanza_for
-from datamodules.sound_sources import FULL_SET, original_recording, read_cat, read_rcc
+from datamodules.sounds import fetch
+from datamodules.sounds.licences import allows, credit_licence, parse_copyright, spdx, stanza_for
+from datamodules.sounds.sources import FULL_SET, original_recording, read_cat, read_rcc
 
 
 @pytest.mark.parametrize("version", [1, 3])
@@ -196,8 +196,8 @@ class Shell:
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
     fake = Shell()
-    monkeypatch.setattr(sound_fetch.subprocess, "run", fake)
-    monkeypatch.setattr(sound_fetch.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(fetch.subprocess, "run", fake)
+    monkeypatch.setattr(fetch.shutil, "which", lambda program: f"/usr/bin/{program}")
     return fake
 
 
@@ -206,17 +206,16 @@ def test_fetch_unpacks_what_is_not_there_and_goes_on_after_a_break(
 ) -> None:
     shell.broken = {"dpkg-deb -x": "dpkg-deb: error: no space left"}
     with pytest.raises(OSError, match="no space left"):
-        sound_fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
+        fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
     assert (tmp_path / f".packages/{FULL_SET[0]}.unpacking").exists()
     shell.broken, said = {}, []
-    assert sound_fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == list(FULL_SET[:2])
+    assert fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == list(FULL_SET[:2])
     assert sorted(p.name for p in (tmp_path / ".packages").iterdir()) == sorted(
         f"{name}.unpacked" for name in FULL_SET[:2]
     )
     count = len(shell.commands)
     assert (
-        sound_fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == []
-        and len(shell.commands) == count
+        fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == [] and len(shell.commands) == count
     )
     assert said[-1] == f"{FULL_SET[1]} is there already"
 
@@ -225,7 +224,7 @@ def test_fetch_reads_package_lists_of_its_own_where_the_machine_has_none(
     tmp_path: Path, shell: Shell
 ) -> None:
     shell.broken = {"apt-get download": "E: Unable to locate package"}
-    sound_fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
+    fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
     assert [command[-1] for command in shell.commands] == [
         FULL_SET[0],
         "update",
@@ -236,17 +235,17 @@ def test_fetch_reads_package_lists_of_its_own_where_the_machine_has_none(
     with pytest.raises(
         OSError, match="Unable to locate package.*no network.*choose with --packages"
     ):
-        sound_fetch.fetch(tmp_path, FULL_SET[1:2], say=[].append)
+        fetch.fetch(tmp_path, FULL_SET[1:2], say=[].append)
 
 
 def test_fetch_refuses_other_packages_the_root_and_a_machine_without_apt(
     tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="did you mean 'alsa-utils'"):
-        sound_fetch.fetch(tmp_path, ["alsa-util"])
+        fetch.fetch(tmp_path, ["alsa-util"])
     with pytest.raises(ValueError, match="choose a folder of its own"):
-        sound_fetch.fetch("/", FULL_SET[:1])
-    monkeypatch.setattr(sound_fetch.shutil, "which", lambda program: None)
+        fetch.fetch("/", FULL_SET[:1])
+    monkeypatch.setattr(fetch.shutil, "which", lambda program: None)
     with pytest.raises(OSError, match="apt-get and dpkg-deb not found"):
-        sound_fetch.fetch(tmp_path, FULL_SET[:1])
+        fetch.fetch(tmp_path, FULL_SET[:1])
     assert shell.commands == []

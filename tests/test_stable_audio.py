@@ -9,7 +9,7 @@ import torch
 from toy_stable_audio import FRAMES, HOP, RATE_HZ, TOKENS, arguments, pipeline, small_model
 
 import zoo
-from lightning_modules.losses import clipped_policy_loss, kl_to_reference
+from lightning_modules.rl.losses import clipped_policy_loss, kl_to_reference
 from zoo.backbones.lora import add_lora
 from zoo.backbones.oobleck_codec import OobleckCodec
 from zoo.backbones.stable_audio import StableAudio, path_of

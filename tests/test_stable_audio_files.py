@@ -15,11 +15,11 @@ from toys import Given, latents
 import zoo
 from datamodules.batches import PromptBatch
 from lightning_modules.denoising import Denoising
-from zoo import registry
 from zoo.backbones.lora import attention_linears, load_adapter, save_adapter
 from zoo.backbones.stable_audio import StableAudio
-from zoo.checkpoint import identity_of, load_artifact, save_artifact
 from zoo.diffusion import denoising_error
+from zoo.hub import registry
+from zoo.hub.artifact import identity_of, load_artifact, save_artifact
 from zoo.importers.stable_audio import pulled_stable_audio
 from zoo.types import Prompt, RewardOutput
 

@@ -8,9 +8,9 @@ from toy_ddpo import fitted, module, trainer, weights
 from toys import Rounds, ToyBackbone, shaken
 
 from lightning_modules.audio_samples import AudioSamples
-from lightning_modules.ddpo import DDPO
+from lightning_modules.rl.ddpo import DDPO
 from zoo.backbones.lora import add_lora, reference, save_adapter
-from zoo.run_facts import facts_of
+from zoo.hub.run_facts import facts_of
 
 
 @pytest.fixture

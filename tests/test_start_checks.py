@@ -13,8 +13,8 @@ from toy_run import ROOT, load
 import zoo
 from lightning_modules import run
 from zoo.audio_files import write_audio
+from zoo.backbones.lengths import check_seconds
 from zoo.backbones.tiny import TinyAudio
-from zoo.lengths import check_seconds
 from zoo.types import Waveform
 
 SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
@@ -34,7 +34,10 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
             ),
             "mood 'none'.*classifier",
         ),
-        ("data={_target_: datamodules.music.MusicDataModule}", "MusicDataModule yields AudioBatch"),
+        (
+            "data={_target_: datamodules.music.music.MusicDataModule}",
+            "MusicDataModule yields AudioBatch",
+        ),
         (
             "module.reward={_target_: zoo.backbones.tiny.TinyAudio}",
             r"module\.reward: .*TinyAudio.*differentiable",
@@ -73,7 +76,7 @@ def test_what_cannot_work_is_refused_before_there_is_a_folder(tmp_path, override
 
 def test_a_start_that_a_later_hook_refuses_leaves_no_folder(tmp_path):
     where = f"out_dir={tmp_path / 'run'}"
-    watch = "trainer.callbacks=[{_target_: lightning_modules.held_out.HeldOutWatch}]"
+    watch = "trainer.callbacks=[{_target_: lightning_modules.rl.held_out.HeldOutWatch}]"
     with pytest.raises(ValueError, match="held_out_reward"):
         run.fit(run.load([SMOKE], [where, watch]))
     assert not list(tmp_path.iterdir())

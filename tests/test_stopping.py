@@ -12,7 +12,7 @@ import toy_run
 from lightning.pytorch import Callback
 
 from lightning_modules import run
-from zoo import generate_command
+from zoo.commands import generate
 from zoo.errors import Stopped, reported
 from zoo.generation import generate_each
 
@@ -88,7 +88,7 @@ def test_generate_says_what_was_written(tmp_path, capsys, monkeypatch):
     words = ["embedded/music", "a", "b", "c", "--steps", "1", "--batch-size", "1"]
     words += ["--seconds", ".2", "--out", str(tmp_path / "g")]
     with pytest.raises(Stopped, match=r"2 of 3 samples .*--overwrite"):
-        generate_command.main(words, lambda *_: ())
+        generate.main(words, lambda *_: ())
     assert len(list((tmp_path / "g").glob("*.wav"))) == 2
 
 

@@ -15,8 +15,8 @@ import zoo.loading
 from zoo.backbones.lora import add_lora, attention_linears, load_adapter, save_adapter
 from zoo.backbones.mel_codec import normalised, prepared, slaney_mel_bank
 from zoo.backbones.tango import UNET, Tango
-from zoo.checkpoint import load_artifact, save_artifact
 from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
+from zoo.hub.artifact import load_artifact, save_artifact
 from zoo.types import Prompt
 
 PROMPTS = (

@@ -11,9 +11,9 @@ import torch
 from toy_clap import AUDIO, CONFIG, SHORT, VOCABULARY, random_clap, tokenizer_file
 from transformers import ClapFeatureExtractor
 
-import zoo.registry
-from zoo import store
-from zoo.checkpoint import load_artifact, save_artifact
+import zoo.hub.registry
+from zoo.hub import store
+from zoo.hub.artifact import load_artifact, save_artifact
 from zoo.rewards.clap import ClapReward
 from zoo.rewards.transformers_clap import ClapMel, TransformersClapTowers
 from zoo.types import Prompt
@@ -153,7 +153,7 @@ def test_an_artefact_needs_neither_the_files_nor_a_network(folder, tmp_path):
 def test_a_pulled_model_of_the_zoo_is_loaded_by_its_name(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ATTUNE_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)  # no lock file here
-    entry = zoo.registry.entry_of("clap-htsat-unfused")
+    entry = zoo.hub.registry.entry_of("clap-htsat-unfused")
     with pytest.raises(FileNotFoundError, match="clap-htsat-unfused"):
         zoo.load(entry.name)
     place = store.place(entry.name, entry.revision)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from zoo.files import sha256_of
-from zoo.store import PullRecord, write_record
-from zoo.verify import is_unfinished, verify_folder
+from zoo.hub.store import PullRecord, write_record
+from zoo.hub.verify import is_unfinished, verify_folder
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from toys import SMALL
 import zoo
 from zoo.backbones.lora import add_lora, load_adapter, save_adapter
 from zoo.backbones.tiny import TinyAudio
+from zoo.hub.run_models import load_weights
+from zoo.hub.weights import wrong_numbers
 from zoo.rewards.clap import ClapReward
-from zoo.run_models import load_weights
-from zoo.weights import wrong_numbers
 
 HARMS = {
     "integer": lambda tensor: torch.ones_like(tensor, dtype=torch.int32),

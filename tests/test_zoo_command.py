@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from zoo import zoo_command
+from zoo.commands import zoo
 from zoo.errors import reported
 from zoo.files import sha256_of
-from zoo.lock import LockedFile, Pin, write_pin
-from zoo.store import PullRecord, write_record
-from zoo.table import ENTRIES
+from zoo.hub.lock import LockedFile, Pin, write_pin
+from zoo.hub.store import PullRecord, write_record
+from zoo.hub.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 MUSIC = ENTRIES["embedded/music"]
@@ -32,7 +32,7 @@ def _working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]):
     def run(*argv: str) -> str:
-        assert reported(zoo_command.main, argv) == 0, capsys.readouterr().err
+        assert reported(zoo.main, argv) == 0, capsys.readouterr().err
         return capsys.readouterr().out
 
     return run
@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str]):
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]):
     def refused(*argv: str) -> str:
-        assert reported(zoo_command.main, argv) == 2
+        assert reported(zoo.main, argv) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("error: ") == 1 and err.strip().count("\n") == 0
         return err
@@ -172,14 +172,14 @@ def test_a_wrong_command_line_shows_the_right_ones(
     capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        zoo_command.main(argv)
+        zoo.main(argv)
     assert caught.value.code == 2 and "usage: python tools/zoo.py" in capsys.readouterr().err
 
 
 def test_export_hands_over_what_was_asked(monkeypatch: pytest.MonkeyPatch, run) -> None:
     seen = []
     module = SimpleNamespace(export_run=lambda *args, **settings: seen.append((args, settings)))
-    monkeypatch.setitem(sys.modules, "zoo.export", module)
+    monkeypatch.setitem(sys.modules, "zoo.hub.export", module)
     assert run("export", "runs/one", "--to", "out") == "out\n"
     run("export", "runs/one", "--to", "out", "--merge", "--overwrite")
     settings = [{"merge": False, "overwrite": False}, {"merge": True, "overwrite": True}]
@@ -190,7 +190,7 @@ def test_a_dry_push_prints_the_plan(monkeypatch: pytest.MonkeyPatch, run) -> Non
     seen = []
     plan = SimpleNamespace(describe=lambda: "the plan")
     monkeypatch.setattr(
-        "zoo.hub.push", lambda *args, **settings: seen.append((args, settings)) or plan
+        "zoo.hub.pull.push", lambda *args, **settings: seen.append((args, settings)) or plan
     )
     assert run("push", "folder", "me/model") == "the plan\n"
     run("push", "folder", "me/model", "--yes", "--private")
@@ -214,7 +214,7 @@ def test_a_licence_is_asked_for_at_a_terminal_only(
         progress(10, 10)
         return tmp_path
 
-    monkeypatch.setattr("zoo.hub.pull", pull)
+    monkeypatch.setattr("zoo.hub.pull.pull", pull)
     run("pull", "tango2", "--accept-licence")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
     run("pull", "tango2")
@@ -254,9 +254,7 @@ def test_verify_holds_a_pulled_folder_against_the_lock_file(run, refused, tmp_pa
 
 def test_the_parser_explains_every_option() -> None:
     (commands,) = (
-        action
-        for action in zoo_command.parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
+        action for action in zoo.parser()._actions if isinstance(action, argparse._SubParsersAction)
     )
     assert set(commands.choices) == {"list", "show", "pull", "export", "push", "verify"}
     unexplained = [

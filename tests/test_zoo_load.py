@@ -14,12 +14,13 @@ import torch
 from toys import SMALL, ToyBackbone
 
 import zoo
-from zoo import entry, generation, registry
+from zoo import generation
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
-from zoo.checkpoint import save_artifact
+from zoo.hub import entry, registry
+from zoo.hub.artifact import save_artifact
+from zoo.hub.weights import save_weights
 from zoo.types import Prompt, RewardOutput, Waveform
-from zoo.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -216,7 +217,7 @@ def test_what_is_no_backbone_prompt_or_wave_is_told():
 
 def test_a_name_that_is_nearly_ours_is_told_before_the_network_is_asked(monkeypatch):
     asked = []
-    monkeypatch.setattr("zoo.hub.pull", lambda name: asked.append(name) or 1 / 0)
+    monkeypatch.setattr("zoo.hub.pull.pull", lambda name: asked.append(name) or 1 / 0)
     for name in ("embeded/music", "Embedded/Music", "embedded/moods"):
         with pytest.raises(ValueError, match=f"no model '{name}'.*did you mean 'embedded/m"):
             zoo.load(name)

@@ -13,7 +13,7 @@ import zoo
 from lightning_modules import run, run_folder
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
-from zoo.checkpoint import save_artifact
+from zoo.hub.artifact import save_artifact
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs/ddpo/quickstart.yaml"
 CARD = "---\nlicense: apache-2.0\nlibrary_name: attune\n---\n# A model\n"

@@ -4,7 +4,7 @@ import lightning as L
 import torch
 from toys import Rounds, ToyBackbone, ToyReward
 
-from lightning_modules.ddpo import DDPO
+from lightning_modules.rl.ddpo import DDPO
 
 
 def module(**changes) -> DDPO:

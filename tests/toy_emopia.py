@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.piano_demo import write_piano_demo
+from datamodules.music.piano_demo import write_piano_demo
 
 TINY = {
     "songs": 12,

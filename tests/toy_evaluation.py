@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_modules.evaluation import command
 from zoo.audio_files import write_audio
+from zoo.commands import evaluate as command
 from zoo.types import Prompt, RewardOutput, Waveform
 
 RATE_HZ = 8000

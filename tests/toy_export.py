@@ -13,14 +13,14 @@ from toys import SMALL
 
 from lightning_modules import run
 from zoo.backbones.tiny import TinyAudio
-from zoo.checkpoint import save_artifact
-from zoo.entry import ZooEntry
-from zoo.table import ENTRIES
+from zoo.hub.artifact import save_artifact
+from zoo.hub.entry import ZooEntry
+from zoo.hub.table import ENTRIES
 
 BASE = "tiny-base"
 CONFIG = """
 module:
-  _target_: lightning_modules.ddpo.DDPO
+  _target_: lightning_modules.rl.ddpo.DDPO
   backbone: {_target_: zoo.load, name: tiny-base}
   reward: {_target_: toys.ToyReward}
   lora_rank: 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from zoo.audio_files import write_audio
-from zoo.sample_files import Sample, write_index
+from zoo.generations import Sample, write_index
 from zoo.types import Prompt, Waveform
 
 RATE_HZ = 8000

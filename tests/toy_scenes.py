@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from datamodules.captions import class_words
-from datamodules.sound_bank import BankClip, SoundBank
+from datamodules.sounds.bank import BankClip, SoundBank
+from datamodules.sounds.captions import class_words
 
 RATE_HZ = 4000
 CLASSES = {

@@ -17,8 +17,8 @@ import pytest
 import torch
 import toy_clap
 
-from zoo import store
-from zoo.table import ENTRIES
+from zoo.hub import store
+from zoo.hub.table import ENTRIES
 
 EMOPIA_FILE = (  # where configurations look for EMOPIA's checkpoints, below the working directory
     "models/emopia/{0}/best.ckpt"

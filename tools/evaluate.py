@@ -12,14 +12,14 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    from lightning_modules.evaluation.options import parser
+    from zoo.evaluation.options import parser
 
     asked = parser().parse_args(argv)
     from datamodules.prompt_sources import (
         file_prompts,
     )  # after the arguments were read: --help needs no torch
     from datamodules.tables import read_table
-    from lightning_modules.evaluation import command
+    from zoo.commands import evaluate
 
     command.run(asked, file_prompts, read_table)
 

@@ -13,9 +13,9 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    from zoo import generate_command
+    from zoo.commands import generate
 
-    generate_command.main(argv, _file_prompts)
+    generate.main(argv, _file_prompts)
 
 
 def _file_prompts(path: str, negative: str, seconds: float) -> Sequence[Any]:

@@ -12,7 +12,7 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    from lightning_modules.listen_command import main as command
+    from zoo.commands.listen import main as command
 
     command(argv)
 

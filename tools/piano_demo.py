@@ -10,7 +10,7 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    from datamodules.piano_command import main as command
+    from datamodules.music.piano_command import main as command
 
     command(argv)
 

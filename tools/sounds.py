@@ -12,7 +12,7 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    from datamodules.sound_fetch import main as command
+    from datamodules.sounds.fetch import main as command
 
     command(argv)
 

@@ -14,9 +14,9 @@ from zoo.errors import reported
 
 
 def main(argv: Sequence[str]) -> None:
-    from zoo import zoo_command
+    from zoo.commands import zoo
 
-    zoo_command.main(argv)
+    zoo.main(argv)
 
 
 if __name__ == "__main__":

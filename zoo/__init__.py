@@ -11,12 +11,12 @@ import importlib
 from typing import Any
 
 _PLACES = {
-    "entries": "zoo.registry",
+    "entries": "zoo.hub.registry",
     "generate": "zoo.generation",
     "load": "zoo.loading",
     "open_model": "zoo.loading",
-    "pull": "zoo.hub",
-    "push": "zoo.hub",
+    "pull": "zoo.hub.pull",
+    "push": "zoo.hub.pull",
     "score": "zoo.generation",
 }
 __version__ = (  # setup.cfg reads it here, so that a checkout that was never installed knows it too
@@ -27,7 +27,7 @@ __all__ = ["entries", "generate", "load", "names", "open_model", "pull", "push",
 
 def names(kind: str | None = None) -> tuple[str, ...]:
     """The names of the zoo's entries, of one kind ("backbone", "reward" ...) or of all."""
-    from zoo.table import ENTRIES
+    from zoo.hub.table import ENTRIES
 
     return tuple(name for name, entry in ENTRIES.items() if kind in (None, entry.kind))
 

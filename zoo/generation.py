@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from zoo.backbones.lengths import check_seconds
 from zoo.diffusion import Sampler, noise_generator, rollout
-from zoo.lengths import check_seconds
+from zoo.instantiate import bind_types
 from zoo.loading import load, open_model
-from zoo.targets import bind_types
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform, lacking
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from zoo.checkpoint import CONFIG_FILE, load_artifact, read_config
 from zoo.devices import usable_device
 from zoo.errors import did_you_mean
+from zoo.hub.artifact import CONFIG_FILE, load_artifact, read_config
+from zoo.hub.registry import ENTRIES, find, looks_remote
+from zoo.hub.run_models import code_named_by, is_run, of_run, refuse_downloaded
+from zoo.hub.untrusted import read_json
 from zoo.importers import IMPORTERS, PIPELINES
-from zoo.registry import ENTRIES, find, looks_remote
-from zoo.run_models import code_named_by, is_run, of_run, refuse_downloaded
-from zoo.safety import read_json
-from zoo.targets import locate
+from zoo.instantiate import locate
 from zoo.types import Backbone, lacking
 
 
@@ -95,7 +95,7 @@ def _adapted(model: Any, stack: Sequence[tuple[Path, float]], name: str) -> Any:
     Raises ``ValueError`` for adapters on what is no backbone.
     """
     if stack:
-        from zoo.backbones.adapters import stack_adapters
+        from zoo.hub.adapters import stack_adapters
 
         if lacking(model, Backbone):
             raise ValueError(
@@ -197,7 +197,7 @@ def find_or_pull(name: str | Path) -> Path:
             f"there is no model {str(name)!r} on this machine; did you mean {near[0]!r}? "
             f"If it is on the Hub, fetch it first: python tools/zoo.py pull {name}"
         )
-    from zoo.hub import pull
+    from zoo.hub.pull import pull
 
     return pull(str(name))
 

@@ -56,7 +56,7 @@ def run_sampling(run: Mapping[str, Any], evaluation: bool = False) -> dict[str, 
     With ``evaluation`` its own ``eval_*`` settings go before those of its training.
     """
     module, data = run.get("module") or {}, run.get("data") or {}
-    if module.get("_target_") == "lightning_modules.ddpo.DDPO":
+    if module.get("_target_") == "lightning_modules.rl.ddpo.DDPO":
         module = {**_OF_DDPO, **module}
     data = data if isinstance(data, Mapping) else {}
     if isinstance(
@@ -80,7 +80,7 @@ def sampling_settings(
 ) -> SamplingSettings:
     """``asked``: values by the names of ``SamplingSettings``, None where nothing is asked.
 
-    ``run``: a run's configuration, or ``{}``. ``recorded``: ``zoo.run_models.recorded_sampling``.
+    ``run``: a run's configuration, or ``{}``. ``recorded``: ``zoo.hub.run_models.recorded_sampling``.
     With ``evaluation`` the run's own ``eval_*`` settings go before those of its training.
 
     Raises ``ValueError`` when there is one eta a step for another number of steps.

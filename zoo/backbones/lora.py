@@ -89,7 +89,7 @@ def add_lora(
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    from zoo.backbones.adapter_files import check_alpha
+    from zoo.hub.adapter_files import check_alpha
 
     if isinstance(backbone.denoiser, PeftModel):
         raise ValueError(
@@ -151,7 +151,7 @@ def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
     Raises ``ValueError`` without an adapter or with several, ``OSError`` when writing fails (the
     older folder stays then).
     """
-    from zoo.backbones.adapter_files import write_adapter
+    from zoo.hub.adapter_files import write_adapter
 
     return write_adapter(_adapted(backbone), folder)
 
@@ -166,7 +166,7 @@ def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) 
     """
     from peft import PeftModel
 
-    from zoo.backbones.adapters import fill_adapter, stack_adapters
+    from zoo.hub.adapters import fill_adapter, stack_adapters
 
     if isinstance(backbone.denoiser, PeftModel):
         fill_adapter(backbone.denoiser, folder, strength)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.backbones.settings import settings_of
+from zoo.hub.untrusted import read_json
 from zoo.importers.diffusers_folders import (
     check_folders,
     read_part,
@@ -17,7 +18,6 @@ from zoo.importers.diffusers_folders import (
     read_settings,
     read_tokenizer,
 )
-from zoo.safety import read_json
 
 if TYPE_CHECKING:
     from zoo.backbones.audioldm import AudioLDM

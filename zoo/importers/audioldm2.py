@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zoo.hub.untrusted import read_json
 from zoo.importers.audioldm import clap_text_settings, filled, vocoder_settings
 from zoo.importers.diffusers_folders import (
     check_folders,
@@ -16,7 +17,6 @@ from zoo.importers.diffusers_folders import (
     read_settings,
     read_tokenizer,
 )
-from zoo.safety import read_json
 
 if TYPE_CHECKING:
     from zoo.backbones.audioldm2 import AudioLDM2

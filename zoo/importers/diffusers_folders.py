@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from zoo.backbones.settings import settings_of
-from zoo.safety import check_safetensors_header, read_json
-from zoo.table import ENTRIES
-from zoo.weights import refuse_wrong_numbers
+from zoo.hub.table import ENTRIES
+from zoo.hub.untrusted import check_safetensors_header, read_json
+from zoo.hub.weights import refuse_wrong_numbers
 
 # buffers of older versions and the head of a language model: no weights of the networks used here
 _WEIGHTS = re.compile(

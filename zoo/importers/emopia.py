@@ -6,8 +6,8 @@ Lightning checkpoints, pickled, of a short-chunk ResNet. They are read as data, 
 find its place, and all sizes come from the tensors themselves.
 
     reward = load_emopia("best_weight/wav/ar_va/best.ckpt")                # an EmotionReward: reward(wave_BCN, rate_hz, prompts)
-    kind, architecture, arguments = zoo.checkpoint.identity_of(reward)     # to keep it as safetensors:
-    zoo.checkpoint.save_artifact("emopia", kind=kind, architecture=architecture,
+    kind, architecture, arguments = zoo.hub.artifact.identity_of(reward)     # to keep it as safetensors:
+    zoo.hub.artifact.save_artifact("emopia", kind=kind, architecture=architecture,
     arguments=arguments, module=reward)
     zoo.load("emopia")
 """
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.construction import build_within
 from zoo.errors import did_you_mean, parsing
+from zoo.hub.construction import build_within
 from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
-from zoo.rewards.emotion import EmotionReward
-from zoo.rewards.emotion_tasks import CHUNK_S, RATE_HZ, TASKS, classes_of
+from zoo.rewards.mood import EmotionReward
+from zoo.rewards.mood_tasks import CHUNK_S, RATE_HZ, TASKS, classes_of
 from zoo.rewards.short_chunk import STAGES, ShortChunkResNet
 
 PREFIX = "model."  # of every tensor in the file

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.errors import did_you_mean
+from zoo.hub.untrusted import read_json
+from zoo.hub.weights import read_state, refuse_wrong_numbers
 from zoo.importers import laion_clap
 from zoo.importers.pickles import load_pickle_weights
-from zoo.safety import read_json
-from zoo.weights import read_state, refuse_wrong_numbers
 
 # What the library computes and some releases do not store. It must be what the library computes
 # where it is stored.
@@ -84,10 +84,10 @@ def pulled_clap(name: str, folder: Path) -> nn.Module:
 
 
 def _fetched(name: str) -> Path:
-    from zoo.hub import pull
-    from zoo.registry import looks_remote
-    from zoo.store import newest
-    from zoo.table import ENTRIES
+    from zoo.hub.pull import pull
+    from zoo.hub.registry import looks_remote
+    from zoo.hub.store import newest
+    from zoo.hub.table import ENTRIES
 
     entry = ENTRIES.get(name)
     if entry is None and not looks_remote(name):
@@ -201,7 +201,7 @@ def tokenizer_json(source: str) -> bytes:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    from zoo.hub_client import connected, offline
+    from zoo.hub.client import connected, offline
 
     missing = f"the tokenizer {source!r} is not on this machine"
     advice = (

@@ -21,10 +21,10 @@ from torch import Tensor
 from zoo.backbones.mel_codec import FFT, MelCodec, slaney_mel_bank
 from zoo.backbones.tango import TEXT_ENCODER, UNET, VAE, VOCODER, Tango
 from zoo.conditioners.tokenizer import pack_tokenizer
+from zoo.hub.untrusted import file_inside, read_json
+from zoo.hub.weights import blobs_of, refuse_wrong_numbers
 from zoo.importers.diffusers_folders import folder_of
 from zoo.importers.pickles import load_pickle_weights
-from zoo.safety import file_inside, read_json
-from zoo.weights import blobs_of, refuse_wrong_numbers
 
 MAIN_FILE, VAE_FILE, STFT_FILE = (
     "pytorch_model_main.bin",
@@ -55,7 +55,7 @@ def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango
     folder = folder_of(str(source), "tango")
     if (folder / MAIN_FILE).exists():
         return load_tango(folder, tokenizer)
-    from zoo.checkpoint import CONFIG_FILE, load_artifact
+    from zoo.hub.artifact import CONFIG_FILE, load_artifact
 
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
@@ -297,7 +297,7 @@ def tokenizer_text(folder: Path, tokenizer: str | Path | None = None) -> str:
             return path.read_text("utf-8")
     from huggingface_hub import hf_hub_download
 
-    from zoo.hub_client import cached_file, connected, offline
+    from zoo.hub.client import cached_file, connected, offline
 
     path = cached_file(TEXT_ENCODER_REPO, TOKENIZER_FILE, "main")
     if path is None and offline():

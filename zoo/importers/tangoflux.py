@@ -16,9 +16,9 @@ from torch import Tensor
 
 from zoo.backbones.tangoflux import TEXT_ENCODER, TRANSFORMER, VAE, TangoFlux
 from zoo.conditioners.tokenizer import pack_tokenizer
+from zoo.hub.untrusted import check_safetensors_header, file_inside, read_json
+from zoo.hub.weights import blobs_of, refuse_wrong_numbers
 from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text, with_both_names
-from zoo.safety import check_safetensors_header, file_inside, read_json
-from zoo.weights import blobs_of, refuse_wrong_numbers
 
 CONFIG_FILE, MAIN_FILE, VAE_FILE = "config.json", "tangoflux.safetensors", "vae.safetensors"
 # prefix in their file -> in ours (the third is spelt like this there)

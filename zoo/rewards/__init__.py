@@ -5,7 +5,7 @@ A row is ``name: "module:class"``; the class is imported when it is asked for (s
 
 REWARDS = {
     "clap": "zoo.rewards.clap:ClapReward",
-    "emotion": "zoo.rewards.emotion:EmotionReward",
+    "emotion": "zoo.rewards.mood:EmotionReward",
     "ensemble": "zoo.rewards.ensemble:EnsembleReward",
     "guards": "zoo.rewards.guards:GuardReward",
 }

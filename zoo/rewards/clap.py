@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 from zoo.conditioners.tokenizer import refused
 from zoo.errors import did_you_mean
+from zoo.instantiate import bind, locate
 from zoo.rewards.clap_text import contents_key
 from zoo.rewards.waves import check_waves, finite_rows, mono_at
-from zoo.targets import bind, locate
 from zoo.types import Prompt, RewardOutput
 
 CLAP_TOWERS = {
@@ -247,7 +247,7 @@ class ClapReward(nn.Module):
         (their mean cosine is told).
 
         Asked of weights that were read from files, by the constructor and by
-        ``zoo.checkpoint.load_artifact``. Towers without a tokenizer embed no texts and pass.
+        ``zoo.hub.artifact.load_artifact``. Towers without a tokenizer embed no texts and pass.
         """
         if getattr(self.towers, "tokenizer", self) is None:
             return

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from zoo.checkpoint import architecture_class, identity_of
 from zoo.errors import did_you_mean
+from zoo.hub.artifact import architecture_class, identity_of
+from zoo.instantiate import bind
 from zoo.loading import load
-from zoo.targets import bind
 from zoo.types import Reward, lacking
 
 RESERVED = ("z", "spread")  # parts of the ensemble itself

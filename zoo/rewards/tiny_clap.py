@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from zoo.backbones.tiny_denoiser import sinusoid
 from zoo.conditioners.text import TextEncoder, tokenize
-from zoo.rewards.emotion import level_normalised
+from zoo.rewards.mood import level_normalised
 
 _TIME_STRIDE, _MEL_STRIDE = 4, 16  # of the four convolutions together
 _DB_CENTRE, _DB_SCALE = (

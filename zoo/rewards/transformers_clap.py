@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.construction import build_within
+from zoo.hub.construction import build_within
 from zoo.importers.pretrained_clap import known_config, load_clap_state, open_clap, tokenizer_json
 from zoo.rewards.clap_text import ClapTokenizer
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.resampling import resampled
+from zoo.audio_files.resampling import resampled
 
 
 def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | None = None) -> int:
@@ -52,7 +52,7 @@ def mono_at(
 
     ``resampler``: settings of torchaudio's ``resample``.
 
-    Raises ``ValueError`` as ``zoo.resampling.resampled``, naming who hears.
+    Raises ``ValueError`` as ``zoo.audio_files.resampling.resampled``, naming who hears.
     """
     try:
         return resampled(wave_BCN.float().mean(dim=1), sample_rate_hz, wanted_hz, **resampler)

@@ -1,0 +1,322 @@
+"""Rendered solo-instrument music in four moods, with captions: the data of the first embedded
+models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+
+from datamodules.batches import AudioBatch
+from datamodules.music.render import _RENDER_RATE_HZ, PROGRAMS, RENDERERS
+from datamodules.music.score import MOODS, WORDS, compose
+from zoo.audio_files.resampling import resampled
+from zoo.language import ARTICLE, with_articles
+from zoo.types import Prompt
+
+TEMPLATE = "A recording of {article} {word} {instrument} solo, high quality"
+TEMPLATES = (
+    *(TEMPLATE, TEMPLATE, TEMPLATE),
+    "{article} {word} {instrument} solo",
+    "{word} {instrument} music",
+    "solo {instrument}, {word}",
+)
+NEGATIVE = "Low quality, multiple sound sources"
+_VAL_SEED = 10_000_000  # seeds of validation clips start here
+RMS = 0.06  # every clip is brought to this level, so that loudness does not give the mood away
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a rendered clip is: its mood, instrument and seed; ``flawed`` clips are two pieces at
+    once under noise.
+    """
+
+    mood: str
+    instrument: str
+    seed: int
+    flawed: bool = False
+
+
+def held_out_pairs(instruments: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(word, instrument) pairs that training captions never use: three words of each mood,
+    instruments in turn.
+    """
+    pairs = []
+    for offset, mood in enumerate(MOODS):
+        for index, word in enumerate(WORDS[mood][1:]):
+            pairs.append((word, instruments[(index + offset) % len(instruments)]))
+    return tuple(pairs)
+
+
+def render_clip(
+    clip: Clip, seconds: float, sample_rate_hz: int, renderer: str = "soundfont"
+) -> np.ndarray:
+    """(2, round(seconds * sample_rate_hz)) int16 at a fixed RMS level; peaks are clipped at full
+    scale.
+    """
+    notes = compose(clip.mood, clip.seed, seconds)
+    wave = torch.from_numpy(RENDERERS[renderer](notes, clip.instrument, seconds).copy())
+    wave = resampled(wave, _RENDER_RATE_HZ, sample_rate_hz)[:, : round(seconds * sample_rate_hz)]
+    wave = _level(wave)
+    if clip.flawed:
+        rng = random.Random(f"flaw/{clip.seed}")
+        other = Clip(rng.choice(MOODS), rng.choice(list(PROGRAMS)), clip.seed + 1)
+        second = (
+            torch.from_numpy(render_clip(other, seconds, sample_rate_hz, renderer)).float() / 32768
+        )
+        generator = torch.Generator().manual_seed(clip.seed)
+        noise = torch.randn(wave.shape, generator=generator) * RMS * rng.uniform(0.05, 0.4)
+        wave = _level(wave + second + noise)
+    return (wave.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+
+
+def _level(wave: torch.Tensor) -> torch.Tensor:
+    return wave * (RMS / wave.square().mean().sqrt().clamp(min=1e-6))
+
+
+def _render_many(job: tuple[list[Clip], float, int, str]) -> np.ndarray:
+    clips, seconds, rate, renderer = job
+    torch.set_num_threads(1)
+    return np.stack([render_clip(clip, seconds, rate, renderer) for clip in clips])
+
+
+def clip_list(
+    count: int, instruments: Sequence[str], first_seed: int, flawed_share: float
+) -> list[Clip]:
+    """``count`` clips, moods and instruments in turn; every ``1 / flawed_share``-th is flawed."""
+    every = round(1 / flawed_share) if flawed_share else count + 1
+    cells = [(mood, instrument) for instrument in instruments for mood in MOODS]
+    return [
+        Clip(*cells[i % len(cells)], seed=first_seed + i, flawed=(i % every == every - 1))
+        for i in range(count)
+    ]
+
+
+def render_set(
+    clips: Sequence[Clip],
+    seconds: float,
+    sample_rate_hz: int,
+    renderer: str,
+    workers: int,
+    cache_dir: str | None,
+) -> np.ndarray:
+    """All clips (n, 2, N) int16; with ``cache_dir`` rendered once and then memory-mapped from
+    there.
+    """
+    parts = [list(clips[i : i + 32]) for i in range(0, len(clips), 32)]
+    jobs = [(part, seconds, sample_rate_hz, renderer) for part in parts]
+    key = hashlib.sha256(
+        json.dumps([[asdict(c) for c in clips], seconds, sample_rate_hz, renderer]).encode()
+    ).hexdigest()[:16]
+    file = Path(cache_dir) / f"music-{key}.npy" if cache_dir else None
+    if file is not None and file.is_file():
+        return np.load(file, mmap_mode="r")
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            waves = np.concatenate(list(pool.map(_render_many, jobs)))
+    else:
+        waves = np.concatenate([_render_many(job) for job in jobs])
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(f".{os.getpid()}.part.npy")
+        np.save(beside, waves)
+        os.replace(beside, file)
+    return waves
+
+
+def caption(clip: Clip, rng: random.Random, held_out: Sequence[tuple[str, str]] = ()) -> str:
+    """A caption of a clip; words that are held out with its instrument are not used."""
+    if clip.flawed:
+        return NEGATIVE
+    words = [word for word in WORDS[clip.mood] if (word, clip.instrument) not in held_out]
+    template = rng.choice(TEMPLATES)
+    return with_articles(
+        template.format(word=rng.choice(words), instrument=clip.instrument, article=ARTICLE)
+    )
+
+
+class MusicSet:
+    """Rendered clips with captions that are worded anew each time (see ``datamodules/cache.py:
+
+    ClipSet``).
+    """
+
+    def __init__(
+        self,
+        waves: np.ndarray,
+        clips: Sequence[Clip],
+        seconds: float,
+        held_out: Sequence[tuple[str, str]],
+    ) -> None:
+        self.waves, self.clips, self.seconds, self.held_out = waves, clips, seconds, held_out
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def wave(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.waves[index].astype(np.float32) / 32768)
+
+    def prompt(self, index: int, rng: random.Random) -> Prompt:
+        clip = self.clips[index]
+        labels = {
+            "mood": clip.mood,
+            "instrument": clip.instrument,
+            "events": [f"{clip.mood} {clip.instrument}"],
+            "relation": "single",
+        }
+        if clip.flawed:
+            labels["events"] = ["two pieces under noise"]
+        return Prompt(
+            f"clip-{clip.seed}",
+            caption(clip, rng, self.held_out),
+            seconds=self.seconds,
+            labels=labels,
+        )
+
+
+class _Batches:
+    """Batches as a pure function of (seed, epoch, batch number, rank).
+
+    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin
+    with the old epoch's batches.
+    """
+
+    def __init__(self, module: MusicDataModule, clips: MusicSet, train: bool) -> None:
+        self.module, self.clips, self.train = module, clips, train
+
+    def __len__(self) -> int:
+        return (
+            self.module.batches_per_epoch
+            if self.train
+            else max(1, len(self.clips) // self.module.batch_size)
+        )
+
+    def __iter__(self) -> Iterator[AudioBatch]:
+        m = self.module
+        epoch, rank = (
+            (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
+        )
+        samples = round((m.crop_seconds or m.seconds) * m.sample_rate_hz)
+        size = min(m.batch_size, len(self.clips))
+        for number in range(len(self)):
+            rng = random.Random(
+                f"{m.seed}/{epoch}/{number}/{rank}" if self.train else f"val/{number}"
+            )
+            rows = (
+                rng.sample(range(len(self.clips)), size)
+                if self.train
+                else range(number * size, (number + 1) * size)
+            )
+            waves = []
+            for row in rows:
+                wave = self.clips.wave(row)
+                start = rng.randrange(wave.shape[-1] - samples + 1)
+                waves.append(wave[:, start : start + samples])
+            prompts = tuple(
+                replace(self.clips.prompt(row, rng), seconds=samples / m.sample_rate_hz)
+                for row in rows
+            )
+            yield AudioBatch(torch.stack(waves), m.sample_rate_hz, prompts)
+
+
+class MusicDataModule(L.LightningDataModule):
+    """Rendered music as ``AudioBatch``.
+
+    ``clips``/``val_clips``: how many are rendered (0.5 MB each at 4 s); seeds of the two sets are
+    disjoint.
+    ``crop_seconds``: length of what a batch holds (None = whole clips). ``flawed_share``: share of
+    clips that are two
+    pieces under noise, captioned with the negative prompt. ``cache_dir`` keeps rendered clips
+    between runs.
+    ``hold_out``: leave out of the captions the word-instrument pairs of ``held_out_pairs``.
+    """
+
+    batch_type = AudioBatch
+
+    def __init__(
+        self,
+        clips: int = 4096,
+        val_clips: int = 96,
+        seconds: float = 4.096,
+        crop_seconds: float | None = None,
+        sample_rate_hz: int = 16_000,
+        instruments: Sequence[str] = ("piano", "guitar", "harp"),
+        flawed_share: float = 0.0,
+        batch_size: int = 32,
+        batches_per_epoch: int = 100,
+        renderer: str = "soundfont",
+        workers: int = 2,
+        cache_dir: str | None = None,
+        hold_out: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if renderer not in RENDERERS:
+            raise ValueError(
+                f"renderer {renderer!r} is unknown; choose one of {', '.join(RENDERERS)}"
+            )
+        unknown = [name for name in instruments if name not in PROGRAMS]
+        if unknown:
+            raise ValueError(f"unknown instruments {unknown}; known: {', '.join(PROGRAMS)}")
+        if crop_seconds is not None and crop_seconds > seconds:
+            raise ValueError(f"crop_seconds {crop_seconds} is longer than the clips ({seconds} s)")
+        self.clips, self.val_clips, self.seconds, self.crop_seconds = (
+            clips,
+            val_clips,
+            seconds,
+            crop_seconds,
+        )
+        self.sample_rate_hz, self.instruments, self.flawed_share = (
+            sample_rate_hz,
+            tuple(instruments),
+            flawed_share,
+        )
+        self.batch_size, self.batches_per_epoch, self.renderer, self.workers = (
+            batch_size,
+            batches_per_epoch,
+            renderer,
+            workers,
+        )
+        self.cache_dir, self.seed = cache_dir, seed
+        self.held_out = held_out_pairs(self.instruments) if hold_out else ()
+        self._sets: list[MusicSet] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._sets:
+            return
+        for count, first_seed, flawed in (
+            (self.clips, 0, self.flawed_share),
+            (self.val_clips, _VAL_SEED, 0.0),
+        ):
+            clips = clip_list(count, self.instruments, first_seed, flawed)
+            waves = render_set(
+                clips,
+                self.seconds,
+                self.sample_rate_hz,
+                self.renderer,
+                self.workers,
+                self.cache_dir,
+            )
+            self._sets.append(MusicSet(waves, clips, self.seconds, self.held_out))
+
+    def clip_sets(self) -> tuple[MusicSet, MusicSet]:
+        """Training and validation clips."""
+        self.setup()
+        return self._sets[0], self._sets[1]
+
+    def train_dataloader(self) -> _Batches:
+        return _Batches(self, self._sets[0], train=True)
+
+    def val_dataloader(self) -> _Batches:
+        return _Batches(self, self._sets[1], train=False)

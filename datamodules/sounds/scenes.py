@@ -1,0 +1,208 @@
+"""Scenes of one to three recorded sounds with captions and truth: streamed as batches, never
+stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from datamodules.batches import AudioBatch
+from datamodules.sounds.bank import SoundBank
+from datamodules.sounds.captions import (
+    MAX_CAPTION_BYTES,
+    RELATIONS,
+    Scene,
+    check_relations,
+    recaption,
+    replace_class,
+    scene_labels,
+)
+from datamodules.sounds.scene_audio import SHARES, by_class, check_room, compose
+from zoo.types import Prompt
+
+_VAL_SEED = 2**50  # seeds of validation scenes start here, above the 48 bits of training scenes
+
+
+class SceneSet:
+    """``count`` scenes, composed anew whenever they are asked for (``datamodules/cache.py:
+
+    ClipSet``).
+
+    ``make`` composes a scene from its seed (``first_seed`` + index); ``phrases``: class -> captions
+    of its recordings.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], tuple[Tensor, Scene]],
+        phrases: Mapping[str, Sequence[str]],
+        count: int,
+        first_seed: int,
+        seconds: float,
+        max_caption_bytes: int = MAX_CAPTION_BYTES,
+    ) -> None:
+        self.make, self.phrases, self.count, self.first_seed = make, phrases, count, first_seed
+        self.seconds, self.max_caption_bytes = seconds, max_caption_bytes
+        self._scenes: dict[
+            int, Scene
+        ] = {}  # the truth of scenes that were composed: a few hundred bytes each
+
+    def __len__(self) -> int:
+        return self.count
+
+    def wave(self, index: int) -> Tensor:
+        wave_CN, self._scenes[index] = self.make(self.first_seed + index)
+        return wave_CN
+
+    def prompt(self, index: int, rng: random.Random) -> Prompt:
+        if index not in self._scenes:
+            self.wave(index)
+        return self.request(recaption(self._scenes[index], rng, self.max_caption_bytes), rng)
+
+    def request(self, scene: Scene, rng: random.Random) -> Prompt:
+        """The scene's caption; labels:
+
+        ``scene_labels``, and ``negatives``: the caption with a wrong class (one, or none).
+        """
+        replaced = replace_class(scene, self.phrases, rng, self.max_caption_bytes)
+        labels = {**scene_labels(scene), "negatives": [] if replaced is None else [replaced]}
+        return Prompt(f"scene-{scene.seed}", scene.caption, seconds=self.seconds, labels=labels)
+
+
+class _Stream:
+    """Batches as a pure function of (seed, epoch, batch number, rank).
+
+    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin
+    with the old epoch's batches.
+    """
+
+    def __init__(self, module: SceneDataModule, scenes: SceneSet, train: bool) -> None:
+        self.module, self.scenes, self.train = module, scenes, train
+
+    def __len__(self) -> int:
+        return (
+            self.module.batches_per_epoch
+            if self.train
+            else max(1, len(self.scenes) // self.module.batch_size)
+        )
+
+    def __iter__(self) -> Iterator[AudioBatch]:
+        m = self.module
+        epoch, rank = (
+            (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
+        )
+        size = m.batch_size if self.train else min(m.batch_size, len(self.scenes))
+        for number in range(len(self)):
+            waves, prompts = [], []
+            for row in range(size):
+                name = f"{m.seed}/{epoch}/{number}/{rank}/{row}"
+                wave_CN, scene = self.scenes.make(
+                    _seed_of(name) if self.train else self.scenes.first_seed + number * size + row
+                )
+                waves.append(wave_CN)
+                prompts.append(self.scenes.request(scene, random.Random(f"negatives/{scene.seed}")))
+            yield AudioBatch(torch.stack(waves), m.bank.sample_rate_hz, tuple(prompts))
+
+
+def _seed_of(name: str) -> int:
+    """48 bits: two scenes of a run hardly ever share one."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+class SceneDataModule(L.LightningDataModule):
+    """Scenes of recorded sounds as ``AudioBatch``: (B, 2, N) at the bank's rate.
+
+    The labels of a prompt hold the truth (``captions.scene_labels``: events in order of onset,
+    when, AudioSet names), and captions that are wrong: ``swapped`` (another order; None unless one
+    sound follows another), ``negatives`` (a wrong class). Training scenes use the bank's training
+    recordings, validation scenes its test recordings.
+
+    ``licences``, ``classes``, ``families``: what is used of ``bank`` (None: all). ``relations``:
+    shares of scenes with a single sound, sounds together, overlapping, and one after another
+    ("then"); ``three_share``: how many of those with more than one sound have three. ``noise_db``:
+    level of white noise relative to the scene's (such as -50; None: none). ``max_caption_bytes``:
+    longer captions fall back to the names of the classes. ``clips``/``val_clips``: scenes in
+    ``clip_sets`` (what ``LatentCache`` encodes) and in validation; training batches of this module
+    itself are new scenes always.
+
+    Raises ``ValueError`` for shares that do not sum to 1, unknown names, too few classes or
+    seconds, and filters that leave nothing.
+    """
+
+    batch_type = AudioBatch
+
+    def __init__(
+        self,
+        bank: SoundBank,
+        licences: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        families: Sequence[str] | None = None,
+        seconds: float = 4.096,
+        relations: dict[str, float] | None = None,
+        three_share: float = 0.2,
+        noise_db: float | None = None,
+        max_caption_bytes: int = MAX_CAPTION_BYTES,
+        clips: int = 4096,
+        val_clips: int = 192,
+        batch_size: int = 32,
+        batches_per_epoch: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        shares = dict(SHARES if relations is None else relations)
+        check_relations(list(shares))
+        if min(shares.values(), default=0.0) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+            said = ", ".join(f"{name} {share}" for name, share in shares.items())
+            raise ValueError(
+                f"relations: shares are 0 or more and sum to 1, got {said} (sum"
+                f" {sum(shares.values()):g})"
+            )
+        if not 0 <= three_share <= 1:
+            raise ValueError(f"three_share is a share of scenes, 0 to 1, got {three_share}")
+        for name, value in (("clips", clips), ("val_clips", val_clips), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if (licences, classes, families) != (None, None, None):
+            bank = bank.select(licences=licences, classes=classes, families=families)
+        self.bank, self.seconds, self.max_caption_bytes = bank, seconds, max_caption_bytes
+        self.batch_size, self.batches_per_epoch, self.seed = batch_size, batches_per_epoch, seed
+        self._sets = []
+        for split, count, first_seed in (
+            ("train", clips, seed * 1_000_003),
+            ("test", val_clips, _VAL_SEED),
+        ):
+            recordings = by_class(bank.clips, split)
+            for relation in (name for name in RELATIONS if shares.get(name)):
+                sounds = 1 if relation == "single" else 3 if three_share else 2
+                check_room(relation, sounds, len(recordings), seconds, split)
+            make = partial(
+                compose,
+                bank,
+                seconds=seconds,
+                relations=shares,
+                three_share=three_share,
+                split=split,
+                noise_db=noise_db,
+                max_caption_bytes=max_caption_bytes,
+            )
+            phrases = {name: [clip.caption for clip in mine] for name, mine in recordings.items()}
+            self._sets.append(
+                SceneSet(make, phrases, count, first_seed, seconds, max_caption_bytes)
+            )
+
+    def clip_sets(self) -> tuple[SceneSet, SceneSet]:
+        """Training and validation scenes."""
+        return self._sets[0], self._sets[1]
+
+    def train_dataloader(self) -> _Stream:
+        return _Stream(self, self._sets[0], train=True)
+
+    def val_dataloader(self) -> _Stream:
+        return _Stream(self, self._sets[1], train=False)

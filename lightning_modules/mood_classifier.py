@@ -1,0 +1,332 @@
+"""Training of the mood classifier behind ``EmotionReward`` (``zoo/rewards/mood.py``), hardened
+against generated audio.
+
+A classifier that has only heard clean recordings is an easy judge to fool: it calls decoded noise
+by one confident name. Training batches are therefore degraded by knobs (noise, low-pass, gain, time
+shift) and, where a backbone is given, sent through its codec, with noise on the latents, which is
+what its generations sound like.
+
+Shapes: ``BN`` mono clips, ``BCN`` clips as they come, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from datamodules.batches import AudioBatch
+from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
+from lightning_modules.optimizers import check_rates
+from lightning_modules.random_state import random_state, set_random_state
+from zoo.rewards.mood import EmotionReward
+from zoo.statistics.intervals import wilson_interval
+from zoo.types import Backbone
+
+LOSSES = ("cross_entropy", "softmax_of_sigmoids")
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
+def emotion_loss(logits_BK: Tensor, target_B: Tensor, loss: str) -> Tensor:
+    """Mean loss in nats.
+
+    ``cross_entropy``: of the logits. ``softmax_of_sigmoids``: cross-entropy applied to sigmoid
+    outputs as if they were logits,
+    the released EMOPIA training; with 4 classes it cannot fall below ln(1 + 3/e) = 0.744.
+    """
+    return functional.cross_entropy(
+        logits_BK if loss == "cross_entropy" else logits_BK.sigmoid(), target_B
+    )
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Test accuracy both ways, each with a 95 % Wilson interval over clips.
+
+    ``chunk_share``: mean over clips of the share of chunks that are right (the figure of the EMOPIA
+    paper).
+    ``clip_vote``: share of clips whose mean probability is highest at the right class. ``recall``:
+    clip vote per class.
+    """
+
+    clips: int
+    chunk_share: float
+    chunk_share_interval: tuple[float, float]
+    clip_vote: float
+    clip_vote_interval: tuple[float, float]
+    recall: dict[str, float]
+
+
+def classification_report(
+    chunk_share_B: Tensor, right_B: Tensor, target_B: Tensor, class_names: Sequence[str]
+) -> ClassificationReport:
+    """From one row a clip: the share of right chunks, whether the vote was right, the true class."""
+    count, share, right = len(target_B), float(chunk_share_B.double().mean()), int(right_B.sum())
+    recall = {
+        name: float(right_B[target_B == index].double().mean())
+        for index, name in enumerate(class_names)
+        if (target_B == index).any()
+    }
+    return ClassificationReport(
+        count,
+        share,
+        wilson_interval(share * count, count),
+        right / count,
+        wilson_interval(right, count),
+        recall,
+    )
+
+
+class Emotion(L.LightningModule):
+    """Trains ``reward.classifier`` on ``AudioBatch`` whose prompts carry the mood in their labels.
+
+    - ``loss``: see ``emotion_loss``. ``label_smoothing`` is left out on purpose: the reward wants
+      calibrated probabilities.
+    - ``noise_share`` of a batch gets white noise at an SNR drawn from ``snr_db``;
+      ``low_pass_share`` a cutoff from
+      ``low_pass_hz`` (log-uniform). ``gain_db``: a chunk's level is drawn from +-this. Time shift:
+      chunks start anywhere.
+    - ``codec``: a backbone; ``codec_share`` of every batch goes through it, with latent noise of up
+      to
+      ``codec_latent_noise`` of the latents' standard deviation. It is neither trained nor saved.
+    - ``optimizer``: ``adamw`` or ``adam`` (whose ``weight_decay`` is an L2 term of the gradient, as
+      EMOPIA's).
+    - ``learning_rate``: constant, or with ``total_steps`` a cosine over as many optimiser steps, or
+      with ``restart_epochs`` a
+      cosine to zero over as many epochs, again and again (Loshchilov and Hutter 2017, arXiv
+      1608.03983).
+    - ``keep_best``: after fitting the weights are those of the epoch with the highest
+      ``val/accuracy`` (the first of equals).
+
+    A resumed run ends with the weights of one that was never stopped, on one device.
+    """
+
+    batch_types = (AudioBatch,)
+
+    def __init__(
+        self,
+        reward: EmotionReward,
+        loss: str = "cross_entropy",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        total_steps: int | None = None,
+        optimizer: str = "adamw",
+        restart_epochs: int | None = None,
+        keep_best: bool = False,
+        gain_db: float = 6.0,
+        noise_share: float = 0.3,
+        snr_db: Sequence[float] = (5.0, 40.0),
+        low_pass_share: float = 0.3,
+        low_pass_hz: Sequence[float] = (1500.0, 7500.0),
+        codec: Backbone | None = None,
+        codec_share: float = 0.5,
+        codec_latent_noise: float = 0.3,
+    ) -> None:
+        super().__init__()
+        for name, given, choices in (("loss", loss, LOSSES), ("optimizer", optimizer, OPTIMIZERS)):
+            if given not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
+        for name, share in (
+            ("noise_share", noise_share),
+            ("low_pass_share", low_pass_share),
+            ("codec_share", codec_share),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share of the batch, 0..1, got {share}")
+        activation = "sigmoid" if loss == "softmax_of_sigmoids" else "softmax"
+        if reward.activation != activation:
+            raise ValueError(
+                f"loss {loss!r} trains {activation} outputs; give the reward"
+                f" activation={activation!r}"
+            )
+        if total_steps is not None and restart_epochs is not None:
+            raise ValueError(
+                "total_steps and restart_epochs are two schedules; leave one of them null"
+            )
+        self.save_hyperparameters(ignore=["reward", "codec"])
+        check_rates(self.hparams)
+        self.reward = reward
+        self._codec = (codec,)  # in a tuple: not a submodule, so neither trained nor saved
+        self.report: ClassificationReport | None = None
+        self._split = "val"  # that ``report`` is of
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._best: dict[str, Any] | None = (
+            None  # accuracy, epoch, report and classifier of the best epoch so far
+        )
+        self._saved_random_state: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        if isinstance(self._codec[0], torch.nn.Module):
+            self._codec[0].to(self.device).eval().requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        for module in (
+            self.reward.modules()
+        ):  # EmotionReward.train() keeps evaluation mode, so the flag is set directly
+            module.training = True
+
+    def on_train_start(self) -> None:
+        if self._saved_random_state is not None and self.trainer.world_size == 1:
+            set_random_state(self._saved_random_state)
+        self._saved_random_state = None
+
+    def on_train_epoch_start(self) -> None:
+        self.on_fit_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["emotion"] = {"best": self._best, "random_state": random_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("emotion", {})
+        self._best, self._saved_random_state = state.get("best"), state.get("random_state")
+
+    def on_fit_end(self) -> None:
+        self.reward.eval()
+        if self._best is not None:
+            self.reward.classifier.load_state_dict(self._best["classifier"])
+            self.report, self._split = ClassificationReport(**self._best["report"]), "val"
+
+    def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
+        target_B = self.reward.targets(batch.prompts).to(batch.wave_BCN.device)
+        logits_BK = self.reward.classifier(self._training_chunks(batch))
+        loss = emotion_loss(logits_BK, target_B, self.hparams.loss)
+        accuracy = (logits_BK.argmax(dim=1) == target_B).float().mean()
+        self.log_dict(
+            {"train/loss": loss, "train/accuracy": accuracy}, batch_size=len(batch), prog_bar=True
+        )
+        return loss
+
+    def _training_chunks(self, batch: AudioBatch) -> Tensor:
+        """(B, chunk): one degraded chunk of every clip."""
+        h, device = self.hparams, batch.wave_BCN.device
+
+        def drawn(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(len(batch), device=device)
+
+        mono_BN = self.reward.prepare(batch.wave_BCN, batch.sample_rate_hz)
+        codec, through_codec = self._codec[0], round(h.codec_share * len(batch))
+        if codec is not None and through_codec:
+            rows = torch.randperm(len(batch), device=device)[:through_codec]
+            scale = h.codec_latent_noise * torch.rand(through_codec, device=device)
+            tripped = codec_round_trip(codec, batch.wave_BCN[rows], batch.sample_rate_hz, scale)
+            tripped = self.reward.prepare(tripped, codec.sample_rate_hz)
+            length = min(tripped.shape[1], mono_BN.shape[1])
+            mono_BN = mono_BN[:, :length].clone()
+            mono_BN[rows] = tripped[:, :length]
+        noisy = add_noise(mono_BN, torch.randn_like(mono_BN), drawn(*h.snr_db))
+        mono_BN = torch.where((drawn(0, 1) < h.noise_share).unsqueeze(1), noisy, mono_BN)
+        low, high = (torch.tensor(float(edge)).log().item() for edge in h.low_pass_hz)
+        dull = low_pass(mono_BN, drawn(low, high).exp(), self.reward.sample_rate_hz)
+        mono_BN = torch.where((drawn(0, 1) < h.low_pass_share).unsqueeze(1), dull, mono_BN)
+        chunk = self.reward.chunk_samples
+        start_B = (
+            torch.rand(len(batch), device=device) * (max(0, mono_BN.shape[1] - chunk) + 1)
+        ).long()
+        return crop(mono_BN, start_B, chunk) * 10 ** (drawn(-h.gain_db, h.gain_db) / 20).unsqueeze(
+            1
+        )
+
+    def _evaluate(self, batch: AudioBatch, name: str) -> None:
+        target_B = self.reward.targets(batch.prompts).to(batch.wave_BCN.device)
+        logits = self.reward.chunk_logits(batch.wave_BCN, batch.sample_rate_hz)
+        loss = emotion_loss(
+            logits.flatten(0, 1), target_B.repeat_interleave(logits.shape[1]), self.hparams.loss
+        )
+        self.log(
+            f"{name}/loss", loss, batch_size=len(batch), prog_bar=name == "val", sync_dist=True
+        )
+        vote = self.reward.probabilities(logits).mean(dim=1).argmax(dim=1)
+        share_B = (logits.argmax(dim=2) == target_B.unsqueeze(1)).float().mean(dim=1)
+        self._rows.append((share_B, vote == target_B, target_B))
+
+    def _finish(self, name: str) -> None:
+        rows = [torch.cat(column) for column in zip(*self._rows)]
+        self._rows = []
+        share_B, right_B, target_B = (self.all_gather(column).flatten().cpu() for column in rows)
+        self.report, self._split = (
+            classification_report(share_B, right_B, target_B, self.reward.class_names),
+            name,
+        )
+        values = {
+            f"{name}/accuracy": self.report.clip_vote,
+            f"{name}/accuracy_low": self.report.clip_vote_interval[0],
+            f"{name}/accuracy_high": self.report.clip_vote_interval[1],
+            f"{name}/accuracy_chunks": self.report.chunk_share,
+            f"{name}/accuracy_chunks_low": self.report.chunk_share_interval[0],
+            f"{name}/accuracy_chunks_high": self.report.chunk_share_interval[1],
+            **{f"{name}/recall_{mood}": value for mood, value in self.report.recall.items()},
+        }
+        self.log_dict(
+            values, sync_dist=True
+        )  # the same on every process; a stopping rule reads them on every process
+
+    def validation_step(self, batch: AudioBatch, batch_index: int) -> None:
+        self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+        accuracy = self.report.clip_vote
+        if self.hparams.keep_best and not self.trainer.sanity_checking:
+            if self._best is None or accuracy > self._best["accuracy"]:
+                classifier = {
+                    name: value.detach().cpu().clone()
+                    for name, value in self.reward.classifier.state_dict().items()
+                }
+                facts = {
+                    "accuracy": accuracy,
+                    "epoch": self.current_epoch,
+                    "report": asdict(self.report),
+                }
+                self._best = {**facts, "classifier": classifier}
+
+    def test_step(self, batch: AudioBatch, batch_index: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def configure_optimizers(self):
+        h, schedules = self.hparams, torch.optim.lr_scheduler
+        parameters = self.reward.classifier.parameters()
+        optimizer = OPTIMIZERS[h.optimizer](
+            parameters, lr=h.learning_rate, weight_decay=h.weight_decay
+        )
+        if h.restart_epochs is not None:
+            schedule = schedules.CosineAnnealingWarmRestarts(optimizer, h.restart_epochs)
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
+            }
+        if h.total_steps is None:
+            return optimizer
+        schedule = schedules.CosineAnnealingLR(
+            optimizer, h.total_steps, eta_min=0.01 * h.learning_rate
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, out_dir: str | Path) -> None:
+        """Writes the reward to ``out_dir``/model, an artefact that ``zoo.load`` reads, in half
+        precision.
+        """
+        from zoo.hub.artifact import save_artifact
+
+        facts = (
+            {}
+            if self.report is None
+            else {"evaluation": {"split": self._split, **asdict(self.report)}}
+        )
+        save_artifact(
+            Path(out_dir) / "model",
+            kind="reward",
+            architecture="emotion",
+            arguments=self.reward.arguments,
+            module=self.reward,
+            dtype=torch.float16,
+            **facts,
+        )

@@ -1,0 +1,343 @@
+"""What a policy-gradient update is made of: which steps, in which order, in which micro-batches;
+and the check of the ratio.
+
+Everything random here is keyed by (seed, round, inner epoch, ...), so a resumed run makes the same
+choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batches import PromptBatch
+from lightning_modules.rl.losses import clipped_policy_loss, kl_to_reference
+from zoo.backbones.lora import reference
+from zoo.diffusion import Sampler, step_log_prob
+from zoo.types import Backbone, Prompt, Trajectory
+
+SAME_SHAPES, OTHER_SHAPES = 1e-6, 1e-5  # |ratio - 1| that float32 leaves before the first update
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward's worth of work, K times.
+
+    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps; ``weight_N`` (n,)
+    is 0 for rows that only fill the batch (in place of dropped samples), so that all batches keep
+    one shape.
+    """
+
+    rows: tuple[int, ...]
+    steps_KN: Tensor
+    weight_N: Tensor
+
+    @property
+    def terms(self) -> int:
+        """How many (sample, step) pairs count."""
+        return int(self.weight_N.sum()) * self.steps_KN.shape[0]
+
+
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator that is a function of the key only."""
+    digest = hashlib.sha256(json.dumps(["update", *key]).encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def trainable_steps(
+    std_S: Tensor, window: tuple[int, int] | None, skip_last_step: bool
+) -> list[int]:
+    """Steps that may be trained, in sampler order. ``std_S`` (S,) is the noise of each step.
+
+    ``window`` (lo, hi) takes steps lo..hi-1; None takes every step that adds noise.
+    ``skip_last_step`` leaves out the last step of the sampler. Raises ``ValueError`` for a window
+    outside the sampler, steps without noise in it, or when nothing is left.
+    """
+    count = len(std_S)
+    if window is not None and len(window) != 2:
+        raise ValueError(
+            f"train_steps takes a first step and the one after the last, (lo, hi), got {window}"
+        )
+    lo, hi = (0, count) if window is None else window
+    if not 0 <= lo < hi <= count:
+        raise ValueError(
+            f"train_steps ({lo}, {hi}) must lie inside the {count} sampling steps: 0 <= lo < hi <="
+            f" {count}"
+        )
+    steps = [step for step in range(lo, hi) if not (skip_last_step and step == count - 1)]
+    silent = [step for step in steps if not std_S[step] > 0]
+    if window is None:
+        steps = [step for step in steps if std_S[step] > 0]
+    elif silent:
+        raise ValueError(
+            f"train_steps ({lo}, {hi}): steps {silent} add no noise, so they have no"
+            " log-probability; leave them out, raise eta there, or set skip_last_step=true if it"
+            " is the last one"
+        )
+    if not steps:
+        raise ValueError(
+            f"of {count} steps none is left to train (train_steps {window}); raise eta or"
+            " sample_steps"
+        )
+    return steps
+
+
+def draw_steps(
+    steps: Sequence[int], share: float, draw: str, batch: PromptBatch, *key: int
+) -> Tensor:
+    """Steps to train, (K, B) long with K = max(1, round(share * len(steps))), without repeats in a
+    column.
+
+    ``draw`` "sample": each sample has its own random subset in random order; "batch": one for all.
+    ``key`` names the draw: seed, round, inner epoch; with "sample" also the sample, so that its
+    steps do not depend on the process it is on.
+    """
+    kept = max(1, round(share * len(steps)))
+    choices = torch.tensor(list(steps))
+
+    def one(*name: int | str) -> Tensor:
+        return choices[
+            torch.randperm(len(steps), generator=keyed_generator(*key, "steps", *name))[:kept]
+        ]
+
+    if draw == "batch":
+        return one().unsqueeze(1).expand(kept, len(batch)).contiguous()
+    return torch.stack(
+        [one(p.id, int(i)) for p, i in zip(batch.prompts, batch.sample_index, strict=True)], dim=1
+    )
+
+
+def plan_updates(
+    steps_KB: Tensor, kept_B: Sequence[bool], size: int, updates: int, *key: int
+) -> list[list[MicroBatch]]:
+    """The round's samples in random order, as ``updates`` optimiser steps of micro-batches of
+    ``size``.
+
+    Dropped samples are replaced by kept ones of weight 0. A rank without any kept sample gets empty
+    updates. Raises ``ValueError`` when sizes do not divide.
+    """
+    count = steps_KB.shape[1]
+    check_sizes(count, size, updates)
+    order = torch.randperm(count, generator=keyed_generator(*key, "order")).tolist()
+    good = [row for row in order if kept_B[row]]
+    if not good:
+        return [[] for _ in range(updates)]
+    micro = []
+    for start in range(0, count, size):
+        places = order[start : start + size]
+        rows = [row if kept_B[row] else good[0] for row in places]
+        weight = torch.tensor([float(kept_B[row]) for row in places])
+        micro.append(MicroBatch(tuple(rows), steps_KB[:, rows], weight))
+    each = len(micro) // updates
+    return [[one for one in micro[i * each : (i + 1) * each] if one.terms] for i in range(updates)]
+
+
+def plan_round(
+    steps: Sequence[int], batch: PromptBatch, kept_B: Sequence[bool], settings: Mapping[str, Any]
+) -> list[list[MicroBatch]]:
+    """The optimiser steps of all inner epochs of a round, by the settings of ``DDPO``; each inner
+    epoch draws anew.
+    """
+    s, plans = settings, []
+    for epoch in range(s["inner_epochs"]):
+        key = (s["seed"], batch.round_index, epoch)
+        steps_KB = draw_steps(steps, s["train_step_share"], s["train_step_draw"], batch, *key)
+        plans += plan_updates(steps_KB, kept_B, s["train_batch_size"], s["updates_per_round"], *key)
+    return plans
+
+
+def check_sizes(count: int, train_batch_size: int, updates: int) -> None:
+    """Raises ``ValueError`` unless a round of ``count`` samples a rank splits into ``updates`` of
+    whole training batches.
+    """
+    if count % (train_batch_size * updates):
+        raise ValueError(
+            f"a round of {count} samples (per process) does not split into"
+            f" updates_per_round={updates} optimiser steps of batches of"
+            f" train_batch_size={train_batch_size}; it must be a multiple of"
+            f" {train_batch_size * updates}"
+        )
+
+
+def scored_elements(trajectory: Trajectory) -> int:
+    """Latent elements that count in one sample's log-probability (the fewest of all samples)."""
+    shape = trajectory.latents_SB.shape[2:]
+    if trajectory.scored_mask is None:
+        return shape.numel()
+    mask = trajectory.scored_mask
+    return int(mask.expand(mask.shape[0], *shape).reshape(mask.shape[0], -1).sum(dim=1).min())
+
+
+def is_full_precision(network: nn.Module, device_type: str, convolutions: bool = False) -> bool:
+    """Whether the network computes in float32 (or float64): no half weights, autocast or TF32.
+
+    ``convolutions``: cuDNN's convolutions count, too, where TF32 is PyTorch's default.
+    """
+    halves = any(
+        p.is_floating_point() and p.dtype not in (torch.float32, torch.float64)
+        for p in network.parameters()
+    )
+    tf32 = device_type == "cuda" and (
+        torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32
+    )
+    tf32 = tf32 or (device_type == "cuda" and convolutions and torch.backends.cudnn.allow_tf32)
+    return not (halves or tf32 or torch.is_autocast_enabled(device_type))
+
+
+def ratio_tolerance(
+    network: nn.Module, device_type: str, same_shapes: bool, clip_range: float
+) -> tuple[float, str]:
+    """How far from 1 rounding may bring the ratio before the first update; what to do beyond it.
+
+    ``same_shapes``: old and new log-probabilities come from batches of one shape. Then the same
+    kernels run twice and the ratio is 1 to the last bit or two: 1e-6. Batches of another shape
+    are summed in another order: up to 2.2e-6 was measured in float32 (AudioLDM 2 at toy size;
+    more elements average more out), 1e-5 is allowed. In half precision and with TF32 half of
+    ``clip_range``: beyond that, clipping would act on rounding.
+    """
+    remedy = "recompute_old_log_prob=true is the remedy"
+    if not is_full_precision(network, device_type, convolutions=not same_shapes):
+        return clip_range / 2, f"rounding of half precision (or TF32) is the likely cause; {remedy}"
+    means = (
+        "this means that training scores another policy than the one that sampled: look for "
+        "conditioning of other prompts, swapped guidance halves, dropout or train mode"
+    )
+    if same_shapes:
+        why = f"in float32 at equal shapes {means}. Only where other kernels are the cause {remedy}"
+        return SAME_SHAPES, why
+    why = f"in float32 {means}. Only where batch shapes or other kernels are the cause {remedy} "
+    return OTHER_SHAPES, why + "(or sample_batch_size equal to train_batch_size)"
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """What one micro-batch saw, on the CPU:
+
+    ``ratio_KN`` (K, n) with ``weight_N`` (n,); summed ``loss`` and ``kl_to_base``.
+    """
+
+    ratio_KN: Tensor
+    weight_N: Tensor
+    loss: float
+    kl_to_base: float
+
+
+def backward_steps(
+    backbone: Backbone,
+    sampler: Sampler,
+    trajectory: Trajectory,
+    micro: MicroBatch,
+    old_SB: Tensor,
+    advantage_B: Tensor,
+    terms: int,
+    backward: Callable[[Tensor], None],
+    *,
+    clip_range: float,
+    advantage_clip: float,
+    kl_weight: float,
+) -> UpdateRecord:
+    """Forward and backward of each step of one micro-batch, one graph at a time, so memory does not
+    grow with the steps.
+
+    Gradients of all micro-batches add up to the gradient of the mean over ``terms`` (sample, step)
+    pairs of the clipped policy loss plus ``kl_weight`` times the KL to the base model (adapter
+    off). ``old_SB`` (S, B), ``advantage_B`` (B,) are the round's.
+    """
+    device = trajectory.latents_SB.device
+    rows, weight = torch.tensor(micro.rows, device=device), micro.weight_N.to(device)
+    counted, ratios, loss_sum, kl_sum = weight > 0, [], 0.0, 0.0
+    score = partial(step_log_prob, backbone.predict, backbone.path, sampler, trajectory)
+    for step_N in micro.steps_KN:
+        base_mean = None
+        if kl_weight > 0:
+            with torch.no_grad(), reference(backbone):
+                _, base_mean, _ = score(step_N, micro.rows)
+        log_prob, mean, std = score(step_N, micro.rows)
+        old, advantage = old_SB[step_N.to(device), rows], advantage_B[rows]
+        policy = clipped_policy_loss(
+            log_prob[counted], old[counted], advantage[counted], clip_range, advantage_clip
+        )
+        loss = policy.loss * weight.sum()
+        if base_mean is not None:
+            kl = (kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)) * weight).sum()
+            loss, kl_sum = loss + kl_weight * kl, kl_sum + kl.item()
+        backward(loss / terms)
+        loss_sum += loss.item()
+        ratios.append((log_prob.detach() - old).exp())
+    return UpdateRecord(torch.stack(ratios).cpu(), micro.weight_N, loss_sum, kl_sum)
+
+
+@torch.no_grad()
+def recomputed_log_prob(
+    backbone: Backbone, sampler: Sampler, trajectory: Trajectory, plan: Sequence[MicroBatch]
+) -> tuple[Tensor, float]:
+    """Old log-probabilities (S, B) scored again in the very batches of the update; the largest
+    |ratio - 1| of the stored ones.
+    """
+    old_SB, gap = trajectory.log_prob_SB.clone(), 0.0
+    for micro in plan:
+        rows = torch.tensor(micro.rows)
+        for step_N in micro.steps_KN:
+            log_prob, _, _ = step_log_prob(
+                backbone.predict, backbone.path, sampler, trajectory, step_N, micro.rows
+            )
+            gap = max(
+                gap, (log_prob - trajectory.log_prob_SB[step_N, rows]).expm1().abs().max().item()
+            )
+            old_SB[step_N, rows] = log_prob
+    return old_SB, gap
+
+
+def update_metrics(records: Sequence[UpdateRecord], clip_range: float) -> dict[str, float]:
+    """Means (ratio also min and max) over all (sample, step) pairs that counted, of all
+    micro-batches.
+    """
+    ratio = torch.cat(
+        [record.ratio_KN[:, record.weight_N > 0].flatten() for record in records]
+    ).double()
+    return {
+        "loss": sum(record.loss for record in records) / len(ratio),
+        "kl_to_base": sum(record.kl_to_base for record in records) / len(ratio),
+        "ratio/mean": ratio.mean().item(),
+        "ratio/min": ratio.min().item(),
+        "ratio/max": ratio.max().item(),
+        "clip_fraction": ((ratio - 1).abs() > clip_range).double().mean().item(),
+        "approx_kl": 0.5 * ratio.log().pow(2).mean().item(),
+    }
+
+
+def worst_ratio(
+    record: UpdateRecord, micro: MicroBatch, prompts: Sequence[Prompt]
+) -> tuple[float, str]:
+    """(largest |ratio - 1| among rows that count, the step and prompt where it is); NaN counts as
+    infinite.
+    """
+    off = torch.where(record.ratio_KN.isnan(), torch.inf, (record.ratio_KN - 1).abs())
+    off = torch.where(micro.weight_N > 0, off, 0.0)
+    k, n = divmod(int(off.argmax()), off.shape[1])
+    prompt = prompts[micro.rows[n]]
+    return (
+        off[k, n].item(),
+        f"step {int(micro.steps_KN[k, n])} of prompt {prompt.id!r} ({prompt.text!r})",
+    )
+
+
+def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> None:
+    """Before the first update the policy that is trained is the one that sampled: ratio 1.
+
+    ``tolerance``: how far it may be off; ``why``: what to look for (``ratio_tolerance``).
+    Raises ``ValueError`` otherwise (also on NaN).
+    """
+    if deviation <= tolerance:
+        return
+    raise ValueError(
+        f"before the first update the importance ratio must be 1 within {tolerance:.3g}, but it is"
+        f" off by {deviation:.3g} at {where}; {why}"
+    )

@@ -1,0 +1,256 @@
+"""Audio files in and out (wav, flac, ogg, mp3), by soundfile. Shapes: ``CN`` channels, samples."""
+
+from __future__ import annotations
+
+import io
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import soundfile
+import torch
+
+from zoo.audio_files.headers import examined
+from zoo.audio_files.resampling import resampled
+from zoo.errors import did_you_mean
+from zoo.files import AUDIO_FORMATS as FORMATS
+from zoo.files import written_beside
+from zoo.types import Waveform
+
+# the containers that tell whether they are cut
+_READ = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
+_BLOCK = 2**20  # numbers that are decoded at a time
+# decoded and dropped: an mp3 frame leans on up to 511 bytes before it, 20 frames of a quiet file
+_PRE_ROLL_S = 0.6
+
+
+@dataclass(frozen=True)
+class AudioFacts:
+    """What a file holds: its rate, its channels, and ``samples`` of each channel."""
+
+    sample_rate_hz: int
+    channels: int
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate_hz
+
+
+def audio_facts(path: str | Path) -> AudioFacts:
+    """Rate, channels and length of a file, without decoding it.
+
+    Raises as ``read_audio`` does, but for NaN and infinity.
+
+    A file that lost its end is found, a damaged middle is not.
+    """
+    path = _checked(path)
+    try:
+        with _opened(path) as file:
+            facts = AudioFacts(file.samplerate, file.channels, file.frames)
+            if file.format == "FLAC":
+                _touch_end(file)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    return facts
+
+
+def read_audio(
+    path: str | Path,
+    sample_rate_hz: int | None = None,
+    start_s: float = 0.0,
+    seconds: float | None = None,
+) -> Waveform:
+    """The whole file in float32, or ``seconds`` of it from ``start_s`` on.
+
+    Resampled to ``sample_rate_hz`` if given.
+
+    A length that is only in the header is not believed: what has none is read to its end, and only
+    the part that is asked for is decoded. Raises ``FileNotFoundError``, and ``ValueError`` naming a
+    file that is no regular file, empty, cut off, no audio, without samples (there), or holding NaN
+    or infinity.
+    """
+    path = _checked(path)
+    try:
+        wave = decoded(path, start_s, seconds)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    return wave if sample_rate_hz is None else resample(wave, sample_rate_hz)
+
+
+def decoded(source: Path | bytes, start_s: float = 0.0, seconds: float | None = None) -> Waveform:
+    """As ``read_audio`` at its own rate, of a file or of its bytes.
+
+    The ``ValueError`` says what is wrong without a name, to be read after that of the file.
+    """
+    with _opened(source) as file:
+        rate_hz, promised = file.samplerate, file.frames
+        start = min(promised, round(start_s * rate_hz))
+        first = max(0, start - round(_PRE_ROLL_S * rate_hz))
+        wanted = promised - first
+        if seconds is not None:
+            wanted = min(wanted, round(seconds * rate_hz) + start - first)
+        samples_CN = _samples(file, first, wanted)[:, start - first :]
+    if samples_CN.shape[1] == 0:
+        raise ValueError(
+            "holds no samples" if start == 0 else f"holds no samples from {start_s:g} s on"
+        )
+    if not torch.isfinite(samples_CN).all():
+        raise ValueError("holds NaN or infinite samples; render it again")
+    return Waveform(samples_CN, rate_hz)
+
+
+def _checked(path: str | Path) -> Path:
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path} is {'a folder' if path.is_dir() else 'no regular file (a pipe or a device)'}; "
+            "name an audio file"
+        )
+    if not path.is_file():
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise FileNotFoundError(
+            f"there is no audio file {path}; {did_you_mean(path.name, names, limit=4)}"
+        )
+    return path
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
+    """Raises ``ValueError`` without the name of the file."""
+    if isinstance(source, bytes):
+        found = examined(source)
+    elif source.stat().st_size == 0:
+        raise ValueError("is empty (0 bytes); it may be an interrupted copy")
+    else:
+        with source.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = examined(data)
+    if found.problem:
+        raise ValueError(found.problem)
+    content = source if found.mended is None else found.mended
+    try:
+        file = soundfile.SoundFile(
+            io.BytesIO(content) if isinstance(content, bytes) else str(content)
+        )
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot be read as audio ({_said(error)}); expected one of {', '.join(FORMATS)}"
+        ) from error
+    with file:
+        if file.format not in _READ:
+            raise ValueError(
+                f"is {file.format_info}, which does not say whether it is whole; "
+                "convert it to wav or flac"
+            )
+        if file.frames == 0:
+            raise ValueError("holds no samples")
+        yield file
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "error_string", "") or str(error)
+
+
+def _touch_end(file: soundfile.SoundFile) -> None:
+    try:
+        file.seek(file.frames - 1)
+        is_there = len(file.read(1)) == 1
+    except (soundfile.SoundFileError, RuntimeError):
+        is_there = False
+    if not is_there:
+        raise ValueError(
+            f"is cut off or damaged: the last of {file.frames} samples cannot be read; "
+            "copy or render it again"
+        )
+
+
+def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor:
+    """(C, N) ``wanted`` samples from ``first`` on, decoded in blocks.
+
+    So memory is taken for samples that are there, not for those that a header promises.
+    mp3 is decoded in one piece, since every seek of soundfile restarts its decoder; its frames were
+    counted (``examined``). Raises ``ValueError`` for fewer, but for mp3, whose length may be an
+    estimate.
+    """
+    blocks, count, broken = [], 0, ""
+    size = wanted if file.format == "MP3" else max(1, _BLOCK // file.channels)
+    try:
+        if first:
+            file.seek(first)
+        while count < wanted:
+            block_NC = file.read(min(size, wanted - count), dtype="float32", always_2d=True)
+            if not len(block_NC):
+                break
+            blocks.append(block_NC)
+            count += len(block_NC)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        broken = f" ({_said(error)})"
+    if broken or (count < wanted and file.format != "MP3"):
+        there, promised = first + count, file.frames
+        raise ValueError(
+            f"is cut off or damaged: {there} of {promised} samples can be read{broken}; "
+            "copy or render it again"
+        )
+    samples_CN = numpy.empty((file.channels, count), "float32")
+    for number, block_NC in enumerate(blocks):
+        start = number * size
+        samples_CN[:, start : start + len(block_NC)] = block_NC.T
+    return torch.from_numpy(samples_CN)
+
+
+def resample(wave: Waveform, sample_rate_hz: int) -> Waveform:
+    """At another rate (windowed sinc, ``zoo.audio_files.resampling``).
+
+    Raises ``ValueError`` unless the rate is positive.
+    """
+    samples_CN = resampled(wave.samples_CN, wave.sample_rate_hz, sample_rate_hz)
+    return wave if samples_CN is wave.samples_CN else Waveform(samples_CN, sample_rate_hz)
+
+
+def write_audio(path: str | Path, wave: Waveform) -> None:
+    """Writes beside and moves, in the format that the suffix names (16 bit for wav and flac);
+    louder than 1 is clipped.
+
+    Raises ``ValueError`` for another suffix, an empty wave, NaN or infinity, or a rate that the
+    format cannot hold; ``OSError``.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; "
+            f"use one of {', '.join(FORMATS)}"
+        )
+    try:
+        content = encoded(wave, path.suffix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; nothing was written") from error
+    with written_beside(path) as temporary:
+        temporary.write_bytes(content)  # Python names a full disk, libsndfile a "System error"
+
+
+def encoded(wave: Waveform, suffix: str) -> bytes:
+    """The bytes of an audio file in the format of ``suffix`` (a key of ``FORMATS``).
+
+    Raises ``ValueError`` for an empty wave, NaN or infinity, or a rate that the format cannot hold.
+    """
+    samples = wave.samples_CN.detach().float().cpu()
+    if samples.ndim != 2 or samples.numel() == 0:
+        raise ValueError(
+            f"expected samples (channels, samples), at least one, got shape {tuple(samples.shape)}"
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError("the wave holds NaN or infinity")
+    kind, subtype = FORMATS[suffix.lower()]
+    file = io.BytesIO()
+    samples_NC, rate_hz = samples.clamp(-1, 1).T.numpy(), wave.sample_rate_hz
+    try:
+        soundfile.write(file, samples_NC, rate_hz, format=kind, subtype=subtype)
+    except soundfile.SoundFileError as error:
+        channels = samples.shape[0]
+        raise ValueError(
+            f"{channels} channels at {rate_hz} Hz cannot be written as {kind} ({error})"
+        ) from error
+    return file.getvalue()

@@ -1,0 +1,259 @@
+"""The command line of ``tools/generate.py``."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import Stopped
+from zoo.files import (
+    AUDIO_FORMATS,
+    check_writable,
+    clear_after_killed,
+    files_written_together,
+)
+
+if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
+    from zoo.types import Prompt
+
+ReadPrompts = Callable[[str, str, float], "Sequence[Prompt]"]
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python tools/generate.py",
+        description="Turn prompts into audio files.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", help="a zoo name (embedded/music), a run folder, or a model folder")
+    add("prompts", nargs="*", help="what should be heard")
+    add(
+        "--batch-file",
+        help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)",
+    )
+    add(
+        "--out",
+        default="generated",
+        help="folder (gets an index, samples.json), or a file name for a single sample",
+    )
+    add("--format", default="wav", choices=[suffix[1:] for suffix in AUDIO_FORMATS])
+    add(
+        "--seeds",
+        default="0",
+        help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed",
+    )
+    add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
+    add(
+        "--guidance",
+        type=float,
+        help="guidance scale, 1 is none (default: that of the run, else 3)",
+    )
+    add(
+        "--eta",
+        type=float,
+        help="0 deterministic, 1 fresh noise in every step (default: that of the run, else 1)",
+    )
+    add("--seconds", type=float, help="length (default: that of the run, else 4.096)")
+    add("--negative", help="what should not be heard (default: that of the run, else nothing)")
+    add("--adapter", help="adapter folder (default: that of the run folder)")
+    add(
+        "--strength", type=float, default=1.0, help="of the adapter: 0 the base model, 1 as trained"
+    )
+    add("--batch-size", type=int, default=8, help="samples at a time")
+    add("--device", default="cpu", help="such as cpu, cuda, mps")
+    add("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
+    """``read_prompts(path, negative, seconds)`` reads a batch file.
+
+    Raises ``ValueError`` and ``OSError`` before anything is written.
+    """
+    options = parser().parse_intermixed_args(argv)
+    from zoo.generations import checked_entries
+    from zoo.hub.run_models import recorded_sampling, run_settings
+    from zoo.loading import find_or_pull, open_model
+    from zoo.sampling_settings import sampling_settings
+    from zoo.types import Prompt
+
+    settings = run_settings(options.model)
+    asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
+    how = sampling_settings(
+        {**asked, "guidance_scale": options.guidance}, settings, recorded_sampling(options.model)
+    )
+    seeds = parse_seeds(options.seeds)
+    if options.adapter is None and options.strength != 1:
+        own = [
+            find_or_pull(options.model) / name for name in ("adapter", "adapter_config.json")
+        ]  # a run's, an exported one
+        if not any(path.exists() for path in own):
+            raise ValueError(
+                f"--strength is of an adapter, and {options.model} has none; give --adapter too"
+            )
+    prompts = [
+        Prompt(text, text.strip(), how.negative, how.seconds)
+        for text in options.prompts
+        if text.strip()
+    ]
+    if len(prompts) < len(options.prompts):
+        raise ValueError("a prompt must not be empty; say what should be heard")
+    if options.batch_file is not None:
+        prompts += read_prompts(options.batch_file, how.negative, how.seconds)
+    if not prompts:
+        raise ValueError("no prompt: write one after the model, or give --batch-file")
+    paths = output_paths(prompts, seeds, options.out, options.format)
+    taken = [path for path in paths if path.exists()]
+    if taken and not options.overwrite:
+        raise ValueError(
+            f"{taken[0]} exists{f' (and {len(taken) - 1} more)' if taken[1:] else ''}; "
+            "give another --out, or --overwrite to replace"
+        )
+    if Path(options.out).is_dir():
+        checked_entries(Path(options.out))
+    check_writable(paths[0])
+    backbone = open_model(options.model, options.adapter, options.strength, options.device)
+    folder = None if Path(options.out).suffix.lower() in AUDIO_FORMATS else Path(options.out)
+    _generate_files(
+        backbone,
+        prompts,
+        seeds,
+        paths,
+        folder,
+        options.batch_size,
+        {
+            "steps": how.steps,
+            "guidance_scale": how.guidance_scale,
+            "eta": how.eta,
+            "rule": how.rule,
+        },
+    )
+
+
+def _generate_files(
+    backbone: Any,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    paths: Sequence[Path],
+    folder: Path | None,
+    batch_size: int,
+    sampling: dict[str, Any],
+) -> None:
+    """A few prompts at a time, so that what is finished is on disk and in the folder's index.
+
+    First removes what a killed call was about to write there.
+    """
+    from rich.progress import track
+
+    from zoo.audio_files import write_audio
+    from zoo.generation import generate
+    from zoo.generations import INDEX, Sample, write_index
+
+    if folder is None:
+        clear_after_killed(paths[0].parent, glob.escape(paths[0].name))
+    else:
+        clear_after_killed(folder, INDEX, *(f"*{suffix}" for suffix in AUDIO_FORMATS))
+    count = max(1, batch_size // len(seeds))
+    samples = [
+        Sample(path, prompt, seed)
+        for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))
+    ]
+    written = 0
+    try:
+        for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
+            some = prompts[start : start + count]
+            waves = generate(backbone, some, seeds=seeds, batch_size=batch_size, **sampling)
+            if folder is None:
+                write_audio(paths[0], waves[0])
+                continue
+            rows = samples[start * len(seeds) : (start + count) * len(seeds)]
+            with files_written_together(folder) as part:  # a file and its row in the index, or none
+                for sample, wave in zip(rows, waves, strict=True):
+                    write_audio(part / sample.path.name, wave)
+                write_index(folder, rows, part)
+            written += len(rows)
+    except KeyboardInterrupt as stop:
+        raise Stopped(_way_on(written, len(paths), folder)) from stop
+    for path in paths:
+        print(path)
+
+
+def _way_on(written: int, total: int, folder: Path | None) -> str:
+    if not written:
+        return "no sample was written; the same command starts again"
+    return (
+        f"{written} of {total} samples are whole and in {folder}; the same command with "
+        "--overwrite makes all of them again, or ask for the others with another --out"
+    )
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0,3-5"`` as [0, 3, 4, 5].
+
+    Raises ``ValueError`` for anything else, a doubled seed, or more than 10,000.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if (
+            match is None
+            or int(match[2] or match[1]) < int(match[1])
+            or int(match[2] or match[1]) - int(match[1]) >= 10_000
+        ):
+            raise ValueError(f"--seeds {text!r}: expected whole numbers such as 0 or 0,1,2 or 0-7")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text!r} names a seed twice")
+    return seeds
+
+
+def output_paths(
+    prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str
+) -> list[Path]:
+    """One safe file name per sample, prompts in order and seeds within.
+
+    For one sample ``out`` may be the file itself.
+
+    Raises ``ValueError`` for one file and several samples, for a file that is there, and for what
+    looks like the name of a file in a format that is not written (``x.mp4``): a new folder with
+    such a name is asked for by a ``/`` at its end.
+    """
+    asked, out, formats = str(out), Path(out), ", ".join(AUDIO_FORMATS)
+    if out.suffix.lower() in AUDIO_FORMATS:
+        if len(prompts) * len(seeds) > 1:
+            raise ValueError(
+                f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name"
+                " a folder"
+            )
+        return [out]
+    if (
+        re.fullmatch(r"\.[0-9]*[A-Za-z][A-Za-z0-9]{0,4}", out.suffix)
+        and not out.is_dir()
+        and not asked.endswith(("/", os.sep))
+    ):
+        raise ValueError(
+            f"--out {out}: {out.suffix} is not written here; name a file that ends in one of "
+            f"{formats}, or a folder ({asked}/ if that is its name)"
+        )
+    if out.exists() and not out.is_dir():
+        raise ValueError(
+            f"--out {out} is a file without audio suffix; name a folder or one of {formats}"
+        )
+    width = max(3, len(str(len(prompts) - 1)))
+    plain = [
+        unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower()
+        for prompt in prompts
+    ]
+    slugs = [re.sub(r"[^a-z0-9]+", "-", text)[:60].strip("-") or "prompt" for text in plain]
+    return [
+        out / f"{i:0{width}d}_{slug}_seed{seed}.{suffix}"
+        for i, slug in enumerate(slugs)
+        for seed in seeds
+    ]

@@ -1,0 +1,346 @@
+"""What is evaluated: a folder of generated audio with its table, or clips that a model makes for
+the occasion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from zoo.audio_files import audio_facts, write_audio
+from zoo.audio_files.folders import Listing
+from zoo.audio_files.folders import listed as files_of
+from zoo.commands.generate import output_paths
+from zoo.errors import did_you_mean
+from zoo.evaluation.options import BASE
+from zoo.evaluation.scores import Progress, fingerprint
+from zoo.files import parsed_json, written_beside
+from zoo.generation import generate_each
+from zoo.generations import INDEX, Sample, read_samples, write_index
+from zoo.hub.registry import find
+from zoo.hub.run_models import built_from, run_settings
+from zoo.instantiate import check, instantiate
+from zoo.loading import load, open_model
+from zoo.sampling_settings import SamplingSettings
+from zoo.types import Backbone, Prompt
+
+TABLES = ("prompts.csv", "prompts.tsv", "prompts.jsonl")
+_SOURCE = "source.json"
+_OWN_COLUMNS = ("file", "prompt", "id", "negative", "seconds", "seed", "label", "labels")
+ReadTable = Callable[..., Any]  # (path, columns that must be there ...) -> datamodules.tables.Table
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The plain values of a run: of YAML files, or (``folder``) of a run folder's config.yaml;
+    ``{}`` where there is none.
+    """
+
+    settings: Mapping[str, Any]
+    folder: Path | None = None
+
+    @property
+    def reward(self) -> Mapping[str, Any] | None:
+        return (self.settings.get("module") or {}).get("reward")
+
+    def require_own(self) -> None:
+        """Raises ``ValueError`` when the run folder was downloaded: its config.yaml may name code."""
+        from zoo.hub.store import is_downloaded
+
+        if self.folder is not None and is_downloaded(self.folder):
+            raise ValueError(
+                f"{self.folder} was downloaded, and its config.yaml may name code; give --prompts"
+                " and --rewards by name"
+            )
+
+    def backbone(self) -> Backbone:
+        """The untrained base, built as the run builds it. Raises ``ValueError``."""
+        if self.folder is not None:
+            return built_from(dict(self.settings), "backbone", self.folder)
+        node = (self.settings.get("module") or {}).get("backbone")
+        if node is None:
+            raise ValueError("the configuration has no module.backbone; name a model with --model")
+        check(node, "module.backbone")
+        return instantiate(node, "module.backbone")
+
+    def prompts(self, which: str) -> tuple[Prompt, ...]:
+        """Held-out or training prompts of its data, or both.
+
+        Raises ``ValueError`` when there are none.
+        """
+        node = self.settings.get("data")
+        if node is None:
+            raise ValueError(
+                "no prompts: give --prompts FILE, or --config with a data node (a run folder has"
+                " one)"
+            )
+        self.require_own()
+        check(node, "data")
+        data = instantiate({**node, "val_prompts": None} if "val_prompts" in node else node, "data")
+        held_out, train = (
+            getattr(data, "validation_prompts", ()),
+            getattr(data, "train_prompts", ()),
+        )
+        found = {
+            "held_out": held_out,
+            "train": train,
+            "all": (*train, *(p for p in held_out if p not in train)),
+        }[which]
+        if not found:
+            raise ValueError(
+                f"the data of the configuration has no {which} prompts; take --which "
+                f"{'train' if train else 'held_out'}, or --prompts FILE"
+            )
+        return tuple(found)
+
+
+def configuration(files: Sequence[str], model: str | None) -> Configuration:
+    """Of ``--config`` files, else of the run folder ``model``, else empty.
+
+    Raises ``ValueError`` (also for a model that nothing here goes by), ``FileNotFoundError``.
+    """
+    if files:
+        from lightning_modules import run
+
+        return Configuration(run.load(files).to_dict())
+    folder = Path(model) if model is not None else None
+    if model is not None and model != BASE:
+        with contextlib.suppress(FileNotFoundError):  # known, and pulled when it is opened
+            find(model)
+    return (
+        Configuration(run_settings(folder), folder)
+        if folder is not None and folder.is_dir()
+        else Configuration({})
+    )
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+    """``NAME`` or ``NAME=STRENGTH``. Raises ``ValueError``."""
+    name, equals, strength = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(strength)
+    except ValueError:
+        raise ValueError(
+            f"--adapter {text!r}: expected NAME or NAME=STRENGTH, such as runs/one/adapter=0.5"
+        ) from None
+
+
+def open_backbone(
+    model: str, adapters: Sequence[tuple[str, float]], config: Configuration, device: str
+) -> Backbone:
+    """``model``: as ``zoo.open_model`` takes it, or ``base``: the configuration's, untrained.
+
+    Raises what ``zoo.open_model`` raises.
+    """
+    if model == BASE:
+        backbone = config.backbone().to(device).eval()
+        if adapters:
+            from zoo.hub.adapters import stack_adapters
+
+            stack_adapters(backbone, adapters, BASE)
+        return backbone
+    if len(adapters) > 1:
+        return load(model, device, adapters=adapters)
+    return open_model(model, *(adapters[0] if adapters else (None, 1.0)), device)
+
+
+def model_clips(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    sampling: SamplingSettings,
+    folder: Path,
+    facts: Mapping[str, Any],
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> tuple[tuple[Sample, ...], dict[str, Any]]:
+    """One wav a prompt and seed in ``folder``, with the noise of ``tools/generate.py``, and what is
+    said of their source.
+
+    Files that are there from an interrupted evaluation with the same settings are kept. What is
+    scored is the file, in 16 bits. Raises ``ValueError`` when the folder holds clips of other
+    settings.
+    """
+    how = {
+        name: value
+        for name, value in asdict(sampling).items()
+        if name not in ("negative", "seconds")
+    }
+    asked = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, default=str)
+    source = {
+        **facts,
+        **how,
+        "denoiser": fingerprint(backbone.denoiser),
+        "prompts": hashlib.sha256(asked.encode()).hexdigest()[:12],
+    }
+    source = json.loads(json.dumps(source, allow_nan=False))
+    sampler = sampling.sampler
+    _claim(folder, source)
+    paths = output_paths(prompts, seeds, folder, "wav")
+    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    for start in range(0, len(missing), batch_size):
+        rows = missing[start : start + batch_size]
+        for i, wave in zip(
+            rows, generate_each(backbone, [jobs[i] for i in rows], sampler, batch_size), strict=True
+        ):
+            write_audio(paths[i], wave)
+        if progress is not None:
+            progress(len(jobs) - len(missing) + start + len(rows), len(jobs))
+    samples = tuple(
+        Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, jobs, strict=True)
+    )
+    write_index(folder, samples)
+    return samples, {**source, "first_seed": seeds[0], "samples_a_prompt": len(seeds)}
+
+
+def _claim(folder: Path, source: Mapping[str, Any]) -> None:
+    path = folder / _SOURCE
+    if path.is_file():
+        there = _source(path)
+        differing = [
+            name for name in sorted({*there, *source}) if there.get(name) != source.get(name)
+        ]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there,"
+                f" {source.get(name)} now); name another --out, or remove that folder"
+            )
+        return
+    with written_beside(path) as part:
+        part.write_text(json.dumps(source, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _source(path: Path) -> Mapping[str, Any]:
+    try:
+        there = parsed_json(path.read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            raise ValueError(f"holds a {type(there).__name__}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); name another --out, or remove that folder"
+        ) from error
+    return there
+
+
+def is_generations(place: str) -> bool:
+    """Whether a folder holds generated audio with a table that says which file answers which
+    prompt.
+    """
+    return any((Path(place) / name).is_file() for name in (INDEX, *TABLES))
+
+
+def folder_samples(
+    folder: Path,
+    table: Path | None,
+    read_table: ReadTable,
+    label_keys: Iterable[str],
+    prompts: Sequence[Prompt] = (),
+) -> tuple[Sample, ...]:
+    """The clips of a folder by its ``samples.json``, or by a table.
+
+    The table has the columns ``file`` and ``prompt`` (or ``text``, ``caption``). A table may also
+    have ``label`` (taken for every key of ``label_keys``), ``seed``, ``id``, ``negative``,
+    ``seconds``; other columns become labels. ``prompts`` lend their labels to clips of the same
+    text. Raises ``FileNotFoundError`` for no folder, no table or absent files, and ``ValueError``
+    naming the row for what cannot be meant, and for audio files without a row.
+    """
+    if not folder.is_dir():
+        near = (
+            [path.name for path in folder.parent.iterdir() if path.is_dir()]
+            if folder.parent.is_dir()
+            else []
+        )
+        raise FileNotFoundError(
+            f"there is no folder {folder}; {did_you_mean(folder.name, near, limit=4)}"
+        )
+    found = (
+        next((folder / name for name in TABLES if (folder / name).is_file()), None)
+        if table is None
+        else table
+    )
+    if table is None and (folder / INDEX).is_file():
+        samples = read_samples(folder)
+    elif found is None:
+        raise FileNotFoundError(
+            f"{folder} has no {INDEX} (tools/generate.py writes one) and none of"
+            f" {', '.join(TABLES)}; write a CSV with the header file,prompt,label and one row a"
+            " file, or name it with --table"
+        )
+    else:
+        samples = _table_samples(folder, found, read_table, tuple(label_keys))
+    listed = {sample.path.name for sample in samples}
+    sounds = files_of(folder)
+    sounds.log_set_aside(folder)
+    stray = [name for name in sounds.files if name not in listed]
+    if stray:
+        raise ValueError(
+            f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add"
+            " rows for them, or move them away: no clip is left out in silence"
+        )
+    lent = {prompt.text: prompt.labels for prompt in prompts}
+    return tuple(
+        replace(
+            one,
+            prompt=replace(
+                one.prompt, labels={**lent.get(one.prompt.text, {}), **one.prompt.labels}
+            ),
+        )
+        for one in samples
+    )
+
+
+def _table_samples(
+    folder: Path, table: Path, read_table: ReadTable, label_keys: tuple[str, ...]
+) -> tuple[Sample, ...]:
+    content = read_table(table, "file", "prompt")
+    if not content.rows:
+        raise ValueError(f"{table} has no row; write one for each file: file,prompt,label")
+    files = files_of(folder, suffixes=None)
+    samples = tuple(_row_sample(folder, files, record, label_keys) for record in content.rows)
+    names = [sample.path.name for sample in samples]
+    doubled = next((name for name, count in Counter(names).items() if count > 1), None)
+    if doubled is not None:
+        raise ValueError(f"{table} has more than one row for {doubled}; keep one")
+    return samples
+
+
+def _row_sample(folder: Path, files: Listing, record: Any, label_keys: tuple[str, ...]) -> Sample:
+    """``record``: a ``datamodules.tables.Record``."""
+    where, name, text = record.where, record.name("file"), record.words("prompt")
+    if not name:
+        raise ValueError(f"{where}: expected the name of a file under 'file', the cell is empty")
+    found = files.find(name)
+    if found is None:
+        if len(PureWindowsPath(name).parts) > 1:
+            raise ValueError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
+        aside = files.reason(name)
+        sounds = list(files_of(folder).files)
+        near = f"that name is {aside}" if aside else did_you_mean(name, sounds, limit=4)
+        raise FileNotFoundError(f"{where}: there is no file {folder / name}; {near}")
+    path = files.files[found]
+    seed, seconds = record.whole_number("seed"), record.number("seconds")
+    try:
+        seconds = audio_facts(path).seconds if seconds is None else seconds
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{where}: seconds must be positive and finite, got {seconds}")
+    label = record.cells.get("label") if record.name("label") else None
+    labels = {} if label is None else dict.fromkeys(label_keys or ("label",), label)
+    others = record.others(*_OWN_COLUMNS).items()
+    others = {key: value for key, value in others if value not in (None, "")}
+    labels = {**others, **labels, **record.mapping("labels")}
+    name, negative = record.name("id") or text, record.name("negative")
+    prompt = Prompt(name, text, negative, seconds, labels=labels)
+    return Sample(path, prompt, seed)

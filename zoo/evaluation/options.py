@@ -1,0 +1,140 @@
+"""The options of ``tools/evaluate.py``; light, so that ``--help`` is there at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from zoo.evaluation.results import ORIGINAL, TRAINED
+
+BASE = "base"
+WHICH = ("held_out", "train", "all")
+SEED = 1_000_003  # far from the seeds of runs: no noise of an evaluation was trained on
+SAMPLES = 25
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python tools/evaluate.py",
+        description=(
+            "Accuracy by class, confusion, CLAP and other scores with intervals: "
+            "table1.md, table2.md, results.json, "
+            "confusion.png, tables.png, report.html."
+        ),
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--generations",
+        help=(
+            "folder of audio with samples.json (as tools/generate.py and runs write it) or a table"
+        ),
+    )
+    add(
+        "--table",
+        type=Path,
+        help="CSV, TSV or JSONL: file,prompt[,label][,seed] (default: prompts.csv in the folder)",
+    )
+    add(
+        "--model",
+        help=(
+            "instead of a folder: a zoo name, a run folder or a model folder, sampled now; or "
+            "base (with --config)"
+        ),
+    )
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME[=STRENGTH]",
+        help="on the model; may be given several times",
+    )
+    add(
+        "--baseline",
+        help=(
+            "what it is compared with: a folder of generations, a model, or base: the run's model "
+            "untrained"
+        ),
+    )
+    add(
+        "--config",
+        action="append",
+        default=[],
+        help="YAML of a run: its prompts, sampling and reward (a run folder brings its own)",
+    )
+    add(
+        "--prompts",
+        help=(
+            ".txt, .csv or .jsonl; further columns are labels (mood). Default: those of the "
+            "configuration"
+        ),
+    )
+    add("--which", choices=WHICH, help="which prompts of the configuration (default: held_out)")
+    add(
+        "--rewards",
+        nargs="+",
+        metavar="NAME",
+        help=(
+            "zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the "
+            "run"
+        ),
+    )
+    add("--samples", type=int, help=f"clips a prompt (default: {SAMPLES})")
+    add(
+        "--seed",
+        type=int,
+        help=(
+            "of a prompt's first clip; the next has the next seed, for all models alike "
+            f"(default: {SEED})"
+        ),
+    )
+    add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
+    add("--guidance", type=float, help="guidance scale (default: that of the run, else 3)")
+    add("--eta", type=float, help="share of fresh noise (default: that of the run, else 1)")
+    add(
+        "--seconds",
+        type=float,
+        help="length of prompts of --prompts that say none (default: that of the run)",
+    )
+    add(
+        "--negative",
+        help="negative of prompts of --prompts that say none (default: that of the run)",
+    )
+    add(
+        "--setting",
+        help=(
+            'row of Table 2, such as "19-step, 10 sec."; trained and original models with the '
+            "same one are compared"
+        ),
+    )
+    add("--name", help="of the model in the tables (default: that of its folder)")
+    add(
+        "--role",
+        choices=[TRAINED, ORIGINAL],
+        help=(
+            "what a model without --baseline is in Table 2 "
+            "(default: trained for clips, runs and adapters, else original)"
+        ),
+    )
+    add(
+        "--combine",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="evaluated folders: one set of tables of all, nothing is scored",
+    )
+    add(
+        "--players",
+        type=int,
+        default=3,
+        help="clips per class in report.html, from best to worst; 0 is none",
+    )
+    add("--batch-size", type=int, default=8, help="samples at a time")
+    add("--device", default="cpu", help="such as cpu, cuda, mps")
+    add(
+        "--out",
+        type=Path,
+        default=Path("evaluation"),
+        help="folder; an interrupted evaluation goes on in it",
+    )
+    return parser

@@ -1,0 +1,172 @@
+"""A folder of generated audio and its index ``samples.json``: which file answers which prompt.
+
+Runs write such folders (``audio/before``, ``audio/after``), and so does ``tools/generate.py``;
+everything that listens to or scores generations afterwards reads them here. The index is a list of
+objects: ``file`` (a name in the folder), ``id``, ``text``, ``negative``, ``seconds``, ``labels``,
+and where they are known ``seed`` and ``score``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.audio_files.folders import Listing, listed
+from zoo.errors import did_you_mean
+from zoo.files import finite, parsed_json, written_beside
+from zoo.hub.untrusted import safe_relative_path
+from zoo.types import Prompt
+
+INDEX = "samples.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One audio file and the request that it answers.
+
+    ``seed``: of its noise; ``score``: by its run's reward (None: unknown).
+    """
+
+    path: Path
+    prompt: Prompt
+    seed: int | None = None
+    score: float | None = None
+
+
+def read_samples(folder: str | Path) -> tuple[Sample, ...]:
+    """The samples that a folder's index lists, in its order.
+
+    Raises ``FileNotFoundError`` for no folder, no index or an absent audio file, and ``ValueError``
+    naming the entry for an index that cannot be read, is empty, or names a file outside the folder
+    (also through a link).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        near = (
+            [path.name for path in folder.parent.iterdir() if path.is_dir()]
+            if folder.parent.is_dir()
+            else []
+        )
+        raise FileNotFoundError(
+            f"there is no folder {folder}; {did_you_mean(folder.name, near, limit=4)}"
+        )
+    if not (folder / INDEX).is_file():
+        inside = sorted(
+            path.parent.relative_to(folder).as_posix() for path in folder.glob(f"audio/*/{INDEX}")
+        )
+        hint = (
+            f"it is a run folder: name {' or '.join(inside)} in it"
+            if inside
+            else "tools/generate.py writes one with its files"
+        )
+        raise FileNotFoundError(
+            f"{folder} has no {INDEX}, which says which file answers which prompt; {hint}"
+        )
+    files = listed(folder, suffixes=None)
+    samples = tuple(
+        _sample(files, folder, entry, f"{folder / INDEX}, entry {i}")
+        for i, entry in enumerate(_entries(folder), 1)
+    )
+    if not samples:
+        raise ValueError(f"{folder / INDEX} lists no sample; generate some into the folder")
+    return samples
+
+
+def write_index(
+    folder: str | Path, samples: Sequence[Sample], to: str | Path | None = None
+) -> Path:
+    """Adds ``samples``, whose files lie in ``folder``, to its index (entries of the same files are
+    replaced), in one step.
+
+    ``to``: a folder that gets the new index instead, to be moved into ``folder`` with its files.
+
+    Raises ``ValueError`` when the index that is there cannot be read, and ``OSError``.
+    """
+    folder = Path(folder)
+    entries = {entry["file"]: entry for entry in checked_entries(folder)}
+    for sample in samples:
+        p = sample.prompt
+        facts = {
+            "file": sample.path.name,
+            "id": p.id,
+            "text": p.text,
+            "negative": p.negative,
+            "seconds": p.seconds,
+        }
+        known = {"seed": sample.seed, "score": sample.score}
+        entries[sample.path.name] = {
+            **facts,
+            "labels": dict(p.labels),
+            **{k: v for k, v in known.items() if v is not None},
+        }
+    path = Path(folder if to is None else to) / INDEX
+    with written_beside(path) as part:
+        text = json.dumps(finite(list(entries.values())), indent=1, default=str, allow_nan=False)
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+def checked_entries(folder: Path) -> list[dict[str, Any]]:
+    """What an index that is added to holds already (nothing where there is none).
+
+    Raises ``ValueError`` when it is another's.
+    """
+    entries = _entries(folder) if (folder / INDEX).exists() else []
+    for i, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            raise ValueError(
+                f"{folder / INDEX}, entry {i}: no 'file'; it is not an index of samples, so name"
+                " another folder"
+            )
+    return entries
+
+
+def _entries(folder: Path) -> list[Any]:
+    try:
+        entries = parsed_json((folder / INDEX).read_text(encoding="utf-8"))
+    except ValueError as error:  # also wrong encoding
+        where = folder / INDEX
+        raise ValueError(f"{where} cannot be read ({error}); generate the samples again") from error
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"{folder / INDEX} holds a {type(entries).__name__}, expected a list of samples"
+        )
+    return entries
+
+
+def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected an object, got {type(entry).__name__}")
+    for name in ("file", "id", "text"):
+        if not isinstance(entry.get(name), str) or not entry[name]:
+            raise ValueError(f"{where}: expected words under {name!r}, got {entry.get(name)!r}")
+    try:
+        relative = safe_relative_path(entry["file"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    path = folder / (files.find(relative.as_posix()) or relative)
+    if len(relative.parts) != 1 or path.resolve().parent != folder.resolve():
+        raise ValueError(
+            f"{where}: {entry['file']!r} is not a file of this folder itself; copy it there"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: there is no file {path}; generate the samples again")
+    labels, numbers = entry.get("labels") or {}, {}
+    if not isinstance(labels, dict):
+        raise ValueError(f"{where}: labels must be an object, got {labels!r}")
+    for name, kinds in (("seconds", (int, float)), ("seed", int), ("score", (int, float))):
+        value = entry.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(f"{where}: {name} must be a number, got {value!r}")
+        numbers[name] = value
+    seconds = {} if numbers.pop("seconds") is None else {"seconds": float(entry["seconds"])}
+    try:
+        prompt = Prompt(
+            entry["id"], entry["text"], str(entry.get("negative") or ""), **seconds, labels=labels
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return Sample(path, prompt, **numbers)

@@ -1,0 +1,332 @@
+"""A model on disk: a folder with config.json and model.safetensors, and nothing of the trainer.
+
+config.json names a key of a literal table (``BACKBONES``, ``REWARDS``) and plain constructor
+arguments. It can never name code, so a downloaded artefact runs nothing but this project. An
+adapter's folder has a config.json too (``zoo/backbones/lora.py``).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo import __version__
+from zoo.backbones import BACKBONES
+from zoo.errors import did_you_mean
+from zoo.files import folder_written_beside, sha256_of
+from zoo.hub.construction import build_within
+from zoo.hub.untrusted import file_inside, read_json, safe_relative_path
+from zoo.hub.weights import (
+    INDEX_FILE,
+    SHARD_BYTES,
+    WEIGHTS_FILE,
+    blobs_of,
+    read_state,
+    refuse_wrong_numbers,
+    save_state,
+    save_weights,
+)
+from zoo.instantiate import bind, locate
+from zoo.rewards import REWARDS
+
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "architecture_class",
+    "identity_of",
+    "load_artifact",
+    "read_config",
+    "save_artifact",
+    "save_weights",
+    "write_config",
+]
+
+FORMAT = (
+    1  # of config.json and the files it describes; a reader of format 1 must not guess at format 2
+)
+TABLES: dict[str, dict[str, str]] = {"backbone": BACKBONES, "reward": REWARDS}
+CONFIG_FILE, CARD_FILE = "config.json", "README.md"
+_OWN_FILES = re.compile(
+    r"config\.json|README\.md|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
+    r"adapter_config\.json|adapter_model\.safetensors|\.gitattributes|\.cache|\.attune-pull\.json"
+)
+_VERSIONED = ("torch", "diffusers", "transformers", "peft")
+
+
+def architecture_class(kind: str, architecture: str, where: str) -> type[nn.Module]:
+    """The class of a table's row. Raises ``ValueError`` for names that no table holds."""
+    if kind not in TABLES:
+        raise ValueError(f"{where}: unknown kind {kind!r}; {did_you_mean(str(kind), TABLES)}")
+    if architecture not in TABLES[kind]:
+        raise ValueError(
+            f"{where}: unknown architecture {architecture!r};"
+            f" {did_you_mean(str(architecture), TABLES[kind])}"
+        )
+    return locate(TABLES[kind][architecture].replace(":", "."), where)
+
+
+def identity_of(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
+    """(kind, architecture, arguments) under which ``module`` can be saved.
+
+    Raises ``ValueError`` for a class that no table names, or one that does not keep its
+    constructor's ``arguments``.
+    """
+    here = f"{type(module).__module__}:{type(module).__name__}"
+    found = next(
+        (
+            (kind, key)
+            for kind, table in TABLES.items()
+            for key, place in table.items()
+            if place == here
+        ),
+        None,
+    )
+    if found is None or not isinstance(getattr(module, "arguments", None), dict):
+        raise ValueError(
+            f"{here} has no artefact form: no table (BACKBONES, REWARDS) names it with constructor"
+            " arguments"
+        )
+    return (*found, dict(module.arguments))
+
+
+def save_artifact(
+    folder: str | Path,
+    *,
+    kind: str,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    module: nn.Module,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    **facts: Any,
+) -> None:
+    """Writes ``module`` as an artefact that ``load_artifact`` reads.
+
+    ``facts`` (plain values) are kept in config.json.
+
+    ``dtype``: of floating-point weights on disk. ``shard_bytes``: size above which the weights are
+    split into several files. The folder is written beside its place and moved, so that it is never
+    half there; an older artefact is replaced. config.json holds the hash of each file of weights.
+    Raises ``ValueError`` for an architecture that is not the module's, arguments it does not take,
+    a module with a live adapter, or a folder that holds anything else than an artefact.
+    """
+    folder = Path(folder)
+    found = architecture_class(kind, architecture, f"artefact {folder}")
+    if type(module) is not found:
+        raise ValueError(
+            f"artefact {folder}: architecture {architecture!r} is {found.__name__}, got"
+            f" {type(module).__name__}"
+        )
+    bind(found, dict(arguments), f"artefact {folder}: arguments")
+    state = module.state_dict()
+    refuse_live_adapter(state, f"artefact {folder}")
+    config = {"kind": kind, "architecture": architecture, "arguments": dict(arguments), **facts}
+    _plain(config, folder)
+    refuse_foreign_files(folder)
+    with folder_written_beside(folder, replace=True) as part:
+        write_config(part, config, save_state(state, part, dtype, shard_bytes))
+
+
+def write_config(folder: Path, config: Mapping[str, Any], hashed: Iterable[str]) -> None:
+    """``folder/config.json``: format, versions, ``config`` (plain values) and the hashes of the
+    files named ``hashed``.
+    """
+    _plain(config, folder)
+    sha256 = {name: sha256_of(folder / name) for name in hashed}
+    content = {"format": FORMAT, **config, "versions": _versions(), "sha256": sha256}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(config: Mapping[str, Any], folder: Path) -> None:
+    try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"artefact {folder}: arguments and facts must be plain JSON values ({error})"
+        ) from error
+
+
+def is_own_file(name: str) -> bool:
+    """Whether a file or folder of this name belongs to an artefact (or to the tools that fetch
+    one).
+    """
+    return _OWN_FILES.fullmatch(name.split("/")[0]) is not None
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Raises ``ValueError`` when ``folder``, which is about to be replaced, holds anything that is
+    not part of an artefact.
+    """
+    foreign = (
+        sorted(path.name for path in folder.iterdir() if not is_own_file(path.name))
+        if folder.is_dir()
+        else []
+    )
+    if foreign:
+        more = " ..." if foreign[3:] else ""
+        raise ValueError(
+            f"{folder} holds other files ({', '.join(foreign[:3])}{more}), which would be lost;"
+            " name a new folder"
+        )
+
+
+def refuse_live_adapter(state: Mapping[str, Tensor], what: str) -> None:
+    """Raises ``ValueError`` when weights have the names that an injected adapter gives them:
+    nothing could load them again.
+    """
+    live = [name for name in state if ".base_layer." in f".{name}" or ".lora_" in f".{name}"]
+    if live:
+        raise ValueError(
+            f"{what}: the model has a live adapter ({live[0]}, ...), and saved as it is nothing"
+            " could load it; save the adapter on its own (zoo.backbones.lora.save_adapter) or"
+            " merge it first (zoo.hub.adapters.merge_adapters, or tools/zoo.py export"
+            " --merge)"
+        )
+
+
+def load_artifact(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The model, frozen and in eval mode. Strict: every tensor is used and none is missing.
+
+    Floating-point weights become ``dtype`` (default: the model's own, whatever the file holds).
+    Leaves torch's random state as it was. Raises ``FileNotFoundError`` and ``ValueError`` saying
+    which file, key or tensor is wrong.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    where = str(folder / CONFIG_FILE)
+    if config["kind"] == "adapter":
+        raise ValueError(
+            f"{folder} holds an adapter, no model; zoo.load({str(folder)!r}) puts it on its base"
+        )
+    try:
+        found = architecture_class(config["kind"], config["architecture"], where)
+        if not isinstance(config["arguments"], dict):
+            raise ValueError(f"{where}: arguments must be an object, got {config['arguments']!r}")
+        arguments = bind(found, config["arguments"], f"{where}: arguments")
+    except ValueError as error:
+        written = _writer(config)
+        if _numbers(written) <= _numbers(__version__):
+            raise
+        raise ValueError(
+            f"{error} (written by attune {written}, this is {__version__}: a newer version may"
+            " know it)"
+        ) from error
+    state = _stored_state(folder, config)
+    model = build_within(found, arguments, state, where)
+    _check_state(state, model.state_dict(), folder)
+    model.load_state_dict(state, strict=True)
+    for part in model.modules():
+        if hasattr(part, "self_test"):  # a CLAP whose text tower is lost, also inside an ensemble
+            part.self_test()
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _stored_state(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Every tensor of the artefact."""
+    return read_state(folder, config.get("sha256"))
+
+
+def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
+    missing, unused = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    wrong = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for what, names in (
+            ("missing", missing),
+            ("not used", unused),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if wrong:
+        where = folder / (INDEX_FILE if (folder / INDEX_FILE).exists() else WEIGHTS_FILE)
+        raise ValueError(f"the tensors in {where} do not fit the architecture; {'; '.join(wrong)}")
+    refuse_wrong_numbers(state, wanted, str(folder))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of an artefact, known to name no code and to be of a format that this version
+    reads.
+
+    Raises ``FileNotFoundError`` and ``ValueError``.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is no model: it has no {CONFIG_FILE}")
+    config = read_json(file_inside(folder, CONFIG_FILE, blobs_of(folder)))
+    if _holds_target(config):
+        raise ValueError(
+            f"{path} holds a _target_: a model artefact names no code, only a known architecture"
+        )
+    _refuse_newer(config, path)
+    missing = [key for key in ("kind", "architecture", "arguments") if key not in config]
+    if missing and (missing != ["arguments"] or config["kind"] != "adapter"):
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: it is of no model that was written here"
+        )
+    for key in ("kind", "architecture"):
+        if not isinstance(config[key], str):
+            raise ValueError(f"{path}: {key} must be a name, got {str(config[key])[:80]}")
+    sha256 = config.get("sha256", {})
+    if not isinstance(sha256, dict) or not all(isinstance(value, str) for value in sha256.values()):
+        raise ValueError(f"{path}: sha256 must be an object of file: hash, got {str(sha256)[:80]}")
+    for name in sha256:
+        safe_relative_path(name)
+    return config
+
+
+def _refuse_newer(config: Mapping[str, Any], path: Path) -> None:
+    written_format, written = config.get("format", 1), _writer(config)
+    if (
+        not isinstance(written_format, int)
+        or isinstance(written_format, bool)
+        or written_format < 1
+    ):
+        raise ValueError(
+            f"{path}: format must be a whole number of at least 1, got {written_format!r}"
+        )
+    if written_format > FORMAT or _numbers(written)[:1] > _numbers(__version__)[:1]:
+        raise ValueError(
+            f"{path} was written by a newer version (format {written_format}, attune {written});"
+            f" this is attune {__version__}, which reads format {FORMAT}: install a newer attune"
+        )
+
+
+def _writer(config: Mapping[str, Any]) -> str:
+    versions = config.get("versions")
+    return str(versions.get("attune", "")) if isinstance(versions, dict) else ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d{1,9}", version)[:3])
+
+
+def _holds_target(node: Any) -> bool:
+    if isinstance(node, dict):
+        return "_target_" in node or any(map(_holds_target, node.values()))
+    return isinstance(node, list) and any(map(_holds_target, node))
+
+
+def _versions() -> dict[str, str]:
+    installed = {"attune": __version__}
+    for package in _VERSIONED:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            installed[package] = "not installed as a package"
+    return installed

@@ -1,0 +1,115 @@
+"""Everything that can be said about a model folder without trusting it: hashes, strict loading,
+card, nothing else in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zoo.hub.artifact import CARD_FILE, CONFIG_FILE, is_own_file, load_artifact, read_config
+from zoo.hub.cards import check_card, licence_of
+from zoo.hub.entry import UNKNOWN
+from zoo.hub.registry import find
+from zoo.hub.table import ENTRIES
+from zoo.hub.untrusted import read_json
+from zoo.hub.verify import verify_folder
+
+
+def is_artifact(folder: str | Path) -> bool:
+    """Whether this is a folder in our layout (a config.json that names kind and architecture), not
+    one in its authors' own.
+    """
+    path = Path(folder) / CONFIG_FILE
+    return path.is_file() and {"kind", "architecture"} <= read_json(path).keys()
+
+
+def verify_artifact(folder: str | Path) -> list[str]:
+    """Facts about an artefact, one a line, each of them checked.
+
+    Files have the hashes that config.json promises, none is there that does not belong, every
+    tensor is used and none is missing (an adapter: put on its base, where that base is on this
+    machine), the card is one that the Hub takes and says the licence that the model has to keep.
+    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) saying what is wrong.
+    """
+    folder = Path(folder)
+    files = verify_folder(folder)
+    config = read_config(folder)
+    names = [file.name for file in files]
+    foreign = [name for name in names if not is_own_file(name)]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds files that are no part of a model: {', '.join(foreign[:4])}; remove"
+            " them"
+        )
+    promised = config.get("sha256") or {}
+    loose = [
+        name
+        for name in names
+        if name.endswith((".safetensors", ".safetensors.index.json")) and name not in promised
+    ]
+    if loose:
+        raise ValueError(
+            f"{folder}: config.json promises no hash of {', '.join(loose[:4])}; export it again"
+        )
+    size = sum(file.size_bytes for file in files)
+    writer = (config.get("versions") or {}).get("attune", "an unknown version")
+    facts = [
+        (
+            f"{config['kind']} {config['architecture']}, format {config.get('format', 1)}, written"
+            f" by attune {writer}"
+        ),
+        f"{len(files)} files, {size:,} bytes, {len(promised)} of them as config.json promises",
+        _loaded(folder, config),
+        _card(folder, CARD_FILE in names),
+    ]
+    return [*facts, f"licence {licence_of(folder) or UNKNOWN}"]
+
+
+def _loaded(folder: Path, config: dict[str, Any]) -> str:
+    if config["kind"] != "adapter":
+        model = load_artifact(folder)
+        state = model.state_dict()
+        return (
+            f"loads strictly: {len(state)} tensors,"
+            f" {sum(tensor.numel() for tensor in state.values()):,} numbers"
+        )
+    from zoo.hub.adapter_files import read_adapter
+    from zoo.hub.adapters import stack_adapters
+    from zoo.loading import load
+
+    _, weights, _ = read_adapter(folder)
+    name = (config.get("base") or {}).get("name")
+    count = (
+        f"{len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} numbers"
+    )
+    try:
+        base = (
+            load(name) if name in ENTRIES and find(name) else None
+        )  # nothing is fetched: find knows this machine only
+    except (ValueError, FileNotFoundError) as error:
+        return f"adapter of {count}; not tried on its base {name}: {error}"
+    if base is None:
+        return (
+            f"adapter of {count}; not tried on its base, {name or 'which it does not name'}: that"
+            " is no zoo name"
+        )
+    stack_adapters(base, [(folder, 1.0)], name)
+    return f"adapter of {count}; fits its base {name}, which has the hash that it was trained on"
+
+
+def _card(folder: Path, is_there: bool) -> str:
+    if not is_there:
+        return f"card: none ({CARD_FILE} is written by an export, and asked for by a push)"
+    import yaml
+
+    text = (folder / CARD_FILE).read_text("utf-8")
+    check_card(text, str(folder / CARD_FILE))
+    header = yaml.safe_load(text.split("---\n")[1])
+    said, wanted = str(header.get("license_name") or header.get("license")), licence_of(folder)
+    if wanted and said.lower() != wanted.lower():
+        raise ValueError(
+            f"{folder / CARD_FILE} says license {said}, but this model has to keep {wanted};"
+            " correct the card"
+        )
+    return f"card: valid, license {said}"

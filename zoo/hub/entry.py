@@ -1,0 +1,169 @@
+"""``ZooEntry``: what is known about one model that goes by a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from zoo.errors import did_you_mean
+
+PACKAGE = Path(__file__).resolve().parents[1]  # zoo/
+KINDS = ("backbone", "reward", "adapter", "classifier", "codec")
+LAYOUTS = ("attune", "diffusers", "transformers", "original")
+# The Hub's identifiers of licences that allow commercial use and ask for no agreement. Every other
+# one is shown and asked for.
+FREE_LICENCES = frozenset(
+    {
+        "apache-2.0",
+        "mit",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "isc",
+        "cc0-1.0",
+        "unlicense",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "mpl-2.0",
+        "gpl-2.0",
+        "gpl-3.0",
+        "lgpl-3.0",
+        "agpl-3.0",
+    }
+)
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One model of the zoo; a plain literal, nothing is read from disk or network to make one.
+
+    ``kind``: one of ``KINDS``. ``architecture``: a key of ``BACKBONES`` or ``REWARDS``, or the key
+    that is kept for it.
+    Where the files are: ``folder`` (inside the package ``zoo``) or ``repo_id`` on the Hugging Face
+    Hub, of which ``files`` (glob
+    patterns, empty: all) without ``skip`` are meant; an entry with neither has its files elsewhere,
+    as ``note`` says.
+    ``revision``: the commit (40 hex digits); None: not known when this was written, the first pull
+    pins it (``zoo.hub.lock``).
+    ``sha256``: file name -> hash, of the files whose hash is known; the others are pinned by the
+    first pull, too.
+    ``layout``: "attune" (config.json + safetensors of this project), or that of its authors.
+    ``licence``: the Hub's identifier, the publisher's own name of it, or "unknown". ``base``:
+    another entry's name or
+    "owner/name". ``size_bytes``: of a pull, None where unknown. ``card``: the written body, below
+    the project's root.
+    ``metrics``: short name -> measured value; the card has the protocol. ``importer``: the function
+    that opens its authors' file,
+    for models whose files must be brought by hand.
+
+    Raises ``ValueError`` for a field that cannot be meant.
+    """
+
+    name: str
+    kind: str
+    architecture: str
+    summary: str
+    licence: str
+    sample_rate_hz: int
+    folder: str | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+    files: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    layout: str = "attune"
+    base: str | None = None
+    gated: bool = False
+    sha256: Mapping[str, str] = field(default_factory=dict, hash=False)
+    size_bytes: int | None = None
+    card: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    note: str = ""
+    importer: str | None = None
+
+    def __post_init__(self) -> None:
+        where = f"zoo entry {self.name!r}"
+        for value, choices, what in ((self.kind, KINDS, "kind"), (self.layout, LAYOUTS, "layout")):
+            if value not in choices:
+                raise ValueError(
+                    f"{where}: unknown {what} {value!r}; {did_you_mean(value, choices)}"
+                )
+        if not re.fullmatch(r"(embedded/)?[a-z0-9][a-z0-9._-]*", self.name):
+            raise ValueError(
+                f"{where}: a name is small letters, digits, '.', '_' and '-' (a '/' only after"
+                " 'embedded')"
+            )
+        if self.folder is not None and self.repo_id is not None:
+            raise ValueError(
+                f"{where}: its files are in the package (folder) or on the Hub (repo_id), not both"
+            )
+        if self.repo_id is not None and not is_repo_id(self.repo_id):
+            raise ValueError(f"{where}: repo_id must be owner/name, got {self.repo_id!r}")
+        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"{where}: revision must be a commit of 40 hex digits, got {self.revision!r}"
+            )
+        for name, digest in self.sha256.items():
+            inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+            if not inside or not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ValueError(
+                    f"{where}: sha256 maps relative file names to 64 hex digits, got {name!r}:"
+                    f" {digest!r}"
+                )
+        if not self.licence or not self.summary or self.sample_rate_hz <= 0:
+            raise ValueError(
+                f"{where} needs a licence (or {UNKNOWN!r}), a summary and a sample rate in Hz"
+            )
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of an embedded entry, None for the others."""
+        return None if self.folder is None else PACKAGE / self.folder
+
+    @property
+    def needs_consent(self) -> bool:
+        return needs_consent(self.licence, self.gated)
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether this reads as ``owner/name`` on the Hub.
+
+    Names that start with ``embedded/`` are ours.
+    """
+    return (
+        re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+        and not text.startswith("embedded/")
+        and ".." not in text
+        and "--" not in text
+    )
+
+
+def needs_consent(licence: str | None, gated: bool) -> bool:
+    """Whether a pull shows the licence and asks: non-commercial, unknown, of a publisher's own
+    making, or gated.
+    """
+    return gated or (licence or UNKNOWN).lower() not in FREE_LICENCES
+
+
+def licence_words(licence: str | None, gated: bool) -> str:
+    """One clause about what a licence means for the reader, such as "cc-by-nc-sa-4.0: not for
+    commercial use".
+    """
+    licence = licence or UNKNOWN
+    low = licence.lower()
+    if low == UNKNOWN:
+        meaning = "no licence is known, so nothing is granted: ask the authors"
+    elif "-nc" in low or "non-commercial" in low:
+        meaning = "not for commercial use"
+    elif low in FREE_LICENCES:
+        meaning = "commercial use allowed on its terms"
+    else:
+        meaning = "terms of its publisher, read them"
+    derived = "; what you derive from it inherits that" if needs_consent(licence, gated) else ""
+    return (
+        f"{licence}:"
+        f" {meaning}{derived}{'; gated: access is granted on its Hub page' if gated else ''}"
+    )

@@ -1,0 +1,213 @@
+"""A run folder -> a model folder that anybody can load: weights, config.json and card, and nothing
+of the trainer.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.files import clear_after_killed, folder_written_beside
+from zoo.hub.artifact import (
+    CARD_FILE,
+    identity_of,
+    load_artifact,
+    read_config,
+    refuse_foreign_files,
+    save_artifact,
+    write_config,
+)
+from zoo.hub.run_facts import facts_of
+from zoo.hub.run_models import built_from, load_weights, run_settings
+from zoo.hub.run_results import Checkpoint, fill, newest_result
+from zoo.hub.weights import read_state, save_state
+from zoo.loading import as_dtype
+from zoo.types import Backbone, lacking
+
+
+def export_run(
+    run_folder: str | Path,
+    to: str | Path,
+    merge: bool = False,
+    dtype: str | torch.dtype | None = None,
+    card: str | None = None,
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes what a run has learned into the folder ``to``, finished or not, and returns it.
+
+    A run with an adapter gives a peft folder (``PeftModel.from_pretrained(pipe.unet, to)`` loads
+    it) that names its base and the base's hashes; with ``merge`` the whole model, adapter merged
+    in. Other runs give the whole model. Of a run that was stopped, the newest checkpoint is taken,
+    averaged weights where it has them. ``dtype``: of the weights on disk (default: as they are).
+    ``card``: name of the written body in hub_cards/ (default: that of the run folder's name, else
+    the template). ``licence``: of a model that is derived from no other (none is recorded if not
+    given); a derived one inherits its base's.
+
+    ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older
+    export there is replaced only with ``overwrite``. Raises ``ValueError`` (nothing to export, base
+    changed since training, ``to`` holds an export or other files, ...), ``OSError`` (no such run,
+    read-only, disk full).
+    """
+    run, to, dtype = Path(run_folder), Path(to), as_dtype(dtype)
+    settings = run_settings(run)
+    if not settings:
+        raise FileNotFoundError(
+            f"{run} is no run folder: it has no config.yaml (name the out_dir of a run)"
+        )
+    clear_after_killed(to.parent, glob.escape(to.name))
+    refuse_foreign_files(to)
+    if not overwrite and to.is_dir() and any(to.iterdir()):
+        raise ValueError(
+            f"{to} exists; give another --to, or --overwrite to replace it (in Python: "
+            "overwrite=True)"
+        )
+    result = newest_result(run)
+    with folder_written_beside(to, replace=True) as part:
+        facts = facts_of(run, settings, result, card, licence)
+        if isinstance(result, Path) and result.name == "model":
+            _copy_model(result, part, dtype, facts)
+        elif (settings.get("module") or {}).get("backbone") is not None and _is_ddpo(
+            settings, result
+        ):
+            _export_policy(settings, run, result, part, merge, dtype, facts)
+        else:
+            assert isinstance(result, Checkpoint)  # only DDPO leaves other results
+            _export_trained(settings, run, result, part, dtype, facts)
+        write_card(part, to.resolve().name)
+    return to
+
+
+def write_card(folder: Path, name: str) -> None:
+    """``README.md`` of a model folder; ``name`` is its title."""
+    from zoo.hub.cards import card_for
+
+    (folder / CARD_FILE).write_text(card_for(folder, name), encoding="utf-8")
+
+
+def _is_ddpo(settings: Mapping[str, Any], result: Path | Checkpoint) -> bool:
+    return isinstance(result, Path) or "lora_rank" in result.settings
+
+
+def _copy_model(source: Path, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]) -> None:
+    load_artifact(source)  # strict: what is copied can be loaded
+    config = read_config(source)
+    kept = {
+        key: value for key, value in config.items() if key not in ("format", "versions", "sha256")
+    }
+    write_config(part, kept | facts, save_state(read_state(source), part, dtype))
+
+
+def _export_trained(
+    settings: Mapping[str, Any],
+    run: Path,
+    checkpoint: Checkpoint,
+    part: Path,
+    dtype: torch.dtype | None,
+    facts: dict[str, Any],
+) -> None:
+    """An unfinished run of a module that trains a whole backbone or reward."""
+    role = next(
+        (
+            role
+            for role in ("backbone", "reward")
+            if any(name.startswith(role + ".") for name in checkpoint.state)
+        ),
+        None,
+    )
+    if role is None:
+        raise ValueError(
+            f"the run in {run} trained neither a backbone nor a reward, so it has no model folder"
+        )
+    module = built_from(settings, role, run)
+    trained = checkpoint.settings.get("trainable")
+    names = [
+        name
+        for name, _ in module.named_parameters()
+        if trained is None or name.split(".")[0] in trained
+    ]
+    fill(module, checkpoint, role + ".", names, whole=True)
+    _save_whole(
+        module, part, dtype or torch.float16, facts
+    )  # half precision, as a finished run's model/
+
+
+def _export_policy(
+    settings: Mapping[str, Any],
+    run: Path,
+    result: Path | Checkpoint,
+    part: Path,
+    merge: bool,
+    dtype: torch.dtype | None,
+    facts: dict[str, Any],
+) -> None:
+    from zoo.backbones.lora import add_lora
+    from zoo.hub.adapter_files import base_hashes, check_base, write_adapter
+    from zoo.hub.adapters import merge_adapters, stack_adapters
+
+    backbone = built_from(settings, "backbone", run)
+    if lacking(backbone, Backbone):
+        raise ValueError(
+            f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, no backbone"
+        )
+    backbone.requires_grad_(False)
+    name = (facts.get("base") or {}).get("name")
+    recorded = base_hashes(backbone.denoiser)
+    if isinstance(result, Path) and result.name == "denoiser.safetensors":
+        load_weights(backbone.denoiser, result)
+    elif isinstance(result, Path):
+        stack_adapters(backbone, [(result, 1.0)], name)
+    else:
+        check_base(
+            backbone.denoiser,
+            result.base_sha256,
+            f"the run in {run}",
+            name,
+            f"{name or 'the base'} as it is now",
+        )
+        knobs = result.settings
+        if knobs["lora_rank"]:
+            add_lora(
+                backbone,
+                knobs["lora_rank"],
+                knobs["lora_alpha"],
+                knobs["lora_targets"],
+                knobs["lora_init"],
+            )
+        else:
+            backbone.denoiser.requires_grad_(True)
+        fill(
+            backbone,
+            result,
+            "backbone.",
+            [n for n, p in backbone.named_parameters() if p.requires_grad],
+            whole=False,
+        )
+    if not hasattr(backbone.denoiser, "peft_config"):
+        _save_whole(backbone, part, dtype, facts)
+    elif merge:
+        merge_adapters(backbone)
+        _save_whole(backbone, part, dtype, facts | {"merged": True})
+    else:
+        base = facts.pop("base", None)
+        write_adapter(backbone.denoiser, part, recorded=recorded, base=base, dtype=dtype, **facts)
+
+
+def _save_whole(
+    module: nn.Module, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]
+) -> None:
+    kind, architecture, arguments = identity_of(module)
+    save_artifact(
+        part,
+        kind=kind,
+        architecture=architecture,
+        arguments=arguments,
+        module=module,
+        dtype=dtype,
+        **facts,
+    )

@@ -1,0 +1,359 @@
+"""From plain values to objects:
+
+``{_target_: package.Class, key: value}``, checked against the signature before it is called.
+
+Only configurations that the user wrote come here; the config.json of a model artefact never names
+code (``zoo/hub/artifact.py``).
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import enum
+import importlib
+import inspect
+import os
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import did_you_mean, named_misfit
+from zoo.secrets import remember_in
+from zoo.types import lacking
+
+_PLAIN = (bool, int, float, str, list, dict, tuple)
+_TOP_LEVEL = (
+    "zoo",
+    "datamodules",
+    "lightning_modules",
+    "lightning",
+    "torch",
+    "transformers",
+    "diffusers",
+)
+
+
+def locate(path: Any, where: str = "_target_") -> Any:
+    """The class or function at a dotted path.
+
+    Raises ``ValueError`` naming the nearest right name.
+    """
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(
+            f"{where}: {path!r} is not a dotted path such as lightning_modules.rl.ddpo.DDPO"
+        )
+    parts = path.split(".")
+    found, depth = None, 0
+    for cut in range(1, len(parts)):
+        name = ".".join(parts[:cut])
+        try:
+            with named_misfit():
+                found, depth = importlib.import_module(name), cut
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                break
+            raise ValueError(
+                f"{where}: {path} needs the package {error.name!r}, which is not installed"
+            ) from error
+        except ImportError as error:
+            raise ValueError(f"{where}: {path} cannot be imported: {error}") from error
+    if found is None:
+        raise ValueError(
+            f"{where}: there is no package {parts[0]!r} (in {path}); {_way_in(parts[0])}"
+        )
+    for i, part in enumerate(parts[depth:], start=depth):
+        if not hasattr(found, part):
+            owner = ".".join(parts[:i])
+            raise ValueError(
+                f"{where}: {owner} has no {part!r}; {did_you_mean(part, _public_names(found))}"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{where}: {path} is not a class or function")
+    return found
+
+
+def _way_in(package: str) -> str:
+    """How a package that cannot be imported becomes importable, or the name that was meant."""
+    here = Path.cwd()
+    if (here / f"{package}.py").is_file() or (here / package).is_dir():
+        return (
+            f"{package} lies in the current folder, where Python does not look for it: put "
+            "PYTHONPATH=. before the command (PYTHONPATH=. python tools/fit.py ...)"
+        )
+    return did_you_mean(package, _TOP_LEVEL)
+
+
+def _public_names(owner: Any) -> list[str]:
+    names = {name for name in dir(owner) if not name.startswith("_")}
+    if inspect.ismodule(owner):
+        names = {name for name in names if not inspect.ismodule(getattr(owner, name))}
+        names |= {module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", []))}
+    return sorted(names)
+
+
+class _Built:
+    """Stands for a value that is yet to be built, whose type cannot be checked before."""
+
+
+def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
+    """Checks plain values against the annotations of ``target``.
+
+    Raises ``ValueError`` that names the argument.
+    """
+    parameters = inspect.signature(target).parameters
+    for key, value in arguments.items():
+        annotation = _annotation(target, parameters[key])
+        if not _fits(value, annotation):
+            raise ValueError(
+                f"{key}: {target.__name__} expects {_spelled(annotation)}, got {value!r}"
+            )
+
+
+def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``arguments`` as ``target`` takes them: names checked, plain values checked against the
+    annotations.
+
+    A list becomes a tuple where only a tuple is declared, also inside another list, tuple or
+    dictionary. Raises ``ValueError`` that names ``where.key`` and the nearest right key for an
+    unknown key, a missing key or a value of the wrong type.
+    """
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # some builtins have none
+        return dict(arguments)
+    name = getattr(target, "__qualname__", str(target))
+    parameters = {
+        key: p
+        for key, p in signature.parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        for key in arguments:
+            if key not in parameters:
+                raise ValueError(
+                    f"{_key(where, key)}: {name} takes no {key!r}; {did_you_mean(key, parameters)}"
+                )
+    missing = [
+        key for key, p in parameters.items() if p.default is p.empty and key not in arguments
+    ]
+    if missing:
+        raise ValueError(
+            f"{where}: {name} needs {', '.join(_key(where, key) for key in missing)}, which is not"
+            " given"
+        )
+    signature.bind(**arguments)
+    bound = {}
+    for key, value in arguments.items():
+        parameter = parameters.get(key)
+        annotation = Any if parameter is None else _annotation(target, parameter)
+        if not _fits(value, annotation):
+            value = _with_tuples(value, annotation)
+        same_as_default = parameter is not None and value is None and parameter.default is None
+        if not same_as_default and not _fits(value, annotation):
+            raise ValueError(
+                f"{_key(where, key)}: {name} expects {_spelled(annotation)}, "
+                f"got {_shown(value)}{_hint(value, annotation)}"
+            )
+        bound[key] = value
+    return bound
+
+
+def _key(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return Any
+    if isinstance(annotation, str):
+        function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+        try:
+            return eval(
+                annotation, dict(getattr(function, "__globals__", {}))
+            )  # an annotation of installed code
+        except Exception:  # names under TYPE_CHECKING only: nothing to check against
+            return Any
+    return annotation
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value or an object may stand for ``annotation``; what is yet to be built and
+    unknown kinds of annotation pass, and objects where a class of another library is declared."""
+    if (
+        annotation is Any
+        or isinstance(annotation, (str, typing.TypeVar))
+        or isinstance(value, _Built)
+    ):
+        return True
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is typing.Literal:
+        return any(
+            value == choice and isinstance(value, bool) == isinstance(choice, bool)
+            for choice in inner
+        )
+    if origin is typing.Annotated:
+        return _fits(value, inner[0])
+    if value is None:
+        return annotation in (None, type(None), object)
+    kind = origin or annotation
+    if not inspect.isclass(kind):
+        return True
+    if _is_role(kind):  # issubclass does not take one
+        return not getattr(kind, "_is_runtime_protocol", False) or not lacking(value, kind)
+    if not isinstance(value, _PLAIN):
+        return not _is_known(kind) or isinstance(value, kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in (bool, int, str):
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if kind is collections.abc.Callable:
+        return False
+    if isinstance(value, str):
+        if issubclass(str, kind) and kind is not str:  # a sequence, of letters
+            return not inner or _fits(value, inner[0])
+        return (
+            issubclass(str, kind)
+            or issubclass(kind, (os.PathLike, enum.Enum))
+            or kind.__name__ in ("device", "dtype")
+        )
+    if isinstance(value, (list, tuple)):
+        if not issubclass(type(value), kind):
+            return False
+        if kind is tuple and inner and inner[-1] is not Ellipsis:
+            return len(inner) == len(value) and all(
+                _fits(*pair) for pair in zip(value, inner, strict=True)
+            )
+        return not inner or all(_fits(item, inner[0]) for item in value)
+    if isinstance(value, dict):
+        return issubclass(dict, kind) and (
+            len(inner) != 2 or all(_fits(item, inner[1]) for item in value.values())
+        )
+    return kind is object or isinstance(value, kind)
+
+
+def _with_tuples(value: Any, annotation: Any) -> Any:
+    """``value`` with lists turned into tuples where ``annotation`` declares tuples (YAML has none);
+    all else stays.
+    """
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if not isinstance(value, (list, tuple, dict)) or not inner:
+        return tuple(value) if isinstance(value, list) and annotation is tuple else value
+    if origin in (typing.Union, types.UnionType):
+        changed = ((choice, _with_tuples(value, choice)) for choice in inner)
+        return next((new for choice, new in changed if _fits(new, choice)), value)
+    if origin is typing.Annotated:
+        return _with_tuples(value, inner[0])
+    if isinstance(value, dict):
+        return {key: _with_tuples(item, inner[-1]) for key, item in value.items()}
+    if origin is tuple and inner[-1] is not Ellipsis:
+        kinds = inner if len(inner) == len(value) else [Any] * len(value)
+    else:
+        kinds = [inner[0]] * len(value)
+    items = [_with_tuples(item, kind) for item, kind in zip(value, kinds, strict=True)]
+    return tuple(items) if origin is tuple or isinstance(value, tuple) else items
+
+
+def _is_role(annotation: Any) -> bool:
+    """Whether this is a Protocol, or one of the choices is."""
+    return any(
+        getattr(kind, "_is_protocol", False) for kind in (annotation, *typing.get_args(annotation))
+    )
+
+
+def _is_known(kind: type) -> bool:
+    """Whether an object must be of this class: a plain one or one of the project. Other libraries
+    often take more than they declare."""
+    return kind in (*_PLAIN, type(None)) or kind.__module__.partition(".")[0] in (
+        "zoo",
+        "datamodules",
+        "lightning_modules",
+    )
+
+
+def _shown(value: Any) -> str:
+    """A plain value as it is written, an object by the name of its type."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
+    return repr(value) if isinstance(value, (*_PLAIN, type(None))) else type(value).__name__
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    if not _is_role(annotation):
+        return ""
+    if isinstance(value, (*_PLAIN, type(None))):
+        return "; an object is built by a node such as {_target_: package.Class, ...}"
+    role = next(kind for kind in (*typing.get_args(annotation), annotation) if _is_role(kind))
+    return f", which has no {', '.join(lacking(value, role))}"
+
+
+def _spelled(annotation: Any) -> str:
+    plain_class = inspect.isclass(annotation) and not typing.get_args(annotation)
+    return annotation.__name__ if plain_class else str(annotation).replace("typing.", "")
+
+
+def check(node: Any, where: str) -> Any:
+    """Checks a whole tree (names, keys, plain types) without building anything.
+
+    Raises ``ValueError``.
+    """
+    if isinstance(node, list):
+        return [check(item, f"{where}.{i}") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    if "_target_" not in node:
+        for key in node:
+            if (
+                isinstance(key, str)
+                and key.startswith("_")
+                and difflib.SequenceMatcher(None, key, "_target_").ratio() > 0.7
+            ):
+                raise ValueError(f"{where}.{key}: did you mean '_target_'?")
+    items = {
+        key: check(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"
+    }
+    if "_target_" not in node:
+        return items
+    bind(locate(node["_target_"], f"{where}._target_"), items, where)
+    return _Built()
+
+
+def instantiate(node: Any, where: str) -> Any:
+    """Builds a tree of ``_target_`` nodes, innermost first.
+
+    Lists and dictionaries without ``_target_`` stay what they are.
+
+    Raises ``ValueError`` with the place in the tree, also for an error of the object built (of
+    value, of a file, of an import).
+    """
+    if isinstance(node, list):
+        return [instantiate(item, f"{where}.{i}") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    remember_in(node)  # what it holds is not for messages
+    items = {
+        key: instantiate(value, f"{where}.{key}")
+        for key, value in node.items()
+        if key != "_target_"
+    }
+    if "_target_" not in node:
+        return items
+    target = locate(node["_target_"], f"{where}._target_")
+    arguments = bind(target, items, where)
+    try:
+        return target(**arguments)
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # also of a package that it wants when it is built
+        raise ValueError(f"{where} ({node['_target_']}): {error}") from error

@@ -1,0 +1,211 @@
+"""A blind listening test, without its page: what a listener hears in which order, what comes next,
+what an answer means.
+
+Each trial plays one prompt twice, A and B, by the base model and the fine-tuned one, and asks which
+fits the text better. Order and sides are drawn for each listener from the test's seed: in half of
+the trials (of an odd number, one more or less) the fine-tuned one is A. Nothing that is shown
+depends on which side is which.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from zoo.audio_files import read_audio
+from zoo.errors import did_you_mean
+from zoo.listening.answers import ANSWERS, Answer, append_answer, check_answers_place, read_answers
+from zoo.listening.pairs import Pair, pairs_fingerprint
+from zoo.types import Waveform
+
+MAX_NAME = 64
+_ALIKE_S = 0.05  # lengths that no player shows as different
+_SILENT = 1e-4  # RMS, -80 dB
+_MAX_GAIN_RATIO = 10.0  # 20 dB
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``number``: from 1, in the listener's order; ``pair``: index in the test's pairs; which model
+    is heard as A.
+    """
+
+    number: int
+    pair: int
+    a_is_tuned: bool
+
+
+@dataclass(frozen=True)
+class BlindTest:
+    """One listening test: its pairs, ``name`` (a fingerprint of them), ``seed``, and where answers
+    go.
+
+    ``equal_level``: both sides are played with the level of the quieter one (see ``equally_loud``).
+    """
+
+    name: str
+    pairs: tuple[Pair, ...]
+    answers: Path
+    seed: int = 0
+    equal_level: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """What a listener sees next:
+
+    ``trial`` (None: all is answered), how many of ``total`` are ``done``, and words to say.
+    """
+
+    trial: Trial | None
+    done: int
+    total: int
+    message: str = ""
+
+
+def listening_test(
+    pairs: Sequence[Pair], answers: str | Path, seed: int = 0, equal_level: bool = True
+) -> BlindTest:
+    """Opens a test, so that mistakes show before anybody listens: every clip is read once, and the
+    answers that are there.
+
+    Raises ``ValueError`` and ``OSError`` for no pairs, audio that cannot be read, sides of
+    different lengths, and an answers file of another kind or that cannot be written.
+    """
+    read_answers(answers)
+    check_answers_place(answers)
+    if not pairs:
+        raise ValueError("a listening test needs at least one pair of sounds")
+    for pair in pairs:
+        lengths_s = [
+            wave.samples_CN.shape[1] / wave.sample_rate_hz
+            for wave in map(read_audio, (pair.base.path, pair.tuned.path))
+        ]
+        if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
+            raise ValueError(
+                f"{pair.base.path} lasts {lengths_s[0]:g} s and {pair.tuned.path} {lengths_s[1]:g}"
+                " s: players show that, so it would tell the sides apart; generate both with the"
+                " same --seconds"
+            )
+    return BlindTest(pairs_fingerprint(pairs), tuple(pairs), Path(answers), seed, equal_level)
+
+
+def trials(count: int, listener: str, seed: int) -> tuple[Trial, ...]:
+    """Every one of ``count`` pairs once, in the listener's own order, sides balanced; the same
+    arguments give the same trials.
+    """
+    draw = random.Random(f"listening test/{seed}/{listener}")
+    order = draw.sample(range(count), count)
+    sides = [True] * (count // 2) + [False] * (count // 2) + [draw.random() < 0.5] * (count % 2)
+    draw.shuffle(sides)
+    return tuple(
+        Trial(i, pair, side) for i, (pair, side) in enumerate(zip(order, sides, strict=True), 1)
+    )
+
+
+def listener_name(text: str) -> str:
+    """A name or code of any language, one form for letters that Unicode writes in several, without
+    spaces at its ends.
+
+    Raises ``ValueError`` for none, a long one, other characters, and a first one that a spreadsheet
+    might take for a formula.
+    """
+    name = " ".join(unicodedata.normalize("NFC", str(text)).split())
+    kinds = [unicodedata.category(letter)[0] for letter in name]  # letters, their marks, numbers
+    is_plain = all(
+        kind in "LMN" or letter in " ._-@'’" for kind, letter in zip(kinds, name, strict=True)
+    )
+    if not is_plain or len(name) > MAX_NAME or kinds[:1] not in (["L"], ["N"]):
+        raise ValueError(
+            f"give a name or code of 1 to {MAX_NAME} letters, digits, spaces and . _ - @ ', a"
+            " letter or digit first"
+        )
+    return name
+
+
+def next_view(test: BlindTest, listener: str) -> View:
+    """Where the listener stopped: the first trial without a saved answer.
+
+    Raises ``ValueError`` for a bad name; ``OSError``.
+    """
+    name = listener_name(listener)
+    own = {
+        answer.pair
+        for answer in read_answers(test.answers).answers
+        if (answer.test, answer.listener) == (test.name, name)
+    }
+    left = [trial for trial in trials(len(test.pairs), name, test.seed) if trial.pair not in own]
+    return View(left[0] if left else None, len(test.pairs) - len(left), len(test.pairs))
+
+
+def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> View:
+    """Saves the answer to trial ``number`` and says what comes next; an answer that is there
+    already stays (a double click).
+
+    Raises ``ValueError`` for an unknown answer or trial, and ``OSError`` when it could not be
+    saved: then nothing has moved on.
+    """
+    name = listener_name(listener)
+    if answer not in ANSWERS:
+        raise ValueError(f"the answer {answer!r} is unknown; {did_you_mean(answer, ANSWERS)}")
+    all_trials = trials(len(test.pairs), name, test.seed)
+    if not 1 <= number <= len(all_trials):
+        raise ValueError(f"there is no trial {number}; this test has 1 to {len(all_trials)}")
+    trial = all_trials[number - 1]
+    a, b = ("tuned", "base") if trial.a_is_tuned else ("base", "tuned")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    prompt = " ".join(test.pairs[trial.pair].prompt.id.split())
+    saved = append_answer(
+        test.answers, Answer(now, test.name, name, number, trial.pair, prompt, a, b, answer)
+    )
+    view = next_view(test, name)
+    return (
+        view
+        if saved
+        else View(
+            view.trial,
+            view.done,
+            view.total,
+            "That one was answered already; the first answer counts.",
+        )
+    )
+
+
+def equally_loud(first: Waveform, second: Waveform) -> tuple[Waveform, Waveform]:
+    """Both with the root mean square of the quieter one, since the louder of two sounds is liked
+    better whatever it says.
+
+    Nothing is amplified, so nothing clips. Sides that are silent or 20 dB apart stay as they are:
+    that difference is to be heard.
+    """
+    levels = [float(wave.samples_CN.square().mean().sqrt()) for wave in (first, second)]
+    low, high = min(levels), max(levels)
+    if low < _SILENT or high > _MAX_GAIN_RATIO * low:
+        return first, second
+    return tuple(
+        Waveform(wave.samples_CN * (low / level), wave.sample_rate_hz)
+        for wave, level in zip((first, second), levels, strict=True)
+    )
+
+
+def heard(test: BlindTest, trial: Trial) -> tuple[Waveform, Waveform]:
+    """What is played as A and as B. Raises what ``zoo.audio_files.read_audio`` raises."""
+    pair = test.pairs[trial.pair]
+    base, tuned = (read_audio(sample.path) for sample in (pair.base, pair.tuned))
+    if test.equal_level:
+        base, tuned = equally_loud(base, tuned)
+    return (tuned, base) if trial.a_is_tuned else (base, tuned)
+
+
+def playable(wave: Waveform) -> tuple[int, Tensor]:
+    """(sample rate in Hz, int16 samples (N, C)): what players take without changing its level."""
+    return (
+        wave.sample_rate_hz,
+        (wave.samples_CN.clamp(-1, 1) * 32767).round().short().T.contiguous(),
+    )
