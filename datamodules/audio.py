@@ -22,6 +22,7 @@ from datamodules.tables import Record, read_table
 from zoo.audio_files import FORMATS, audio_facts, read_audio
 from zoo.audio_files.folders import listed
 from zoo.audio_files.resampling import resampled
+from zoo.errors import UserError
 from zoo.types import Prompt, Waveform
 
 log = logging.getLogger(__name__)
@@ -60,14 +61,14 @@ def find_clips(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"{folder}: there is no such folder; give the folder that holds the audio files"
         )
     listing = listed(folder, SUFFIXES, deep=True)
     found = listing.files
     listing.log_set_aside(folder)
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}"
         )
     if captions is None:
@@ -82,20 +83,20 @@ def find_clips(
             missing.append(f"{written} (line {record.line}{', ' + aside if aside else ''})")
             continue
         if name in clips:
-            raise ValueError(f"{where}: {name} is listed a second time; keep one row for each file")
+            raise UserError(f"{where}: {name} is listed a second time; keep one row for each file")
         labels = record.others("file", "caption", "weight")
         clips[name] = Clip(name, found[name], record.text("caption"), _weight(record), labels)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(
+        raise UserError(
             f"{captions} lists files that {folder} does not hold: {', '.join(missing[:5])}{more}"
         )
     if not clips:
-        raise ValueError(
+        raise UserError(
             f"{captions} holds no row; write one with 'file' and 'caption' for each recording"
         )
     if len({clip.weight is None for clip in clips.values()}) > 1:
-        raise ValueError(
+        raise UserError(
             f"{captions}: some rows have a weight and some have none; fill in all or drop the"
             " column"
         )
@@ -118,7 +119,7 @@ def _weight(record: Record) -> float | None:
         weight = math.nan
     if weight is not None and not (weight >= 0 and math.isfinite(weight)):
         got = record.cells["weight"]
-        raise ValueError(f"{record.where}: weight must be a number of at least 0, got {got!r}")
+        raise UserError(f"{record.where}: weight must be a number of at least 0, got {got!r}")
     return weight
 
 
@@ -133,7 +134,7 @@ def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
         return wave_CN.mean(0, keepdim=True)
     if have == 1:
         return wave_CN.expand(channels, -1).clone()
-    raise ValueError(f"{have} channels cannot be mixed to {channels}; only to 1 or from 1")
+    raise UserError(f"{have} channels cannot be mixed to {channels}; only to 1 or from 1")
 
 
 def crop(wave_CN: Tensor, samples: int, place: float) -> Tensor:
@@ -156,7 +157,7 @@ def split_clips(
     ``val_share`` of the clips, rounded, chosen by a hash of ``seed`` and name; order is kept.
     """
     if not 0 <= val_share < 1:
-        raise ValueError(f"val_share must be in [0, 1), got {val_share}")
+        raise UserError(f"val_share must be in [0, 1), got {val_share}")
     ranked = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip.name}".encode()).digest())
     held = {clip.name for clip in ranked[: round(val_share * len(clips))]}
     return tuple(c for c in clips if c.name not in held), tuple(c for c in clips if c.name in held)
@@ -181,7 +182,7 @@ class _Crops(Dataset):
         try:
             wave = prepare(read_audio(clip.path), self.rate_hz, self.channels)
         except (ValueError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{clip.path} cannot be read ({error}); data.check=full finds such files at the"
                 " start"
             ) from error
@@ -204,9 +205,9 @@ def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
     """
     samples_CN = wave.samples_CN
     if samples_CN.shape[-1] == 0:
-        raise ValueError("no samples")
+        raise UserError("no samples")
     if not samples_CN.isfinite().all():
-        raise ValueError("samples that are not finite")
+        raise UserError("samples that are not finite")
     return resampled(mix_channels(samples_CN, channels), wave.sample_rate_hz, sample_rate_hz)
 
 
@@ -259,13 +260,13 @@ class AudioDataModule(L.LightningDataModule):
             ("sample_rate_hz", "channels", "seconds", "batch_size"), sizes, strict=True
         ):
             if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+                raise UserError(f"{name} must be positive, got {value}")
         for name, value, choices in (
             ("crop", crop, ("random", "first")),
             ("check", check, ("header", "full")),
         ):
             if value not in choices:
-                raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+                raise UserError(f"{name} must be {' or '.join(choices)}, got {value!r}")
         self.folder, self.captions, self.caption, self.val_share, self.seed = (
             folder,
             captions,
@@ -296,7 +297,7 @@ class AudioDataModule(L.LightningDataModule):
             f"{name}: {problem}" for name, problem in list(self.quarantined.items())[:5]
         )
         if len(self.quarantined) == len(clips):
-            raise ValueError(
+            raise UserError(
                 f"none of the {len(clips)} clips in {self.folder} can be used: {listed}"
             )
         if self.quarantined:
@@ -311,7 +312,7 @@ class AudioDataModule(L.LightningDataModule):
         self.train_clips, self.val_clips = split_clips(usable, self.val_share, self.seed)
         needed = self.batch_size * self._world()
         if len(self.train_clips) < needed:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.train_clips)} training clips do not fill one batch of {self.batch_size}"
                 f" on {self._world()} process(es); lower batch_size or val_share, or add clips"
             )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.tables import check_header, decode, delimited, lines, read_text
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
     """
     path = Path(path)
     if bad_rows not in BAD_ROWS:
-        raise ValueError(f"bad_rows {bad_rows!r} is unknown; {did_you_mean(bad_rows, BAD_ROWS)}")
+        raise UserError(f"bad_rows {bad_rows!r} is unknown; {did_you_mean(bad_rows, BAD_ROWS)}")
     text, encoding = read_text(path, (".csv",))
     rows: dict[str, Row] = {}
     header, empty, repeated, dropped = None, 0, 0, []
@@ -111,14 +111,14 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
             row = _row(header, cells, line)
             known = rows.get(row.audiocap_id)
             if known is not None and (known.clip, known.caption) != (row.clip, row.caption):
-                raise ValueError(
+                raise UserError(
                     f"the audiocap_id {row.audiocap_id!r} stands for another caption in line"
                     f" {known.line}"
                 )
         except ValueError as error:
             problem = f"line {line}: {error}"
             if bad_rows == "stop":
-                raise ValueError(
+                raise UserError(
                     f"{path}, {problem}; mend the file, or drop such rows with bad_rows=drop"
                 ) from None
             dropped.append(problem)
@@ -126,7 +126,7 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
         repeated += known is not None
         rows.setdefault(row.audiocap_id, row)
     if not rows:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no caption ({empty} empty and {len(dropped)} bad rows); expected"
             f" {','.join(COLUMNS)} and a row a caption"
         )
@@ -136,7 +136,7 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
 def _header(cells: Sequence[str], path: Path) -> list[str]:
     missing = [name for name in COLUMNS if name not in cells]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected the header {','.join(COLUMNS)}, but {', '.join(missing)} is missing;"
             f" the first line is {','.join(cells)[:120]!r}"
         )
@@ -148,17 +148,17 @@ def _row(header: Sequence[str], cells: Sequence[str], line: int) -> Row:
     """Raises ``ValueError`` without file and line."""
     if len(cells) != len(header):
         hint = "; put a caption with commas in double quotes" if len(cells) > len(header) else ""
-        raise ValueError(f"{len(cells)} cells, but the header names {len(header)} columns{hint}")
+        raise UserError(f"{len(cells)} cells, but the header names {len(header)} columns{hint}")
     named = dict(zip(header, cells, strict=True))
     for name in COLUMNS:
         if not named[name]:
-            raise ValueError(f"no {name}")
+            raise UserError(f"no {name}")
     try:
         start_s = float(named["start_time"])
     except ValueError:
         start_s = -1.0
     if not 0 <= start_s < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"start_time must be a number of seconds from 0, got {named['start_time']!r}"
         )
     extra = {name: value for name, value in named.items() if name not in COLUMNS and name and value}
@@ -199,7 +199,7 @@ def caption_prompts(
     is left out is counted in the log. Raises ``ValueError``.
     """
     if captions not in CAPTIONS:
-        raise ValueError(f"captions {captions!r} is unknown; {did_you_mean(captions, CAPTIONS)}")
+        raise UserError(f"captions {captions!r} is unknown; {did_you_mean(captions, CAPTIONS)}")
     found = read_rows(path, bad_rows)
     rows = chosen_captions(found.rows, captions, seed)
     clips = len({row.clip for row in rows})
@@ -260,7 +260,7 @@ def audiocaps_prompts(
         prompts = _apart(prompts, held_out, train, validation)
     if count is not None:
         if not 0 < count <= len(prompts):
-            raise ValueError(
+            raise UserError(
                 f"count is {count}, but {train} gives {len(prompts)} training captions; give 1 to"
                 f" {len(prompts)}"
             )
@@ -281,7 +281,7 @@ def _apart(
     ):
         both = sorted(map(str, names[0] & names[1]))
         if both:
-            raise ValueError(
+            raise UserError(
                 f"{len(both)} {what} are in both {train} and {validation}, first {both[0]}; name"
                 " another file to hold out (val.csv)"
             )
@@ -296,7 +296,7 @@ def _apart(
             validation,
         )
     if not kept:
-        raise ValueError(
+        raise UserError(
             f"{validation} holds every caption of {train}; name another file to hold out (val.csv)"
         )
     return kept

@@ -25,6 +25,7 @@ from datamodules.tables import read_table
 from zoo.audio_files import FORMATS, audio_facts, read_audio
 from zoo.audio_files.folders import listed
 from zoo.audio_files.resampling import resampled
+from zoo.errors import UserError
 from zoo.language import article_of
 from zoo.types import Prompt
 
@@ -57,7 +58,7 @@ def parse_clip_name(name: str) -> tuple[str, str, str]:
     quadrant, _, rest = name.partition("_")
     song, _, segment = rest.rpartition("_")
     if quadrant not in MOOD_OF_QUADRANT or not song or not segment.isdigit():
-        raise ValueError(
+        raise UserError(
             f"{name!r} is not an EMOPIA clip name; expected Q1..Q4, the YouTube id and a segment"
             " number: Q1_<id>_0"
         )
@@ -86,10 +87,10 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
         try:
             quadrant, song, segment = parse_clip_name(name)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
         if record.cells.get("label") != quadrant:
             label = record.cells.get("label")
-            raise ValueError(f"{where}: {name} has the label {label!r}, its name says {quadrant}")
+            raise UserError(f"{where}: {name} has the label {label!r}, its name says {quadrant}")
         if name in files:
             clips.append(EmopiaClip(files[name], quadrant, song, segment))
         else:
@@ -100,10 +101,10 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
             f" {missing[0]}; get them, or write split files without them"
         )
     if not clips:
-        raise ValueError(f"{csv_path} lists no clips")
+        raise UserError(f"{csv_path} lists no clips")
     names = [clip.name for clip in clips]
     if len(set(names)) < len(names):
-        raise ValueError(
+        raise UserError(
             f"{csv_path} lists {next(name for name in names if names.count(name) > 1)} more than"
             " once"
         )
@@ -123,7 +124,7 @@ def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
     for split, clips in splits.items():
         for clip in clips:
             if home.setdefault(clip.song, split) != split:
-                raise ValueError(
+                raise UserError(
                     f"song {clip.song!r} has clips in the splits {home[clip.song]} and {split}; a"
                     " song belongs to one split only"
                 )
@@ -235,7 +236,7 @@ class EmopiaDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if crop_s <= 0:
-            raise ValueError(f"crop_s must be positive, got {crop_s}")
+            raise UserError(f"crop_s must be positive, got {crop_s}")
         self.audio_dir, self.split_dir = Path(audio_dir), Path(split_dir)
         self.sample_rate_hz, self.crop_s, self.val_crop = sample_rate_hz, crop_s, val_crop
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed

@@ -9,7 +9,7 @@ begin with the shorter ones.
 
 from __future__ import annotations
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 _16 = {  # the quadrants of EMOPIA (arXiv 2108.01374) and four words for each
     "happy": ["happy", "joyful", "cheerful", "upbeat"],  # Q1: high valence, high arousal
@@ -126,7 +126,7 @@ def emotion_words(words: dict[str, list[str]] | str) -> dict[str, list[str]]:
     if not isinstance(words, str):
         return words
     if words not in EMOTIONS:
-        raise ValueError(
+        raise UserError(
             f"there are no words {words!r}; {did_you_mean(words, EMOTIONS)} (or give mood -> list"
             " of words)"
         )
@@ -142,7 +142,7 @@ def instrument_names(instruments: list[str] | str) -> list[str]:
         return instruments
     if instruments not in INSTRUMENTS:
         near = did_you_mean(instruments, INSTRUMENTS)
-        raise ValueError(
+        raise UserError(
             f"there is no list of instruments {instruments!r}; {near} (or give the instruments as a"
             " list)"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from datamodules.audiocaps import caption_prompts, is_audiocaps
 from datamodules.tables import Record, read_table
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.language import ARTICLE, with_articles
 from zoo.types import Prompt
 
@@ -48,17 +48,17 @@ def template_prompts(
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"template {template!r}: {error}; write {{{{ for a brace that is no field"
         ) from error
     for name in fields:
         if name not in _FIELDS:
-            raise ValueError(
+            raise UserError(
                 f"template {template!r} has the unknown field {{{name}}};"
                 f" {did_you_mean(name, _FIELDS)}"
             )
     if not words or not instruments or not all(words.values()):
-        raise ValueError(
+        raise UserError(
             "words (mood -> list of words) and instruments must not be empty, nor may the words of"
             " a mood"
         )
@@ -75,7 +75,7 @@ def template_prompts(
                 )
                 if prompt.id in prompts:
                     first = dict(prompts[prompt.id].labels)
-                    raise ValueError(
+                    raise UserError(
                         f"two prompts have the text {prompt.text!r} (for {first} and {labels}); use"
                         " {word} and {instrument} in the template, or drop the doubled entry"
                     )
@@ -104,14 +104,14 @@ def file_prompts(
     for record in table.rows:
         prompt = _file_prompt(record, negative, seconds)
         if prompt.id in prompts and prompts[prompt.id] != prompt:
-            raise ValueError(
+            raise UserError(
                 f"{record.where}: the id {prompt.id!r} names another prompt already; "
                 "ids must differ"
             )
         doubled += prompt.id in prompts
         prompts.setdefault(prompt.id, prompt)
     if not prompts:
-        raise ValueError(f"{path} holds no prompt ({table.empty} empty lines); write at least one")
+        raise UserError(f"{path} holds no prompt ({table.empty} empty lines); write at least one")
     if table.empty or doubled or table.encoding == "latin-1":
         note = "; not UTF-8, read as Latin-1" if table.encoding == "latin-1" else ""
         log.warning(
@@ -133,7 +133,7 @@ def _file_prompt(record: Record, negative: str, seconds: float) -> Prompt:
     try:
         return _prompt(text, own_negative, own_seconds, labels, record.name("id"))
     except ValueError as error:
-        raise ValueError(f"{record.where}: {error}") from None
+        raise UserError(f"{record.where}: {error}") from None
 
 
 def _prompt(

@@ -18,7 +18,7 @@ import lightning as L
 from datamodules.batches import PromptBatch
 from datamodules.prompt_grids import emotion_words, instrument_names
 from datamodules.prompt_sources import file_prompts, template_prompts
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.types import Prompt
 
 
@@ -56,7 +56,7 @@ def shard(batch: PromptBatch, rank: int, world_size: int) -> PromptBatch:
     Raises ``ValueError`` when the rows do not divide over the processes.
     """
     if len(batch) % world_size:
-        raise ValueError(
+        raise UserError(
             f"{len(batch)} samples do not divide over {world_size} processes; make them a multiple"
             f" of {world_size}"
         )
@@ -158,11 +158,11 @@ class PromptDataModule(L.LightningDataModule):
             ("prompts_per_round", "repeats", "rounds_per_epoch", "val_repeats"), sizes, strict=True
         ):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"{name} must be at least 1, got {value}")
         if val_prompts is not None and val_prompts < 0:
-            raise ValueError(f"val_prompts must be 0 (no validation) or more, got {val_prompts}")
+            raise UserError(f"val_prompts must be 0 (no validation) or more, got {val_prompts}")
         if sum(source is not None for source in (template, file, prompts)) != 1:
-            raise ValueError(
+            raise UserError(
                 "give one of template (with words and instruments), file and prompts, and not two"
                 " of them"
             )
@@ -175,20 +175,20 @@ class PromptDataModule(L.LightningDataModule):
             )
             train, validation = _hold_out(template_prompts(template, *grid), held_out or [])
             if val_template is not None and held_out:
-                raise ValueError(
+                raise UserError(
                     "held_out and val_template both name the validation prompts; drop one of them"
                 )
             validation = (
                 validation if val_template is None else template_prompts(val_template, *grid)
             )
         elif words or instruments or held_out or val_template is not None:
-            raise ValueError(
+            raise UserError(
                 "words, instruments, held_out and val_template belong to a template; with file,"
                 " give held-out prompts as val_file"
             )
         elif prompts is not None:
             if negative or seconds != 4.096:
-                raise ValueError(
+                raise UserError(
                     "negative and seconds belong to the prompts here; set them below data.prompts"
                 )
             train, validation = map(tuple, prompts)
@@ -196,13 +196,13 @@ class PromptDataModule(L.LightningDataModule):
             train, validation = file_prompts(file, negative, seconds), ()
         if val_file is not None:
             if validation:
-                raise ValueError(
+                raise UserError(
                     "held_out (or val_template) and val_file both name the validation prompts; drop"
                     " one of them"
                 )
             validation = file_prompts(val_file, negative, seconds)
         if not train:
-            raise ValueError(
+            raise UserError(
                 "every prompt is held out, so none is left to train on; shorten held_out"
             )
         if val_prompts is not None and val_prompts < len(validation):
@@ -230,13 +230,13 @@ class PromptDataModule(L.LightningDataModule):
         self.rounds.rank, self.rounds.world_size = rank, world
         samples = self.rounds.prompts_per_round * self.rounds.repeats
         if samples % world:
-            raise ValueError(
+            raise UserError(
                 f"prompts_per_round * repeats = {samples} samples do not divide over {world}"
                 f" processes; make the product a multiple of {world}"
             )
         held_out = len(self.validation_prompts) * self.val_repeats
         if held_out % world:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.validation_prompts)} held-out prompts * val_repeats = {held_out}"
                 f" samples do not divide over {world} processes; set val_repeats to a multiple of"
                 f" {world}"
@@ -256,7 +256,7 @@ class PromptDataModule(L.LightningDataModule):
             for prompts in (self.train_prompts, self.validation_prompts)
         )
         if not kept:
-            raise ValueError(
+            raise UserError(
                 f"all {len(self.train_prompts)} training prompts would be left out, so there is"
                 " nothing to train on"
             )
@@ -286,7 +286,7 @@ class PromptDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["fingerprint"] != self.fingerprint():
-            raise ValueError(
+            raise UserError(
                 "the checkpoint was written with other prompts, prompts_per_round, repeats or seed,"
                 " so it cannot be continued exactly; use the settings in the run folder's"
                 " config.yaml, or start a new run"
@@ -313,11 +313,11 @@ def _hold_out(
     wanted = set()
     for pair in pairs:
         if isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(f"held_out lists [word, instrument] pairs, got {pair!r}")
+            raise UserError(f"held_out lists [word, instrument] pairs, got {pair!r}")
         for value, name in zip(pair, ("word", "instrument"), strict=True):
             known = {prompt.labels[name] for prompt in prompts}
             if value not in known:
-                raise ValueError(
+                raise UserError(
                     f"held_out: {value!r} is none of the {name}s; {did_you_mean(value, known)}"
                 )
         wanted.add(tuple(pair))

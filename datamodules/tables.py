@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import parsed_json
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Record:
         value = self.cells.get(column)
         if not isinstance(value, str):
             got = "nothing" if column not in self.cells else repr(value)
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: expected words under {column!r}, got {got}; "
                 f"columns here: {', '.join(self.cells)}"
             )
@@ -66,7 +66,7 @@ class Record:
     def words(self, column: str) -> str:
         """As ``text``, and at least one letter of it. Raises ``ValueError``."""
         if not (value := self.text(column)):
-            raise ValueError(f"{self.where}: expected words under {column!r}, the cell is empty")
+            raise UserError(f"{self.where}: expected words under {column!r}, the cell is empty")
         return value
 
     def name(self, column: str) -> str:
@@ -76,7 +76,7 @@ class Record:
         """
         value = self.cells.get(column)
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            raise ValueError(f"{self.where}: {column} must be text or a number, got {value!r}")
+            raise UserError(f"{self.where}: {column} must be text or a number, got {value!r}")
         return "" if value is None else str(value).strip()
 
     def number(self, column: str) -> float | None:
@@ -88,7 +88,7 @@ class Record:
             value = self.name(column)
             return float(value) if value else None
         except ValueError:
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: {column} must be a number, got {self.cells[column]!r}"
             ) from None
 
@@ -102,9 +102,7 @@ class Record:
         except ValueError:
             value = math.nan
         if value is not None and not value.is_integer():
-            raise ValueError(
-                f"{self.where}: {column} is a whole number, got {self.cells[column]!r}"
-            )
+            raise UserError(f"{self.where}: {column} is a whole number, got {self.cells[column]!r}")
         return None if value is None else int(value)
 
     def mapping(self, column: str) -> dict[str, Any]:
@@ -113,7 +111,7 @@ class Record:
         if value in (None, ""):
             return {}
         if not isinstance(value, dict):
-            raise ValueError(
+            raise UserError(
                 f'{self.where}: {column} must be an object such as {{"mood": "sad"}}, got {value!r}'
             )
         return value
@@ -154,7 +152,7 @@ def read_table(path: str | Path, *columns: str) -> Table:
     text, encoding = read_text(path, SUFFIXES)
     suffix = path.suffix.lower()
     if suffix == ".txt" and len(columns) != 1:
-        raise ValueError(
+        raise UserError(
             f"{path}: a .txt has one column; write a .csv with the columns {', '.join(columns)}"
         )
     if suffix == ".txt":
@@ -198,13 +196,13 @@ def read_text(path: Path, suffixes: Sequence[str]) -> tuple[str, str]:
     Raises ``ValueError`` for no such file and another suffix.
     """
     if path.suffix.lower() not in suffixes:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a file that ends in {', '.join(suffixes)}, "
             f"got {path.suffix or 'no suffix'!r}"
         )
     if not path.is_file():
         found = "is no regular file" if path.exists() else "there is no such file"
-        raise ValueError(
+        raise UserError(
             f"{path}: {found}; paths are relative to where the command is started ({Path.cwd()})"
         )
     return decode(path.read_bytes(), str(path))
@@ -228,7 +226,7 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
         if encoding == "utf-8" and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             text, encoding = data.decode("latin-1"), "latin-1"
     if text is None or "\x00" in text:
-        raise ValueError(
+        raise UserError(
             f"{name} is not a text file (it holds zero bytes or broken UTF-16); "
             "save it as UTF-8 text"
         )
@@ -266,7 +264,7 @@ def delimited(
             yield line, [cell.strip() for cell in cells]
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{path}, line {line}: broken double quotes ({error}); text that holds the separator "
             "or begins with a quote stands in one pair of double quotes, and a quote inside it is "
             "doubled"
@@ -277,7 +275,7 @@ def check_header(header: Sequence[str], path: Path) -> None:
     """Raises ``ValueError`` for a name that stands twice; columns without a name may be many."""
     doubled = sorted({name for name in header if name and header.count(name) > 1})
     if doubled:
-        raise ValueError(
+        raise UserError(
             f"{path}: the header names {', '.join(doubled)} twice; name every column once"
         )
 
@@ -294,7 +292,7 @@ def _delimited_cells(
             renamed = _renamed(cells, columns, str(path), "header")
             header = [renamed.get(name, name) for name in cells]
         elif len(cells) > len(header):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {line}: more cells than the header has; "
                 "put text with commas in double quotes"
             )
@@ -308,9 +306,9 @@ def _json_cells(line: str, where: str, columns: Sequence[str]) -> dict[str, Any]
     try:
         value = parsed_json(line)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; each line must be one JSON object") from error
+        raise UserError(f"{where}: {error}; each line must be one JSON object") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(value).__name__}")
+        raise UserError(f"{where}: expected a JSON object, got {type(value).__name__}")
     renamed = _renamed(list(value), columns, where, "object")
     return {renamed.get(name, name): cell for name, cell in value.items()}
 
@@ -330,7 +328,7 @@ def _renamed(found: Sequence[str], columns: Sequence[str], where: str, what: str
         exact = [name for name in same if name.casefold() == column]
         if len(exact or same) > 1:
             both = " or ".join(map(repr, exact or same))
-            raise ValueError(
+            raise UserError(
                 f"{where}: {both} could be the column {column!r}; "
                 f"rename the one that is meant to {column!r}"
             )
@@ -339,7 +337,7 @@ def _renamed(found: Sequence[str], columns: Sequence[str], where: str, what: str
             hint = f"; {did_you_mean(column, found, limit=8)}" if found else ""
             if len(found) == 1 and ";" in found[0]:
                 hint = "; its cells are divided by ';': save it with commas, or with tabs as .tsv"
-            raise ValueError(
+            raise UserError(
                 f"{where}: the {what} must name a column {column!r}{others}, "
                 f"it has {', '.join(map(repr, found)) or 'none'}{hint}"
             )

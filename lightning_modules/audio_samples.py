@@ -18,6 +18,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.rl.rollouts import ScoredSamples
 from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
+from zoo.errors import UserError
 from zoo.files import finite, folder_written_beside
 from zoo.types import Waveform
 
@@ -98,7 +99,7 @@ class AudioSamples(Callback):
 
     def __init__(self, folder: str | Path, count: int = 8, every_evaluation: bool = True) -> None:
         if count < 1:
-            raise ValueError(f"the number of audio samples must be at least 1, got {count}")
+            raise UserError(f"the number of audio samples must be at least 1, got {count}")
         self.folder, self.count, self.every_evaluation = Path(folder), count, every_evaluation
         self.batch: PromptBatch | None = None
 

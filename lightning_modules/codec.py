@@ -13,6 +13,7 @@ from lightning_modules.optimizers import check_rates
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.diffusion import noise_generator
+from zoo.errors import UserError
 
 
 def codec_losses(
@@ -78,12 +79,12 @@ class Codec(L.LightningModule):
 
     def _loss(self, batch: AudioBatch, name: str, generator: torch.Generator | None) -> Tensor:
         if batch.sample_rate_hz != self.codec.sample_rate_hz:
-            raise ValueError(
+            raise UserError(
                 f"the data has {batch.sample_rate_hz} Hz, the codec {self.codec.sample_rate_hz} Hz;"
                 " set data.sample_rate_hz"
             )
         if batch.wave_BCN.shape[1] != 2:
-            raise ValueError(
+            raise UserError(
                 f"the codec trains on stereo audio, got {batch.wave_BCN.shape[1]} channel(s); set"
                 " channels to 2"
             )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 ROOT_KEYS = ("module", "data", "trainer", "out_dir", "seed", "resume")
 CONFIG_OPTIONS = ("--config", "-c")
@@ -32,7 +32,7 @@ def settled(words: Sequence[str]) -> list[str]:
         word = rest.pop(0)
         if word in CONFIG_OPTIONS:
             if not rest or rest[0][:1] in _DASHES:
-                raise ValueError(
+                raise UserError(
                     f"{word} needs a YAML file behind it, such as --config"
                     " configs/ddpo/quickstart.yaml"
                 )
@@ -40,7 +40,7 @@ def settled(words: Sequence[str]) -> list[str]:
         elif word in FLAGS or word.startswith("--config="):
             result.append(word)
         elif word[:1] and word[0] in _DASHES:
-            raise ValueError(_about_option(word, rest))
+            raise UserError(_about_option(word, rest))
         elif "=" not in word and PurePath(word).suffix.lower() in (".yaml", ".yml"):
             result += ["--config", word]
         else:
@@ -53,7 +53,7 @@ def split_override(override: str) -> tuple[str, str]:
     """(key, text of the value) of ``key=value``. Raises ``ValueError`` saying what is missing."""
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(_KEY, key):
-        raise ValueError(
+        raise UserError(
             f"override {override!r} is not of the form key=value, such as seed=1 or "
             f"trainer.max_epochs=20{_hint(key)}"
         )
@@ -61,9 +61,9 @@ def split_override(override: str) -> tuple[str, str]:
         nothing = (
             "" if key in ROOT_KEYS else f", {key}=null for none, or {key}='\"\"' for empty text"
         )
-        raise ValueError(f"{key}= has no value; write {key}=VALUE{nothing}")
+        raise UserError(f"{key}= has no value; write {key}=VALUE{nothing}")
     if _open_brackets(text) > 0 or text.startswith("_target_:"):
-        raise ValueError(
+        raise UserError(
             f"the shell has split the value of {key}, of which {text!r} is left; put the whole word"
             f" in quotes: '{key}={{_target_: package.Class, key: value}}'"
         )
@@ -91,15 +91,15 @@ def _check_override(word: str, rest: Sequence[str]) -> None:
         while _open_brackets(whole) > 0 and count < len(rest):
             whole, count = f"{whole} {rest[count]}", count + 1
         if _open_brackets(whole) == 0:
-            raise ValueError(f"the shell has split the value of {key}; put it in quotes: '{whole}'")
+            raise UserError(f"the shell has split the value of {key}; put it in quotes: '{whole}'")
     if following == "=" or (following.startswith("=") and not equals):
         value = following[1:] or (rest[1] if len(rest) > 1 else "VALUE")
-        raise ValueError(f"no spaces around the = of {key}: write {key}={value}")
+        raise UserError(f"no spaces around the = of {key}: write {key}={value}")
     is_value = bool(following) and "=" not in following and following[0] not in _DASHES
     if equals and not text and is_value:
-        raise ValueError(f"no space behind the = of {key}: write {key}={following}")
+        raise UserError(f"no space behind the = of {key}: write {key}={following}")
     if not equals and _is_key(word) and is_value:
-        raise ValueError(f"{word} {following}: a setting is written {word}={following}")
+        raise UserError(f"{word} {following}: a setting is written {word}={following}")
     split_override(word)
 
 

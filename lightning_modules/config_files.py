@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from zoo.errors import did_you_mean, parsing
+from zoo.errors import UserError, did_you_mean, parsing
 
 # the key under which a file names the file (or list of files) that it changes, relative to its own
 # folder
@@ -35,7 +35,7 @@ def _visit(path: Path, above: tuple[Path, ...], read: dict[Path, tuple[str, Dict
     where = path.resolve()
     if where in {known.resolve() for known in above}:
         chain = " -> ".join(str(known) for known in (*above, path))
-        raise ValueError(
+        raise UserError(
             f"a configuration cannot be its own base: {chain}; drop one of these base: lines"
         )
     if where in read:
@@ -47,7 +47,7 @@ def _visit(path: Path, above: tuple[Path, ...], read: dict[Path, tuple[str, Dict
     if BASE in content and not (
         isinstance(bases, list) and bases and all(isinstance(name, str) and name for name in bases)
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: base must be a file, or a list of files, relative to this one's folder; got"
             f" {given!r}"
         )
@@ -72,10 +72,10 @@ def _read(path: Path, wanted_by: str) -> DictConfig:
         content = OmegaConf.create(text) if is_mapping else None
         plain = OmegaConf.to_container(content) if is_mapping else {}
     if all(value is None for value in plain.values()):
-        raise ValueError(f"{path} must hold keys such as module:, data:, trainer:, out_dir:")
+        raise UserError(f"{path} must hold keys such as module:, data:, trainer:, out_dir:")
     for key in ("module", "data", "trainer"):
         if isinstance(content._get_node(key), ListConfig):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {key} must hold lines of the form key: value, got the list"
                 f" {plain[key]!r:.80}"
             )

@@ -29,6 +29,7 @@ from lightning_modules.optimizers import check_rates
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.audio_files.resampling import resampled
+from zoo.errors import UserError
 from zoo.rewards.clap import ClapReward
 from zoo.types import Backbone, Prompt
 
@@ -72,7 +73,7 @@ def wrong_captions(prompt: Prompt) -> list[str]:
     if isinstance(negatives, str) or not all(
         isinstance(text, str) and text.strip() for text in texts
     ):
-        raise ValueError(
+        raise UserError(
             f"prompt {prompt.id!r}: negatives must be a list of texts and swapped one text, got"
             f" {texts!r}"
         )
@@ -119,11 +120,11 @@ class Contrastive(L.LightningModule):
         super().__init__()
         for name, share in (("noise_share", noise_share), ("codec_share", codec_share)):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share of the batch, 0..1, got {share}")
+                raise UserError(f"{name} is a share of the batch, 0..1, got {share}")
         if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
-            raise ValueError(f"snr_db must be a lower and an upper bound in dB, got {list(snr_db)}")
+            raise UserError(f"snr_db must be a lower and an upper bound in dB, got {list(snr_db)}")
         if not reward.differentiable:
-            raise ValueError(
+            raise UserError(
                 "no gradient passes this reward (int16=true, or towers that are not differentiable)"
             )
         check_schedule(warmup_steps, total_steps)
@@ -224,7 +225,7 @@ class Contrastive(L.LightningModule):
                 if bad
                 else "all clips are finite; lower module.learning_rate"
             )
-            raise ValueError(f"the loss is {loss.item()} at step {self.global_step}; {cause}")
+            raise UserError(f"the loss is {loss.item()} at step {self.global_step}; {cause}")
         own_B = similarity_BB.detach().diagonal()
         logged = {
             "train/loss": loss,

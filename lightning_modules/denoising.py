@@ -19,7 +19,7 @@ from lightning_modules.optimizers import check_rates, optimizer_class
 from lightning_modules.rl.losses import min_snr_weights
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.diffusion import denoising_error, noise_generator
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.types import Backbone, Prompt
 
 
@@ -62,7 +62,7 @@ class Denoising(L.LightningModule):
         self.save_hyperparameters(ignore=["backbone"])
         check_rates(self.hparams)
         if not 0 <= condition_dropout < 1:
-            raise ValueError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
+            raise UserError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
         check_schedule(warmup_steps, total_steps)
         optimizer_class(optimizer)
         self.backbone = backbone
@@ -71,7 +71,7 @@ class Denoising(L.LightningModule):
         for name in trainable:
             if name not in parts:
                 kind = type(backbone).__name__
-                raise ValueError(
+                raise UserError(
                     f"trainable names {name!r}, which is no part of {kind};"
                     f" {did_you_mean(name, parts)}"
                 )
@@ -82,7 +82,7 @@ class Denoising(L.LightningModule):
         if isinstance(batch, LatentBatch):
             return batch.latent_BCT.float()
         if batch.sample_rate_hz != self.backbone.sample_rate_hz:
-            raise ValueError(
+            raise UserError(
                 f"the data has {batch.sample_rate_hz} Hz, the backbone"
                 f" {self.backbone.sample_rate_hz} Hz; set data.sample_rate_hz"
             )

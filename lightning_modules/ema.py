@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.errors import UserError
+
 
 class EMA:
     """Averages of ``parameters``, kept on their device and in at least float32: average = decay *
@@ -20,7 +22,7 @@ class EMA:
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"the EMA decay lies in [0, 1), got {decay}")
+            raise UserError(f"the EMA decay lies in [0, 1), got {decay}")
         self.parameters = list(parameters)
         self.decay, self.updates = float(decay), 0
         self.average = [self._wide(parameter.detach()).clone() for parameter in self.parameters]
@@ -66,7 +68,7 @@ class EMA:
         shapes = [tuple(average.shape) for average in state["average"]]
         expected = [tuple(parameter.shape) for parameter in self.parameters]
         if shapes != expected:
-            raise ValueError(
+            raise UserError(
                 f"the saved averages are of other parameters: shapes {shapes[:3]}..., expected"
                 f" {expected[:3]}..."
             )

@@ -25,6 +25,7 @@ from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
 from lightning_modules.optimizers import check_rates
 from lightning_modules.random_state import random_state, set_random_state
+from zoo.errors import UserError
 from zoo.rewards.mood import EmotionReward
 from zoo.statistics.intervals import wilson_interval
 from zoo.types import Backbone
@@ -131,22 +132,22 @@ class Emotion(L.LightningModule):
         super().__init__()
         for name, given, choices in (("loss", loss, LOSSES), ("optimizer", optimizer, OPTIMIZERS)):
             if given not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
+                raise UserError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
         for name, share in (
             ("noise_share", noise_share),
             ("low_pass_share", low_pass_share),
             ("codec_share", codec_share),
         ):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share of the batch, 0..1, got {share}")
+                raise UserError(f"{name} is a share of the batch, 0..1, got {share}")
         activation = "sigmoid" if loss == "softmax_of_sigmoids" else "softmax"
         if reward.activation != activation:
-            raise ValueError(
+            raise UserError(
                 f"loss {loss!r} trains {activation} outputs; give the reward"
                 f" activation={activation!r}"
             )
         if total_steps is not None and restart_epochs is not None:
-            raise ValueError(
+            raise UserError(
                 "total_steps and restart_epochs are two schedules; leave one of them null"
             )
         self.save_hyperparameters(ignore=["reward", "codec"])

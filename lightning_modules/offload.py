@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.progress import track
 from torch import nn
 
+from zoo.errors import UserError
 from zoo.types import Backbone, Prompt
 
 
@@ -26,7 +27,7 @@ def part_modules(backbone: Backbone, part: str) -> list[nn.Module]:
     """
     names = getattr(backbone, "parts", {}).get(part, ())
     if not names:
-        raise ValueError(
+        raise UserError(
             f"{type(backbone).__name__} has no part {part!r} that could be moved or dropped (it is"
             " small, or does without); leave text_encoders and decoder at keep"
         )

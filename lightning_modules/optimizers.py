@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 # name -> (module, class, what installs it); a module is imported when its optimiser is asked for
 OPTIMIZERS = {
@@ -32,13 +32,13 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises ``ValueError`` for an unknown name, and where its package is not installed.
     """
     if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; {did_you_mean(name, OPTIMIZERS)}")
+        raise UserError(f"unknown optimizer {name!r}; {did_you_mean(name, OPTIMIZERS)}")
     module, kind, command = OPTIMIZERS[name]
     try:
         return getattr(importlib.import_module(module), kind)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ValueError(
+        raise UserError(
             f"optimizer {name!r} needs the package {package}, which cannot be imported ({error});"
             f" {command}, or take 'adamw'"
         ) from error
@@ -51,10 +51,10 @@ def check_rates(settings: Mapping[str, Any]) -> None:
     for name in ("learning_rate", "weight_decay", "adam_epsilon"):
         value = settings.get(name, 0)
         if not 0 <= value < math.inf:
-            raise ValueError(f"invalid {name} {value}: expected a finite number >= 0")
+            raise UserError(f"invalid {name} {value}: expected a finite number >= 0")
     betas = settings.get("betas", ())
     if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"invalid betas {tuple(betas)}: expected two numbers in [0, 1)")
+        raise UserError(f"invalid betas {tuple(betas)}: expected two numbers in [0, 1)")
 
 
 def build_optimizer(

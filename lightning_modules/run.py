@@ -38,7 +38,7 @@ from lightning_modules.config_files import drop_replaced, drop_replaced_at, read
 from lightning_modules.progress import quieten_lightning
 from lightning_modules.run_summary import run_summary
 from lightning_modules.start_checks import check_data, check_trainer
-from zoo.errors import Stopped, did_you_mean, is_disk_full, parser_message
+from zoo.errors import Stopped, UserError, did_you_mean, is_disk_full, parser_message
 from zoo.files import clear_after_killed
 from zoo.instantiate import bind, check, instantiate, locate
 from zoo.secrets import masked_command, remember_in
@@ -103,7 +103,7 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
         example = "" if paths else ", such as --config configs/ddpo/quickstart.yaml"
         key = error.full_key
         said = f"{key} is missing; set it in a --config file{example} or as {key}=..."
-        raise ValueError(said) from error
+        raise UserError(said) from error
     except Exception as error:
         key = getattr(error, "full_key", None) or ""
         raise _readable(error, "configuration", key, config) from error
@@ -119,11 +119,11 @@ def _merged(config: DictConfig, other: DictConfig, where: str) -> DictConfig:
 
 def _readable(error: Exception, where: str, key: str, config: DictConfig) -> ValueError:
     if isinstance(error, ConfigKeyError):
-        return ValueError(f"{where}: unknown key {key!r}; {_nearest_key(key, config)}")
+        return UserError(f"{where}: unknown key {key!r}; {_nearest_key(key, config)}")
     first = parser_message(error)
     if isinstance(error, RecursionError):
-        return ValueError(f"{where}: {first}")
-    return ValueError(
+        return UserError(f"{where}: {first}")
+    return UserError(
         f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}"
     )
 
@@ -198,7 +198,7 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
         **{f"trainer.{k}": v for k, v in parts.items()},
     }.items():
         if where in ("module", "data") and node is not None and "_target_" not in node:
-            raise ValueError(
+            raise UserError(
                 f"{where} needs a _target_, the class to build, such as lightning_modules.rl.ddpo.DDPO"
             )
         check(node, where)
@@ -209,9 +209,9 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
     module = instantiate(run.module, "module")
     data = instantiate(run.data, "data")
     if not isinstance(module, LightningModule):
-        raise ValueError(f"module: {run.module['_target_']} is not a LightningModule")
+        raise UserError(f"module: {run.module['_target_']} is not a LightningModule")
     if data is not None and not isinstance(data, LightningDataModule):
-        raise ValueError(f"data: {run.data['_target_']} is not a LightningDataModule")
+        raise UserError(f"data: {run.data['_target_']} is not a LightningDataModule")
     built = {
         name: [] if node in (None, True, False) else instantiate(node, f"trainer.{name}")
         for name, node in parts.items()
@@ -222,7 +222,7 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
     for name, kind, objects in (("logger", Logger, loggers), ("callbacks", Callback, callbacks)):
         for found in objects:
             if not isinstance(found, kind):
-                raise ValueError(
+                raise UserError(
                     f"trainer.{name}: expected nodes such as {{_target_: package.Class, ...}}, got"
                     f" {found!r}"
                 )
@@ -252,7 +252,7 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
             **arguments, logger=loggers or False, callbacks=[*first, *callbacks], plugins=plugins
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"trainer: {error}") from error
+        raise UserError(f"trainer: {error}") from error
     return Built(module, data, trainer)
 
 
@@ -286,7 +286,7 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
             )
             write_results(built.trainer, built.module)
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     except (KeyboardInterrupt, SystemExit) as ended:  # Lightning turns Ctrl-C into an exit
         if isinstance(ended, SystemExit) and not built.trainer.interrupted:
             raise
@@ -298,7 +298,7 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
             and str(error).startswith("Error(s) in loading state_dict")
         ):
             said = " ".join(str(error).split())[:300]
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint} is of another model than this configuration's ({said}); name the"
                 " out_dir of this run"
             ) from error

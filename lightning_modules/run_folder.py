@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 
 from lightning_modules.resume_settings import Change, changes, may_change, released_by
 from zoo import __version__
-from zoo.errors import parsing
+from zoo.errors import UserError, parsing
 from zoo.files import written_beside
 from zoo.secrets import masked, masked_command
 
@@ -103,11 +103,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # YAML errors of several kinds
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read ({error}); choose another out_dir or mend the file"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not the configuration of a run; choose another out_dir")
+        raise UserError(f"{path} is not the configuration of a run; choose another out_dir")
     return content
 
 
@@ -123,9 +123,7 @@ def _listed(released: Collection[str]) -> str:
 def check_place(out_dir: str) -> None:
     """Raises ``ValueError`` for a path that cannot be a run folder."""
     if not out_dir.strip() or Path(out_dir).resolve() == Path(out_dir).resolve().parent:
-        raise ValueError(
-            f"invalid out_dir {out_dir!r}: name a folder for the run, such as runs/one"
-        )
+        raise UserError(f"invalid out_dir {out_dir!r}: name a folder for the run, such as runs/one")
 
 
 def moved(state: Mapping[str, Any], dirpath: str) -> dict[str, Any]:
@@ -161,11 +159,11 @@ def starting_point(
     module, data or seed.
     """
     if out_dir.exists() and not out_dir.is_dir():
-        raise ValueError(f"out_dir={out_dir} is a file; name a folder")
+        raise UserError(f"out_dir={out_dir} is a file; name a folder")
     if not holds_run(out_dir):
         return None, [f"{out_dir} holds no run yet: starting at the beginning"] if resume else []
     if not resume:
-        raise ValueError(
+        raise UserError(
             f"{out_dir} already holds a run; give another out_dir=..., or resume=true to go on with"
             " that one"
         )
@@ -176,7 +174,7 @@ def starting_point(
         fixed = [str(change) for change in changed if not may_change(change.key, released)]
         if fixed:
             more = f" and {len(fixed) - _NAMED} more" if len(fixed) > _NAMED else ""
-            raise ValueError(
+            raise UserError(
                 f"resume=true, but the run in {out_dir} was started with other values of "
                 f"{', '.join(fixed[:_NAMED])}{more}; give the old values, or another out_dir for a "
                 f"new run. What may change here: trainer{_listed(released)}"
@@ -192,7 +190,7 @@ def starting_point(
             return path, notes
         damaged.append(f"{path} {why}")
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"no checkpoint in {out_dir / 'checkpoints'} is intact: {'; '.join(damaged)}; start a"
             " new run in another out_dir"
         )
@@ -327,9 +325,9 @@ class RunCSV(CSVLogger):
             if rows and None in rows[-1].values():  # cut by a kill: its step is made again
                 rows.pop()
             if header and "step" not in header:
-                raise ValueError("it has no column 'step'")
+                raise UserError("it has no column 'step'")
             if any(None in row or None in row.values() for row in rows):
-                raise ValueError("a row has more or fewer cells than there are columns")
+                raise UserError("a row has more or fewer cells than there are columns")
             kept = [row for row in rows if row["step"].isdecimal()]
             return [row for row in kept if int(row["step"]) < self.resumed_step], header
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_modules.optimizers import build_optimizer
+from zoo.errors import UserError
 
 
 def check_schedule(warmup_steps: int, total_steps: int) -> None:
@@ -19,7 +20,7 @@ def check_schedule(warmup_steps: int, total_steps: int) -> None:
     does.
     """
     if not 1 <= warmup_steps < total_steps:
-        raise ValueError(
+        raise UserError(
             f"warmup_steps must be at least 1 and less than total_steps, got {warmup_steps} and"
             f" {total_steps}"
         )

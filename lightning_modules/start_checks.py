@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from zoo.errors import UserError
+
 _OURS = {  # trainer's setting -> (the module's setting that tells that it has its own, what to use)
     "gradient_clip_val": ("max_grad_norm", "module.max_grad_norm"),
     "gradient_clip_algorithm": ("max_grad_norm", "module.max_grad_norm, which cuts the norm"),
@@ -29,26 +31,26 @@ def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
     for name in ("max_epochs", "max_steps"):
         value = settings.get(name)
         if isinstance(value, int) and (value == 0 or value < -1):
-            raise ValueError(
+            raise UserError(
                 f"invalid trainer.{name} {value}: expected at least 1, or -1 for no end"
             )
     for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):
         value = settings.get(name)
         if isinstance(value, int) and value < 1:
-            raise ValueError(f"invalid trainer.{name} {value}: expected at least 1")
+            raise UserError(f"invalid trainer.{name} {value}: expected at least 1")
     if settings.get("limit_train_batches") == 0:
-        raise ValueError("invalid trainer.limit_train_batches 0: nothing would be trained")
+        raise UserError("invalid trainer.limit_train_batches 0: nothing would be trained")
     own = inspect.signature(target).parameters
     for name, (sign, advice) in _OURS.items():
         if (
             settings.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None)
             and sign in own
         ):
-            raise ValueError(f"trainer.{name} has no effect on {target.__name__}; use {advice}")
+            raise UserError(f"trainer.{name} has no effect on {target.__name__}; use {advice}")
     precision = str(settings.get("precision"))
     is_whole = precision == "64" or (precision.endswith("-true") and precision != "32-true")
     if is_whole and hasattr(target, "batch_types"):
-        raise ValueError(
+        raise UserError(
             f"trainer.precision={precision}: {target.__name__} keeps what it trains in float32; "
             "use 32-true, 16-mixed or bf16-mixed"
         )
@@ -65,7 +67,7 @@ def _check_accelerator(name: Any) -> None:
         if torch.version.cuda or name == "mps"
         else " (the installed torch is built without CUDA)"
     )
-    raise ValueError(
+    raise UserError(
         f"trainer.accelerator={name}: no such device is found on this machine{why}; "
         "use trainer.accelerator=cpu, or auto for the best there is"
     )
@@ -77,13 +79,11 @@ def check_data(module: LightningModule, data: LightningDataModule | None) -> Non
     ``check_first_round(data)`` raises."""
     if data is None and not is_overridden("train_dataloader", module):
         kind = type(module).__name__
-        raise ValueError(
-            f"data is missing: {kind} needs a data module; set data: {{_target_: ...}}"
-        )
+        raise UserError(f"data is missing: {kind} needs a data module; set data: {{_target_: ...}}")
     wanted, given = getattr(module, "batch_types", None), getattr(data, "batch_type", None)
     if wanted and given and not issubclass(given, wanted):
         names = " or ".join(kind.__name__ for kind in wanted)
-        raise ValueError(
+        raise UserError(
             f"data: {type(data).__name__} yields {given.__name__}, but {type(module).__name__} "
             f"trains on {names}; give another data module"
         )

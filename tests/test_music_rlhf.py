@@ -207,7 +207,7 @@ def test_the_tables_are_evaluated_on_the_four_emotions(
 
 def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
     """The command in the head of table1_*.yaml, on the small models."""
-    from zoo.commands import evaluate as command
+    from zoo.commands import evaluate
 
     run.fit(
         load(
@@ -233,7 +233,7 @@ def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
         "--out",
         "tables",
     ]
-    command.main(asked, None, None)
+    evaluate.main(asked, None, None)
     one, two = (Path(f"tables/table{number}.md").read_text() for number in (1, 2))
     assert all(mood in one.lower() for mood in ("happy", "angry", "sad", "tender")), one
     assert "3-step, 0.2 sec." in one and "3-step, 0.2 sec." in two and CLAP in two, two

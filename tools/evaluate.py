@@ -15,13 +15,12 @@ def main(argv: Sequence[str]) -> None:
     from zoo.evaluation.options import parser
 
     asked = parser().parse_args(argv)
-    from datamodules.prompt_sources import (
-        file_prompts,
-    )  # after the arguments were read: --help needs no torch
+    # After the arguments were read: --help needs no torch.
+    from datamodules.prompt_sources import file_prompts
     from datamodules.tables import read_table
     from zoo.commands import evaluate
 
-    command.run(asked, file_prompts, read_table)
+    evaluate.run(asked, file_prompts, read_table)
 
 
 if __name__ == "__main__":

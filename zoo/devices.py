@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from zoo.errors import UserError
+
 
 def usable_device(device: torch.device | str) -> torch.device:
     """``device`` as torch knows it.
@@ -23,7 +25,7 @@ def usable_device(device: torch.device | str) -> torch.device:
             ),
         ]
         why = str(error).split("\n")[0].split(". ")[0]
-        raise ValueError(
+        raise UserError(
             f"the device {str(device)!r} cannot be used ({why}); this machine has"
             f" {' and '.join(here)}"
         ) from error

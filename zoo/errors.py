@@ -1,7 +1,8 @@
 """What a person reads when something is wrong: one line that names the mistake and the way out.
 
-The project raises plain ``ValueError`` and ``OSError`` for mistakes in what it was given;
-``reported`` prints those without a traceback. Everything else is a bug and keeps its traceback.
+The project raises ``UserError`` (a ``ValueError``) and ``OSError`` for mistakes in what it was
+given; ``reported`` prints those without a traceback. Everything else, also a ``ValueError`` of
+numpy or torch, is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from contextlib import contextmanager
 
 from zoo.secrets import without_secrets
 from zoo.versions import VersionError, check_versions, misfit
+
+
+class UserError(ValueError):
+    """A mistake in what the project was given: an argument, a setting, a file.
+
+    The message is for people and complete: what was wrong, what was expected and what to do.
+    """
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
@@ -63,7 +71,7 @@ def _abbreviated(name: str, choices: Sequence[str]) -> list[str]:
 
 @contextmanager
 def parsing(where: object, kind: str) -> Iterator[None]:
-    """Around the call of a parser: whatever it raises becomes a ``ValueError`` in one line, "WHERE
+    """Around the call of a parser: whatever it raises becomes a ``UserError`` in one line, "WHERE
     is not valid KIND: why".
 
     Parsers raise more than their own classes (``RecursionError`` on deep nesting,
@@ -75,7 +83,7 @@ def parsing(where: object, kind: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{where} is not valid {kind}: {parser_message(error)}") from error
+        raise UserError(f"{where} is not valid {kind}: {parser_message(error)}") from error
 
 
 def parser_message(error: Exception) -> str:
@@ -144,7 +152,7 @@ def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         way_on = str(stop) if isinstance(stop, Stopped) else "the same command starts again"
         print(f"\nstopped; {way_on}", file=sys.stderr)
         return 128 + signals[-1]
-    except (ValueError, OSError, VersionError) as error:
+    except (UserError, OSError, VersionError) as error:
         if os.environ.get("ATTUNE_TRACEBACK") == "1":
             raise
         print(f"error: {describe(error)}", file=sys.stderr)

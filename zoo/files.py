@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import UserError
+
 JSON_DEPTH = 64  # levels of lists and objects
 
 # What is written as audio: suffix -> libsndfile's names of the container and of the samples in it.
@@ -229,20 +231,20 @@ def parsed_json(text: str, depth: int = JSON_DEPTH) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles)
     except RecursionError:
-        raise ValueError(too_deep) from None
+        raise UserError(too_deep) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error})") from error
+        raise UserError(f"not valid JSON ({error})") from error
     level = [value]
     for _ in range(depth):
         children = [child for node in level for child in _children(node)]
         level = [child for child in children if isinstance(child, (dict, list))]
     if level:
-        raise ValueError(too_deep)
+        raise UserError(too_deep)
     if "\\ud" in text.lower():
         try:
             json.dumps(finite(value), ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("half a surrogate pair (\\ud800) stands for no character") from None
+            raise UserError("half a surrogate pair (\\ud800) stands for no character") from None
     return value
 
 
@@ -254,7 +256,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     node = dict(pairs)
     if len(node) < len(pairs):
         counts = collections.Counter(name for name, _ in pairs)
-        raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands twice in one object")
+        raise UserError(f"the key {counts.most_common(1)[0][0]!r} stands twice in one object")
     return node
 
 

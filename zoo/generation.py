@@ -10,6 +10,7 @@ import torch
 
 from zoo.backbones.lengths import check_seconds
 from zoo.diffusion import Sampler, noise_generator, rollout
+from zoo.errors import UserError
 from zoo.instantiate import bind_types
 from zoo.loading import load, open_model
 from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform, lacking
@@ -66,11 +67,11 @@ def generate(
     seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not wanted or not seeds or batch_size < 1:
         counts = f"{len(wanted)} prompts, {len(seeds)} seeds, batch_size {batch_size}"
-        raise ValueError(f"expected at least one prompt, one seed and a batch of one, got {counts}")
+        raise UserError(f"expected at least one prompt, one seed and a batch of one, got {counts}")
     if isinstance(backbone, (str, Path)):
         backbone = open_model(str(backbone), device=device)
     if lacking(backbone, Backbone):
-        raise ValueError(
+        raise UserError(
             f"backbone: a {type(backbone).__name__} generates nothing; give a zoo name, a folder "
             "or a backbone"
         )
@@ -107,9 +108,9 @@ def _prompt(prompt: Prompt | str, negative: str, seconds: float | None) -> Promp
     if isinstance(prompt, Prompt):
         return prompt
     if not isinstance(prompt, str):
-        raise ValueError(f"expected words or a Prompt, got {prompt!r}")
+        raise UserError(f"expected words or a Prompt, got {prompt!r}")
     if not prompt.strip():
-        raise ValueError("a prompt must not be empty; say what should be heard")
+        raise UserError("a prompt must not be empty; say what should be heard")
     length = {} if seconds is None else {"seconds": float(seconds)}
     return Prompt(prompt, prompt, negative, **length)
 
@@ -149,7 +150,7 @@ def _sample(
     )
     wave_BCN = backbone.decode(trajectory.clean).float().cpu()
     if not torch.isfinite(wave_BCN).all():
-        raise ValueError(
+        raise UserError(
             "the model gave NaN or infinity; load it in float32 or lower the guidance scale"
         )
     samples = prompts[0].samples(backbone.sample_rate_hz)
@@ -175,11 +176,11 @@ def score(
     prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
     for wave in waves:
         if not isinstance(wave, Waveform):
-            raise ValueError(
+            raise UserError(
                 f"waves: expected Waveform(samples_CN, sample_rate_hz), got a {type(wave).__name__}"
             )
     if len(waves) != len(prompts) or not waves:
-        raise ValueError(
+        raise UserError(
             f"expected one prompt a wave, at least one, got {len(waves)} waves and {len(prompts)}"
             " prompts"
         )
@@ -190,7 +191,7 @@ def score(
     if isinstance(reward, (str, Path)):
         name, reward = reward, load(reward)
         if lacking(reward, Reward):
-            raise ValueError(
+            raise UserError(
                 f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such "
                 "as embedded/clap"
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.audio_files.folders import Listing, listed
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import finite, parsed_json, written_beside
 from zoo.hub.untrusted import safe_relative_path
 from zoo.types import Prompt
@@ -71,7 +71,7 @@ def read_samples(folder: str | Path) -> tuple[Sample, ...]:
         for i, entry in enumerate(_entries(folder), 1)
     )
     if not samples:
-        raise ValueError(f"{folder / INDEX} lists no sample; generate some into the folder")
+        raise UserError(f"{folder / INDEX} lists no sample; generate some into the folder")
     return samples
 
 
@@ -117,7 +117,7 @@ def checked_entries(folder: Path) -> list[dict[str, Any]]:
     entries = _entries(folder) if (folder / INDEX).exists() else []
     for i, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-            raise ValueError(
+            raise UserError(
                 f"{folder / INDEX}, entry {i}: no 'file'; it is not an index of samples, so name"
                 " another folder"
             )
@@ -129,9 +129,9 @@ def _entries(folder: Path) -> list[Any]:
         entries = parsed_json((folder / INDEX).read_text(encoding="utf-8"))
     except ValueError as error:  # also wrong encoding
         where = folder / INDEX
-        raise ValueError(f"{where} cannot be read ({error}); generate the samples again") from error
+        raise UserError(f"{where} cannot be read ({error}); generate the samples again") from error
     if not isinstance(entries, list):
-        raise ValueError(
+        raise UserError(
             f"{folder / INDEX} holds a {type(entries).__name__}, expected a list of samples"
         )
     return entries
@@ -139,28 +139,28 @@ def _entries(folder: Path) -> list[Any]:
 
 def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
     if not isinstance(entry, dict):
-        raise ValueError(f"{where}: expected an object, got {type(entry).__name__}")
+        raise UserError(f"{where}: expected an object, got {type(entry).__name__}")
     for name in ("file", "id", "text"):
         if not isinstance(entry.get(name), str) or not entry[name]:
-            raise ValueError(f"{where}: expected words under {name!r}, got {entry.get(name)!r}")
+            raise UserError(f"{where}: expected words under {name!r}, got {entry.get(name)!r}")
     try:
         relative = safe_relative_path(entry["file"])
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     path = folder / (files.find(relative.as_posix()) or relative)
     if len(relative.parts) != 1 or path.resolve().parent != folder.resolve():
-        raise ValueError(
+        raise UserError(
             f"{where}: {entry['file']!r} is not a file of this folder itself; copy it there"
         )
     if not path.is_file():
         raise FileNotFoundError(f"{where}: there is no file {path}; generate the samples again")
     labels, numbers = entry.get("labels") or {}, {}
     if not isinstance(labels, dict):
-        raise ValueError(f"{where}: labels must be an object, got {labels!r}")
+        raise UserError(f"{where}: labels must be an object, got {labels!r}")
     for name, kinds in (("seconds", (int, float)), ("seed", int), ("score", (int, float))):
         value = entry.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise ValueError(f"{where}: {name} must be a number, got {value!r}")
+            raise UserError(f"{where}: {name} must be a number, got {value!r}")
         numbers[name] = value
     seconds = {} if numbers.pop("seconds") is None else {"seconds": float(entry["seconds"])}
     try:
@@ -168,5 +168,5 @@ def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
             entry["id"], entry["text"], str(entry.get("negative") or ""), **seconds, labels=labels
         )
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     return Sample(path, prompt, **numbers)

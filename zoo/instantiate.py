@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import did_you_mean, named_misfit
+from zoo.errors import UserError, did_you_mean, named_misfit
 from zoo.secrets import remember_in
 from zoo.types import lacking
 
@@ -43,7 +43,7 @@ def locate(path: Any, where: str = "_target_") -> Any:
     Raises ``ValueError`` naming the nearest right name.
     """
     if not isinstance(path, str) or "." not in path:
-        raise ValueError(
+        raise UserError(
             f"{where}: {path!r} is not a dotted path such as lightning_modules.rl.ddpo.DDPO"
         )
     parts = path.split(".")
@@ -56,24 +56,24 @@ def locate(path: Any, where: str = "_target_") -> Any:
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 break
-            raise ValueError(
+            raise UserError(
                 f"{where}: {path} needs the package {error.name!r}, which is not installed"
             ) from error
         except ImportError as error:
-            raise ValueError(f"{where}: {path} cannot be imported: {error}") from error
+            raise UserError(f"{where}: {path} cannot be imported: {error}") from error
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: there is no package {parts[0]!r} (in {path}); {_way_in(parts[0])}"
         )
     for i, part in enumerate(parts[depth:], start=depth):
         if not hasattr(found, part):
             owner = ".".join(parts[:i])
-            raise ValueError(
+            raise UserError(
                 f"{where}: {owner} has no {part!r}; {did_you_mean(part, _public_names(found))}"
             )
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(f"{where}: {path} is not a class or function")
+        raise UserError(f"{where}: {path} is not a class or function")
     return found
 
 
@@ -109,7 +109,7 @@ def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
     for key, value in arguments.items():
         annotation = _annotation(target, parameters[key])
         if not _fits(value, annotation):
-            raise ValueError(
+            raise UserError(
                 f"{key}: {target.__name__} expects {_spelled(annotation)}, got {value!r}"
             )
 
@@ -135,14 +135,14 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for key in arguments:
             if key not in parameters:
-                raise ValueError(
+                raise UserError(
                     f"{_key(where, key)}: {name} takes no {key!r}; {did_you_mean(key, parameters)}"
                 )
     missing = [
         key for key, p in parameters.items() if p.default is p.empty and key not in arguments
     ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{where}: {name} needs {', '.join(_key(where, key) for key in missing)}, which is not"
             " given"
         )
@@ -155,7 +155,7 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
             value = _with_tuples(value, annotation)
         same_as_default = parameter is not None and value is None and parameter.default is None
         if not same_as_default and not _fits(value, annotation):
-            raise ValueError(
+            raise UserError(
                 f"{_key(where, key)}: {name} expects {_spelled(annotation)}, "
                 f"got {_shown(value)}{_hint(value, annotation)}"
             )
@@ -317,7 +317,7 @@ def check(node: Any, where: str) -> Any:
                 and key.startswith("_")
                 and difflib.SequenceMatcher(None, key, "_target_").ratio() > 0.7
             ):
-                raise ValueError(f"{where}.{key}: did you mean '_target_'?")
+                raise UserError(f"{where}.{key}: did you mean '_target_'?")
     items = {
         key: check(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"
     }
@@ -356,4 +356,4 @@ def instantiate(node: Any, where: str) -> Any:
         OSError,
         ImportError,
     ) as error:  # also of a package that it wants when it is built
-        raise ValueError(f"{where} ({node['_target_']}): {error}") from error
+        raise UserError(f"{where} ({node['_target_']}): {error}") from error

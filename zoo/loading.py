@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from zoo.devices import usable_device
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.hub.artifact import CONFIG_FILE, load_artifact, read_config
 from zoo.hub.registry import ENTRIES, find, looks_remote
 from zoo.hub.run_models import code_named_by, is_run, of_run, refuse_downloaded
@@ -81,7 +81,7 @@ def _stack(adapters: Any) -> list[tuple[Path, float]]:
         name, strength = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, 1.0)
         is_number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
         if not isinstance(name, (str, Path)) or not is_number:
-            raise ValueError(
+            raise UserError(
                 'adapters: expected names or (name, strength) pairs such as ("my_adapter", 0.7), '
                 f"got {item!r}"
             )
@@ -98,7 +98,7 @@ def _adapted(model: Any, stack: Sequence[tuple[Path, float]], name: str) -> Any:
         from zoo.hub.adapters import stack_adapters
 
         if lacking(model, Backbone):
-            raise ValueError(
+            raise UserError(
                 f"{name} is a {type(model).__name__}, which takes no adapter; name a backbone"
             )
         stack_adapters(model, stack, name)
@@ -116,7 +116,7 @@ def _importer(name: str | Path, folder: Path) -> str | None:
     else:
         pipeline = str(read_json(index).get("_class_name")) if index.is_file() else None
         if pipeline is not None and pipeline not in PIPELINES:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds a diffusers {pipeline}; {did_you_mean(pipeline, PIPELINES)}"
             )
         key = (PIPELINES.get(pipeline), "diffusers")
@@ -132,7 +132,7 @@ def _loaded_run(folder: Path, stack: Sequence[tuple[Path, float]]) -> Any:
     refuse_downloaded(folder)
     code = code_named_by(folder)
     if code is not None:
-        raise ValueError(
+        raise UserError(
             f"{folder} is a run, and {code} builds its backbone; if the run is your own, "
             f"open it with zoo.open_model({str(folder)!r})"
         )
@@ -158,7 +158,7 @@ def _base_of(folder: Path) -> str:
     base = read_config(folder).get("base")
     name = base.get("name") if isinstance(base, dict) else None
     if not isinstance(name, str) or not (name in ENTRIES or looks_remote(name)):
-        raise ValueError(
+        raise UserError(
             f"the adapter in {folder} names {name!r} as its base, which is no zoo name or "
             "owner/name; "
             f"load it as zoo.load(BASE, adapters=[({str(folder)!r}, 1.0)])"
@@ -174,7 +174,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point)
         or (wanted is None and dtype)
     ):
-        raise ValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
+        raise UserError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
     return wanted
 
 
@@ -193,7 +193,7 @@ def find_or_pull(name: str | Path) -> Path:
         str(name).lower(), [own for own in ENTRIES if "/" in own], n=1, cutoff=0.85
     )
     if entry is None and near:  # a typing error, most likely, and no question to the network
-        raise ValueError(
+        raise UserError(
             f"there is no model {str(name)!r} on this machine; did you mean {near[0]!r}? "
             f"If it is on the Hub, fetch it first: python tools/zoo.py pull {name}"
         )
@@ -236,12 +236,12 @@ def open_model(
         backbone, stack = of_run(folder, adapter)
         backbone, adapter = backbone.to(device), stack[0][0] if stack else None
     else:
-        raise ValueError(
+        raise UserError(
             f"{folder} is neither a model ({CONFIG_FILE}, or model_index.json of diffusers) nor a "
             "run (config.yaml)"
         )
     if lacking(backbone, Backbone):
-        raise ValueError(
+        raise UserError(
             f"{source} is a {type(backbone).__name__}, which generates nothing; name a backbone"
         )
     if adapter is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.diffusion import Sampler
+from zoo.errors import UserError
 
 DEFAULTS = {
     "steps": 20,
@@ -93,7 +94,7 @@ def sampling_settings(
     if isinstance(found["eta"], (list, tuple)):
         found["eta"] = tuple(found["eta"])
         if len(found["eta"]) != found["steps"]:
-            raise ValueError(
+            raise UserError(
                 f"the run has one eta for each of its {len(found['eta'])} steps; give --eta when"
                 f" --steps is {found['steps']}"
             )

@@ -24,6 +24,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import UserError
+
 
 @dataclass(frozen=True)
 class SourcePath:
@@ -46,7 +48,7 @@ class SourcePath:
 
     def __post_init__(self) -> None:
         if self.jump_s is not None and (self.onset_s is not None or self.end_s is not None):
-            raise ValueError(
+            raise UserError(
                 "a SourcePath either jumps (jump_s) or moves (onset_s, end_s), not both; drop one"
                 " of them"
             )
@@ -69,7 +71,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"prompt {self.id!r}: seconds must be positive and finite, got {self.seconds}"
             )
 
@@ -130,7 +132,7 @@ class Conditioning:
     def __post_init__(self) -> None:
         sizes = {name: tensor.shape[0] for name, tensor in self.streams.items()}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"every conditioning stream needs one row a sample, got rows {sizes}")
+            raise UserError(f"every conditioning stream needs one row a sample, got rows {sizes}")
 
     def __len__(self) -> int:
         return next(iter(self.streams.values())).shape[0]
@@ -175,7 +177,7 @@ class Conditioning:
         names = set(parts[0].streams)
         for part in parts:
             if set(part.streams) != names:
-                raise ValueError(
+                raise UserError(
                     f"conditionings hold different streams: {sorted(names)} and"
                     f" {sorted(part.streams)}"
                 )
@@ -257,12 +259,12 @@ class Trajectory:
             not torch.equal(part.times_S, first.times_S) or not torch.equal(part.std_S, first.std_S)
             for part in parts
         ):
-            raise ValueError(
+            raise UserError(
                 "trajectories of different schedules cannot be put together; roll them out with the"
                 " same steps"
             )
         if len({part.negative is None for part in parts}) > 1:
-            raise ValueError("guided and unguided trajectories cannot be put together")
+            raise UserError("guided and unguided trajectories cannot be put together")
         return replace(
             first,
             prompts=tuple(prompt for part in parts for prompt in part.prompts),

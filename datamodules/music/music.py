@@ -21,6 +21,7 @@ from datamodules.batches import AudioBatch
 from datamodules.music.render import _RENDER_RATE_HZ, PROGRAMS, RENDERERS
 from datamodules.music.score import MOODS, WORDS, compose
 from zoo.audio_files.resampling import resampled
+from zoo.errors import UserError
 from zoo.language import ARTICLE, with_articles
 from zoo.types import Prompt
 
@@ -263,14 +264,14 @@ class MusicDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if renderer not in RENDERERS:
-            raise ValueError(
+            raise UserError(
                 f"renderer {renderer!r} is unknown; choose one of {', '.join(RENDERERS)}"
             )
         unknown = [name for name in instruments if name not in PROGRAMS]
         if unknown:
-            raise ValueError(f"unknown instruments {unknown}; known: {', '.join(PROGRAMS)}")
+            raise UserError(f"unknown instruments {unknown}; known: {', '.join(PROGRAMS)}")
         if crop_seconds is not None and crop_seconds > seconds:
-            raise ValueError(f"crop_seconds {crop_seconds} is longer than the clips ({seconds} s)")
+            raise UserError(f"crop_seconds {crop_seconds} is longer than the clips ({seconds} s)")
         self.clips, self.val_clips, self.seconds, self.crop_seconds = (
             clips,
             val_clips,

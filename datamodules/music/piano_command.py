@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.errors import UserError
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -60,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
             o.to, o.songs, o.segments, o.seconds, o.ambiguity, o.renderer, o.format, o.seed
         )
     except ImportError as error:  # no synthesiser; the message says what installs it
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     shares = ", ".join(f"{count} {split}" for split, count in clips.items())
     print(
         f"wrote {sum(clips.values())} clips ({shares}) of synthetic piano to {o.to}; train on them:"

@@ -27,6 +27,7 @@ from datamodules.music.render import _RENDER_RATE_HZ, RENDERERS, find_font
 from datamodules.music.score import MOODS, RULES, MoodRules, Note, compose
 from zoo.audio_files import write_audio
 from zoo.audio_files.resampling import resampled
+from zoo.errors import UserError
 from zoo.files import folder_written_beside
 from zoo.types import Waveform
 
@@ -96,12 +97,12 @@ def plan_songs(songs: int, ambiguity: float, seed: int) -> list[PianoSong]:
     Raises ``ValueError`` for too few songs.
     """
     if songs < SMALLEST:
-        raise ValueError(
+        raise UserError(
             f"a demo set needs at least {SMALLEST} songs (one of every mood in every split), got"
             f" {songs}"
         )
     if not 0 <= ambiguity <= 0.75:
-        raise ValueError(
+        raise UserError(
             f"ambiguity is a probability, 0..0.75 (there any mood is as likely), got {ambiguity}"
         )
     planned = []
@@ -188,9 +189,9 @@ def write_piano_demo(
         ("audio_format", audio_format, FORMATS),
     ):
         if given not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
+            raise UserError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
     if not 1 <= segments <= 64 or not 1 <= seconds < math.inf:
-        raise ValueError(
+        raise UserError(
             f"segments must be 1..64 and seconds at least 1, got {segments} and {seconds}"
         )
     font = find_font().name if renderer == "soundfont" else None

@@ -11,6 +11,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from zoo.errors import UserError
+
 MOODS = ("happy", "angry", "sad", "tender")
 WORDS = {
     "happy": ("happy", "joyful", "cheerful", "upbeat"),
@@ -80,7 +82,7 @@ def compose(
     """
     for name in (mood, pattern or mood):
         if name not in RULES:
-            raise ValueError(f"no rules for the mood {name!r}; known moods: {', '.join(RULES)}")
+            raise UserError(f"no rules for the mood {name!r}; known moods: {', '.join(RULES)}")
     rules, rng = rules or RULES[mood], random.Random(f"{mood}/{seed}")
     beat_s = 60.0 / rng.uniform(*rules.tempo_bpm)
     key, first_bar, degree = rng.randrange(-3, 4), rng.randrange(8), rng.randrange(5)

@@ -39,7 +39,7 @@ from datamodules.sounds.licences import (
     stanza_for,
 )
 from datamodules.sounds.sources import SMALL_SET, SOURCES, Entry, Source, original_recording
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 __all__ = [
     "PERMISSIVE",
@@ -78,19 +78,19 @@ def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or rows[0] != COLUMNS:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected the columns {', '.join(COLUMNS)}, got"
             f" {', '.join(rows[0]) if rows else 'nothing'}"
         )
     rules = []
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(COLUMNS) or not all(row):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: expected {len(COLUMNS)} filled cells between tabs, got"
                 f" {row}"
             )
         if row[0] not in SOURCES:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: unknown source {row[0]!r}; {did_you_mean(row[0], SOURCES)}"
             )
         rules.append(Rule(*row[:5], tuple(row[5].split(";"))))
@@ -128,12 +128,12 @@ def load_bank(
     package that is only half unpacked.
     """
     if isinstance(sources, str):
-        raise ValueError(f"sources is a list of names, got the text {sources!r}; write [{sources}]")
+        raise UserError(f"sources is a list of names, got the text {sources!r}; write [{sources}]")
     for name in sources or ():
         if name not in SOURCES:
-            raise ValueError(f"unknown source of sounds {name!r}; {did_you_mean(name, SOURCES)}")
+            raise UserError(f"unknown source of sounds {name!r}; {did_you_mean(name, SOURCES)}")
     if sample_rate_hz <= 0:
-        raise ValueError(f"sample_rate_hz must be positive, got {sample_rate_hz}")
+        raise UserError(f"sample_rate_hz must be positive, got {sample_rate_hz}")
     root, table = Path(root), load_rules(Path(rules))
     chosen = _present(root, sources)
     found = [(name, rule, entry) for name in chosen for rule, entry in _matches(root, name, table)]
@@ -155,7 +155,7 @@ def load_bank(
         left_out = "; ".join(
             f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3]
         )
-        raise ValueError(
+        raise UserError(
             f"no sound below {root} can be used ({left_out or 'no file matches a rule'})"
         )
     bank = SoundBank(

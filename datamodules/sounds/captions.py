@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 # a word outside an embedded model's vocabulary costs a token a byte and one for its end, so that
 # this many always fit 64 tokens
@@ -158,7 +158,7 @@ def worded(
     template = min(TEMPLATES[relation][len(events)], key=len)
     words = tuple(class_words(event.sound_class) for event in events)
     if not _fits(template, words, max_bytes):
-        raise ValueError(
+        raise UserError(
             f"the caption {template.format(*words)!r} is longer than max_caption_bytes ="
             f" {max_bytes}; raise it (the text encoder must take one token more) or shorten the"
             " names of the classes"
@@ -230,7 +230,7 @@ def check_relations(relations: Sequence[str], among: Sequence[str] = RELATIONS) 
     """Raises ``ValueError`` naming the nearest right relation."""
     for name in relations:
         if name not in among:
-            raise ValueError(
+            raise UserError(
                 f"relations: {name!r} is no relation between sounds; {did_you_mean(name, among)}"
             )
 
@@ -239,9 +239,9 @@ def check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
     """Raises ``ValueError`` naming the nearest right class, or the doubled one."""
     for name in classes:
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"classes: there is no sound class {name!r}; {did_you_mean(name, known)}"
             )
     doubled = sorted({name for name in classes if list(classes).count(name) > 1})
     if doubled:
-        raise ValueError(f"classes: {', '.join(doubled)} stand there twice; drop one of each")
+        raise UserError(f"classes: {', '.join(doubled)} stand there twice; drop one of each")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datamodules.sounds.licences import allows
 from zoo.audio_files import decoded, resample
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import parsed_json, written_beside
 from zoo.types import Waveform
 
@@ -86,7 +86,7 @@ class SoundBank:
         Raises ``ValueError`` for a clip of another bank.
         """
         if clip.id not in self._waves:
-            raise ValueError(
+            raise UserError(
                 f"this bank has no clip {clip.id!r};"
                 f" {did_you_mean(clip.id, [c.id for c in self.clips], 4)}"
             )
@@ -114,7 +114,7 @@ class SoundBank:
         Raises ``ValueError`` for an unknown split, class or family, and when nothing is left.
         """
         if split is not None and split not in SPLITS:
-            raise ValueError(
+            raise UserError(
                 f"unknown split {split!r}; choose 'train' or 'test' (both hold the classes too"
                 " small to split)"
             )
@@ -124,13 +124,13 @@ class SoundBank:
         ):
             known = {getattr(clip, there) for clip in self.clips}
             if isinstance(wanted, str):
-                raise ValueError(f"expected a list of {kind} names, got the text {wanted!r}")
+                raise UserError(f"expected a list of {kind} names, got the text {wanted!r}")
             if unknown := sorted(set(wanted or ()) - known):
-                raise ValueError(
+                raise UserError(
                     f"this bank has no {kind} {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
                 )
         if isinstance(licences, str):
-            raise ValueError(
+            raise UserError(
                 f"licences is a list of licence ids, got the text {licences!r}; write [{licences}]"
             )
         clips = self.clips
@@ -157,7 +157,7 @@ class SoundBank:
                 if v is not None
             )
             there = ", ".join(sorted({clip.licence for clip in self.clips})) or "none"
-            raise ValueError(
+            raise UserError(
                 f"no recorded sound is left with {said}; of {len(self.clips)} clips the licences"
                 f" are: {there}"
             )
@@ -206,14 +206,14 @@ def decode(data: bytes, sample_rate_hz: int, name: str, first_with: dict[str, st
     wave_CN, rate_hz = wave.samples_CN, wave.sample_rate_hz
     seconds = wave_CN.shape[1] / rate_hz
     if seconds < SHORTEST_S:
-        raise ValueError(f"lasts {seconds:.3f} s; the shortest allowed is {SHORTEST_S} s")
+        raise UserError(f"lasts {seconds:.3f} s; the shortest allowed is {SHORTEST_S} s")
     samples = wave_CN.T.contiguous().numpy().tobytes()
     digest = hashlib.sha256(f"{rate_hz} {wave_CN.shape}".encode() + samples).hexdigest()
     mono_1N = wave_CN.mean(0, keepdim=True)
     if mono_1N.abs().max() < SILENT:
-        raise ValueError(f"is silent (no sample above {SILENT})")
+        raise UserError(f"is silent (no sample above {SILENT})")
     if digest in first_with:
-        raise ValueError(f"is a copy of {first_with[digest]}")
+        raise UserError(f"is a copy of {first_with[digest]}")
     first_with[digest] = name
     wave_N = resample(Waveform(mono_1N, rate_hz), sample_rate_hz).samples_CN[0]
     return wave_N / wave_N.abs().max().clamp(min=1.0)
@@ -248,7 +248,7 @@ def read_cache(path: Path) -> Bundle:
         )
         parts = flat_N.split(about["lengths"])
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"the cached sounds {path} are damaged ({error}); delete the file, it is made again"
         ) from error
     return Bundle(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.sounds.sources import FULL_SET, SMALL_SET
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
     from datamodules.sounds.clips import SoundBank
@@ -77,13 +77,13 @@ def fetch(
 
     for name in packages:
         if name not in FULL_SET:
-            raise ValueError(
+            raise UserError(
                 f"{name!r} is no package of sounds that this project reads;"
                 f" {did_you_mean(name, FULL_SET)}"
             )
     to = Path(to).expanduser().resolve()
     if to == Path("/"):
-        raise ValueError(
+        raise UserError(
             "choose a folder of its own, not /; to install for everybody:"
             f" {install_command(packages)}"
         )

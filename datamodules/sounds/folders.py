@@ -27,7 +27,7 @@ from datamodules.sounds.licences import UNKNOWN, spdx
 from datamodules.tables import read_table
 from zoo.audio_files import FORMATS
 from zoo.audio_files.folders import Listing, listed
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 NO_CLASS = "unlabelled"  # the class of clips that have a caption only
 ESC50_FAMILIES = ("animal", "nature", "human", "object", "urban")  # target // 10
@@ -94,7 +94,7 @@ def _csv(row: Row) -> dict:
     }
     stated = {field: row[column] for column, field in names.items() if row.get(column)}
     if stated.get("split", "train") not in ("train", "test"):
-        raise ValueError(
+        raise UserError(
             f"split is {stated['split']!r}; expected 'train' or 'test', or an empty cell"
         )
     return {
@@ -160,9 +160,9 @@ def load_folder_bank(
     audio.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
+        raise UserError(f"unknown layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
     if missing not in ("error", "drop"):
-        raise ValueError(f"missing is {missing!r}; expected 'error' or 'drop'")
+        raise UserError(f"missing is {missing!r}; expected 'error' or 'drop'")
     form, folder = LAYOUTS[layout], Path(folder)
     path = folder / (form.table if table is None else table)
     rows = _rows(path, form)
@@ -203,7 +203,7 @@ def load_folder_bank(
         reasons = "; ".join(
             f"{name} {reason}" for name, reason in list(bundle.quarantined.items())[:3]
         )
-        raise ValueError(f"{path}: none of {len(rows)} rows can be used ({reasons})")
+        raise UserError(f"{path}: none of {len(rows)} rows can be used ({reasons})")
     drawn = not any(clip.split for clip in bundle.clips)
     return SoundBank(
         _with_splits(bundle.clips),
@@ -227,10 +227,10 @@ def _rows(path: Path, form: Layout) -> list[tuple[int, Row]]:
                 cells[column] = record.text(column) if column == "caption" else record.name(column)
         for column in form.columns:
             if not cells.get(column):
-                raise ValueError(f"{record.where}: the column {column!r} is empty")
+                raise UserError(f"{record.where}: the column {column!r} is empty")
         rows.append((record.line, cells))
     if not rows:
-        raise ValueError(f"{path} has no rows")
+        raise UserError(f"{path} has no rows")
     return rows
 
 
@@ -240,7 +240,7 @@ def _audio(folder: Path, files: Listing, form: Layout, row: Row, where: str) -> 
             for name in (stem, *(stem + suffix for suffix in FORMATS)):
                 path = folder / place / name
                 if not path.resolve().is_relative_to(folder.resolve()):
-                    raise ValueError(
+                    raise UserError(
                         f"{where}: {name!r} lies outside {folder}; name files inside it"
                     )
                 found = files.find((PurePath(place) / name).as_posix())
@@ -265,7 +265,7 @@ def _decoded(
         try:
             about = form.about(row)
         except ValueError as error:
-            raise ValueError(f"{where} {number}: {error}") from error
+            raise UserError(f"{where} {number}: {error}") from error
         name = path.relative_to(folder).as_posix()
         clip_id = f"{name}#{number}" if name in read else name
         if name not in read:

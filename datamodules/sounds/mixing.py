@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
+
 FFT = 2048  # samples: 128 ms at 16 kHz
 FLOOR_DB = -80.0
 
@@ -34,7 +36,7 @@ def levels_db(wave_N: Tensor, sample_rate_hz: int) -> Tensor:
     Raises ``ValueError`` for a clip that is not one channel of at least ``FFT`` samples.
     """
     if wave_N.ndim != 1 or len(wave_N) < FFT:
-        raise ValueError(
+        raise UserError(
             f"a level needs one channel of at least {FFT} samples, got shape {tuple(wave_N.shape)}"
         )
     frames = wave_N.double().unfold(0, FFT, FFT // 2) * torch.hann_window(FFT, dtype=torch.float64)
@@ -60,7 +62,7 @@ def mixed(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> Tensor:
     """
     if first_N.shape != second_N.shape:
         shapes = f"{tuple(first_N.shape)} and {tuple(second_N.shape)}"
-        raise ValueError(f"clips of one length are mixed, got {shapes}; cut or fill one")
+        raise UserError(f"clips of one length are mixed, got {shapes}; cut or fill one")
     share = first_weight(first_N, second_N, sample_rate_hz)
     norm = (share**2 + (1 - share) ** 2) ** 0.5
     return (share / norm * first_N.double() + (1 - share) / norm * second_N.double()).float()

@@ -20,6 +20,7 @@ from datamodules.sounds.captions import (
     check_relations,
     worded,
 )
+from zoo.errors import UserError
 
 SHARES = {"single": 0.35, "together": 0.2, "overlap": 0.15, "then": 0.3}
 RMS = 0.08  # level of a scene, lower only where its peaks would pass _PEAK
@@ -59,7 +60,7 @@ def cut_event(
     for silence.
     """
     if not len(wave) or not wave.abs().max() > 0:
-        raise ValueError("the recording is silent; remove it from the bank")
+        raise UserError("the recording is silent; remove it from the bank")
     frame = round(_FRAME_S * sample_rate_hz)
     piece = _trim(wave, frame)
     if len(piece) > longest:
@@ -206,15 +207,15 @@ def check_room(relation: str, sounds: int, classes: int, seconds: float, split: 
     """Raises ``ValueError`` where a scene cannot be composed."""
     if not (sounds == 1 if relation == "single" else sounds in (2, 3)):
         wanted = "one sound" if relation == "single" else "two or three sounds"
-        raise ValueError(f"a scene {relation!r} has {wanted}, not {sounds}")
+        raise UserError(f"a scene {relation!r} has {wanted}, not {sounds}")
     if classes < sounds:
-        raise ValueError(
+        raise UserError(
             f"a scene of {sounds} sounds needs as many classes, but only {classes} have recordings"
             f" in the split {split!r}; add classes or licences, or lower the number of sounds"
             " (three_share: 0 leaves out scenes of three)"
         )
     if seconds < sounds * _SHORTEST_S:
-        raise ValueError(
+        raise UserError(
             f"{seconds} s are too short for {sounds} sounds ({relation}); give at least"
             f" {sounds * _SHORTEST_S} s, or fewer sounds"
         )

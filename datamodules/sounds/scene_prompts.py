@@ -14,7 +14,7 @@ from datamodules.prompt_sources import prompt_id
 from datamodules.sounds.bank import RULES, Rule, load_rules
 from datamodules.sounds.captions import RELATIONS, SceneEvent, check_relations, swap_order, worded
 from datamodules.sounds.sources import SOURCES
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.types import Prompt
 
 _OF_TWO = tuple(name for name in RELATIONS if name != "single")
@@ -52,7 +52,7 @@ def scene_prompts(
     rng = random.Random(f"scene prompts/{seed}")
     if count is not None:
         if not 0 < count <= len(chosen):
-            raise ValueError(
+            raise UserError(
                 f"count is {count}, but there are {len(chosen)} pairs of sounds; give 1 to"
                 f" {len(chosen)}"
             )
@@ -67,7 +67,7 @@ def scene_prompts(
                 prompt = _prompt(order, relation, words, negative, seconds, rng)
                 (validation if pair in held else train)[prompt.id] = prompt
     if not train:
-        raise ValueError(
+        raise UserError(
             "there are no pairs of sounds to train on; give two classes or more, and a relation or"
             " more"
         )
@@ -79,7 +79,7 @@ def _rules_of(
 ) -> dict[str, list[Rule]]:
     for name in sources or ():
         if name not in SOURCES:
-            raise ValueError(
+            raise UserError(
                 f"sources: unknown source of sounds {name!r}; {did_you_mean(name, SOURCES)}"
             )
     found: dict[str, list[Rule]] = {}
@@ -91,7 +91,7 @@ def _rules_of(
     for name in classes:
         if name not in found:
             where = f" in the sources {', '.join(sources)}" if sources is not None else ""
-            raise ValueError(
+            raise UserError(
                 f"classes: there is no sound class {name!r}{where}; {did_you_mean(name, found)}"
             )
     return found
@@ -99,10 +99,10 @@ def _rules_of(
 
 def _pair(pair: Sequence[str], classes: Sequence[str]) -> tuple[str, str]:
     if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
-        raise ValueError(f"pairs lists [class, another class], got {pair!r}; drop doubled classes")
+        raise UserError(f"pairs lists [class, another class], got {pair!r}; drop doubled classes")
     for name in pair:
         if name not in classes:
-            raise ValueError(
+            raise UserError(
                 f"pairs: {name!r} is none of the classes; {did_you_mean(name, classes)}"
             )
     return tuple(sorted(pair))
@@ -113,7 +113,7 @@ def _hold_out(
 ) -> set[tuple[str, str]]:
     """A share of the pairs, such that every class remains in another pair."""
     if not 0 <= share < 1:
-        raise ValueError(f"held_out_share is a share of the pairs, 0 <= share < 1, got {share}")
+        raise UserError(f"held_out_share is a share of the pairs, 0 <= share < 1, got {share}")
     wanted, held, left = round(share * len(pairs)), set(), set(pairs)
     for pair in rng.sample(pairs, len(pairs)):
         if len(held) < wanted and all(
@@ -122,7 +122,7 @@ def _hold_out(
             held.add(pair)
             left.remove(pair)
     if len(held) < wanted:
-        raise ValueError(
+        raise UserError(
             f"held_out_share {share} of {len(pairs)} pairs is {wanted}, but only {len(held)} can be"
             " held out if every class is to be trained on; lower it or give more classes"
         )

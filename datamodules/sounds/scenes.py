@@ -25,6 +25,7 @@ from datamodules.sounds.captions import (
     scene_labels,
 )
 from datamodules.sounds.scene_audio import SHARES, by_class, check_room, compose
+from zoo.errors import UserError
 from zoo.types import Prompt
 
 _VAL_SEED = 2**50  # seeds of validation scenes start here, above the 48 bits of training scenes
@@ -160,15 +161,15 @@ class SceneDataModule(L.LightningDataModule):
         check_relations(list(shares))
         if min(shares.values(), default=0.0) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
             said = ", ".join(f"{name} {share}" for name, share in shares.items())
-            raise ValueError(
+            raise UserError(
                 f"relations: shares are 0 or more and sum to 1, got {said} (sum"
                 f" {sum(shares.values()):g})"
             )
         if not 0 <= three_share <= 1:
-            raise ValueError(f"three_share is a share of scenes, 0 to 1, got {three_share}")
+            raise UserError(f"three_share is a share of scenes, 0 to 1, got {three_share}")
         for name, value in (("clips", clips), ("val_clips", val_clips), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"{name} must be at least 1, got {value}")
         if (licences, classes, families) != (None, None, None):
             bank = bank.select(licences=licences, classes=classes, families=families)
         self.bank, self.seconds, self.max_caption_bytes = bank, seconds, max_caption_bytes

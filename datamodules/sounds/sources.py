@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from zoo.errors import UserError
+
 LARGEST_BYTES = 1 << 28  # a compressed file that unpacks to more than this is refused
 
 
@@ -125,7 +127,7 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """
     data = Path(path).read_bytes()
     if data[:4] != b"qres" or len(data) < 20:
-        raise ValueError(f"{path} is not a Qt resource bundle (it does not start with 'qres')")
+        raise UserError(f"{path} is not a Qt resource bundle (it does not start with 'qres')")
     version, tree, blobs, names = struct.unpack_from(">IIII", data, 4)
     node_bytes = 22 if version >= 2 else 14
     seen: set[int] = set()
@@ -136,7 +138,7 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
     def walk(node: int, folder: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
         if node in seen:
-            raise ValueError(f"{path} is damaged: its tree goes in circles")
+            raise UserError(f"{path} is damaged: its tree goes in circles")
         seen.add(node)
         at = tree + node * node_bytes
         flags = struct.unpack_from(">H", data, at + 4)[0]
@@ -158,7 +160,7 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     try:
         yield from walk(0, "")
     except (struct.error, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; install its package again") from error
+        raise UserError(f"{path} is damaged: {error}; install its package again") from error
 
 
 def _unpacked(blob: bytes, flags: int, name: str) -> bytes:
@@ -167,9 +169,9 @@ def _unpacked(blob: bytes, flags: int, name: str) -> bytes:
             unpacker = zlib.decompressobj()
             raw = unpacker.decompress(blob[4:], LARGEST_BYTES)
         except zlib.error as error:
-            raise ValueError(f"{name} is damaged ({error})") from error
+            raise UserError(f"{name} is damaged ({error})") from error
         if not unpacker.eof:
-            raise ValueError(f"{name} is cut off, or larger than {LARGEST_BYTES} bytes")
+            raise UserError(f"{name} is cut off, or larger than {LARGEST_BYTES} bytes")
         return raw
     if flags & 4:
         try:
@@ -182,9 +184,9 @@ def _unpacked(blob: bytes, flags: int, name: str) -> bytes:
             with zstandard.ZstdDecompressor().stream_reader(blob) as reader:
                 raw = reader.read(LARGEST_BYTES + 1)
         except zstandard.ZstdError as error:
-            raise ValueError(f"{name} is damaged ({error})") from error
+            raise UserError(f"{name} is damaged ({error})") from error
         if len(raw) > LARGEST_BYTES:
-            raise ValueError(f"{name} is larger than {LARGEST_BYTES} bytes")
+            raise UserError(f"{name} is larger than {LARGEST_BYTES} bytes")
         return raw
     return blob
 
@@ -210,7 +212,7 @@ def read_cat(path: str | Path) -> Iterator[tuple[int, str, memoryview]]:
                 memoryview(data)[wave : wave + size],
             )
     except (struct.error, IndexError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no OpenTTD sound catalogue, or is damaged ({error}); install its package"
             " again"
         ) from error

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from zoo.errors import UserError
+
 TRACKER_EPSILON = 1e-6
 BATCH_EPSILON = 1e-8
 
@@ -38,7 +40,7 @@ def reward_statistics(rewards: Iterable[float]) -> RewardStatistics:
     """
     values = [float(reward) for reward in rewards]
     if not values:
-        raise ValueError("no rewards were given, expected at least one")
+        raise UserError("no rewards were given, expected at least one")
     if min(values) == max(values):
         return RewardStatistics(values[0], 0.0, len(values))
     mean = math.fsum(values) / len(values)
@@ -55,10 +57,10 @@ def _rewards(rewards: ArrayLike | torch.Tensor, names: Sequence[str] | None = No
     array = np.asarray(rewards, dtype=np.float64)
     if array.ndim != 1 or (names is not None and len(names) != len(array)):
         expected = "a flat list" if names is None else f"{len(names)} values, one a prompt id"
-        raise ValueError(f"rewards must be {expected}, got shape {array.shape}")
+        raise UserError(f"rewards must be {expected}, got shape {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array)).tolist()
     if bad:
-        raise ValueError(
+        raise UserError(
             f"rewards of samples {bad} are not finite; drop such samples before advantages are"
             " taken"
         )
@@ -83,7 +85,7 @@ def group_advantages(
     counts differ.
     """
     if std not in ("group", "batch"):
-        raise ValueError(f"std must be 'group' or 'batch', got {std!r}")
+        raise UserError(f"std must be 'group' or 'batch', got {std!r}")
     array, prompt_ids = _rewards(rewards, prompt_ids), list(prompt_ids)
     batch = reward_statistics(array)
     advantages = np.zeros_like(array)
@@ -106,7 +108,7 @@ class PromptTracker:
 
     def __init__(self, buffer_size: int = 16, min_count: int = 16) -> None:
         if not 1 <= min_count <= buffer_size:
-            raise ValueError(
+            raise UserError(
                 f"PromptTracker: expected 1 <= min_count <= buffer_size, got min_count {min_count},"
                 f" buffer_size {buffer_size}; a buffer that never holds min_count rewards would"
                 " never be used"
@@ -132,11 +134,11 @@ class PromptTracker:
         if order is not None and sorted({int(place) for place in order}) != sorted(
             int(place) for place in order
         ):
-            raise ValueError(
+            raise UserError(
                 "order names a place twice; give every sample its own place in the round"
             )
         if order is not None and len(order) != len(array):
-            raise ValueError(
+            raise UserError(
                 f"order needs one place a sample, expected {len(array)}, got {len(order)}"
             )
         call = reward_statistics(array)
@@ -166,7 +168,7 @@ class PromptTracker:
         ``ValueError`` on a foreign state.
         """
         if not isinstance(state, dict) or not isinstance(state.get("buffers"), dict):
-            raise ValueError(
+            raise UserError(
                 "not the state of a PromptTracker: expected {'buffers': {prompt id: [rewards]}}"
             )
         self._buffers = {

@@ -61,6 +61,7 @@ from lightning_modules.rl.round_update import update_round
 from lightning_modules.schedules import decay_rate
 from zoo.backbones.lengths import check_seconds
 from zoo.diffusion import Sampler, step_stds
+from zoo.errors import UserError
 from zoo.types import Backbone, Reward, Trajectory
 
 
@@ -165,7 +166,7 @@ class DDPO(LightningModule):
         self.automatic_optimization = False
         self.save_hyperparameters(ignore=["backbone", "reward", "held_out_reward"])
         if not isinstance(backbone, nn.Module):
-            raise ValueError(f"the backbone must be a torch module, got {type(backbone).__name__}")
+            raise UserError(f"the backbone must be a torch module, got {type(backbone).__name__}")
         check_settings(self.hparams)
         self.sampler, self.eval_sampler = samplers(self.hparams)
         self.trained_steps = trainable_steps(
@@ -240,13 +241,13 @@ class DDPO(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "ddpo" not in checkpoint:
-            raise ValueError(
+            raise UserError(
                 "this checkpoint is not of a DDPO run (it holds no 'ddpo' state); give another one"
             )
         check_weights(self.trainable(), checkpoint["state_dict"])
         state = checkpoint["ddpo"]
         if (state["ema"] is None) != (self.ema is None):
-            raise ValueError(
+            raise UserError(
                 "ema_decay must be given in the resumed run exactly when it was given before"
             )
         self._next_round, self._saved_random_state = state["next_round"], state["random_state"]
@@ -272,14 +273,14 @@ class DDPO(LightningModule):
             )
             check_judged(rewards, source.all_prompts())
         elif h.text_encoders != "keep":
-            raise ValueError(
+            raise UserError(
                 f"text_encoders={h.text_encoders} needs a data module that knows all its prompts"
                 " beforehand"
             )
 
     def on_fit_start(self) -> None:
         if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise ValueError(
+            raise UserError(
                 "DDPO runs on one device or with strategy ddp, not with"
                 f" {type(self.trainer.strategy).__name__}"
             )
@@ -313,7 +314,7 @@ class DDPO(LightningModule):
             whole, h = data.first_round(1), self.hparams
             single = len({prompt.id for prompt in whole.prompts}) == len(whole)
             if h.advantage in ("group", "group_global") and single:
-                raise ValueError(
+                raise UserError(
                     f"advantage={h.advantage} compares the samples of a prompt, and every prompt "
                     "has only one; set data.repeats to at least 2, or advantage to prompt or batch"
                 )
@@ -438,7 +439,7 @@ class DDPO(LightningModule):
             not math.isfinite(self._grad_norm)
             and getattr(self.trainer.precision_plugin, "scaler", None) is None
         ):
-            raise ValueError(  # (a scaler of 16-mixed leaves such a step out by itself)
+            raise UserError(  # (a scaler of 16-mixed leaves such a step out by itself)
                 f"the gradient is not finite (its norm is {self._grad_norm}), so the run has"
                 " diverged; nothing was learned from it and the last checkpoint is kept. Start"
                 " again with a lower learning_rate or fewer inner_epochs"

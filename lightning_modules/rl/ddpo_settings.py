@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.optimizers import check_rates, optimizer_class
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.hub.adapter_files import read_adapter
 from zoo.hub.adapters import fill_adapter
 from zoo.types import Backbone
@@ -47,46 +47,46 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` naming the first setting that cannot work."""
     check_rates(settings)
     if settings["detach_unconditional"] and settings["guidance_scale"] == 0:
-        raise ValueError(
+        raise UserError(
             "guidance_scale 0 uses the unconditional branch alone, and detach_unconditional=true "
             "keeps gradients out of it: nothing would be trained; change one of them"
         )
     for name in _POSITIVE:
         if not settings[name] > 0:
-            raise ValueError(f"{name} must be positive, got {settings[name]}")
+            raise UserError(f"{name} must be positive, got {settings[name]}")
     for name, allowed in _CHOICES.items():
         if settings[name] not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"{name} {settings[name]!r} is unknown;"
                 f" {did_you_mean(str(settings[name]), allowed)}"
             )
     if settings["decay_rounds"] is not None and settings["decay_rounds"] < 1:
-        raise ValueError(
+        raise UserError(
             "decay_rounds must be at least 1 (or null for a constant rate), got"
             f" {settings['decay_rounds']}"
         )
     if settings["clip_reference_elements"] is not None and settings["clip_reference_elements"] < 1:
-        raise ValueError(
+        raise UserError(
             "clip_reference_elements must be at least 1 (or null to take clip_range as it is), got "
             f"{settings['clip_reference_elements']}"
         )
     if settings["train_step_share"] > 1:
-        raise ValueError(
+        raise UserError(
             "train_step_share is a share of the steps, at most 1, got"
             f" {settings['train_step_share']}"
         )
     optimizer_class(settings["optimizer"])
     for name in ("kl_weight", "lora_rank", "reward_workers"):
         if not 0 <= settings[name] < math.inf:
-            raise ValueError(f"{name} must be at least 0, got {settings[name]}")
+            raise UserError(f"{name} must be at least 0, got {settings[name]}")
     if settings["lora_rank"] == 0 and settings["kl_weight"] > 0:
-        raise ValueError(
+        raise UserError(
             "kl_weight > 0 compares with the base model, which is the adapter switched off; set"
             " lora_rank >= 1"
         )
     check = settings["ratio_check"]
     if check != "auto" if isinstance(check, str) else not check >= 0:
-        raise ValueError(f"ratio_check must be auto, true, false or a tolerance, got {check!r}")
+        raise UserError(f"ratio_check must be auto, true, false or a tolerance, got {check!r}")
 
 
 def _plain(eta: float | Sequence[float]) -> float | tuple[float, ...]:
@@ -108,7 +108,7 @@ def samplers(settings: Mapping[str, Any]) -> tuple[Sampler, Sampler]:
     )
     steps, scale, eta = s["eval_sample_steps"], s["eval_guidance_scale"], s["eval_eta"]
     if eta is None and steps not in (None, training.steps) and isinstance(training.eta, tuple):
-        raise ValueError(
+        raise UserError(
             "eval_sample_steps differs from sample_steps while eta is one number a step; give"
             " eval_eta too"
         )
@@ -151,7 +151,7 @@ def make_trainable(
         layers = [m for m in backbone.denoiser.modules() if isinstance(m, nn.Linear)]
         widest = max((min(m.weight.shape) for m in layers), default=rank)
         if rank > widest:
-            raise ValueError(
+            raise UserError(
                 f"invalid lora_rank {rank}: no layer of this backbone has a rank above {widest}; "
                 "usual are 4 to 64, and 0 trains the whole denoiser"
             )
@@ -161,7 +161,7 @@ def make_trainable(
         return
     backbone.denoiser.requires_grad_(True)
     if any(p.dtype not in (torch.float32, torch.float64) for p in backbone.denoiser.parameters()):
-        raise ValueError(
+        raise UserError(
             "lora_rank=0 trains the whole denoiser, whose weights must be float32; load it in"
             " float32"
         )
@@ -171,14 +171,14 @@ def _check_start(folder: str, rank: int, alpha: float | None) -> None:
     """Raises ``ValueError`` naming the setting that differs from that of the adapter in ``folder``."""
     config = read_adapter(folder)[0]
     if config.use_rslora:
-        raise ValueError(f"start_adapter {folder} uses rslora, which is not trained here")
+        raise UserError(f"start_adapter {folder} uses rslora, which is not trained here")
     own_alpha = rank if alpha is None else alpha
     for name, own, found in (
         ("lora_rank", rank, config.r),
         ("lora_alpha", own_alpha, config.lora_alpha),
     ):
         if own != found:
-            raise ValueError(
+            raise UserError(
                 f"start_adapter {folder} was trained with {name} {found}, this run has {own}; "
                 f"set module.{name}={found}"
             )
@@ -193,7 +193,7 @@ def check_weights(own: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) 
         name for name in own if own[name].shape != saved[name].shape
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint does not fit this run: {len(wrong)} trainable weights differ, first"
             f" {wrong[0]}; resume with the same backbone, lora_rank and lora_targets"
         )

@@ -21,7 +21,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.rl.reward_queue import score
 from lightning_modules.rl.rollouts import ScoredSamples
 from lightning_modules.rl.round_scores import reward_summary
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.statistics.clustered import clustered_mean
 from zoo.statistics.intervals import mean_and_error
 from zoo.types import Prompt, Reward, RewardOutput
@@ -64,7 +64,7 @@ def scorers(
     Raises ``ValueError`` for ``held_out_on_training`` without a held-out reward.
     """
     if on_training and held_out is None:
-        raise ValueError("held_out_on_training=true needs a held_out_reward, which is not given")
+        raise UserError("held_out_on_training=true needs a held_out_reward, which is not given")
     for one in (reward, held_out):
         if isinstance(one, nn.Module):
             one.requires_grad_(False)
@@ -206,7 +206,7 @@ def change(before: Evaluation, now: Evaluation) -> Change:
     """
     keys = sorted(before.scores.keys() & now.scores.keys())
     if len(keys) < 2:
-        raise ValueError(
+        raise UserError(
             f"the held-out scores of round {before.round:.0f} and round {now.round:.0f} have"
             f" {len(keys)} clips in common where both are finite; at least two are needed (more"
             " held-out prompts, or data.val_repeats)"
@@ -253,9 +253,9 @@ class HeldOutWatch(Callback):
             ("compare_with", compare_with, ("best", "start")),
         ):
             if given not in known:
-                raise ValueError(f"{name} {given!r} is unknown; {did_you_mean(str(given), known)}")
+                raise UserError(f"{name} {given!r} is unknown; {did_you_mean(str(given), known)}")
         if not standard_errors >= 0 or patience < 1:
-            raise ValueError(
+            raise UserError(
                 f"standard_errors must be at least 0 and patience 1, got {standard_errors} and"
                 f" {patience}"
             )
@@ -272,7 +272,7 @@ class HeldOutWatch(Callback):
                 "lower_rate": "a factor between 0 and 1",
                 "raise_kl": "a factor above 1",
             }[action]
-            raise ValueError(f"action {action!r} takes {wanted}, got {factor}")
+            raise UserError(f"action {action!r} takes {wanted}, got {factor}")
         self.action, self.standard_errors, self.compare_with, self.patience = (
             action,
             standard_errors,
@@ -301,12 +301,12 @@ class HeldOutWatch(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if getattr(pl_module, "held_out_reward", None) is None:
-            raise ValueError(
+            raise UserError(
                 "HeldOutWatch watches a held-out scorer, and the run has none; give"
                 " module.held_out_reward"
             )
         if not trainer.enable_validation:
-            raise ValueError(
+            raise UserError(
                 "HeldOutWatch needs evaluations: give held-out prompts (data.held_out,"
                 " data.val_file)"
             )
@@ -315,7 +315,7 @@ class HeldOutWatch(Callback):
         if self._given is None:
             self._given = float(pl_module.hparams[self.setting])
         if not self._given > 0:
-            raise ValueError(
+            raise UserError(
                 f"action {self.action!r} multiplies {self.setting}, which is {self._given}; begin"
                 " with a small one"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.diffusion import PREDICTIONS, scored_mean
 from zoo.diffusion.paths import require_known
+from zoo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def clipped_policy_loss(
     differ or a range is not positive.
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
-        raise ValueError(
+        raise UserError(
             "log_prob, old_log_prob and advantage need one value a sample each, got shapes "
             f"{tuple(log_prob.shape)}, {tuple(old_log_prob.shape)}, {tuple(advantage.shape)}"
         )
     if not (clip_range > 0 and advantage_clip > 0):
-        raise ValueError(
+        raise UserError(
             f"clip_range and advantage_clip must be positive, got {clip_range} and {advantage_clip}"
         )
     advantage = advantage.detach().to(log_prob).clamp(-advantage_clip, advantage_clip)
@@ -77,7 +78,7 @@ def kl_to_reference(
     """
     if bool((std_B <= 0).any()):
         rows = (std_B <= 0).nonzero().flatten().tolist()
-        raise ValueError(
+        raise UserError(
             f"rows {rows} have std 0: a deterministic step has no KL; leave such steps out of"
             " training"
         )
@@ -94,7 +95,7 @@ def rescaled_clip_range(clip_range: float, reference_elements: int, scored_eleme
     are positive.
     """
     if not (clip_range > 0 and reference_elements > 0 and scored_elements > 0):
-        raise ValueError(
+        raise UserError(
             "clip_range, reference_elements and scored_elements must be positive, "
             f"got {clip_range}, {reference_elements}, {scored_elements}"
         )
@@ -115,7 +116,7 @@ def min_snr_weights(
     """
     require_known("prediction", prediction, PREDICTIONS)
     if not (math.isfinite(gamma) and gamma > 0):
-        raise ValueError(f"gamma must be a positive number, got {gamma}")
+        raise UserError(f"gamma must be a positive number, got {gamma}")
     alpha, sigma = alpha_B.float(), sigma_B.float()
     capped = torch.minimum(alpha**2, gamma * sigma**2)
     if prediction == "x0":

@@ -21,6 +21,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.rl.losses import clipped_policy_loss, kl_to_reference
 from zoo.backbones.lora import reference
 from zoo.diffusion import Sampler, step_log_prob
+from zoo.errors import UserError
 from zoo.types import Backbone, Prompt, Trajectory
 
 SAME_SHAPES, OTHER_SHAPES = 1e-6, 1e-5  # |ratio - 1| that float32 leaves before the first update
@@ -62,12 +63,12 @@ def trainable_steps(
     """
     count = len(std_S)
     if window is not None and len(window) != 2:
-        raise ValueError(
+        raise UserError(
             f"train_steps takes a first step and the one after the last, (lo, hi), got {window}"
         )
     lo, hi = (0, count) if window is None else window
     if not 0 <= lo < hi <= count:
-        raise ValueError(
+        raise UserError(
             f"train_steps ({lo}, {hi}) must lie inside the {count} sampling steps: 0 <= lo < hi <="
             f" {count}"
         )
@@ -76,13 +77,13 @@ def trainable_steps(
     if window is None:
         steps = [step for step in steps if std_S[step] > 0]
     elif silent:
-        raise ValueError(
+        raise UserError(
             f"train_steps ({lo}, {hi}): steps {silent} add no noise, so they have no"
             " log-probability; leave them out, raise eta there, or set skip_last_step=true if it"
             " is the last one"
         )
     if not steps:
-        raise ValueError(
+        raise UserError(
             f"of {count} steps none is left to train (train_steps {window}); raise eta or"
             " sample_steps"
         )
@@ -158,7 +159,7 @@ def check_sizes(count: int, train_batch_size: int, updates: int) -> None:
     whole training batches.
     """
     if count % (train_batch_size * updates):
-        raise ValueError(
+        raise UserError(
             f"a round of {count} samples (per process) does not split into"
             f" updates_per_round={updates} optimiser steps of batches of"
             f" train_batch_size={train_batch_size}; it must be a multiple of"
@@ -337,7 +338,7 @@ def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> Non
     """
     if deviation <= tolerance:
         return
-    raise ValueError(
+    raise UserError(
         f"before the first update the importance ratio must be 1 within {tolerance:.3g}, but it is"
         f" off by {deviation:.3g} at {where}; {why}"
     )

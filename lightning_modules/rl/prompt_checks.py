@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from datamodules.batches import PromptBatch, PromptSource
 from lightning_modules.rl.ppo_update import check_sizes
 from zoo.diffusion import Sampler
+from zoo.errors import UserError
 from zoo.types import Backbone, Prompt, Reward
 
 
@@ -59,7 +60,7 @@ def settle_long_prompts(
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     said = f"{len(found)} of {len(prompts)} prompts are too long: {named}{more}"
     if not drop:
-        raise ValueError(f"{said}. Shorten them, or set long_prompts=drop to leave them out")
+        raise UserError(f"{said}. Shorten them, or set long_prompts=drop to leave them out")
     source.drop_prompts(found)
     rank_zero_warn(f"{said}. They are left out (long_prompts=drop)")
     return len(found)
@@ -80,16 +81,16 @@ def check_round(batch: PromptBatch, settings: Mapping[str, Any], next_round: int
     """
     count = len(batch)
     if count % settings["sample_batch_size"]:
-        raise ValueError(
+        raise UserError(
             f"a round of {count} samples a process is no multiple of"
             f" sample_batch_size={settings['sample_batch_size']}"
         )
     check_sizes(count, settings["train_batch_size"], settings["updates_per_round"])
     if len({(p.id, i) for p, i in zip(batch.prompts, batch.sample_index, strict=True)}) < count:
-        raise ValueError(
+        raise UserError(
             "a round holds the same (prompt id, sample index) twice; number the repeats of a prompt"
         )
     if next_round is not None and batch.round_index != next_round:
-        raise ValueError(
+        raise UserError(
             f"the data module gave round {batch.round_index}, but round {next_round} is next"
         )

@@ -21,7 +21,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from zoo.errors import for_screen
+from zoo.errors import UserError, for_screen
 from zoo.secrets import without_secrets
 from zoo.types import Prompt, Reward, RewardOutput
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 WAITING = 2  # waves that may wait beside those that are being scored: what bounds the memory
 
 
-class RewardError(ValueError):
+class RewardError(UserError):
     """A reward raised, or returned something that is not one score a sample."""
 
 

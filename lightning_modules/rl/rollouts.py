@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.reward_queue import RewardError, RewardQueue, Stopwatch
 from zoo.diffusion import Sampler, noise_generator, rollout
+from zoo.errors import UserError
 from zoo.types import Backbone, Conditioning, Prompt, Reward, Trajectory
 
 __all__ = [
@@ -80,7 +81,7 @@ def one_latent_shape(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[int
     if (
         len(lengths) > 1
     ):  # also where a backbone always denoises its full length: waves are cut to one length
-        raise ValueError(
+        raise UserError(
             f"the prompts of a round must have one length, got {lengths} seconds; give all the same"
             " `seconds`"
         )

@@ -17,6 +17,7 @@ from lightning_modules.rl.advantages import PromptTracker, batch_advantages, gro
 from lightning_modules.rl.distributed import gather
 from lightning_modules.rl.reward_queue import RewardError, check_answer
 from lightning_modules.rl.rollouts import ScoredSamples
+from zoo.errors import UserError
 from zoo.types import Prompt, Reward, RewardOutput
 
 Combine = Callable[[RewardOutput, Sequence[Prompt]], RewardOutput]
@@ -116,12 +117,12 @@ def judge(
     own = list(zip(keys, scores, batch.prompts, part_rows, vector_rows, norms, strict=True))
     rows = sorted((row for rank in gather(own) for row in rank), key=lambda row: row[0])
     if len({row[0] for row in rows}) < len(rows):
-        raise ValueError(
+        raise UserError(
             "two processes hold the same (prompt id, sample index); split a round's prompts over"
             " the processes"
         )
     if advantage in ("group", "group_global") and len({row[2].id for row in rows}) == len(rows):
-        raise ValueError(
+        raise UserError(
             f"advantage={advantage} compares the samples of a prompt, but every prompt of the round"
             " has only one, so nothing could be learned; set data.repeats to at least 2, or"
             " advantage to prompt or batch"

@@ -15,7 +15,7 @@ import torch
 
 from zoo.audio_files.headers import examined
 from zoo.audio_files.resampling import resampled
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import AUDIO_FORMATS as FORMATS
 from zoo.files import written_beside
 from zoo.types import Waveform
@@ -54,7 +54,7 @@ def audio_facts(path: str | Path) -> AudioFacts:
             if file.format == "FLAC":
                 _touch_end(file)
     except ValueError as error:
-        raise ValueError(f"{path} {error}") from error
+        raise UserError(f"{path} {error}") from error
     return facts
 
 
@@ -77,7 +77,7 @@ def read_audio(
     try:
         wave = decoded(path, start_s, seconds)
     except ValueError as error:
-        raise ValueError(f"{path} {error}") from error
+        raise UserError(f"{path} {error}") from error
     return wave if sample_rate_hz is None else resample(wave, sample_rate_hz)
 
 
@@ -95,18 +95,18 @@ def decoded(source: Path | bytes, start_s: float = 0.0, seconds: float | None = 
             wanted = min(wanted, round(seconds * rate_hz) + start - first)
         samples_CN = _samples(file, first, wanted)[:, start - first :]
     if samples_CN.shape[1] == 0:
-        raise ValueError(
+        raise UserError(
             "holds no samples" if start == 0 else f"holds no samples from {start_s:g} s on"
         )
     if not torch.isfinite(samples_CN).all():
-        raise ValueError("holds NaN or infinite samples; render it again")
+        raise UserError("holds NaN or infinite samples; render it again")
     return Waveform(samples_CN, rate_hz)
 
 
 def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is {'a folder' if path.is_dir() else 'no regular file (a pipe or a device)'}; "
             "name an audio file"
         )
@@ -124,29 +124,29 @@ def _opened(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
     if isinstance(source, bytes):
         found = examined(source)
     elif source.stat().st_size == 0:
-        raise ValueError("is empty (0 bytes); it may be an interrupted copy")
+        raise UserError("is empty (0 bytes); it may be an interrupted copy")
     else:
         with source.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = examined(data)
     if found.problem:
-        raise ValueError(found.problem)
+        raise UserError(found.problem)
     content = source if found.mended is None else found.mended
     try:
         file = soundfile.SoundFile(
             io.BytesIO(content) if isinstance(content, bytes) else str(content)
         )
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"cannot be read as audio ({_said(error)}); expected one of {', '.join(FORMATS)}"
         ) from error
     with file:
         if file.format not in _READ:
-            raise ValueError(
+            raise UserError(
                 f"is {file.format_info}, which does not say whether it is whole; "
                 "convert it to wav or flac"
             )
         if file.frames == 0:
-            raise ValueError("holds no samples")
+            raise UserError("holds no samples")
         yield file
 
 
@@ -161,7 +161,7 @@ def _touch_end(file: soundfile.SoundFile) -> None:
     except (soundfile.SoundFileError, RuntimeError):
         is_there = False
     if not is_there:
-        raise ValueError(
+        raise UserError(
             f"is cut off or damaged: the last of {file.frames} samples cannot be read; "
             "copy or render it again"
         )
@@ -190,7 +190,7 @@ def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor
         broken = f" ({_said(error)})"
     if broken or (count < wanted and file.format != "MP3"):
         there, promised = first + count, file.frames
-        raise ValueError(
+        raise UserError(
             f"is cut off or damaged: {there} of {promised} samples can be read{broken}; "
             "copy or render it again"
         )
@@ -219,14 +219,14 @@ def write_audio(path: str | Path, wave: Waveform) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot write {path.suffix or 'a file without suffix'}; "
             f"use one of {', '.join(FORMATS)}"
         )
     try:
         content = encoded(wave, path.suffix)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; nothing was written") from error
+        raise UserError(f"{path}: {error}; nothing was written") from error
     with written_beside(path) as temporary:
         temporary.write_bytes(content)  # Python names a full disk, libsndfile a "System error"
 
@@ -238,11 +238,11 @@ def encoded(wave: Waveform, suffix: str) -> bytes:
     """
     samples = wave.samples_CN.detach().float().cpu()
     if samples.ndim != 2 or samples.numel() == 0:
-        raise ValueError(
+        raise UserError(
             f"expected samples (channels, samples), at least one, got shape {tuple(samples.shape)}"
         )
     if not torch.isfinite(samples).all():
-        raise ValueError("the wave holds NaN or infinity")
+        raise UserError("the wave holds NaN or infinity")
     kind, subtype = FORMATS[suffix.lower()]
     file = io.BytesIO()
     samples_NC, rate_hz = samples.clamp(-1, 1).T.numpy(), wave.sample_rate_hz
@@ -250,7 +250,7 @@ def encoded(wave: Waveform, suffix: str) -> bytes:
         soundfile.write(file, samples_NC, rate_hz, format=kind, subtype=subtype)
     except soundfile.SoundFileError as error:
         channels = samples.shape[0]
-        raise ValueError(
+        raise UserError(
             f"{channels} channels at {rate_hz} Hz cannot be written as {kind} ({error})"
         ) from error
     return file.getvalue()

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
+
 _TABLE = (
     10**7
 )  # product of the two rates over their divisor: so many numbers has torchaudio's table of filters
@@ -50,9 +52,9 @@ def resampled(
 
     for rate in (from_hz, to_hz):
         if rate <= 0:
-            raise ValueError(f"a sample rate is a positive number of Hz, got {rate}")
+            raise UserError(f"a sample rate is a positive number of Hz, got {rate}")
     if to_hz > _MOST_UP * from_hz:
-        raise ValueError(
+        raise UserError(
             f"waves at {from_hz} Hz are not brought to {to_hz} Hz, more than {_MOST_UP} times as "
             "many samples; the sample rate in the file is probably wrong"
         )
@@ -102,7 +104,7 @@ def _windowed_sinc(t: Tensor, width: int, method: str, beta: float | None) -> Te
             torch.tensor(float(beta), dtype=t.dtype, device=t.device)
         )
     else:
-        raise ValueError(
+        raise UserError(
             f"unknown resampling_method {method!r}; choose sinc_interp_hann or sinc_interp_kaiser"
         )
     return torch.sinc(share * width) * window

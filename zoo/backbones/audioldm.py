@@ -17,6 +17,7 @@ from zoo.backbones.settings import checked
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.tokenizer import PromptTokenizer
 from zoo.diffusion import VPDiscrete
+from zoo.errors import UserError
 from zoo.types import Conditioning, Prompt
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -40,12 +41,12 @@ def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
     """
     for key, (default, wanted) in _SCHEDULE.items():
         if scheduler.get(key, default) != wanted:
-            raise ValueError(
+            raise UserError(
                 f"scheduler: {key} must be {wanted!r}, got {scheduler.get(key, default)!r}"
             )
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
-        raise ValueError(
+        raise UserError(
             f"scheduler: prediction_type {kind!r} is unknown, expected one of"
             f" {', '.join(_PREDICTIONS)}"
         )
@@ -120,7 +121,7 @@ class AudioLDM(nn.Module):
             self.denoiser.config.projection_class_embeddings_input_dim,
         )
         if wanted != found:
-            raise ValueError(
+            raise UserError(
                 f"the U-Net takes a class embedding {found[0]!r} of width {found[1]}, expected"
                 f" {wanted[0]!r} of CLAP's width {wanted[1]}"
             )

@@ -19,6 +19,7 @@ from zoo.conditioners.loa import loa_tokens
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.conditioners.tokenizer import PromptTokenizer
+from zoo.errors import UserError
 from zoo.types import Conditioning, Prompt
 
 
@@ -76,7 +77,7 @@ class AudioLDM2(nn.Module):
         from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
 
         if loa_count < 1:
-            raise ValueError(f"loa_count must be at least 1, got {loa_count}")
+            raise UserError(f"loa_count must be at least 1, got {loa_count}")
         self.loa_count, self.truncate_prompts = loa_count, truncate_prompts
         with torch.device("cpu"):  # a table, also when the networks are made without memory
             self.path = path_of(scheduler)

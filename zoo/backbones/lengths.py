@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from zoo.errors import UserError
 from zoo.types import Backbone
 
 _SHORT_S = 0.5  # clips below this are tried: windows of a codec may be longer
@@ -30,14 +31,14 @@ def check_seconds(backbone: Backbone, seconds: float, rows: int, states: int, na
     try:
         shape = tuple(backbone.latent_shape(seconds))
     except ValueError as error:
-        raise ValueError(f"invalid {name} {seconds:g}: {error}") from error
+        raise UserError(f"invalid {name} {seconds:g}: {error}") from error
     except OverflowError:
         shape = (math.inf,)
     needed = _bytes(backbone, shape, seconds, rows, states)
     memory = _memory_bytes()
     if memory is not None and needed > memory:
         at_1_s = _bytes(backbone, tuple(backbone.latent_shape(1.0)), 1.0, rows, states)
-        raise ValueError(
+        raise UserError(
             f"invalid {name} {seconds:g}: {rows} samples of this length need at least "
             f"{needed / 2**30:.3g} GB, this machine has {memory / 2**30:.3g} GB; "
             f"use at most {_floored(memory / at_1_s):g} s"
@@ -48,7 +49,7 @@ def check_seconds(backbone: Backbone, seconds: float, rows: int, states: int, na
     while longer <= _LONGEST_TRIED_S and not _decodes(backbone, longer):
         longer *= 2
     if longer <= _LONGEST_TRIED_S:  # else the length is not what is wrong
-        raise ValueError(
+        raise UserError(
             f"invalid {name} {seconds:g}: too short for {type(backbone).__name__}; "
             f"use at least {longer:g} s"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.types import Backbone
 
 if TYPE_CHECKING:
@@ -43,27 +43,27 @@ def attention_linears(denoiser: nn.Module, *, cross_only: bool = False) -> list[
 def _target_names(denoiser: nn.Module, targets: str | Sequence[str]) -> list[str]:
     if isinstance(targets, str):
         if targets not in ("cross", "all"):
-            raise ValueError(
+            raise UserError(
                 f"targets {targets!r} is unknown; expected 'cross', 'all' or a list of layer names"
             )
         names = attention_linears(denoiser, cross_only=targets == "cross")
         if not names:
             kind = "cross-attention" if targets == "cross" else "attention"
-            raise ValueError(
+            raise UserError(
                 f"{type(denoiser).__name__} has no {kind} layer named {', '.join(PROJECTIONS)}"
                 + (" in a block with is_cross_attention" if targets == "cross" else "")
                 + "; give targets as a list of layer names"
             )
         return names
     if not targets:
-        raise ValueError(
+        raise UserError(
             "targets is an empty list, so nothing would learn; expected 'cross', 'all' or names of"
             " layers"
         )
     linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in linears):
-            raise ValueError(
+            raise UserError(
                 f"{type(denoiser).__name__} has no linear layer {target!r};"
                 f" {did_you_mean(target, linears)}"
             )
@@ -92,18 +92,18 @@ def add_lora(
     from zoo.hub.adapter_files import check_alpha
 
     if isinstance(backbone.denoiser, PeftModel):
-        raise ValueError(
+        raise UserError(
             "this backbone already has an adapter; load it without one (DDPO goes on training a"
             " saved adapter with module.start_adapter=FOLDER)"
         )
     if int(rank) != rank or rank < 1:
-        raise ValueError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
+        raise UserError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
     alpha = rank if alpha is None else alpha
     check_alpha(alpha, rank, "the LoRA alpha")
     if not 0 <= dropout < 1:
-        raise ValueError(f"the LoRA dropout must lie in [0, 1), got {dropout}")
+        raise UserError(f"the LoRA dropout must lie in [0, 1), got {dropout}")
     if init not in ("default", "gaussian"):
-        raise ValueError(
+        raise UserError(
             f"the LoRA init {init!r} is unknown; {did_you_mean(init, ('default', 'gaussian'))}"
         )
     config = LoraConfig(
@@ -124,7 +124,7 @@ def _adapted(backbone: Backbone) -> PeftModel:
     from peft import PeftModel
 
     if not isinstance(backbone.denoiser, PeftModel):
-        raise ValueError("this backbone has no adapter; call add_lora or load_adapter first")
+        raise UserError("this backbone has no adapter; call add_lora or load_adapter first")
     return backbone.denoiser
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.settings import checked, only_known
+from zoo.errors import UserError
 
 FFT = 1024  # samples: window and transform
 LOG_FLOOR = 1e-5  # of a mel band's magnitude
@@ -70,7 +71,7 @@ def normalised(wave_BN: Tensor) -> Tensor:
             if wave_BN.ndim == 2 and wave_BN.shape[-1]
             else f"shape {tuple(wave_BN.shape)}"
         )
-        raise ValueError(f"expected waves (batch, samples) of finite numbers, got one with {wrong}")
+        raise UserError(f"expected waves (batch, samples) of finite numbers, got one with {wrong}")
     centred = wave_BN.float() - wave_BN.float().mean(dim=-1, keepdim=True)
     peak = centred.abs().amax(dim=-1, keepdim=True)
     return torch.where(peak > SILENT, LEVEL * centred / (peak + 1e-8), torch.zeros_like(centred))
@@ -140,7 +141,7 @@ class MelCodec(nn.Module):
         self.samples_per_latent = self.hop * self.shrinkage
         self.latent_channels = int(self.vae.config.latent_channels)
         if self.mels % self.shrinkage:
-            raise ValueError(
+            raise UserError(
                 f"{self.mels} mels do not divide by {self.shrinkage}, which the autoencoder's"
                 " levels ask for"
             )
@@ -156,7 +157,7 @@ class MelCodec(nn.Module):
 
     def _networks(self) -> tuple[nn.Module, nn.Module]:
         if self.vae is None:
-            raise ValueError(
+            raise UserError(
                 "the autoencoder and the vocoder of this model were dropped; load it again to hear"
                 " or encode audio"
             )
@@ -169,7 +170,7 @@ class MelCodec(nn.Module):
         Raises ``ValueError`` for waves that are not mono, or hold NaN.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != 1 or wave_BCN.shape[-1] == 0:
-            raise ValueError(
+            raise UserError(
                 "this codec takes mono waves (batch, 1, samples), got shape"
                 f" {tuple(wave_BCN.shape)}; mix the channels down first (wave.mean(1,"
                 " keepdim=True))"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from zoo.backbones.settings import checked
 from zoo.diffusion.paths import require_known
+from zoo.errors import UserError
 from zoo.types import Prompt
 
 FRAME_WINDOWS = ("heard", "bewo")
@@ -48,7 +49,7 @@ class OobleckCodec(nn.Module):
             int(config.decoder_input_channels),
         )
         if config.encoder_hidden_size != 2 * self.latent_channels:  # mean and scale
-            raise ValueError(
+            raise UserError(
                 "vae: encoder_hidden_size must be twice decoder_input_channels, got"
                 f" {config.encoder_hidden_size} and {self.latent_channels}"
             )
@@ -68,7 +69,7 @@ class OobleckCodec(nn.Module):
         frames = self.frames(seconds, whole=self.frame_window != "bewo")
         if frames > self.clip_frames:
             longest = self.clip_frames * self.samples_per_latent / self.sample_rate_hz
-            raise ValueError(
+            raise UserError(
                 f"{seconds:g} s are more than the {longest:.3f} s of this model's clips; ask for"
                 " less"
             )
@@ -91,16 +92,16 @@ class OobleckCodec(nn.Module):
         than ``clip_frames``.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != self.channels or wave_BCN.shape[-1] == 0:
-            raise ValueError(
+            raise UserError(
                 f"this codec takes waves (batch, {self.channels}, samples), got shape"
                 f" {tuple(wave_BCN.shape)}; a mono wave becomes stereo by wave.expand(-1, 2, -1)"
             )
         if not wave_BCN.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"expected waves as floating-point numbers in [-1, 1], got {wave_BCN.dtype}"
             )
         if not torch.isfinite(wave_BCN).all():
-            raise ValueError("the wave holds NaN or infinity")
+            raise UserError("the wave holds NaN or infinity")
         vae = self._network()
         samples = (
             self.latent_shape(wave_BCN.shape[-1] / self.sample_rate_hz)[1] * self.samples_per_latent
@@ -123,7 +124,7 @@ class OobleckCodec(nn.Module):
 
     def _network(self) -> nn.Module:
         if self.vae is None:
-            raise ValueError(
+            raise UserError(
                 "the autoencoder of this model was dropped; load it again to hear or encode audio"
             )
         return self.vae

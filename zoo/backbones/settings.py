@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 # keys of every configuration of transformers; no network depends on them
 _COMMON = {
@@ -42,7 +42,7 @@ def only_known(given: Mapping[str, Any], known: Collection[str], what: str) -> d
     """
     for key in given:
         if key not in known:
-            raise ValueError(f"{what} has no setting {key!r}; {did_you_mean(str(key), known)}")
+            raise UserError(f"{what} has no setting {key!r}; {did_you_mean(str(key), known)}")
     return dict(given)
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import UserError
+
 # added to magnitudes before the logarithm: about -90 dB of a full-scale sine in a window of 1536
 # samples
 _FLOOR = 1e-2
@@ -101,7 +103,7 @@ class SpectralCodec(nn.Module):
         3K, frames).
         """
         if wave_B2N.ndim != 3 or wave_B2N.shape[1] != 2:
-            raise ValueError(
+            raise UserError(
                 "the codec takes stereo waves (batch, 2, samples), got shape"
                 f" {tuple(wave_B2N.shape)}"
             )

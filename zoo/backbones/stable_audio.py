@@ -19,6 +19,7 @@ from zoo.backbones.settings import checked
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.diffusion import VPCosine
+from zoo.errors import UserError
 from zoo.types import Conditioning, Prompt
 
 # what a scheduler must say: all that VPCosine computes. The order of the solver is the sampler's
@@ -38,7 +39,7 @@ def path_of(scheduler: Mapping[str, Any]) -> VPCosine:
     """
     for key, wanted in _SCHEDULE.items():
         if scheduler.get(key, wanted) != wanted:
-            raise ValueError(f"scheduler: {key} must be {wanted!r}, got {scheduler[key]!r}")
+            raise UserError(f"scheduler: {key} must be {wanted!r}, got {scheduler[key]!r}")
     return VPCosine(
         "v", "exponential", scheduler.get("sigma_min", 0.3), scheduler.get("sigma_max", 500.0)
     )
@@ -149,7 +150,7 @@ class StableAudio(nn.Module):
             found != (self.codec.latent_channels, width, 2 * width)
             or projection.text_encoder_dim != text_width
         ):
-            raise ValueError(
+            raise UserError(
                 f"the parts do not fit: the transformer takes {found[0]} latent channels, tokens of"
                 f" width {found[1]} and timing of {found[2]}; the autoencoder gives"
                 f" {self.codec.latent_channels} channels, the projection tokens of {width} from"
@@ -161,7 +162,7 @@ class StableAudio(nn.Module):
             ("seconds_total", self.seconds_total),
         ):
             if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
+                raise UserError(f"{name} must lie in [{low}, {high}], got {value}")
 
     @classmethod
     def from_pretrained(

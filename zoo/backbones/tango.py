@@ -21,6 +21,7 @@ from zoo.backbones.settings import checked
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.diffusion import VPDiscrete
+from zoo.errors import UserError
 from zoo.types import Conditioning, Prompt
 
 # The released sizes. ``attention_head_dim`` holds counts of heads, as diffusers reads it here.
@@ -155,7 +156,7 @@ class Tango(nn.Module):
         wanted = (self.text_encoder.config.d_model, self.codec.vae.config.latent_channels)
         found = (self.denoiser.config.cross_attention_dim, self.denoiser.config.in_channels)
         if wanted != found:
-            raise ValueError(
+            raise UserError(
                 f"the U-Net takes texts of width {found[0]} and {found[1]} latent channels, but the"
                 f" text encoder gives {wanted[0]} and the autoencoder {wanted[1]}"
             )

@@ -22,6 +22,7 @@ from zoo.backbones.tango import TEXT_ENCODER
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import fitting_tokenizer, t5_states
 from zoo.diffusion import Straight
+from zoo.errors import UserError
 from zoo.types import Conditioning, Prompt
 
 TRANSFORMER: dict[str, Any] = {
@@ -127,7 +128,7 @@ class TangoFlux(nn.Module):
         width, config = encoder.config.d_model, self.denoiser.config
         found = (config.in_channels, config.joint_attention_dim, config.pooled_projection_dim)
         if found != (self.codec.latent_channels, width, width):
-            raise ValueError(
+            raise UserError(
                 f"the parts do not fit: the transformer takes {found[0]} latent channels, tokens of"
                 f" width {found[1]} and pooled texts of {found[2]}; the autoencoder gives"
                 f" {self.codec.latent_channels} channels, the text encoder a width of {width}"

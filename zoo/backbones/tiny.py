@@ -19,6 +19,7 @@ from zoo.conditioners.spatial import SpatialTokens
 from zoo.conditioners.text import TextEncoder, tokenize
 from zoo.conditioners.tokenizer import refused
 from zoo.diffusion import VPCosine
+from zoo.errors import UserError
 from zoo.types import Conditioning, Prompt
 
 _DECODE_BATCH = 4  # clips; 2.5 times faster than 48 at once on two cores
@@ -152,7 +153,7 @@ def from_codec(
         backbone.codec.load_state_dict(load_file(codec))
     except RuntimeError as error:
         said = ", ".join(f"{name} {value}" for name, value in sizes.items())
-        raise ValueError(
+        raise UserError(
             f"the weights in {codec} do not fit this codec ({said}): {error}"
         ) from error
     return backbone

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import UserError
+
 
 class Attention(nn.Module):
     """Multi-head attention through torch SDPA; ``is_cross_attention`` lets adapters choose by
@@ -80,7 +82,7 @@ class DiffusionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads or width % 2:
-            raise ValueError(f"width {width} must be even and divisible by heads {heads}")
+            raise UserError(f"width {width} must be even and divisible by heads {heads}")
         self.patch, self.width = patch, width
         self.patch_in = nn.Linear(channels * patch, width)
         self.time_mlp = nn.Sequential(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.devices import usable_device
+from zoo.errors import UserError
 from zoo.evaluation.inputs import (
     Configuration,
     ReadTable,
@@ -104,7 +105,7 @@ def _check(options: argparse.Namespace) -> None:
     }
     given = [name for name, value in sources.items() if value]
     if len(given) > 1 or not (given or options.config):
-        raise ValueError(
+        raise UserError(
             f"say what is evaluated: one of {', '.join(sources)}, or --config (its untrained"
             f" model); got {' and '.join(given) or 'none'}"
         )
@@ -115,7 +116,7 @@ def _check(options: argparse.Namespace) -> None:
             "belongs to evaluations, and --combine puts together what was evaluated already",
         )
     if options.baseline and options.role == ORIGINAL:
-        raise ValueError(
+        raise UserError(
             "with --baseline the model is the trained one; drop --role original, or the baseline"
         )
     if (
@@ -123,19 +124,19 @@ def _check(options: argparse.Namespace) -> None:
         and options.baseline in (options.generations, options.model)
         and not options.adapter
     ):
-        raise ValueError(
+        raise UserError(
             f"{options.baseline} would be compared with itself; name another --baseline"
         )
     for place in (options.model, options.baseline):
         if place and place.endswith(".ckpt"):
-            raise ValueError(
+            raise UserError(
                 f"{place} is the state of a run, from which it resumes; name the run's folder,"
                 " which has what it trained"
             )
     if options.adapter and not options.model:
-        raise ValueError("--adapter is put on a model; give --model too")
+        raise UserError("--adapter is put on a model; give --model too")
     if options.table and not options.generations:
-        raise ValueError("--table says what the files of a folder answer; give --generations too")
+        raise UserError("--table says what the files of a folder answer; give --generations too")
     if not options.combine and not _is_sampled(options):
         _without(
             options,
@@ -157,16 +158,16 @@ def _check(options: argparse.Namespace) -> None:
     for name, least in (("samples", 1), ("batch_size", 1), ("players", 0), ("seed", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; name a folder")
+        raise UserError(f"--out {options.out} is a file; name a folder")
 
 
 def _without(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Raises ``ValueError`` when one of the options was given all the same."""
     for name in names:
         if getattr(options, name) not in (None, []):
-            raise ValueError(f"--{name} {why}")
+            raise UserError(f"--{name} {why}")
 
 
 def _is_sampled(options: argparse.Namespace) -> bool:
@@ -189,7 +190,7 @@ def evaluate(
     config = configuration(options.config, model)
     names = options.rewards or (["config"] if config.reward else None)
     if names is None:
-        raise ValueError("--rewards is missing: name what scores the clips, such as embedded/mood")
+        raise UserError("--rewards is missing: name what scores the clips, such as embedded/mood")
     if "config" in names:
         config.require_own()
     scorers = open_scorers(names, config.reward, usable_device(options.device))
@@ -323,7 +324,7 @@ def _scored_set(
     ]
     doubled = next((key for key, count in Counter(keys).items() if count > 1), None)
     if doubled is not None:
-        raise ValueError(
+        raise UserError(
             f"{name}: two clips answer prompt {doubled[0]!r} with seed {doubled[1]}; a clip must"
             " not count twice"
         )

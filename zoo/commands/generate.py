@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import Stopped
+from zoo.errors import Stopped, UserError
 from zoo.files import (
     AUDIO_FORMATS,
     check_writable,
@@ -95,7 +95,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
             find_or_pull(options.model) / name for name in ("adapter", "adapter_config.json")
         ]  # a run's, an exported one
         if not any(path.exists() for path in own):
-            raise ValueError(
+            raise UserError(
                 f"--strength is of an adapter, and {options.model} has none; give --adapter too"
             )
     prompts = [
@@ -104,15 +104,15 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         if text.strip()
     ]
     if len(prompts) < len(options.prompts):
-        raise ValueError("a prompt must not be empty; say what should be heard")
+        raise UserError("a prompt must not be empty; say what should be heard")
     if options.batch_file is not None:
         prompts += read_prompts(options.batch_file, how.negative, how.seconds)
     if not prompts:
-        raise ValueError("no prompt: write one after the model, or give --batch-file")
+        raise UserError("no prompt: write one after the model, or give --batch-file")
     paths = output_paths(prompts, seeds, options.out, options.format)
     taken = [path for path in paths if path.exists()]
     if taken and not options.overwrite:
-        raise ValueError(
+        raise UserError(
             f"{taken[0]} exists{f' (and {len(taken) - 1} more)' if taken[1:] else ''}; "
             "give another --out, or --overwrite to replace"
         )
@@ -207,10 +207,10 @@ def parse_seeds(text: str) -> list[int]:
             or int(match[2] or match[1]) < int(match[1])
             or int(match[2] or match[1]) - int(match[1]) >= 10_000
         ):
-            raise ValueError(f"--seeds {text!r}: expected whole numbers such as 0 or 0,1,2 or 0-7")
+            raise UserError(f"--seeds {text!r}: expected whole numbers such as 0 or 0,1,2 or 0-7")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {text!r} names a seed twice")
+        raise UserError(f"--seeds {text!r} names a seed twice")
     return seeds
 
 
@@ -228,7 +228,7 @@ def output_paths(
     asked, out, formats = str(out), Path(out), ", ".join(AUDIO_FORMATS)
     if out.suffix.lower() in AUDIO_FORMATS:
         if len(prompts) * len(seeds) > 1:
-            raise ValueError(
+            raise UserError(
                 f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name"
                 " a folder"
             )
@@ -238,12 +238,12 @@ def output_paths(
         and not out.is_dir()
         and not asked.endswith(("/", os.sep))
     ):
-        raise ValueError(
+        raise UserError(
             f"--out {out}: {out.suffix} is not written here; name a file that ends in one of "
             f"{formats}, or a folder ({asked}/ if that is its name)"
         )
     if out.exists() and not out.is_dir():
-        raise ValueError(
+        raise UserError(
             f"--out {out} is a file without audio suffix; name a folder or one of {formats}"
         )
     width = max(3, len(str(len(prompts) - 1)))

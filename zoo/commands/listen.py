@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.errors import UserError
 from zoo.files import check_writable, clear_after_killed
 from zoo.listening.answers import SUFFIXES, described, read_answers
 
@@ -111,15 +112,15 @@ def _page(options: argparse.Namespace) -> None:
 
     out = Path(options.out)
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-        raise ValueError(f"--out {out}: expected a file that ends in .html")
+        raise UserError(f"--out {out}: expected a file that ends in .html")
     if out.exists() and not options.overwrite:
-        raise ValueError(f"{out} exists; give another --out, or --overwrite to replace it")
+        raise UserError(f"{out} exists; give another --out, or --overwrite to replace it")
     check_writable(out)
     clear_after_killed(out.parent, glob.escape(out.name))
     pairing = _pairing(options)
     reward = load(options.scorer, options.device)
     if lacking(reward, Reward):
-        raise ValueError(
+        raise UserError(
             f"{options.scorer} is a {type(reward).__name__}, which scores nothing; name a reward"
         )
     with Progress(transient=True) as bar:
@@ -151,5 +152,5 @@ def _blind(options: argparse.Namespace) -> None:
 
 def _summary(options: argparse.Namespace) -> None:
     if not Path(options.answers).is_file():
-        raise ValueError(f"{options.answers}: there is no such file of answers")
+        raise UserError(f"{options.answers}: there is no such file of answers")
     print(described(read_answers(options.answers)))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.errors import UserError
 from zoo.hub.entry import KINDS, ZooEntry, licence_words
 from zoo.hub.lock import LOCK_FILE, check_file, check_revision, read_lock
 from zoo.hub.registry import entries, entry_of, why_not_loadable
@@ -89,7 +90,7 @@ def _list(options: argparse.Namespace) -> None:
 
     found = entries(options.kind, options.pattern)
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no entry matches {options.pattern!r}; `python tools/zoo.py list` shows all"
         )
     table = Table(box=None, pad_edge=False)

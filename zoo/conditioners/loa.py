@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import UserError
+
 
 def loa_tokens(
     language_model: nn.Module, inputs_BLD: Tensor, mask_BL: Tensor, count: int
@@ -22,7 +24,7 @@ def loa_tokens(
     """
     positions = language_model.config.n_positions
     if inputs_BLD.shape[1] + count - 1 > positions:
-        raise ValueError(
+        raise UserError(
             f"{inputs_BLD.shape[1]} inputs and {count} tokens are more than the {positions}"
             " positions of the language model; shorten the prompt"
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zoo.conditioners.tokenizer import refused
+from zoo.errors import UserError
 from zoo.types import Prompt
 
 CAPACITY = 16_384  # texts kept: 60 to 100 kB each at full size
@@ -39,7 +40,7 @@ class PromptMemory:
         Raises ``ValueError`` without a tokenizer and for too many tokens.
         """
         if self._tokenize is None:
-            raise ValueError(
+            raise UserError(
                 "this model has no tokenizer, so it cannot read prompts; give it the tokenizer.json"
                 " of its text encoder, google/flan-t5-large for the Tangos: from_pretrained(...,"
                 " tokenizer=FILE)"
@@ -54,7 +55,7 @@ class PromptMemory:
         if key not in self._kept:
             if self._closed:
                 length = "" if key[1] is None else f" (at {key[1]} tokens)"
-                raise ValueError(
+                raise UserError(
                     f"the text encoders were dropped and {prompt.text[:60]!r}{length} was not"
                     " encoded before; give all prompts to drop_text_encoders"
                 )
@@ -76,7 +77,7 @@ class PromptMemory:
         for prompt in prompts:
             for side in (prompt, prompt.as_negative(), prompt.without_negative()):
                 if self._key(side) not in self._kept and len(self._kept) >= CAPACITY:
-                    raise ValueError(
+                    raise UserError(
                         f"{CAPACITY} texts are kept at most; keep the text encoders for more"
                         " prompts than that"
                     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.conditioners.tokenizer import PromptTokenizer
+from zoo.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import T5Config, T5EncoderModel
@@ -25,7 +26,7 @@ def fitting_tokenizer(packed: str, max_tokens: int, config: T5Config) -> PromptT
         config.eos_token_id,
     )
     if ids[-1] != last or max(ids) >= words:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer does not belong to the text encoder: it makes {ids}, expected ids below"
             f" {words} that end with {last}"
         )
@@ -51,7 +52,7 @@ def t5_states(encoder: T5EncoderModel, ids_BL: Tensor, mask_BL: Tensor | None = 
         input_ids=ids_BL.to(encoder.device), attention_mask=mask_BL.to(encoder.device, torch.long)
     ).last_hidden_state
     if not torch.isfinite(states_BLD).all():
-        raise ValueError(
+        raise UserError(
             f"the text encoder overflows in {states_BLD.dtype}; keep it in float32 or bfloat16 (its"
             " .float())"
         )

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import UserError
+
 PAD, EMPTY, _FIRST_BYTE, _FIRST_WORD = 0, 1, 2, 258
 _WORDS = """
 a an the and of in on at with from to by for as is are while then after before during followed next first second last finally
@@ -57,7 +59,7 @@ def tokenize(text: str, max_tokens: int = 64) -> list[int]:
             [known] if known is not None else [_FIRST_BYTE + byte for byte in f"{word} ".encode()]
         )
     if len(ids) > max_tokens:
-        raise ValueError(
+        raise UserError(
             f"the caption {text[:60]!r}... needs {len(ids)} tokens, the model takes {max_tokens};"
             " shorten it (words outside the vocabulary cost one token a byte)"
         )

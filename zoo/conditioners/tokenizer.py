@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zoo.errors import UserError
+
 # of as many words: a stand-in that knows no word still counts them
 _CAPTIONS = ("a dog barks", "rain falls on")
 _PACKED_BYTES = 64 * 2**20  # of a tokenizer's JSON; the largest in use are a few megabytes
@@ -27,11 +29,11 @@ def _unpacked(packed: str, what: str) -> str:
         stream = zlib.decompressobj()
         content = stream.decompress(base64.b64decode(packed, validate=True), _PACKED_BYTES)
         if stream.unconsumed_tail or not stream.eof:
-            raise ValueError(f"it is cut off, or unpacks to more than {_PACKED_BYTES} bytes")
+            raise UserError(f"it is cut off, or unpacks to more than {_PACKED_BYTES} bytes")
         return content.decode("utf-8")
     except (ValueError, TypeError, zlib.error) as error:
         made = "pack_tokenizer makes one of the text of a tokenizer.json"
-        raise ValueError(f"the {what} tokenizer cannot be read ({error}); {made}") from error
+        raise UserError(f"the {what} tokenizer cannot be read ({error}); {made}") from error
 
 
 def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, str]:
@@ -57,14 +59,14 @@ def check_vocabulary(tokenizer: Any, what: str) -> None:
     """
     rows = [tokenizer.encode(caption, add_special_tokens=False).ids for caption in _CAPTIONS]
     if rows[0] == rows[1]:
-        raise ValueError(
+        raise UserError(
             f"{what} gives {_CAPTIONS[0]!r} and {_CAPTIONS[1]!r} the same tokens: it is an empty"
             " stand-in without a vocabulary; fetch the tokenizer's files again (tokenizer.json)"
         )
     for caption, row in zip(_CAPTIONS, rows, strict=True):
         back = tokenizer.decode(row)
         if _letters(back) != _letters(caption):
-            raise ValueError(
+            raise UserError(
                 f"{what} turns {caption!r} into tokens that read {back[:60]!r}: its vocabulary is"
                 " not whole; fetch the tokenizer's files again (tokenizer.json)"
             )
@@ -93,7 +95,7 @@ class PromptTokenizer:
             raise
         except Exception as error:  # the library raises plain Exception
             said = str(error)[:120]
-            raise ValueError(
+            raise UserError(
                 f"the {what} tokenizer is not the contents of a tokenizer.json ({said})"
             ) from error
         self._tokenizer.no_padding()
@@ -109,7 +111,7 @@ class PromptTokenizer:
             return ids
         if not truncate:
             said = f"{text[:60]!r}... has {len(ids)} tokens, {self._what} takes {self.max_tokens}"
-            raise ValueError(f"the prompt {said}; shorten it")
+            raise UserError(f"the prompt {said}; shorten it")
         self._tokenizer.enable_truncation(self.max_tokens)
         try:
             return self._tokenizer.encode(text).ids

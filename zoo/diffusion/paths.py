@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
+
 PREDICTIONS = ("eps", "v", "velocity", "x0")
 SPACINGS = ("linear", "exponential")
 
@@ -30,7 +32,7 @@ def require_known(what: str, name: str, choices: Sequence[str]) -> str:
         return name
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.3)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(
+    raise UserError(
         f"{what} {name!r} is unknown, expected one of {', '.join(map(repr, choices))}{hint}"
     )
 
@@ -42,14 +44,14 @@ def exact(tensor: Tensor) -> Tensor:
 
 def _require_steps(steps: int) -> int:
     if int(steps) != steps or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
+        raise UserError(f"steps must be a whole number of at least 1, got {steps}")
     return int(steps)
 
 
 def _require_unit_time(time: Tensor) -> Tensor:
     time = exact(time)
     if not bool(((time >= 0) & (time <= 1)).all()):
-        raise ValueError(
+        raise UserError(
             f"a continuous time lies in [0, 1] (0 clean, 1 noise), got {time.flatten().tolist()}"
         )
     return time
@@ -79,7 +81,7 @@ class VPDiscrete:
         if self.alphas_cumprod.ndim != 1 or not bool(
             ((self.alphas_cumprod > 0) & (self.alphas_cumprod < 1)).all()
         ):
-            raise ValueError(
+            raise UserError(
                 "alphas_cumprod must be a flat list of numbers between 0 and 1 (both excluded)"
             )
         self.prediction = require_known("prediction", prediction, PREDICTIONS)
@@ -115,7 +117,7 @@ class VPDiscrete:
         steps, count = _require_steps(steps), len(self.alphas_cumprod)
         stride = count // steps
         if stride < 1 or (steps - 1) * stride + self.steps_offset > count - 1:
-            raise ValueError(
+            raise UserError(
                 f"{steps} sampling steps do not fit into {count} training steps with steps_offset"
                 f" {self.steps_offset}; use fewer"
             )
@@ -132,7 +134,7 @@ class VPDiscrete:
         if bool((index != index.round()).any()) or bool(
             ((index < lowest) | (index > highest)).any()
         ):
-            raise ValueError(
+            raise UserError(
                 f"a time of this path is a whole number in [{lowest}, {highest}], got"
                 f" {index.flatten().tolist()}"
             )
@@ -167,7 +169,7 @@ class VPCosine:
         self.prediction = require_known("prediction", prediction, PREDICTIONS)
         self.spacing = require_known("spacing", spacing, SPACINGS)
         if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+            raise UserError(f"expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
 
     def __repr__(self) -> str:

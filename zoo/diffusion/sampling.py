@@ -28,6 +28,7 @@ from zoo.diffusion.steps import (
     split,
     step_std,
 )
+from zoo.errors import UserError
 from zoo.types import Conditioning, Path, Prompt, Trajectory
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -54,28 +55,28 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if int(self.steps) != self.steps or self.steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"Sampler: steps must be a whole number of at least 1, got {self.steps}"
             )
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ValueError(
+            raise UserError(
                 f"Sampler: guidance_scale must be a number of at least 0, got {self.guidance_scale}"
             )
         require_known("Sampler: rule", self.rule, (*RULES, *SOLVERS))
         if not isinstance(self.eta, (int, float)):
             object.__setattr__(self, "eta", tuple(float(eta) for eta in self.eta))
             if len(self.eta) != self.steps:
-                raise ValueError(
+                raise UserError(
                     f"Sampler: eta needs one number a step, expected {self.steps}, got"
                     f" {len(self.eta)}"
                 )
         outside = [eta for eta in self.etas if not 0 <= eta <= 1]
         if outside:
-            raise ValueError(
+            raise UserError(
                 f"Sampler: eta lies in [0, 1] (0 deterministic, 1 fully stochastic), got {outside}"
             )
         if self.rule in SOLVERS and set(self.etas) != {1.0}:
-            raise ValueError(
+            raise UserError(
                 f"Sampler: rule {self.rule!r} draws fresh noise at every step: eta must be 1, got"
                 f" {self.eta}"
             )
@@ -136,7 +137,7 @@ def guided_output(
     """
     for name, side in (("conditioning", conditioning), ("negative", negative)):
         if side is not None and len(side) != x.shape[0]:
-            raise ValueError(
+            raise UserError(
                 f"{name} has {len(side)} rows for {x.shape[0]} latents; conditioning travels with"
                 " its samples"
             )
@@ -160,7 +161,7 @@ def guided_output(
 
 def _checked(output: Tensor, x: Tensor) -> Tensor:
     if output.shape != x.shape:
-        raise ValueError(
+        raise UserError(
             f"the network put out shape {tuple(output.shape)}, expected that of its latent,"
             f" {tuple(x.shape)}"
         )
@@ -176,7 +177,7 @@ def step_stds(path: Path, sampler: Sampler) -> Tensor:
     predictions too.
     """
     if sampler.rule in SOLVERS:
-        raise ValueError(
+        raise UserError(
             f"rule {sampler.rule!r} uses the predictions of earlier steps, so its steps have no"
             f" log-probability; train with one of {', '.join(map(repr, RULES))} and keep it for"
             " evaluation"
@@ -294,12 +295,12 @@ def rollout(
     }
     counts |= {} if negative is None else {"negative": len(negative)}
     if len(set(counts.values())) > 1 or not prompts:
-        raise ValueError(
+        raise UserError(
             "a rollout needs one prompt, conditioning row and generator a sample, at least one,"
             f" got {counts}"
         )
     if negative is None and sampler.is_guided:
-        raise ValueError(
+        raise UserError(
             f"guidance_scale {sampler.guidance_scale} needs a negative side; encode what"
             " Sampler.sides gives, or set the scale to 1"
         )
@@ -372,7 +373,7 @@ def step_log_prob(
         else torch.tensor(list(rows), dtype=torch.long)
     )
     if step_B.shape != row_B.shape:
-        raise ValueError(
+        raise UserError(
             f"step_B needs one step a sample, shape ({len(row_B)},), got {tuple(step_B.shape)}"
         )
     stds, times = step_stds(path, sampler), network_time(path.times(sampler.steps))
@@ -380,20 +381,20 @@ def step_log_prob(
         trajectory.std_S.cpu(), stds, rtol=1e-5, atol=0
     )
     if not same or not torch.equal(trajectory.times_S.cpu(), times):
-        raise ValueError(
+        raise UserError(
             "the trajectory was sampled with other steps, eta, rule or path; give the sampler of"
             " its rollout"
         )
     if sampler.is_guided != (trajectory.negative is not None):
-        raise ValueError(
+        raise UserError(
             "guidance must be on in rollout and training alike; give the sampler of the"
             " trajectory's rollout"
         )
     if bool(((step_B < 0) | (step_B >= sampler.steps)).any()):
-        raise ValueError(f"steps lie in [0, {sampler.steps - 1}], got {step_B.tolist()}")
+        raise UserError(f"steps lie in [0, {sampler.steps - 1}], got {step_B.tolist()}")
     for step in step_B.unique().tolist():
         if stds[step] == 0:
-            raise ValueError(
+            raise UserError(
                 f"step {step} (time {times[step].item():.6g} -> {times[step + 1].item():.6g}, eta"
                 f" {sampler.etas[step]:g}) adds no noise, so it has no log-probability; leave it"
                 " out of training (the last step of most paths) or raise its eta"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.diffusion.paths import PREDICTIONS, exact, require_known
+from zoo.errors import UserError
 from zoo.types import Conditioning, Path
 
 RULES = ("ddim", "cps")
@@ -43,7 +44,7 @@ def split(
     x, output = x.float(), output.float()
     if prediction == "eps":
         if bool((alpha == 0).any()):
-            raise ValueError(
+            raise UserError(
                 "an 'eps' prediction at pure noise (alpha 0) says nothing about the clean latent;"
                 " start the path below pure noise (VPCosine spacing='exponential', VPDiscrete) or"
                 " let the network predict 'v', 'velocity' or 'x0'"
@@ -51,7 +52,7 @@ def split(
         return (x - _like(sigma, x) * output) / _like(alpha, x), output
     if prediction == "x0":
         if bool((sigma == 0).any()):
-            raise ValueError(
+            raise UserError(
                 "an 'x0' prediction at sigma 0 says nothing about the noise; a step must start at"
                 " sigma > 0"
             )
@@ -145,7 +146,7 @@ def second_order_term(
     """
     before, now, after = (exact(level) for level in levels)
     if bool((after <= 0).any()):
-        raise ValueError(
+        raise UserError(
             "a step to noise level 0 is of first order; leave the second-order term out"
         )
     share = torch.log(now / after) / torch.log(before / now)
@@ -167,7 +168,7 @@ def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
         m in (1, v) for m, v in zip(scored_mask.shape, values.shape, strict=True)
     )
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"scored_mask of shape {tuple(scored_mask.shape)} does not fit values of shape"
             f" {tuple(values.shape)}; give it the same number of axes, each of the same size or 1"
         )
@@ -178,7 +179,7 @@ def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
     )
     count_B = mask.sum(dim=1)
     if bool((count_B == 0).any()):
-        raise ValueError(
+        raise UserError(
             f"rows {(count_B == 0).nonzero().flatten().tolist()} have no scored element; check"
             " scored_mask"
         )
@@ -197,7 +198,7 @@ def log_prob(
     """
     if bool((std_B <= 0).any()):
         rows = (std_B <= 0).nonzero().flatten().tolist()
-        raise ValueError(
+        raise UserError(
             f"rows {rows} have std 0: a deterministic step has no log-probability; leave such steps"
             " (usually the last one) out of training or raise their eta"
         )

@@ -18,7 +18,7 @@ from zoo.audio_files import audio_facts, write_audio
 from zoo.audio_files.folders import Listing
 from zoo.audio_files.folders import listed as files_of
 from zoo.commands.generate import output_paths
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.evaluation.options import BASE
 from zoo.evaluation.scores import Progress, fingerprint
 from zoo.files import parsed_json, written_beside
@@ -55,7 +55,7 @@ class Configuration:
         from zoo.hub.store import is_downloaded
 
         if self.folder is not None and is_downloaded(self.folder):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} was downloaded, and its config.yaml may name code; give --prompts"
                 " and --rewards by name"
             )
@@ -66,7 +66,7 @@ class Configuration:
             return built_from(dict(self.settings), "backbone", self.folder)
         node = (self.settings.get("module") or {}).get("backbone")
         if node is None:
-            raise ValueError("the configuration has no module.backbone; name a model with --model")
+            raise UserError("the configuration has no module.backbone; name a model with --model")
         check(node, "module.backbone")
         return instantiate(node, "module.backbone")
 
@@ -77,7 +77,7 @@ class Configuration:
         """
         node = self.settings.get("data")
         if node is None:
-            raise ValueError(
+            raise UserError(
                 "no prompts: give --prompts FILE, or --config with a data node (a run folder has"
                 " one)"
             )
@@ -94,7 +94,7 @@ class Configuration:
             "all": (*train, *(p for p in held_out if p not in train)),
         }[which]
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"the data of the configuration has no {which} prompts; take --which "
                 f"{'train' if train else 'held_out'}, or --prompts FILE"
             )
@@ -129,7 +129,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
     try:
         return name, float(strength)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--adapter {text!r}: expected NAME or NAME=STRENGTH, such as runs/one/adapter=0.5"
         ) from None
 
@@ -212,7 +212,7 @@ def _claim(folder: Path, source: Mapping[str, Any]) -> None:
         ]
         if differing:
             name = differing[0]
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there,"
                 f" {source.get(name)} now); name another --out, or remove that folder"
             )
@@ -225,9 +225,9 @@ def _source(path: Path) -> Mapping[str, Any]:
     try:
         there = parsed_json(path.read_text(encoding="utf-8"))
         if not isinstance(there, dict):
-            raise ValueError(f"holds a {type(there).__name__}")
+            raise UserError(f"holds a {type(there).__name__}")
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read ({error}); name another --out, or remove that folder"
         ) from error
     return there
@@ -284,7 +284,7 @@ def folder_samples(
     sounds.log_set_aside(folder)
     stray = [name for name in sounds.files if name not in listed]
     if stray:
-        raise ValueError(
+        raise UserError(
             f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add"
             " rows for them, or move them away: no clip is left out in silence"
         )
@@ -305,13 +305,13 @@ def _table_samples(
 ) -> tuple[Sample, ...]:
     content = read_table(table, "file", "prompt")
     if not content.rows:
-        raise ValueError(f"{table} has no row; write one for each file: file,prompt,label")
+        raise UserError(f"{table} has no row; write one for each file: file,prompt,label")
     files = files_of(folder, suffixes=None)
     samples = tuple(_row_sample(folder, files, record, label_keys) for record in content.rows)
     names = [sample.path.name for sample in samples]
     doubled = next((name for name, count in Counter(names).items() if count > 1), None)
     if doubled is not None:
-        raise ValueError(f"{table} has more than one row for {doubled}; keep one")
+        raise UserError(f"{table} has more than one row for {doubled}; keep one")
     return samples
 
 
@@ -319,11 +319,11 @@ def _row_sample(folder: Path, files: Listing, record: Any, label_keys: tuple[str
     """``record``: a ``datamodules.tables.Record``."""
     where, name, text = record.where, record.name("file"), record.words("prompt")
     if not name:
-        raise ValueError(f"{where}: expected the name of a file under 'file', the cell is empty")
+        raise UserError(f"{where}: expected the name of a file under 'file', the cell is empty")
     found = files.find(name)
     if found is None:
         if len(PureWindowsPath(name).parts) > 1:
-            raise ValueError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
+            raise UserError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
         aside = files.reason(name)
         sounds = list(files_of(folder).files)
         near = f"that name is {aside}" if aside else did_you_mean(name, sounds, limit=4)
@@ -333,9 +333,9 @@ def _row_sample(folder: Path, files: Listing, record: Any, label_keys: tuple[str
     try:
         seconds = audio_facts(path).seconds if seconds is None else seconds
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     if not 0 < seconds < math.inf:
-        raise ValueError(f"{where}: seconds must be positive and finite, got {seconds}")
+        raise UserError(f"{where}: seconds must be positive and finite, got {seconds}")
     label = record.cells.get("label") if record.name("label") else None
     labels = {} if label is None else dict.fromkeys(label_keys or ("label",), label)
     others = record.others(*_OWN_COLUMNS).items()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import parsed_json, written_beside
 
 RESULTS = "results.json"
@@ -138,7 +138,7 @@ def read_results(folder: Path) -> Results:
     try:
         record = parsed_json(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r} is not {FORMAT}")
+            raise UserError(f"format {record['format']!r} is not {FORMAT}")
         scorers = tuple(
             ScorerFacts(**{**facts, "class_names": tuple(facts["class_names"])})
             for facts in record["scorers"]
@@ -151,7 +151,7 @@ def read_results(folder: Path) -> Results:
             )
             sets.append(ClipSet(**{**facts, "clips": clips}))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not what tools/evaluate.py writes ({error!r}); evaluate again into that"
             " folder"
         ) from error
@@ -170,7 +170,7 @@ def combined(parts: Mapping[str, Results]) -> Results:
     for folder, results in parts.items():
         for facts in results.scorers:
             if scorers.setdefault(facts.name, facts) != facts:
-                raise ValueError(
+                raise UserError(
                     f"{folder} was scored by another {facts.name} (fingerprint {facts.fingerprint})"
                     f" than the folders before ({scorers[facts.name].fingerprint}); their numbers"
                     " do not belong in one table: evaluate them with the same"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from zoo.audio_files import read_audio
-from zoo.errors import parsing
+from zoo.errors import UserError, parsing
 from zoo.evaluation.results import ScoredClip, ScorerFacts
 from zoo.files import parsed_json, sha256_of, written_beside
 from zoo.generation import score
@@ -86,7 +86,7 @@ def open_scorers(
     scorers: dict[str, Scorer] = {}
     for text in names:
         if text == "config" and config_reward is None:
-            raise ValueError(
+            raise UserError(
                 "--rewards config is the reward of a configuration with module.reward; give"
                 " --config too"
             )
@@ -98,7 +98,7 @@ def open_scorers(
         else:
             reward, name = load(text), text
         if not callable(reward) or not hasattr(reward, "differentiable"):
-            raise ValueError(
+            raise UserError(
                 f"--rewards: {text} is a {type(reward).__name__}, which scores nothing; name a"
                 " reward"
             )
@@ -107,7 +107,7 @@ def open_scorers(
         if Path(name).is_dir() and name not in ENTRIES:
             name = str(getattr(reward, "checkpoint", "") or short_name(name))
         if name in scorers:
-            raise ValueError(
+            raise UserError(
                 f"--rewards names {name} twice; give each scorer once, or its folder another name"
             )
         scorers[name] = as_scorer(name, reward)
@@ -127,7 +127,7 @@ def _reward_node(path: str) -> dict[str, Any]:
 
     node = run.load([path]).module.get("reward")
     if node is None:
-        raise ValueError(f"--rewards: {path} has neither a _target_ nor a module.reward")
+        raise UserError(f"--rewards: {path} has neither a _target_ nor a module.reward")
     return dict(node)
 
 
@@ -158,7 +158,7 @@ def check_prompts(scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
             try:
                 scorer.reward.targets(prompts)
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"{scorer.facts.name}: {error} (a column {scorer.label_key!r} or 'label' of the"
                     " table says what each prompt asks for)"
                 ) from error
@@ -175,10 +175,10 @@ class ScoreCache:
         try:
             found = parsed_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if not isinstance(found, dict):
-                raise ValueError(f"it holds a {type(found).__name__}")
+                raise UserError(f"it holds a {type(found).__name__}")
             self.entries: dict[str, dict[str, Any]] = found
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} cannot be read ({error}); remove it, and the clips are scored again"
             ) from error
 
@@ -265,7 +265,7 @@ def _of_the_set(
             if not math.isfinite(value)
         ]
         if bad:
-            raise ValueError(
+            raise UserError(
                 f"{scorer.facts.name} gave no finite {name} for {len(bad)} of {len(samples)} clips,"
                 f" the first {bad[0]}; leave them out of the table"
             )
@@ -317,14 +317,14 @@ def _scored(scorer: Scorer, samples: Sequence[Sample], device: str) -> list[dict
     for entry, sample in zip(entries, samples, strict=True):
         for name, value in entry["values"].items():
             if not math.isfinite(value):
-                raise ValueError(
+                raise UserError(
                     f"{facts.name} gave {name} = {value} for {sample.path}; listen to that clip,"
                     " and leave it out of the table if it is damaged"
                 )
     if facts.class_names:
         absent = [f"p_{name}" for name in facts.class_names if f"p_{name}" not in columns]
         if absent:
-            raise ValueError(
+            raise UserError(
                 f"{facts.name} has classes but gave no part {absent[0]!r}; its parts are"
                 f" {', '.join(columns)}"
             )

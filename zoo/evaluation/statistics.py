@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zoo.errors import UserError
 from zoo.evaluation.results import ClipSet, ScorerFacts, pairs
 from zoo.statistics.bootstrap import bootstrap_means, percentile_interval
 from zoo.statistics.clustered import Clustered, clustered_difference, clustered_mean
@@ -93,7 +94,7 @@ def confusion_matrix(
     place = {name: i for i, name in enumerate(class_names)}
     strangers = {*wanted, *predicted} - place.keys()
     if strangers:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(sorted(strangers))} is none of the classes {', '.join(class_names)}"
         )
     matrix = [[0] * len(class_names) for _ in class_names]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import folder_written_beside, sha256_of
 from zoo.hub.artifact import CONFIG_FILE as FACTS_FILE
 from zoo.hub.artifact import read_config, write_config
@@ -111,7 +111,7 @@ def check_base(
     dtype = own if own in recorded else next(iter(recorded))
     found = base_sha256(denoiser, dtype)
     if found != recorded[dtype]:
-        raise ValueError(
+        raise UserError(
             f"{what} was trained on another base: on {trained_on or 'one without a name'}, whose"
             f" denoiser has the sha256 {recorded[dtype]}, but {here or 'this base'} has {found} (as"
             f" {dtype}); load it on the base it was trained on"
@@ -139,7 +139,7 @@ def write_adapter(
 
     folder, base = Path(folder), dict(base or {})
     if len(model.peft_config) != 1:
-        raise ValueError(
+        raise UserError(
             f"{len(model.peft_config)} adapters are stacked here, a folder holds one; merge them"
             " instead (zoo.hub.adapters.merge_adapters)"
         )
@@ -177,7 +177,7 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dic
     folder = Path(folder)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no adapter: {', '.join(missing)} missing; give the folder that"
             " save_adapter wrote"
         )
@@ -185,10 +185,10 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dic
     if (folder / FACTS_FILE).exists():
         facts = read_config(folder)
         if facts["kind"] != "adapter":
-            raise ValueError(f"{folder} holds a {facts['kind']}, no adapter")
+            raise UserError(f"{folder} holds a {facts['kind']}, no adapter")
     for name, promised in facts.get("sha256", {}).items():
         if sha256_of(file_inside(folder, name, blobs_of(folder))) != promised:
-            raise ValueError(
+            raise UserError(
                 f"{folder / name} is not the file that {FACTS_FILE} describes (sha256 differs);"
                 " fetch it again"
             )
@@ -198,7 +198,7 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dic
         check_safetensors_header(path)
         weights = load_file(str(path))
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"the adapter in {folder} cannot be read ({error}); it may be damaged, export it again"
         ) from error
     refuse_wrong_numbers(weights, None, str(path))
@@ -210,12 +210,12 @@ def _read_lora_config(path: Path) -> LoraConfig:
 
     found = read_json(path)
     if found.get("peft_type") != "LORA":
-        raise ValueError(
+        raise UserError(
             f"{path}: peft_type {found.get('peft_type')!r} cannot be loaded, only 'LORA'"
         )
     if found.get("init_lora_weights", True) not in _STARTS:
         start = found["init_lora_weights"]
-        raise ValueError(
+        raise UserError(
             f"{path}: init_lora_weights {start!r} changes the base model; convert it to plain LoRA"
         )
     standard = LoraConfig().to_dict()
@@ -229,13 +229,13 @@ def _read_lora_config(path: Path) -> LoraConfig:
             {},
         ):
             hint = "" if key in standard else f"; {did_you_mean(key, standard)}"
-            raise ValueError(
+            raise UserError(
                 f"{path}: {key}={value!r} is more than plain LoRA, which alone is loaded here{hint}"
             )
     taken = {key: found[key] for key in _TAKEN if key in found}
     for key, (is_right, wanted) in _CHECKS.items():
         if (key in ("r", "target_modules") or key in taken) and not is_right(taken.get(key)):
-            raise ValueError(f"{path}: {key} must be {wanted}, got {taken.get(key)!r}")
+            raise UserError(f"{path}: {key} must be {wanted}, got {taken.get(key)!r}")
     check_alpha(
         taken.get("lora_alpha", standard["lora_alpha"]), int(taken["r"]), f"{path}: lora_alpha"
     )
@@ -247,7 +247,7 @@ def check_alpha(alpha: float, rank: int, what: str) -> None:
     ``LARGEST_SCALE``].
     """
     if not (math.isfinite(alpha) and 0 < alpha <= LARGEST_SCALE * rank):
-        raise ValueError(
+        raise UserError(
             f"{what} must be a positive number of at most {LARGEST_SCALE:g} times the rank {rank},"
             f" got {alpha}: the adapter counts alpha / rank times, usually 1 or 2"
         )

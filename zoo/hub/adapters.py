@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from zoo.errors import UserError
 from zoo.hub.adapter_files import check_base, read_adapter
 from zoo.types import Backbone
 
@@ -40,12 +41,12 @@ def stack_adapters(
     from peft import PeftModel, get_peft_model
 
     if isinstance(backbone.denoiser, PeftModel):
-        raise ValueError(
+        raise UserError(
             "this backbone already has an adapter; load another copy of it, or give all adapters at"
             " once"
         )
     if not adapters:
-        raise ValueError("no adapter is given; expected (folder, strength) pairs")
+        raise UserError("no adapter is given; expected (folder, strength) pairs")
     for folder, strength in adapters:
         _check_strength(folder, strength)
     read = [(folder, strength, *read_adapter(folder)) for folder, strength in adapters]
@@ -62,7 +63,7 @@ def stack_adapters(
         ]
         if lost:
             kind = type(backbone.denoiser).__name__
-            raise ValueError(
+            raise UserError(
                 f"the adapter in {folder} is for another denoiser: {kind} has no {lost[0]!r}"
             )
         _check_shapes(folder, config, weights, layers)
@@ -123,7 +124,7 @@ def _check_strength(folder: str | Path, strength: float) -> None:
         or not isinstance(strength, (int, float))
         or not math.isfinite(strength)
     ):
-        raise ValueError(
+        raise UserError(
             f"the strength of {folder} must be a finite number (0 the base, 1 as trained), got"
             f" {strength!r}"
         )
@@ -147,7 +148,7 @@ def _check_shapes(
         name for name in wanted if tuple(weights[name].shape) != wanted[name]
     ]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"the adapter in {folder} is for another denoiser or rank: {differing[0]} differs"
         )
 
@@ -163,7 +164,7 @@ def _fill(
         key for key in own if own[key].shape != weights[key].shape
     ]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"the adapter in {folder} is for another denoiser or rank: {differing[0]} differs"
         )
     set_peft_model_state_dict(model, weights, adapter_name=name)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo import __version__
 from zoo.backbones import BACKBONES
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import folder_written_beside, sha256_of
 from zoo.hub.construction import build_within
 from zoo.hub.untrusted import file_inside, read_json, safe_relative_path
@@ -64,9 +64,9 @@ _VERSIONED = ("torch", "diffusers", "transformers", "peft")
 def architecture_class(kind: str, architecture: str, where: str) -> type[nn.Module]:
     """The class of a table's row. Raises ``ValueError`` for names that no table holds."""
     if kind not in TABLES:
-        raise ValueError(f"{where}: unknown kind {kind!r}; {did_you_mean(str(kind), TABLES)}")
+        raise UserError(f"{where}: unknown kind {kind!r}; {did_you_mean(str(kind), TABLES)}")
     if architecture not in TABLES[kind]:
-        raise ValueError(
+        raise UserError(
             f"{where}: unknown architecture {architecture!r};"
             f" {did_you_mean(str(architecture), TABLES[kind])}"
         )
@@ -90,7 +90,7 @@ def identity_of(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
         None,
     )
     if found is None or not isinstance(getattr(module, "arguments", None), dict):
-        raise ValueError(
+        raise UserError(
             f"{here} has no artefact form: no table (BACKBONES, REWARDS) names it with constructor"
             " arguments"
         )
@@ -121,7 +121,7 @@ def save_artifact(
     folder = Path(folder)
     found = architecture_class(kind, architecture, f"artefact {folder}")
     if type(module) is not found:
-        raise ValueError(
+        raise UserError(
             f"artefact {folder}: architecture {architecture!r} is {found.__name__}, got"
             f" {type(module).__name__}"
         )
@@ -150,7 +150,7 @@ def _plain(config: Mapping[str, Any], folder: Path) -> None:
     try:
         json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"artefact {folder}: arguments and facts must be plain JSON values ({error})"
         ) from error
 
@@ -173,7 +173,7 @@ def refuse_foreign_files(folder: Path) -> None:
     )
     if foreign:
         more = " ..." if foreign[3:] else ""
-        raise ValueError(
+        raise UserError(
             f"{folder} holds other files ({', '.join(foreign[:3])}{more}), which would be lost;"
             " name a new folder"
         )
@@ -185,7 +185,7 @@ def refuse_live_adapter(state: Mapping[str, Tensor], what: str) -> None:
     """
     live = [name for name in state if ".base_layer." in f".{name}" or ".lora_" in f".{name}"]
     if live:
-        raise ValueError(
+        raise UserError(
             f"{what}: the model has a live adapter ({live[0]}, ...), and saved as it is nothing"
             " could load it; save the adapter on its own (zoo.backbones.lora.save_adapter) or"
             " merge it first (zoo.hub.adapters.merge_adapters, or tools/zoo.py export"
@@ -206,19 +206,19 @@ def load_artifact(
     config = read_config(folder)
     where = str(folder / CONFIG_FILE)
     if config["kind"] == "adapter":
-        raise ValueError(
+        raise UserError(
             f"{folder} holds an adapter, no model; zoo.load({str(folder)!r}) puts it on its base"
         )
     try:
         found = architecture_class(config["kind"], config["architecture"], where)
         if not isinstance(config["arguments"], dict):
-            raise ValueError(f"{where}: arguments must be an object, got {config['arguments']!r}")
+            raise UserError(f"{where}: arguments must be an object, got {config['arguments']!r}")
         arguments = bind(found, config["arguments"], f"{where}: arguments")
     except ValueError as error:
         written = _writer(config)
         if _numbers(written) <= _numbers(__version__):
             raise
-        raise ValueError(
+        raise UserError(
             f"{error} (written by attune {written}, this is {__version__}: a newer version may"
             " know it)"
         ) from error
@@ -255,7 +255,7 @@ def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
     ]
     if wrong:
         where = folder / (INDEX_FILE if (folder / INDEX_FILE).exists() else WEIGHTS_FILE)
-        raise ValueError(f"the tensors in {where} do not fit the architecture; {'; '.join(wrong)}")
+        raise UserError(f"the tensors in {where} do not fit the architecture; {'; '.join(wrong)}")
     refuse_wrong_numbers(state, wanted, str(folder))
 
 
@@ -270,21 +270,21 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is no model: it has no {CONFIG_FILE}")
     config = read_json(file_inside(folder, CONFIG_FILE, blobs_of(folder)))
     if _holds_target(config):
-        raise ValueError(
+        raise UserError(
             f"{path} holds a _target_: a model artefact names no code, only a known architecture"
         )
     _refuse_newer(config, path)
     missing = [key for key in ("kind", "architecture", "arguments") if key not in config]
     if missing and (missing != ["arguments"] or config["kind"] != "adapter"):
-        raise ValueError(
+        raise UserError(
             f"{path} has no {', '.join(missing)}: it is of no model that was written here"
         )
     for key in ("kind", "architecture"):
         if not isinstance(config[key], str):
-            raise ValueError(f"{path}: {key} must be a name, got {str(config[key])[:80]}")
+            raise UserError(f"{path}: {key} must be a name, got {str(config[key])[:80]}")
     sha256 = config.get("sha256", {})
     if not isinstance(sha256, dict) or not all(isinstance(value, str) for value in sha256.values()):
-        raise ValueError(f"{path}: sha256 must be an object of file: hash, got {str(sha256)[:80]}")
+        raise UserError(f"{path}: sha256 must be an object of file: hash, got {str(sha256)[:80]}")
     for name in sha256:
         safe_relative_path(name)
     return config
@@ -297,11 +297,11 @@ def _refuse_newer(config: Mapping[str, Any], path: Path) -> None:
         or isinstance(written_format, bool)
         or written_format < 1
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: format must be a whole number of at least 1, got {written_format!r}"
         )
     if written_format > FORMAT or _numbers(written)[:1] > _numbers(__version__)[:1]:
-        raise ValueError(
+        raise UserError(
             f"{path} was written by a newer version (format {written_format}, attune {written});"
             f" this is attune {__version__}, which reads format {FORMAT}: install a newer attune"
         )

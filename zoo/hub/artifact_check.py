@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import UserError
 from zoo.hub.artifact import CARD_FILE, CONFIG_FILE, is_own_file, load_artifact, read_config
 from zoo.hub.cards import check_card, licence_of
 from zoo.hub.entry import UNKNOWN
@@ -38,7 +39,7 @@ def verify_artifact(folder: str | Path) -> list[str]:
     names = [file.name for file in files]
     foreign = [name for name in names if not is_own_file(name)]
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds files that are no part of a model: {', '.join(foreign[:4])}; remove"
             " them"
         )
@@ -49,7 +50,7 @@ def verify_artifact(folder: str | Path) -> list[str]:
         if name.endswith((".safetensors", ".safetensors.index.json")) and name not in promised
     ]
     if loose:
-        raise ValueError(
+        raise UserError(
             f"{folder}: config.json promises no hash of {', '.join(loose[:4])}; export it again"
         )
     size = sum(file.size_bytes for file in files)
@@ -108,7 +109,7 @@ def _card(folder: Path, is_there: bool) -> str:
     header = yaml.safe_load(text.split("---\n")[1])
     said, wanted = str(header.get("license_name") or header.get("license")), licence_of(folder)
     if wanted and said.lower() != wanted.lower():
-        raise ValueError(
+        raise UserError(
             f"{folder / CARD_FILE} says license {said}, but this model has to keep {wanted};"
             " correct the card"
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import did_you_mean, parser_message, parsing
+from zoo.errors import UserError, did_you_mean, parser_message, parsing
 from zoo.hub.card_snippets import PLACE, snippet
 from zoo.hub.entry import UNKNOWN, ZooEntry, licence_words
 from zoo.hub.table import ENTRIES
@@ -69,7 +69,7 @@ def body_path(name: str) -> Path:
     """
     stem = name.replace("/", "_")
     if not re.fullmatch(r"[\w.-]+", stem) or stem.startswith("."):
-        raise ValueError(f"a card's name is letters, digits, '_', '-' and '.', got {name!r}")
+        raise UserError(f"a card's name is letters, digits, '_', '-' and '.', got {name!r}")
     return CARDS / f"{stem}.md"
 
 
@@ -101,7 +101,7 @@ def card_for(folder: str | Path, name: str | None = None) -> str:
     body = body.replace("{{name}}", name)
     left = re.findall(r"\{\{[^}]*\}\}", body)
     if left:
-        raise ValueError(
+        raise UserError(
             f"the card of {name} has the unknown place {left[0]};"
             f" {did_you_mean(left[0].strip('{} '), _SECTIONS)}"
         )
@@ -154,32 +154,32 @@ def check_card(content: str, what: str) -> None:
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
     if not content.startswith("---\n"):
-        raise ValueError(f"{what} has no header (--- license: ... ---)")
+        raise UserError(f"{what} has no header (--- license: ... ---)")
     try:
         card = ModelCard(content, ignore_metadata_errors=False)
         data = card.data.to_dict()
     except Exception as error:  # parsers raise more than their own classes
-        raise ValueError(f"{what}: the header cannot be read: {parser_message(error)}") from error
+        raise UserError(f"{what}: the header cannot be read: {parser_message(error)}") from error
     licence = data.get("license")
     if licence not in (*_HUB_LICENCES, "other"):
-        raise ValueError(
+        raise UserError(
             f"{what}: license {licence!r} is none that the Hub knows;"
             f" {did_you_mean(str(licence), _HUB_LICENCES)}"
         )
     if licence == "other" and not data.get("license_name"):
-        raise ValueError(f"{what}: license other needs a license_name")
+        raise UserError(f"{what}: license other needs a license_name")
     if data.get("pipeline_tag") not in set(_PIPELINES.values()):
-        raise ValueError(
+        raise UserError(
             f"{what}: pipeline_tag must be one of {', '.join(sorted(set(_PIPELINES.values())))}, "
             f"got {data.get('pipeline_tag')!r}"
         )
     base = data.get("base_model")
     if base is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base)):
-        raise ValueError(f"{what}: base_model must be owner/name, got {base!r}")
+        raise UserError(f"{what}: base_model must be owner/name, got {base!r}")
     if data.get("model-index") is not None:
         model_index_to_eval_results(data["model-index"])
     if not card.text.strip().startswith("#"):
-        raise ValueError(f"{what}: the body must begin with a title (# name)")
+        raise UserError(f"{what}: the body must begin with a title (# name)")
 
 
 def portable(node: Any) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from zoo.errors import UserError
 from zoo.files import sha256_of
 from zoo.hub.requests import Asker, HubAnswerError, answer, download, pages
 from zoo.hub.store import cache_root
@@ -43,20 +44,20 @@ class RemoteFile:
 
     def __post_init__(self) -> None:
         if self.sha256 is None and self.blob_id is None:
-            raise ValueError(f"the Hub lists {shown(self.name)} without a hash; it is not pulled")
+            raise UserError(f"the Hub lists {shown(self.name)} without a hash; it is not pulled")
         wrong = [text for text in (self.sha256,) if text is not None and not _is(_SHA256, text)]
         if self.blob_id is not None and not (
             _is(_SHA1, self.blob_id) or _is(_SHA256, self.blob_id)
         ):
             wrong.append(self.blob_id)
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"the Hub lists {shown(self.name)} with the hash {shown(repr(wrong[0]), 80)}; "
                 "expected 40 or 64 hex digits, so it is not pulled"
             )
         size = self.size_bytes
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
-            raise ValueError(
+            raise UserError(
                 f"the Hub lists {shown(self.name)} with the size {shown(repr(size), 40)}; "
                 "expected a count of bytes"
             )
@@ -110,7 +111,7 @@ class HubRepo:
         info, _ = answer(self.asker, f"{self.asker.endpoint}/api/models/{self.repo_id}{at}")
         sha = _field(info, "sha", str, self.repo_id)
         if not _is(_SHA1, sha):
-            raise ValueError(f"{self.repo_id}: the Hub gave no commit but {shown(repr(sha), 60)}")
+            raise UserError(f"{self.repo_id}: the Hub gave no commit but {shown(repr(sha), 60)}")
         card = _field(info, "cardData", dict, self.repo_id, {})
         tags = [tag for tag in _field(info, "tags", list, self.repo_id, []) if isinstance(tag, str)]
         is_other = card.get("license") == "other"
@@ -124,12 +125,10 @@ class HubRepo:
         found: list[RemoteFile] = []
         for page in pages(self.asker, f"{where}?recursive=true&expand=false"):
             if not isinstance(page, list):
-                raise ValueError(f"{self.repo_id}: the Hub's listing is no list but {_kind(page)}")
+                raise UserError(f"{self.repo_id}: the Hub's listing is no list but {_kind(page)}")
             found += [_listed(item, self.repo_id) for item in page if _is_file(item, self.repo_id)]
             if len(found) > FILES:
-                raise ValueError(
-                    f"{self.repo_id} lists more than {FILES:,} files; it is not pulled"
-                )
+                raise UserError(f"{self.repo_id} lists more than {FILES:,} files; it is not pulled")
         return found
 
 
@@ -144,12 +143,12 @@ def _kind(value: object) -> str:
 def _field(node: Any, name: str, kind: type, repo_id: str, default: Any = None) -> Any:
     """A field of an answer, of its kind; a missing or null one is ``default`` where there is one."""
     if not isinstance(node, dict):
-        raise ValueError(f"{repo_id}: the Hub answered with {_kind(node)}, expected an object")
+        raise UserError(f"{repo_id}: the Hub answered with {_kind(node)}, expected an object")
     value = node.get(name)
     if value is None and default is not None:
         return default
     if not isinstance(value, kind):
-        raise ValueError(
+        raise UserError(
             f"{repo_id}: the Hub answered with {_kind(value)} as {name}, expected {kind.__name__}"
         )
     return value
@@ -319,7 +318,7 @@ def fetch(
     try:
         download(hub.asker, url, path, file.size_bytes, tell)
     except ValueError as error:
-        raise ValueError(f"{file.name} of {hub.repo_id}: {error}") from error
+        raise UserError(f"{file.name} of {hub.repo_id}: {error}") from error
     except OSError as error:
         if error.errno is not None:  # the disk's
             error.filename = error.filename or str(path)
@@ -341,7 +340,7 @@ def refuse_links(path: Path) -> None:
             continue
         expected = stat.S_ISREG if place == path else stat.S_ISDIR
         if not expected(mode):
-            raise ValueError(
+            raise UserError(
                 f"{place} is a link or something else where a download waits; "
                 "remove it and pull again"
             )

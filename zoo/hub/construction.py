@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from zoo.errors import UserError
+
 SLACK_BYTES = 256 * 2**20  # windows, filter banks and tables that are computed and not stored
 
 
@@ -51,12 +53,12 @@ def build_within(
         with torch.random.fork_rng(devices=[]), _Bounded(limit_bytes):
             return found(**arguments)
     except MemoryError as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: {found.__name__} with these arguments is far larger than the weights that"
             f" came with it ({error}); it was not built"
         ) from error
     except (RuntimeError, TypeError, ArithmeticError, AssertionError, LookupError) as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"{where}: {found.__name__} cannot be built from these arguments ({said})"
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]  # zoo/
 KINDS = ("backbone", "reward", "adapter", "classifier", "codec")
@@ -88,33 +88,33 @@ class ZooEntry:
         where = f"zoo entry {self.name!r}"
         for value, choices, what in ((self.kind, KINDS, "kind"), (self.layout, LAYOUTS, "layout")):
             if value not in choices:
-                raise ValueError(
+                raise UserError(
                     f"{where}: unknown {what} {value!r}; {did_you_mean(value, choices)}"
                 )
         if not re.fullmatch(r"(embedded/)?[a-z0-9][a-z0-9._-]*", self.name):
-            raise ValueError(
+            raise UserError(
                 f"{where}: a name is small letters, digits, '.', '_' and '-' (a '/' only after"
                 " 'embedded')"
             )
         if self.folder is not None and self.repo_id is not None:
-            raise ValueError(
+            raise UserError(
                 f"{where}: its files are in the package (folder) or on the Hub (repo_id), not both"
             )
         if self.repo_id is not None and not is_repo_id(self.repo_id):
-            raise ValueError(f"{where}: repo_id must be owner/name, got {self.repo_id!r}")
+            raise UserError(f"{where}: repo_id must be owner/name, got {self.repo_id!r}")
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise ValueError(
+            raise UserError(
                 f"{where}: revision must be a commit of 40 hex digits, got {self.revision!r}"
             )
         for name, digest in self.sha256.items():
             inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
             if not inside or not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ValueError(
+                raise UserError(
                     f"{where}: sha256 maps relative file names to 64 hex digits, got {name!r}:"
                     f" {digest!r}"
                 )
         if not self.licence or not self.summary or self.sample_rate_hz <= 0:
-            raise ValueError(
+            raise UserError(
                 f"{where} needs a licence (or {UNKNOWN!r}), a summary and a sample rate in Hz"
             )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.errors import UserError
 from zoo.files import clear_after_killed, folder_written_beside
 from zoo.hub.artifact import (
     CARD_FILE,
@@ -63,7 +64,7 @@ def export_run(
     clear_after_killed(to.parent, glob.escape(to.name))
     refuse_foreign_files(to)
     if not overwrite and to.is_dir() and any(to.iterdir()):
-        raise ValueError(
+        raise UserError(
             f"{to} exists; give another --to, or --overwrite to replace it (in Python: "
             "overwrite=True)"
         )
@@ -121,7 +122,7 @@ def _export_trained(
         None,
     )
     if role is None:
-        raise ValueError(
+        raise UserError(
             f"the run in {run} trained neither a backbone nor a reward, so it has no model folder"
         )
     module = built_from(settings, role, run)
@@ -152,7 +153,7 @@ def _export_policy(
 
     backbone = built_from(settings, "backbone", run)
     if lacking(backbone, Backbone):
-        raise ValueError(
+        raise UserError(
             f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, no backbone"
         )
     backbone.requires_grad_(False)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from zoo.errors import UserError
 from zoo.files import written_beside
 from zoo.hub.entry import is_repo_id
 from zoo.hub.untrusted import read_json, safe_relative_path
@@ -31,9 +32,9 @@ class LockedFile:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"sha256 must be 64 hex digits, got {self.sha256!r}")
+            raise UserError(f"sha256 must be 64 hex digits, got {self.sha256!r}")
         if not isinstance(self.size_bytes, int) or self.size_bytes < 0:
-            raise ValueError(f"size_bytes must be a count, got {self.size_bytes!r}")
+            raise UserError(f"size_bytes must be a count, got {self.size_bytes!r}")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Pin:
 
     def __post_init__(self) -> None:
         if not isinstance(self.revision, str) or not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise ValueError(f"revision must be a commit of 40 hex digits, got {self.revision!r}")
+            raise UserError(f"revision must be a commit of 40 hex digits, got {self.revision!r}")
 
 
 def read_lock(path: str | Path = LOCK_FILE) -> Mapping[str, Pin]:
@@ -58,14 +59,14 @@ def read_lock(path: str | Path = LOCK_FILE) -> Mapping[str, Pin]:
         return MappingProxyType({})
     node = read_json(path)
     if node.get("version") != _VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has version {node.get('version')!r}, this Attune writes {_VERSION}; update"
             " Attune, or name another file with --lock"
         )
     try:
         pins = {repo_id: _pin(repo_id, pin) for repo_id, pin in node["repos"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({error}); restore it, or remove it to trust the next pull afresh"
         ) from error
     return MappingProxyType(pins)
@@ -73,7 +74,7 @@ def read_lock(path: str | Path = LOCK_FILE) -> Mapping[str, Pin]:
 
 def _pin(repo_id: str, node: dict[str, Any]) -> Pin:
     if not is_repo_id(repo_id):
-        raise ValueError(f"{repo_id!r} is not owner/name")
+        raise UserError(f"{repo_id!r} is not owner/name")
     files = {
         str(safe_relative_path(name)): LockedFile(file["sha256"], file["size_bytes"])
         for name, file in node["files"].items()
@@ -86,7 +87,7 @@ def check_revision(
 ) -> None:
     """Raises ``ValueError`` when the lock file pins another commit."""
     if pin is not None and pin.revision != revision:
-        raise ValueError(
+        raise UserError(
             f"{path} pins {repo_id} at {pin.revision}, but {revision} was asked for or found; pull"
             f" without --revision, or remove {repo_id} from {path} if the change is meant"
         )
@@ -98,7 +99,7 @@ def check_file(
     """Raises ``ValueError`` when the lock file knows another hash of this file."""
     known = None if pin is None else pin.files.get(name)
     if known is not None and known.sha256 != sha256:
-        raise ValueError(
+        raise UserError(
             f"{name} of {repo_id} has sha256 {sha256}, but {path} pins {known.sha256}: it is not"
             " the file that was first pulled; ask its publisher what changed"
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.files import folder_written_beside, sha256_of
 from zoo.hub.client import (
     Commit,
@@ -81,7 +81,7 @@ class _Wanted:
         """Raises ``ValueError`` for a hash that the zoo's table or the lock file does not know."""
         known = (self.entry.sha256 if self.entry is not None else {}).get(file)
         if known is not None and known != sha256:
-            raise ValueError(
+            raise UserError(
                 f"{file} of {self.repo_id} has sha256 {sha256}, the zoo's table says {known};"
                 " nothing was kept"
             )
@@ -117,13 +117,13 @@ def pull(
     if entry is not None and entry.path is not None:
         return _embedded(entry, None if to is None else Path(to))
     if entry is not None and entry.repo_id is None:
-        raise ValueError(f"{name} cannot be pulled: {entry.note}")
+        raise UserError(f"{name} cannot be pulled: {entry.note}")
     if entry is None and not looks_remote(name):
         if Path(name).exists():
-            raise ValueError(
+            raise UserError(
                 f"{name} is on this machine already; `python tools/zoo.py verify {name}` checks it"
             )
-        raise ValueError(
+        raise UserError(
             f"there is no zoo entry {name!r}, and it is no owner/name on the Hub;"
             f" {did_you_mean(name, ENTRIES)}"
         )
@@ -326,7 +326,7 @@ def _ask(wanted: _Wanted, licence: str, gated: bool, accept: Consent) -> None:
     note = f" ({wanted.entry.note})" if wanted.entry is not None and wanted.entry.note else ""
     terms = f"{wanted.name} from {wanted.repo_id} comes under {licence_words(licence, gated)}{note}"
     if accept is False or not accept(terms):
-        raise ValueError(
+        raise UserError(
             f"{terms}. Not pulled: agree to it with --accept-licence (in Python:"
             " accept_licence=True)"
         )
@@ -338,14 +338,14 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
         try:
             safe_relative_path(file.name)
         except ValueError as error:
-            raise ValueError(f"{wanted.repo_id} is not pulled: {error}") from error
+            raise UserError(f"{wanted.repo_id} is not pulled: {error}") from error
     files = [file for file in listed if wanted.selects(file.name)]
     names = {file.name for file in files}
     if len(names) < len(files):
-        raise ValueError(f"{wanted.repo_id} is not pulled: its listing names a file twice")
+        raise UserError(f"{wanted.repo_id} is not pulled: its listing names a file twice")
     both = names & {str(parent) for name in names for parent in PurePosixPath(name).parents}
     if both:
-        raise ValueError(
+        raise UserError(
             f"{wanted.repo_id} is not pulled: {min(both)} is a file and a folder in its listing"
         )
     known: Mapping[str, object] = wanted.entry.sha256 if wanted.entry is not None else {}
@@ -371,7 +371,7 @@ def _verified(wanted: _Wanted, file: RemoteFile, path: Path) -> str:
     digest = sha256_of(path)
     try:
         if not file.is_in(path):
-            raise ValueError(
+            raise UserError(
                 f"{file.name} of {wanted.repo_id} arrived with sha256 {digest}, which is "
                 "not the file that the Hub listed; it was damaged on the way or "
                 "changed, nothing was kept: pull again"

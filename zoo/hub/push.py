@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import parsing
+from zoo.errors import UserError, parsing
 from zoo.hub.client import client_answers, connected
 from zoo.hub.entry import UNKNOWN, is_repo_id, licence_words
 from zoo.hub.untrusted import read_json, shown
@@ -84,13 +84,13 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
 
     folder = Path(folder)
     if not is_repo_id(repo_id):
-        raise ValueError(
+        raise UserError(
             f"the repository must be owner/name, such as your-name/my-model, got {repo_id!r}"
         )
     files = verify_folder(folder)
     names = {file.name for file in files}
     if not {CONFIG, ADAPTER_CONFIG} & names:
-        raise ValueError(
+        raise UserError(
             f"{folder} is not a finished export: it has neither {CONFIG} nor {ADAPTER_CONFIG}; "
             "make one with: python tools/zoo.py export RUN --to DIR"
         )
@@ -100,12 +100,12 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
         if not name.lower().endswith(_SENT) or any(part.startswith(".") for part in name.split("/"))
     )
     if not_sent:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {', '.join(not_sent[:4])}, which a model's repository does not get"
             " (pickles, code, hidden files); export into a new folder"
         )
     if CARD not in names:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no model card ({CARD}); an export writes one: python tools/zoo.py export"
             " RUN --to DIR"
         )
@@ -115,7 +115,7 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
         licence_of(folder) or UNKNOWN,
     )
     if not licence:
-        raise ValueError(
+        raise UserError(
             f"{folder / CARD} names no license in its header; its base says {inherited}"
         )
     is_own = (
@@ -124,7 +124,7 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
         and ADAPTER_CONFIG not in names
     )
     if licence.lower() != inherited.lower() and not is_own:  # who derives from nothing chooses
-        raise ValueError(
+        raise UserError(
             f"{folder / CARD} says license {licence}, but what this model is derived from demands"
             f" {inherited}; correct the card"
         )
@@ -132,7 +132,7 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
         if file.name.lower().endswith(_TEXTS) and holds_secret(
             (folder / file.name).read_text("utf-8", errors="replace")
         ):
-            raise ValueError(
+            raise UserError(
                 f"{file.name} in {folder} holds what looks like an access token; remove it (and"
                 " revoke the token)"
             )
@@ -163,7 +163,7 @@ def push(
     with connected(repo_id, None, token) as hub, client_answers(plan.endpoint):
         hub.api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not hub.api.model_info(repo_id).private:
-            raise ValueError(
+            raise UserError(
                 f"{repo_id} is there already and public; make it private on its page, or push"
                 " without --private"
             )
@@ -172,7 +172,7 @@ def push(
         ]
         for file, operation in zip(plan.files, operations, strict=True):
             if operation.upload_info.sha256.hex() != file.sha256:
-                raise ValueError(
+                raise UserError(
                     f"{file.name} changed while it was about to be sent; nothing was sent, start"
                     " again"
                 )
@@ -186,9 +186,9 @@ def _front_matter(card: Path) -> tuple[dict[str, Any], str]:
 
     match = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", card.read_text("utf-8"), re.DOTALL)
     if match is None:
-        raise ValueError(f"{card} has no header (--- license: ... ---); export again, or write one")
+        raise UserError(f"{card} has no header (--- license: ... ---); export again, or write one")
     with parsing(f"the header of {card}", "YAML"):
         node = yaml.safe_load(match[1])
     if not isinstance(node, dict):
-        raise ValueError(f"the header of {card} must be a mapping such as 'license: apache-2.0'")
+        raise UserError(f"the header of {card} must be a mapping such as 'license: apache-2.0'")
     return node, match[1]

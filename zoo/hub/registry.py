@@ -9,7 +9,7 @@ import fnmatch
 from pathlib import Path
 
 from zoo.backbones import BACKBONES
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.hub.entry import KINDS, ZooEntry, is_repo_id
 from zoo.hub.table import ENTRIES
 from zoo.importers import IMPORTERS
@@ -31,7 +31,7 @@ def entries(kind: str | None = None, pattern: str | None = None) -> tuple[ZooEnt
     Raises ``ValueError`` for an unknown kind.
     """
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
+        raise UserError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
     glob = (
         "*"
         if pattern is None
@@ -49,7 +49,7 @@ def entries(kind: str | None = None, pattern: str | None = None) -> tuple[ZooEnt
 def entry_of(name: str) -> ZooEntry:
     """The entry of a name. Raises ``ValueError`` with the nearest one."""
     if name not in ENTRIES:
-        raise ValueError(f"there is no zoo entry {name!r}; {did_you_mean(name, ENTRIES)}")
+        raise UserError(f"there is no zoo entry {name!r}; {did_you_mean(name, ENTRIES)}")
     return ENTRIES[name]
 
 
@@ -84,14 +84,14 @@ def find(name_or_path: str | Path) -> Path:
             else []
         )
         choices = [*ENTRIES, *(name for name in beside if "/" in text)]
-        raise ValueError(
+        raise UserError(
             f"there is no model {text!r}, neither a name nor a folder; "
             f"{did_you_mean(text, choices)}"
         )
     reason = why_not_loadable(entry)
     if reason is not None:
         more = f" ({entry.note})" if entry.note else ""
-        raise ValueError(
+        raise UserError(
             f"{entry.name}: {reason}; `python tools/zoo.py show {entry.name}` says what is"
             f" known{more}"
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from zoo.errors import UserError
 from zoo.hub.untrusted import parse_json, shown
 from zoo.secrets import without_secrets
 
@@ -61,7 +62,7 @@ class Asker:
         found = build_hf_headers(token=self.token)
         headers = {name.lower(): value for name, value in found.items()}
         if not re.fullmatch(r"[\x20-\x7e]*", headers.get("authorization", "")):
-            raise ValueError(
+            raise UserError(
                 "the access token holds a character that cannot be sent (a line "
                 "break?); set HF_TOKEN again"
             )
@@ -83,7 +84,7 @@ def origin(url: str) -> tuple[str, str, int | None]:
         or not _HOST.fullmatch(host)
         or (parts.scheme not in ("http", "https"))
     ):
-        raise ValueError(
+        raise UserError(
             f"the Hub named an address that is not a plain one of http or https: {shown(url, 80)}"
         )
     return parts.scheme, host, port or {"http": 80, "https": 443}[parts.scheme]
@@ -103,7 +104,7 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
         for chunk in response.iter_raw():
             content += chunk
             if len(content) > ANSWER_BYTES:
-                raise ValueError(
+                raise UserError(
                     f"{asker} answered with more than {ANSWER_BYTES:,} bytes where a "
                     "short list was expected; nothing was kept"
                 )
@@ -131,14 +132,14 @@ def pages(asker: Asker, url: str) -> Iterator[Any]:
     seen: set[str] = set()
     while url not in seen:
         if len(seen) == PAGES:
-            raise ValueError(f"the listing of {asker} has more than {PAGES} pages; nothing is kept")
+            raise UserError(f"the listing of {asker} has more than {PAGES} pages; nothing is kept")
         seen.add(url)
         page, following = answer(asker, url)
         yield page
         if following is None:
             return
         url = following
-    raise ValueError(
+    raise UserError(
         f"the listing of {asker} leads back to a page that it gave before; nothing was kept"
     )
 
@@ -192,15 +193,15 @@ def _download_once(
             file.truncate(0)
             start = 0
         elif start and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
-            raise ValueError("the storage sent another part than was asked for; pull again")
+            raise UserError("the storage sent another part than was asked for; pull again")
         for chunk in response.iter_raw():
             if start + len(chunk) > size_bytes:
-                raise ValueError(f"it is longer than the {size_bytes} bytes that the Hub listed")
+                raise UserError(f"it is longer than the {size_bytes} bytes that the Hub listed")
             file.write(chunk)
             start += len(chunk)
             report(start)
     if start != size_bytes:
-        raise ValueError(
+        raise UserError(
             f"it did not arrive with the {size_bytes} bytes that the Hub listed, but with "
             f"{start}; pull again"
         )
@@ -221,7 +222,7 @@ def _opened(asker: Asker, url: str, *, stays: bool, start: int = 0) -> Iterator[
                     raise _error(response)
                 encoding = response.headers.get("content-encoding", "identity").strip().lower()
                 if encoding not in ("", "identity"):
-                    raise ValueError(
+                    raise UserError(
                         f"{asker} answered compressed ({shown(encoding, 20)}) although "
                         "that was not asked for; nothing was read"
                     )
@@ -230,7 +231,7 @@ def _opened(asker: Asker, url: str, *, stays: bool, start: int = 0) -> Iterator[
             url = _target(asker, url, response.headers.get("location", ""), stays)
         finally:
             response.close()
-    raise ValueError(f"{asker} redirected more than {_REDIRECTS} times; stopped")
+    raise UserError(f"{asker} redirected more than {_REDIRECTS} times; stopped")
 
 
 def _sent(asker: Asker, url: str, start: int) -> Any:
@@ -243,7 +244,7 @@ def _sent(asker: Asker, url: str, start: int) -> Any:
             timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
             request = session.build_request("GET", url, headers=headers, timeout=timeout)
         except Exception as error:  # its own InvalidURL, of no public base class
-            raise ValueError(f"the Hub named an impossible address: {shown(url, 80)}") from error
+            raise UserError(f"the Hub named an impossible address: {shown(url, 80)}") from error
         response = session.send(request, stream=True, follow_redirects=False)
         if response.status_code not in _BUSY or seconds is None:
             break
@@ -269,7 +270,7 @@ def _target(asker: Asker, url: str, location: str, stays: bool) -> str:
             "a login page of this network (hotel, company) to pass?"
         )
     if origin(url)[0] == "https" and origin(new)[0] != "https":
-        raise ValueError(f"{asker} redirected from https to an address without encryption; stopped")
+        raise UserError(f"{asker} redirected from https to an address without encryption; stopped")
     return new
 
 
@@ -280,7 +281,7 @@ def _next_page(asker: Asker, url: str, found: str | None) -> str | None:
 
     new = fix_hf_endpoint_in_url(urljoin(url, found), asker.endpoint)
     if origin(new) != origin(asker.endpoint):
-        raise ValueError(
+        raise UserError(
             f"the listing of {asker} goes on at another host ({_host(new)}); it is not followed"
         )
     return new

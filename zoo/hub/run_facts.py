@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import UserError
 from zoo.hub.entry import UNKNOWN
 from zoo.hub.run_results import Checkpoint, held_out_numbers
 from zoo.sampling_settings import run_sampling
@@ -71,7 +72,7 @@ def facts_of(
     )
     inherited = licence_of_name(name)
     if name is not None and licence not in (None, inherited):
-        raise ValueError(
+        raise UserError(
             f"this model is derived from {name} and inherits its licence, {inherited}; it cannot be"
             f" {licence}"
         )
@@ -150,5 +151,5 @@ def _card_name(run: Path, card: str | None) -> str:
         card = run.resolve().name if body_path(run.resolve().name).is_file() else TEMPLATE
     elif not body_path(card).is_file():
         choices = [path.stem for path in body_path(card).parent.glob("*.md")]
-        raise ValueError(f"there is no card {body_path(card)}; {did_you_mean(card, choices)}")
+        raise UserError(f"there is no card {body_path(card)}; {did_you_mean(card, choices)}")
     return card

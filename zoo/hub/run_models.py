@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from zoo.errors import UserError
 from zoo.hub.artifact import CONFIG_FILE, read_config
 from zoo.hub.untrusted import check_safetensors_header
 
@@ -49,7 +50,7 @@ def refuse_downloaded(folder: Path) -> None:
     from zoo.hub.store import is_downloaded
 
     if is_downloaded(folder):
-        raise ValueError(
+        raise UserError(
             f"{folder} was downloaded and has a config.yaml, which may name code; only runs of "
             "your own are opened"
         )
@@ -67,7 +68,7 @@ def of_run(folder: Path, adapter: str | Path | None = None) -> tuple[Any, list[t
         folder / "adapter",
     )
     if adapter is None and not own.is_dir() and not whole.is_file() and not denoiser.is_file():
-        raise ValueError(
+        raise UserError(
             f"the run in {folder} has left neither adapter/ nor model/; has it finished? "
             "(resume=true goes on)"
         )
@@ -91,7 +92,7 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # YAML errors of several kinds
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     return config if isinstance(config, dict) else {}
 
 
@@ -117,7 +118,7 @@ def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
     node = _module_of(settings).get(role)
     if node is None:
         what = "generator" if role == "backbone" else role
-        raise ValueError(
+        raise UserError(
             f"{folder / 'config.yaml'} has no module.{role}: this run trained no {what}"
         )
     check(node, f"module.{role}")
@@ -136,6 +137,6 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"the tensors in {path} do not fit the backbone of config.yaml: {error}"
         ) from error

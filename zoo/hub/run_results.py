@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import parsing
+from zoo.errors import UserError, parsing
 
 FINISHED = ("adapter/adapter_model.safetensors", "denoiser.safetensors", "model/config.json")
 
@@ -60,11 +60,11 @@ def newest_result(run: Path) -> Path | Checkpoint:
     if done is not None:
         return done if done.name == "denoiser.safetensors" else done.parent
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"no checkpoint in {run / 'checkpoints'} can be read ({'; '.join(damaged[:3])}); let"
             " the run write another one (resume=true)"
         )
-    raise ValueError(
+    raise UserError(
         f"the run in {run} has left nothing to export yet: no adapter/, no model/, no checkpoint; "
         "let it finish one round or epoch"
     )
@@ -82,12 +82,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError and more, by what is wrong
         said = " ".join(str(error).split())[:120]
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as a checkpoint of plain data: it is damaged (an interrupted "
             f"write?) or holds code ({type(error).__name__}: {said})"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"{path} is no checkpoint of a run: it has no state_dict")
+        raise UserError(f"{path} is no checkpoint of a run: it has no state_dict")
     try:
         ema = content.get("ema") or (content.get("ddpo") or {}).get("ema")
         recorded = (content.get("callbacks") or {}).get("AdapterExport") or {}
@@ -100,7 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             recorded.get("base_sha256") or {},
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not the state of a run: a part of it is not what a run writes ({error})"
         ) from error
 
@@ -128,7 +128,7 @@ def fill(
         name for name in stored if stored[name].shape != own[name].shape
     ]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.path} does not fit the model of config.yaml: {differing[0]} differs"
         )
     for name, value in stored.items():
@@ -137,7 +137,7 @@ def fill(
         return
     shapes = [tuple(value.shape) for value in checkpoint.average]
     if shapes != [tuple(own[name].shape) for name in trained]:
-        raise ValueError(
+        raise UserError(
             f"the averaged weights in {checkpoint.path} are of other parameters than config.yaml"
             " trains"
         )
@@ -155,7 +155,7 @@ def metrics_rows(path: Path) -> list[dict[str, float]]:
     with path.open(newline="", encoding="utf-8") as file, parsing(path, "metrics.csv"):
         rows = list(csv.DictReader(file))
         if any(None in row for row in rows):
-            raise ValueError("a row has more cells than there are columns")
+            raise UserError("a row has more cells than there are columns")
         return [{name: float(cell) for name, cell in row.items() if name and cell} for row in rows]
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import UserError
 from zoo.files import folder_written_beside, written_beside
 
 RECORD = ".attune-pull.json"
@@ -87,13 +88,11 @@ def read_record(folder: Path) -> PullRecord | None:
         )
         texts = (record.repo_id, record.revision, record.licence, *record.sha256.values())
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("expected texts")
+            raise UserError("expected texts")
         for name in record.sha256:
             safe_relative_path(name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove the folder and pull again"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}); remove the folder and pull again") from error
     return record
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from zoo.errors import for_screen
+from zoo.errors import UserError, for_screen
 from zoo.files import parsed_json
 
 JSON_BYTES = 4 * 2**20  # config.json and cards are kilobytes, an index of 20 000 tensors is 2 MB
@@ -60,27 +60,27 @@ def safe_relative_path(name: str) -> PurePosixPath:
     bytes in one of them or ``PATH_BYTES`` in all.
     """
     if not isinstance(name, str) or not name:
-        raise ValueError(f"a file name must be a non-empty text, got {shown(repr(name))}")
+        raise UserError(f"a file name must be a non-empty text, got {shown(repr(name))}")
     if not name.isprintable():  # also what is no character at all, which has no bytes on a disk
-        raise ValueError(f"the file name {shown(ascii(name))} holds a control character")
+        raise UserError(f"the file name {shown(ascii(name))} holds a control character")
     parts = name.split("/")
     longest = max(len(part.encode()) for part in parts)
     if len(parts) > PATH_PARTS or len(name.encode()) > PATH_BYTES or longest > 255:
-        raise ValueError(
+        raise UserError(
             f"the file name {shown(name, 60)!r} is too long: at most {PATH_PARTS} parts, "
             f"{PATH_BYTES} bytes, and 255 bytes in each part"
         )
     if any(part.rstrip(". ").casefold() == ".git" for part in parts):
-        raise ValueError(
+        raise UserError(
             f"the file name {shown(name)!r} lies in git's own folder, where files can run commands"
         )
     if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name):
-        raise ValueError(
+        raise UserError(
             f"the file name {shown(name)!r} is absolute or not of this system; names are "
             "relative, folders end in '/'"
         )
     if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(
+        raise UserError(
             f"the file name {shown(name)!r} leaves its folder or is not plain ('..', '.' or an"
             " empty part)"
         )
@@ -115,7 +115,7 @@ def check_folder(folder: str | Path, links_into: str | Path | None = None) -> tu
         if names
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{folder} must hold regular files only, but has {'; '.join(wrong)}; copy the contents"
             " instead"
         )
@@ -133,7 +133,7 @@ def file_inside(folder: str | Path, name: str, links_into: str | Path | None = N
     for part in relative.parts:
         path = path / part
         if path.is_symlink() and not _links_to_a_file_in(path, links_into):
-            raise ValueError(
+            raise UserError(
                 f"{path} is a link to {os.readlink(path)}; a model folder holds regular files only"
             )
     if not path.exists():
@@ -141,7 +141,7 @@ def file_inside(folder: str | Path, name: str, links_into: str | Path | None = N
             f"{folder} has no {name}; it may be half-downloaded, fetch or export it again"
         )
     if not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
+        raise UserError(f"{path} is not a regular file")
     return path
 
 
@@ -154,7 +154,7 @@ def read_json(path: str | Path, limit_bytes: int = JSON_BYTES) -> dict[str, Any]
     path = Path(path)
     size = path.stat().st_size
     if size > limit_bytes:
-        raise ValueError(
+        raise UserError(
             f"{path} is {size} bytes long; such a file has at most {limit_bytes}, so it is not read"
         )
     return _parse_object(path.read_bytes(), str(path))
@@ -169,7 +169,7 @@ def parse_json(content: bytes, where: str) -> Any:
     try:
         return parsed_json(content.decode("utf-8"), JSON_DEPTH)
     except ValueError as error:  # also wrong encoding
-        raise ValueError(f"{where} is not valid JSON: {shown(error)}") from error
+        raise UserError(f"{where} is not valid JSON: {shown(error)}") from error
 
 
 def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -185,12 +185,12 @@ def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise ValueError(
+            raise UserError(
                 f"{path} cannot be read: it has {size} bytes, but claims a header of {length}; it"
                 " is cut off or no safetensors file, fetch or export it again"
             )
         if length > HEADER_BYTES:
-            raise ValueError(
+            raise UserError(
                 f"{path}: a header of {length} bytes is not read (at most {HEADER_BYTES})"
             )
         header = _parse_object(file.read(length), f"the header of {path}")
@@ -198,18 +198,18 @@ def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
-        raise ValueError(f"the header of {path}: __metadata__ must hold texts only")
+        raise UserError(f"the header of {path}: __metadata__ must hold texts only")
     claims = {name: _claim(name, entry, path) for name, entry in header.items()}
     end = 0
     for name, (_, _, start, stop) in sorted(claims.items(), key=lambda item: item[1][2:]):
         if start != end:
             what = "overlaps the one before it" if start < end else "leaves a gap before it"
-            raise ValueError(
+            raise UserError(
                 f"{path}: the range of {name} ({start} to {stop}) {what} (which ends at {end})"
             )
         end = stop
     if end != size - 8 - length:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read: its header claims {end} bytes of tensors, but"
             f" {size - 8 - length} follow it; it is cut off or was changed, fetch or export it"
             " again"
@@ -231,7 +231,7 @@ def check_index(
     where = f"the index in {folder}" if isinstance(index, Mapping) else str(index)
     weight_map = (index if isinstance(index, Mapping) else read_json(index)).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
-        raise ValueError(
+        raise UserError(
             f"{where}: weight_map must be an object of tensor: file, got"
             f" {type(weight_map).__name__}"
         )
@@ -240,18 +240,18 @@ def check_index(
         try:
             safe_relative_path(name)
         except ValueError as error:
-            raise ValueError(f"{where}: {tensor}: {error}") from error
+            raise UserError(f"{where}: {tensor}: {error}") from error
         promised.setdefault(name, []).append(tensor)
     shards = {}
     for name, tensors in promised.items():
         if not name.endswith(".safetensors"):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name} is not a safetensors file; shards are .safetensors only"
             )
         path = file_inside(folder, name, links_into)
         differs = sorted(set(tensors) ^ check_safetensors_header(path).keys())
         if differs:
-            raise ValueError(
+            raise UserError(
                 f"{where} and {path} do not hold the same tensors; they differ in"
                 f" {', '.join(differs[:4])}{' ...' if len(differs) > 4 else ''}"
             )
@@ -274,34 +274,34 @@ def _parse_object(content: bytes, where: str) -> dict[str, Any]:
     try:
         node = parse_json(content, where)
     except ValueError as error:
-        raise ValueError(f"{error}; fetch or export the model again") from error
+        raise UserError(f"{error}; fetch or export the model again") from error
     if not isinstance(node, dict):
-        raise ValueError(f"{where} must hold an object, got {type(node).__name__}")
+        raise UserError(f"{where} must hold an object, got {type(node).__name__}")
     return node
 
 
 def _claim(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, start, stop) of one header entry, consistent in itself."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(
+        raise UserError(
             f"the header of {path}: {name} needs dtype, shape and data_offsets, and nothing else"
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise ValueError(f"the header of {path}: {name} has the unknown dtype {dtype!r}")
+        raise UserError(f"the header of {path}: {name} has the unknown dtype {dtype!r}")
     if not _counts(shape) or len(shape) > 64:
-        raise ValueError(
+        raise UserError(
             f"the header of {path}: the shape of {name} must be at most 64 counts >= 0, got"
             f" {str(shape)[:80]}"
         )
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(
+        raise UserError(
             f"the header of {path}: the data_offsets of {name} must be [start, stop], got"
             f" {str(offsets)[:80]}"
         )
     needed, (start, stop) = math.prod(shape) * _BITS[dtype] // 8, offsets
     if stop - start != needed:
-        raise ValueError(
+        raise UserError(
             f"the header of {path}: {name} of shape {shape} as {dtype} takes {needed} bytes, but"
             f" has {stop - start}"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import UserError
 from zoo.files import sha256_of
 from zoo.hub.store import RECORD, read_record
 from zoo.hub.table import ENTRIES
@@ -45,7 +46,7 @@ def verify_folder(
     paths = {path.relative_to(folder).as_posix(): path for path in check_folder(folder)}
     unfinished = sorted(name for name in paths if is_unfinished(name))
     if unfinished:
-        raise ValueError(
+        raise UserError(
             f"{folder} is half-written, it holds {', '.join(unfinished[:3])}; remove it and pull or"
             " export again"
         )
@@ -56,7 +57,7 @@ def verify_folder(
         CONFIG: _hashes(read_json(paths[CONFIG])) if CONFIG in paths else {},
     }
     if not {CONFIG, ADAPTER_CONFIG} & paths.keys() and record is None and not promised:
-        raise ValueError(
+        raise UserError(
             f"{folder} is no model: it has neither {CONFIG} nor {ADAPTER_CONFIG}, and no record of"
             " a pull"
         )
@@ -82,7 +83,7 @@ def verify_folder(
         wrong.append("there are no weights in it")
     if wrong:
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(
+        raise UserError(
             f"{folder} is not whole: {'; '.join(wrong[:4])}{more}; pull or export it again"
         )
     return tuple(files)

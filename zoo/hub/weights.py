@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zoo.errors import UserError
 from zoo.files import sha256_of, written_beside
 from zoo.hub.untrusted import check_index, check_safetensors_header, file_inside
 
@@ -42,7 +43,7 @@ def save_weights(
                 if not torch.isfinite(tensor).all()
                 else f" as {wanted} (it was finite; export at more precision)"
             )
-            raise ValueError(f"{name} holds NaN or infinity{cause}; {path.name} was not written")
+            raise UserError(f"{name} holds NaN or infinity{cause}; {path.name} was not written")
     with written_beside(path) as temporary:
         try:
             save_file(tensors, str(temporary), metadata={"format": "pt"})
@@ -71,7 +72,7 @@ def save_state(
     """
     folder = Path(folder)
     if shard_bytes < 1:
-        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+        raise UserError(f"shard_bytes must be at least 1, got {shard_bytes}")
     shards: list[list[str]] = [[]]
     total = filled = 0
     for name, tensor in state.items():
@@ -113,7 +114,7 @@ def read_state(
     for path in files:
         promised = (sha256 or {}).get(path.name)
         if promised is not None and promised != sha256_of(path):
-            raise ValueError(
+            raise UserError(
                 f"{path} is not the file that config.json describes (sha256 differs); fetch or"
                 " export it again"
             )
@@ -122,7 +123,7 @@ def read_state(
         try:
             state |= load_file(str(path))
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} cannot be read ({error}); it may be cut off, fetch or export it again"
             ) from error
     return state
@@ -139,7 +140,7 @@ def weight_files(folder: str | Path, variants: bool = False) -> tuple[Path, ...]
     folder, links_into = Path(folder), blobs_of(folder)
     single, index = (folder / WEIGHTS_FILE).exists(), (folder / INDEX_FILE).exists()
     if single and index:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds both {WEIGHTS_FILE} and {INDEX_FILE}; fetch or export it again"
         )
     if index:
@@ -202,7 +203,7 @@ def refuse_wrong_numbers(
         for what, names in wrong_numbers(state, wanted).items()
     ]
     if said:
-        raise ValueError(
+        raise UserError(
             f"the weights in {where} are damaged: {'; '.join(said)}; fetch or export them again"
         )
 

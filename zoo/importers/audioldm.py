@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.backbones.settings import settings_of
+from zoo.errors import UserError
 from zoo.hub.untrusted import read_json
 from zoo.importers.diffusers_folders import (
     check_folders,
@@ -97,7 +98,7 @@ def vocoder_settings(folder: Path) -> dict[str, Any]:
     from zoo.backbones.mel_codec import VOCODER_KEYS
 
     if read_json(folder / "config.json").get("normalize_before", True):
-        raise ValueError(
+        raise UserError(
             f"{folder} normalises its mels first (normalize_before), which AudioLDM's vocoder"
             " does not"
         )

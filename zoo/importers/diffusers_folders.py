@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from zoo.backbones.settings import settings_of
+from zoo.errors import UserError
 from zoo.hub.table import ENTRIES
 from zoo.hub.untrusted import check_safetensors_header, read_json
 from zoo.hub.weights import refuse_wrong_numbers
@@ -66,7 +67,7 @@ def read_settings(folder: Path, kind: type, model_type: str | None = None) -> di
     """
     said, known = read_json(folder / "config.json"), settings_of(kind)
     if model_type is not None and said.get("model_type") != model_type:
-        raise ValueError(
+        raise UserError(
             f"{folder} is a {said.get('model_type')}, expected {model_type}; other text encoders,"
             " such as those of speech models, are not supported"
         )
@@ -80,7 +81,7 @@ def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any
     """
     said = read_json(folder / "scheduler" / "scheduler_config.json")
     if class_name not in (None, said.get("_class_name")):
-        raise ValueError(
+        raise UserError(
             f"{folder / 'scheduler'} is a {said.get('_class_name')}, expected {class_name}"
         )
     return {key: value for key, value in said.items() if not key.startswith("_")}
@@ -106,7 +107,7 @@ def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {folder} cannot be read ({str(error)[:200]}); fetch its files again"
         ) from error
     return pack_tokenizer(tokenizer.backend_tokenizer.to_str()), min(
@@ -128,7 +129,7 @@ def _check_vocabulary_files(folder: Path) -> None:
             " again"
         )
     if find_spec("sentencepiece") is None:
-        raise ValueError(
+        raise UserError(
             f"{folder} has its vocabulary as {_SENTENCE_PIECES} only; pip install sentencepiece and"
             f" load it again, or put the {_TOKENIZER} of the same tokenizer beside it"
         )
@@ -180,7 +181,7 @@ def weights_variant(folder: Path) -> str | None:
             " can be loaded (save_pretrained(FOLDER))"
         )
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds the variants {', '.join(sorted(found))} of the weights; keep the files"
             " of one of them"
         )
@@ -210,7 +211,7 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
     if (
         read_json(folder / "config.json").get("quantization_config") is not None
     ):  # the library would act on what it says
-        raise ValueError(
+        raise UserError(
             f"{folder} holds quantised weights, which are not read here; give float32 or half"
             " precision"
         )
@@ -223,7 +224,7 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
             if name in own and own[name].is_floating_point() and dtype not in _REAL
         )
         if whole:
-            raise ValueError(
+            raise UserError(
                 f"{file}: {', '.join(whole[:3])}, expected floating-point numbers; fetch the file"
                 " again"
             )
@@ -253,7 +254,7 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
         if names
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the tensors in {folder} do not fit {type(empty).__name__}: {'; '.join(wrong)}"
         )
     refuse_wrong_numbers(part.state_dict(), own, str(folder))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import did_you_mean, parsing
+from zoo.errors import UserError, did_you_mean, parsing
 from zoo.hub.construction import build_within
 from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
 from zoo.rewards.mood import EmotionReward
@@ -87,11 +87,11 @@ def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in state:
-            raise ValueError(
+            raise UserError(
                 f"{where} is no EMOPIA audio classifier: it has no tensor {PREFIX}{name}"
             )
         if state[name].ndim != dimensions:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {PREFIX}{name} has shape {tuple(state[name].shape)}, expected"
                 f" {dimensions} dimensions"
             )
@@ -131,19 +131,19 @@ def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: 
         if names
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the tensors in {where} are not those of EMOPIA's audio classifier; {'; '.join(wrong)}"
         )
     infinite = [PREFIX + name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if infinite:
-        raise ValueError(
+        raise UserError(
             f"{where}: {infinite[0]} holds numbers that are not finite; the file is damaged, fetch"
             " it again"
         )
     for name in (_WINDOW, _FILTERS):
         worst = (state[name].float() - wanted[name]).abs().max().item()
         if worst > 1e-3:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {PREFIX}{name} differs by {worst:.2g} from the one for {RATE_HZ} Hz, 0"
                 f" to {RATE_HZ // 2} Hz; it was trained with another front end, which this importer"
                 " does not know"
@@ -155,13 +155,13 @@ def _unprefixed(state: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(
         isinstance(tensor, Tensor) for tensor in state.values()
     ):
-        raise ValueError(
+        raise UserError(
             f"{path} has no dictionary of tensors under state_dict; is it a checkpoint of EMOPIA's"
             " classifier?"
         )
     strangers = sorted(name for name in state if not str(name).startswith(PREFIX))
     if strangers:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {len(strangers)} tensors that do not begin with {PREFIX!r}, such as"
             f" {strangers[0]}; EMOPIA's checkpoints hold its network only"
         )
@@ -209,7 +209,7 @@ def _check_settings(
     for name, here in found.items():
         said = settings.get(name, here)
         if isinstance(said, (int, float)) and said != here:
-            raise ValueError(
+            raise UserError(
                 f"{path}: its settings say {name} = {said:g}, its tensors and EMOPIA's front end"
                 f" say {here:g}"
             )
@@ -217,17 +217,17 @@ def _check_settings(
 
 def _task(task: str | None, n_classes: int, path: Path) -> str:
     if task is not None and task not in TASKS:
-        raise ValueError(f"there is no EMOPIA task {task!r}; {did_you_mean(task, TASKS)}")
+        raise UserError(f"there is no EMOPIA task {task!r}; {did_you_mean(task, TASKS)}")
     fitting = [name for name, classes in TASKS.items() if len(classes) == n_classes]
     if task is None:
         folder = path.resolve().parent.name
         task = folder if folder in TASKS else fitting[0] if len(fitting) == 1 else None
     if task is None:
-        raise ValueError(
+        raise UserError(
             f"{path} has {n_classes} classes: name its task, {' or '.join(fitting or TASKS)}"
         )
     if len(TASKS[task]) != n_classes:
-        raise ValueError(
+        raise UserError(
             f"{path} has {n_classes} classes; task {task!r} has {len(TASKS[task])}:"
             f" {', '.join(TASKS[task])}"
         )

@@ -19,6 +19,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from zoo.errors import UserError
 from zoo.importers.pickles import load_pickle_weights
 
 TOKENIZER = "roberta-base"  # of all released checkpoints; the files do not hold it
@@ -104,7 +105,7 @@ def read_laion_clap(path: str | Path) -> ImportedClap:
     try:
         return converted(laion_tensors(path))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def laion_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -114,16 +115,14 @@ def laion_tensors(path: str | Path) -> dict[str, Tensor]:
     content = load_pickle_weights(path)
     found = content.get("state_dict", content)
     if not isinstance(found, dict):
-        raise ValueError(
-            f"state_dict is a {type(found).__name__}, expected a dictionary of tensors"
-        )
+        raise UserError(f"state_dict is a {type(found).__name__}, expected a dictionary of tensors")
     wrong = [
         str(name)
         for name, value in found.items()
         if not isinstance(name, str) or not isinstance(value, Tensor)
     ]
     if wrong:
-        raise ValueError(f"not a LAION-CLAP checkpoint: {_listed(wrong)} is no tensor")
+        raise UserError(f"not a LAION-CLAP checkpoint: {_listed(wrong)} is no tensor")
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
@@ -135,7 +134,7 @@ def converted(tensors: Mapping[str, Tensor]) -> ImportedClap:
     one that the front end here has.
     """
     if any(name.startswith(_FUSION) for name in tensors):
-        raise ValueError(
+        raise UserError(
             "this checkpoint has feature fusion, which is not supported; take one without"
             " (630k-best, 630k-audioset-best, music_audioset_epoch_15_esc_90.14, ...)"
         )
@@ -148,7 +147,7 @@ def converted(tensors: Mapping[str, Tensor]) -> ImportedClap:
         ]
         if found := _QKV.fullmatch(name):
             if not tensor.ndim or tensor.shape[0] % 3:
-                raise ValueError(
+                raise UserError(
                     f"{name} has shape {tuple(tensor.shape)}, expected rows of query, key and value"
                     " in equal parts"
                 )
@@ -162,7 +161,7 @@ def converted(tensors: Mapping[str, Tensor]) -> ImportedClap:
             left.append(name)
     if left:
         what = f"{len(left)} tensors have no place: {_listed(left)}"
-        raise ValueError(f"not a LAION-CLAP checkpoint with HTSAT and RoBERTa: {what}")
+        raise UserError(f"not a LAION-CLAP checkpoint with HTSAT and RoBERTa: {what}")
     config = _config(state)
     _check_mel_bank(unused.get(_MEL))
     return ImportedClap(config, state, unused)
@@ -173,11 +172,11 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
     def shape(name: str, axis: int) -> int:
         if name not in state or state[name].ndim <= axis:
-            raise ValueError(
+            raise UserError(
                 f"not a LAION-CLAP checkpoint: it has no {name} (by its name in transformers)"
             )
         if not state[name].numel():
-            raise ValueError(
+            raise UserError(
                 f"not a LAION-CLAP checkpoint: {name} (by its name in transformers) is empty"
             )
         return state[name].shape[axis]
@@ -231,7 +230,7 @@ def _check_mel_bank(bank_KM: Tensor | None) -> None:
         bank_KM.shape[0], 50.0, 14_000.0, n_mels, 48_000, norm="slaney", mel_scale="slaney"
     )
     if n_fft != 1024 or not torch.allclose(bank_KM.float(), ours_KM, rtol=1e-3, atol=1e-5):
-        raise ValueError(
+        raise UserError(
             f"its mel filter bank ({n_mels} bins, n_fft {n_fft}) is not that of 48 kHz, n_fft 1024,"
             " 50 to 14000 Hz; such a checkpoint is not known here"
         )

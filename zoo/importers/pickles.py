@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from zoo.errors import UserError
+
 _NUMPY_SCALARS = (
     "Bool",
     "Int8",
@@ -68,17 +70,17 @@ def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[st
         )
         if named is not None:
             what = f"{path} asks for {named[1]}, which is code and not weights"
-            raise ValueError(
+            raise UserError(
                 f"{what}; nothing of it was run. Get the weights as safetensors, or from their"
                 " authors"
             ) from error
         said = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
         said = re.split(r"\n|\. ", said)[0] if said and not said.isdigit() else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as a checkpoint ({said}); it may be cut off, fetch it again"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f"{path} holds a {type(content).__name__}, expected a dictionary of weights"
         )
     return content
@@ -124,11 +126,11 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as a checkpoint ({error}); it may be cut off, fetch it again"
         ) from error
     if unpacked > path.stat().st_size:
-        raise ValueError(
+        raise UserError(
             f"{path} has {path.stat().st_size} bytes but claims {unpacked} unpacked; torch writes"
             " no such file"
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.hub.untrusted import read_json
 from zoo.hub.weights import read_state, refuse_wrong_numbers
 from zoo.importers import laion_clap
@@ -63,7 +63,7 @@ def open_clap(name: str) -> PretrainedClap:
         return PretrainedClap(found.config, found.state, laion_clap.TOKENIZER, {})
     config = read_json(path / "config.json")
     if config.get("model_type") != "clap":
-        raise ValueError(
+        raise UserError(
             f"{path / 'config.json'} is of model_type {config.get('model_type')!r}, expected 'clap'"
         )
     pickled = not any(path.glob("*.safetensors*")) and (path / _PICKLED).is_file()
@@ -96,7 +96,7 @@ def _fetched(name: str) -> Path:
             " file, a name of the zoo (such as clap-htsat-unfused) or owner/name on the Hub"
         )
     if entry is not None and entry.architecture != "clap":
-        raise ValueError(
+        raise UserError(
             f"{name} has the architecture {entry.architecture!r}, expected 'clap' (without feature"
             " fusion)"
         )
@@ -124,7 +124,7 @@ def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[
     ):
         given = config.get(part) or {} if part else config
         if not isinstance(given, Mapping):
-            raise ValueError(f"config.{part} of a CLAP must be an object, got {given!r}")
+            raise UserError(f"config.{part} of a CLAP must be an object, got {given!r}")
         known = {
             key
             for base in kind.__mro__
@@ -134,7 +134,7 @@ def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[
         for key in given:
             if refuse_others and key not in known:
                 where = f"config.{part}.{key}" if part else f"config.{key}"
-                raise ValueError(
+                raise UserError(
                     f"{where}: transformers' CLAP has no such setting; {did_you_mean(key, known)}"
                 )
         values = {
@@ -174,7 +174,7 @@ def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -
         if names
     ]
     if said:
-        raise ValueError(
+        raise UserError(
             f"the tensors of {where} do not fit transformers' CLAP of these sizes;"
             f" {'; '.join(said)}"
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 from zoo.backbones.mel_codec import FFT, MelCodec, slaney_mel_bank
 from zoo.backbones.tango import TEXT_ENCODER, UNET, VAE, VOCODER, Tango
 from zoo.conditioners.tokenizer import pack_tokenizer
+from zoo.errors import UserError
 from zoo.hub.untrusted import file_inside, read_json
 from zoo.hub.weights import blobs_of, refuse_wrong_numbers
 from zoo.importers.diffusers_folders import folder_of
@@ -64,7 +65,7 @@ def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango
         )
     model = load_artifact(folder)
     if not isinstance(model, Tango):
-        raise ValueError(f"{folder} holds a {type(model).__name__}, expected a Tango")
+        raise UserError(f"{folder} holds a {type(model).__name__}, expected a Tango")
     if tokenizer is None:
         return model
     with torch.device("meta"):
@@ -111,7 +112,7 @@ def load_tango(
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the tensors in {folder} do not fit this Tango: {error}") from error
+        raise UserError(f"the tensors in {folder} do not fit this Tango: {error}") from error
     if (folder / STFT_FILE).exists():
         check_front_end(
             load_pickle_weights(_file(folder, STFT_FILE)), model.codec, str(folder / STFT_FILE)
@@ -128,7 +129,7 @@ def main_state(tensors: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     for name, tensor in _tensors(tensors, where).items():
         part, _, rest = name.partition(".")
         if part not in ("unet", "text_encoder"):
-            raise ValueError(
+            raise UserError(
                 f"{where}: the tensor {name!r} is of neither the U-Net (unet.) nor the text encoder"
                 " (text_encoder.)"
             )
@@ -145,7 +146,7 @@ def with_both_names(state: dict[str, Tensor], encoder: str, where: str) -> dict[
     twins = (f"{encoder}.shared.weight", f"{encoder}.encoder.embed_tokens.weight")
     there = [state[name] for name in twins if name in state]
     if len(there) == 2 and not torch.equal(*there):
-        raise ValueError(f"{where}: {twins[0]} and {twins[1]} differ, but are one table of words")
+        raise UserError(f"{where}: {twins[0]} and {twins[1]} differ, but are one table of words")
     return state | {name: there[0] for name in twins if there}
 
 
@@ -159,7 +160,7 @@ def codec_state(tensors: Mapping[str, Any], levels: int, where: str) -> dict[str
         ours = codec_name(name, levels)
         if ours is None or ours in state:
             wrong = "not known" if ours is None else "there twice"
-            raise ValueError(
+            raise UserError(
                 f"{where}: the tensor {name!r} is {wrong}; expected those of AudioLDM's autoencoder"
                 " and, after 'vocoder.', of its HiFi-GAN without weight norm"
             )
@@ -227,7 +228,7 @@ def vae_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             "scaling_factor": float(config["scale_factor"]),
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where} is no configuration of AudioLDM's autoencoder: {type(error).__name__} {error}"
         ) from error
     fixed = {
@@ -239,11 +240,11 @@ def vae_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
     for key, value in {**fixed, "downsample_time": False}.items():
         if sizes.get(key, value) != value:
-            raise ValueError(
+            raise UserError(
                 f"{where}: ddconfig.{key} is {sizes[key]!r}; this importer knows {value!r}"
             )
     if config.get("subband", 1) != 1 or config.get("time_shuffle", 1) != 1:
-        raise ValueError(f"{where}: subband and time_shuffle other than 1 are not known here")
+        raise UserError(f"{where}: subband and time_shuffle other than 1 are not known here")
     return own
 
 
@@ -265,7 +266,7 @@ def check_front_end(tensors: Mapping[str, Any], codec: MelCodec, where: str) -> 
         "stft_fn.inverse_basis": None,
     }
     if set(tensors) != set(known):
-        raise ValueError(f"{where} should hold {sorted(known)}, it holds {sorted(tensors)[:6]}")
+        raise UserError(f"{where} should hold {sorted(known)}, it holds {sorted(tensors)[:6]}")
     for name, ours in known.items():
         shape = (2 * bins, 1, FFT) if ours is None else tuple(ours.shape)
         if (
@@ -273,7 +274,7 @@ def check_front_end(tensors: Mapping[str, Any], codec: MelCodec, where: str) -> 
             or ours is not None
             and not torch.allclose(tensors[name], ours, rtol=0, atol=1e-5)
         ):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name} is not that of Tango's mel front end; this model heard other"
                 " spectrograms"
             )
@@ -315,7 +316,7 @@ def _check_main_config(folder: Path) -> None:
     config = read_json(_file(folder, MAIN_CONFIG))
     for key, known in (("text_encoder_name", (TEXT_ENCODER_REPO,)), ("scheduler_name", SCHEDULES)):
         if config.get(key) not in known:
-            raise ValueError(
+            raise UserError(
                 f"{folder / MAIN_CONFIG}: {key} is {config.get(key)!r}; the released Tangos have"
                 f" {known[0]!r}, and no other is known here"
             )
@@ -328,7 +329,5 @@ def _file(folder: Path, name: str) -> Path:
 def _tensors(tensors: Mapping[str, Any], where: str) -> Mapping[str, Tensor]:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{where}: {name!r} is a {type(value).__name__}, expected tensors only"
-            )
+            raise UserError(f"{where}: {name!r} is a {type(value).__name__}, expected tensors only")
     return tensors

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.backbones.tangoflux import TEXT_ENCODER, TRANSFORMER, VAE, TangoFlux
 from zoo.conditioners.tokenizer import pack_tokenizer
+from zoo.errors import UserError
 from zoo.hub.untrusted import check_safetensors_header, file_inside, read_json
 from zoo.hub.weights import blobs_of, refuse_wrong_numbers
 from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text, with_both_names
@@ -64,7 +65,7 @@ def load_tangoflux(
     folder = Path(folder)
     config = read_json(_file(folder, CONFIG_FILE))
     if config.get("text_encoder_name", TEXT_ENCODER_REPO) != TEXT_ENCODER_REPO:
-        raise ValueError(
+        raise UserError(
             f"{folder / CONFIG_FILE}: text_encoder_name is {config['text_encoder_name']!r}; the"
             f" released model has {TEXT_ENCODER_REPO!r}, and no other is known here"
         )
@@ -86,7 +87,7 @@ def load_tangoflux(
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the tensors in {folder} do not fit this TangoFlux: {error}") from error
+        raise UserError(f"the tensors in {folder} do not fit this TangoFlux: {error}") from error
     return model.float().eval().requires_grad_(False)
 
 
@@ -99,7 +100,7 @@ def main_state(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part not in _PREFIXES:
-            raise ValueError(f"{where}: the tensor {name!r} is of none of {', '.join(_PREFIXES)}")
+            raise UserError(f"{where}: the tensor {name!r} is of none of {', '.join(_PREFIXES)}")
         state[f"{_PREFIXES[part]}.{rest}"] = tensor
     return with_both_names(state, "text.encoder", where)
 

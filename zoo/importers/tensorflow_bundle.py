@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
+
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES, TRAILER_BYTES = 48, 5  # a block's trailer: one byte of compression, four of checksum
 # DataType numbers of TensorFlow's types.proto that have a torch counterpart of the same bytes
@@ -60,15 +62,15 @@ def read_bundle(prefix: str | Path) -> Bundle:
         entries = dict(_table(index))
         header = _message(entries.pop(b""))
         if _number(header, 2):
-            raise ValueError("it was written on a big-endian machine; save it again on another")
+            raise UserError("it was written on a big-endian machine; save it again on another")
         shard_count = _number(header, 1)
         records = {key.decode(): _message(value) for key, value in entries.items()}
     except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{index_path} is damaged: it ends or breaks inside a record; copy it again"
         ) from error
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{index_path} cannot be read as a TensorFlow checkpoint: {error}"
         ) from error
     shards: dict[int, bytes] = {}
@@ -79,7 +81,7 @@ def read_bundle(prefix: str | Path) -> Bundle:
             unread[name] = kind
             continue
         if shard >= shard_count:
-            raise ValueError(
+            raise UserError(
                 f"{index_path}: {name!r} is in shard {shard} of {shard_count}; the index is damaged"
             )
         if shard not in shards:
@@ -87,7 +89,7 @@ def read_bundle(prefix: str | Path) -> Bundle:
         try:
             tensors[name] = _tensor(record, DTYPES[kind], shards[shard])
         except (ValueError, IndexError, struct.error) as error:
-            raise ValueError(f"{index_path}: {name!r} cannot be read: {error}") from error
+            raise UserError(f"{index_path}: {name!r} cannot be read: {error}") from error
     return Bundle(tensors, unread)
 
 
@@ -102,7 +104,7 @@ def _read_file(path: Path) -> bytes:
 
 def _tensor(record: Mapping[int, list], dtype: torch.dtype, data: bytes) -> Tensor:
     if 7 in record:
-        raise ValueError("it was saved in slices (a partitioned variable), which is not supported")
+        raise UserError("it was saved in slices (a partitioned variable), which is not supported")
     shape = (
         [_number(_message(dimension), 1) for dimension in _message(record[2][0]).get(2, [])]
         if 2 in record
@@ -111,11 +113,11 @@ def _tensor(record: Mapping[int, list], dtype: torch.dtype, data: bytes) -> Tens
     offset, size = _number(record, 4), _number(record, 5)
     expected = math.prod(shape) * dtype.itemsize
     if size != expected:
-        raise ValueError(
+        raise UserError(
             f"shape {tuple(shape)} of {dtype} takes {expected} bytes, the entry has {size}"
         )
     if offset + size > len(data):
-        raise ValueError(
+        raise UserError(
             f"it ends at byte {offset + size} of a data file of {len(data)}; the file is cut off,"
             " copy it again"
         )
@@ -129,7 +131,7 @@ def _table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     the data blocks.
     """
     if len(table) < FOOTER_BYTES or struct.unpack("<Q", table[-8:])[0] != MAGIC:
-        raise ValueError(
+        raise UserError(
             "it does not end with the table's magic number (it is cut off, or something else)"
         )
     footer, place = table[-FOOTER_BYTES:], 0
@@ -152,9 +154,9 @@ def _block(table: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byt
     )
     compression, checksum = struct.unpack("<BI", trailer)
     if masked_crc32c(block + trailer[:1]) != checksum:
-        raise ValueError("a block's checksum is wrong; copy the file again")
+        raise UserError("a block's checksum is wrong; copy the file again")
     if compression:
-        raise ValueError("its blocks are compressed, which a checkpoint's never are")
+        raise UserError("its blocks are compressed, which a checkpoint's never are")
     restarts = struct.unpack("<I", block[-4:])[0]
     end, at, key = len(block) - 4 * (restarts + 1), 0, b""
     while at < end:
@@ -162,7 +164,7 @@ def _block(table: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byt
         own, at = _varint(block, at)
         length, at = _varint(block, at)
         if shared > len(key) or at + own + length > end:
-            raise ValueError("a record reaches past its block")
+            raise UserError("a record reaches past its block")
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + length]
         at += own + length
@@ -186,11 +188,11 @@ def _message(raw: bytes) -> dict[int, list]:
             length = 4 if kind == FIXED32 else 8
             value, at = raw[at : at + length], at + length
         else:
-            raise ValueError(
+            raise UserError(
                 f"wire type {kind} in a record, which no protocol buffer of a checkpoint uses"
             )
         if at > len(raw):
-            raise ValueError("a field reaches past its record")
+            raise UserError("a field reaches past its record")
         fields.setdefault(tag >> 3, []).append(value)
     return fields
 
@@ -199,7 +201,7 @@ def _number(fields: Mapping[int, list], number: int) -> int:
     """A field's integer; 0, as everywhere in protocol buffers, where it is left out."""
     value = fields.get(number, [0])[-1]
     if not isinstance(value, int):
-        raise ValueError(f"field {number} should be a number")
+        raise UserError(f"field {number} should be a number")
     return value
 
 
@@ -214,7 +216,7 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
         value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
         if byte < 128:
             return value, at
-    raise ValueError("a number longer than 64 bits")
+    raise UserError("a number longer than 64 bits")
 
 
 def _crc_table() -> list[int]:

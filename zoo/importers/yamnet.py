@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import UserError
 from zoo.importers.tensorflow_bundle import read_bundle
 from zoo.importers.wheels import wheel_path
 
@@ -81,7 +82,7 @@ class YAMNet(nn.Module):
     def forward(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Raises ``ValueError`` unless the wave is (B, N) with samples in it."""
         if wave_BN.ndim != 2 or 0 in wave_BN.shape:
-            raise ValueError(
+            raise UserError(
                 "YAMNet hears mono waves of shape (B, N) with samples in them, got"
                 f" {tuple(wave_BN.shape)}"
             )
@@ -155,7 +156,7 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return torch.ones(shape)
         tensor = left.pop(key)
         if tuple(tensor.shape) != shape:
-            raise ValueError(
+            raise UserError(
                 f"YAMNet's {key} should have shape {shape}, this checkpoint has"
                 f" {tuple(tensor.shape)}"
             )
@@ -182,7 +183,7 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state["classifier.bias"] = take(2 * len(LAYERS), "bias", (CLASS_COUNT,))
     unknown = sorted(set(left) - NOT_WEIGHTS)
     if missing or unknown:
-        raise ValueError(
+        raise UserError(
             f"this is not the released YAMNet: {len(missing)} tensors are missing {missing[:3]}, "
             f"{len(unknown)} are unknown {unknown[:3]}"
         )
@@ -199,9 +200,9 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"index", "display_name"} <= set(rows[0]):
-        raise ValueError(f"{path} should have the columns index, mid, display_name")
+        raise UserError(f"{path} should have the columns index, mid, display_name")
     if [row["index"] for row in rows] != [str(index) for index in range(CLASS_COUNT)]:
-        raise ValueError(
+        raise UserError(
             f"{path} should name the classes 0..{CLASS_COUNT - 1} in order; it has {len(rows)} rows"
         )
     return tuple(row["display_name"] for row in rows)
@@ -227,7 +228,7 @@ def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ..
     state = converted(read_bundle(prefix).tensors)
     found = hashlib.sha256(Path(f"{prefix}.data-00000-of-00001").read_bytes()).hexdigest()
     if found != WEIGHTS_SHA256:
-        raise ValueError(
+        raise UserError(
             f"{prefix} holds other weights than the released YAMNet (sha256 {found[:12]}...):"
             f" {INSTALL}"
         )

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from zoo.errors import UserError
 from zoo.files import check_writable, parsed_json
 from zoo.statistics.intervals import wilson_interval
 
@@ -48,12 +49,12 @@ class Answer:
 
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS or {self.a, self.b} != set(SIDES):
-            raise ValueError(
+            raise UserError(
                 f"expected an answer of {', '.join(ANSWERS)} about base and tuned, got"
                 f" {self.answer!r}, a={self.a!r}, b={self.b!r}"
             )
         if self.trial < 1 or self.pair < 0 or not self.listener or not self.test:
-            raise ValueError("trial counts from 1, pair from 0, and listener and test have names")
+            raise UserError("trial counts from 1, pair from 0, and listener and test have names")
 
     @property
     def preferred(self) -> str:
@@ -134,9 +135,9 @@ def check_answers_place(path: str | Path) -> None:
 def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: answers are kept in a file that ends in {' or '.join(SUFFIXES)}")
+        raise UserError(f"{path}: answers are kept in a file that ends in {' or '.join(SUFFIXES)}")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a file; name one for the answers")
+        raise UserError(f"{path} is not a file; name one for the answers")
     return path
 
 
@@ -181,7 +182,7 @@ def _parsed(content: bytes, path: Path) -> Answers:
         and content
         and tuple(lines[0].lstrip("\ufeff").rstrip("\r").split(",")) != COLUMNS
     ):
-        raise ValueError(
+        raise UserError(
             f"{path} is no answers file: expected the header {','.join(COLUMNS)}, got"
             f" {lines[0][:120]!r}"
         )
@@ -213,7 +214,7 @@ def _answer(line: str, suffix: str) -> Answer:
     numbers = {name: int(values[name]) for name in ("trial", "pair")}
     answer = Answer(**{name: str(value) for name, value in values.items()} | numbers)
     if row["preferred"] != answer.preferred:
-        raise ValueError("preferred does not agree with a, b and answer")
+        raise UserError("preferred does not agree with a, b and answer")
     return answer
 
 
@@ -290,7 +291,7 @@ def _summary(name: str, answers: Sequence[Answer]) -> Summary:
 def described(found: Answers) -> str:
     """The summary for a terminal. Raises ``ValueError`` when there is no answer."""
     if not found.answers:
-        raise ValueError(f"there is no answer yet ({len(found.bad_lines)} lines that are none)")
+        raise UserError(f"there is no answer yet ({len(found.bad_lines)} lines that are none)")
     lines = []
     for one in summarise(found.answers):
         count = one.tuned + one.base + one.none

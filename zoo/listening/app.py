@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import describe
+from zoo.errors import UserError, describe
 from zoo.listening.trials import BlindTest, View, give_answer, heard, next_view, playable
 
 QUESTION = "Which sound fits the text better?"
@@ -34,7 +34,7 @@ def gradio() -> Any:
     try:
         import gradio
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             'the listening page needs Gradio; install it with: pip install -e ".[app]"'
         ) from error
     return gradio
@@ -130,11 +130,11 @@ def serve(
     try:
         is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"host must be localhost or an address of this machine such as 127.0.0.1, got {host!r}"
         ) from error
     if not 1 <= port <= 65535:
-        raise ValueError(f"port must be 1 to 65535, got {port}")
+        raise UserError(f"port must be 1 to 65535, got {port}")
     if not is_here:
         print(f"everybody who can reach {host}:{port} can listen and answer; there is no password")
     gr = gradio()

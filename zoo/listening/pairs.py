@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zoo.errors import UserError
 from zoo.files import sha256_of
 from zoo.generations import Sample, read_samples
 from zoo.statistics.clustered import clustered_mean
@@ -49,7 +50,7 @@ def read_pairs(before: str | Path, after: str | Path) -> Pairing:
     and folders without any pair.
     """
     if Path(before).resolve() == Path(after).resolve():
-        raise ValueError(
+        raise UserError(
             f"{before} is given for both sides; name the base model's folder and the fine-tuned"
             " one's"
         )
@@ -58,12 +59,12 @@ def read_pairs(before: str | Path, after: str | Path) -> Pairing:
     for key in both:
         first, second = base[key].prompt.text, tuned[key].prompt.text
         if first != second:
-            raise ValueError(
+            raise UserError(
                 f"the id {key[0]!r} stands for {first!r} in {before} and for {second!r} in {after};"
                 " generate both from the same prompts"
             )
     if not both:
-        raise ValueError(
+        raise UserError(
             f"no prompt (with its seed) is in both {before} and {after}; generate both from the"
             " same prompts and seeds"
         )
@@ -90,7 +91,7 @@ def spread_pairs(pairs: Sequence[Pair], count: int | None) -> tuple[Pair, ...]:
     if count is None:
         return tuple(pairs)
     if not 1 <= count <= len(pairs):
-        raise ValueError(
+        raise UserError(
             f"count is {count}, but there are {len(pairs)} pairs; give 1 to {len(pairs)}"
         )
     return tuple(pairs[i * len(pairs) // count] for i in range(count))
@@ -143,12 +144,12 @@ def paired_difference(
     infinite.
     """
     if not prompt_ids or not len(prompt_ids) == len(base) == len(tuned):
-        raise ValueError(
+        raise UserError(
             f"expected a prompt and two scores a pair, got {len(prompt_ids)} prompts, {len(base)}"
             f" and {len(tuned)}"
         )
     if not all(map(math.isfinite, [*base, *tuned])):
-        raise ValueError("a score is NaN or infinite; look for a broken clip")
+        raise UserError("a score is NaN or infinite; look for a broken clip")
     groups: dict[str, list[tuple[float, float]]] = {}
     for name, *both in zip(prompt_ids, base, tuned, strict=True):
         groups.setdefault(name, []).append(tuple(both))

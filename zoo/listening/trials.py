@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from zoo.audio_files import read_audio
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.listening.answers import ANSWERS, Answer, append_answer, check_answers_place, read_answers
 from zoo.listening.pairs import Pair, pairs_fingerprint
 from zoo.types import Waveform
@@ -81,14 +81,14 @@ def listening_test(
     read_answers(answers)
     check_answers_place(answers)
     if not pairs:
-        raise ValueError("a listening test needs at least one pair of sounds")
+        raise UserError("a listening test needs at least one pair of sounds")
     for pair in pairs:
         lengths_s = [
             wave.samples_CN.shape[1] / wave.sample_rate_hz
             for wave in map(read_audio, (pair.base.path, pair.tuned.path))
         ]
         if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
-            raise ValueError(
+            raise UserError(
                 f"{pair.base.path} lasts {lengths_s[0]:g} s and {pair.tuned.path} {lengths_s[1]:g}"
                 " s: players show that, so it would tell the sides apart; generate both with the"
                 " same --seconds"
@@ -122,7 +122,7 @@ def listener_name(text: str) -> str:
         kind in "LMN" or letter in " ._-@'’" for kind, letter in zip(kinds, name, strict=True)
     )
     if not is_plain or len(name) > MAX_NAME or kinds[:1] not in (["L"], ["N"]):
-        raise ValueError(
+        raise UserError(
             f"give a name or code of 1 to {MAX_NAME} letters, digits, spaces and . _ - @ ', a"
             " letter or digit first"
         )
@@ -153,10 +153,10 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
     """
     name = listener_name(listener)
     if answer not in ANSWERS:
-        raise ValueError(f"the answer {answer!r} is unknown; {did_you_mean(answer, ANSWERS)}")
+        raise UserError(f"the answer {answer!r} is unknown; {did_you_mean(answer, ANSWERS)}")
     all_trials = trials(len(test.pairs), name, test.seed)
     if not 1 <= number <= len(all_trials):
-        raise ValueError(f"there is no trial {number}; this test has 1 to {len(all_trials)}")
+        raise UserError(f"there is no trial {number}; this test has 1 to {len(all_trials)}")
     trial = all_trials[number - 1]
     a, b = ("tuned", "base") if trial.a_is_tuned else ("base", "tuned")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

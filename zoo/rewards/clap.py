@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.conditioners.tokenizer import refused
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.instantiate import bind, locate
 from zoo.rewards.clap_text import contents_key
 from zoo.rewards.waves import check_waves, finite_rows, mono_at
@@ -145,7 +145,7 @@ class ClapReward(nn.Module):
     ) -> None:
         super().__init__()
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", checkpoint):
-            raise ValueError(
+            raise UserError(
                 "checkpoint must name the CLAP's weights (letters, digits, . _ - /), got"
                 f" {checkpoint!r}"
             )
@@ -156,7 +156,7 @@ class ClapReward(nn.Module):
         }
         for name, (given, known) in choices.items():
             if given not in known:
-                raise ValueError(f"unknown {name} {given!r}; {did_you_mean(given, known)}")
+                raise UserError(f"unknown {name} {given!r}; {did_you_mean(given, known)}")
         found = locate(CLAP_TOWERS[towers].replace(":", "."), "CLAP_TOWERS")
         self.towers: ClapTowers = found(**bind(found, arguments or {}, "arguments"))
         self.checkpoint, self.windows, self.padding, self.int16 = (
@@ -168,7 +168,7 @@ class ClapReward(nn.Module):
         if assume_rate_hz is not None and not (
             compat and isinstance(assume_rate_hz, int) and assume_rate_hz > 0
         ):
-            raise ValueError(
+            raise UserError(
                 "assume_rate_hz is for comparison with published numbers: set compat and a rate in"
                 f" Hz, got compat={compat}, assume_rate_hz={assume_rate_hz}"
             )
@@ -255,7 +255,7 @@ class ClapReward(nn.Module):
         pairs = torch.triu_indices(len(text_BE), len(text_BE), offset=1)
         cosine_P = (text_BE @ text_BE.T)[pairs[0], pairs[1]]
         if not cosine_P.mean() <= _COLLAPSED:  # NaN is refused, too
-            raise ValueError(
+            raise UserError(
                 f"the text tower of the CLAP {self.checkpoint} does not tell captions apart:"
                 f" {len(_UNRELATED)} unrelated ones have a mean cosine of {cosine_P.mean():.4f}"
                 f" (from {cosine_P.min():.4f} to {cosine_P.max():.4f}; expected at most"
@@ -302,7 +302,7 @@ class ClapReward(nn.Module):
         check_waves(wave_BCN, sample_rate_hz, "CLAP", len(prompts))
         for prompt in prompts:
             if not prompt.text.strip():
-                raise ValueError(
+                raise UserError(
                     f"prompt {prompt.id!r} has no text; CLAP compares a clip with its caption, so"
                     " give it one"
                 )

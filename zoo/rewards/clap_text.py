@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.conditioners.tokenizer import check_vocabulary
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 
 LONG_TEXTS = ("refuse", "cut")
 
@@ -55,11 +55,11 @@ class ClapTokenizer(nn.Module):
     ) -> None:
         super().__init__()
         if long_texts not in LONG_TEXTS:
-            raise ValueError(
+            raise UserError(
                 f"unknown long_texts {long_texts!r}; {did_you_mean(long_texts, LONG_TEXTS)}"
             )
         if max_tokens < 3:
-            raise ValueError(
+            raise UserError(
                 f"max_tokens must leave room for one token between start and end, got {max_tokens}"
             )
         self.vocab_size, self.pad_id, self.max_tokens, self.long_texts = (
@@ -89,19 +89,19 @@ class ClapTokenizer(nn.Module):
         try:
             tokenizer = Tokenizer.from_str(bytes(self.json.cpu().numpy()).decode("utf-8"))
         except Exception as error:  # the library raises Exception itself
-            raise ValueError(
+            raise UserError(
                 f"tokenizer.json cannot be read ({error}); save the tokenizer again"
             ) from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         check_vocabulary(tokenizer, "this tokenizer")
         if len(tokenizer.encode("dog").ids) < 3:
-            raise ValueError(
+            raise UserError(
                 "this tokenizer sets no start and end tokens, which CLAP's text tower expects; save"
                 " it again with them"
             )
         if tokenizer.get_vocab_size() > self.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"this tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower knows"
                 f" {self.vocab_size}: they do not belong together"
             )
@@ -115,7 +115,7 @@ class ClapTokenizer(nn.Module):
         rows = [encoding.ids for encoding in self._tokenizer().encode_batch(list(texts))]
         for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
             if len(row) > self.max_tokens and self.long_texts == "refuse":
-                raise ValueError(
+                raise UserError(
                     f"a text has {len(row)} tokens, at most {self.max_tokens} are read:"
                     f" {text[:60]!r}...; shorten it, or set long_texts=cut"
                 )

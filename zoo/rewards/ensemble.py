@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.rewards.members import Member, members_of, networks
 from zoo.rewards.waves import check_waves
 from zoo.types import Prompt, RewardOutput
@@ -138,14 +138,14 @@ class EnsembleReward(nn.Module):
             ("deviation", deviation, DEVIATIONS),
         ):
             if given not in known:
-                raise ValueError(f"{name} {given!r} is unknown; {did_you_mean(str(given), known)}")
+                raise UserError(f"{name} {given!r} is unknown; {did_you_mean(str(given), known)}")
         if aggregation == "worst" and spread_weight is not None:
-            raise ValueError(
+            raise UserError(
                 "aggregation 'worst' takes the lowest member and no spread_weight, got"
                 f" {spread_weight}"
             )
         if not 0 <= (spread_weight or 0.0) < math.inf or min_count < 2:
-            raise ValueError(
+            raise UserError(
                 f"spread_weight must be at least 0 and min_count 2, got {spread_weight} and"
                 f" {min_count}"
             )
@@ -154,12 +154,12 @@ class EnsembleReward(nn.Module):
             members_of(penalties or {}, "penalties"),
         )
         if not self.members:
-            raise ValueError("an ensemble needs at least one member; penalties alone rank nothing")
+            raise UserError("an ensemble needs at least one member; penalties alone rank nothing")
         twice = {member.name for member in self.members} & {
             penalty.name for penalty in self.penalties
         }
         if twice:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(sorted(twice))} names a member and a penalty; give one of them another"
                 " name"
             )
@@ -202,7 +202,7 @@ class EnsembleReward(nn.Module):
             try:
                 getattr(one.reward, "check_prompts", lambda prompts: None)(prompts)
             except ValueError as error:
-                raise ValueError(f"{one.name}: {error}") from error
+                raise UserError(f"{one.name}: {error}") from error
 
     def forward(
         self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
@@ -285,11 +285,11 @@ def _asked(
     try:
         output = one.reward(wave_BCN, sample_rate_hz, prompts)
     except ValueError as error:
-        raise ValueError(f"member {one.name!r}: {error}") from error
+        raise UserError(f"member {one.name!r}: {error}") from error
     given = getattr(output, "score_B", None)
     if not isinstance(given, Tensor) or tuple(given.shape) != (len(prompts),):
         got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(output).__name__
-        raise ValueError(
+        raise UserError(
             f"member {one.name!r} must return one number a sample, ({len(prompts)},), got {got}"
         )
     return output

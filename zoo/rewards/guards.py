@@ -21,6 +21,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from zoo.errors import UserError
 from zoo.rewards.members import described, open_reward
 from zoo.rewards.waves import check_waves, finite_rows
 from zoo.types import Prompt, RewardOutput
@@ -185,7 +186,7 @@ class GuardReward(nn.Module):
         if loudness_dbfs is not None and (
             len(loudness_dbfs) != 2 or not loudness_dbfs[0] < loudness_dbfs[1]
         ):
-            raise ValueError(
+            raise UserError(
                 "loudness_dbfs must be (low, high) in dB re full scale, low below high, got"
                 f" {loudness_dbfs}"
             )
@@ -195,7 +196,7 @@ class GuardReward(nn.Module):
             "flatness": flatness,
         }.items():
             if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1) or null, got {value}")
+                raise UserError(f"{name} must be in [0, 1) or null, got {value}")
         positive = {
             "loudness_scale_db": loudness_scale_db,
             "frame_s": frame_s,
@@ -205,9 +206,9 @@ class GuardReward(nn.Module):
             positive | ({} if diversity is None else {"diversity": diversity})
         ).items():
             if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0, got {value}")
+                raise UserError(f"{name} must be above 0, got {value}")
         if not SILENCE_FLOOR_DBFS < silence_dbfs < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"silence_dbfs must be above {SILENCE_FLOOR_DBFS}, the level of digital silence,"
                 f" got {silence_dbfs}"
             )
@@ -215,14 +216,14 @@ class GuardReward(nn.Module):
             limit is None
             for limit in (loudness_dbfs, silence_share, clipping_share, flatness, diversity)
         ):
-            raise ValueError("all guards are off; give at least one limit")
+            raise UserError("all guards are off; give at least one limit")
         if embedder is not None and diversity is None:
-            raise ValueError(
+            raise UserError(
                 "embedder is only for diversity, which is off; give its smallest distance"
             )
         self.embedder = None if embedder is None else open_reward(embedder, "embedder")
         if self.embedder is not None and not hasattr(self.embedder, "embed_audio"):
-            raise ValueError(
+            raise UserError(
                 f"embedder: a {type(self.embedder).__name__} has no embed_audio; name a CLAP"
             )
         self.loudness_dbfs = (
@@ -319,7 +320,7 @@ class GuardReward(nn.Module):
             output.vectors["diversity"], [prompt.id for prompt in prompts], cosine
         )
         if not has_others.any():
-            raise ValueError(
+            raise UserError(
                 "diversity needs at least two samples of a prompt in a round; raise data.repeats,"
                 " or switch it off"
             )

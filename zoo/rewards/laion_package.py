@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.importers.laion_clap import TOKENIZER, laion_tensors
 from zoo.importers.pretrained_clap import tokenizer_json
 from zoo.rewards.clap_text import ClapTokenizer
@@ -63,7 +63,7 @@ class LaionClapTowers(nn.Module):
     ) -> None:
         super().__init__()
         if audio_model not in AUDIO_MODELS:
-            raise ValueError(
+            raise UserError(
                 f"unknown audio_model {audio_model!r}; {did_you_mean(audio_model, AUDIO_MODELS)}"
             )
         tensors = None if pretrained is None else laion_tensors(pretrained)
@@ -78,7 +78,7 @@ class LaionClapTowers(nn.Module):
             try:
                 self.package.model.load_state_dict(tensors, strict=True)
             except RuntimeError as error:
-                raise ValueError(
+                raise UserError(
                     f"the tensors of {pretrained} do not fit laion_clap's {audio_model}: {error}"
                 ) from error
         self.tokenizer = (
@@ -115,7 +115,7 @@ class LaionClapTowers(nn.Module):
         Raises ``ValueError`` for a text that is too long, and without a tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError(
+            raise UserError(
                 "this CLAP has no tokenizer, so it embeds no texts; name a folder with"
                 " tokenizer.json (tokenizer)"
             )
@@ -154,7 +154,7 @@ def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
         try:
             import laion_clap
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"the laion_clap package cannot be imported ({error}); {_mend(error)}, or set "
                 "towers=transformers, which needs neither"
             ) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.hub.artifact import architecture_class, identity_of
 from zoo.instantiate import bind
 from zoo.loading import load
@@ -60,16 +60,16 @@ def open_reward(given: Any, where: str) -> Reward:
         elif isinstance(given, Mapping):
             unknown = [key for key in given if key not in ("architecture", "arguments")]
             if unknown or "architecture" not in given:
-                raise ValueError(
+                raise UserError(
                     "a reward is given by architecture and arguments, got"
                     f" {', '.join(map(str, given)) or 'nothing'}"
                 )
             found = architecture_class("reward", given["architecture"], "architecture")
             given = found(**bind(found, dict(given.get("arguments") or {}), "arguments"))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     if lacking(given, Reward):
-        raise ValueError(
+        raise UserError(
             f"{where}: a {type(given).__name__} is no reward (it needs __call__ and differentiable)"
         )
     return given
@@ -95,13 +95,13 @@ def members_of(given: Mapping[str, Any], kind: str) -> tuple[Member, ...]:
     positive, ``mean`` without ``std``.
     """
     if not isinstance(given, Mapping):
-        raise ValueError(f"{kind} must map names to rewards, got {type(given).__name__}")
+        raise UserError(f"{kind} must map names to rewards, got {type(given).__name__}")
     return tuple(_member(name, value, f"{kind}.{name}") for name, value in given.items())
 
 
 def _member(name: str, value: Any, where: str) -> Member:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
-        raise ValueError(
+        raise UserError(
             f"{where}: a name has letters, digits, _ and -, and is none of {', '.join(RESERVED)}"
         )
     settings = (
@@ -111,9 +111,9 @@ def _member(name: str, value: Any, where: str) -> Member:
     )
     for key in settings:
         if key not in _KEYS:
-            raise ValueError(f"{where}.{key}: {did_you_mean(str(key), _KEYS)}")
+            raise UserError(f"{where}.{key}: {did_you_mean(str(key), _KEYS)}")
     if settings.get("reward") is None:
-        raise ValueError(
+        raise UserError(
             f"{where} needs a reward: a zoo name, architecture and arguments, or an object"
         )
     weight, mean, std = (
@@ -122,11 +122,11 @@ def _member(name: str, value: Any, where: str) -> Member:
         _number(settings, "std", where),
     )
     if not weight > 0:
-        raise ValueError(
+        raise UserError(
             f"{where}.weight must be above 0, got {weight}; leave out a member that is not to count"
         )
     if (mean is None) != (std is None) or (std is not None and not std > 0):
-        raise ValueError(f"{where}: mean and a std above 0 belong together, got {mean} and {std}")
+        raise UserError(f"{where}: mean and a std above 0 belong together, got {mean} and {std}")
     return Member(name, open_reward(settings["reward"], where), weight, mean, std)
 
 
@@ -137,7 +137,7 @@ def _number(
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{where}.{key} must be a finite number, got {value!r}")
+        raise UserError(f"{where}.{key} must be a finite number, got {value!r}")
     return float(value)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.rewards.short_chunk import CHUNK_RULES, ShortChunkResNet, chunk_starts, cut_chunks
 from zoo.rewards.waves import check_waves, finite_rows, mono_at
 from zoo.types import Prompt, RewardOutput
@@ -57,14 +57,14 @@ def class_indices(
     indices = []
     for prompt in prompts:
         if label_key not in prompt.labels:
-            raise ValueError(
+            raise UserError(
                 f"prompt {prompt.id!r} has no label {label_key!r} (its labels:"
                 f" {sorted(prompt.labels) or 'none'}); the emotion reward needs one of"
                 f" {', '.join(class_names)}"
             )
         mood = prompt.labels[label_key]
         if not isinstance(mood, str) or mood not in known:
-            raise ValueError(
+            raise UserError(
                 f"prompt {prompt.id!r} asks for {label_key} {mood!r}, which the classifier does not"
                 f" know; {did_you_mean(str(mood), known)} Its classes are {', '.join(class_names)}"
             )
@@ -114,7 +114,7 @@ def emotion_score(
     if value == "log_odds":
         return log_odds
     if statistics is None:
-        raise ValueError(
+        raise UserError(
             "the calibrated score needs statistics: mean and deviation of every class's log-odds"
         )
     mean_K, std_K = statistics
@@ -165,30 +165,30 @@ class EmotionReward(nn.Module):
             ("chunk_rule", chunk_rule, CHUNK_RULES),
         ):
             if given not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
+                raise UserError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
         if len(set(class_names)) != len(class_names) or len(class_names) < 2:
-            raise ValueError(
+            raise UserError(
                 f"class_names must be at least two different names, got {list(class_names)}"
             )
         if not chunk_s * sample_rate_hz > n_fft / 2:
-            raise ValueError(
+            raise UserError(
                 f"chunk_s {chunk_s} at {sample_rate_hz} Hz must be longer than half of n_fft,"
                 f" {n_fft} samples"
             )
         if rms is not None and not 0 < rms < math.inf:
-            raise ValueError(
+            raise UserError(
                 "rms is the level that every clip is brought to, above 0, or null for none, got"
                 f" {rms}"
             )
         strangers = sorted(set((classes_of or {}).values()) - set(class_names))
         if strangers:
-            raise ValueError(
+            raise UserError(
                 f"classes_of maps to {', '.join(strangers)}; the classes are"
                 f" {', '.join(class_names)}"
             )
         self.statistics = _checked_statistics(class_mean, class_std, class_names)
         if value == "calibrated" and self.statistics is None:
-            raise ValueError(
+            raise UserError(
                 "value 'calibrated' needs class_mean and class_std, measured on generations of the"
                 " base model: zoo.rewards.mood_calibration.class_statistics"
             )
@@ -313,16 +313,16 @@ def _checked_statistics(
     if mean is None and std is None:
         return None
     if mean is None or std is None:
-        raise ValueError("class_mean and class_std belong together: give both or neither")
+        raise UserError("class_mean and class_std belong together: give both or neither")
     for name, values in (("class_mean", mean), ("class_std", std)):
         if len(values) != len(class_names):
-            raise ValueError(
+            raise UserError(
                 f"{name} needs one number for each of {', '.join(class_names)}, got {len(values)}"
             )
         if not all(
             math.isfinite(value) and (name == "class_mean" or value > 0) for value in values
         ):
-            raise ValueError(
+            raise UserError(
                 f"{name} must be finite{'' if name == 'class_mean' else ' and positive'}, got"
                 f" {list(values)}"
             )

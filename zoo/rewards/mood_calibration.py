@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
 from zoo.rewards.mood import EmotionReward, class_log_odds
 
 
@@ -47,13 +48,13 @@ def class_statistics(
         ]
     odds_BK = torch.cat(rows) if rows else torch.zeros(0, len(reward.class_names))
     if len(odds_BK) < 2:
-        raise ValueError(
+        raise UserError(
             f"a deviation needs at least two generations (a hundred are better), got {len(odds_BK)}"
         )
     mean, std = odds_BK.mean(dim=0).tolist(), odds_BK.std(dim=0).tolist()
     for name, class_mean, class_std in zip(reward.class_names, mean, std):
         if not 1e-6 < class_std < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"the log-odds of {name} have mean {class_mean:.3g} and deviation {class_std:.3g}"
                 f" over {len(odds_BK)} clips; they must be finite and differ from clip to clip:"
                 " listen to the generations, are they all silent?"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.rewards.mood import MOODS, EmotionReward
 
 RATE_HZ, CHUNK_S = 22_050, 3.0
@@ -32,7 +32,7 @@ def classes_of(task: str) -> dict[str, str]:
     Raises ``ValueError`` for an unknown task.
     """
     if task not in TASKS:
-        raise ValueError(f"there is no EMOPIA task {task!r}; {did_you_mean(task, TASKS)}")
+        raise UserError(f"there is no EMOPIA task {task!r}; {did_you_mean(task, TASKS)}")
     return {
         word: _CLASS_OF_MOOD[task][mood]
         for quadrant, mood in QUADRANTS.items()

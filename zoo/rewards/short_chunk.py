@@ -17,6 +17,8 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.errors import UserError
+
 CHUNK_RULES = ("full", "upstream", "overlap")
 STAGES = 7  # each halves the spectrogram in both directions
 _DB_FLOOR = 1e-10  # power below this is -100 dB
@@ -61,12 +63,12 @@ class ShortChunkResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) != STAGES:
-            raise ValueError(
+            raise UserError(
                 f"channels needs one width for each of the 7 stages, got {len(channels)}:"
                 f" {list(channels)}"
             )
         if not 1 <= n_mels <= 128:
-            raise ValueError(f"n_mels must be 1..128 (seven halvings leave one row), got {n_mels}")
+            raise UserError(f"n_mels must be 1..128 (seven halvings leave one row), got {n_mels}")
         self.spec = torchaudio.transforms.MelSpectrogram(
             sample_rate=sample_rate_hz,
             n_fft=n_fft,
@@ -126,7 +128,7 @@ def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = 
     if rule == "upstream":
         count = (length - chunk) // chunk
         if count < 1:
-            raise ValueError(
+            raise UserError(
                 f"chunk rule 'upstream' leaves out the last chunk, so a clip of {length} samples"
                 f" has none of {chunk} samples; use chunk_rule='full' or clips of at least two"
                 " chunks"
@@ -134,11 +136,11 @@ def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = 
         return [index * chunk for index in range(count)]
     if rule == "overlap":
         if hop is None or hop < 1:
-            raise ValueError(f"chunk rule 'overlap' needs a positive hop_s, got {hop} samples")
+            raise UserError(f"chunk rule 'overlap' needs a positive hop_s, got {hop} samples")
         last = max(0, length - chunk)
         starts = list(range(0, last + 1, hop))
         return starts if starts[-1] == last else [*starts, last]
-    raise ValueError(f"unknown chunk rule {rule!r}; choose from {', '.join(CHUNK_RULES)}")
+    raise UserError(f"unknown chunk rule {rule!r}; choose from {', '.join(CHUNK_RULES)}")
 
 
 def cut_chunks(wave_BN: Tensor, starts: Sequence[int], chunk: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from zoo.backbones.tiny_denoiser import sinusoid
 from zoo.conditioners.text import TextEncoder, tokenize
+from zoo.errors import UserError
 from zoo.rewards.mood import level_normalised
 
 _TIME_STRIDE, _MEL_STRIDE = 4, 16  # of the four convolutions together
@@ -173,15 +174,15 @@ class TinyClapTowers(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) != 4:
-            raise ValueError(
+            raise UserError(
                 f"channels needs one width for each of the 4 convolutions, got {list(channels)}"
             )
         if n_mels % _MEL_STRIDE:
-            raise ValueError(f"n_mels must be a multiple of {_MEL_STRIDE}, got {n_mels}")
+            raise UserError(f"n_mels must be a multiple of {_MEL_STRIDE}, got {n_mels}")
         self.sample_rate_hz, self.rms = sample_rate_hz, rms
         self.window_samples = round(window_s * sample_rate_hz)
         if self.window_samples < n_fft or self.window_samples % (hop_samples * _TIME_STRIDE):
-            raise ValueError(
+            raise UserError(
                 f"a window of {self.window_samples} samples (window_s={window_s}) must hold"
                 f" n_fft={n_fft} samples and be a multiple of {_TIME_STRIDE} * hop_samples ="
                 f" {_TIME_STRIDE * hop_samples}"

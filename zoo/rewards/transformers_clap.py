@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import UserError
 from zoo.hub.construction import build_within
 from zoo.importers.pretrained_clap import known_config, load_clap_state, open_clap, tokenizer_json
 from zoo.rewards.clap_text import ClapTokenizer
@@ -121,7 +122,7 @@ class TransformersClapTowers(nn.Module):
         from transformers import ClapConfig, ClapModel
 
         if (pretrained is None) == (config is None):
-            raise ValueError(
+            raise UserError(
                 "give the CLAP's weights (pretrained) or its sizes for random weights (config), one"
                 " of the two"
             )
@@ -141,7 +142,7 @@ class TransformersClapTowers(nn.Module):
         try:
             sizes = ClapConfig(**config)
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"config is none of a CLAP: {str(error).splitlines()[0]}") from error
+            raise UserError(f"config is none of a CLAP: {str(error).splitlines()[0]}") from error
         self.sample_rate_hz, self.window_samples = sample_rate_hz, round(window_s * sample_rate_hz)
         _check_sizes(sizes.audio_config, n_mels, self.window_samples // hop_samples + 1)
         self.mel = ClapMel(**front_end)
@@ -186,7 +187,7 @@ class TransformersClapTowers(nn.Module):
         Raises ``ValueError`` for a text that is too long, and without a tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError(
+            raise UserError(
                 "this CLAP has no tokenizer, so it embeds no texts; name one (tokenizer: a folder"
                 " with tokenizer.json, or roberta-base)"
             )
@@ -213,25 +214,25 @@ def _check_features(published: Mapping[str, Any], ours: Mapping[str, Any], where
     if published.get("truncation") == "fusion":
         wrong.append("feature fusion there, which is not supported")
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"the front end of {where} is another (preprocessor_config.json): {'; '.join(wrong)}"
         )
 
 
 def _check_sizes(audio: Any, n_mels: int, frames: int) -> None:
     if audio.enable_fusion:
-        raise ValueError(
+        raise UserError(
             "this CLAP has feature fusion (enable_fusion), which is not supported; take one"
             " without, such as laion/clap-htsat-unfused"
         )
     if audio.num_mel_bins != n_mels or audio.spec_size % n_mels:
-        raise ValueError(
+        raise UserError(
             f"n_mels={n_mels}, but the audio tower has num_mel_bins={audio.num_mel_bins} and"
             f" spec_size={audio.spec_size}; they must be equal, and divide it"
         )
     longest = audio.spec_size * (audio.spec_size // n_mels)
     if frames > longest:
-        raise ValueError(
+        raise UserError(
             f"a window of {frames} frames is longer than the {longest} that the audio tower takes;"
             " shorten window_s"
         )

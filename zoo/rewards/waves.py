@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.audio_files.resampling import resampled
+from zoo.errors import UserError
 
 
 def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | None = None) -> int:
@@ -22,23 +23,23 @@ def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | 
     """
     if not isinstance(wave_BCN, Tensor) or not wave_BCN.is_floating_point():
         got = wave_BCN.dtype if isinstance(wave_BCN, Tensor) else type(wave_BCN).__name__
-        raise ValueError(
+        raise UserError(
             f"{who} takes waves as a tensor of floating point, full scale at 1, got {got}"
         )
     if wave_BCN.ndim != 3 or not wave_BCN.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"{who} takes waves (batch, channels, samples), got shape {tuple(wave_BCN.shape)}"
         )
     if 0 in wave_BCN.shape:
         what = "waves of 0 samples" if len(wave_BCN) else "0 waves"
-        raise ValueError(f"{who} was given {what}; there is nothing to hear")
+        raise UserError(f"{who} was given {what}; there is nothing to hear")
     if prompts is not None and prompts != len(wave_BCN):
-        raise ValueError(
+        raise UserError(
             f"{len(wave_BCN)} waves came with {prompts} prompts; every wave needs its own"
         )
     is_number = isinstance(sample_rate_hz, numbers.Real) and not isinstance(sample_rate_hz, bool)
     if not is_number or not 0 < sample_rate_hz < math.inf or sample_rate_hz != int(sample_rate_hz):
-        raise ValueError(
+        raise UserError(
             f"{who} needs the sample rate of the waves, a whole number of Hz, got"
             f" {sample_rate_hz!r}"
         )
@@ -57,7 +58,7 @@ def mono_at(
     try:
         return resampled(wave_BCN.float().mean(dim=1), sample_rate_hz, wanted_hz, **resampler)
     except ValueError as error:
-        raise ValueError(f"{who} hears {wanted_hz} Hz: {error}") from error
+        raise UserError(f"{who} hears {wanted_hz} Hz: {error}") from error
 
 
 def finite_rows(wave_BCN: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from zoo.errors import UserError
+
 DRAWS = 2000
 
 
@@ -35,12 +37,12 @@ def bootstrap_means(
     values = np.asarray(values, dtype=np.float64)
     classes = [None] * len(values) if classes is None else classes
     if not len(values) or not len(values) == len(prompts) == len(classes):
-        raise ValueError(
+        raise UserError(
             f"a bootstrap needs one prompt (and class) a value, got {len(values)} values,"
             f" {len(prompts)} prompts"
         )
     if not np.isfinite(values).all():
-        raise ValueError(
+        raise UserError(
             "a bootstrap needs finite values; drop or mend the clips whose score is NaN or infinite"
         )
     random = np.random.default_rng(seed)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zoo.errors import UserError
+
 LEVEL = 0.95
 
 
@@ -57,11 +59,11 @@ def clustered_mean(
     classes = [None] * len(values) if classes is None else classes
     if not len(values) or not len(values) == len(prompts) == len(classes):
         counts = f"{len(values)} values, {len(prompts)} prompts, {len(classes)} classes"
-        raise ValueError(
+        raise UserError(
             f"expected one prompt (and class) per value and at least one value, got {counts}"
         )
     if not np.isfinite(values).all():
-        raise ValueError(
+        raise UserError(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} values are NaN or infinite;"
             " leave them out and say how many"
         )

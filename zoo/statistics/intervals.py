@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from zoo.errors import UserError
+
 
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     """(low, high) of a proportion by Wilson's score interval (Wilson 1927); 95 % at the default
@@ -18,7 +20,7 @@ def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[
     ``ValueError`` for an empty sample or for successes outside 0..count.
     """
     if count <= 0 or not 0 <= successes <= count:
-        raise ValueError(
+        raise UserError(
             f"a proportion needs 0 <= successes <= count and count > 0, got {successes} of {count}"
         )
     share = successes / count
@@ -37,7 +39,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     Raises ``ValueError`` below two values.
     """
     if len(values) < 2:
-        raise ValueError(f"a standard error needs at least two values, got {len(values)}")
+        raise UserError(f"a standard error needs at least two values, got {len(values)}")
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
@@ -49,7 +51,7 @@ def clips_needed(first: float, second: float, power: float = 0.8) -> float:
     ``ValueError`` outside 0..1.
     """
     if not (0 <= first <= 1 and 0 <= second <= 1 and 0 < power < 1):
-        raise ValueError(
+        raise UserError(
             f"proportions lie in 0..1 and power between them, got {first}, {second}, power {power}"
         )
     if first == second:
@@ -87,7 +89,7 @@ def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, f
     ``ValueError`` as ``wilson_interval``, and for no proportions.
     """
     if not hits:
-        raise ValueError("a mean of proportions needs at least one")
+        raise UserError("a mean of proportions needs at least one")
     shares = [(successes / count, *wilson_interval(successes, count)) for successes, count in hits]
     mean = sum(share for share, _, _ in shares) / len(shares)
     below = math.sqrt(sum((share - low) ** 2 for share, low, _ in shares)) / len(shares)
@@ -106,7 +108,7 @@ def paired_shares_interval(changes: Sequence[tuple[int, int, int]]) -> tuple[flo
         min(gained, lost) < 0 or gained + lost > count or not count
         for gained, lost, count in changes
     ):
-        raise ValueError(
+        raise UserError(
             f"paired differences need classes with 0 <= gained + lost <= clips, got {list(changes)}"
         )
     centre = variance = 0.0

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
+
 
 def _checked(similarity_QN: Tensor, relevant_QN: Tensor) -> tuple[Tensor, Tensor]:
     if (
@@ -20,13 +22,13 @@ def _checked(similarity_QN: Tensor, relevant_QN: Tensor) -> tuple[Tensor, Tensor
         or not similarity_QN.numel()
     ):
         shapes = f"{tuple(similarity_QN.shape)} and {tuple(relevant_QN.shape)}"
-        raise ValueError(
+        raise UserError(
             f"similarity and relevance must be equal matrices (queries, candidates), got {shapes}"
         )
     if not torch.isfinite(similarity_QN).all():
-        raise ValueError("similarities must be finite; an embedding holds NaN or infinity")
+        raise UserError("similarities must be finite; an embedding holds NaN or infinity")
     if not relevant_QN.any(dim=1).all():
-        raise ValueError(
+        raise UserError(
             f"query {int((~relevant_QN.any(dim=1)).nonzero()[0])} has no right answer among the"
             " candidates"
         )
@@ -43,7 +45,7 @@ def recall_at_k(similarity_QN: Tensor, relevant_QN: Tensor, k: int) -> Tensor:
     that are not finite, k < 1, or a query without a right answer.
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+        raise UserError(f"k must be at least 1, got {k}")
     similarity, relevant = _checked(similarity_QN, relevant_QN)
     best_Q1 = similarity.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
     above_Q = ((similarity > best_Q1) & ~relevant).sum(dim=1)
@@ -76,7 +78,7 @@ def matched_over_random(similarity_NN: Tensor, relevant_NN: Tensor) -> Tensor:
     """
     similarity, relevant = _checked(similarity_NN, relevant_NN)
     if similarity.shape[0] != similarity.shape[1] or not relevant.diagonal().all():
-        raise ValueError(
+        raise UserError(
             "matched_over_random needs a square matrix whose diagonal holds the matched pairs"
         )
     own_N1 = similarity.diagonal().unsqueeze(1)
