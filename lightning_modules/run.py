@@ -8,11 +8,10 @@ built and the data is set up.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lightning.pytorch import (
     Callback,
@@ -27,43 +26,17 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
 
 from datamodules.batches import PromptSource
 from lightning_modules import run_folder
 from lightning_modules.callbacks import default_callbacks, write_results
-from lightning_modules.command_line import split_override
-from lightning_modules.config_files import drop_replaced, drop_replaced_at, read_all
 from lightning_modules.progress import quieten_lightning
 from lightning_modules.run_summary import run_summary
 from lightning_modules.start_checks import check_data, check_trainer
-from zoo.errors import Stopped, UserError, did_you_mean, is_disk_full, parser_message
+from zoo.configuration import Run
+from zoo.errors import Stopped, UserError, is_disk_full
 from zoo.files import clear_after_killed
 from zoo.instantiate import bind, check, instantiate, locate
-from zoo.secrets import masked_command, remember_in
-
-
-@dataclass
-class Run:
-    """The root of a configuration.
-
-    ``module``, ``data``: ``_target_`` trees. ``trainer``: arguments of ``lightning.Trainer``, with
-    ``logger``, ``callbacks`` and ``plugins`` as ``_target_`` trees. ``out_dir``: the run folder.
-    ``seed``: of every generator. ``resume``: go on from the last checkpoint. ``provenance`` is
-    written by a run and ignored when read, so that a run's config.yaml is itself a configuration.
-    """
-
-    module: dict[str, Any] = MISSING
-    data: Optional[dict[str, Any]] = None  # noqa: UP045 - read by OmegaConf
-    trainer: dict[str, Any] = field(default_factory=dict)
-    out_dir: str = MISSING
-    seed: int = 0
-    resume: bool = False
-    provenance: Any = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "provenance"}
 
 
 @dataclass(frozen=True)
@@ -71,81 +44,6 @@ class Built:
     module: LightningModule
     data: LightningDataModule | None
     trainer: Trainer
-
-
-def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
-    """Merges YAML files (each after those that its ``base:`` names; later ones win), then
-    ``key=value`` overrides, then resolves interpolations. A node of a later file or override with
-    another ``_target_`` replaces the earlier node whole.
-
-    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest
-    right one.
-    """
-    masked_command(overrides)  # remembers what they hold, for the messages from here on
-    config = OmegaConf.structured(Run)
-    for where, content in read_all(paths):
-        config = _merged(config, content, where)
-    for override in overrides:
-        key, text = split_override(override)
-        try:
-            if re.split(r"[.\[]", key)[0] not in {f.name for f in fields(Run)}:
-                raise ConfigKeyError(key)
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-            drop_replaced_at(config, key, value)
-            OmegaConf.update(config, key, value, merge=True)
-        except Exception as error:  # of OmegaConf, of its YAML parser, of Python below them
-            raise _readable(error, f"override {override!r:.200}", key, config) from error
-    try:
-        loaded = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        remember_in(loaded)
-        return Run(**loaded)
-    except MissingMandatoryValue as error:
-        example = "" if paths else ", such as --config configs/ddpo/quickstart.yaml"
-        key = error.full_key
-        said = f"{key} is missing; set it in a --config file{example} or as {key}=..."
-        raise UserError(said) from error
-    except Exception as error:
-        key = getattr(error, "full_key", None) or ""
-        raise _readable(error, "configuration", key, config) from error
-
-
-def _merged(config: DictConfig, other: DictConfig, where: str) -> DictConfig:
-    try:
-        drop_replaced(config, other)
-        return OmegaConf.merge(config, other)
-    except Exception as error:
-        raise _readable(error, where, getattr(error, "full_key", None) or "", config) from error
-
-
-def _readable(error: Exception, where: str, key: str, config: DictConfig) -> ValueError:
-    if isinstance(error, ConfigKeyError):
-        return UserError(f"{where}: unknown key {key!r}; {_nearest_key(key, config)}")
-    first = parser_message(error)
-    if isinstance(error, RecursionError):
-        return UserError(f"{where}: {first}")
-    return UserError(
-        f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}"
-    )
-
-
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    """The dotted keys of all values below nested dictionaries."""
-    if not isinstance(node, dict):
-        return [prefix]
-    return [
-        key for name, value in node.items() for key in _keys(value, f"{prefix}.{name}".lstrip("."))
-    ]
-
-
-def _nearest_key(key: str, config: DictConfig) -> str:
-    """The end of a message about an unknown root key: settings of that name further down, else
-    the nearest root key."""
-    known = _keys(OmegaConf.to_container(config))
-    below = sorted(name for name in known if name.rpartition(".")[2] == key)
-    if below:
-        return f"did you mean {' or '.join(below[:3])}?"
-    names = [f.name for f in fields(Run) if f.name != "provenance"]
-    return did_you_mean(key.split(".")[0], names)
 
 
 class _WriteConfig(Callback):

@@ -11,6 +11,7 @@ import torch
 
 from lightning_modules import run
 from lightning_modules.report import read_rows
+from zoo.configuration import Run, read_configuration
 from zoo.hub.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,8 +38,8 @@ SMALL = [
 ]
 
 
-def load(name: str, *overrides: str) -> run.Run:
-    return run.load([ROOT / f"configs/ddpo/{name}.yaml"], overrides)
+def load(name: str, *overrides: str) -> Run:
+    return read_configuration([ROOT / f"configs/ddpo/{name}.yaml"], overrides)
 
 
 def test_tango_differs_in_what_it_says_alone() -> None:

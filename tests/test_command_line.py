@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from lightning_modules.command_line import ROOT_KEYS, settled
-from lightning_modules.run import Run
+from zoo.command_line import ROOT_KEYS, settled
+from zoo.configuration import Run
 from zoo.errors import did_you_mean
 
 

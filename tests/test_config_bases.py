@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from toy_run import config
 
-from lightning_modules import run
-from lightning_modules.config_files import read_all
+from zoo.configuration import read_all, read_configuration
 
 
 def written(folder: Path, **files: str) -> None:
@@ -28,7 +27,7 @@ def test_a_file_changes_its_base_and_overrides_change_both(tmp_path: Path) -> No
         rows__one="base: ../whole.yaml\nmodule: {width: 6}",
         rows__two="base: one.yaml\nseed: 7",
     )
-    loaded = run.load([tmp_path / "rows" / "two.yaml"], ["module.learning_rate=0.5"])
+    loaded = read_configuration([tmp_path / "rows" / "two.yaml"], ["module.learning_rate=0.5"])
     assert (
         loaded.module == {"_target_": "toy_run.Line", "width": 6, "learning_rate": 0.5}
         and loaded.seed == 7
@@ -44,13 +43,13 @@ def test_an_overlay_on_the_same_base_changes_only_what_it_says(tmp_path: Path) -
         row="base: whole.yaml\nmodule: {width: 6}",
         overlay="base: whole.yaml\nmodule: {learning_rate: 0.5}",
     )
-    loaded = run.load([tmp_path / "row.yaml", tmp_path / "overlay.yaml"])
+    loaded = read_configuration([tmp_path / "row.yaml", tmp_path / "overlay.yaml"])
     assert (loaded.module["width"], loaded.module["learning_rate"]) == (6, 0.5)
-    assert run.load([tmp_path / "overlay.yaml"]).module["width"] == 4, (
+    assert read_configuration([tmp_path / "overlay.yaml"]).module["width"] == 4, (
         "and is a configuration of its own"
     )
     written(tmp_path, both="base: [row.yaml, overlay.yaml]\nseed: 1")
-    assert run.load([tmp_path / "both.yaml"]).module == loaded.module
+    assert read_configuration([tmp_path / "both.yaml"]).module == loaded.module
     assert [Path(name).stem for name, _ in read_all([tmp_path / "both.yaml"])] == [
         "whole",
         "row",
@@ -69,7 +68,7 @@ def test_another_target_replaces_the_node_with_its_arguments(tmp_path: Path) -> 
             " toy_run.Points, width: 2}"
         ),
     )
-    loaded = run.load([tmp_path / "second.yaml"])
+    loaded = read_configuration([tmp_path / "second.yaml"])
     assert loaded.module == {
         "_target_": "toy_run.Line",
         "width": 4,
@@ -94,15 +93,19 @@ def test_a_target_on_the_command_line_replaces_the_node(tmp_path: Path) -> None:
     )
     mine = "{_target_: my_package.MyReward, depth: 2}"
     expected = {"_target_": "my_package.MyReward", "depth": 2}
-    assert run.load([tmp_path / "a.yaml"], [f"module.reward={mine}"]).module["reward"] == expected
     assert (
-        run.load([tmp_path / "a.yaml"], [f"module={{reward: {mine}}}"]).module["reward"] == expected
+        read_configuration([tmp_path / "a.yaml"], [f"module.reward={mine}"]).module["reward"]
+        == expected
     )
-    same = run.load(
+    assert (
+        read_configuration([tmp_path / "a.yaml"], [f"module={{reward: {mine}}}"]).module["reward"]
+        == expected
+    )
+    same = read_configuration(
         [tmp_path / "a.yaml"], ["module.reward={_target_: zoo.load, device: cpu}", "module.width=4"]
     ).module
     assert same["reward"] == {"_target_": "zoo.load", "device": "cpu"} and same["width"] == 4
-    added = run.load([tmp_path / "a.yaml"], ["module.reward={device: cpu}"]).module
+    added = read_configuration([tmp_path / "a.yaml"], ["module.reward={device: cpu}"]).module
     assert added["reward"] == {
         "_target_": "zoo.load",
         "name": "embedded/mood",
@@ -139,4 +142,4 @@ def test_bad_bases_are_named(
 ) -> None:
     written(tmp_path, **files)
     with pytest.raises(error, match=message):
-        run.load([tmp_path / "a.yaml"])
+        read_configuration([tmp_path / "a.yaml"])

@@ -11,6 +11,7 @@ from toy_run import flat
 from toy_sounds import write_packages
 
 from lightning_modules import run
+from zoo.configuration import Run, read_configuration
 from zoo.hub.table import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +67,7 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT / "configs").as_posix()
 
 
-def needs_small_zoo(config: run.Run) -> bool:
+def needs_small_zoo(config: Run) -> bool:
     """Whether it names a model that no checkout holds: an entry on the Hub, or a file below
     models/.
     """
@@ -118,7 +119,7 @@ def test_a_knob_without_explanation_is_seen() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_it_loads(path: Path) -> None:
-    config = run.load([path])
+    config = read_configuration([path])
     assert config.module["_target_"].startswith("lightning_modules.")
     assert config.out_dir and not Path(config.out_dir).is_absolute()
 
@@ -130,7 +131,7 @@ def test_the_table_of_configs_names_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_it_builds(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if needs_small_zoo(run.load([path])):
+    if needs_small_zoo(read_configuration([path])):
         request.getfixturevalue("small_zoo")
     overrides = [f"out_dir={tmp_path / 'run'}", *SMALLEST.get(relative(path), [])]
     if relative(path) in DENOISERS:
@@ -140,7 +141,7 @@ def test_it_builds(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -
     if any("bank.cache_dir" in knob for knob in overrides):
         place = "data.source.bank" if relative(path) in DENOISERS else "data.bank"
         overrides.append(f"{place}.root={write_packages(tmp_path / 'packages')}")
-    built = run.build(run.load([path], overrides))
+    built = run.build(read_configuration([path], overrides))
     assert built.data is not None and (
         built.trainer.max_steps > 0 or built.trainer.max_epochs is not None
     )
@@ -162,7 +163,7 @@ def small_codec(folder: Path, config: str) -> Path:
 
 def test_the_smoke_run_is_the_quickstart_made_small() -> None:
     whole, smoke = (
-        run.load([ROOT / "configs" / "ddpo" / name])
+        read_configuration([ROOT / "configs" / "ddpo" / name])
         for name in ("quickstart.yaml", "quickstart_smoke.yaml")
     )
     assert (
@@ -183,7 +184,7 @@ def test_the_smoke_run_is_the_quickstart_made_small() -> None:
 
 @pytest.mark.parametrize("name", ["quickstart.yaml", "quickstart_smoke.yaml"])
 def test_the_rounds_of_the_quickstarts_fit_their_batches(name: str) -> None:
-    config = run.load([ROOT / "configs" / "ddpo" / name])
+    config = read_configuration([ROOT / "configs" / "ddpo" / name])
     module, samples = config.module, config.data["prompts_per_round"] * config.data["repeats"]
     assert samples % module["sample_batch_size"] == 0
     assert samples % (module["train_batch_size"] * module.get("updates_per_round", 1)) == 0
@@ -196,7 +197,7 @@ def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:
     from datamodules.music.music import held_out_pairs
     from datamodules.music.score import WORDS as CAPTION_WORDS
 
-    data = run.load([ROOT / "configs" / "ddpo" / "quickstart.yaml"]).data
+    data = read_configuration([ROOT / "configs" / "ddpo" / "quickstart.yaml"]).data
     assert {mood: tuple(words) for mood, words in data["words"].items()} == CAPTION_WORDS
     held_out = {tuple(pair) for pair in data["held_out"]}
     assert held_out == set(held_out_pairs(data["instruments"]))

@@ -13,6 +13,7 @@ from toy_sounds import write_packages
 import zoo
 from lightning_modules import run
 from lightning_modules.report import read_rows
+from zoo.configuration import read_configuration
 from zoo.hub.artifact_check import verify_artifact
 from zoo.hub.export import export_run
 from zoo.types import Backbone, Prompt, Reward
@@ -36,8 +37,12 @@ SMALL_TOWERS = [
 
 def fit(config: str, out_dir: Path, overrides: list[str], first: str, then: str) -> None:
     """Fits until ``first`` and resumes until ``then`` (trainer overrides)."""
-    run.fit(run.load([CONFIGS / config], [f"out_dir={out_dir}", *overrides, first]))
-    run.fit(run.load([CONFIGS / config], [f"out_dir={out_dir}", *overrides, then, "resume=true"]))
+    run.fit(read_configuration([CONFIGS / config], [f"out_dir={out_dir}", *overrides, first]))
+    run.fit(
+        read_configuration(
+            [CONFIGS / config], [f"out_dir={out_dir}", *overrides, then, "resume=true"]
+        )
+    )
 
 
 def assert_whole_after_two_rounds(folder: Path) -> None:
@@ -181,7 +186,7 @@ def test_the_ensemble_of_music(tmp_path: Path) -> None:
         rows[0]["held_out_scorer/rise_errors"] == 0 != rows[2]["held_out_scorer/rise_errors"]
     )  # the reference was kept
     assert "<li>held-out scorer: " in (tmp_path / "run" / "report.html").read_text("utf-8")
-    reward = run.build(run.load([tmp_path / "run" / "config.yaml"])).module.reward
+    reward = run.build(read_configuration([tmp_path / "run" / "config.yaml"])).module.reward
     assert reward.members[0].weight == 1 and not reward.differentiable
     assert_exports_and_reloads(tmp_path)
 

@@ -19,6 +19,7 @@ from toys import ToyBackbone, ToyReward
 
 from lightning_modules import run
 from zoo import files
+from zoo.configuration import read_configuration
 from zoo.errors import describe, did_you_mean, is_disk_full, reported
 from zoo.instantiate import bind, instantiate, locate
 from zoo.rewards.mood import EmotionReward
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
     second = tmp_path / "second.yaml"
     second.write_text("seed: 5\nmodule: {learning_rate: 1e-3}")
-    loaded = run.load(
+    loaded = read_configuration(
         [config(tmp_path), second],
         ["module.width=6", "trainer.callbacks=[{a: 1}]", "trainer.callbacks.0.a=2"],
     )
@@ -67,8 +68,8 @@ def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
         ),
         (["module._target_=Line"], "module._target_: 'Line' is not a dotted path such as"),
         (
-            ["module._target_=lightning_modules.ddop.DDPO"],
-            "lightning_modules has no 'ddop'; did you mean 'ddpo'",
+            ["module._target_=lightning_modules.rl.ddop.DDPO"],
+            "lightning_modules.rl has no 'ddop'; did you mean 'ddpo'",
         ),
         (
             ["module._target_=lightning_module.ddpo.DDPO"],
@@ -150,18 +151,18 @@ def test_bad_files(tmp_path, content, message):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        run.build(run.load([path]))
+        run.build(read_configuration([path]))
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path):
     config(tmp_path, name="quickstart.yaml")
     with pytest.raises(FileNotFoundError, match=r"quickstrat.yaml; did you mean 'quickstart.yaml'"):
-        run.load([tmp_path / "quickstrat.yaml"])
+        read_configuration([tmp_path / "quickstrat.yaml"])
     (tmp_path / "based.yaml").write_text("base: ???")
     with pytest.raises(FileNotFoundError, match=r"the base of .*based.yaml"):
-        run.load([tmp_path / "based.yaml"])
+        read_configuration([tmp_path / "based.yaml"])
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        run.load([tmp_path / "nowhere" / "x.yaml"])
+        read_configuration([tmp_path / "nowhere" / "x.yaml"])
 
 
 def of_many_types(

@@ -15,6 +15,7 @@ from toy_emopia import write_tiny_set
 
 import zoo
 from lightning_modules import run, run_folder
+from zoo.configuration import read_configuration
 from zoo.rewards.mood_tasks import TASKS
 from zoo.types import Prompt, Reward
 
@@ -22,7 +23,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "emotion"
 
 
 def fit(config: str, out_dir: Path, *overrides: str) -> run.Built:
-    return run.fit(run.load([CONFIGS / config], [f"out_dir={out_dir}", *overrides]))
+    return run.fit(read_configuration([CONFIGS / config], [f"out_dir={out_dir}", *overrides]))
 
 
 def rows(out_dir: Path) -> list[dict[str, str]]:
@@ -96,7 +97,9 @@ def test_validation_hears_parts_as_the_authors_or_whole_clips(tmp_path: Path) ->
     small = write_tiny_set(tmp_path / "set")
     lengths = {}
     for config in ("emopia.yaml", "piano_demo.yaml"):
-        data = run.build(run.load([CONFIGS / config], [f"out_dir={tmp_path / 'run'}", *small])).data
+        data = run.build(
+            read_configuration([CONFIGS / config], [f"out_dir={tmp_path / 'run'}", *small])
+        ).data
         data.setup()
         lengths[config] = {batch.wave_BCN.shape[-1] for batch in data.val_dataloader()}
     assert lengths == {"emopia.yaml": {11_025}, "piano_demo.yaml": {26_460}}
@@ -114,7 +117,7 @@ def test_a_song_in_two_splits_stops_the_run_before_it_begins(tmp_path: Path) -> 
 
 
 def test_the_authors_settings() -> None:
-    config = run.load([CONFIGS / "emopia.yaml"])
+    config = read_configuration([CONFIGS / "emopia.yaml"])
     module, data = config.module, config.data
     assert (
         module["loss"] == "softmax_of_sigmoids"

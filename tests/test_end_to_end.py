@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import zoo
 from lightning_modules import run
 from lightning_modules.report import read_rows
+from zoo.configuration import read_configuration
 from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.hub.artifact import read_config
 from zoo.hub.artifact_check import verify_artifact
@@ -76,7 +77,9 @@ def latents(backbone) -> torch.Tensor:
 )
 def test_what_was_learned_is_what_is_loaded_again(name: str, reward: str, small_zoo: Path) -> None:
     (small_zoo / "c.yaml").write_text(CONFIG.replace("NAME", name))
-    config = run.load([small_zoo / "c.yaml"], [f"module.reward={REWARDS[reward]}", "out_dir=run"])
+    config = read_configuration(
+        [small_zoo / "c.yaml"], [f"module.reward={REWARDS[reward]}", "out_dir=run"]
+    )
     trained = run.fit(config).module
     before, after = read_rows(Path("run/metrics.csv"))
     assert (
@@ -106,7 +109,9 @@ def test_a_merged_model_needs_neither_its_base_nor_the_run(
 ) -> None:
     (small_zoo / "c.yaml").write_text(CONFIG.replace("NAME", "audioldm2-music"))
     trained = run.fit(
-        run.load([small_zoo / "c.yaml"], [f"module.reward={REWARDS['clap']}", "out_dir=run"])
+        read_configuration(
+            [small_zoo / "c.yaml"], [f"module.reward={REWARDS['clap']}", "out_dir=run"]
+        )
     ).module
     learned = latents(trained.backbone)
     folder = export_run("run", "merged", merge=True)
@@ -125,7 +130,7 @@ def test_a_prompt_without_a_mood_is_named_before_anything_is_sampled(small_zoo: 
     (small_zoo / "c.yaml").write_text(
         CONFIG[: CONFIG.index("data:")].replace("NAME", "tango2") + "trainer: {max_epochs: 1}\n"
     )
-    config = run.load(
+    config = read_configuration(
         [small_zoo / "c.yaml"], [f"module.reward={REWARDS['emopia']}", data, "out_dir=run"]
     )
     with pytest.raises(

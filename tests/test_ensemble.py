@@ -312,7 +312,7 @@ def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
     )
     for bad, said in (
         ("shape", r"member 'level' must return one number a sample, \(4,\), got shape \(4, 1\)"),
-        ("raises", "the reward EnsembleReward raised ValueError: member 'level': no such mood"),
+        ("raises", "the reward EnsembleReward raised UserError: member 'level': no such mood"),
     ):
         with pytest.raises(RewardError, match=said):
             fitted(module(reward=ensemble(bad)))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import zoo
 from lightning_modules import run
 from zoo.audio_files import write_audio
+from zoo.configuration import read_configuration
 from zoo.types import Waveform
 
 OUTSIDE = Path(__file__).parent / "outside"
@@ -59,9 +60,11 @@ def test_the_tool_trains_it(project: Path, project_root: Path) -> None:
 
 def test_it_trains_resumes_and_plays(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(project))
-    run.fit(run.load(["whistles.yaml"], QUIET))
+    run.fit(read_configuration(["whistles.yaml"], QUIET))
     first = load_file("runs/whistles/backbone.safetensors")
-    built = run.fit(run.load(["whistles.yaml"], [*QUIET, "resume=true", "trainer.max_steps=4"]))
+    built = run.fit(
+        read_configuration(["whistles.yaml"], [*QUIET, "resume=true", "trainer.max_steps=4"])
+    )
     assert built.trainer.global_step == 4
     last = load_file("runs/whistles/backbone.safetensors")
     with built.module.ema.swapped():  # what is kept are the averages
@@ -87,5 +90,5 @@ def test_a_package_that_python_does_not_find_is_named(project: Path) -> None:
     with pytest.raises(
         ValueError, match=r"module.backbone._target_: there is no package 'whistles'"
     ):
-        run.fit(run.load(["whistles.yaml"]))
+        run.fit(read_configuration(["whistles.yaml"]))
     assert not (project / "runs").exists()

@@ -10,6 +10,7 @@ from toy_run import flat
 from benchmarks import audioldm2_memory
 from lightning_modules import run
 from lightning_modules.optimizers import OPTIMIZERS
+from zoo.configuration import Run, read_configuration
 
 FOLDER = "configs/ddpo/memory"
 CLASSES = {"16gb": 16, "24gb": 24, "80gb": 80}
@@ -18,12 +19,12 @@ OVERHEAD_GB = 3.0  # CUDA, its allocator, decoding and the reward's activations
 ONLY_MEMORY = {"module.backbone.checkpoint_activations", "module.text_encoders", "module.optimizer"}
 
 
-def changed(before: run.Run, after: run.Run) -> set[str]:
+def changed(before: Run, after: Run) -> set[str]:
     old, new = flat(before.to_dict()), flat(after.to_dict())
     return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
 
 
-def parts(config: run.Run) -> dict[str, float]:
+def parts(config: Run) -> dict[str, float]:
     module, data = config.module, config.data
     samples = data["prompts_per_round"] * data["repeats"]
     latents = audioldm2_memory.latents_bytes(data["seconds"], module["sample_steps"], samples)
@@ -36,7 +37,7 @@ def parts(config: run.Run) -> dict[str, float]:
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_sum_in_its_comment_is_counted_and_fits(project_root, name):
     path = project_root / FOLDER / f"{name}.yaml"
-    config, text = run.load([path]), path.read_text("utf-8")
+    config, text = read_configuration([path]), path.read_text("utf-8")
     found = parts(config)
     assert float(re.search(r"#   sum: ([\d.]+) GB", text)[1]) == round(sum(found.values()), 1)
     assert sum(found.values()) + OVERHEAD_GB <= CLASSES[name]
@@ -55,8 +56,8 @@ def test_the_sum_in_its_comment_is_counted_and_fits(project_root, name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_it_can_be_laid_over_a_row_and_its_rounds_divide(project_root, name):
-    row = run.load([project_root / ROW])
-    config = run.load([project_root / ROW, project_root / FOLDER / f"{name}.yaml"])
+    row = read_configuration([project_root / ROW])
+    config = read_configuration([project_root / ROW, project_root / FOLDER / f"{name}.yaml"])
     differs = changed(row, config)
     if name != "80gb":
         assert differs <= ONLY_MEMORY
@@ -78,7 +79,7 @@ def test_the_whole_denoiser_with_eight_bits_builds(project_root, small_zoo, monk
         "module.optimizer=adamw_8bit",
         "module.backbone.checkpoint_activations=true",
     } <= set(overrides)
-    module = run.build(run.load([project_root / FOLDER / "24gb.yaml"], overrides)).module
+    module = run.build(read_configuration([project_root / FOLDER / "24gb.yaml"], overrides)).module
     weights = set(module.backbone.denoiser.parameters())
     assert weights == {parameter for parameter in module.parameters() if parameter.requires_grad}
     assert module.hparams.optimizer == "adamw_8bit" and module.hparams.text_encoders == "offload"

@@ -11,6 +11,7 @@ import pytest
 import zoo
 from lightning_modules import run
 from lightning_modules.report import read_rows
+from zoo.configuration import Run, read_configuration
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/ddpo/music_rlhf"
 CLAP, EMOPIA = "clap-music-audioset", "models/emopia/ar_va/best.ckpt"
@@ -60,8 +61,8 @@ SMALL = [
 ]
 
 
-def load(*names: str, overrides: list[str] | None = None) -> run.Run:
-    return run.load([FOLDER / f"{name}.yaml" for name in names], overrides or [])
+def load(*names: str, overrides: list[str] | None = None) -> Run:
+    return read_configuration([FOLDER / f"{name}.yaml" for name in names], overrides or [])
 
 
 def test_every_file_is_a_row_or_what_rows_share() -> None:

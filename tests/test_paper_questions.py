@@ -12,8 +12,8 @@ from toys import small_audio
 from benchmarks import paper_questions as pq
 from benchmarks import paper_tables as pt
 from benchmarks.evaluation import Measured
-from lightning_modules import run
 from zoo.backbones.lora import add_lora, save_adapter
+from zoo.configuration import read_configuration
 from zoo.rewards.mood import MOODS
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ddpo" / "paper_questions.yaml"
@@ -28,7 +28,7 @@ def measured(shift: float) -> Measured:
 
 @pytest.mark.parametrize("condition", pq.CONDITIONS, ids=lambda condition: condition.name)
 def test_every_condition_is_the_same_amount_of_work(condition):
-    config = run.load([CONFIG], pq.overrides(condition, Path("clap"), Path("label")))
+    config = read_configuration([CONFIG], pq.overrides(condition, Path("clap"), Path("label")))
     module, data = config.module, config.data
     assert data["prompts_per_round"] * data["repeats"] == 48
     window = range(*module["train_steps"])
@@ -43,7 +43,7 @@ def test_every_condition_is_the_same_amount_of_work(condition):
 
 def test_the_conditions_differ_in_what_their_names_say():
     loaded = {
-        c.name: run.load([CONFIG], pq.overrides(c, Path("clap"), Path("label")))
+        c.name: read_configuration([CONFIG], pq.overrides(c, Path("clap"), Path("label")))
         for c in pq.CONDITIONS
     }
     base = loaded["emotions_4"]

@@ -9,6 +9,7 @@ import pytest
 from datamodules.prompt_grids import EMOTIONS, INSTRUMENTS, emotion_words, instrument_names
 from datamodules.prompt_sources import template_prompts
 from datamodules.prompts import PromptDataModule
+from zoo.configuration import read_configuration
 from zoo.language import article_of
 from zoo.rewards.mood import MOODS, class_indices
 
@@ -121,12 +122,11 @@ def test_every_shipped_prompt_has_the_right_article_but_those_of_the_public_code
     import re
 
     from datamodules.music.music import Clip, caption
-    from lightning_modules import run
 
     texts = [caption(Clip("angry", "harp", seed), random.Random(seed)) for seed in range(60)]
     configs = Path(__file__).resolve().parents[1] / "configs" / "ddpo"
     for name in ("quickstart", "quickstart_smoke", "paper_questions", "music_rlhf/base"):
-        node = run.load([configs / f"{name}.yaml"]).data
+        node = read_configuration([configs / f"{name}.yaml"]).data
         words, instruments = emotion_words(node["words"]), instrument_names(node["instruments"])
         texts += [prompt.text for prompt in template_prompts(node["template"], words, instruments)]
     assert any("an aggressive" in text for text in texts) and any(

@@ -14,6 +14,7 @@ import yaml
 from toy_run import ROOT, load
 
 from lightning_modules import run, run_folder
+from zoo.configuration import read_configuration
 from zoo.errors import describe
 from zoo.secrets import MASK
 
@@ -53,7 +54,7 @@ def test_a_run_leaves_config_checkpoints_metrics_and_export(tmp_path):
     assert names == ["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"]
     assert (folder / "exported.pt").is_file() and len(rows(folder)) == 8
     assert not list(folder.rglob("*.part*"))
-    again = run.load(
+    again = read_configuration(
         [folder / "config.yaml"], ["out_dir=" + str(tmp_path / "other")]
     )  # a run's config.yaml is a configuration
     assert again.module == loaded.module and "provenance" not in again.to_dict()
@@ -283,7 +284,7 @@ def test_dry_run(tmp_path):
     assert "memory estimate" in text and sorted(path.name for path in tmp_path.iterdir()) == [
         "c.yaml"
     ]
-    smoke = run.load(
+    smoke = read_configuration(
         [ROOT / "configs/ddpo/quickstart_smoke.yaml"],
         [f"out_dir={tmp_path}/smoke", "data.seconds=1.024"],
     )

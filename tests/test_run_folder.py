@@ -17,8 +17,9 @@ from lightning_modules.audio_samples import AudioSamples, spread
 from lightning_modules.callbacks import MetricsCSV, default_callbacks
 from lightning_modules.report import read_rows, write_report
 from lightning_modules.rl.ddpo import DDPO
-from lightning_modules.run import fit, load
+from lightning_modules.run import fit
 from zoo.backbones.lora import load_adapter
+from zoo.configuration import read_configuration
 from zoo.types import RewardOutput
 
 
@@ -283,7 +284,9 @@ def test_a_run_that_was_killed_before_its_results_were_written_gets_them_on_resu
             f"out_dir={tmp_path}",
             *more,
         ]
-        return fit(load([project_root / "configs/ddpo/quickstart_smoke.yaml"], overrides))
+        return fit(
+            read_configuration([project_root / "configs/ddpo/quickstart_smoke.yaml"], overrides)
+        )
 
     smoke("trainer.enable_model_summary=false")
     results = ["adapter", "audio/after", "report.html", "curve.png"]

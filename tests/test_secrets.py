@@ -17,7 +17,8 @@ from lightning_modules.report import write_report
 from lightning_modules.rl.reward_queue import RewardError, score
 from zoo import secrets
 from zoo.commands.zoo import main
-from zoo.errors import describe, reported
+from zoo.configuration import read_configuration
+from zoo.errors import UserError, describe, reported
 from zoo.hub.pull import pull, push
 from zoo.secrets import MASK, is_secret_key, masked, without_secrets
 from zoo.types import Prompt
@@ -95,7 +96,7 @@ def test_what_a_masked_key_held_is_masked_wherever_it_turns_up(
 ) -> None:
     """On the command line below a mapping; then in files, messages and a reward's exception."""
     words = ["trainer.x={api_key: zap!zap}", "data.password=hunt3r", "data.note=with zap!zap"]
-    settings = run.load([toy_config(tmp_path)], words)
+    settings = read_configuration([toy_config(tmp_path)], words)
     run_folder.write_config(tmp_path / "run", settings.to_dict(), ["fit.py", *words], None)
     files = [tmp_path / "run/config.yaml", write_report(tmp_path / "run")]
 
@@ -106,7 +107,7 @@ def test_what_a_masked_key_held_is_masked_wherever_it_turns_up(
         score(reward, torch.zeros(1, 1, 8), 16_000, [Prompt("p", "text")])
 
     def fails(_: object) -> None:
-        raise ValueError("zap!zap and hunt3r")
+        raise UserError("zap!zap and hunt3r")
 
     assert reported(fails, []) == 2
     seen = [path.read_text() for path in files] + [str(caught.value), capsys.readouterr().err]
@@ -137,7 +138,7 @@ def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.Monkey
     """
     monkeypatch.setenv("HF_TOKEN", "an-unusual-token")
     words = [f"data.token={OTHER}", "provenance=[an-unusual-token]"]
-    settings = run.load([toy_config(tmp_path)], words[:1])
+    settings = read_configuration([toy_config(tmp_path)], words[:1])
     settings.module["kind"] = "a"
     settings.data["note"] = f"pulled with {OTHER} and an-unusual-token"
     run_folder.write_config(
@@ -157,7 +158,8 @@ def test_a_trained_run_holds_none(
     """No file of a run folder, whatever wrote it."""
     monkeypatch.setenv("HF_TOKEN", WRITER)
     run.fit(
-        run.load([toy_config(tmp_path)], [f"data.token={OTHER}"]), ["fit.py", f"data.token={OTHER}"]
+        read_configuration([toy_config(tmp_path)], [f"data.token={OTHER}"]),
+        ["fit.py", f"data.token={OTHER}"],
     )
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"config.yaml", "metrics.csv", "last.ckpt"} <= {path.name for path in files}

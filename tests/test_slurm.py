@@ -11,6 +11,7 @@ import pytest
 
 from datamodules.prompts import PromptDataModule
 from lightning_modules import run
+from zoo.configuration import Run, read_configuration
 
 SCRIPT = "configs/slurm/ddpo_node.sh"
 GPUS = 4
@@ -44,10 +45,10 @@ def started(
     return said.stdout.splitlines()
 
 
-def config_of(root: Path, command: list[str]) -> run.Run:
+def config_of(root: Path, command: list[str]) -> Run:
     assert command[:2] == ["python", "tools/fit.py"] and (root / command[1]).is_file()
     files = [root / command[i + 1] for i, word in enumerate(command) if word == "--config"]
-    return run.load(files, [word for word in command if "=" in word])
+    return read_configuration(files, [word for word in command if "=" in word])
 
 
 def test_it_is_valid_shell_and_asks_for_a_process_a_gpu(project_root):

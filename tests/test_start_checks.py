@@ -15,6 +15,7 @@ from lightning_modules import run
 from zoo.audio_files import write_audio
 from zoo.backbones.lengths import check_seconds
 from zoo.backbones.tiny import TinyAudio
+from zoo.configuration import read_configuration
 from zoo.types import Waveform
 
 SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
@@ -69,7 +70,7 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
 def test_what_cannot_work_is_refused_before_there_is_a_folder(tmp_path, override, word):
     for start in (run.dry_run, run.fit):
         with pytest.raises(ValueError, match=word) as refused:
-            start(run.load([SMOKE], [f"out_dir={tmp_path / 'run'}", override]))
+            start(read_configuration([SMOKE], [f"out_dir={tmp_path / 'run'}", override]))
         assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 
@@ -78,9 +79,9 @@ def test_a_start_that_a_later_hook_refuses_leaves_no_folder(tmp_path):
     where = f"out_dir={tmp_path / 'run'}"
     watch = "trainer.callbacks=[{_target_: lightning_modules.rl.held_out.HeldOutWatch}]"
     with pytest.raises(ValueError, match="held_out_reward"):
-        run.fit(run.load([SMOKE], [where, watch]))
+        run.fit(read_configuration([SMOKE], [where, watch]))
     assert not list(tmp_path.iterdir())
-    run.fit(run.load([SMOKE], [where]))  # is not told that a run is there already
+    run.fit(read_configuration([SMOKE], [where]))  # is not told that a run is there already
     assert (tmp_path / "run" / "config.yaml").is_file()
 
 
@@ -139,7 +140,7 @@ def test_a_dry_run_finds_missing_clips(tmp_path):
         "batch_size: 1}"
     )
     asked = [node, f"out_dir={tmp_path / 'run'}"]
-    config = run.load([ROOT / "configs/embedded/codec.yaml"], asked)
+    config = read_configuration([ROOT / "configs/embedded/codec.yaml"], asked)
     with pytest.raises((ValueError, OSError), match="clips"):
         run.dry_run(config)
     folder.mkdir()
@@ -148,7 +149,7 @@ def test_a_dry_run_finds_missing_clips(tmp_path):
     with pytest.raises((ValueError, OSError), match=r"gone\.wav"):
         run.dry_run(config)
     emopia = [f"data.audio_dir={tmp_path / 'none'}", f"data.split_dir={tmp_path / 'none'}"]
-    config = run.load([ROOT / "configs/emotion/emopia.yaml"], [*emopia, asked[1]])
+    config = read_configuration([ROOT / "configs/emotion/emopia.yaml"], [*emopia, asked[1]])
     with pytest.raises((ValueError, OSError), match="none"):
         run.dry_run(config)
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 
 from lightning_modules import run
 from zoo.commands import generate
-from zoo.errors import Stopped, reported
+from zoo.errors import Stopped, UserError, reported
 from zoo.generation import generate_each
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def test_a_stop_elsewhere_is_one_line(capsys):
 
 def test_an_error_stays_an_error(capsys):
     def main(argv):
-        raise ValueError("wrong")
+        raise UserError("wrong")
 
     assert reported(main, []) == 2 and capsys.readouterr().err == "error: wrong\n"
 

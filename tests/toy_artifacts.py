@@ -10,9 +10,10 @@ import torch
 from toys import SMALL
 
 import zoo
-from lightning_modules import run, run_folder
+from lightning_modules import run_folder
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
+from zoo.configuration import read_configuration
 from zoo.hub.artifact import save_artifact
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs/ddpo/quickstart.yaml"
@@ -36,7 +37,7 @@ def model_folder(folder: Path, seed: int = 0, **facts: object) -> Path:
 
 def quickstart_run(folder: Path) -> Path:
     """The quickstart's configuration, and an adapter on embedded/music of its shape that is heard."""
-    config = run.load([QUICKSTART], [f"out_dir={folder}"])
+    config = read_configuration([QUICKSTART], [f"out_dir={folder}"])
     run_folder.write_config(folder, config.to_dict(), ["python", "tools/fit.py"], None)
     backbone = zoo.load(config.module["backbone"]["name"])
     add_lora(backbone, config.module["lora_rank"], targets=config.module["lora_targets"])

@@ -13,6 +13,7 @@ from toys import SMALL
 
 from lightning_modules import run
 from zoo.backbones.tiny import TinyAudio
+from zoo.configuration import read_configuration
 from zoo.hub.artifact import save_artifact
 from zoo.hub.entry import ZooEntry
 from zoo.hub.table import ENTRIES
@@ -77,5 +78,5 @@ def trained(out_dir: Path, *overrides: str) -> Path:
     """The run folder of two rounds of DDPO on ``tiny-base``."""
     config = out_dir.with_suffix(".yaml")
     config.write_text(CONFIG, encoding="utf-8")
-    run.fit(run.load([config], [f"out_dir={out_dir}", *overrides]))
+    run.fit(read_configuration([config], [f"out_dir={out_dir}", *overrides]))
     return out_dir

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_modules import run
+from zoo.configuration import Run, read_configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,8 +86,8 @@ seed: 3
     return path
 
 
-def load(tmp_path: Path, *overrides: str) -> run.Run:
-    return run.load([config(tmp_path)], overrides)
+def load(tmp_path: Path, *overrides: str) -> Run:
+    return read_configuration([config(tmp_path)], overrides)
 
 
 def needs_more():

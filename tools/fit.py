@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lightning_modules.command_line import settled
+from zoo.command_line import settled
 from zoo.errors import reported
 
 
@@ -37,8 +37,9 @@ def main(argv: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     from lightning_modules import run, run_folder
+    from zoo.configuration import read_configuration
 
-    config = run.load(options.config, options.overrides)
+    config = read_configuration(options.config, options.overrides)
     if options.print_config:
         print(OmegaConf.to_yaml(run_folder.masked(config.to_dict())), end="")
     elif options.dry_run:

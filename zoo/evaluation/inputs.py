@@ -107,9 +107,9 @@ def configuration(files: Sequence[str], model: str | None) -> Configuration:
     Raises ``ValueError`` (also for a model that nothing here goes by), ``FileNotFoundError``.
     """
     if files:
-        from lightning_modules import run
+        from zoo.configuration import read_configuration
 
-        return Configuration(run.load(files).to_dict())
+        return Configuration(read_configuration(files).to_dict())
     folder = Path(model) if model is not None else None
     if model is not None and model != BASE:
         with contextlib.suppress(FileNotFoundError):  # known, and pulled when it is opened

@@ -123,9 +123,9 @@ def _reward_node(path: str) -> dict[str, Any]:
         content = OmegaConf.load(path)
     if isinstance(content, Mapping) and "_target_" in content:
         return dict(OmegaConf.to_container(content, resolve=True))
-    from lightning_modules import run
+    from zoo.configuration import read_configuration
 
-    node = run.load([path]).module.get("reward")
+    node = read_configuration([path]).module.get("reward")
     if node is None:
         raise UserError(f"--rewards: {path} has neither a _target_ nor a module.reward")
     return dict(node)

@@ -1,0 +1,224 @@
+"""Configurations: YAML files, each after the files that it is based on, then ``key=value``
+overrides; the result is plain data (``Run``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
+
+from zoo.command_line import split_override
+from zoo.errors import UserError, did_you_mean, parser_message, parsing
+from zoo.secrets import masked_command, remember_in
+
+# the key under which a file names the file (or list of files) that it changes, relative to its own
+# folder
+BASE = "base"
+
+
+@dataclass
+class Run:
+    """The root of a configuration.
+
+    ``module``, ``data``: ``_target_`` trees. ``trainer``: arguments of ``lightning.Trainer``, with
+    ``logger``, ``callbacks`` and ``plugins`` as ``_target_`` trees. ``out_dir``: the run folder.
+    ``seed``: of every generator. ``resume``: go on from the last checkpoint. ``provenance`` is
+    written by a run and ignored when read, so that a run's config.yaml is itself a configuration.
+    """
+
+    module: dict[str, Any] = MISSING
+    data: Optional[dict[str, Any]] = None  # noqa: UP045 - read by OmegaConf
+    trainer: dict[str, Any] = field(default_factory=dict)
+    out_dir: str = MISSING
+    seed: int = 0
+    resume: bool = False
+    provenance: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "provenance"}
+
+
+def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
+    """Merges YAML files (each after those that its ``base:`` names; later ones win), then
+    ``key=value`` overrides, then resolves interpolations. A node of a later file or override with
+    another ``_target_`` replaces the earlier node whole.
+
+    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest
+    right one.
+    """
+    masked_command(overrides)  # remembers what they hold, for the messages from here on
+    config = OmegaConf.structured(Run)
+    for where, content in read_all(paths):
+        config = _merged(config, content, where)
+    for override in overrides:
+        key, text = split_override(override)
+        try:
+            if re.split(r"[.\[]", key)[0] not in {f.name for f in fields(Run)}:
+                raise ConfigKeyError(key)
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+            drop_replaced_at(config, key, value)
+            OmegaConf.update(config, key, value, merge=True)
+        except Exception as error:  # of OmegaConf, of its YAML parser, of Python below them
+            raise _readable(error, f"override {override!r:.200}", key, config) from error
+    try:
+        loaded = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        remember_in(loaded)
+        return Run(**loaded)
+    except MissingMandatoryValue as error:
+        example = "" if paths else ", such as --config configs/ddpo/quickstart.yaml"
+        key = error.full_key
+        said = f"{key} is missing; set it in a --config file{example} or as {key}=..."
+        raise UserError(said) from error
+    except Exception as error:
+        key = getattr(error, "full_key", None) or ""
+        raise _readable(error, "configuration", key, config) from error
+
+
+def _merged(config: DictConfig, other: DictConfig, where: str) -> DictConfig:
+    try:
+        drop_replaced(config, other)
+        return OmegaConf.merge(config, other)
+    except Exception as error:
+        raise _readable(error, where, getattr(error, "full_key", None) or "", config) from error
+
+
+def _readable(error: Exception, where: str, key: str, config: DictConfig) -> ValueError:
+    if isinstance(error, ConfigKeyError):
+        return UserError(f"{where}: unknown key {key!r}; {_nearest_key(key, config)}")
+    first = parser_message(error)
+    if isinstance(error, RecursionError):
+        return UserError(f"{where}: {first}")
+    return UserError(
+        f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}"
+    )
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    """The dotted keys of all values below nested dictionaries."""
+    if not isinstance(node, dict):
+        return [prefix]
+    return [
+        key for name, value in node.items() for key in _keys(value, f"{prefix}.{name}".lstrip("."))
+    ]
+
+
+def _nearest_key(key: str, config: DictConfig) -> str:
+    """The end of a message about an unknown root key: settings of that name further down, else
+    the nearest root key."""
+    known = _keys(OmegaConf.to_container(config))
+    below = sorted(name for name in known if name.rpartition(".")[2] == key)
+    if below:
+        return f"did you mean {' or '.join(below[:3])}?"
+    names = [f.name for f in fields(Run) if f.name != "provenance"]
+    return did_you_mean(key.split(".")[0], names)
+
+
+def read_all(paths: Sequence[str | Path]) -> list[tuple[str, DictConfig]]:
+    """(name for messages, content without ``base``) of every file and of those that it is based on,
+    in the order of merging.
+
+    A file comes after its bases. A file that is reached twice counts once, at its first place: so
+    an overlay that is based on the same file as the run that it is laid over changes only what it
+    says itself. Raises ``FileNotFoundError`` naming the missing file and who wanted it,
+    ``ValueError`` for what is no configuration, and for files that are each other's bases.
+    """
+    read: dict[Path, tuple[str, DictConfig]] = {}
+    for path in paths:
+        _visit(Path(path), (), read)
+    return list(read.values())
+
+
+def _visit(path: Path, above: tuple[Path, ...], read: dict[Path, tuple[str, DictConfig]]) -> None:
+    where = path.resolve()
+    if where in {known.resolve() for known in above}:
+        chain = " -> ".join(str(known) for known in (*above, path))
+        raise UserError(
+            f"a configuration cannot be its own base: {chain}; drop one of these base: lines"
+        )
+    if where in read:
+        return
+    content = _read(path, f", the base of {above[-1]}" if above else "")
+    given = OmegaConf.to_container(content).get(BASE)
+    bases = given
+    bases = [bases] if isinstance(bases, str) else bases
+    if BASE in content and not (
+        isinstance(bases, list) and bases and all(isinstance(name, str) and name for name in bases)
+    ):
+        raise UserError(
+            f"{path}: base must be a file, or a list of files, relative to this one's folder; got"
+            f" {given!r}"
+        )
+    for name in bases or ():
+        _visit(path.parent / name, (*above, path), read)
+    content.pop(BASE, None)
+    read[where] = (str(path), content)
+
+
+def _read(path: Path, wanted_by: str) -> DictConfig:
+    if not path.is_file():
+        near = (
+            did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")])
+            if path.parent.is_dir()
+            else "no such folder"
+        )
+        raise FileNotFoundError(f"there is no configuration {path}{wanted_by}; {near}")
+    with parsing(path, "YAML"):
+        text = path.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        is_mapping = isinstance(root, yaml.MappingNode)
+        content = OmegaConf.create(text) if is_mapping else None
+        plain = OmegaConf.to_container(content) if is_mapping else {}
+    if all(value is None for value in plain.values()):
+        raise UserError(f"{path} must hold keys such as module:, data:, trainer:, out_dir:")
+    for key in ("module", "data", "trainer"):
+        if isinstance(content._get_node(key), ListConfig):
+            raise UserError(
+                f"{path}: {key} must hold lines of the form key: value, got the list"
+                f" {plain[key]!r:.80}"
+            )
+    return content
+
+
+def drop_replaced(config: DictConfig, other: DictConfig) -> None:
+    """Empties every node of ``config`` whose ``_target_`` another one in ``other`` replaces: its
+    arguments would not fit that.
+    """
+    for key in other:
+        old, new = (node._get_node(key) if key in node else None for node in (config, other))
+        if not (_is_tree(old) and _is_tree(new)):
+            continue
+        if _has_other_target(old, new):
+            config[key] = {}
+        else:
+            drop_replaced(old, new)
+
+
+def drop_replaced_at(config: DictConfig, key: str, value: Any) -> None:
+    """The same for one override, ``value`` at ``key`` (dotted): there a node that names its
+    ``_target_`` is the whole node.
+    """
+    old = OmegaConf.select(config, key) if isinstance(value, dict) else None
+    if not isinstance(old, DictConfig):
+        return
+    new = OmegaConf.create(value)
+    if "_target_" in new:
+        OmegaConf.update(config, key, {}, merge=False)
+    else:
+        drop_replaced(old, new)
+
+
+def _has_other_target(old: DictConfig, new: DictConfig) -> bool:
+    return "_target_" in old and "_target_" in new and old["_target_"] != new["_target_"]
+
+
+def _is_tree(node: Any) -> bool:
+    return isinstance(node, DictConfig) and not (
+        node._is_none() or node._is_missing() or node._is_interpolation()
+    )
