@@ -179,7 +179,7 @@ def run(
 ) -> dict[str, SetVerdicts]:
     """All rows.
 
-    ``embed`` (sentences to vectors) and ``reward`` may be None. Raises ``ValueError`` for another
+    ``embed`` (sentences to vectors) and ``reward`` may be None. Raises ``UserError`` for another
     sample rate.
     """
     if bank.sample_rate_hz != backbone.sample_rate_hz:

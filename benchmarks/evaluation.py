@@ -230,7 +230,7 @@ def write_json(path: Path, record: dict) -> None:
 def loaded_network(name: str) -> Outputs | None:
     """``vibenet`` or ``none``.
 
-    Raises ``ValueError`` for another name, ``ImportError`` saying how to install the judge.
+    Raises ``UserError`` for another name, ``ImportError`` saying how to install the judge.
     """
     if name == "none":
         return None

@@ -126,7 +126,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def mood_indices(moods: Sequence[str]) -> np.ndarray:
-    """Indices into ``MOODS``. Raises ``ValueError`` for another word."""
+    """Indices into ``MOODS``. Raises ``UserError`` for another word."""
     unknown = sorted(set(moods) - set(MOODS))
     if unknown:
         raise ValueError(f"unknown moods {unknown}; the judge knows {', '.join(MOODS)}")
@@ -168,7 +168,7 @@ class MoodJudge:
     def fit(outputs: np.ndarray, moods: Sequence[str]) -> MoodJudge:
         """From VibeNet outputs (n, 7) of real clips and their moods. Every mood must occur.
 
-        Raises ``ValueError`` when one does not, or for an unknown mood.
+        Raises ``UserError`` when one does not, or for an unknown mood.
         """
         classes = mood_indices(moods)
         absent = [mood for index, mood in enumerate(MOODS) if index not in classes]

@@ -186,7 +186,7 @@ def write_label_reward(folder: Path) -> None:
 
 
 def run_seed(condition: Condition, seed: int) -> int:
-    """The seed of a run. Raises ``ValueError`` when a condition has its own and not so many."""
+    """The seed of a run. Raises ``UserError`` when a condition has its own and not so many."""
     if condition.seeds and seed not in range(len(condition.seeds)):
         raise ValueError(
             f"--seeds: condition {condition.name} has the seeds 0 to {len(condition.seeds) - 1},"

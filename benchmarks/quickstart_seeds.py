@@ -112,7 +112,7 @@ def train(seed: int, config: Path, run_dir: Path, overrides: Sequence[str] = ())
 def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, ...]:
     """All held-out prompts of a run's data node.
 
-    Raises ``ValueError`` when they lack a value of ``label`` that is trained on.
+    Raises ``UserError`` when they lack a value of ``label`` that is trained on.
     """
     from zoo.instantiate import instantiate
 

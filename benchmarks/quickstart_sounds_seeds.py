@@ -112,7 +112,7 @@ def class_labels(
     """Sound class -> where its accepted labels stand among the judge's, over all prompts of a run's
     data node.
 
-    Raises ``ValueError`` for prompts without events, a class whose labels the judge does not know,
+    Raises ``UserError`` for prompts without events, a class whose labels the judge does not know,
     and fewer than three classes.
     """
     from zoo.instantiate import instantiate
@@ -170,7 +170,7 @@ def measured(
     """Per clip ``reward``, ``above_absent``, ``p`` and ``heard`` (means over its events);
     ``in_order`` of "then" clips whose events can be told apart, if there are any.
 
-    Raises ``ValueError`` for a caption all of whose absent classes share a label with it.
+    Raises ``UserError`` for a caption all of whose absent classes share a label with it.
     """
     rows: dict[str, list[float]] = {
         "reward": clips.reward_B.tolist(),

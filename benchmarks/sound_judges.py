@@ -66,7 +66,7 @@ def label_indices(labels: Sequence[str], class_names: Sequence[str]) -> tuple[in
 
     Labels that the judge does not know are left out.
 
-    Raises ``ValueError`` when none is left.
+    Raises ``UserError`` when none is left.
     """
     known = tuple(
         class_names.index(label) for label in dict.fromkeys(labels) if label in class_names
@@ -169,7 +169,7 @@ class EventJudge:
     ) -> EventJudge:
         """From real clips of one sound each, and the accepted label names of every class.
 
-        Raises ``ValueError`` for a class without a clip, or clips of a class without labels.
+        Raises ``UserError`` for a class without a clip, or clips of a class without labels.
         """
         absent, unknown = (
             sorted(set(labels) - set(sound_classes)),
@@ -286,7 +286,7 @@ def matched_above_random(score_BB: Tensor) -> Tensor:
     """(B,) share of the other captions that score below a clip's own (the diagonal); ties count
     half; 0.5 is chance.
 
-    Raises ``ValueError`` below two clips.
+    Raises ``UserError`` below two clips.
     """
     count = len(score_BB)
     if score_BB.shape != (count, count) or count < 2:

@@ -56,7 +56,7 @@ def find_clips(
     Files that the table does not list are left out and counted in the log, and so are hidden files,
     folders and pipes with the name of a sound.
 
-    Raises ``ValueError`` as ``read_table``, for a folder without audio, a row without its file or
+    Raises ``UserError`` as ``read_table``, for a folder without audio, a row without its file or
     whose caption is no text, and a file listed twice.
     """
     folder = Path(folder)
@@ -124,7 +124,7 @@ def _weight(record: Record) -> float | None:
 
 
 def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
-    """One channel is repeated, many are averaged to one; raises ``ValueError`` for any other change
+    """One channel is repeated, many are averaged to one; raises ``UserError`` for any other change
     (6 to 2, say).
     """
     have = wave_CN.shape[0]
@@ -201,7 +201,7 @@ class _Crops(Dataset):
 def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
     """(channels, N) at ``sample_rate_hz``.
 
-    Raises ``ValueError`` for no samples, values not finite, odd channel counts.
+    Raises ``UserError`` for no samples, values not finite, odd channel counts.
     """
     samples_CN = wave.samples_CN
     if samples_CN.shape[-1] == 0:
@@ -233,7 +233,7 @@ class AudioDataModule(L.LightningDataModule):
     leaves out the last, smaller batch.
 
     A fit resumed at the end of an epoch continues exactly; one resumed within an epoch starts that
-    epoch again. Raises ``ValueError`` for settings out of range, no readable clip, and fewer
+    epoch again. Raises ``UserError`` for settings out of range, no readable clip, and fewer
     training clips than one batch needs.
     """
 

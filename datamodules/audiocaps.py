@@ -90,7 +90,7 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
     ``bad_rows``: "stop" at the first, or "drop" them; the log counts them and names the first
     lines. Broken double quotes always stop: nobody knows how many rows they swallow.
 
-    Raises ``ValueError`` naming file and line, also for a missing file, another suffix, a wrong
+    Raises ``UserError`` naming file and line, also for a missing file, another suffix, a wrong
     header and no caption at all.
     """
     path = Path(path)
@@ -145,7 +145,7 @@ def _header(cells: Sequence[str], path: Path) -> list[str]:
 
 
 def _row(header: Sequence[str], cells: Sequence[str], line: int) -> Row:
-    """Raises ``ValueError`` without file and line."""
+    """Raises ``UserError`` without file and line."""
     if len(cells) != len(header):
         hint = "; put a caption with commas in double quotes" if len(cells) > len(header) else ""
         raise UserError(f"{len(cells)} cells, but the header names {len(header)} columns{hint}")
@@ -196,7 +196,7 @@ def caption_prompts(
     the file's other columns.
 
     See ``read_rows`` for ``bad_rows`` and ``chosen_captions`` for ``captions`` and ``seed``. What
-    is left out is counted in the log. Raises ``ValueError``.
+    is left out is counted in the log. Raises ``UserError``.
     """
     if captions not in CAPTIONS:
         raise UserError(f"captions {captions!r} is unknown; {did_you_mean(captions, CAPTIONS)}")
@@ -244,7 +244,7 @@ def audiocaps_prompts(
 
     ``count``: so many training captions, drawn by ``seed`` (None: all). Training captions that
     held-out clips have word for word ("a man speaks") are left out and counted in the log, so that
-    what is held out is. Raises ``ValueError`` as ``caption_prompts`` does, for a clip or an id that
+    what is held out is. Raises ``UserError`` as ``caption_prompts`` does, for a clip or an id that
     is in both files, and for a ``count`` that cannot be met.
     """
     shared = {

@@ -42,7 +42,7 @@ class PromptSource(Protocol):
 
     ``all_prompts``: of training and validation. ``drop_prompts`` leaves those with these ids out of
     both from then on; it raises
-    ``ValueError`` when none is left to train on.
+    ``UserError`` when none is left to train on.
     """
 
     def all_prompts(self) -> tuple[Prompt, ...]: ...

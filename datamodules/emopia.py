@@ -53,7 +53,7 @@ def parse_clip_name(name: str) -> tuple[str, str, str]:
 
     YouTube ids may hold ``_``: only the outer two split.
 
-    Raises ``ValueError`` for any other form.
+    Raises ``UserError`` for any other form.
     """
     quadrant, _, rest = name.partition("_")
     song, _, segment = rest.rpartition("_")
@@ -71,7 +71,7 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
     Files of other kinds beside the audio (.pt, .mid) are left alone.
 
     Raises ``FileNotFoundError`` for a missing split file or clip (with the number of missing ones),
-    ``ValueError`` for other columns, a label that is missing or contradicts the name, a clip listed
+    ``UserError`` for other columns, a label that is missing or contradicts the name, a clip listed
     twice, or an empty split.
     """
     csv_path, audio_dir = Path(csv_path), Path(audio_dir)
@@ -117,7 +117,7 @@ def _stem(name: str) -> str:
 
 
 def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
-    """Raises ``ValueError`` naming a song that lies in two splits: its clips would give the test
+    """Raises ``UserError`` naming a song that lies in two splits: its clips would give the test
     away.
     """
     home: dict[str, str] = {}
@@ -131,7 +131,7 @@ def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
 
 
 def duration_s(path: Path) -> float:
-    """Seconds of a file. Raises ``ValueError`` naming a bad one."""
+    """Seconds of a file. Raises ``UserError`` naming a bad one."""
     return audio_facts(path).seconds
 
 
@@ -140,7 +140,7 @@ def read_mono(
 ) -> Tensor:
     """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded.
 
-    Raises ``ValueError`` naming a file that is no audio, cut off, has no samples, or NaN or
+    Raises ``UserError`` naming a file that is no audio, cut off, has no samples, or NaN or
     infinity among them.
     """
     wave = read_audio(path, start_s=start_s, seconds=seconds)

@@ -121,7 +121,7 @@ INSTRUMENTS: dict[str, list[str]] = {
 def emotion_words(words: dict[str, list[str]] | str) -> dict[str, list[str]]:
     """Mood -> words: as given, or a copy of the list of this name.
 
-    Raises ``ValueError`` with the nearest name.
+    Raises ``UserError`` with the nearest name.
     """
     if not isinstance(words, str):
         return words
@@ -136,7 +136,7 @@ def emotion_words(words: dict[str, list[str]] | str) -> dict[str, list[str]]:
 def instrument_names(instruments: list[str] | str) -> list[str]:
     """The instruments as given, or a copy of the list of this name.
 
-    Raises ``ValueError`` with the nearest name.
+    Raises ``UserError`` with the nearest name.
     """
     if not isinstance(instruments, str):
         return instruments

@@ -42,7 +42,7 @@ def template_prompts(
 
     ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to),
     ``{instrument}`` and ``{article}`` ("a" or "an", as the word behind it takes it). Raises
-    ``ValueError`` for other fields, an empty list, and when two combinations give the same text
+    ``UserError`` for other fields, an empty list, and when two combinations give the same text
     (without ``{word}``, give one word per mood).
     """
     try:
@@ -93,7 +93,7 @@ def file_prompts(
     Columns ``id``, ``negative`` and ``seconds`` override the defaults; ``labels`` (jsonl, an
     object) and all other columns become labels. A CSV with the header of AudioCaps gives all its
     captions (``datamodules.audiocaps``, which also chooses among them). Empty lines and repeated
-    prompts are dropped and counted in the log. Raises ``ValueError`` as ``read_table``, for a file
+    prompts are dropped and counted in the log. Raises ``UserError`` as ``read_table``, for a file
     without prompts, a record without text and seconds that are no positive number.
     """
     if is_audiocaps(path):

@@ -53,7 +53,7 @@ def shard(batch: PromptBatch, rank: int, world_size: int) -> PromptBatch:
     """The rows of one process: a consecutive block, so that the blocks of rank 0, 1, ... one after
     the other are the whole batch.
 
-    Raises ``ValueError`` when the rows do not divide over the processes.
+    Raises ``UserError`` when the rows do not divide over the processes.
     """
     if len(batch) % world_size:
         raise UserError(
@@ -127,7 +127,7 @@ class PromptDataModule(L.LightningDataModule):
     order of a round depend on ``seed`` and the round's index only, so a resumed run continues with
     exactly the rounds that the interrupted one would have drawn.
 
-    Raises ``ValueError`` for settings that contradict each other, unknown words, no prompts, and a
+    Raises ``UserError`` for settings that contradict each other, unknown words, no prompts, and a
     resumed run whose prompts differ.
     """
 
@@ -222,7 +222,7 @@ class PromptDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Takes this process's place from the trainer.
 
-        Raises ``ValueError`` when samples do not divide over the processes.
+        Raises ``UserError`` when samples do not divide over the processes.
         """
         rank, world = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -249,7 +249,7 @@ class PromptDataModule(L.LightningDataModule):
     def drop_prompts(self, ids: Collection[str]) -> None:
         """Leaves these prompts out from now on.
 
-        Raises ``ValueError`` when none is left to train on, and as ``setup`` does.
+        Raises ``UserError`` when none is left to train on, and as ``setup`` does.
         """
         kept, held_out = (
             tuple(prompt for prompt in prompts if prompt.id not in ids)
@@ -264,7 +264,7 @@ class PromptDataModule(L.LightningDataModule):
         self.setup()
 
     def first_round(self, world_size: int) -> PromptBatch:
-        """The first process's rows of round 0. Raises ``ValueError`` when they do not divide."""
+        """The first process's rows of round 0. Raises ``UserError`` when they do not divide."""
         r = self.rounds
         batch = round_prompts(r.prompts, r.prompts_per_round, r.repeats, r.seed, 0)
         return shard(batch, 0, world_size)

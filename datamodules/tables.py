@@ -52,7 +52,7 @@ class Record:
     def text(self, column: str) -> str:
         """The text of a cell, without blanks at its ends, perhaps "".
 
-        Raises ``ValueError`` where there is no text.
+        Raises ``UserError`` where there is no text.
         """
         value = self.cells.get(column)
         if not isinstance(value, str):
@@ -64,7 +64,7 @@ class Record:
         return value.strip()
 
     def words(self, column: str) -> str:
-        """As ``text``, and at least one letter of it. Raises ``ValueError``."""
+        """As ``text``, and at least one letter of it. Raises ``UserError``."""
         if not (value := self.text(column)):
             raise UserError(f"{self.where}: expected words under {column!r}, the cell is empty")
         return value
@@ -72,7 +72,7 @@ class Record:
     def name(self, column: str) -> str:
         """Text or a number, as text; "" for a cell that is absent, empty or null.
 
-        Raises ``ValueError`` for other values.
+        Raises ``UserError`` for other values.
         """
         value = self.cells.get(column)
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
@@ -82,7 +82,7 @@ class Record:
     def number(self, column: str) -> float | None:
         """A number, perhaps written as text; None for a cell that is absent, empty or null.
 
-        Raises ``ValueError``.
+        Raises ``UserError``.
         """
         try:
             value = self.name(column)
@@ -93,7 +93,7 @@ class Record:
             ) from None
 
     def whole_number(self, column: str) -> int | None:
-        """As ``number``, without a fraction. Raises ``ValueError``."""
+        """As ``number``, without a fraction. Raises ``UserError``."""
         written = self.name(column)
         if re.fullmatch(r"[+-]?\d{1,1000}", written):
             return int(written)
@@ -106,7 +106,7 @@ class Record:
         return None if value is None else int(value)
 
     def mapping(self, column: str) -> dict[str, Any]:
-        """A JSON object; ``{}`` for a cell that is absent, empty or null. Raises ``ValueError``."""
+        """A JSON object; ``{}`` for a cell that is absent, empty or null. Raises ``UserError``."""
         value = self.cells.get(column)
         if value in (None, ""):
             return {}
@@ -143,7 +143,7 @@ def read_table(path: str | Path, *columns: str) -> Table:
     a carriage return, or both, and nothing else. A cell of a CSV in double quotes may hold line
     ends, and any number of characters. Columns without a name are left out.
 
-    Raises ``ValueError`` naming the file, and where it has one the line, for: a missing file,
+    Raises ``UserError`` naming the file, and where it has one the line, for: a missing file,
     another suffix, bytes that are no text; a header without one of ``columns``, with two that could
     be meant, or with one twice; more cells than the header has; quotes that are not closed or stand
     in the middle of a cell; a line that is no JSON object, or has one key twice.
@@ -193,7 +193,7 @@ def _tell_line_ends(records: Sequence[Record]) -> None:
 def read_text(path: Path, suffixes: Sequence[str]) -> tuple[str, str]:
     """The text of a file and its encoding (see ``decode``).
 
-    Raises ``ValueError`` for no such file and another suffix.
+    Raises ``UserError`` for no such file and another suffix.
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(
@@ -213,7 +213,7 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
 
     UTF-8 (a byte order mark is dropped), UTF-16 with its mark, else Latin-1.
 
-    Raises ``ValueError`` for bytes that are no text (they hold zero bytes, or half a character of
+    Raises ``UserError`` for bytes that are no text (they hold zero bytes, or half a character of
     UTF-16).
     """
     text, encoding = None, "utf-8"
@@ -247,7 +247,7 @@ def delimited(
 ) -> Iterator[tuple[int, list[str]]]:
     """(first line, cells without blanks at their ends) of each record of a CSV, blank ones too.
 
-    ``one_line``: no record may run over the end of its line. Raises ``ValueError`` naming file and
+    ``one_line``: no record may run over the end of its line. Raises ``UserError`` naming file and
     line for broken quotes: nobody knows how many records they swallow.
     """
     csv.field_size_limit(
@@ -272,7 +272,7 @@ def delimited(
 
 
 def check_header(header: Sequence[str], path: Path) -> None:
-    """Raises ``ValueError`` for a name that stands twice; columns without a name may be many."""
+    """Raises ``UserError`` for a name that stands twice; columns without a name may be many."""
     doubled = sorted({name for name in header if name and header.count(name) > 1})
     if doubled:
         raise UserError(

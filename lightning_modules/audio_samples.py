@@ -60,7 +60,7 @@ def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: in
     """One 16-bit wav per sample and ``samples.json`` (file, prompt, score: null where it is not
     finite); an older folder is replaced when all is written.
 
-    Raises ``OSError``, and ``ValueError`` for a wave with NaN or infinity; the older folder stays
+    Raises ``OSError``, and ``UserError`` for a wave with NaN or infinity; the older folder stays
     then.
     """
     folder, index = Path(folder), []

@@ -117,7 +117,7 @@ class AdapterExport(Callback):
     EMA); after full fine-tuning the denoiser's weights in ``denoiser.safetensors`` instead.
 
     Checkpoints hold the hashes of the base model, so that an export of one says what it was trained
-    on, and a run whose base has changed since is not resumed (``ValueError``).
+    on, and a run whose base has changed since is not resumed (``UserError``).
     """
 
     def __init__(self, out_dir: str | Path) -> None:

@@ -65,7 +65,7 @@ def info_nce(
 def wrong_captions(prompt: Prompt) -> list[str]:
     """``labels["negatives"]`` (a list) and ``labels["swapped"]`` (one or None), each text once.
 
-    A text equal to the caption is none ("a bird then a bird" swapped). Raises ``ValueError`` for
+    A text equal to the caption is none ("a bird then a bird" swapped). Raises ``UserError`` for
     something else, or empty texts.
     """
     negatives, swapped = prompt.labels.get("negatives") or (), prompt.labels.get("swapped")
@@ -96,7 +96,7 @@ class Contrastive(L.LightningModule):
       the latents' standard deviation, because generations are what the reward will judge. It is
       neither trained nor saved.
 
-    Candidates are those of one process's batch. Raises ``ValueError`` for shares outside 0..1, and
+    Candidates are those of one process's batch. Raises ``UserError`` for shares outside 0..1, and
     a reward that no gradient passes.
     """
 

@@ -36,7 +36,7 @@ class Denoising(L.LightningModule):
     captions depend on ``seed``, the step and the process only, so a run resumed at the end of an
     epoch continues exactly. Validation uses the averaged weights, fixed noise, and also scores
     every clip under the next clip's caption (``val/error_shuffled``): a model that listens has the
-    lower error under the right one. Raises ``ValueError`` for unknown parts, and for audio at
+    lower error under the right one. Raises ``UserError`` for unknown parts, and for audio at
     another rate than the backbone's.
     """
 

@@ -64,7 +64,7 @@ class EMA:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ``ValueError`` when the averages are of other parameters."""
+        """Raises ``UserError`` when the averages are of other parameters."""
         shapes = [tuple(average.shape) for average in state["average"]]
         expected = [tuple(parameter.shape) for parameter in self.parameters]
         if shapes != expected:

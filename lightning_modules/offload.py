@@ -23,7 +23,7 @@ from zoo.types import Backbone, Prompt
 def part_modules(backbone: Backbone, part: str) -> list[nn.Module]:
     """The modules of "text" or "decoder" that are there.
 
-    Raises ``ValueError`` for a backbone without such a part.
+    Raises ``UserError`` for a backbone without such a part.
     """
     names = getattr(backbone, "parts", {}).get(part, ())
     if not names:
@@ -35,7 +35,7 @@ def part_modules(backbone: Backbone, part: str) -> list[nn.Module]:
 
 
 def move(backbone: Backbone, part: str, device: torch.device | str) -> None:
-    """Moves a part, in place. Raises ``ValueError`` as ``part_modules`` does."""
+    """Moves a part, in place. Raises ``UserError`` as ``part_modules`` does."""
     for module in part_modules(backbone, part):
         module.to(device)
 
@@ -53,7 +53,7 @@ def present(backbone: Backbone, part: str, device: torch.device | str) -> Iterat
 def put_text_encoders_away(backbone: Backbone, prompts: Sequence[Prompt], *, drop: bool) -> None:
     """Encodes ``prompts`` and their negatives (a backbone keeps what it encoded), then moves the
     text encoders to main memory, or with ``drop`` frees them: any other text is then refused by
-    name. Raises ``ValueError`` as ``part_modules`` does, and for more prompts than the backbone
+    name. Raises ``UserError`` as ``part_modules`` does, and for more prompts than the backbone
     keeps.
     """
     modules = part_modules(backbone, "text")

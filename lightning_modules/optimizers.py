@@ -29,7 +29,7 @@ OPTIMIZERS = {
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The class of an optimiser.
 
-    Raises ``ValueError`` for an unknown name, and where its package is not installed.
+    Raises ``UserError`` for an unknown name, and where its package is not installed.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}; {did_you_mean(name, OPTIMIZERS)}")
@@ -45,7 +45,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def check_rates(settings: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for a ``learning_rate``, ``weight_decay``, ``adam_epsilon`` or
+    """Raises ``UserError`` for a ``learning_rate``, ``weight_decay``, ``adam_epsilon`` or
     ``betas`` among ``settings`` with which no optimiser works.
     """
     for name in ("learning_rate", "weight_decay", "adam_epsilon"):
@@ -67,7 +67,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser ``name`` of ``OPTIMIZERS`` for ``parameters``.
 
-    Raises ``ValueError`` as ``optimizer_class``.
+    Raises ``UserError`` as ``optimizer_class``.
     """
     kind = optimizer_class(name)
     return kind(

@@ -120,7 +120,7 @@ def retrieval_report(
     """From cosines of captions (rows) with clips (columns), and of clips with their own caption in
     the wrong order (NaN: none).
 
-    Raises ``ValueError`` for cosines that are not finite.
+    Raises ``UserError`` for cosines that are not finite.
     """
     same = same_meaning(prompts)
     ks = [k for k in KS if k <= len(prompts)]

@@ -85,7 +85,7 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
     of them is built.
 
     With ``records`` the trainer writes metrics, samples and checkpoints to the run folder.
-    ``first``: callbacks before others. Raises ``ValueError`` naming the key.
+    ``first``: callbacks before others. Raises ``UserError`` naming the key.
     """
     settings = dict(run.trainer)
     parts = {name: settings.pop(name, None) for name in ("logger", "callbacks", "plugins")}
@@ -158,7 +158,7 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
     """Trains, from the last intact checkpoint with ``resume``; afterwards tests where module and
     data both have a test, and calls ``module.export(out_dir)`` where there is one.
 
-    Raises ``ValueError`` before anything is written when ``out_dir`` holds another run, or
+    Raises ``UserError`` before anything is written when ``out_dir`` holds another run, or
     ``OSError`` when the disk is full.
     """
     out_dir = Path(run.out_dir)

@@ -121,7 +121,7 @@ def _listed(released: Collection[str]) -> str:
 
 
 def check_place(out_dir: str) -> None:
-    """Raises ``ValueError`` for a path that cannot be a run folder."""
+    """Raises ``UserError`` for a path that cannot be a run folder."""
     if not out_dir.strip() or Path(out_dir).resolve() == Path(out_dir).resolve().parent:
         raise UserError(f"invalid out_dir {out_dir!r}: name a folder for the run, such as runs/one")
 
@@ -155,7 +155,7 @@ def starting_point(
     """The checkpoint to go on from (``None``: start at the beginning) and notes for the person at
     the screen.
 
-    Raises ``ValueError`` when ``out_dir`` is a file, holds another run, or holds one of another
+    Raises ``UserError`` when ``out_dir`` is a file, holds another run, or holds one of another
     module, data or seed.
     """
     if out_dir.exists() and not out_dir.is_dir():

@@ -16,7 +16,7 @@ from zoo.errors import UserError
 
 
 def check_schedule(warmup_steps: int, total_steps: int) -> None:
-    """Raises ``ValueError`` unless the warm-up takes at least one step and ends before the schedule
+    """Raises ``UserError`` unless the warm-up takes at least one step and ends before the schedule
     does.
     """
     if not 1 <= warmup_steps < total_steps:
@@ -37,7 +37,7 @@ def adamw_with_cosine(
     """What ``configure_optimizers`` returns: the rate rises over ``warmup_steps`` and falls to 2 %
     at ``total_steps``.
 
-    ``optimizer`` is one of ``optimizers.OPTIMIZERS``; ``ValueError`` for another name or a missing
+    ``optimizer`` is one of ``optimizers.OPTIMIZERS``; ``UserError`` for another name or a missing
     package.
     """
     adam = build_optimizer(optimizer, parameters, learning_rate, (0.9, 0.98), 1e-8, weight_decay)

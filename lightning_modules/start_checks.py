@@ -25,7 +25,7 @@ _OURS = {  # trainer's setting -> (the module's setting that tells that it has i
 
 
 def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
-    """Raises ``ValueError`` for settings of ``lightning.Trainer`` with which nothing is trained,
+    """Raises ``UserError`` for settings of ``lightning.Trainer`` with which nothing is trained,
     that this machine cannot follow, or that ``target``, the module's class, has under another name.
     """
     for name in ("max_epochs", "max_steps"):
@@ -74,7 +74,7 @@ def _check_accelerator(name: Any) -> None:
 
 
 def check_data(module: LightningModule, data: LightningDataModule | None) -> None:
-    """Raises ``ValueError`` when ``module`` has no data, or data of another kind than it takes
+    """Raises ``UserError`` when ``module`` has no data, or data of another kind than it takes
     (``batch_types`` of the module, ``batch_type`` of the data module), and whatever the module's
     ``check_first_round(data)`` raises."""
     if data is None and not is_overridden("train_dataloader", module):

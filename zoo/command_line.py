@@ -23,7 +23,7 @@ _DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # what editors and chat progr
 def settled(words: Sequence[str]) -> list[str]:
     """The command line with every YAML file behind a ``--config``.
 
-    Raises ``ValueError`` with the right spelling for ``--module.lr 1``, ``key value``, ``key =
+    Raises ``UserError`` with the right spelling for ``--module.lr 1``, ``key value``, ``key =
     value``, a value that the shell has split for want of quotes, and unknown options.
     """
     result: list[str] = []
@@ -50,7 +50,7 @@ def settled(words: Sequence[str]) -> list[str]:
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """(key, text of the value) of ``key=value``. Raises ``ValueError`` saying what is missing."""
+    """(key, text of the value) of ``key=value``. Raises ``UserError`` saying what is missing."""
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(_KEY, key):
         raise UserError(

@@ -50,7 +50,7 @@ def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = (
     ``key=value`` overrides, then resolves interpolations. A node of a later file or override with
     another ``_target_`` replaces the earlier node whole.
 
-    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest
+    Raises ``UserError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest
     right one.
     """
     masked_command(overrides)  # remembers what they hold, for the messages from here on
@@ -127,7 +127,7 @@ def read_all(paths: Sequence[str | Path]) -> list[tuple[str, DictConfig]]:
     A file comes after its bases. A file that is reached twice counts once, at its first place: so
     an overlay that is based on the same file as the run that it is laid over changes only what it
     says itself. Raises ``FileNotFoundError`` naming the missing file and who wanted it,
-    ``ValueError`` for what is no configuration, and for files that are each other's bases.
+    ``UserError`` for what is no configuration, and for files that are each other's bases.
     """
     read: dict[Path, tuple[str, DictConfig]] = {}
     for path in paths:

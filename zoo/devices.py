@@ -10,7 +10,7 @@ from zoo.errors import UserError
 def usable_device(device: torch.device | str) -> torch.device:
     """``device`` as torch knows it.
 
-    Raises ``ValueError`` for a name that torch does not know and a device that is not here.
+    Raises ``UserError`` for a name that torch does not know and a device that is not here.
     """
     try:
         found = torch.device(device)

@@ -224,7 +224,7 @@ def sha256_of(path: str | Path) -> str:
 def parsed_json(text: str, depth: int = JSON_DEPTH) -> Any:
     """One JSON value as it is written.
 
-    Raises ``ValueError`` for what is not JSON, a key that stands twice in one object, more than
+    Raises ``UserError`` for what is not JSON, a key that stands twice in one object, more than
     ``depth`` levels of lists and objects, and half a surrogate pair (text that no file can hold).
     """
     too_deep = f"nested more than {depth} levels deep"

@@ -45,7 +45,7 @@ def generate(
         device: of a backbone that is given by name.
         progress: ``progress(done, total)`` counts samples.
 
-    Raises: ``ValueError`` for an argument of the wrong type or range, no prompt, and when the model
+    Raises: ``UserError`` for an argument of the wrong type or range, no prompt, and when the model
     gives NaN.
     """
     numbers = {
@@ -88,7 +88,7 @@ def generate_each(
 ) -> list[Waveform]:
     """One wave for every (prompt, seed), in order, as ``generate`` makes them.
 
-    Raises ``ValueError`` for a length that the model cannot make here, and when it gives NaN.
+    Raises ``UserError`` for a length that the model cannot make here, and when it gives NaN.
     """
     device = next(backbone.denoiser.parameters()).device
     waves: dict[int, Waveform] = {}
@@ -169,7 +169,7 @@ def score(
 
     ``reward``: a zoo name, a folder, or an object. A string becomes a ``Prompt`` of the wave's
     length without labels: a reward that judges by a label (a mood) needs a ``Prompt`` that has it.
-    Raises ``ValueError`` when counts differ or are zero, for what is no wave, and for a name of a
+    Raises ``UserError`` when counts differ or are zero, for what is no wave, and for a name of a
     model that scores nothing.
     """
     waves = [waves] if isinstance(waves, Waveform) else list(waves)

@@ -39,7 +39,7 @@ class Sample:
 def read_samples(folder: str | Path) -> tuple[Sample, ...]:
     """The samples that a folder's index lists, in its order.
 
-    Raises ``FileNotFoundError`` for no folder, no index or an absent audio file, and ``ValueError``
+    Raises ``FileNotFoundError`` for no folder, no index or an absent audio file, and ``UserError``
     naming the entry for an index that cannot be read, is empty, or names a file outside the folder
     (also through a link).
     """
@@ -83,7 +83,7 @@ def write_index(
 
     ``to``: a folder that gets the new index instead, to be moved into ``folder`` with its files.
 
-    Raises ``ValueError`` when the index that is there cannot be read, and ``OSError``.
+    Raises ``UserError`` when the index that is there cannot be read, and ``OSError``.
     """
     folder = Path(folder)
     entries = {entry["file"]: entry for entry in checked_entries(folder)}
@@ -112,7 +112,7 @@ def write_index(
 def checked_entries(folder: Path) -> list[dict[str, Any]]:
     """What an index that is added to holds already (nothing where there is none).
 
-    Raises ``ValueError`` when it is another's.
+    Raises ``UserError`` when it is another's.
     """
     entries = _entries(folder) if (folder / INDEX).exists() else []
     for i, entry in enumerate(entries, 1):

@@ -40,7 +40,7 @@ _TOP_LEVEL = (
 def locate(path: Any, where: str = "_target_") -> Any:
     """The class or function at a dotted path.
 
-    Raises ``ValueError`` naming the nearest right name.
+    Raises ``UserError`` naming the nearest right name.
     """
     if not isinstance(path, str) or "." not in path:
         raise UserError(
@@ -103,7 +103,7 @@ class _Built:
 def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
     """Checks plain values against the annotations of ``target``.
 
-    Raises ``ValueError`` that names the argument.
+    Raises ``UserError`` that names the argument.
     """
     parameters = inspect.signature(target).parameters
     for key, value in arguments.items():
@@ -119,7 +119,7 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
     annotations.
 
     A list becomes a tuple where only a tuple is declared, also inside another list, tuple or
-    dictionary. Raises ``ValueError`` that names ``where.key`` and the nearest right key for an
+    dictionary. Raises ``UserError`` that names ``where.key`` and the nearest right key for an
     unknown key, a missing key or a value of the wrong type.
     """
     try:
@@ -304,7 +304,7 @@ def _spelled(annotation: Any) -> str:
 def check(node: Any, where: str) -> Any:
     """Checks a whole tree (names, keys, plain types) without building anything.
 
-    Raises ``ValueError``.
+    Raises ``UserError``.
     """
     if isinstance(node, list):
         return [check(item, f"{where}.{i}") for i, item in enumerate(node)]
@@ -332,7 +332,7 @@ def instantiate(node: Any, where: str) -> Any:
 
     Lists and dictionaries without ``_target_`` stay what they are.
 
-    Raises ``ValueError`` with the place in the tree, also for an error of the object built (of
+    Raises ``UserError`` with the place in the tree, also for an error of the object built (of
     value, of a file, of an import).
     """
     if isinstance(node, list):

@@ -41,7 +41,7 @@ def load(
         adapters: names or folders of adapters, or (name, strength) pairs, that are put on a
             backbone one over the other; strength 0 is the base, 1 (the default) as trained.
 
-    Raises: ``ValueError`` for unknown names, a device that is not here, entries that cannot be
+    Raises: ``UserError`` for unknown names, a device that is not here, entries that cannot be
     loaded yet and adapters of another base, and what ``zoo.pull`` raises.
     """
     device, dtype, folder = usable_device(device), as_dtype(dtype), find_or_pull(name)
@@ -74,7 +74,7 @@ def load(
 def _stack(adapters: Any) -> list[tuple[Path, float]]:
     """(folder, strength) pairs of what ``load`` takes as ``adapters``.
 
-    Raises ``ValueError`` for anything else.
+    Raises ``UserError`` for anything else.
     """
     pairs = []
     for item in adapters if isinstance(adapters, (list, tuple)) else [adapters]:
@@ -92,7 +92,7 @@ def _stack(adapters: Any) -> list[tuple[Path, float]]:
 def _adapted(model: Any, stack: Sequence[tuple[Path, float]], name: str) -> Any:
     """``model`` with the adapters on it.
 
-    Raises ``ValueError`` for adapters on what is no backbone.
+    Raises ``UserError`` for adapters on what is no backbone.
     """
     if stack:
         from zoo.hub.adapters import stack_adapters
@@ -127,7 +127,7 @@ def _importer(name: str | Path, folder: Path) -> str | None:
 def _loaded_run(folder: Path, stack: Sequence[tuple[Path, float]]) -> Any:
     """A run's backbone with its adapter and ``stack`` on it.
 
-    Raises ``ValueError`` for one that names code, which is not run.
+    Raises ``UserError`` for one that names code, which is not run.
     """
     refuse_downloaded(folder)
     code = code_named_by(folder)
@@ -153,7 +153,7 @@ def _adapter_folder(name: str | Path) -> Path:
 def _base_of(folder: Path) -> str:
     """The zoo name or ``owner/name`` of the base that an adapter names.
 
-    Raises ``ValueError`` for anything else.
+    Raises ``UserError`` for anything else.
     """
     base = read_config(folder).get("base")
     name = base.get("name") if isinstance(base, dict) else None
@@ -167,7 +167,7 @@ def _base_of(folder: Path) -> str:
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A floating-point dtype by its name. Raises ``ValueError``."""
+    """A floating-point dtype by its name. Raises ``UserError``."""
     wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if (
         wanted is not None
@@ -220,7 +220,7 @@ def open_model(
         strength: of ``adapter``, or else of the adapter that is opened: 0 is the base model.
         device: such as "cpu" or "cuda".
 
-    Raises: ``ValueError``, ``FileNotFoundError``.
+    Raises: ``UserError``, ``FileNotFoundError``.
     """
     device, folder = usable_device(device), find_or_pull(source)
     foreign = _importer(source, folder)

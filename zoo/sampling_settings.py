@@ -46,7 +46,7 @@ class SamplingSettings:
 
     @property
     def sampler(self) -> Sampler:
-        """Raises ``ValueError`` on values that cannot be meant."""
+        """Raises ``UserError`` on values that cannot be meant."""
         return Sampler(self.steps, self.guidance_scale, self.eta, self.rule)
 
 
@@ -84,7 +84,7 @@ def sampling_settings(
     ``run``: a run's configuration, or ``{}``. ``recorded``: ``zoo.hub.run_models.recorded_sampling``.
     With ``evaluation`` the run's own ``eval_*`` settings go before those of its training.
 
-    Raises ``ValueError`` when there is one eta a step for another number of steps.
+    Raises ``UserError`` when there is one eta a step for another number of steps.
     """
     of_run = run_sampling(run, evaluation)
     found = {}

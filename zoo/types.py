@@ -103,7 +103,7 @@ class Waveform:
     def save(self, path: str | PathLike[str]) -> None:
         """Writes an audio file (see ``zoo.audio_files.write_audio``).
 
-        Raises ``ValueError`` and ``OSError``.
+        Raises ``UserError`` and ``OSError``.
         """
         from zoo.audio_files import write_audio
 
@@ -172,7 +172,7 @@ class Conditioning:
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Rows of all parts in order; axis 1 is padded to the longest.
 
-        Raises ``ValueError`` when the parts do not hold the same streams.
+        Raises ``UserError`` when the parts do not hold the same streams.
         """
         names = set(parts[0].streams)
         for part in parts:
@@ -252,7 +252,7 @@ class Trajectory:
     def cat(parts: Sequence[Trajectory]) -> Trajectory:
         """All samples in order. The parts must come from the same schedule.
 
-        Raises ``ValueError`` when schedules differ or only some parts were guided.
+        Raises ``UserError`` when schedules differ or only some parts were guided.
         """
         first = parts[0]
         if any(
@@ -374,7 +374,7 @@ class Reward(Protocol):
     prompts) -> RewardOutput``: a pure function of the answers to all samples of a round, from all
     processes, in the order of (prompt id, sample index). Its score is what training learns from;
     the score of a single call stays what is logged, so that curves can be read over rounds. It may
-    also have ``check_prompts(prompts)``, which raises ``ValueError`` for a prompt that it could not
+    also have ``check_prompts(prompts)``, which raises ``UserError`` for a prompt that it could not
     judge (asked of all prompts before anything is sampled), and ``unit``: how its score is read,
     such as "cosine similarity of clip and prompt; 1 is best".
     """

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises ``ValueError`` and ``OSError`` for mistakes in what was given."""
+    """Raises ``UserError`` and ``OSError`` for mistakes in what was given."""
     o = parser().parse_args(argv)
     from datamodules.music.piano_demo import (
         write_piano_demo,  # needs torch, which would slow --help down

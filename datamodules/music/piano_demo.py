@@ -94,7 +94,7 @@ def drawn_rules(mood: str, ambiguity: float, rng: random.Random) -> tuple[MoodRu
 def plan_songs(songs: int, ambiguity: float, seed: int) -> list[PianoSong]:
     """``songs`` songs, moods in turn, each mood shared out over the splits alike.
 
-    Raises ``ValueError`` for too few songs.
+    Raises ``UserError`` for too few songs.
     """
     if songs < SMALLEST:
         raise UserError(
@@ -178,7 +178,7 @@ def write_piano_demo(
     (fname,label) and ``about.json``.
 
     The same arguments give the same files. Nothing of ``folder`` is there before all of it is.
-    Returns the clips of each split. Raises ``ValueError`` for arguments out of range,
+    Returns the clips of each split. Raises ``UserError`` for arguments out of range,
     ``FileNotFoundError`` without a SoundFont, ``FileExistsError`` where ``folder`` holds something.
     """
     from rich.progress import track

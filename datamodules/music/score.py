@@ -78,7 +78,7 @@ def compose(
 
     ``rules``: in place of the mood's own; ``pattern``: the mood whose left hand accompanies (by
     default its own).
-    Raises ``ValueError`` for a mood that has no rules.
+    Raises ``UserError`` for a mood that has no rules.
     """
     for name in (mood, pattern or mood):
         if name not in RULES:

@@ -73,7 +73,7 @@ class Rule:
 def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
     """The rule table.
 
-    Raises ``ValueError`` naming the line for a wrong header, a missing cell or an unknown source.
+    Raises ``UserError`` naming the line for a wrong header, a missing cell or an unknown source.
     """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -123,7 +123,7 @@ def load_bank(
     drawn. ``cache_dir`` keeps the decoded waves in one file, so that the next load takes a second.
     ``quarantined`` has what cannot be used, and exact copies of earlier clips.
 
-    Raises ``FileNotFoundError`` naming the command that installs what is missing, ``ValueError``
+    Raises ``FileNotFoundError`` naming the command that installs what is missing, ``UserError``
     for an unknown source, a damaged package, or licences that leave nothing, and ``OSError`` for a
     package that is only half unpacked.
     """

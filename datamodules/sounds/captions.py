@@ -148,7 +148,7 @@ def worded(
     """A scene with a caption of at most ``max_bytes``; where the drawn wordings are longer, the
     events' class names.
 
-    Raises ``ValueError`` when even those are too long.
+    Raises ``UserError`` when even those are too long.
     """
     for _ in range(_DRAWS):
         template = _template(relation, len(events), rng)
@@ -227,7 +227,7 @@ def scene_labels(scene: Scene) -> dict[str, Any]:
 
 
 def check_relations(relations: Sequence[str], among: Sequence[str] = RELATIONS) -> None:
-    """Raises ``ValueError`` naming the nearest right relation."""
+    """Raises ``UserError`` naming the nearest right relation."""
     for name in relations:
         if name not in among:
             raise UserError(
@@ -236,7 +236,7 @@ def check_relations(relations: Sequence[str], among: Sequence[str] = RELATIONS) 
 
 
 def check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ``ValueError`` naming the nearest right class, or the doubled one."""
+    """Raises ``UserError`` naming the nearest right class, or the doubled one."""
     for name in classes:
         if name not in known:
             raise UserError(

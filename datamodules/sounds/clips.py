@@ -83,7 +83,7 @@ class SoundBank:
     def wave(self, clip: BankClip) -> Tensor:
         """(N,) float32 mono at ``sample_rate_hz``, in [-1, 1]; a copy.
 
-        Raises ``ValueError`` for a clip of another bank.
+        Raises ``UserError`` for a clip of another bank.
         """
         if clip.id not in self._waves:
             raise UserError(
@@ -111,7 +111,7 @@ class SoundBank:
         (until a split, class or family has been chosen), so that ``recording_split`` is true of the
         bank at hand.
 
-        Raises ``ValueError`` for an unknown split, class or family, and when nothing is left.
+        Raises ``UserError`` for an unknown split, class or family, and when nothing is left.
         """
         if split is not None and split not in SPLITS:
             raise UserError(
@@ -199,7 +199,7 @@ def decode(data: bytes, sample_rate_hz: int, name: str, first_with: dict[str, st
 
     ``first_with``: hash of the stored samples -> the first name that had them; ``name`` is entered.
 
-    Raises ``ValueError`` for bytes that are no audio, shorter than 0.05 s, silent or NaN, or a copy
+    Raises ``UserError`` for bytes that are no audio, shorter than 0.05 s, silent or NaN, or a copy
     of another clip
     """
     wave = decoded(data)
@@ -235,7 +235,7 @@ def cache_key(facts: Iterable[str]) -> str:
 
 
 def read_cache(path: Path) -> Bundle:
-    """Raises ``ValueError`` for a damaged file, saying that it may be deleted."""
+    """Raises ``UserError`` for a damaged file, saying that it may be deleted."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -68,7 +68,7 @@ def fetch(
     """Downloads and unpacks what is not yet there below ``to``; returns the packages that were
     unpacked now.
 
-    Interrupted, it goes on where it was. Raises ``ValueError`` for a package that is not in
+    Interrupted, it goes on where it was. Raises ``UserError`` for a package that is not in
     ``FULL_SET``, ``OSError`` where apt-get or dpkg-deb is absent or fails.
     """
     from rich.progress import Progress

@@ -155,7 +155,7 @@ def load_folder_bank(
     Clips that cannot be read, and files that are exact copies of earlier ones, are quarantined
     either way.
 
-    Raises ``ValueError`` for an unknown layout, missing columns or cells, a file outside the
+    Raises ``UserError`` for an unknown layout, missing columns or cells, a file outside the
     folder, or nothing usable, and ``FileNotFoundError`` that counts and names the rows that lack
     audio.
     """

@@ -33,7 +33,7 @@ def levels_db(wave_N: Tensor, sample_rate_hz: int) -> Tensor:
     """(frames,) A-weighted level of each Hann frame of ``FFT`` samples, half overlapped, at least
     ``FLOOR_DB``; float64.
 
-    Raises ``ValueError`` for a clip that is not one channel of at least ``FFT`` samples.
+    Raises ``UserError`` for a clip that is not one channel of at least ``FFT`` samples.
     """
     if wave_N.ndim != 1 or len(wave_N) < FFT:
         raise UserError(
@@ -58,7 +58,7 @@ def mixed(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> Tensor:
     """(N,) float32: p * first + (1 - p) * second over sqrt(p^2 + (1 - p)^2), p from
     ``first_weight``.
 
-    Raises ``ValueError`` for clips of different length, or as ``levels_db``.
+    Raises ``UserError`` for clips of different length, or as ``levels_db``.
     """
     if first_N.shape != second_N.shape:
         shapes = f"{tuple(first_N.shape)} and {tuple(second_N.shape)}"

@@ -56,7 +56,7 @@ def cut_event(
     part.
 
     Longer recordings are cropped where they sound (the loudest of three random places); shorter
-    ones are repeated after small gaps until they last ``shortest`` samples. Raises ``ValueError``
+    ones are repeated after small gaps until they last ``shortest`` samples. Raises ``UserError``
     for silence.
     """
     if not len(wave) or not wave.abs().max() > 0:
@@ -169,7 +169,7 @@ def compose(
     (+-3 dB) and a place in the stereo field; the scene has RMS 0.08, less where peaks would pass
     0.95. ``noise_db``: level of white noise below the scene's, None for none.
 
-    Raises ``ValueError`` for too few classes, too few seconds, and unknown relations.
+    Raises ``UserError`` for too few classes, too few seconds, and unknown relations.
     """
     rng = random.Random(f"scene/{seed}")
     if relation is None:
@@ -204,7 +204,7 @@ def compose(
 
 
 def check_room(relation: str, sounds: int, classes: int, seconds: float, split: str) -> None:
-    """Raises ``ValueError`` where a scene cannot be composed."""
+    """Raises ``UserError`` where a scene cannot be composed."""
     if not (sounds == 1 if relation == "single" else sounds in (2, 3)):
         wanted = "one sound" if relation == "single" else "two or three sounds"
         raise UserError(f"a scene {relation!r} has {wanted}, not {sounds}")

@@ -41,7 +41,7 @@ def scene_prompts(
     used. Labels: ``events`` (classes in order), ``relation``, ``audioset`` (accepted AudioSet names
     of each event), ``swapped`` (the caption in the other order, for "then" only).
 
-    Raises ``ValueError`` for unknown names, a class with itself, and shares that cannot be held
+    Raises ``UserError`` for unknown names, a class with itself, and shares that cannot be held
     out.
     """
     check_relations(relations, _OF_TWO)

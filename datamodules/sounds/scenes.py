@@ -133,7 +133,7 @@ class SceneDataModule(L.LightningDataModule):
     ``clip_sets`` (what ``LatentCache`` encodes) and in validation; training batches of this module
     itself are new scenes always.
 
-    Raises ``ValueError`` for shares that do not sum to 1, unknown names, too few classes or
+    Raises ``UserError`` for shares that do not sum to 1, unknown names, too few classes or
     seconds, and filters that leave nothing.
     """
 

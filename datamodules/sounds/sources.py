@@ -123,7 +123,7 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     (needs ``zstandard``).
 
     Layout: https://doc.qt.io/qt-6/rcc.html: a header, a tree of nodes, names in UTF-16 and data,
-    all big-endian. Raises ``ValueError`` for a file that is none, or is damaged.
+    all big-endian. Raises ``UserError`` for a file that is none, or is damaged.
     """
     data = Path(path).read_bytes()
     if data[:4] != b"qres" or len(data) < 20:
@@ -196,7 +196,7 @@ def read_cat(path: str | Path) -> Iterator[tuple[int, str, memoryview]]:
 
     Layout (https://wiki.openttd.org/en/Development/Sounds): pairs of little-endian offset and size,
     then per sound one byte with the text's length, the text, and a RIFF chunk. Raises
-    ``ValueError`` for a file that is none, or is damaged.
+    ``UserError`` for a file that is none, or is damaged.
     """
     data = Path(path).read_bytes()
     try:

@@ -36,7 +36,7 @@ class RewardStatistics:
 def reward_statistics(rewards: Iterable[float]) -> RewardStatistics:
     """Mean and population standard deviation by exactly rounded sums.
 
-    Raises ``ValueError`` when there is no reward.
+    Raises ``UserError`` when there is no reward.
     """
     values = [float(reward) for reward in rewards]
     if not values:
@@ -81,7 +81,7 @@ def group_advantages(
 
     ``std`` "group": of the same group (arXiv 2402.03300); "batch": of all rewards (Flow-GRPO, arXiv
     2505.05470), which keeps groups of almost equal rewards from being blown up. A group whose
-    rewards are all equal gets advantage 0. Raises ``ValueError`` for another ``std``, or when
+    rewards are all equal gets advantage 0. Raises ``UserError`` for another ``std``, or when
     counts differ.
     """
     if std not in ("group", "batch"):
@@ -126,7 +126,7 @@ class PromptTracker:
 
         Full buffers drop their oldest rewards. ``order`` (B,) is the place of each sample in the
         round (its global index): with it, what is dropped does not depend on how ranks were
-        gathered; without it the order given counts. Raises ``ValueError`` on rewards that are not
+        gathered; without it the order given counts. Raises ``UserError`` on rewards that are not
         finite, or when counts differ; nothing is changed then.
         """
         prompt_ids = list(prompt_ids)
@@ -165,7 +165,7 @@ class PromptTracker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces all buffers; of more than ``buffer_size`` rewards the newest are kept.
 
-        ``ValueError`` on a foreign state.
+        ``UserError`` on a foreign state.
         """
         if not isinstance(state, dict) or not isinstance(state.get("buffers"), dict):
             raise UserError(

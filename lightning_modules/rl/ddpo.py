@@ -89,7 +89,7 @@ class DDPO(LightningModule):
     ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also for each
     round). ``start_adapter``: folder of another run's ``adapter/`` to begin with (same rank, alpha,
     targets and base); ``audio/before`` plays it, KL still compares with the base model (adapter
-    off). Raises ``ValueError`` on values that cannot be meant.
+    off). Raises ``UserError`` on values that cannot be meant.
     """
 
     MAY_CHANGE_ON_RESUME = frozenset(
@@ -223,7 +223,7 @@ class DDPO(LightningModule):
     ) -> _IncompatibleKeys:
         """Strict about trainable weights whatever ``strict`` says.
 
-        Raises ``ValueError`` naming the first that does not fit.
+        Raises ``UserError`` naming the first that does not fit.
         """
         own = self.trainable()
         check_weights(own, state_dict)
@@ -301,7 +301,7 @@ class DDPO(LightningModule):
             self._saved_random_state = None
 
     def check_first_round(self, data: Any) -> None:
-        """Raises ``ValueError`` for what is known beforehand of a round that would be refused: its
+        """Raises ``UserError`` for what is known beforehand of a round that would be refused: its
         size, groups of one sample, prompts that a reward could not judge."""
         if not isinstance(data, PromptSource):
             return
@@ -321,7 +321,7 @@ class DDPO(LightningModule):
             check_round(data.first_round(world), h, None)
 
     def check_round(self, batch: PromptBatch) -> None:
-        """Raises ``ValueError`` when this round cannot be trained as configured: called before
+        """Raises ``UserError`` when this round cannot be trained as configured: called before
         anything is sampled.
         """
         check_round(batch, self.hparams, self._next_round)

@@ -44,7 +44,7 @@ _CHOICES = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` naming the first setting that cannot work."""
+    """Raises ``UserError`` naming the first setting that cannot work."""
     check_rates(settings)
     if settings["detach_unconditional"] and settings["guidance_scale"] == 0:
         raise UserError(
@@ -96,7 +96,7 @@ def _plain(eta: float | Sequence[float]) -> float | tuple[float, ...]:
 def samplers(settings: Mapping[str, Any]) -> tuple[Sampler, Sampler]:
     """(of training, of evaluation); what evaluation leaves as None is as in training.
 
-    Raises ``ValueError``.
+    Raises ``UserError``.
     """
     s = settings
     training = Sampler(
@@ -141,7 +141,7 @@ def make_trainable(
             trained on this base with the same rank, alpha and targets.
 
     Raises:
-        ValueError: as ``add_lora`` does, for a whole denoiser in half precision, and for a start
+        UserError: as ``add_lora`` does, for a whole denoiser in half precision, and for a start
             that does not fit.
     """
     backbone.requires_grad_(False)
@@ -168,7 +168,7 @@ def make_trainable(
 
 
 def _check_start(folder: str, rank: int, alpha: float | None) -> None:
-    """Raises ``ValueError`` naming the setting that differs from that of the adapter in ``folder``."""
+    """Raises ``UserError`` naming the setting that differs from that of the adapter in ``folder``."""
     config = read_adapter(folder)[0]
     if config.use_rslora:
         raise UserError(f"start_adapter {folder} uses rslora, which is not trained here")
@@ -187,7 +187,7 @@ def _check_start(folder: str, rank: int, alpha: float | None) -> None:
 def check_weights(own: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
     """Every trainable weight must be in the checkpoint and fit.
 
-    Raises ``ValueError`` naming the first that does not.
+    Raises ``UserError`` naming the first that does not.
     """
     wrong = sorted(own.keys() ^ saved.keys()) or [
         name for name in own if own[name].shape != saved[name].shape

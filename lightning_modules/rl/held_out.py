@@ -61,7 +61,7 @@ def scorers(
 ) -> tuple[Reward, Reward | None]:
     """Both with their weights frozen.
 
-    Raises ``ValueError`` for ``held_out_on_training`` without a held-out reward.
+    Raises ``UserError`` for ``held_out_on_training`` without a held-out reward.
     """
     if on_training and held_out is None:
         raise UserError("held_out_on_training=true needs a held_out_reward, which is not given")
@@ -202,7 +202,7 @@ def change(before: Evaluation, now: Evaluation) -> Change:
     """The same prompts from the same noise are compared clip by clip, which is far sharper than two
     means with their own errors.
 
-    Raises ``ValueError`` below two clips.
+    Raises ``UserError`` below two clips.
     """
     keys = sorted(before.scores.keys() & now.scores.keys())
     if len(keys) < 2:
@@ -236,7 +236,7 @@ class HeldOutWatch(Callback):
     Logged beside ``held_out_scorer/mean``: ``held_out_scorer/rise_errors`` (0 at the first
     evaluation) and ``held_out_scorer/interventions``. The comparison, its counts and what was
     annealed travel in the checkpoint. A run that was stopped goes on with resume=true until the
-    next evaluation that calls for it. Raises ``ValueError`` for settings that cannot be meant, and
+    next evaluation that calls for it. Raises ``UserError`` for settings that cannot be meant, and
     for a run without a held-out scorer or without evaluations.
     """
 

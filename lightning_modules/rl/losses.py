@@ -42,7 +42,7 @@ def clipped_policy_loss(
     loss = mean(max(-A r, -A clip(r, 1 - clip_range, 1 + clip_range))), r = exp(log_prob -
     old_log_prob), with A first clamped to +-``advantage_clip``. ``clip_fraction`` is the share of
     rows with |r - 1| > clip_range, whatever the sign of A; ``approx_kl`` = mean((log_prob -
-    old_log_prob)^2) / 2. Gradient flows into ``log_prob`` only. Raises ``ValueError`` when shapes
+    old_log_prob)^2) / 2. Gradient flows into ``log_prob`` only. Raises ``UserError`` when shapes
     differ or a range is not positive.
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
@@ -74,7 +74,7 @@ def kl_to_reference(
     (mean - reference_mean)^2 / (2 std^2).
 
     Both Gaussians share ``std_B`` (B,), so this is exact (DPOK, arXiv 2305.16381). No gradient
-    flows into ``reference_mean``. Raises ``ValueError`` naming the rows whose std is 0.
+    flows into ``reference_mean``. Raises ``UserError`` naming the rows whose std is 0.
     """
     if bool((std_B <= 0).any()):
         rows = (std_B <= 0).nonzero().flatten().tolist()
@@ -91,7 +91,7 @@ def rescaled_clip_range(clip_range: float, reference_elements: int, scored_eleme
     ``reference_elements``.
 
     The log-ratio is a mean over elements, so clip_range * elements (nats of the true log-ratio) is
-    kept constant: 1e-4 at 16,384 elements is 1.6384 nats. Raises ``ValueError`` unless all three
+    kept constant: 1e-4 at 16,384 elements is 1.6384 nats. Raises ``UserError`` unless all three
     are positive.
     """
     if not (clip_range > 0 and reference_elements > 0 and scored_elements > 0):
@@ -112,7 +112,7 @@ def min_snr_weights(
     min(1, gamma / SNR),
     "v" min(SNR, gamma) / (SNR + 1); "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2.
     Finite at alpha 0 and sigma 0.
-    Raises ``ValueError`` for an unknown prediction or a gamma that is not positive and finite.
+    Raises ``UserError`` for an unknown prediction or a gamma that is not positive and finite.
     """
     require_known("prediction", prediction, PREDICTIONS)
     if not (math.isfinite(gamma) and gamma > 0):

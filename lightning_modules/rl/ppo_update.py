@@ -58,7 +58,7 @@ def trainable_steps(
     """Steps that may be trained, in sampler order. ``std_S`` (S,) is the noise of each step.
 
     ``window`` (lo, hi) takes steps lo..hi-1; None takes every step that adds noise.
-    ``skip_last_step`` leaves out the last step of the sampler. Raises ``ValueError`` for a window
+    ``skip_last_step`` leaves out the last step of the sampler. Raises ``UserError`` for a window
     outside the sampler, steps without noise in it, or when nothing is left.
     """
     count = len(std_S)
@@ -122,7 +122,7 @@ def plan_updates(
     ``size``.
 
     Dropped samples are replaced by kept ones of weight 0. A rank without any kept sample gets empty
-    updates. Raises ``ValueError`` when sizes do not divide.
+    updates. Raises ``UserError`` when sizes do not divide.
     """
     count = steps_KB.shape[1]
     check_sizes(count, size, updates)
@@ -155,7 +155,7 @@ def plan_round(
 
 
 def check_sizes(count: int, train_batch_size: int, updates: int) -> None:
-    """Raises ``ValueError`` unless a round of ``count`` samples a rank splits into ``updates`` of
+    """Raises ``UserError`` unless a round of ``count`` samples a rank splits into ``updates`` of
     whole training batches.
     """
     if count % (train_batch_size * updates):
@@ -334,7 +334,7 @@ def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> Non
     """Before the first update the policy that is trained is the one that sampled: ratio 1.
 
     ``tolerance``: how far it may be off; ``why``: what to look for (``ratio_tolerance``).
-    Raises ``ValueError`` otherwise (also on NaN).
+    Raises ``UserError`` otherwise (also on NaN).
     """
     if deviation <= tolerance:
         return

@@ -50,7 +50,7 @@ def settle_long_prompts(
     with a warning; their number.
 
     Negatives count where one of ``samplers`` is guided.
-    Raises ``ValueError`` naming them and the limit, and when none would be left to train on.
+    Raises ``UserError`` naming them and the limit, and when none would be left to train on.
     """
     prompts = source.all_prompts()
     found = too_long(backbone, rewards, told(prompts, samplers))
@@ -67,7 +67,7 @@ def settle_long_prompts(
 
 
 def check_judged(rewards: Sequence[Reward | None], prompts: Sequence[Prompt]) -> None:
-    """Asks every reward that has ``check_prompts``, which raises ``ValueError`` for a prompt that
+    """Asks every reward that has ``check_prompts``, which raises ``UserError`` for a prompt that
     it could not judge.
     """
     for reward in rewards:
@@ -76,7 +76,7 @@ def check_judged(rewards: Sequence[Reward | None], prompts: Sequence[Prompt]) ->
 
 
 def check_round(batch: PromptBatch, settings: Mapping[str, Any], next_round: int | None) -> None:
-    """Raises ``ValueError`` when this round cannot be trained as configured: called before anything
+    """Raises ``UserError`` when this round cannot be trained as configured: called before anything
     is sampled.
     """
     count = len(batch)

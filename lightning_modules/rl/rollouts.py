@@ -75,7 +75,7 @@ def encode_all(backbone: Backbone, prompts: Sequence[Prompt], size: int) -> Cond
 def one_latent_shape(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[int, ...]:
     """The shape (without the batch axis) that all prompts share.
 
-    Raises ``ValueError`` when their lengths differ.
+    Raises ``UserError`` when their lengths differ.
     """
     lengths = sorted({prompt.seconds for prompt in prompts})
     if (
@@ -110,7 +110,7 @@ def sample_and_score(
     (0: in line); the numbers are the same. ``drop_failed``: samples of a reward call that raised
     get NaN scores instead of an error. A backbone may have a method ``scored_mask(prompts)`` that
     returns what of the latents reaches the listener (bool, broadcast against (B, *latent)) or None.
-    Waves are cut to ``prompt.seconds``. Raises ``RewardError`` (bad reward) and ``ValueError``
+    Waves are cut to ``prompt.seconds``. Raises ``RewardError`` (bad reward) and ``UserError``
     (prompts of different lengths).
     """
     report = report or (lambda phase, done, total: None)

@@ -103,7 +103,7 @@ def judge(
     ``reward_combined/...``) and the parts that are logged; ``reward/*`` stays the scores of single
     calls. Rewards that are not finite raise ``RewardError`` naming their prompts, or with
     ``drop_bad`` are left out and counted (unless none is left). The result does not depend on how
-    the samples are spread over processes. Raises ``ValueError`` when two processes hold the same
+    the samples are spread over processes. Raises ``UserError`` when two processes hold the same
     sample, and for groups of one sample each.
     """
     combine: Combine | None = getattr(reward, "combine", None)

@@ -69,7 +69,7 @@ def read_audio(
     Resampled to ``sample_rate_hz`` if given.
 
     A length that is only in the header is not believed: what has none is read to its end, and only
-    the part that is asked for is decoded. Raises ``FileNotFoundError``, and ``ValueError`` naming a
+    the part that is asked for is decoded. Raises ``FileNotFoundError``, and ``UserError`` naming a
     file that is no regular file, empty, cut off, no audio, without samples (there), or holding NaN
     or infinity.
     """
@@ -84,7 +84,7 @@ def read_audio(
 def decoded(source: Path | bytes, start_s: float = 0.0, seconds: float | None = None) -> Waveform:
     """As ``read_audio`` at its own rate, of a file or of its bytes.
 
-    The ``ValueError`` says what is wrong without a name, to be read after that of the file.
+    The ``UserError`` says what is wrong without a name, to be read after that of the file.
     """
     with _opened(source) as file:
         rate_hz, promised = file.samplerate, file.frames
@@ -120,7 +120,7 @@ def _checked(path: str | Path) -> Path:
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
-    """Raises ``ValueError`` without the name of the file."""
+    """Raises ``UserError`` without the name of the file."""
     if isinstance(source, bytes):
         found = examined(source)
     elif source.stat().st_size == 0:
@@ -172,7 +172,7 @@ def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor
 
     So memory is taken for samples that are there, not for those that a header promises.
     mp3 is decoded in one piece, since every seek of soundfile restarts its decoder; its frames were
-    counted (``examined``). Raises ``ValueError`` for fewer, but for mp3, whose length may be an
+    counted (``examined``). Raises ``UserError`` for fewer, but for mp3, whose length may be an
     estimate.
     """
     blocks, count, broken = [], 0, ""
@@ -204,7 +204,7 @@ def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor
 def resample(wave: Waveform, sample_rate_hz: int) -> Waveform:
     """At another rate (windowed sinc, ``zoo.audio_files.resampling``).
 
-    Raises ``ValueError`` unless the rate is positive.
+    Raises ``UserError`` unless the rate is positive.
     """
     samples_CN = resampled(wave.samples_CN, wave.sample_rate_hz, sample_rate_hz)
     return wave if samples_CN is wave.samples_CN else Waveform(samples_CN, sample_rate_hz)
@@ -214,7 +214,7 @@ def write_audio(path: str | Path, wave: Waveform) -> None:
     """Writes beside and moves, in the format that the suffix names (16 bit for wav and flac);
     louder than 1 is clipped.
 
-    Raises ``ValueError`` for another suffix, an empty wave, NaN or infinity, or a rate that the
+    Raises ``UserError`` for another suffix, an empty wave, NaN or infinity, or a rate that the
     format cannot hold; ``OSError``.
     """
     path = Path(path)
@@ -234,7 +234,7 @@ def write_audio(path: str | Path, wave: Waveform) -> None:
 def encoded(wave: Waveform, suffix: str) -> bytes:
     """The bytes of an audio file in the format of ``suffix`` (a key of ``FORMATS``).
 
-    Raises ``ValueError`` for an empty wave, NaN or infinity, or a rate that the format cannot hold.
+    Raises ``UserError`` for an empty wave, NaN or infinity, or a rate that the format cannot hold.
     """
     samples = wave.samples_CN.detach().float().cpu()
     if samples.ndim != 2 or samples.numel() == 0:

@@ -45,7 +45,7 @@ def resampled(
         (..., ceil(N * to_hz / from_hz)), or ``wave`` itself where the rates are equal.
 
     Raises:
-        ValueError: for a rate that is not positive, and for more than 100 times as many samples
+        UserError: for a rate that is not positive, and for more than 100 times as many samples
             (the header that claims such a rate is damaged).
     """
     from torchaudio.functional import resample

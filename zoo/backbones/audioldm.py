@@ -37,7 +37,7 @@ _SCHEDULE = {
 def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
     """The path of a diffusers scheduler's configuration.
 
-    Raises ``ValueError`` for another schedule than this family's.
+    Raises ``UserError`` for another schedule than this family's.
     """
     for key, (default, wanted) in _SCHEDULE.items():
         if scheduler.get(key, default) != wanted:
@@ -74,7 +74,7 @@ class AudioLDM(nn.Module):
     that diffusers marks as cross-attention read the latent itself, and "cross" and "all" adapters
     (``zoo.backbones.lora``) both learn there. Latents are (channels, frames, bands): (8, 128, 16)
     for 5.12 s. Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode
-    whatever ``train`` says. Raises ``ValueError`` for settings that a part does not have, and for a
+    whatever ``train`` says. Raises ``UserError`` for settings that a part does not have, and for a
     U-Net that takes another vector than CLAP's.
     """
 
@@ -142,7 +142,7 @@ class AudioLDM(nn.Module):
         a folder in diffusers layout.
 
         ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
-        ``set_checkpointing``. Frozen, in eval mode. Raises ``ValueError`` when a tensor is missing,
+        ``set_checkpointing``. Frozen, in eval mode. Raises ``UserError`` when a tensor is missing,
         left over or of another shape, and what ``zoo.pull`` raises.
         """
         from zoo.importers.audioldm import read_folder
@@ -160,7 +160,7 @@ class AudioLDM(nn.Module):
 
         CLAP's embedding of each text, of length 1; each text is encoded once and kept.
 
-        Raises ``ValueError`` for a text that is longer than the encoder takes.
+        Raises ``UserError`` for a text that is longer than the encoder takes.
         """
         rows = Conditioning.cat([self.memory(prompt) for prompt in prompts])
         return rows.to(self.denoiser.conv_in.weight.device)

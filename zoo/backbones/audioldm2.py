@@ -113,7 +113,7 @@ class AudioLDM2(nn.Module):
         folder in diffusers layout.
 
         ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
-        ``set_checkpointing``. Frozen, in eval mode. Raises ``ValueError`` when a tensor is missing,
+        ``set_checkpointing``. Frozen, in eval mode. Raises ``UserError`` when a tensor is missing,
         left over or of another shape, and what ``zoo.pull`` raises.
         """
         from zoo.importers.audioldm2 import read_folder
@@ -132,7 +132,7 @@ class AudioLDM2(nn.Module):
 
         A prompt and its negative are padded to the longer of the two before the language model
         reads them (its positions count padding), each pair for itself: what a prompt means does not
-        depend on the others of its batch. Raises ``ValueError`` for a text that is longer than an
+        depend on the others of its batch. Raises ``UserError`` for a text that is longer than an
         encoder takes.
         """
         rows = Conditioning.cat([self.memory(prompt) for prompt in prompts])

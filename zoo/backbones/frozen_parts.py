@@ -43,7 +43,7 @@ def too_long(backbone: nn.Module, prompts: Sequence[Prompt]) -> dict[str, str]:
 def remember(backbone: nn.Module, prompts: Sequence[Prompt]) -> None:
     """Encodes ``prompts`` and their negatives, which are kept.
 
-    Raises ``ValueError`` for more texts than are kept.
+    Raises ``UserError`` for more texts than are kept.
     """
     backbone.memory.remember(prompts)
 
@@ -57,7 +57,7 @@ def drop_text_encoders(backbone: nn.Module, prompts: Sequence[Prompt]) -> None:
     """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be
     encoded from then on.
 
-    The model can no longer be saved whole (an adapter can). Raises ``ValueError`` for more prompts
+    The model can no longer be saved whole (an adapter can). Raises ``UserError`` for more prompts
     than are kept.
     """
     backbone.memory.remember(prompts)

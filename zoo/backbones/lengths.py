@@ -26,7 +26,7 @@ def check_seconds(backbone: Backbone, seconds: float, rows: int, states: int, na
         name: how the setting is called, for the message.
 
     Raises:
-        ValueError: in one line, with ``name`` and the length that works.
+        UserError: in one line, with ``name`` and the length that works.
     """
     try:
         shape = tuple(backbone.latent_shape(seconds))

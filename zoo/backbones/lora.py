@@ -84,7 +84,7 @@ def add_lora(
     (cross-attention), "all" (every attention) or names of linear layers. ``init``: "default"
     (Kaiming, zero) or "gaussian" (Gaussian, zero): the adapter changes nothing at first. Adapter
     weights are float32 also on a half-precision denoiser. ``dropout`` other than 0 makes importance
-    ratios leave 1 in train mode. Raises ``ValueError`` for numbers that cannot be meant, when
+    ratios leave 1 in train mode. Raises ``UserError`` for numbers that cannot be meant, when
     nothing matches, or an adapter is there already.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -132,7 +132,7 @@ def _adapted(backbone: Backbone) -> PeftModel:
 def reference(backbone: Backbone) -> Iterator[None]:
     """Inside, the adapter is off: the backbone is bitwise its base model.
 
-    Raises ``ValueError`` without an adapter.
+    Raises ``UserError`` without an adapter.
     """
     model = _adapted(backbone)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -148,7 +148,7 @@ def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
     """Writes the adapter (peft's config and safetensors, and which base it is for), beside
     ``folder`` first; an older folder is replaced.
 
-    Raises ``ValueError`` without an adapter or with several, ``OSError`` when writing fails (the
+    Raises ``UserError`` without an adapter or with several, ``OSError`` when writing fails (the
     older folder stays then).
     """
     from zoo.hub.adapter_files import write_adapter
@@ -161,7 +161,7 @@ def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) 
     there (stays trainable).
 
     ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must
-    fit. Raises ``ValueError`` when files are missing, or made for another denoiser or another base
+    fit. Raises ``UserError`` when files are missing, or made for another denoiser or another base
     (both hashes are named).
     """
     from peft import PeftModel

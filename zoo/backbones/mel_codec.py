@@ -63,7 +63,7 @@ def slaney_mel_bank(sample_rate_hz: int, mels: int) -> Tensor:
 def normalised(wave_BN: Tensor) -> Tensor:
     """Each row without its mean, its peak at ``LEVEL``; silence (also a constant) becomes zeros.
 
-    Raises ``ValueError`` for waves with NaN or infinity, or without samples.
+    Raises ``UserError`` for waves with NaN or infinity, or without samples.
     """
     if wave_BN.ndim != 2 or wave_BN.shape[-1] == 0 or not torch.isfinite(wave_BN).all():
         wrong = (
@@ -123,7 +123,7 @@ class MelCodec(nn.Module):
     brings latents to unit scale).
     ``vocoder``: of transformers' ``SpeechT5HifiGan`` (``model_in_dim`` mels, hop = product of
     ``upsample_rates``).
-    Raises ``ValueError`` for settings that these do not have.
+    Raises ``UserError`` for settings that these do not have.
     """
 
     def __init__(self, vae: Mapping[str, Any], vocoder: Mapping[str, Any]) -> None:
@@ -167,7 +167,7 @@ class MelCodec(nn.Module):
         """The posterior's mean of normalised waves, filled with zeros up to a whole latent frame;
         float32.
 
-        Raises ``ValueError`` for waves that are not mono, or hold NaN.
+        Raises ``UserError`` for waves that are not mono, or hold NaN.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != 1 or wave_BCN.shape[-1] == 0:
             raise UserError(

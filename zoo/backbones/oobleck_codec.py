@@ -29,7 +29,7 @@ class OobleckCodec(nn.Module):
     ``clip_frames``: of the clips that the network beside it was trained on. ``frame_window``: what
     of them is denoised, None for all, "heard" for those that cover the seconds asked for, "bewo"
     for one less where the last is not whole. It runs on the device it lies on; gradients flow both
-    ways. Raises ``ValueError`` for settings that it does not have.
+    ways. Raises ``UserError`` for settings that it does not have.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class OobleckCodec(nn.Module):
     def latent_shape(self, seconds: float) -> tuple[int, int]:
         """(C, frames) of what is denoised for ``seconds``.
 
-        Raises ``ValueError`` for more than ``clip_frames`` are.
+        Raises ``UserError`` for more than ``clip_frames`` are.
         """
         frames = self.frames(seconds, whole=self.frame_window != "bewo")
         if frames > self.clip_frames:
@@ -88,7 +88,7 @@ class OobleckCodec(nn.Module):
         """The posterior's means (B, C, frames), float32, of waves with silence after them up to
         ``latent_shape``.
 
-        Raises ``ValueError`` for other channels, no samples, whole numbers, NaN, infinity, and more
+        Raises ``UserError`` for other channels, no samples, whole numbers, NaN, infinity, and more
         than ``clip_frames``.
         """
         if wave_BCN.ndim != 3 or wave_BCN.shape[1] != self.channels or wave_BCN.shape[-1] == 0:

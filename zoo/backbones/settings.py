@@ -36,7 +36,7 @@ def settings_of(kind: type) -> tuple[str, ...]:
 def only_known(given: Mapping[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
     """``given`` as a dictionary.
 
-    Raises ``ValueError`` for a key that is not among ``known``: libraries act on some others
+    Raises ``UserError`` for a key that is not among ``known``: libraries act on some others
     (attention kernels that are downloaded), and a configuration from somebody else must not reach
     them.
     """

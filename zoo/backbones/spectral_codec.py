@@ -50,7 +50,7 @@ class SpectralCodec(nn.Module):
     (B, 2, N) <-> (B, latent_channels, ceil(N / (frames_per_latent * hop))).
 
     ``window`` and ``hop`` in samples; ``bands`` is the number of stereo bands; ``phase_iterations``
-    the Griffin-Lim projections at decoding (0 = the integrated phase alone). Raises ``ValueError``
+    the Griffin-Lim projections at decoding (0 = the integrated phase alone). Raises ``UserError``
     for waves that are not stereo.
     """
 

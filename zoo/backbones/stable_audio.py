@@ -35,7 +35,7 @@ _SCHEDULE = {
 def path_of(scheduler: Mapping[str, Any]) -> VPCosine:
     """The path of a ``CosineDPMSolverMultistepScheduler``'s configuration.
 
-    Raises ``ValueError`` for another schedule.
+    Raises ``UserError`` for another schedule.
     """
     for key, wanted in _SCHEDULE.items():
         if scheduler.get(key, wanted) != wanted:
@@ -77,7 +77,7 @@ class StableAudio(nn.Module):
     SDE step, eta 1; ``rule="dpmpp_2m_sde"`` is the library's solver, for listening.
 
     Latents are (channels, frames): (64, 216) for 10 s. Only ``denoiser`` learns: everything else is
-    frozen by use and stays in eval mode whatever ``train`` says. Raises ``ValueError`` for settings
+    frozen by use and stays in eval mode whatever ``train`` says. Raises ``UserError`` for settings
     that cannot be meant and parts that do not fit.
     """
 
@@ -179,7 +179,7 @@ class StableAudio(nn.Module):
         or a folder in diffusers layout.
 
         ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
-        ``set_checkpointing``. Frozen, in eval mode. Raises ``ValueError`` when a tensor is missing,
+        ``set_checkpointing``. Frozen, in eval mode. Raises ``UserError`` when a tensor is missing,
         left over or of another shape, and what ``zoo.pull`` raises.
         """
         from zoo.importers.diffusers_folders import folder_of
@@ -202,7 +202,7 @@ class StableAudio(nn.Module):
         """``tokens_BLD`` (B, max_tokens + 2, D): text (0 beyond its end), start and total length;
         ``timing_BD`` (B, 2 D): these.
 
-        Each text is encoded once and kept. Raises ``ValueError`` for a prompt of too many tokens.
+        Each text is encoded once and kept. Raises ``UserError`` for a prompt of too many tokens.
         """
         weight = next(self.projection.parameters())
         rows = [self.memory(prompt).to(weight) for prompt in prompts]

@@ -105,7 +105,7 @@ class Tango(nn.Module):
     ``max_tokens``: of a prompt. Latents are (8, frames, 16), 25 frames a second.
 
     Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
-    ``train`` says. Every part runs on the device it lies on. Raises ``ValueError`` for settings
+    ``train`` says. Every part runs on the device it lies on. Raises ``UserError`` for settings
     that a part does not have, and parts that do not fit each other.
     """
 
@@ -199,7 +199,7 @@ class Tango(nn.Module):
         """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and
         kept in main memory.
 
-        The model is told neither lengths in seconds nor sources. Raises ``ValueError`` without a
+        The model is told neither lengths in seconds nor sources. Raises ``UserError`` without a
         tokenizer, for a prompt of too many tokens, and for a text that was not encoded before the
         encoder was dropped.
         """
@@ -213,7 +213,7 @@ class Tango(nn.Module):
     def encode_tokens(self, ids_BL: Tensor, mask_BL: Tensor) -> Conditioning:
         """The conditioning of token ids (long) whose mask (bool) is true.
 
-        Raises ``ValueError`` when the encoder overflows.
+        Raises ``UserError`` when the encoder overflows.
         """
         states_BLD = t5_states(self.text_encoder, ids_BL, mask_BL)
         mask_BL = mask_BL.to(states_BLD.device, torch.bool)

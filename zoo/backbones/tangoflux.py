@@ -64,7 +64,7 @@ class TangoFlux(nn.Module):
 
     "cross" of ``add_lora`` means the joint attention of the double blocks, where text has
     projections of its own. Latents are (channels, frames). Only ``denoiser`` learns: everything
-    else is frozen by use and stays in eval mode whatever ``train`` says. Raises ``ValueError`` for
+    else is frozen by use and stays in eval mode whatever ``train`` says. Raises ``UserError`` for
     settings that cannot be meant and parts that do not fit.
     """
 
@@ -176,7 +176,7 @@ class TangoFlux(nn.Module):
 
         A prompt and its negative are padded to the longer of the two, and the padding is attended,
         as in training; what pads a batch beyond that is masked: what a prompt means does not depend
-        on the others of its batch. Raises ``ValueError`` for a prompt of too many tokens.
+        on the others of its batch. Raises ``UserError`` for a prompt of too many tokens.
         """
         return Conditioning.cat([self._told(prompt) for prompt in prompts])
 

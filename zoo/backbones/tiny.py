@@ -132,7 +132,7 @@ def from_codec(
 
     ``codec_*`` and ``latent_channels`` as the codec was trained; a wrong window shows only in the
     sound (it has no weights). Raises ``FileNotFoundError`` when the file is missing and
-    ``ValueError`` when its tensors do not fit.
+    ``UserError`` when its tensors do not fit.
     """
     from safetensors.torch import load_file
 

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: Read
     """``read_prompts(path, negative, seconds)`` and ``read_table(path, column)`` read the files
     that people write.
 
-    Raises ``ValueError`` and ``OSError``.
+    Raises ``UserError`` and ``OSError``.
     """
     _check(options)
     check_writable(options.out / RESULTS)
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: Read
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What contradicts itself, and options that would have no effect. Raises ``ValueError``."""
+    """What contradicts itself, and options that would have no effect. Raises ``UserError``."""
     sources = {
         "--generations": options.generations,
         "--model": options.model,
@@ -164,7 +164,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _without(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raises ``ValueError`` when one of the options was given all the same."""
+    """Raises ``UserError`` when one of the options was given all the same."""
     for name in names:
         if getattr(options, name) not in (None, []):
             raise UserError(f"--{name} {why}")

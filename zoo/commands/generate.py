@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     """``read_prompts(path, negative, seconds)`` reads a batch file.
 
-    Raises ``ValueError`` and ``OSError`` before anything is written.
+    Raises ``UserError`` and ``OSError`` before anything is written.
     """
     options = parser().parse_intermixed_args(argv)
     from zoo.generations import checked_entries
@@ -197,7 +197,7 @@ def _way_on(written: int, total: int, folder: Path | None) -> str:
 def parse_seeds(text: str) -> list[int]:
     """``"0,3-5"`` as [0, 3, 4, 5].
 
-    Raises ``ValueError`` for anything else, a doubled seed, or more than 10,000.
+    Raises ``UserError`` for anything else, a doubled seed, or more than 10,000.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -221,7 +221,7 @@ def output_paths(
 
     For one sample ``out`` may be the file itself.
 
-    Raises ``ValueError`` for one file and several samples, for a file that is there, and for what
+    Raises ``UserError`` for one file and several samples, for a file that is there, and for what
     looks like the name of a file in a format that is not written (``x.mp4``): a new folder with
     such a name is asked for by a ``/`` at its end.
     """

@@ -88,7 +88,7 @@ def _add_folders(add: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises ``ValueError`` and ``OSError`` for mistakes in what was given."""
+    """Raises ``UserError`` and ``OSError`` for mistakes in what was given."""
     options = parser().parse_args(argv)
     options.run(options)
 

@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises ``ValueError`` and ``OSError`` for mistakes in what was given."""
+    """Raises ``UserError`` and ``OSError`` for mistakes in what was given."""
     options = parser().parse_args(argv)
     options.run(options)
 

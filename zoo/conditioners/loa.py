@@ -19,7 +19,7 @@ def loa_tokens(
     Each is the last layer's state at the last position and becomes the next input; keys and values
     of what went before are kept. ``mask_BL`` (bool or 0/1) is False at padding. Positions count
     padding too, so what comes out depends on the padded length: give every sequence the length that
-    it is meant to have. Raises ``ValueError`` when the sequence and its continuation are longer
+    it is meant to have. Raises ``UserError`` when the sequence and its continuation are longer
     than the model's positions.
     """
     positions = language_model.config.n_positions

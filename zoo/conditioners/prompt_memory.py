@@ -19,7 +19,7 @@ class PromptMemory:
     asked for first.
 
     ``encode`` gives tensors, or a record of them, in main memory. ``tokenize``: a text's ids,
-    ``ValueError`` for too many; None for a model without a tokenizer, which reads nothing.
+    ``UserError`` for too many; None for a model without a tokenizer, which reads nothing.
     ``in_pairs``: a prompt and its negative are padded to the longer of the two before they are
     read; ``length`` is then its count of tokens, else None.
     """
@@ -37,7 +37,7 @@ class PromptMemory:
     def tokens(self, text: str) -> list[int]:
         """Ids of a text with their special tokens.
 
-        Raises ``ValueError`` without a tokenizer and for too many tokens.
+        Raises ``UserError`` without a tokenizer and for too many tokens.
         """
         if self._tokenize is None:
             raise UserError(
@@ -48,7 +48,7 @@ class PromptMemory:
         return self._tokenize(text)
 
     def __call__(self, prompt: Prompt) -> Any:
-        """Raises ``ValueError`` for too many tokens, without a tokenizer, and after ``close`` for
+        """Raises ``UserError`` for too many tokens, without a tokenizer, and after ``close`` for
         what was not read before.
         """
         key = self._key(prompt)
@@ -72,7 +72,7 @@ class PromptMemory:
     def remember(self, prompts: Sequence[Prompt]) -> None:
         """Reads prompts, with and without guidance, and their negatives, and keeps all of it.
 
-        Raises ``ValueError`` for more texts than are kept, and as a call.
+        Raises ``UserError`` for more texts than are kept, and as a call.
         """
         for prompt in prompts:
             for side in (prompt, prompt.as_negative(), prompt.without_negative()):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def fitting_tokenizer(packed: str, max_tokens: int, config: T5Config) -> PromptTokenizer:
     """The tokenizer of an encoder (``PromptTokenizer``).
 
-    Raises ``ValueError`` for one that does not belong to ``config``.
+    Raises ``UserError`` for one that does not belong to ``config``.
     """
     tokenizer = PromptTokenizer(packed, max_tokens, "T5")
     ids, words, last = (
@@ -40,7 +40,7 @@ def t5_states(encoder: T5EncoderModel, ids_BL: Tensor, mask_BL: Tensor | None = 
     ``mask_BL`` (bool) is false at padding, which is not attended.
 
     In float16 the last layers of its feed-forward blocks become float32 for good, as transformers
-    loads them: what they give is too large for float16. Raises ``ValueError`` when the encoder
+    loads them: what they give is too large for float16. Raises ``UserError`` when the encoder
     overflows all the same.
     """
     for module in encoder.modules():

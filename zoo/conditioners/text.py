@@ -50,7 +50,7 @@ def tokenize(text: str, max_tokens: int = 64) -> list[int]:
     """Token ids of a caption, case-folded, punctuation dropped; ``[EMPTY]`` for a text without
     words.
 
-    Raises ``ValueError`` when the caption needs more than ``max_tokens``.
+    Raises ``UserError`` when the caption needs more than ``max_tokens``.
     """
     ids: list[int] = []
     for word in re.findall(r"[\w'-]+", text.casefold()):

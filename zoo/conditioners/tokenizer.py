@@ -37,7 +37,7 @@ def _unpacked(packed: str, what: str) -> str:
 
 
 def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, str]:
-    """Of ``texts`` (name -> text) those for which ``read``, a tokenizer, raises ``ValueError``:
+    """Of ``texts`` (name -> text) those for which ``read``, a tokenizer, raises ``UserError``:
     name -> what it says.
     """
     found = {}
@@ -50,7 +50,7 @@ def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, s
 
 
 def check_vocabulary(tokenizer: Any, what: str) -> None:
-    """Raises ``ValueError`` when a ``tokenizers.Tokenizer`` does not know the words of plain
+    """Raises ``UserError`` when a ``tokenizers.Tokenizer`` does not know the words of plain
     captions.
 
     Libraries build such a stand-in without an error where the files of a vocabulary are missing:
@@ -80,7 +80,7 @@ class PromptTokenizer:
     """``tokenizer(text) -> ids`` with the special tokens that its encoder expects, at most
     ``max_tokens`` of them.
 
-    ``packed``: by ``pack_tokenizer``. ``what`` names the encoder in errors. Raises ``ValueError``
+    ``packed``: by ``pack_tokenizer``. ``what`` names the encoder in errors. Raises ``UserError``
     when it is no tokenizer, or one
     without a vocabulary (``check_vocabulary``).
     """
@@ -103,7 +103,7 @@ class PromptTokenizer:
         check_vocabulary(self._tokenizer, f"the {what} tokenizer")
 
     def __call__(self, text: str, truncate: bool = False) -> list[int]:
-        """Raises ``ValueError`` for a text of too many tokens, unless ``truncate`` cuts it (special
+        """Raises ``UserError`` for a text of too many tokens, unless ``truncate`` cuts it (special
         tokens stay).
         """
         ids = self._tokenizer.encode(text).ids

@@ -25,7 +25,7 @@ SPACINGS = ("linear", "exponential")
 
 
 def require_known(what: str, name: str, choices: Sequence[str]) -> str:
-    """``name`` if it is one of ``choices``; else ``ValueError`` with all choices and the nearest
+    """``name`` if it is one of ``choices``; else ``UserError`` with all choices and the nearest
     one.
     """
     if name in choices:
@@ -112,7 +112,7 @@ class VPDiscrete:
     def times(self, steps: int) -> Tensor:
         """(steps + 1,) long, descending, the last 0 or -1.
 
-        ``ValueError`` when the grid does not fit into the training steps.
+        ``UserError`` when the grid does not fit into the training steps.
         """
         steps, count = _require_steps(steps), len(self.alphas_cumprod)
         stride = count // steps
@@ -127,7 +127,7 @@ class VPDiscrete:
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), float32, shaped like ``time`` (whole numbers).
 
-        ``ValueError`` outside the training steps.
+        ``UserError`` outside the training steps.
         """
         index = exact(time)
         lowest, highest = self._last_time, len(self.alphas_cumprod) - 1

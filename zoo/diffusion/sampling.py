@@ -44,7 +44,7 @@ class Sampler:
     ``detach_unconditional`` keeps gradients out of the unconditional branch, at the price of two
     forwards instead of one of double size. ``rule``: "ddim" or "cps" (see ``step_std``), or a
     solver for sampling only, which cannot be trained: "dpmpp_2m_sde", Stable Audio Open's own, of
-    second order, with eta 1. Raises ``ValueError`` on values that cannot be meant.
+    second order, with eta 1. Raises ``UserError`` on values that cannot be meant.
     """
 
     steps: int
@@ -132,7 +132,7 @@ def guided_output(
 
     ``negative`` None or scale 1: one plain forward. Else one forward of 2B rows, the unconditional
     B first; with ``detach_unconditional`` two forwards of B rows, the unconditional first and
-    without gradient. Raises ``ValueError`` when row counts differ or the network's output is not
+    without gradient. Raises ``UserError`` when row counts differ or the network's output is not
     shaped like ``x``.
     """
     for name, side in (("conditioning", conditioning), ("negative", negative)):
@@ -173,7 +173,7 @@ def step_stds(path: Path, sampler: Sampler) -> Tensor:
 
     No network is needed.
 
-    Raises ``ValueError`` for a solver, whose steps are not those of a policy: they look at earlier
+    Raises ``UserError`` for a solver, whose steps are not those of a policy: they look at earlier
     predictions too.
     """
     if sampler.rule in SOLVERS:
@@ -285,7 +285,7 @@ def rollout(
     noise a step (also where the step is deterministic), so its noise does not depend on the batch
     it is in. ``scored_mask`` broadcasts against (B, *latent). ``progress(done, steps)`` is called
     after each step. A solver's trajectory has ``std_S`` and ``log_prob_SB`` 0: it is for listening.
-    Raises ``ValueError`` when counts differ, or guidance is asked for without ``negative``.
+    Raises ``UserError`` when counts differ, or guidance is asked for without ``negative``.
     """
     prompts, generators = tuple(prompts), tuple(generators)
     counts = {
@@ -363,7 +363,7 @@ def step_log_prob(
 
     ``rows``: the B samples to score (None: all); of the latents only their two are read. ``step_B``
     long (B,): sample ``rows[i]`` is scored at step ``step_B[i]``. With unchanged weights, dtype and
-    batch shape the log-probability equals the stored one. Raises ``ValueError`` when a step is out
+    batch shape the log-probability equals the stored one. Raises ``UserError`` when a step is out
     of range or has no noise, or when the trajectory was sampled with other steps or eta.
     """
     step_B = step_B.detach().to(device="cpu", dtype=torch.long)

@@ -37,7 +37,7 @@ def split(
 
     "eps" is the noise, "x0" the clean latent, "v" is alpha * noise - sigma * clean (Salimans & Ho,
     arXiv 2202.00512), "velocity" is noise - clean (rectified flow, arXiv 2209.03003). Raises
-    ``ValueError`` where the prediction does not determine the pair: "eps" at alpha 0, "x0" at sigma
+    ``UserError`` where the prediction does not determine the pair: "eps" at alpha 0, "x0" at sigma
     0.
     """
     require_known("prediction", prediction, PREDICTIONS)
@@ -142,7 +142,7 @@ def second_order_term(
     ``clean`` and ``clean_before`` (B, ...): the clean latents by this step's and the last step's
     prediction. ``levels``: noise levels sigma / alpha (B,) before the last step, before this one
     and after it. alpha' (1 - l'^2/l^2) h / (2 h0) times the change of the clean latents, with h =
-    log(l/l') and h0 = log(l0/l). Raises ``ValueError`` for a step that ends at level 0.
+    log(l/l') and h0 = log(l0/l). Raises ``UserError`` for a step that ends at level 0.
     """
     before, now, after = (exact(level) for level in levels)
     if bool((after <= 0).any()):
@@ -159,7 +159,7 @@ def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
     None).
 
     The mask has as many axes as ``values`` and sizes equal to it or 1. What is masked out cannot
-    spoil the mean, not even NaN. Raises ``ValueError`` when the mask does not fit, or a row has
+    spoil the mean, not even NaN. Raises ``UserError`` when the mask does not fit, or a row has
     nothing scored.
     """
     if scored_mask is None:
@@ -194,7 +194,7 @@ def log_prob(
     element.
 
     ``x_next`` is an action that was taken: no gradient flows into it.
-    Raises ``ValueError`` naming the rows whose std is 0.
+    Raises ``UserError`` naming the rows whose std is 0.
     """
     if bool((std_B <= 0).any()):
         rows = (std_B <= 0).nonzero().flatten().tolist()

@@ -51,7 +51,7 @@ class Configuration:
         return (self.settings.get("module") or {}).get("reward")
 
     def require_own(self) -> None:
-        """Raises ``ValueError`` when the run folder was downloaded: its config.yaml may name code."""
+        """Raises ``UserError`` when the run folder was downloaded: its config.yaml may name code."""
         from zoo.hub.store import is_downloaded
 
         if self.folder is not None and is_downloaded(self.folder):
@@ -61,7 +61,7 @@ class Configuration:
             )
 
     def backbone(self) -> Backbone:
-        """The untrained base, built as the run builds it. Raises ``ValueError``."""
+        """The untrained base, built as the run builds it. Raises ``UserError``."""
         if self.folder is not None:
             return built_from(dict(self.settings), "backbone", self.folder)
         node = (self.settings.get("module") or {}).get("backbone")
@@ -73,7 +73,7 @@ class Configuration:
     def prompts(self, which: str) -> tuple[Prompt, ...]:
         """Held-out or training prompts of its data, or both.
 
-        Raises ``ValueError`` when there are none.
+        Raises ``UserError`` when there are none.
         """
         node = self.settings.get("data")
         if node is None:
@@ -104,7 +104,7 @@ class Configuration:
 def configuration(files: Sequence[str], model: str | None) -> Configuration:
     """Of ``--config`` files, else of the run folder ``model``, else empty.
 
-    Raises ``ValueError`` (also for a model that nothing here goes by), ``FileNotFoundError``.
+    Raises ``UserError`` (also for a model that nothing here goes by), ``FileNotFoundError``.
     """
     if files:
         from zoo.configuration import read_configuration
@@ -122,7 +122,7 @@ def configuration(files: Sequence[str], model: str | None) -> Configuration:
 
 
 def parse_adapter(text: str) -> tuple[str, float]:
-    """``NAME`` or ``NAME=STRENGTH``. Raises ``ValueError``."""
+    """``NAME`` or ``NAME=STRENGTH``. Raises ``UserError``."""
     name, equals, strength = text.rpartition("=")
     if not equals:
         return text, 1.0
@@ -167,7 +167,7 @@ def model_clips(
     said of their source.
 
     Files that are there from an interrupted evaluation with the same settings are kept. What is
-    scored is the file, in 16 bits. Raises ``ValueError`` when the folder holds clips of other
+    scored is the file, in 16 bits. Raises ``UserError`` when the folder holds clips of other
     settings.
     """
     how = {
@@ -252,7 +252,7 @@ def folder_samples(
     The table has the columns ``file`` and ``prompt`` (or ``text``, ``caption``). A table may also
     have ``label`` (taken for every key of ``label_keys``), ``seed``, ``id``, ``negative``,
     ``seconds``; other columns become labels. ``prompts`` lend their labels to clips of the same
-    text. Raises ``FileNotFoundError`` for no folder, no table or absent files, and ``ValueError``
+    text. Raises ``FileNotFoundError`` for no folder, no table or absent files, and ``UserError``
     naming the row for what cannot be meant, and for audio files without a row.
     """
     if not folder.is_dir():

@@ -260,7 +260,7 @@ def write_page(
     """``report.html`` with ``tables``, pictures, ``players`` clips a class, and ``more`` tables;
     both pictures are drawn first.
 
-    Raises ``OSError``, and ``ValueError`` for a clip that cannot be read.
+    Raises ``OSError``, and ``UserError`` for a clip that cannot be read.
     """
     draw_tables(results, folder / TABLES)
     is_classified = draw_confusion(results, folder / CONFUSION)

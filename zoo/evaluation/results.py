@@ -123,7 +123,7 @@ def write_results(path: Path, results: Results, summary: Mapping[str, Any]) -> N
 def read_results(folder: Path) -> Results:
     """Of an evaluated folder; files of clips as paths that can be opened from here.
 
-    Raises ``FileNotFoundError`` for no ``results.json``, ``ValueError`` for one that is none.
+    Raises ``FileNotFoundError`` for no ``results.json``, ``UserError`` for one that is none.
     """
     path = folder / RESULTS
     if not path.is_file():
@@ -162,7 +162,7 @@ def combined(parts: Mapping[str, Results]) -> Results:
     """All sets of several results (by name of their folder), each set once; all scorers.
 
     Sets of equal name but other clips or numbers get their folder's name as well. A set lacks the
-    numbers of scorers that it was not evaluated with. Raises ``ValueError`` when one name stands
+    numbers of scorers that it was not evaluated with. Raises ``UserError`` when one name stands
     for two scorers.
     """
     scorers: dict[str, ScorerFacts] = {}

@@ -81,7 +81,7 @@ def open_scorers(
 ) -> tuple[Scorer, ...]:
     """Scorers of zoo names, model folders, ``.yaml`` files (a ``_target_``, or a run's
     configuration: its ``module.reward``), or ``config``: that of the configuration. Raises
-    ``ValueError`` for an unknown name, one given twice, and what is no reward.
+    ``UserError`` for an unknown name, one given twice, and what is no reward.
     """
     scorers: dict[str, Scorer] = {}
     for text in names:
@@ -150,7 +150,7 @@ def short_name(path: str) -> str:
 
 
 def check_prompts(scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
-    """Raises ``ValueError``, before anything is sampled or scored, when a classifier does not know
+    """Raises ``UserError``, before anything is sampled or scored, when a classifier does not know
     what a prompt asks for.
     """
     for scorer in scorers:
@@ -204,7 +204,7 @@ def scored_clips(
     """Every sample's numbers by every scorer; ``progress`` counts clips times scorers.
 
     What is in the cache is not scored again; the cache is saved also when a later clip fails.
-    Raises ``ValueError`` naming the file for a score that is not finite, for audio that cannot be
+    Raises ``UserError`` naming the file for a score that is not finite, for audio that cannot be
     read, and for a classifier without its parts.
     """
     hashes = [sha256_of(sample.path) for sample in samples]

@@ -89,7 +89,7 @@ def confusion_matrix(
 ) -> list[list[int]]:
     """Rows: what was asked for; columns: what it is called.
 
-    Raises ``ValueError`` for a class that is none.
+    Raises ``UserError`` for a class that is none.
     """
     place = {name: i for i, name in enumerate(class_names)}
     strangers = {*wanted, *predicted} - place.keys()

@@ -99,7 +99,7 @@ def check_base(
     trained_on: str | None,
     here: str | None = None,
 ) -> None:
-    """Raises ``ValueError`` naming both bases and both hashes when ``denoiser`` is not the one that
+    """Raises ``UserError`` naming both bases and both hashes when ``denoiser`` is not the one that
     ``recorded`` was taken from.
 
     Hashes are compared in the denoiser's own dtype, or else in the one that was recorded (training
@@ -132,7 +132,7 @@ def write_adapter(
 
     ``recorded``: ``base_hashes`` of the base it was trained on (default: of the base below it now).
     ``base``: more about that base, such as its name. ``facts``: plain values for config.json. Equal
-    weights give equal bytes. Raises ``ValueError`` for several adapters at once or weights that are
+    weights give equal bytes. Raises ``UserError`` for several adapters at once or weights that are
     not finite, ``OSError`` when writing fails.
     """
     from peft import get_peft_model_state_dict
@@ -168,7 +168,7 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dic
     """The adapter's configuration, its tensors and our facts about it (``{}`` for a plain peft
     folder).
 
-    Raises ``ValueError`` when files are missing, damaged, changed, or ask for anything but plain
+    Raises ``UserError`` when files are missing, damaged, changed, or ask for anything but plain
     LoRA.
     """
     from safetensors import SafetensorError
@@ -243,7 +243,7 @@ def _read_lora_config(path: Path) -> LoraConfig:
 
 
 def check_alpha(alpha: float, rank: int, what: str) -> None:
-    """Raises ``ValueError`` unless the scale alpha / rank of an adapter lies in (0,
+    """Raises ``UserError`` unless the scale alpha / rank of an adapter lies in (0,
     ``LARGEST_SCALE``].
     """
     if not (math.isfinite(alpha) and 0 < alpha <= LARGEST_SCALE * rank):

@@ -33,7 +33,7 @@ def stack_adapters(
     negative turns it round.
     ``base_name``: what messages call this base. ``check_bases=False``: no comparison with the base
     an adapter was trained on.
-    Leaves torch's random state as it was. Raises ``ValueError`` when a file is missing or damaged,
+    Leaves torch's random state as it was. Raises ``UserError`` when a file is missing or damaged,
     when an adapter was made for
     another denoiser or another base (both hashes are named), or when there is an adapter already;
     the backbone is unchanged then.
@@ -94,7 +94,7 @@ def stack_adapters(
 def fill_adapter(model: PeftModel, folder: str | Path, strength: float = 1.0) -> None:
     """Loads a saved adapter into the adapter of the same kind that is there, which stays trainable.
 
-    Raises ``ValueError`` when it does not fit, or when it was trained on another base.
+    Raises ``UserError`` when it does not fit, or when it was trained on another base.
     """
     _check_strength(folder, strength)
     _, weights, facts = read_adapter(folder)
@@ -107,7 +107,7 @@ def merge_adapters(backbone: Backbone) -> None:
     """Adds the live adapters, at their strengths, to the weights of the base, in place; no adapter
     is left.
 
-    Raises ``ValueError`` without an adapter, or when merged weights are not finite.
+    Raises ``UserError`` without an adapter, or when merged weights are not finite.
     """
     from zoo.backbones.lora import _adapted
 

@@ -62,7 +62,7 @@ _VERSIONED = ("torch", "diffusers", "transformers", "peft")
 
 
 def architecture_class(kind: str, architecture: str, where: str) -> type[nn.Module]:
-    """The class of a table's row. Raises ``ValueError`` for names that no table holds."""
+    """The class of a table's row. Raises ``UserError`` for names that no table holds."""
     if kind not in TABLES:
         raise UserError(f"{where}: unknown kind {kind!r}; {did_you_mean(str(kind), TABLES)}")
     if architecture not in TABLES[kind]:
@@ -76,7 +76,7 @@ def architecture_class(kind: str, architecture: str, where: str) -> type[nn.Modu
 def identity_of(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
     """(kind, architecture, arguments) under which ``module`` can be saved.
 
-    Raises ``ValueError`` for a class that no table names, or one that does not keep its
+    Raises ``UserError`` for a class that no table names, or one that does not keep its
     constructor's ``arguments``.
     """
     here = f"{type(module).__module__}:{type(module).__name__}"
@@ -115,7 +115,7 @@ def save_artifact(
     ``dtype``: of floating-point weights on disk. ``shard_bytes``: size above which the weights are
     split into several files. The folder is written beside its place and moved, so that it is never
     half there; an older artefact is replaced. config.json holds the hash of each file of weights.
-    Raises ``ValueError`` for an architecture that is not the module's, arguments it does not take,
+    Raises ``UserError`` for an architecture that is not the module's, arguments it does not take,
     a module with a live adapter, or a folder that holds anything else than an artefact.
     """
     folder = Path(folder)
@@ -163,7 +163,7 @@ def is_own_file(name: str) -> bool:
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Raises ``ValueError`` when ``folder``, which is about to be replaced, holds anything that is
+    """Raises ``UserError`` when ``folder``, which is about to be replaced, holds anything that is
     not part of an artefact.
     """
     foreign = (
@@ -180,7 +180,7 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def refuse_live_adapter(state: Mapping[str, Tensor], what: str) -> None:
-    """Raises ``ValueError`` when weights have the names that an injected adapter gives them:
+    """Raises ``UserError`` when weights have the names that an injected adapter gives them:
     nothing could load them again.
     """
     live = [name for name in state if ".base_layer." in f".{name}" or ".lora_" in f".{name}"]
@@ -199,7 +199,7 @@ def load_artifact(
     """The model, frozen and in eval mode. Strict: every tensor is used and none is missing.
 
     Floating-point weights become ``dtype`` (default: the model's own, whatever the file holds).
-    Leaves torch's random state as it was. Raises ``FileNotFoundError`` and ``ValueError`` saying
+    Leaves torch's random state as it was. Raises ``FileNotFoundError`` and ``UserError`` saying
     which file, key or tensor is wrong.
     """
     folder = Path(folder)
@@ -263,7 +263,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The config.json of an artefact, known to name no code and to be of a format that this version
     reads.
 
-    Raises ``FileNotFoundError`` and ``ValueError``.
+    Raises ``FileNotFoundError`` and ``UserError``.
     """
     path = Path(folder) / CONFIG_FILE
     if not path.exists():

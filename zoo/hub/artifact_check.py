@@ -31,7 +31,7 @@ def verify_artifact(folder: str | Path) -> list[str]:
     Files have the hashes that config.json promises, none is there that does not belong, every
     tensor is used and none is missing (an adapter: put on its base, where that base is on this
     machine), the card is one that the Hub takes and says the licence that the model has to keep.
-    Raises ``ValueError`` (``FileNotFoundError`` for a missing file) saying what is wrong.
+    Raises ``UserError`` (``FileNotFoundError`` for a missing file) saying what is wrong.
     """
     folder = Path(folder)
     files = verify_folder(folder)

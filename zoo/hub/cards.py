@@ -65,7 +65,7 @@ _PIPELINES = {
 def body_path(name: str) -> Path:
     """``hub_cards/<name>.md``, "embedded/music" being embedded_music.md.
 
-    Raises ``ValueError`` for a name that is a path.
+    Raises ``UserError`` for a name that is a path.
     """
     stem = name.replace("/", "_")
     if not re.fullmatch(r"[\w.-]+", stem) or stem.startswith("."):
@@ -78,7 +78,7 @@ def card_for(folder: str | Path, name: str | None = None) -> str:
 
     ``name``: its title (default: the folder's).
 
-    Raises ``ValueError`` and ``OSError`` as ``read_config`` does, and ``ValueError`` for a body
+    Raises ``UserError`` and ``OSError`` as ``read_config`` does, and ``UserError`` for a body
     that does not make a valid card.
     """
     from huggingface_hub import ModelCard
@@ -116,7 +116,7 @@ def licence_of(folder: str | Path) -> str:
     names, that of config.json, or that of the place it was pulled from. "unknown" for a base whose
     licence nobody knows, "" when nothing binds it yet.
 
-    Raises ``ValueError`` and ``OSError`` as ``read_config`` does.
+    Raises ``UserError`` and ``OSError`` as ``read_config`` does.
     """
     from zoo.hub.artifact import read_config
     from zoo.hub.store import read_record
@@ -146,7 +146,7 @@ def placed_in(card: str, where: str) -> str:
 def check_card(content: str, what: str) -> None:
     """Whether the Hub would take this card, as far as that can be known offline.
 
-    Raises ``ValueError``: header missing or not readable by ``huggingface_hub.ModelCard``, no
+    Raises ``UserError``: header missing or not readable by ``huggingface_hub.ModelCard``, no
     licence or an unknown one, a pipeline tag or base that cannot be meant, a model-index that does
     not come back as it was written, an empty body.
     """

@@ -33,7 +33,7 @@ FILES = 100_000  # of one listing
 class RemoteFile:
     """One file of a listing. ``sha256``: of large files; ``blob_id``: git's hash, of small ones.
 
-    Raises ``ValueError`` for hashes that are not 40 or 64 hex digits, for no hash, and for a size
+    Raises ``UserError`` for hashes that are not 40 or 64 hex digits, for no hash, and for a size
     that is no count: these go into paths and sums.
     """
 
@@ -98,7 +98,7 @@ class HubRepo:
     """A repository at a revision (None: the newest), asked with a token (None: the client's own).
 
     ``api``: the Hub client's, for what is sent. Its answers are read here; both methods raise
-    ``ValueError`` for one of another shape than the Hub's, beside what ``zoo.hub.requests`` raises.
+    ``UserError`` for one of another shape than the Hub's, beside what ``zoo.hub.requests`` raises.
     """
 
     repo_id: str
@@ -173,7 +173,7 @@ def offline() -> bool:
 
 @contextlib.contextmanager
 def connected(repo_id: str, revision: str | None, token: str | None) -> Iterator[HubRepo]:
-    """The repository, and what is raised on the way as an ``OSError`` or ``ValueError`` in plain
+    """The repository, and what is raised on the way as an ``OSError`` or ``UserError`` in plain
     words.
     """
     from huggingface_hub import HfApi, constants, get_token
@@ -301,7 +301,7 @@ def fetch(
         waiting: the folder below ``cache_root()`` in which it waits.
         report: told how many bytes of it are there.
 
-    Raises ``ValueError`` for links at the waiting place and for another size, and what
+    Raises ``UserError`` for links at the waiting place and for another size, and what
     ``zoo.hub.requests.download`` raises.
     """
     path = waiting / file.waiting_name
@@ -328,7 +328,7 @@ def fetch(
 
 
 def refuse_links(path: Path) -> None:
-    """Raises ``ValueError`` when a place below ``cache_root()`` is a link or neither file nor
+    """Raises ``UserError`` when a place below ``cache_root()`` is a link or neither file nor
     folder: what a server sends would be written elsewhere.
     """
     root = cache_root()

@@ -43,7 +43,7 @@ def build_within(
     """``found(**arguments)``, stopped when it makes tensors of more than twice the size of
     ``state`` (as float32) and a slack.
 
-    Leaves torch's random state as it was. Raises ``ValueError`` when it grows too large or cannot
+    Leaves torch's random state as it was. Raises ``UserError`` when it grows too large or cannot
     be built.
     """
     limit_bytes = SLACK_BYTES + 2 * sum(

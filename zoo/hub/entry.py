@@ -60,7 +60,7 @@ class ZooEntry:
     that opens its authors' file,
     for models whose files must be brought by hand.
 
-    Raises ``ValueError`` for a field that cannot be meant.
+    Raises ``UserError`` for a field that cannot be meant.
     """
 
     name: str

@@ -51,7 +51,7 @@ def export_run(
     given); a derived one inherits its base's.
 
     ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older
-    export there is replaced only with ``overwrite``. Raises ``ValueError`` (nothing to export, base
+    export there is replaced only with ``overwrite``. Raises ``UserError`` (nothing to export, base
     changed since training, ``to`` holds an export or other files, ...), ``OSError`` (no such run,
     read-only, disk full).
     """

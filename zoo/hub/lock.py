@@ -52,7 +52,7 @@ class Pin:
 def read_lock(path: str | Path = LOCK_FILE) -> Mapping[str, Pin]:
     """repository id -> pin; empty when there is no such file.
 
-    Raises ``ValueError`` for one that cannot be meant.
+    Raises ``UserError`` for one that cannot be meant.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,7 +85,7 @@ def _pin(repo_id: str, node: dict[str, Any]) -> Pin:
 def check_revision(
     pin: Pin | None, repo_id: str, revision: str, path: str | Path = LOCK_FILE
 ) -> None:
-    """Raises ``ValueError`` when the lock file pins another commit."""
+    """Raises ``UserError`` when the lock file pins another commit."""
     if pin is not None and pin.revision != revision:
         raise UserError(
             f"{path} pins {repo_id} at {pin.revision}, but {revision} was asked for or found; pull"
@@ -96,7 +96,7 @@ def check_revision(
 def check_file(
     pin: Pin | None, repo_id: str, name: str, sha256: str, path: str | Path = LOCK_FILE
 ) -> None:
-    """Raises ``ValueError`` when the lock file knows another hash of this file."""
+    """Raises ``UserError`` when the lock file knows another hash of this file."""
     known = None if pin is None else pin.files.get(name)
     if known is not None and known.sha256 != sha256:
         raise UserError(
@@ -108,7 +108,7 @@ def check_file(
 def write_pin(repo_id: str, pin: Pin, path: str | Path = LOCK_FILE) -> None:
     """Adds a pin to the lock file (files of an earlier pull of the same commit stay).
 
-    Raises ``ValueError`` and ``OSError``.
+    Raises ``UserError`` and ``OSError``.
     """
     path = Path(path)
     pins = dict(read_lock(path))

@@ -78,7 +78,7 @@ class _Wanted:
         )
 
     def check(self, file: str, sha256: str) -> None:
-        """Raises ``ValueError`` for a hash that the zoo's table or the lock file does not know."""
+        """Raises ``UserError`` for a hash that the zoo's table or the lock file does not know."""
         known = (self.entry.sha256 if self.entry is not None else {}).get(file)
         if known is not None and known != sha256:
             raise UserError(
@@ -108,7 +108,7 @@ def pull(
     shown the terms and answers, for licences that need it. ``token``: default as the Hub client
     finds one.
 
-    Raises ``ValueError`` (unknown name, licence not accepted, hash or commit that differs, unsafe
+    Raises ``UserError`` (unknown name, licence not accepted, hash or commit that differs, unsafe
     file names), ``FileNotFoundError`` (no such repository or revision, or not in the cache while
     offline), ``PermissionError`` (gated, wrong token, place that cannot be written to),
     ``ConnectionError``, ``OSError`` (disk full).
@@ -366,7 +366,7 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
 def _verified(wanted: _Wanted, file: RemoteFile, path: Path) -> str:
     """The sha256 of a downloaded file that is the listed one.
 
-    A wrong one is removed: raises ``ValueError``.
+    A wrong one is removed: raises ``UserError``.
     """
     digest = sha256_of(path)
     try:

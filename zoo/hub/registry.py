@@ -28,7 +28,7 @@ def entries(kind: str | None = None, pattern: str | None = None) -> tuple[ZooEnt
     """The zoo's entries of one kind (default: all) whose name matches ``pattern`` (a glob such as
     "clap*", or part of a name).
 
-    Raises ``ValueError`` for an unknown kind.
+    Raises ``UserError`` for an unknown kind.
     """
     if kind is not None and kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
@@ -47,7 +47,7 @@ def entries(kind: str | None = None, pattern: str | None = None) -> tuple[ZooEnt
 
 
 def entry_of(name: str) -> ZooEntry:
-    """The entry of a name. Raises ``ValueError`` with the nearest one."""
+    """The entry of a name. Raises ``UserError`` with the nearest one."""
     if name not in ENTRIES:
         raise UserError(f"there is no zoo entry {name!r}; {did_you_mean(name, ENTRIES)}")
     return ENTRIES[name]
@@ -67,7 +67,7 @@ def why_not_loadable(entry: ZooEntry) -> str | None:
 def find(name_or_path: str | Path) -> Path:
     """The folder of a zoo name, a local path, or an ``owner/name`` that has been pulled.
 
-    Raises ``ValueError`` for what is none of these and for entries that cannot be loaded yet,
+    Raises ``UserError`` for what is none of these and for entries that cannot be loaded yet,
     ``FileNotFoundError`` for a known one whose files are not here.
     """
     text = str(name_or_path)

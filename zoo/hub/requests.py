@@ -55,7 +55,7 @@ class Asker:
     def headers(self, url: str) -> dict[str, str]:
         """The client's headers for ``url``; no other host than the Hub's sees the token.
 
-        Raises ``ValueError`` for a token that cannot be sent.
+        Raises ``UserError`` for a token that cannot be sent.
         """
         from huggingface_hub.utils import build_hf_headers
 
@@ -72,7 +72,7 @@ class Asker:
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """(scheme, host, port) of an address. Raises ``ValueError`` for what is no plain http(s)."""
+    """(scheme, host, port) of an address. Raises ``UserError`` for what is no plain http(s)."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -94,7 +94,7 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
     """(the JSON at an address of the Hub, the address of its next page or None).
 
     Raises ``HubAnswerError``, ``ConnectionError`` for what is not JSON (the login page of a hotel's
-    network), ``ValueError`` for JSON that is too long or deep, or that leads to another host, and
+    network), ``UserError`` for JSON that is too long or deep, or that leads to another host, and
     the client's ``HTTPError``.
     """
     end = time.monotonic() + ANSWER_SECONDS
@@ -126,7 +126,7 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
 def pages(asker: Asker, url: str) -> Iterator[Any]:
     """Each page of a listing that goes on at ``Link: <...>; rel="next"``.
 
-    Raises as ``answer``, and ``ValueError`` for one that leads back or has more than ``PAGES``
+    Raises as ``answer``, and ``UserError`` for one that leads back or has more than ``PAGES``
     pages.
     """
     seen: set[str] = set()
@@ -157,7 +157,7 @@ def download(
         size_bytes: how many the Hub listed.
         report: told how many bytes are there.
 
-    Raises ``HubAnswerError``, ``ValueError`` for another number of bytes than ``size_bytes``,
+    Raises ``HubAnswerError``, ``UserError`` for another number of bytes than ``size_bytes``,
     ``OSError`` of the disk, and the client's ``HTTPError`` after five attempts that brought next to
     nothing.
     """

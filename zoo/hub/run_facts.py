@@ -60,7 +60,7 @@ def facts_of(
 ) -> dict[str, Any]:
     """``base``, ``licence``, ``training``, ``sampling``, ``metrics``, ``card`` of a run.
 
-    Raises ``ValueError`` for an unknown card, or for a ``licence`` other than the one that the
+    Raises ``UserError`` for an unknown card, or for a ``licence`` other than the one that the
     model inherits from its base.
     """
     module, data = settings.get("module") or {}, settings.get("data") or {}

@@ -46,7 +46,7 @@ def _targets(node: Any) -> Iterator[Any]:
 
 
 def refuse_downloaded(folder: Path) -> None:
-    """Raises ``ValueError`` for a run that was downloaded: its configuration may name code."""
+    """Raises ``UserError`` for a run that was downloaded: its configuration may name code."""
     from zoo.hub.store import is_downloaded
 
     if is_downloaded(folder):
@@ -60,7 +60,7 @@ def of_run(folder: Path, adapter: str | Path | None = None) -> tuple[Any, list[t
     """The backbone of a run without an exported model, and (folder, strength) of its adapter.
 
     ``adapter`` takes the place of the run's own; a run that trained all weights has none.
-    Raises ``ValueError`` where the run has left nothing.
+    Raises ``UserError`` where the run has left nothing.
     """
     whole, denoiser, own = (
         folder / "backbone.safetensors",
@@ -110,7 +110,7 @@ def recorded_sampling(folder: str | Path) -> dict[str, Any]:
 def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
     """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it.
 
-    Raises ``ValueError``.
+    Raises ``UserError``.
     """
     from zoo.instantiate import check, instantiate
 
@@ -126,7 +126,7 @@ def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Every tensor of the file into ``module``, none left over. Raises ``ValueError``."""
+    """Every tensor of the file into ``module``, none left over. Raises ``UserError``."""
     from safetensors.torch import load_file
 
     from zoo.hub.weights import refuse_wrong_numbers

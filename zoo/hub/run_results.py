@@ -43,7 +43,7 @@ def newest_result(run: Path) -> Path | Checkpoint:
     readable checkpoint when that is newer (the run was resumed and has not finished) or all there
     is.
 
-    Raises ``ValueError`` when there is neither.
+    Raises ``UserError`` when there is neither.
     """
     finished = [run / name for name in FINISHED if (run / name).is_file()]
     saved = [path for path in (run / "checkpoints").glob("*.ckpt") if path.is_file()]
@@ -73,7 +73,7 @@ def newest_result(run: Path) -> Path | Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The weights and settings of a run's checkpoint, on the CPU.
 
-    Raises ``ValueError`` naming the file and what is wrong: damaged, no plain data, or not the
+    Raises ``UserError`` naming the file and what is wrong: damaged, no plain data, or not the
     state of a run. ``OSError`` where it cannot be opened.
     """
     try:
@@ -114,7 +114,7 @@ def fill(
 
     ``prefix``: what the module's names are called in the checkpoint ("backbone."). ``whole``: the
     checkpoint holds every tensor of the module; otherwise just the ``trained`` ones, on a base that
-    the configuration names. Raises ``ValueError`` for tensors that are missing, left over or of
+    the configuration names. Raises ``UserError`` for tensors that are missing, left over or of
     another shape.
     """
     stored = {
@@ -148,7 +148,7 @@ def fill(
 def metrics_rows(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv; empty cells are left out. An absent file is no rows.
 
-    Raises ``ValueError`` naming a file that is no table of numbers.
+    Raises ``UserError`` naming a file that is no table of numbers.
     """
     if not path.is_file():
         return []

@@ -55,7 +55,7 @@ def safe_relative_path(name: str) -> PurePosixPath:
     """The path that a repository, an index or a config names, known to stay below the folder it is
     joined to.
 
-    Raises ``ValueError`` for an absolute path, ``..``, ``.``, an empty part, a backslash, a drive,
+    Raises ``UserError`` for an absolute path, ``..``, ``.``, an empty part, a backslash, a drive,
     a control or direction character, git's own folder, and for more than ``PATH_PARTS`` parts, 255
     bytes in one of them or ``PATH_BYTES`` in all.
     """
@@ -92,7 +92,7 @@ def check_folder(folder: str | Path, links_into: str | Path | None = None) -> tu
 
     ``links_into``: links to regular files below this folder count as files (the Hub's cache links
     snapshots to blobs).
-    Raises ``ValueError`` naming every link or special file (pipe, socket, device),
+    Raises ``UserError`` naming every link or special file (pipe, socket, device),
     ``NotADirectoryError`` when it is no folder.
     """
     folder = Path(folder)
@@ -125,7 +125,7 @@ def check_folder(folder: str | Path, links_into: str | Path | None = None) -> tu
 def file_inside(folder: str | Path, name: str, links_into: str | Path | None = None) -> Path:
     """The regular file that ``name`` (of a config or an index) means, below ``folder``.
 
-    Raises ``ValueError`` for an unsafe name or a link on the way (but see ``links_into`` of
+    Raises ``UserError`` for an unsafe name or a link on the way (but see ``links_into`` of
     ``check_folder``), and ``FileNotFoundError`` when there is no such file.
     """
     folder, relative = Path(folder), safe_relative_path(name)
@@ -148,7 +148,7 @@ def file_inside(folder: str | Path, name: str, links_into: str | Path | None = N
 def read_json(path: str | Path, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file of at most ``limit_bytes`` bytes and ``JSON_DEPTH`` levels.
 
-    Raises ``ValueError`` for a file that is larger, deeper, no JSON or no object, and
+    Raises ``UserError`` for a file that is larger, deeper, no JSON or no object, and
     ``FileNotFoundError``.
     """
     path = Path(path)
@@ -163,7 +163,7 @@ def read_json(path: str | Path, limit_bytes: int = JSON_BYTES) -> dict[str, Any]
 def parse_json(content: bytes, where: str) -> Any:
     """What JSON of bounded length holds. ``where``: what it is, for the message.
 
-    Raises ``ValueError`` for what is no JSON in UTF-8, is deeper than ``JSON_DEPTH`` or has a key
+    Raises ``UserError`` for what is no JSON in UTF-8, is deeper than ``JSON_DEPTH`` or has a key
     twice in one object.
     """
     try:
@@ -176,7 +176,7 @@ def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int
     """name -> (dtype as safetensors writes it, shape) of every tensor, after the header's claims
     were held against the file.
 
-    Raises ``ValueError`` when the header is longer than the file or ``HEADER_BYTES``, is no JSON,
+    Raises ``UserError`` when the header is longer than the file or ``HEADER_BYTES``, is no JSON,
     names an unknown dtype, or when ranges do not fit their shapes, overlap, leave a gap or pass the
     end of the file. ``FileNotFoundError`` when it is missing.
     """
@@ -224,7 +224,7 @@ def check_index(
     -> the tensors in each.
 
     Every shard must be a regular safetensors file inside ``folder`` (links: see ``check_folder``)
-    that holds just the tensors that the index puts there. Raises ``ValueError`` and
+    that holds just the tensors that the index puts there. Raises ``UserError`` and
     ``FileNotFoundError``.
     """
     folder = Path(folder)

@@ -38,7 +38,7 @@ def verify_folder(
 
     ``promised``: file name -> sha256, beside what the folder itself promises.
 
-    Raises ``ValueError`` naming everything that is wrong: links, unfinished files, missing files,
+    Raises ``UserError`` naming everything that is wrong: links, unfinished files, missing files,
     other hashes, headers and indexes that do not fit their files; and for a folder that holds no
     model at all. ``OSError`` for one that cannot be read.
     """

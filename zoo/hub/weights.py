@@ -31,7 +31,7 @@ def save_weights(
 ) -> None:
     """A safetensors file, floating-point tensors as ``dtype`` if given.
 
-    Raises ``ValueError`` when a tensor is not finite, ``OSError`` when the file cannot be written.
+    Raises ``UserError`` when a tensor is not finite, ``OSError`` when the file cannot be written.
     """
     path, tensors = Path(path), {}
     for name, tensor in state.items():
@@ -68,7 +68,7 @@ def save_state(
 
     ``shard_bytes``: size in bytes above which another file is begun (a single larger tensor has a
     file of its own).
-    Raises as ``save_weights`` does, and ``ValueError`` for a ``shard_bytes`` below 1.
+    Raises as ``save_weights`` does, and ``UserError`` for a ``shard_bytes`` below 1.
     """
     folder = Path(folder)
     if shard_bytes < 1:
@@ -106,7 +106,7 @@ def read_state(
 
     ``sha256``: file name -> hash, compared where it names a file. ``variants``: as ``weight_files``
     has it. Raises
-    ``FileNotFoundError`` and ``ValueError``.
+    ``FileNotFoundError`` and ``UserError``.
     """
     folder = Path(folder)
     files = weight_files(folder, variants)
@@ -134,7 +134,7 @@ def weight_files(folder: str | Path, variants: bool = False) -> tuple[Path, ...]
     checked.
 
     ``variants``: where there is nothing else, the one ``model.VARIANT.safetensors`` (such as fp16)
-    is taken. Raises ``FileNotFoundError`` when there are none, ``ValueError`` for an index that
+    is taken. Raises ``FileNotFoundError`` when there are none, ``UserError`` for an index that
     names a file outside the folder, tensors that are not where it says, or both layouts at once.
     """
     folder, links_into = Path(folder), blobs_of(folder)
@@ -197,7 +197,7 @@ def wrong_numbers(
 def refuse_wrong_numbers(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None, where: str
 ) -> None:
-    """Raises ``ValueError`` naming the tensors of ``where`` that ``wrong_numbers`` finds."""
+    """Raises ``UserError`` naming the tensors of ``where`` that ``wrong_numbers`` finds."""
     said = [
         f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if names[3:] else ''}"
         for what, names in wrong_numbers(state, wanted).items()

@@ -38,7 +38,7 @@ def pulled_audioldm(name: str, folder: Path) -> AudioLDM:
 def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM:
     """The model of a folder in diffusers layout: float32, frozen, in eval mode.
 
-    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing,
+    Raises ``FileNotFoundError`` for a missing part and ``UserError`` when tensors are missing,
     left over or of another shape.
     """
     import diffusers
@@ -64,7 +64,7 @@ def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM:
 def filled(model: nn.Module, folder: Path, folders: Mapping[str, str]) -> nn.Module:
     """``model`` with the weights of its parts (name -> place in ``folder``).
 
-    Raises ``ValueError`` as ``read_part``.
+    Raises ``UserError`` as ``read_part``.
     """
     for name, place in folders.items():
         owner, attribute = (
@@ -91,7 +91,7 @@ def clap_text_settings(folder: Path) -> dict[str, Any]:
 def vocoder_settings(folder: Path) -> dict[str, Any]:
     """The configuration of the vocoder, defaults filled in.
 
-    Raises ``ValueError`` for one that normalises its mels.
+    Raises ``UserError`` for one that normalises its mels.
     """
     from transformers import SpeechT5HifiGanConfig
 

@@ -41,7 +41,7 @@ def pulled_audioldm2(name: str, folder: Path) -> AudioLDM2:
 def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM2:
     """The model of a folder in diffusers layout: float32, frozen, in eval mode.
 
-    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing,
+    Raises ``FileNotFoundError`` for a missing part and ``UserError`` when tensors are missing,
     left over or of another shape.
     """
     from zoo.backbones.audioldm2 import AudioLDM2

@@ -63,7 +63,7 @@ def read_settings(folder: Path, kind: type, model_type: str | None = None) -> di
     """What a part's config.json says of ``settings_of(kind)``: without what the libraries note
     about themselves.
 
-    Raises ``ValueError`` for another ``model_type`` than the given one.
+    Raises ``UserError`` for another ``model_type`` than the given one.
     """
     said, known = read_json(folder / "config.json"), settings_of(kind)
     if model_type is not None and said.get("model_type") != model_type:
@@ -77,7 +77,7 @@ def read_settings(folder: Path, kind: type, model_type: str | None = None) -> di
 def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any]:
     """The configuration of ``folder``/scheduler.
 
-    Raises ``ValueError`` for another class than ``class_name``.
+    Raises ``UserError`` for another class than ``class_name``.
     """
     said = read_json(folder / "scheduler" / "scheduler_config.json")
     if class_name not in (None, said.get("_class_name")):
@@ -91,7 +91,7 @@ def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
     """(packed tokenizer, its longest sequence in tokens, 512 at most) of transformers' class
     ``kind``.
 
-    Raises ``FileNotFoundError`` when the files of its vocabulary are missing, ``ValueError`` when
+    Raises ``FileNotFoundError`` when the files of its vocabulary are missing, ``UserError`` when
     they cannot be read.
     """
     import transformers
@@ -161,7 +161,7 @@ def weights_variant(folder: Path) -> str | None:
     """The variant ("fp16") whose safetensors are all that ``folder`` holds, None where the plain
     ones are there.
 
-    Raises ``FileNotFoundError`` when there are no safetensors, ``ValueError`` when there are
+    Raises ``FileNotFoundError`` when there are no safetensors, ``UserError`` when there are
     several variants and no plain ones.
     """
     found = {
@@ -205,7 +205,7 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
     float32.
 
     ``other_parts``: a pattern for names of tensors that belong to networks which are not used here.
-    Raises ``ValueError`` when
+    Raises ``UserError`` when
     tensors are missing, left over, of another shape or quantised.
     """
     if (

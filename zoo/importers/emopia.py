@@ -49,7 +49,7 @@ def load_emopia(
     moods ("happy") or quadrants ("Q1") for every task, and "HA", "LA", "HV", "LV" for those two.
     Scores and chunk rules: see ``EmotionReward``; ``upstream`` is the authors' own.
     ``hparams.yaml`` beside the file, or the settings inside it, must agree with the tensors. Raises
-    ``FileNotFoundError``, and ``ValueError`` naming tensors that are missing, unknown or of another
+    ``FileNotFoundError``, and ``UserError`` naming tensors that are missing, unknown or of another
     shape, settings that contradict them, and an unknown or ambiguous task.
     """
     path = Path(path)
@@ -82,7 +82,7 @@ def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """``n_fft, hop_samples, n_mels, channels, n_classes`` of the network that these tensors belong
     to (names without prefix).
 
-    Raises ``ValueError`` naming a tensor that is missing or has another number of dimensions.
+    Raises ``UserError`` naming a tensor that is missing or has another number of dimensions.
     """
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: 
     else.
 
     The window and filters in the file must be those that ``network`` computes (periodic Hann, HTK),
-    or it would hear other bands. Raises ``ValueError`` with the names.
+    or it would hear other bands. Raises ``UserError`` with the names.
     """
     wanted = network.state_dict()
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())

@@ -129,7 +129,7 @@ def laion_tensors(path: str | Path) -> dict[str, Tensor]:
 def converted(tensors: Mapping[str, Tensor]) -> ImportedClap:
     """``tensors`` of the authors' model as configuration and state of ``transformers.ClapModel``.
 
-    Raises ``ValueError`` for a checkpoint with feature fusion, for tensors that have no place (they
+    Raises ``UserError`` for a checkpoint with feature fusion, for tensors that have no place (they
     are named), for missing ones that sizes are read from, and for a mel filter bank that is not the
     one that the front end here has.
     """

@@ -45,7 +45,7 @@ def open_clap(name: str) -> PretrainedClap:
     on the Hub.
 
     Raises ``FileNotFoundError`` (nothing there, or not on this machine while offline),
-    ``ValueError`` (another model, code where weights are expected, tensors without a place), and
+    ``UserError`` (another model, code where weights are expected, tensors without a place), and
     what ``zoo.pull`` raises.
     """
     path = Path(name)
@@ -106,7 +106,7 @@ def _fetched(name: str) -> Path:
 def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[str, Any]:
     """The keys of ``config`` that shape a ``ClapModel``, as plain values.
 
-    ``refuse_others``: other keys raise ``ValueError`` with the nearest right one; else they are
+    ``refuse_others``: other keys raise ``UserError`` with the nearest right one; else they are
     left out (published files hold
     many that belong to the library's saving and generation).
     """
@@ -150,7 +150,7 @@ def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -
     """Every tensor of ``state`` into a ``ClapModel``, and every tensor of the model from ``state``
     (or computed by the library).
 
-    Raises ``ValueError`` that names what is missing, left over, of another shape or kind of number,
+    Raises ``UserError`` that names what is missing, left over, of another shape or kind of number,
     not finite, or computed differently.
     """
     own = model.state_dict()

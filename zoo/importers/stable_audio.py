@@ -38,7 +38,7 @@ def read_folder(folder: Path, **settings: Any) -> StableAudio:
 
     ``settings``: knobs of ``StableAudio`` (``frame_window`` ...).
 
-    Raises ``FileNotFoundError`` for a missing part and ``ValueError`` when tensors are missing,
+    Raises ``FileNotFoundError`` for a missing part and ``UserError`` when tensors are missing,
     left over or of another shape.
     """
     from zoo.backbones.stable_audio import StableAudio

@@ -50,7 +50,7 @@ def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango
     """A Tango from a folder in either layout, a zoo name or an ``owner/name`` on the Hub; frozen,
     in eval mode.
 
-    Raises ``FileNotFoundError`` for missing files, ``ValueError`` for others than Tango's, and what
+    Raises ``FileNotFoundError`` for missing files, ``UserError`` for others than Tango's, and what
     ``zoo.pull`` raises.
     """
     folder = folder_of(str(source), "tango")
@@ -92,7 +92,7 @@ def load_tango(
     ``unet``, ``text_encoder``, ``vocoder`` and what of ``vae`` its file does not say are as
     released, unless you trained others. The weights are not copied: the model takes as much memory
     as its files. ``tokenizer``: see ``tokenizer_text``. Raises ``FileNotFoundError`` for missing
-    files and ``ValueError`` for tensors that are missing, unknown or of another shape, and for
+    files and ``UserError`` for tensors that are missing, unknown or of another shape, and for
     configurations that name another text encoder or schedule.
     """
     folder = Path(folder)
@@ -123,7 +123,7 @@ def load_tango(
 def main_state(tensors: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """State of ``Tango`` without its codec, from ``pytorch_model_main.bin``.
 
-    Raises ``ValueError`` for names of other parts.
+    Raises ``UserError`` for names of other parts.
     """
     state = {}
     for name, tensor in _tensors(tensors, where).items():
@@ -141,7 +141,7 @@ def with_both_names(state: dict[str, Tensor], encoder: str, where: str) -> dict[
     """``state`` with the table of words of the T5 ``encoder`` under both of its names; a file may
     hold one or both of them.
 
-    Raises ``ValueError`` when they differ.
+    Raises ``UserError`` when they differ.
     """
     twins = (f"{encoder}.shared.weight", f"{encoder}.encoder.embed_tokens.weight")
     there = [state[name] for name in twins if name in state]
@@ -153,7 +153,7 @@ def with_both_names(state: dict[str, Tensor], encoder: str, where: str) -> dict[
 def codec_state(tensors: Mapping[str, Any], levels: int, where: str) -> dict[str, Tensor]:
     """State of ``MelCodec`` from ``pytorch_model_vae.bin``; ``levels`` of the autoencoder.
 
-    Raises ``ValueError`` for a name that is not known, or when two names mean one tensor.
+    Raises ``UserError`` for a name that is not known, or when two names mean one tensor.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in _tensors(tensors, where).items():
@@ -214,7 +214,7 @@ def codec_name(name: str, levels: int) -> str | None:
 def vae_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What ``vae_config.json`` says of ``AutoencoderKL``'s arguments.
 
-    Raises ``ValueError`` for what Tango's is not.
+    Raises ``UserError`` for what Tango's is not.
     """
     sizes = config.get("ddconfig")
     try:
@@ -249,7 +249,7 @@ def vae_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_front_end(tensors: Mapping[str, Any], codec: MelCodec, where: str) -> None:
-    """Raises ``ValueError`` unless the stored constants of the mel front end are those that we
+    """Raises ``UserError`` unless the stored constants of the mel front end are those that we
     compute (1e-5).
     """
     tensors = dict(_tensors(tensors, where))

@@ -59,7 +59,7 @@ def load_tangoflux(
 
     ``text_encoder``, ``vae`` and what of ``transformer`` its file does not say are as released,
     unless you trained others. ``tokenizer``: see ``zoo.importers.tango.tokenizer_text``. Raises
-    ``FileNotFoundError`` for missing files and ``ValueError`` for tensors that are missing, unknown
+    ``FileNotFoundError`` for missing files and ``UserError`` for tensors that are missing, unknown
     or of another shape, and for another text encoder.
     """
     folder = Path(folder)
@@ -94,7 +94,7 @@ def load_tangoflux(
 def main_state(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """State of ``TangoFlux`` without its codec, from ``tangoflux.safetensors``.
 
-    Raises ``ValueError`` for other names.
+    Raises ``UserError`` for other names.
     """
     state = {}
     for name, tensor in tensors.items():

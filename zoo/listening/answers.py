@@ -34,7 +34,7 @@ class Answer:
     index of the sounds; ``a``, ``b``: which model was heard there ("base" or "tuned"); ``answer``:
     "A", "B" or "none".
 
-    Raises ``ValueError`` for values that cannot be meant.
+    Raises ``UserError`` for values that cannot be meant.
     """
 
     time: str
@@ -81,7 +81,7 @@ class Answers:
 def read_answers(path: str | Path) -> Answers:
     """The answers in a file; none where there is no file yet.
 
-    Raises ``ValueError`` for another suffix and a CSV that has another header (it is not ours to
+    Raises ``UserError`` for another suffix and a CSV that has another header (it is not ours to
     add to); ``OSError``.
     """
     path = _checked(path)
@@ -92,7 +92,7 @@ def append_answer(path: str | Path, answer: Answer) -> bool:
     """Adds one line and syncs it; False, and no line, when the listener answered to this pair of
     this test before.
 
-    Raises ``ValueError`` as ``read_answers`` does, and ``OSError`` when the line could not be
+    Raises ``UserError`` as ``read_answers`` does, and ``OSError`` when the line could not be
     written whole.
     """
     path = _checked(path)
@@ -202,7 +202,7 @@ def _parsed(content: bytes, path: Path) -> Answers:
 
 
 def _answer(line: str, suffix: str) -> Answer:
-    """Raises ``ValueError``, ``TypeError``, ``KeyError`` or ``csv.Error`` for a line that is no
+    """Raises ``UserError``, ``TypeError``, ``KeyError`` or ``csv.Error`` for a line that is no
     whole answer.
     """
     if suffix == ".jsonl":
@@ -289,7 +289,7 @@ def _summary(name: str, answers: Sequence[Answer]) -> Summary:
 
 
 def described(found: Answers) -> str:
-    """The summary for a terminal. Raises ``ValueError`` when there is no answer."""
+    """The summary for a terminal. Raises ``UserError`` when there is no answer."""
     if not found.answers:
         raise UserError(f"there is no answer yet ({len(found.bad_lines)} lines that are none)")
     lines = []

@@ -30,7 +30,7 @@ DONE = "All sounds are answered. Thank you! You may close this page."
 
 
 def gradio() -> Any:
-    """The package. Raises ``ValueError`` saying how to install it."""
+    """The package. Raises ``UserError`` saying how to install it."""
     try:
         import gradio
     except ModuleNotFoundError as error:
@@ -124,7 +124,7 @@ def serve(
     """Runs the page until it is interrupted: on this machine only unless ``host`` says otherwise,
     with no link to share.
 
-    No folder is served, and ``folders`` not even on request. Raises ``ValueError`` for a bad host
+    No folder is served, and ``folders`` not even on request. Raises ``UserError`` for a bad host
     or port, ``OSError`` for a port that is taken.
     """
     try:

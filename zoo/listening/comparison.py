@@ -28,7 +28,7 @@ def scored(
     """(name of the total score, the base's scores, the fine-tuned ones' scores): the reward's own
     ``name`` where it has one, as a CLAP, else what it is ``called``.
 
-    Raises ``ValueError`` and ``OSError`` for audio that cannot be read and prompts that the reward
+    Raises ``UserError`` and ``OSError`` for audio that cannot be read and prompts that the reward
     cannot judge.
     """
     name, base, tuned = str(getattr(reward, "name", called)), [], []
@@ -68,7 +68,7 @@ def comparison_page(
 ) -> str:
     """The whole HTML document; sounds are inside.
 
-    Raises ``ValueError`` and ``OSError`` for audio that cannot be read.
+    Raises ``UserError`` and ``OSError`` for audio that cannot be read.
     """
     found = paired_difference([pair.prompt.id for pair in pairing.pairs], base, tuned)
     lines = summary_lines(name, found)

@@ -46,7 +46,7 @@ def read_pairs(before: str | Path, after: str | Path) -> Pairing:
     seed.
 
     Repeats of a prompt without seeds are paired in their order. Raises what ``read_samples``
-    raises, and ``ValueError`` for one folder given twice, an id that stands for different texts,
+    raises, and ``UserError`` for one folder given twice, an id that stands for different texts,
     and folders without any pair.
     """
     if Path(before).resolve() == Path(after).resolve():
@@ -86,7 +86,7 @@ def _keyed(samples: Sequence[Sample]) -> dict[_Key, Sample]:
 def spread_pairs(pairs: Sequence[Pair], count: int | None) -> tuple[Pair, ...]:
     """``count`` of them, evenly spread (None: all).
 
-    Raises ``ValueError`` below 1 or above what there is.
+    Raises ``UserError`` below 1 or above what there is.
     """
     if count is None:
         return tuple(pairs)
@@ -140,7 +140,7 @@ def paired_difference(
 ) -> Difference:
     """Seeds of one prompt resemble each other, so a prompt counts once.
 
-    Raises ``ValueError`` for no or unequal numbers of clips, and for scores that are NaN or
+    Raises ``UserError`` for no or unequal numbers of clips, and for scores that are NaN or
     infinite.
     """
     if not prompt_ids or not len(prompt_ids) == len(base) == len(tuned):

@@ -75,7 +75,7 @@ def listening_test(
     """Opens a test, so that mistakes show before anybody listens: every clip is read once, and the
     answers that are there.
 
-    Raises ``ValueError`` and ``OSError`` for no pairs, audio that cannot be read, sides of
+    Raises ``UserError`` and ``OSError`` for no pairs, audio that cannot be read, sides of
     different lengths, and an answers file of another kind or that cannot be written.
     """
     read_answers(answers)
@@ -113,7 +113,7 @@ def listener_name(text: str) -> str:
     """A name or code of any language, one form for letters that Unicode writes in several, without
     spaces at its ends.
 
-    Raises ``ValueError`` for none, a long one, other characters, and a first one that a spreadsheet
+    Raises ``UserError`` for none, a long one, other characters, and a first one that a spreadsheet
     might take for a formula.
     """
     name = " ".join(unicodedata.normalize("NFC", str(text)).split())
@@ -132,7 +132,7 @@ def listener_name(text: str) -> str:
 def next_view(test: BlindTest, listener: str) -> View:
     """Where the listener stopped: the first trial without a saved answer.
 
-    Raises ``ValueError`` for a bad name; ``OSError``.
+    Raises ``UserError`` for a bad name; ``OSError``.
     """
     name = listener_name(listener)
     own = {
@@ -148,7 +148,7 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
     """Saves the answer to trial ``number`` and says what comes next; an answer that is there
     already stays (a double click).
 
-    Raises ``ValueError`` for an unknown answer or trial, and ``OSError`` when it could not be
+    Raises ``UserError`` for an unknown answer or trial, and ``OSError`` when it could not be
     saved: then nothing has moved on.
     """
     name = listener_name(listener)

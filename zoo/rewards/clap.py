@@ -66,7 +66,7 @@ class ClapTowers(Protocol):
     vectors (B, E), float32. Towers that ``lightning_modules.contrastive.Contrastive`` trains also
     have ``scale``, the factor on cosines in its loss. Towers that read files have ``arguments``,
     which build the same sizes without them. Towers may have ``check_text(text)``, which raises
-    ``ValueError`` for a text that ``embed_text`` refuses.
+    ``UserError`` for a text that ``embed_text`` refuses.
     """
 
     sample_rate_hz: int
@@ -128,7 +128,7 @@ class ClapReward(nn.Module):
 
     Embeddings of texts are kept and made again when weights, device or precision change. The module
     stays in evaluation mode even inside a module that is switched to training. Raises
-    ``ValueError`` for unknown names, and as ``self_test`` does for weights that were read
+    ``UserError`` for unknown names, and as ``self_test`` does for weights that were read
     (``arguments["pretrained"]``); random weights are not tested.
     """
 
@@ -203,7 +203,7 @@ class ClapReward(nn.Module):
     def cut(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, W, window_samples) mono windows at the towers' rate, on the wave's device.
 
-        Raises ``ValueError`` for a bad shape or type, no samples, or a sample rate that is not
+        Raises ``UserError`` for a bad shape or type, no samples, or a sample rate that is not
         given.
         """
         given_hz = check_waves(wave_BCN, sample_rate_hz, "CLAP")
@@ -224,7 +224,7 @@ class ClapReward(nn.Module):
     def embed_audio(self, wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
         """(B, E) unit vectors, NaN in rows whose wave is not finite.
 
-        Raises ``ValueError`` as ``cut`` does.
+        Raises ``UserError`` as ``cut`` does.
         """
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             windows = self.cut(wave_BCN, sample_rate_hz)
@@ -243,7 +243,7 @@ class ClapReward(nn.Module):
         }
 
     def self_test(self) -> None:
-        """Raises ``ValueError`` when the text tower gives unrelated captions the same embedding
+        """Raises ``UserError`` when the text tower gives unrelated captions the same embedding
         (their mean cosine is told).
 
         Asked of weights that were read from files, by the constructor and by
@@ -296,7 +296,7 @@ class ClapReward(nn.Module):
         """Score (B,), the cosine, and the same number as the part ``name``; NaN for a wave that is
         not finite.
 
-        Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a prompt without
+        Raises ``UserError`` for a wrong shape, rate or number of prompts, and for a prompt without
         text.
         """
         check_waves(wave_BCN, sample_rate_hz, "CLAP", len(prompts))

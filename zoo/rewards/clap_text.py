@@ -40,8 +40,8 @@ class ClapTokenizer(nn.Module):
     come with the weights).
 
     At most ``max_tokens`` tokens a text, start and end included. ``long_texts``: longer ones raise
-    ``ValueError`` (``refuse``) or lose what is too much before the end token (``cut``, as
-    laion_clap does). ``vocab_size``: of the text tower. Raises ``ValueError`` for an unknown rule,
+    ``UserError`` (``refuse``) or lose what is too much before the end token (``cut``, as
+    laion_clap does). ``vocab_size``: of the text tower. Raises ``UserError`` for an unknown rule,
     and for a tokenizer that is none or another tower's.
     """
 
@@ -79,7 +79,7 @@ class ClapTokenizer(nn.Module):
     def _tokenizer(self) -> Any:
         """The tokenizer, read again when the bytes have changed.
 
-        Raises ``ValueError`` for one that cannot be meant.
+        Raises ``UserError`` for one that cannot be meant.
         """
         key = contents_key([self.json])
         if self._parsed_of == key:
@@ -110,7 +110,7 @@ class ClapTokenizer(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, L), int64, padded on the right to the longest, on the buffer's device.
-        Raises ``ValueError``.
+        Raises ``UserError``.
         """
         rows = [encoding.ids for encoding in self._tokenizer().encode_batch(list(texts))]
         for i, (text, row) in enumerate(zip(texts, rows, strict=True)):

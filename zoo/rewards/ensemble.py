@@ -119,7 +119,7 @@ class EnsembleReward(nn.Module):
     different units have none. Either is what curves show. Parts: ``<member>`` (raw),
     ``<member>/<its part>``, and where members are in one unit ``z/<member>`` and ``spread``.
 
-    Raises ``ValueError`` for unknown names and keys, weights that are not positive, and settings
+    Raises ``UserError`` for unknown names and keys, weights that are not positive, and settings
     that contradict each other.
     """
 
@@ -197,7 +197,7 @@ class EnsembleReward(nn.Module):
         return found
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ``ValueError`` beginning with the member that could not judge one of them."""
+        """Raises ``UserError`` beginning with the member that could not judge one of them."""
         for one in self._everyone:
             try:
                 getattr(one.reward, "check_prompts", lambda prompts: None)(prompts)
@@ -210,7 +210,7 @@ class EnsembleReward(nn.Module):
         """Score and parts (B,) of each sample alone (see the class); ``vectors`` of members as
         ``<member>/<name>``.
 
-        Raises ``ValueError`` beginning with the member that refused, or that did not return one
+        Raises ``UserError`` beginning with the member that refused, or that did not return one
         number a sample.
         """
         check_waves(wave_BCN, sample_rate_hz, "the ensemble", len(prompts))

@@ -163,7 +163,7 @@ class GuardReward(nn.Module):
 
     Parts: what was measured (``level_dbfs``, ``silence_share``, ``clipping_share``, ``flatness``,
     ``diversity_db`` or ``diversity_cosine``) and ``<guard>_penalty`` in [-1, 0]. A wave that is not
-    finite scores NaN. Raises ``ValueError`` for limits that cannot be meant.
+    finite scores NaN. Raises ``UserError`` for limits that cannot be meant.
     """
 
     differentiable = False
@@ -270,7 +270,7 @@ class GuardReward(nn.Module):
         """Score and parts (B,); with ``diversity`` on, ``vectors["diversity"]`` (B, D) for
         ``combine``.
 
-        Raises ``ValueError`` for a wrong shape, no samples, no rate, or another number of prompts.
+        Raises ``UserError`` for a wrong shape, no samples, no rate, or another number of prompts.
         """
         rate, measured, penalty = (
             check_waves(wave_BCN, sample_rate_hz, "the guard", len(prompts)),
@@ -310,7 +310,7 @@ class GuardReward(nn.Module):
     def combine(self, output: RewardOutput, prompts: Sequence[Prompt]) -> RewardOutput:
         """With the diversity of a whole round (see ``zoo.types.Reward``): parts ``diversity_db``
         (or ``_cosine``) and ``diversity_penalty``. A sample without others, because they were
-        dropped, is not punished, and its part is the mean of the rest. Raises ``ValueError`` when
+        dropped, is not punished, and its part is the mean of the rest. Raises ``UserError`` when
         no prompt has two samples.
         """
         if self.diversity is None:

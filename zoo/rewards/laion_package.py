@@ -43,7 +43,7 @@ class LaionClapTowers(nn.Module):
     ``AUDIO_MODELS``. ``tokenizer``, ``tokenizer_bytes``, ``max_tokens``, ``long_texts``: as
     ``TransformersClapTowers`` has them (default "roberta-base" beside a file). ``text_config``:
     settings of ``transformers.RobertaConfig`` that differ from roberta-base (its width stays 768).
-    Raises ``ValueError`` for an unknown name, a package that is missing, or tensors that do not
+    Raises ``UserError`` for an unknown name, a package that is missing, or tensors that do not
     fit.
     """
 
@@ -105,14 +105,14 @@ class LaionClapTowers(nn.Module):
         return self.package.get_audio_embedding_from_data(x=window_BN, use_tensor=True).float()
 
     def check_text(self, text: str) -> None:
-        """Raises ``ValueError`` for a text that is too long."""
+        """Raises ``UserError`` for a text that is too long."""
         if self.tokenizer is not None:
             self.tokenizer([text])
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E) float32 unit vectors.
 
-        Raises ``ValueError`` for a text that is too long, and without a tokenizer.
+        Raises ``UserError`` for a text that is too long, and without a tokenizer.
         """
         if self.tokenizer is None:
             raise UserError(
@@ -134,7 +134,7 @@ def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
     The network is not asked for anything, and ``sys.path`` is left as it was (the package puts its
     own folder there, with modules named ``training`` and ``evaluate``).
 
-    Raises ``ValueError`` when the package is not installed or does not import.
+    Raises ``UserError`` when the package is not installed or does not import.
     """
     import transformers
 

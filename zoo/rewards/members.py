@@ -51,7 +51,7 @@ def open_reward(given: Any, where: str) -> Reward:
     """The reward of a zoo name or folder, of ``{"architecture": key of REWARDS, "arguments":
     {...}}``, or ``given`` itself.
 
-    Raises ``ValueError`` beginning with ``where`` (and ``OSError`` where files are missing or
+    Raises ``UserError`` beginning with ``where`` (and ``OSError`` where files are missing or
     unreadable).
     """
     try:
@@ -91,7 +91,7 @@ def members_of(given: Mapping[str, Any], kind: str) -> tuple[Member, ...]:
 
     A value is a reward as ``open_reward`` takes it, or ``{reward:, weight:, mean:, std:}``.
 
-    Raises ``ValueError`` naming the member for bad names, unknown keys, weights that are not
+    Raises ``UserError`` naming the member for bad names, unknown keys, weights that are not
     positive, ``mean`` without ``std``.
     """
     if not isinstance(given, Mapping):

@@ -51,7 +51,7 @@ def class_indices(
     """(B,) index of every prompt's class, which is the label itself or what ``classes_of`` maps it
     to.
 
-    Raises ``ValueError`` naming the prompt and the classes when the label is missing or unknown.
+    Raises ``UserError`` naming the prompt and the classes when the label is missing or unknown.
     """
     known = {name: name for name in class_names} | dict(classes_of or {})
     indices = []
@@ -233,12 +233,12 @@ class EmotionReward(nn.Module):
     def targets(self, prompts: Sequence[Prompt]) -> Tensor:
         """(B,) index of the class that each prompt asks for.
 
-        Raises ``ValueError`` (see ``class_indices``).
+        Raises ``UserError`` (see ``class_indices``).
         """
         return class_indices(prompts, self.label_key, self.class_names, self.classes_of)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ``ValueError`` for a prompt whose class is missing or unknown, as ``forward``
+        """Raises ``UserError`` for a prompt whose class is missing or unknown, as ``forward``
         would after sampling.
         """
         self.targets(prompts)
@@ -246,7 +246,7 @@ class EmotionReward(nn.Module):
     def prepare(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, N) mono at the classifier's rate and level.
 
-        Raises ``ValueError`` for a bad shape, type or rate.
+        Raises ``UserError`` for a bad shape, type or rate.
         """
         given_hz = check_waves(wave_BCN, sample_rate_hz, _WHO)
         mono_BN = mono_at(wave_BCN, given_hz, self.sample_rate_hz, _WHO)
@@ -272,7 +272,7 @@ class EmotionReward(nn.Module):
 
         With ``class_mean`` and ``class_std`` also ``calibrated_accuracy``: the class that is
         highest above the base model is it. Score and parts of a wave that is not finite are NaN.
-        Raises ``ValueError`` for a wrong shape, rate or number of prompts, and for a mood that is
+        Raises ``UserError`` for a wrong shape, rate or number of prompts, and for a mood that is
         missing or unknown.
         """
         check_waves(wave_BCN, sample_rate_hz, _WHO, len(prompts))
@@ -308,7 +308,7 @@ def _checked_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """(mean, deviation) of every class, or None.
 
-    Raises ``ValueError`` for one without the other, counts and values.
+    Raises ``UserError`` for one without the other, counts and values.
     """
     if mean is None and std is None:
         return None

@@ -37,7 +37,7 @@ def class_statistics(
     own chunks and level.
 
     The generations should ask for all classes equally often, or for none: what most of them carry
-    counts as usual. ``std`` is the sample deviation (n - 1). Raises ``ValueError`` below two clips,
+    counts as usual. ``std`` is the sample deviation (n - 1). Raises ``UserError`` below two clips,
     and for a class whose log-odds are not finite or the same in every clip (nothing can be told
     apart by it).
     """
@@ -75,7 +75,7 @@ def rescored(
 
     ``rescored(reward, "calibrated", class_mean=s.mean, class_std=s.std)`` with ``s =
     class_statistics(reward, ...)``. Statistics depend on the chunks: measure them with the rule
-    that is used. Raises ``ValueError`` as ``EmotionReward``.
+    that is used. Raises ``UserError`` as ``EmotionReward``.
     """
     changes = {
         "value": value,

@@ -29,7 +29,7 @@ _CLASS_OF_MOOD = {
 def classes_of(task: str) -> dict[str, str]:
     """The class of every quadrant and of every mood in a task.
 
-    Raises ``ValueError`` for an unknown task.
+    Raises ``UserError`` for an unknown task.
     """
     if task not in TASKS:
         raise UserError(f"there is no EMOPIA task {task!r}; {did_you_mean(task, TASKS)}")
@@ -60,7 +60,7 @@ def untrained_classifier(
 
     Prompts' labels may be moods or quadrants in every task, so one data module serves all three.
     Clips are heard at the level they come at, as EMOPIA's. The other arguments are those of
-    ``EmotionReward``. Raises ``ValueError`` for an unknown task.
+    ``EmotionReward``. Raises ``UserError`` for an unknown task.
     """
     words = classes_of(task)
     return EmotionReward(

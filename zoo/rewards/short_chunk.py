@@ -120,7 +120,7 @@ def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = 
 
     ``full``: every whole chunk (a shorter clip is one padded chunk). ``upstream``: as the released
     EMOPIA code, which leaves out the last one. ``overlap``: one every ``hop`` samples, and one that
-    ends with the clip. Raises ``ValueError`` when a rule leaves no chunk (EMOPIA's code returns NaN
+    ends with the clip. Raises ``UserError`` when a rule leaves no chunk (EMOPIA's code returns NaN
     there).
     """
     if rule == "full":

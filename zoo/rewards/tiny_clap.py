@@ -149,7 +149,7 @@ class TinyClapTowers(nn.Module):
     what the audio tower hears; ``n_fft`` and ``hop_samples`` in samples; ``rms`` the level every
     window is brought to (so loudness earns nothing); ``floor_db`` the level below which a mel bin
     counts as silent, relative to power 1 (a clip of white noise at rms 0.08 lies near +10). Raises
-    ``ValueError`` for sizes that the four strided convolutions do not divide.
+    ``UserError`` for sizes that the four strided convolutions do not divide.
     """
 
     differentiable = True
@@ -212,12 +212,12 @@ class TinyClapTowers(nn.Module):
         return self.audio(self.log_mel(level_normalised(window_BN, self.rms)))
 
     def check_text(self, text: str) -> None:
-        """Raises ``ValueError`` for a text of more than ``max_tokens`` tokens."""
+        """Raises ``UserError`` for a text of more than ``max_tokens`` tokens."""
         tokenize(text, self.text.max_tokens)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E) float32 unit vectors.
 
-        Raises ``ValueError`` for a text of more than ``max_tokens`` tokens.
+        Raises ``UserError`` for a text of more than ``max_tokens`` tokens.
         """
         return self.text_pool(*self.text(texts))

@@ -95,7 +95,7 @@ class TransformersClapTowers(nn.Module):
     the front end, in Hz, seconds and samples.
 
     ``arguments`` builds towers of the same sizes without the files, for an artefact. Raises
-    ``ValueError`` and
+    ``UserError`` and
     ``FileNotFoundError``: unknown or missing files, another model, feature fusion, or a front end
     that is not the model's.
     """
@@ -177,14 +177,14 @@ class TransformersClapTowers(nn.Module):
         )
 
     def check_text(self, text: str) -> None:
-        """Raises ``ValueError`` for a text that is too long."""
+        """Raises ``UserError`` for a text that is too long."""
         if self.tokenizer is not None:
             self.tokenizer([text])
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E) float32 unit vectors.
 
-        Raises ``ValueError`` for a text that is too long, and without a tokenizer.
+        Raises ``UserError`` for a text that is too long, and without a tokenizer.
         """
         if self.tokenizer is None:
             raise UserError(
@@ -204,7 +204,7 @@ class TransformersClapTowers(nn.Module):
 def _check_features(published: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
     """The front end that a publisher names must be the one that is built.
 
-    Raises ``ValueError`` naming each difference.
+    Raises ``UserError`` naming each difference.
     """
     wrong = [
         f"{name}={ours[name]} here, {published[key]} there"

@@ -18,7 +18,7 @@ from zoo.errors import UserError
 def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | None = None) -> int:
     """The rate as an int. ``who`` hears them; ``prompts``: how many came with them.
 
-    Raises ``ValueError`` for other shapes and types, no waves, no samples, no rate, and another
+    Raises ``UserError`` for other shapes and types, no waves, no samples, no rate, and another
     number of prompts.
     """
     if not isinstance(wave_BCN, Tensor) or not wave_BCN.is_floating_point():
@@ -53,7 +53,7 @@ def mono_at(
 
     ``resampler``: settings of torchaudio's ``resample``.
 
-    Raises ``ValueError`` as ``zoo.audio_files.resampling.resampled``, naming who hears.
+    Raises ``UserError`` as ``zoo.audio_files.resampling.resampled``, naming who hears.
     """
     try:
         return resampled(wave_BCN.float().mean(dim=1), sample_rate_hz, wanted_hz, **resampler)

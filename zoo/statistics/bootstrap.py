@@ -32,7 +32,7 @@ def bootstrap_means(
 
     With ``classes`` (one a clip) the mean over classes of their means, each class resampled for
     itself: of hits, the balanced accuracy. The same arguments give the same draws. Raises
-    ``ValueError`` for no clips, unequal counts and values not finite.
+    ``UserError`` for no clips, unequal counts and values not finite.
     """
     values = np.asarray(values, dtype=np.float64)
     classes = [None] * len(values) if classes is None else classes

@@ -53,7 +53,7 @@ def clustered_mean(
             wider interval.
 
     Raises:
-        ValueError: for no clips, unequal counts, and values that are not finite.
+        UserError: for no clips, unequal counts, and values that are not finite.
     """
     values = np.asarray(values, dtype=np.float64)
     classes = [None] * len(values) if classes is None else classes

@@ -17,7 +17,7 @@ def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[
     ``z``.
 
     ``successes`` may be fractional (a mean of per-clip shares times ``count``). Raises
-    ``ValueError`` for an empty sample or for successes outside 0..count.
+    ``UserError`` for an empty sample or for successes outside 0..count.
     """
     if count <= 0 or not 0 <= successes <= count:
         raise UserError(
@@ -36,7 +36,7 @@ def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error (sample deviation / sqrt(n)).
 
-    Raises ``ValueError`` below two values.
+    Raises ``UserError`` below two values.
     """
     if len(values) < 2:
         raise UserError(f"a standard error needs at least two values, got {len(values)}")
@@ -48,7 +48,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def clips_needed(first: float, second: float, power: float = 0.8) -> float:
     """Independent clips an arm for a two-sided 5 % test to tell two proportions apart with
     ``power`` (Fleiss 1981, without correction for continuity); infinite when they are equal. Raises
-    ``ValueError`` outside 0..1.
+    ``UserError`` outside 0..1.
     """
     if not (0 <= first <= 1 and 0 <= second <= 1 and 0 < power < 1):
         raise UserError(
@@ -70,7 +70,7 @@ def clips_needed(first: float, second: float, power: float = 0.8) -> float:
 def smallest_rise(share: float, count: int, power: float = 0.8) -> float | None:
     """The smallest rise above the proportion ``share`` that ``count`` independent clips an arm show
     with ``power`` (see ``clips_needed``), to 1e-6; None when even 1 would not be told apart. Raises
-    ``ValueError`` as ``clips_needed``.
+    ``UserError`` as ``clips_needed``.
     """
     if clips_needed(share, 1.0, power) > count:
         return None
@@ -86,7 +86,7 @@ def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, f
 
     Wilson's intervals put together by the method of variance estimates recovery (Zou, Huang and
     Zhang 2009); 95 %. Unlike a bootstrap it knows that 0 hits of 25 are no certainty. Raises
-    ``ValueError`` as ``wilson_interval``, and for no proportions.
+    ``UserError`` as ``wilson_interval``, and for no proportions.
     """
     if not hits:
         raise UserError("a mean of proportions needs at least one")
@@ -102,7 +102,7 @@ def paired_shares_interval(changes: Sequence[tuple[int, int, int]]) -> tuple[flo
     (clips right only after, clips right only before, clips). One clip is added to each kind of
     change (Bonett and Price 2012): no change is no certainty.
 
-    Raises ``ValueError`` for no classes, and for more changes than clips.
+    Raises ``UserError`` for no classes, and for more changes than clips.
     """
     if not changes or any(
         min(gained, lost) < 0 or gained + lost > count or not count

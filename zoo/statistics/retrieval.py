@@ -41,7 +41,7 @@ def recall_at_k(similarity_QN: Tensor, relevant_QN: Tensor, k: int) -> Tensor:
 
     Without ties it is 0 or 1. With g wrong candidates above the best right one, and u wrong and m
     right ones tied there, it is 1 - C(u, k - g) / C(u + m, k - g). A scorer that says the same of
-    everything gets exactly what chance gets. Raises ``ValueError`` for shapes that differ, values
+    everything gets exactly what chance gets. Raises ``UserError`` for shapes that differ, values
     that are not finite, k < 1, or a query without a right answer.
     """
     if k < 1:
@@ -73,7 +73,7 @@ def matched_over_random(similarity_NN: Tensor, relevant_NN: Tensor) -> Tensor:
     """(N,) float64: the share of wrong candidates that score below a query's own partner (the
     diagonal); a tie counts half.
 
-    Chance is 0.5. Queries for which every candidate is right are NaN. Raises ``ValueError`` as
+    Chance is 0.5. Queries for which every candidate is right are NaN. Raises ``UserError`` as
     ``recall_at_k``, and for a matrix that is not square or whose diagonal is not relevant.
     """
     similarity, relevant = _checked(similarity_NN, relevant_NN)
