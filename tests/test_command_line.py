@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from zoo.command_line import ROOT_KEYS, settled
+from zoo.command_line import ROOT_KEYS, normalized
 from zoo.configuration import Run
 from zoo.errors import did_you_mean
 
@@ -25,7 +25,7 @@ from zoo.errors import did_you_mean
     ],
 )
 def test_what_can_be_meant_in_one_way_only_is_taken_so(words, meant):
-    assert settled(words) == meant
+    assert normalized(words) == meant
 
 
 QUOTED = "module.reward={_target_: zoo.load, name: embedded/mood}"
@@ -62,11 +62,13 @@ def test_each_habit_gets_the_line_that_helps(words, advice):
     with pytest.raises(
         ValueError, match=advice.replace("{", r"\{") if advice[0] == "'" else advice
     ):
-        settled(words)
+        normalized(words)
 
 
 def test_the_advice_works_when_followed():
-    assert settled([QUOTED]) == [QUOTED] and settled(["data.negative=null", "data.negative=''"])
+    assert normalized([QUOTED]) == [QUOTED] and normalized(
+        ["data.negative=null", "data.negative=''"]
+    )
     assert set(ROOT_KEYS) == {field.name for field in fields(Run)} - {"provenance"}
 
 

@@ -161,7 +161,7 @@ def test_a_true_header_passes(tmp_path: Path) -> None:
         ({"a": [1]}, b"", "a needs dtype"),
         ({"__metadata__": {"format": {}}}, b"", "__metadata__"),
         ([], b"", "must hold an object"),
-        (b'{"a": 1, "a": 2}', b"", "'a' stands twice"),
+        (b'{"a": 1, "a": 2}', b"", "'a' occurs twice"),
         (b"\xff\xfe", b"", "not valid JSON"),
         (b'{"a":' * 100_000, b"", "nested"),
         (b'{"a":' + b"[" * 50 + b"]" * 50 + b"}", b"", "nested"),

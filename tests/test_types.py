@@ -111,7 +111,7 @@ def test_a_wave_saves_itself_and_plays_in_a_notebook(tmp_path):
 
 
 def test_conditioning_needs_one_row_a_sample():
-    with pytest.raises(ValueError, match=r"one row a sample, got rows \{'a': 2, 'b': 3\}"):
+    with pytest.raises(ValueError, match=r"got rows \{'a': 2, 'b': 3\}"):
         Conditioning({"a": torch.zeros(2), "b": torch.zeros(3)})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from zoo.command_line import settled
+from zoo.command_line import normalized
 from zoo.errors import reported
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="key=value",
         help="such as seed=1 out_dir=runs/one resume=true",
     )
-    options = parser.parse_intermixed_args(settled(argv))
+    options = parser.parse_intermixed_args(normalized(argv))
     from omegaconf import OmegaConf
 
     from lightning_modules import run, run_folder

@@ -1,7 +1,6 @@
-"""The words behind ``tools/fit.py``: what people type by habit is taken as it was meant, or
-answered with the right spelling.
+"""The command line of ``tools/fit.py``: accepts common variants and corrects common mistakes.
 
-Nothing heavy is imported here, so that ``--help`` and a typing mistake are answered at once.
+It imports nothing heavy, so that ``--help`` and typing mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ ROOT_KEYS = ("module", "data", "trainer", "out_dir", "seed", "resume")
 CONFIG_OPTIONS = ("--config", "-c")
 FLAGS = ("--print-config", "--dry-run", "--help", "-h")
 _KEY = r"[A-Za-z_][\w-]*(\.[\w-]+|\[\d+\])*"
-_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # what editors and chat programs make of a hyphen
+_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # editors and chat programs replace hyphens
 
 
-def settled(words: Sequence[str]) -> list[str]:
-    """The command line with every YAML file behind a ``--config``.
+def normalized(words: Sequence[str]) -> list[str]:
+    """The command line with ``--config`` before every YAML file.
 
     Raises ``UserError`` with the right spelling for ``--module.lr 1``, ``key value``, ``key =
-    value``, a value that the shell has split for want of quotes, and unknown options.
+    value``, a value without quotes that the shell has split, and unknown options.
     """
     result: list[str] = []
     rest = list(words)
@@ -33,7 +32,7 @@ def settled(words: Sequence[str]) -> list[str]:
         if word in CONFIG_OPTIONS:
             if not rest or rest[0][:1] in _DASHES:
                 raise UserError(
-                    f"{word} needs a YAML file behind it, such as --config"
+                    f"{word} needs a YAML file after it, such as --config"
                     " configs/ddpo/quickstart.yaml"
                 )
             result += ["--config", rest.pop(0)]
@@ -50,7 +49,7 @@ def settled(words: Sequence[str]) -> list[str]:
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """(key, text of the value) of ``key=value``. Raises ``UserError`` saying what is missing."""
+    """(key, text of the value) of ``key=value``. Raises ``UserError`` with what is missing."""
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(_KEY, key):
         raise UserError(
@@ -58,13 +57,13 @@ def split_override(override: str) -> tuple[str, str]:
             f"trainer.max_epochs=20{_hint(key)}"
         )
     if not text.strip():
-        nothing = (
-            "" if key in ROOT_KEYS else f", {key}=null for none, or {key}='\"\"' for empty text"
-        )
-        raise UserError(f"{key}= has no value; write {key}=VALUE{nothing}")
+        empty = ""
+        if key not in ROOT_KEYS:
+            empty = f", {key}=null for none, or {key}='\"\"' for empty text"
+        raise UserError(f"{key}= has no value; write {key}=VALUE{empty}")
     if _open_brackets(text) > 0 or text.startswith("_target_:"):
         raise UserError(
-            f"the shell has split the value of {key}, of which {text!r} is left; put the whole word"
+            f"the shell has split the value of {key} and left {text!r}; put the whole word"
             f" in quotes: '{key}={{_target_: package.Class, key: value}}'"
         )
     return key, text
@@ -72,24 +71,22 @@ def split_override(override: str) -> tuple[str, str]:
 
 def _hint(key: str) -> str:
     if key[:1] in ("+", "~"):
-        return (
-            f" (without {key[0]!r}: a new key is added by itself, and key=null takes a value away)"
-        )
+        return f" (without {key[0]!r}: a new key needs no sign, and key=null removes a value)"
     root = re.split(r"[.\[]", key)[0]
     near = difflib.get_close_matches(root, ROOT_KEYS, n=1)
     return f" (did you mean {near[0]}{'' if root == key else '...'}=VALUE?)" if near else ""
 
 
 def _check_override(word: str, rest: Sequence[str]) -> None:
-    """What can only be said with the words behind it in sight; ``split_override`` judges the word
-    itself.
-    """
+    """Checks an override together with the words after it, then by itself (``split_override``)."""
     following = rest[0] if rest else ""
     key, equals, text = word.partition("=")
     if equals and _open_brackets(text) > 0:
-        whole, count = word, 0
-        while _open_brackets(whole) > 0 and count < len(rest):
-            whole, count = f"{whole} {rest[count]}", count + 1
+        whole = word
+        for part in rest:
+            whole = f"{whole} {part}"
+            if _open_brackets(whole) <= 0:
+                break
         if _open_brackets(whole) == 0:
             raise UserError(f"the shell has split the value of {key}; put it in quotes: '{whole}'")
     if following == "=" or (following.startswith("=") and not equals):
@@ -97,7 +94,7 @@ def _check_override(word: str, rest: Sequence[str]) -> None:
         raise UserError(f"no spaces around the = of {key}: write {key}={value}")
     is_value = bool(following) and "=" not in following and following[0] not in _DASHES
     if equals and not text and is_value:
-        raise UserError(f"no space behind the = of {key}: write {key}={following}")
+        raise UserError(f"no space after the = of {key}: write {key}={following}")
     if not equals and _is_key(word) and is_value:
         raise UserError(f"{word} {following}: a setting is written {word}={following}")
     split_override(word)
@@ -109,15 +106,17 @@ def _about_option(word: str, rest: Sequence[str]) -> str:
     options = ("--config", *FLAGS)
     if option not in options and _is_key(name):
         if not equals:
-            has_value = bool(rest) and rest[0][:1] not in _DASHES and "=" not in rest[0]
-            value = rest[0] if has_value else "true" if name == "resume" else "VALUE"
+            value = "true" if name == "resume" else "VALUE"
+            if rest and rest[0][:1] not in _DASHES and "=" not in rest[0]:
+                value = rest[0]
         return f"{word}: settings are written without dashes: {name}={value}"
     return f"there is no option {word}; {did_you_mean(option, options)}"
 
 
 def _is_key(text: str) -> bool:
-    """Whether this may be the key of a setting: a root key, or dotted below one (or below what is
-    nearly one).
+    """Whether this may be the key of a setting: a root key or a dotted key below one.
+
+    A slightly misspelled root key counts.
     """
     root = re.split(r"[.\[]", text)[0]
     is_root = bool(difflib.get_close_matches(root, ROOT_KEYS, n=1, cutoff=0.8))
@@ -125,6 +124,6 @@ def _is_key(text: str) -> bool:
 
 
 def _open_brackets(text: str) -> int:
-    """Brackets and braces opened and not closed, outside quotes."""
+    """How many brackets and braces outside quotes are opened and not closed."""
     bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
     return sum(bare.count(c) for c in "{[") - sum(bare.count(c) for c in "}]")

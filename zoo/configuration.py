@@ -1,6 +1,4 @@
-"""Configurations: YAML files, each after the files that it is based on, then ``key=value``
-overrides; the result is plain data (``Run``).
-"""
+"""Reads configurations: YAML files and their bases, then ``key=value`` overrides, into ``Run``."""
 
 from __future__ import annotations
 
@@ -18,8 +16,7 @@ from zoo.command_line import split_override
 from zoo.errors import UserError, did_you_mean, parser_message, parsing
 from zoo.secrets import masked_command, remember_in
 
-# the key under which a file names the file (or list of files) that it changes, relative to its own
-# folder
+# the key of a file's base: one file or a list of files, relative to the folder of this one
 BASE = "base"
 
 
@@ -27,10 +24,14 @@ BASE = "base"
 class Run:
     """The root of a configuration.
 
-    ``module``, ``data``: ``_target_`` trees. ``trainer``: arguments of ``lightning.Trainer``, with
-    ``logger``, ``callbacks`` and ``plugins`` as ``_target_`` trees. ``out_dir``: the run folder.
-    ``seed``: of every generator. ``resume``: go on from the last checkpoint. ``provenance`` is
-    written by a run and ignored when read, so that a run's config.yaml is itself a configuration.
+    - ``module``, ``data``: ``_target_`` trees.
+    - ``trainer``: arguments of ``lightning.Trainer``; ``logger``, ``callbacks`` and ``plugins`` are
+      ``_target_`` trees.
+    - ``out_dir``: the run folder.
+    - ``seed``: the seed of every random generator.
+    - ``resume``: continue from the last checkpoint.
+    - ``provenance``: written by a run and ignored here, so that a run's config.yaml is itself a
+      configuration.
     """
 
     module: dict[str, Any] = MISSING
@@ -46,14 +47,13 @@ class Run:
 
 
 def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
-    """Merges YAML files (each after those that its ``base:`` names; later ones win), then
-    ``key=value`` overrides, then resolves interpolations. A node of a later file or override with
-    another ``_target_`` replaces the earlier node whole.
+    """Merges YAML files, then ``key=value`` overrides, and resolves interpolations.
 
-    Raises ``UserError`` (``FileNotFoundError`` for a missing file) naming the key and the nearest
-    right one.
+    A file comes after the files that its ``base:`` names, and later ones win. A node with another
+    ``_target_`` replaces the earlier node completely. Raises ``UserError``, which names the key and
+    the nearest valid one, and ``FileNotFoundError``.
     """
-    masked_command(overrides)  # remembers what they hold, for the messages from here on
+    masked_command(overrides)  # remembers their secrets, so that all messages mask them
     config = OmegaConf.structured(Run)
     for where, content in read_all(paths):
         config = _merged(config, content, where)
@@ -65,7 +65,7 @@ def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = (
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
             drop_replaced_at(config, key, value)
             OmegaConf.update(config, key, value, merge=True)
-        except Exception as error:  # of OmegaConf, of its YAML parser, of Python below them
+        except Exception as error:  # from OmegaConf, its YAML parser, or Python below them
             raise _readable(error, f"override {override!r:.200}", key, config) from error
     try:
         loaded = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -74,8 +74,8 @@ def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = (
     except MissingMandatoryValue as error:
         example = "" if paths else ", such as --config configs/ddpo/quickstart.yaml"
         key = error.full_key
-        said = f"{key} is missing; set it in a --config file{example} or as {key}=..."
-        raise UserError(said) from error
+        message = f"{key} is missing; set it in a --config file{example} or as {key}=..."
+        raise UserError(message) from error
     except Exception as error:
         key = getattr(error, "full_key", None) or ""
         raise _readable(error, "configuration", key, config) from error
@@ -92,12 +92,10 @@ def _merged(config: DictConfig, other: DictConfig, where: str) -> DictConfig:
 def _readable(error: Exception, where: str, key: str, config: DictConfig) -> ValueError:
     if isinstance(error, ConfigKeyError):
         return UserError(f"{where}: unknown key {key!r}; {_nearest_key(key, config)}")
-    first = parser_message(error)
-    if isinstance(error, RecursionError):
-        return UserError(f"{where}: {first}")
-    return UserError(
-        f"{where}: {key}: {first}" if key and key not in first else f"{where}: {first}"
-    )
+    message = parser_message(error)
+    if not isinstance(error, RecursionError) and key and key not in message:
+        message = f"{key}: {message}"
+    return UserError(f"{where}: {message}")
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:
@@ -110,8 +108,7 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def _nearest_key(key: str, config: DictConfig) -> str:
-    """The end of a message about an unknown root key: settings of that name further down, else
-    the nearest root key."""
+    """Ends a message about an unknown root key: settings of that name below, or the nearest root."""
     known = _keys(OmegaConf.to_container(config))
     below = sorted(name for name in known if name.rpartition(".")[2] == key)
     if below:
@@ -121,13 +118,12 @@ def _nearest_key(key: str, config: DictConfig) -> str:
 
 
 def read_all(paths: Sequence[str | Path]) -> list[tuple[str, DictConfig]]:
-    """(name for messages, content without ``base``) of every file and of those that it is based on,
-    in the order of merging.
+    """(name for messages, content without ``base``) of all files, in the order of merging.
 
-    A file comes after its bases. A file that is reached twice counts once, at its first place: so
-    an overlay that is based on the same file as the run that it is laid over changes only what it
-    says itself. Raises ``FileNotFoundError`` naming the missing file and who wanted it,
-    ``UserError`` for what is no configuration, and for files that are each other's bases.
+    A file comes after its bases. A file that is reached twice counts once, at its first place, so
+    an overlay with the same base as the run below it changes only its own keys. Raises
+    ``FileNotFoundError``, which names the missing file and the file that refers to it, and
+    ``UserError`` for a file that is not a configuration and for circular bases.
     """
     read: dict[Path, tuple[str, DictConfig]] = {}
     for path in paths:
@@ -146,8 +142,7 @@ def _visit(path: Path, above: tuple[Path, ...], read: dict[Path, tuple[str, Dict
         return
     content = _read(path, f", the base of {above[-1]}" if above else "")
     given = OmegaConf.to_container(content).get(BASE)
-    bases = given
-    bases = [bases] if isinstance(bases, str) else bases
+    bases = [given] if isinstance(given, str) else given
     if BASE in content and not (
         isinstance(bases, list) and bases and all(isinstance(name, str) and name for name in bases)
     ):
@@ -163,11 +158,9 @@ def _visit(path: Path, above: tuple[Path, ...], read: dict[Path, tuple[str, Dict
 
 def _read(path: Path, wanted_by: str) -> DictConfig:
     if not path.is_file():
-        near = (
-            did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")])
-            if path.parent.is_dir()
-            else "no such folder"
-        )
+        near = "no such folder"
+        if path.parent.is_dir():
+            near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise FileNotFoundError(f"there is no configuration {path}{wanted_by}; {near}")
     with parsing(path, "YAML"):
         text = path.read_text(encoding="utf-8-sig")
@@ -187,11 +180,13 @@ def _read(path: Path, wanted_by: str) -> DictConfig:
 
 
 def drop_replaced(config: DictConfig, other: DictConfig) -> None:
-    """Empties every node of ``config`` whose ``_target_`` another one in ``other`` replaces: its
-    arguments would not fit that.
+    """Empties every node of ``config`` that has another ``_target_`` in ``other``.
+
+    The arguments of the old target do not fit the new one.
     """
     for key in other:
-        old, new = (node._get_node(key) if key in node else None for node in (config, other))
+        old = config._get_node(key) if key in config else None
+        new = other._get_node(key)
         if not (_is_tree(old) and _is_tree(new)):
             continue
         if _has_other_target(old, new):
@@ -201,8 +196,9 @@ def drop_replaced(config: DictConfig, other: DictConfig) -> None:
 
 
 def drop_replaced_at(config: DictConfig, key: str, value: Any) -> None:
-    """The same for one override, ``value`` at ``key`` (dotted): there a node that names its
-    ``_target_`` is the whole node.
+    """``drop_replaced`` for one override: ``value`` at the dotted ``key``.
+
+    An override that names its ``_target_`` replaces the whole node.
     """
     old = OmegaConf.select(config, key) if isinstance(value, dict) else None
     if not isinstance(old, DictConfig):

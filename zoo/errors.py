@@ -1,8 +1,8 @@
-"""What a person reads when something is wrong: one line that names the mistake and the way out.
+"""Errors as people see them: one line that names the mistake and what to do about it.
 
-The project raises ``UserError`` (a ``ValueError``) and ``OSError`` for mistakes in what it was
-given; ``reported`` prints those without a traceback. Everything else, also a ``ValueError`` of
-numpy or torch, is a bug and shows its traceback.
+``UserError`` (a ``ValueError``) and ``OSError`` report mistakes in the input; ``reported`` prints
+them without a traceback. Any other exception, including a ``ValueError`` from numpy or torch, is a
+bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from zoo.versions import VersionError, check_versions, misfit
 
 
 class UserError(ValueError):
-    """A mistake in what the project was given: an argument, a setting, a file.
+    """A mistake in the input: an argument, a setting or a file.
 
-    The message is for people and complete: what was wrong, what was expected and what to do.
+    The message says what was wrong, what was expected and what to do.
     """
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
-    """The end of a message about an unknown name: the nearest right one, else the choices (at most
-    ``limit`` of them).
+    """Ends a message about an unknown name: the nearest choice, or up to ``limit`` of all choices.
 
-    Nearest is what is spelled alike, else what ``name`` abbreviates: ``lr`` is ``learning_rate``,
-    ``rank`` is ``lora_rank``.
+    A similar spelling comes first, then a choice that ``name`` abbreviates: ``lr`` for
+    ``learning_rate``, ``rank`` for ``lora_rank``.
     """
     choices = sorted(set(choices))
     near = difflib.get_close_matches(
@@ -51,32 +50,26 @@ def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
 
 
 def _abbreviated(name: str, choices: Sequence[str]) -> list[str]:
-    """The choices (at most three) of which ``name`` is the initials of the words, or else some
-    whole words.
-    """
-    words = {
-        choice: [word for word in re.split(r"[^a-z0-9]+", choice.lower()) if word]
-        for choice in choices
-    }
-    initials = [
-        choice
-        for choice in choices
-        if len(name) > 1 and "".join(word[0] for word in words[choice]) == name
-    ]
+    """At most three choices whose initials are ``name``, or that contain all words of ``name``."""
+    words = {}
+    for choice in choices:
+        words[choice] = [word for word in re.split(r"[^a-z0-9]+", choice.lower()) if word]
+    if len(name) > 1:
+        initials = [
+            choice for choice in choices if "".join(word[0] for word in words[choice]) == name
+        ]
+        if initials:
+            return initials[:3]
     wanted = set(re.split(r"[^a-z0-9]+", name)) - {""}
-    return (initials or [choice for choice in choices if wanted and wanted <= set(words[choice])])[
-        :3
-    ]
+    return [choice for choice in choices if wanted and wanted <= set(words[choice])][:3]
 
 
 @contextmanager
 def parsing(where: object, kind: str) -> Iterator[None]:
-    """Around the call of a parser: whatever it raises becomes a ``UserError`` in one line, "WHERE
-    is not valid KIND: why".
+    """Turns any error of a parser into a ``UserError``: "WHERE is not valid KIND: why".
 
-    Parsers raise more than their own classes (``RecursionError`` on deep nesting,
-    ``AssertionError``, ``TypeError``), so all of them count. An ``OSError`` of reading the file
-    stays what it is.
+    Parsers also raise ``RecursionError`` (deep nesting), ``AssertionError`` and ``TypeError``, so
+    every exception is converted, except an ``OSError`` from reading the file.
     """
     try:
         yield
@@ -87,15 +80,15 @@ def parsing(where: object, kind: str) -> Iterator[None]:
 
 
 def parser_message(error: Exception) -> str:
-    """What a parser says, in one line."""
+    """The message of a parser's error, in one line."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    said = " ".join(str(error).partition("\n    full_key:")[0].split())
-    return said or f"the parser stopped with {type(error).__name__}"
+    message = " ".join(str(error).partition("\n    full_key:")[0].split())
+    return message or f"the parser stopped with {type(error).__name__}"
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk (or quota) is the error, or the reason that it was raised."""
+    """Whether a full disk (or quota) is the error or its cause."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -104,44 +97,44 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One message for a person: an ``OSError`` without its number, a full disk with the way on.
+    """The message of an error for a person: no error numbers, and advice where a disk is full.
 
-    Tokens and passwords are masked; control characters, which a file or a server may have put into
-    it, are replaced, and what is longer than a screen is cut.
+    Tokens and passwords are masked, control characters (which may come from a file or a server)
+    are replaced, and text longer than a screen is cut.
     """
     return for_screen(without_secrets(_described(error)))
 
 
 def for_screen(text: str, characters: int = 8000) -> str:
-    """``text`` without control and direction characters other than line breaks and tabs, and cut."""
-    plain = (
+    """Replaces control and direction characters (not line breaks and tabs) and cuts long text."""
+    plain = [
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for c in text[:characters]
-    )
-    return "".join(plain) + ("..." if len(text) > characters else "")
+    ]
+    if len(text) > characters:
+        plain.append("...")
+    return "".join(plain)
 
 
 def _described(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        advice = (
-            ""
-            if "resume=true" in error.strerror or not is_disk_full(error)
-            else "; free some space and start again"
-        )
+        advice = ""
+        if is_disk_full(error) and "resume=true" not in error.strerror:
+            advice = "; free some space and start again"
         return f"{error.strerror}{where}{advice}"
     return str(error) or type(error).__name__
 
 
 class Stopped(KeyboardInterrupt):
-    """Somebody stopped the program (Ctrl-C or SIGTERM). The message says how to go on."""
+    """The user stopped the program (Ctrl-C or SIGTERM); the message says how to continue."""
 
 
 def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Runs ``main(argv)`` and returns an exit status: 0, or 2 after ``error: ...`` on stderr.
 
-    Ctrl-C and SIGTERM give one line on stderr, too, and 128 plus the number of the signal. With the
-    environment variable ``ATTUNE_TRACEBACK=1`` an error is raised with its traceback instead.
+    Ctrl-C and SIGTERM also print one line on stderr and return 128 plus the signal's number. The
+    environment variable ``ATTUNE_TRACEBACK=1`` raises the error with its traceback instead.
     """
     signals = [signal.SIGINT]
     try:
@@ -149,8 +142,8 @@ def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
             check_versions()
             main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt as stop:
-        way_on = str(stop) if isinstance(stop, Stopped) else "the same command starts again"
-        print(f"\nstopped; {way_on}", file=sys.stderr)
+        how_to_go_on = str(stop) if isinstance(stop, Stopped) else "the same command starts again"
+        print(f"\nstopped; {how_to_go_on}", file=sys.stderr)
         return 128 + signals[-1]
     except (UserError, OSError, VersionError) as error:
         if os.environ.get("ATTUNE_TRACEBACK") == "1":
@@ -162,7 +155,7 @@ def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
 
 @contextmanager
 def named_misfit() -> Iterator[None]:
-    """Imports inside that fail because torchaudio does not fit torch raise ``VersionError``."""
+    """Raises ``VersionError`` where an import fails because torchaudio does not fit torch."""
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
@@ -174,10 +167,10 @@ def named_misfit() -> Iterator[None]:
 
 @contextmanager
 def _terminated_as_interrupted(received: list[int]) -> Iterator[None]:
-    """SIGTERM raises ``KeyboardInterrupt`` inside, and is added to ``received``.
+    """Makes SIGTERM raise ``KeyboardInterrupt`` and appends it to ``received``.
 
-    Not below SLURM, where Lightning handles the signals of a preempted job, nor in another thread
-    than the first, which gets no signals.
+    Does nothing under SLURM, where Lightning handles the signals of a preempted job, and outside
+    the main thread, which alone receives signals.
     """
     is_first = threading.current_thread() is threading.main_thread()
     if not is_first or "SLURM_JOB_ID" in os.environ:

@@ -1,6 +1,4 @@
-"""Files and folders are written beside their place and then moved there, so that none is ever
-half-written.
-"""
+"""Writes files and folders beside their place and then moves them: nothing is half-written."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from zoo.errors import UserError
 
 JSON_DEPTH = 64  # levels of lists and objects
 
-# What is written as audio: suffix -> libsndfile's names of the container and of the samples in it.
+# Audio formats that can be written: suffix -> libsndfile's names of container and sample format.
 AUDIO_FORMATS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -35,19 +33,18 @@ AUDIO_FORMATS = {
 
 
 _LEFTOVER = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.(?P<what>part|old)(?P<suffix>\.[^.]*)?")
-_STARTED_S = time.time()  # nothing that is older was written by this process
-# What the system says of writing without naming a file.
+_STARTED_S = time.time()  # anything older was not written by this process
+# Errors of writing that the system reports without naming a file.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder (same suffix); on success it takes the name
-    ``path`` in one step.
+    """Yields a temporary path in the same folder; on success renames it to ``path`` in one step.
 
-    On any error the temporary file is removed and an older file at ``path`` stays as it was. Raises
-    ``OSError``, which names ``path`` also where the system named nothing (a full disk) or the
-    temporary file.
+    The temporary path has the same suffix. On any error it is removed and an older file at ``path``
+    stays as it was. The ``OSError`` names ``path``, also where the system named no file (a full
+    disk) or the temporary one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,11 +62,11 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def files_written_together(folder: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary folder; on success all files in it take their places in ``folder``.
+    """Yields an empty temporary folder; on success moves all files in it into ``folder``.
 
-    Older files of the same names are replaced, others stay. On any error none is moved: what was
-    there stays as it was. Raises ``OSError``, and ``IsADirectoryError`` where a folder has the name
-    of one of the files.
+    Files of the same names are replaced, others stay. On any error no file is moved and ``folder``
+    stays as it was. Raises ``OSError``: ``IsADirectoryError`` where a folder has the name of one of
+    the files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,14 +92,12 @@ def files_written_together(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Yields an empty temporary folder beside ``folder``, which on success takes its name in one
-    step.
+    """Yields an empty temporary folder; on success renames it to ``folder`` in one step.
 
-    ``folder`` may be an empty folder; anything else there raises ``FileExistsError``, or with
-    ``replace`` (a folder) is gone once the new one is whole. On any error the temporary folder is
-    removed and the older one stays as it was. What a killed process left of the same folder (see
-    ``clear_after_killed``) is removed, too. Raises ``OSError``, for a place that cannot be written
-    to with what to do.
+    An empty ``folder`` may exist. A folder with content raises ``FileExistsError``, or is replaced
+    once the new one is complete (``replace=True``). On any error the temporary folder is removed
+    and an older ``folder`` stays as it was. Leftovers of a killed process that wrote the same
+    folder are removed (see ``clear_after_killed``). Raises ``OSError``.
     """
     folder = Path(folder)
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
@@ -110,9 +105,8 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
         raise FileExistsError(
             f"{folder} exists and is not an empty folder; name another one, or remove it"
         )
-    temporary, old = (
-        folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "old")
-    )
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         clear_after_killed(folder.parent, glob.escape(folder.name))
@@ -131,7 +125,7 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
                     _sync(path)
         if not is_empty:
             os.replace(folder, old)
-        os.replace(temporary, folder)  # takes the place of an empty folder, too
+        os.replace(temporary, folder)  # also replaces an empty folder
     except BaseException:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
@@ -143,7 +137,7 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
 
 @contextmanager
 def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
-    """An ``OSError`` of writing names ``path`` (or what is to be in it), not ``temporary``."""
+    """Makes an ``OSError`` of writing name ``path`` (or the file in it) instead of ``temporary``."""
     try:
         yield
     except OSError as error:
@@ -156,10 +150,10 @@ def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Finds out whether ``path`` could be written, before the work that is to end there is done.
+    """Raises ``OSError`` unless ``path`` can be written: call it before the work starts.
 
-    Tries it in the nearest folder that is there; makes no folder, and leaves ``path`` as it is.
-    Raises ``OSError`` with what to do.
+    Writes a temporary file into the nearest existing folder; creates no folder and leaves ``path``
+    as it is.
     """
     path = Path(path)
     folder = next(above for above in path.absolute().parents if above.exists())
@@ -177,22 +171,24 @@ def _sync(path: Path) -> None:
 
 
 def clear_after_killed(directory: str | Path, *names: str) -> None:
-    """Removes what killed processes left in ``directory`` of what they were writing.
+    """Removes the half-written files and folders that killed processes left in ``directory``.
 
-    Such a leftover is hidden and says whose it is: ``.STEM.PID.part.SUFFIX`` of a file,
-    ``.NAME.PID.part`` of a folder (with one dot and one ``.PID.part`` more where a folder was
-    written into it), ``.NAME.PID.old`` of a folder that was being replaced, which comes back where
-    there is no ``NAME``. Those of a process that runs stay. ``names``: patterns of the files and
-    folders that were to be (default: all). Raises ``OSError``.
+    Leftovers are hidden and named after the file and the process: ``.STEM.PID.part.SUFFIX`` for a
+    file, ``.NAME.PID.part`` for a folder (nested once more where a folder was written into it), and
+    ``.NAME.PID.old`` for a folder that was being replaced, which is restored where ``NAME`` is
+    missing. Leftovers of running processes stay. ``names`` are patterns of the final names (default:
+    all). Raises ``OSError``.
     """
     directory = Path(directory)
     for left in sorted(directory.glob(".*.*")) if directory.is_dir() else ():
         found = _LEFTOVER.fullmatch(left.name)
         if found is None or _is_being_written(left, found["pid"]):
             continue
-        name, is_nested = found["stem"] + (found["suffix"] or ""), False
+        name = found["stem"] + (found["suffix"] or "")
+        is_nested = False
         while inner := _LEFTOVER.fullmatch(name):
-            name, is_nested = inner["stem"] + (inner["suffix"] or ""), True
+            name = inner["stem"] + (inner["suffix"] or "")
+            is_nested = True
         if names and not any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
             continue
         if not left.is_dir() or left.is_symlink():
@@ -210,22 +206,22 @@ def _is_being_written(left: Path, pid: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's, or no process of this machine
+    except (OSError, OverflowError):  # another user's process, or one on another machine
         return True
     return True
 
 
 def sha256_of(path: str | Path) -> str:
-    """The hash of a file in 64 hex digits. Raises ``OSError``."""
+    """The SHA-256 of a file in 64 hex digits. Raises ``OSError``."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parsed_json(text: str, depth: int = JSON_DEPTH) -> Any:
-    """One JSON value as it is written.
+    """Parses one JSON value, more strictly than ``json.loads``.
 
-    Raises ``UserError`` for what is not JSON, a key that stands twice in one object, more than
-    ``depth`` levels of lists and objects, and half a surrogate pair (text that no file can hold).
+    Raises ``UserError`` for invalid JSON, a key that occurs twice in one object, more than
+    ``depth`` levels of lists and objects, and half a surrogate pair (which no file can hold).
     """
     too_deep = f"nested more than {depth} levels deep"
     try:
@@ -244,26 +240,26 @@ def parsed_json(text: str, depth: int = JSON_DEPTH) -> Any:
         try:
             json.dumps(finite(value), ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
-            raise UserError("half a surrogate pair (\\ud800) stands for no character") from None
+            raise UserError("half a surrogate pair (\\ud800) is not a character") from None
     return value
 
 
 def _children(node: Any) -> list[Any]:
-    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    if isinstance(node, dict):
+        return list(node.values())
+    return node if isinstance(node, list) else []
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     node = dict(pairs)
     if len(node) < len(pairs):
         counts = collections.Counter(name for name, _ in pairs)
-        raise UserError(f"the key {counts.most_common(1)[0][0]!r} stands twice in one object")
+        raise UserError(f"the key {counts.most_common(1)[0][0]!r} occurs twice in one object")
     return node
 
 
 def finite(value: Any) -> Any:
-    """``value`` with None for every number that is NaN or infinite, through mappings and sequences:
-    JSON knows no NaN.
-    """
+    """``value`` with None for every NaN or infinite number in it, because JSON has no NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

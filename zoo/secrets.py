@@ -1,8 +1,8 @@
-"""Access tokens and passwords out of everything that is shown or written.
+"""Masks access tokens and passwords in everything that is shown or written.
 
-A value is masked by the key that holds it (``masked``, ``masked_command``), by its form (a token, a
-password inside an address), and wherever else it turns up: every value that a masked key held is
-remembered in this process, and so are those of environment variables such as ``HF_TOKEN``.
+A value is masked by its key (``masked``, ``masked_command``), by its form (a token, a password in
+an address), and wherever it appears again: this process remembers the value of every masked key
+and of environment variables such as ``HF_TOKEN``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ _KEY = re.compile(
     r"|_PWD$|(?:^|_)SECRETS?(?:_|$)"
 )
 _COUNTS = re.compile(r"TOKENS?$")  # `text_tokens: 77`
-# the forms in which services hand out tokens, keys in PEM, and what stands in an address or a
-# header
+# tokens of well-known services, and PEM keys
 _FORMS = re.compile(
     r"\b(?:hf_|api_org_)[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}"
     r"|\bgithub_pat_[A-Za-z0-9_]{16,}|\bglpat-[A-Za-z0-9_-]{16,}|\bxox[abprs]-[A-Za-z0-9-]{10,}"
@@ -51,19 +50,13 @@ _known: set[str] = set()
 
 
 def is_secret_key(key: object) -> bool:
-    """Whether what a key or variable of this name holds is not for others:
-
-    ``apiKey``, ``DB_PASS``.
-    """
+    """Whether a key or variable of this name holds a secret: ``apiKey``, ``DB_PASS``."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key).rpartition(".")[2])
     return _KEY.search(re.sub(r"[\s-]", "_", words).upper()) is not None
 
 
 def remember(*values: str) -> None:
-    """From now on these are masked wherever they turn up.
-
-    Those under 4 characters could be any word.
-    """
+    """Masks these values from now on; values under 4 characters, which may be words, are ignored."""
     _known.update(
         value
         for value in map(str.strip, values)
@@ -72,41 +65,41 @@ def remember(*values: str) -> None:
 
 
 def remember_in(config: Any) -> None:
-    """``remember`` for the values of all secret keys in a tree of plain values."""
+    """Remembers the values of all secret keys in a tree of plain values."""
     remember(*_held(config, False))
 
 
 def masked(config: Any, inside_secret: bool = False) -> Any:
-    """``config`` as plain values, those of secret keys masked, and ``without_secrets`` in all
-    others.
+    """``config`` as plain values without secrets: those of secret keys are masked and remembered.
 
-    Counts and None stay: ``text_tokens: 77``. What was masked is remembered.
+    Counts and None stay: ``text_tokens: 77``. Other texts go through ``without_secrets``.
     """
     remember(*_held(config, inside_secret))
     return _masked(config, inside_secret)
 
 
 def masked_command(words: Sequence[str]) -> str:
-    """A command line, masked: also what ``module.llm={api_key: ...}`` holds."""
+    """A command line without secrets, also inside values: ``module.llm={api_key: ...}``."""
     import yaml
 
-    told = []
+    shown = []
     for word in words:
         key, equals, text = word.partition("=")
         last = re.split(r"[.\[\]]", key.rstrip("]"))[-1]
         try:
             node = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):  # not what a run would accept either
+        except (yaml.YAMLError, ValueError, RecursionError):  # a run would not accept it either
             node = text
         remember(*_held(node, bool(equals) and is_secret_key(last)))
-        told.append(f"{key}={MASK}" if equals and text and is_secret_key(last) else word)
-    return without_secrets(" ".join(told))
+        shown.append(f"{key}={MASK}" if equals and text and is_secret_key(last) else word)
+    return without_secrets(" ".join(shown))
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with masks in place of remembered values, of those of variables such as
-    ``HF_TOKEN``, of what has the form of a token, and of what is assigned to a secret name
-    (``?token=``).
+    """Masks all secrets in ``text``.
+
+    They are remembered values, values of variables such as ``HF_TOKEN``, anything in the form of a
+    token, and what is assigned to a secret name (``?token=``).
     """
     text = _FORMS.sub(MASK, _without_known(text))
     text = _PASSWORD.sub(_without_password, text)
@@ -119,7 +112,7 @@ def without_secrets(text: str) -> str:
 def holds_secret(text: str) -> bool:
     """Whether a text holds a known secret or something in the form of a token.
 
-    Names with values are no sign here: ``"password": 9206`` is a line of a vocabulary.
+    Assignments are not checked: ``"password": 9206`` is a line of a vocabulary.
     """
     return _without_known(text) != text or any(
         form.search(text) for form in (_FORMS, _PASSWORD, _BEARER)
@@ -170,13 +163,14 @@ def _without_known(text: str) -> str:
                 continue
             if len(value) >= 8:
                 text = text.replace(form, MASK)
-            else:  # not inside another word
+            else:  # short values are not masked inside other words
                 text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(form)}(?![A-Za-z0-9])", MASK, text)
     return text
 
 
 def _without_password(found: re.Match[str]) -> str:
-    user, word = found["user"], found["word"]
+    user = found["user"]
+    word = found["word"]
     is_token = not word or word == "x-oauth-basic" or len(user) >= 20
     return f"{found['start']}{MASK if is_token else user}:{MASK}@"
 
@@ -188,21 +182,23 @@ def _without_value(found: re.Match[str]) -> str:
 
 
 def _without_assigned(text: str) -> str:
-    """``api_key: x``, ``{'password': 'x'}``, ``DB_PASS=x``; not prose such as ``token: expected``."""
-    told, position = [], 0
+    """Masks ``api_key: x``, ``{'password': 'x'}``, ``DB_PASS=x``; not prose (``token: expected``)."""
+    pieces = []
+    position = 0
     for name in _NAME.finditer(text):
         value = _VALUE.match(text, name.end()) if is_secret_key(name["key"]) else None
         if value is None or name.start() < position or _is_harmless(name, value[0]):
             continue
         mark = value[0][0] if value[0][0] in "\"'" else ""
-        told += [text[position : value.start()], mark + MASK + mark]
+        pieces += [text[position : value.start()], mark + MASK + mark]
         position = value.end()
-    return "".join([*told, text[position:]])
+    return "".join([*pieces, text[position:]])
 
 
 def _is_harmless(name: re.Match[str], value: str) -> bool:
-    """Whether what stands after a secret name is a count, a word of prose, nothing or masked."""
-    key, bare = name["key"], value.strip("\"'")
+    """Whether the value after a secret name is a count, prose, empty or already masked."""
+    key = name["key"]
+    bare = value.strip("\"'")
     if not bare or bare.startswith((MASK, "$")) or bare.lower() in _WORDS:
         return True
     if _is_count(key) and (not re.search(r"[A-Za-z]", bare) or key.upper().endswith("TOKENS")):

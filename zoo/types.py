@@ -1,5 +1,4 @@
-"""The records that cross module boundaries, and the roles (Protocols) that backbones and rewards
-play.
+"""Records that cross module boundaries, and the roles (Protocols) of backbones and rewards.
 
 Shape suffixes used in the whole project: ``B`` batch, ``C`` channels, ``N`` wave samples, ``T``
 latent frames, ``L`` tokens, ``D`` features, ``S`` sampling steps. A latent is written
@@ -7,8 +6,8 @@ latent frames, ``L`` tokens, ``D`` features, ``S`` sampling steps. A latent is w
 fixed.
 
 Azimuth convention, everywhere: degrees, 0 = right, 90 = front, 180 = left, 270 = behind
-(counter-clockwise seen from above). Interaural time difference: positive = the right ear is late =
-the source is on the left.
+(counter-clockwise seen from above). Interaural time difference: positive = sound reaches the right
+ear later = the source is on the left.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class SourcePath:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request: everything that a backbone or a reward may need travels in it.
+    """One request: everything that a backbone or a reward may need.
 
     ``id`` keys the per-prompt reward statistics and the noise; ``seconds`` is the wanted length;
     ``labels`` holds facts for rewards and logs (``{"mood": "sad", "instrument": "piano"}``).
@@ -76,32 +75,30 @@ class Prompt:
             )
 
     def as_negative(self) -> Prompt:
-        """The unconditional side of guidance: text and negative change places (backbones may need
-        the pair); no sources.
+        """The unconditional side of guidance: text and negative swapped, without sources.
+
+        The text stays, as the negative, because some backbones pad a prompt to its negative.
         """
         return replace(self, text=self.negative, negative=self.text, sources=())
 
     def without_negative(self) -> Prompt:
-        """What is encoded where nothing is guided: some backbones pad a prompt to its negative."""
+        """The prompt to encode without guidance: some backbones pad a prompt to its negative."""
         return replace(self, negative="") if self.negative else self
 
     def samples(self, sample_rate_hz: int) -> int:
-        """The fewest wave samples that cover ``seconds``, at least 1. Every clip is cut to them."""
+        """The fewest wave samples that cover ``seconds`` (at least 1): the length of every clip."""
         return max(1, math.ceil(self.seconds * sample_rate_hz - 1e-6))
 
 
 @dataclass(frozen=True)
 class Waveform:
-    """``samples_CN`` in [-1, 1] (float32) and its rate in Hz.
-
-    In a notebook it is shown as a player.
-    """
+    """Audio: ``samples_CN`` in [-1, 1] (float32) and the rate in Hz; a player in a notebook."""
 
     samples_CN: Tensor
     sample_rate_hz: int
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes an audio file (see ``zoo.audio_files.write_audio``).
+        """Writes an audio file (``zoo.audio_files.write_audio``).
 
         Raises ``UserError`` and ``OSError``.
         """
@@ -118,13 +115,11 @@ class Waveform:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything a denoiser is told about its samples: named tensors, batch first, one row a
-    sample.
+    """What a denoiser is conditioned on: named tensors, batch first, one row per sample.
 
-    A stream is a value with an axis of tokens (``tokens_BLD``), a mask (``mask_BL``, bool), or a
-    plain vector (``seconds_B``). Conditioning travels with the samples; nothing in it is shared
-    between prompts. Streams of different length are padded with zeros (``False`` in masks) when
-    rows are put together.
+    A stream is a sequence of tokens (``tokens_BLD``), a mask (``mask_BL``, bool) or a plain vector
+    (``seconds_B``). Samples share nothing in it. Streams of different lengths are padded with zeros
+    (``False`` in masks) when rows are concatenated.
     """
 
     streams: Mapping[str, Tensor]
@@ -132,7 +127,7 @@ class Conditioning:
     def __post_init__(self) -> None:
         sizes = {name: tensor.shape[0] for name, tensor in self.streams.items()}
         if len(set(sizes.values())) > 1:
-            raise UserError(f"every conditioning stream needs one row a sample, got rows {sizes}")
+            raise UserError(f"every conditioning stream needs one row per sample, got rows {sizes}")
 
     def __len__(self) -> int:
         return next(iter(self.streams.values())).shape[0]
@@ -154,7 +149,7 @@ class Conditioning:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Conditioning:
-        """Moved; ``dtype`` applies to floating-point streams only."""
+        """A copy on ``device``; ``dtype`` applies to floating-point streams only."""
         return self.map(
             lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
         )
@@ -163,14 +158,12 @@ class Conditioning:
         return self.map(Tensor.detach)
 
     def null(self) -> Conditioning:
-        """All zeros: nothing is said (backbones whose unconditional input is an empty prompt encode
-        that instead).
-        """
+        """All zeros, for backbones whose unconditional input is not an encoded empty prompt."""
         return self.map(torch.zeros_like)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Rows of all parts in order; axis 1 is padded to the longest.
+        """Concatenates the rows of all parts; axis 1 is padded to the longest.
 
         Raises ``UserError`` when the parts do not hold the same streams.
         """
@@ -204,13 +197,12 @@ def _pad_axis_1(tensor: Tensor, length: int) -> Tensor:
 class Trajectory:
     """One rollout of B samples in S steps, float32.
 
-    ``latents_SB``: (S + 1, B, *latent), index 0 is the start noise. ``times_S``: (S + 1,) the
-    network's times.
-    ``log_prob_SB``: (S, B), nats per scored element, 0 where the step was deterministic (``std_S``
-    is 0 there).
-    ``std_S``: (S,). ``scored_mask`` broadcasts against one latent batch, or None when every element
-    counts.
-    ``negative`` is the unconditional side of guidance, None when guidance is off.
+    - ``latents_SB``: (S + 1, B, *latent); index 0 is the start noise.
+    - ``times_S``: (S + 1,), the network's times.
+    - ``log_prob_SB``: (S, B), nats per scored element; 0 where the step was deterministic.
+    - ``std_S``: (S,); 0 where the step was deterministic.
+    - ``scored_mask``: broadcasts against one latent batch; None when every element counts.
+    - ``negative``: the unconditional side of guidance; None when guidance is off.
     """
 
     prompts: tuple[Prompt, ...]
@@ -250,7 +242,7 @@ class Trajectory:
 
     @staticmethod
     def cat(parts: Sequence[Trajectory]) -> Trajectory:
-        """All samples in order. The parts must come from the same schedule.
+        """Concatenates samples of the same schedule.
 
         Raises ``UserError`` when schedules differ or only some parts were guided.
         """
@@ -260,11 +252,11 @@ class Trajectory:
             for part in parts
         ):
             raise UserError(
-                "trajectories of different schedules cannot be put together; roll them out with the"
+                "trajectories of different schedules cannot be concatenated; roll them out with the"
                 " same steps"
             )
         if len({part.negative is None for part in parts}) > 1:
-            raise UserError("guided and unguided trajectories cannot be put together")
+            raise UserError("guided and unguided trajectories cannot be concatenated")
         return replace(
             first,
             prompts=tuple(prompt for part in parts for prompt in part.prompts),
@@ -281,8 +273,9 @@ class Trajectory:
 
 
 def _joined_mask(parts: Sequence[Trajectory]) -> Tensor | None:
-    """One row where one holds for all samples, else one a sample; a part without a mask counts
-    every element.
+    """One row if the same row holds for all samples, else one row per sample.
+
+    In a part without a mask every element counts.
     """
     given = [part.scored_mask for part in parts if part.scored_mask is not None]
     if not given:
@@ -302,12 +295,12 @@ def _joined_mask(parts: Sequence[Trajectory]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """``score_B``: float32, higher is better.
+    """What a reward returns.
 
-    ``parts``: named per-sample numbers (B,) that are logged beside it.
-
-    ``vectors``: named per-sample vectors (B, D) that are not logged; a reward's ``combine`` may
-    need them (see ``Reward``).
+    - ``score_B``: float32, higher is better.
+    - ``parts``: named numbers per sample (B,), logged beside the score.
+    - ``vectors``: named vectors per sample (B, D), not logged; for a reward's ``combine`` (see
+      ``Reward``).
     """
 
     score_B: Tensor
@@ -317,9 +310,7 @@ class RewardOutput:
 
 @runtime_checkable
 class Path(Protocol):
-    """How ``x = alpha * clean + sigma * noise`` runs from pure noise to clean (see
-    ``zoo/diffusion.py``).
-    """
+    """How ``x = alpha * clean + sigma * noise`` runs from pure noise to clean (``zoo/diffusion``)."""
 
     prediction: str
 
@@ -338,14 +329,13 @@ class Backbone(Protocol):
 
     A backbone may also have
 
-    - ``scored_mask(prompts) -> Tensor | None``: which latent elements reach the listener (bool, broadcast against (B, *latent));
-      only those count in log-probabilities;
+    - ``scored_mask(prompts) -> Tensor | None``: which latent elements reach the listener (bool,
+      broadcast against (B, *latent)); only those count in log-probabilities;
     - ``too_long(prompts) -> dict[str, str]``: prompt id -> what is too long for its encoders (a
       reward may have this too);
-    - ``parts``: "text" and "decoder" -> names of its modules that may lie on another device; with
-      "text" also
-      ``remember(prompts)`` (encodes them and their negatives, and keeps that) and
-      ``drop_text_encoders(prompts)``.
+    - ``parts``: "text" and "decoder" -> names of its modules that may be on another device. With
+      "text" it also has ``remember(prompts)``, which encodes prompts and their negatives and keeps
+      the result, and ``drop_text_encoders(prompts)``.
     """
 
     sample_rate_hz: int
@@ -366,17 +356,19 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Reward(Protocol):
-    """A scorer: deterministic, higher is better, resamples by itself.
+    """Scores audio: deterministic, higher is better, resamples by itself.
 
     ``differentiable`` states whether gradients flow from the score to the wave.
 
-    A reward that judges a sample by the others of its prompt may also have ``combine(output,
-    prompts) -> RewardOutput``: a pure function of the answers to all samples of a round, from all
-    processes, in the order of (prompt id, sample index). Its score is what training learns from;
-    the score of a single call stays what is logged, so that curves can be read over rounds. It may
-    also have ``check_prompts(prompts)``, which raises ``UserError`` for a prompt that it could not
-    judge (asked of all prompts before anything is sampled), and ``unit``: how its score is read,
-    such as "cosine similarity of clip and prompt; 1 is best".
+    A reward may also have
+
+    - ``combine(output, prompts) -> RewardOutput``: compares a sample with the others of its prompt.
+      A pure function of the answers to all samples of a round, from all processes, in the order of
+      (prompt id, sample index). Training learns from its score; the score of the single call is
+      what is logged, so that curves are comparable over rounds;
+    - ``check_prompts(prompts)``: raises ``UserError`` for a prompt that it cannot score; called with
+      all prompts before anything is sampled;
+    - ``unit``: how to read its score, such as "cosine similarity of clip and prompt; 1 is best".
     """
 
     differentiable: bool
@@ -387,11 +379,10 @@ class Reward(Protocol):
 
 
 def lacking(value: Any, role: type) -> list[str]:
-    """The members of a role (``Backbone``, ``Reward``) that ``value`` does not have; empty where it
-    plays the role.
+    """The members of a role (``Backbone``, ``Reward``) that ``value`` lacks; empty if it has all.
 
-    ``isinstance`` would answer no for every ``nn.Module`` from Python 3.12 on, which does not see
-    submodules such as ``denoiser`` there.
+    ``isinstance`` does not serve: from Python 3.12 on it does not see submodules such as
+    ``denoiser`` of an ``nn.Module``.
     """
     methods = {name for name in vars(role) if name == "__call__" or not name.startswith("_")}
     members = methods | set(inspect.get_annotations(role))

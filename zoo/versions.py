@@ -1,7 +1,7 @@
 """Whether the installed torchaudio and torchvision fit the installed torch.
 
-pip accepts pairs that cannot be loaded together, and the linker's message about one helps nobody.
-Only the packages' metadata are read here: nothing is imported.
+pip accepts pairs that cannot be loaded together, and the linker's error message does not help.
+This reads only the metadata of the packages and imports nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("torch", "torchaudio", "torchvision")
-FITTING = (  # in the order of PACKAGES: the sets that were tried (docs/dependencies.md)
+FITTING = (  # tested sets, in the order of PACKAGES (docs/dependencies.md)
     ("2.14.1", "2.11.1", "0.29.1"),
     ("2.11.0", "2.11.0", "0.26.0"),
 )
@@ -17,7 +17,7 @@ _BROKEN = ("undefined symbol", "could not load", "cannot open shared object", "t
 
 
 class VersionError(ImportError):
-    """Installed packages that do not fit each other; the message names the command that mends it."""
+    """Installed packages do not fit each other; the message names the command that fixes it."""
 
 
 def installed() -> dict[str, str | None]:
@@ -34,13 +34,14 @@ def installed() -> dict[str, str | None]:
 def check_versions() -> None:
     """Raises ``VersionError`` for torch 2.11 beside a torchaudio above 2.11.0, which cannot load."""
     found = installed()
-    torch, torchaudio = found["torch"] or "", found["torchaudio"] or ""
+    torch = found["torch"] or ""
+    torchaudio = found["torchaudio"] or ""
     if torch.startswith("2.11.") and torchaudio.startswith("2.11.") and torchaudio != "2.11.0":
         raise VersionError(_advice())
 
 
 def misfit(error: BaseException) -> VersionError | None:
-    """What to raise instead of an error of importing torchaudio or torchvision; None for others."""
+    """The error to raise instead of one from importing torchaudio or torchvision, else None."""
     if isinstance(error, VersionError) or not isinstance(
         error, ImportError | OSError | RuntimeError
     ):
@@ -63,5 +64,5 @@ def _advice() -> str:
     )
     return (
         f"the installed torchaudio or torchvision does not fit torch: found {have}; "
-        f"these fit each other: {fitting}. Mend it with: pip install {wanted}"
+        f"these fit each other: {fitting}. Fix it with: pip install {wanted}"
     )

@@ -1,4 +1,4 @@
-"""English as prompts are worded. Pure functions, no models."""
+"""English grammar of prompts: pure functions, no models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ def article_of(word: str) -> str:
 
 
 def with_articles(text: str) -> str:
-    """``text`` with ``a`` or ``an`` in every place that says ``{article}``, as the word behind it
-    takes it.
-    """
+    """Replaces every ``{article}`` with ``a`` or ``an``, as the next word requires."""
     return re.sub(
         re.escape(ARTICLE) + r"(\s*)(\S*)",
         lambda found: article_of(found[2]) + found[1] + found[2],
