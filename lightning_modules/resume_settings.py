@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.instantiate import locate
+from zoo.moved_names import with_current_names
 
 _ABSENT = object()
 _NEVER_COMPARED = ("out_dir", "resume", "provenance")
@@ -36,11 +37,12 @@ class Change:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """The settings that differ between two configurations, by key.
 
-    A setting that is written on one side only, with its default, does not differ. A list is one
-    setting; so is a node whose ``_target_`` changed.
+    A setting that is written on one side only, with its default, does not differ, nor does a class
+    under the name that it had before it moved. A list is one setting; so is a node whose
+    ``_target_`` changed.
     """
-    sides = [{k: v for k, v in side.items() if k not in _NEVER_COMPARED} for side in (old, new)]
-    return _changes("", *sides)
+    compared = [{k: v for k, v in side.items() if k not in _NEVER_COMPARED} for side in (old, new)]
+    return _changes("", *map(with_current_names, compared))
 
 
 def may_change(key: str, released: Collection[str]) -> bool:

@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
 
 from zoo.command_line import split_override
 from zoo.errors import UserError, did_you_mean, parser_message, parsing
+from zoo.moved_names import with_current_names
 from zoo.secrets import masked_command, remember_in
 
 # the key of a file's base: one file or a list of files, relative to the folder of this one
@@ -63,6 +64,8 @@ def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = (
             if re.split(r"[.\[]", key)[0] not in {f.name for f in fields(Run)}:
                 raise ConfigKeyError(key)
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+            name = key.rpartition(".")[2]
+            value = with_current_names({name: value})[name]
             drop_replaced_at(config, key, value)
             OmegaConf.update(config, key, value, merge=True)
         except Exception as error:  # from OmegaConf, its YAML parser, or Python below them
@@ -153,6 +156,7 @@ def _visit(path: Path, above: tuple[Path, ...], read: dict[Path, tuple[str, Dict
     for name in bases or ():
         _visit(path.parent / name, (*above, path), read)
     content.pop(BASE, None)
+    content = OmegaConf.create(with_current_names(OmegaConf.to_container(content)))
     read[where] = (str(path), content)
 
 

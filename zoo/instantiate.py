@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError, did_you_mean, named_misfit
+from zoo.moved_names import with_current_name
 from zoo.secrets import remember_in
 from zoo.types import lacking
 
@@ -38,10 +39,12 @@ _TOP_LEVEL = (
 
 
 def locate(path: Any, where: str = "_target_") -> Any:
-    """The class or function at a dotted path.
+    """The class or function at a dotted path, also at one where it was before it moved (with one
+    warning per name).
 
     Raises ``UserError`` naming the nearest right name.
     """
+    path = with_current_name(path)
     if not isinstance(path, str) or "." not in path:
         raise UserError(
             f"{where}: {path!r} is not a dotted path such as lightning_modules.rl.ddpo.DDPO"

@@ -25,6 +25,7 @@ from zoo.generations import Sample
 from zoo.hub.registry import ENTRIES
 from zoo.instantiate import check, instantiate
 from zoo.loading import load
+from zoo.moved_names import with_current_names
 from zoo.types import Prompt, Reward, RewardOutput, Waveform
 
 _SAVED_EVERY_S = 5.0
@@ -122,7 +123,7 @@ def _reward_node(path: str) -> dict[str, Any]:
     with parsing(path, "YAML"):
         content = OmegaConf.load(path)
     if isinstance(content, Mapping) and "_target_" in content:
-        return dict(OmegaConf.to_container(content, resolve=True))
+        return with_current_names(OmegaConf.to_container(content, resolve=True))
     from zoo.configuration import read_configuration
 
     node = read_configuration([path]).module.get("reward")

@@ -11,6 +11,7 @@ import torch
 from zoo.errors import UserError
 from zoo.hub.artifact import CONFIG_FILE, read_config
 from zoo.hub.untrusted import check_safetensors_header
+from zoo.moved_names import with_current_names
 
 
 def is_run(folder: Path) -> bool:
@@ -22,11 +23,7 @@ def code_named_by(folder: Path) -> str | None:
     """The first ``_target_`` below a run's module.backbone that is not ``zoo.load``, or None."""
     node = _module_of(run_settings(folder)).get("backbone")
     return next(
-        (
-            str(target)
-            for target in _targets(node)
-            if target not in ("zoo.load", "zoo.loading.load")
-        ),
+        (str(target) for target in _targets(node) if target != "zoo.load"),
         None,
     )
 
@@ -93,7 +90,7 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # YAML errors of several kinds
         raise UserError(f"{path} cannot be read: {error}") from error
-    return config if isinstance(config, dict) else {}
+    return with_current_names(config) if isinstance(config, dict) else {}
 
 
 def recorded_sampling(folder: str | Path) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""Names that configurations used before the code moved: each leads to the object of its new place,
+with one warning, or is refused with the new name."""
+
+import importlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import toy_run
+from omegaconf import OmegaConf
+
+from lightning_modules.resume_settings import changes, released_by
+from lightning_modules.rl.ddpo import DDPO
+from zoo import moved_names
+from zoo.configuration import read_configuration
+from zoo.errors import UserError
+from zoo.hub.run_models import code_named_by, run_settings
+from zoo.instantiate import check, instantiate, locate
+from zoo.moved_names import MODULES, NAMES, current_name, with_current_names
+from zoo.sampling_settings import run_sampling
+
+# What YAML files name: every one of these must still be found.
+TARGETS = {
+    "datamodules.captions.Scene": "datamodules.sounds.captions.Scene",
+    "datamodules.emotion.EmopiaDataModule": "datamodules.emopia.EmopiaDataModule",
+    "datamodules.music.MusicDataModule": "datamodules.music.music.MusicDataModule",
+    "datamodules.scene_prompts.scene_prompts": "datamodules.sounds.scene_prompts.scene_prompts",
+    "datamodules.scenes.SceneDataModule": "datamodules.sounds.scenes.SceneDataModule",
+    "datamodules.sound_bank.load_bank": "datamodules.sounds.bank.load_bank",
+    "datamodules.sound_folders.load_folder_bank": "datamodules.sounds.folders.load_folder_bank",
+    "lightning_modules.ddpo.DDPO": "lightning_modules.rl.ddpo.DDPO",
+    "lightning_modules.emotion.Emotion": "lightning_modules.mood_classifier.Emotion",
+    "lightning_modules.held_out.HeldOutWatch": "lightning_modules.rl.held_out.HeldOutWatch",
+    "lightning_modules.run.load": "zoo.configuration.read_configuration",
+    "zoo.checkpoint.load_artifact": "zoo.hub.artifact.load_artifact",
+    "zoo.loading.load": "zoo.loading.load",
+    "zoo.rewards.emotion.EmotionReward": "zoo.rewards.mood.EmotionReward",
+    "zoo.rewards.emotion_tasks.untrained_classifier": (
+        "zoo.rewards.mood_tasks.untrained_classifier"
+    ),
+    "zoo.targets.instantiate": "zoo.instantiate.instantiate",
+}
+# "module: its public classes and functions", of every module that moved
+_LINES = Path(__file__).with_name("old_names.txt").read_text().splitlines()
+OLD = [(module, names.split()) for module, names in (line.split(": ") for line in _LINES if line)]
+
+
+@pytest.fixture(autouse=True)
+def forgotten_warnings():
+    moved_names._warn.cache_clear()
+
+
+@pytest.mark.parametrize("old", TARGETS)
+def test_a_name_of_a_configuration_leads_to_the_new_place_with_one_warning(old):
+    module, _, name = TARGETS[old].rpartition(".")
+    with pytest.warns(FutureWarning) as said:
+        assert locate(old) is getattr(importlib.import_module(module), name)
+        locate(old)
+    assert len(said) == 1
+    assert old in str(said[0].message) and current_name(old) in str(said[0].message)
+
+
+@pytest.mark.parametrize(("old_module", "names"), OLD, ids=[module for module, _ in OLD])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_every_old_name_is_found_or_refused_with_its_new_place(old_module, names):
+    for name in names:
+        old = f"{old_module}.{name}"
+        module, _, last = current_name(old).rpartition(".")
+        assert f"{module}.{last}" != old
+        home = importlib.import_module(module)
+        if hasattr(home, last):
+            assert locate(old) is getattr(home, last)
+        else:
+            with pytest.raises(UserError, match=f"{module} has no '{last}'"):
+                locate(old)
+
+
+def test_every_row_of_the_table_is_needed_and_leads_to_a_module_of_today():
+    old_modules = {module for module, _ in OLD}
+    assert set(MODULES) <= old_modules
+    for old, new in MODULES.items():
+        assert find_spec(new) is not None
+        assert not (toy_run.ROOT / f"{old.replace('.', '/')}.py").exists()
+    for name in [*NAMES.values(), *(f"{module}.x" for module in MODULES.values())]:
+        assert current_name(name) == name  # no name moves twice
+
+
+def test_names_that_did_not_move_are_left_alone():
+    for name in ("zoo.load", "toy_run.Line", "datamodules.music.music.MusicDataModule", "music.X"):
+        assert current_name(name) == name
+
+
+def test_a_whole_tree_is_checked_and_built_with_one_warning_per_name():
+    task = {
+        "_target_": "zoo.rewards.emotion_tasks.untrained_classifier",
+        "task": "arousal",
+        "channels": [4] * 7,
+    }
+    tree = {"one": task, "two": [task]}
+    with pytest.warns(FutureWarning) as said:
+        check(tree, "module")
+        instantiate(tree, "module")
+    assert len(said) == 1
+
+
+def test_a_tree_is_copied_with_current_names():
+    old = {"a": [{"_target_": "lightning_modules.ddpo.DDPO", "x": 1}], "_target_": None}
+    with pytest.warns(FutureWarning):
+        new = with_current_names(old)
+    assert new == {"a": [{"_target_": "lightning_modules.rl.ddpo.DDPO", "x": 1}], "_target_": None}
+    assert old["a"][0]["_target_"] == "lightning_modules.ddpo.DDPO"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_setting_of_an_old_file_merges_with_a_new_one(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        "module: {_target_: lightning_modules.rl.ddpo.DDPO, a: 1}\ndata: {x: 1}\nout_dir: x\n"
+    )
+    own = tmp_path / "own.yaml"
+    own.write_text("base: base.yaml\nmodule: {_target_: lightning_modules.ddpo.DDPO, b: 2}\n")
+    loaded = read_configuration([own], ["data._target_=datamodules.scenes.SceneDataModule"])
+    assert loaded.module == {"_target_": "lightning_modules.rl.ddpo.DDPO", "a": 1, "b": 2}
+    assert loaded.data == {"_target_": "datamodules.sounds.scenes.SceneDataModule", "x": 1}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_old_run_goes_on_and_is_opened(tmp_path):
+    old = {"_target_": "lightning_modules.ddpo.DDPO", "backbone": {"_target_": "zoo.loading.load"}}
+    new = {"_target_": "lightning_modules.rl.ddpo.DDPO", "backbone": {"_target_": "zoo.load"}}
+    assert changes({"module": old}, {"module": new}) == []
+    assert changes({"module": new}, {"module": old}) == []
+    assert released_by(old) == DDPO.MAY_CHANGE_ON_RESUME
+    OmegaConf.save({"module": old}, tmp_path / "config.yaml")
+    assert code_named_by(tmp_path) is None
+    assert run_sampling(run_settings(tmp_path)) == run_sampling({"module": new}) != {}
