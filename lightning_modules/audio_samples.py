@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.batches import PromptBatch
+from lightning_modules.report import INDEX
 from lightning_modules.rl.rollouts import ScoredSamples
 from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
@@ -22,27 +23,46 @@ from zoo.errors import UserError
 from zoo.files import finite, folder_written_beside
 from zoo.types import Waveform
 
-INDEX = "samples.json"
 
-
-def spread(batch: PromptBatch, count: int) -> PromptBatch:
+def spread(batch: PromptBatch, count: int, class_label: str = "mood") -> PromptBatch:
     """``count`` rows of a batch (all, if it has fewer) of as many prompts as there are, evenly
-    spread over them; a prompt comes a second time when every one is there, next to its first.
+    spread over the classes ``labels[class_label]`` and over the prompts of a class; a prompt comes
+    a second time when every one is there, next to its first.
     """
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(batch.prompts):
         rows_of.setdefault(prompt.id, []).append(row)
     chosen: list[tuple[int, int]] = []  # (prompt's first row, row)
     for repeat in range(max(map(len, rows_of.values()), default=0)):
-        layer = [(rows[0], rows[repeat]) for rows in rows_of.values() if repeat < len(rows)]
-        wanted = min(count - len(chosen), len(layer))
-        chosen += [layer[i * len(layer) // wanted] for i in range(wanted)]
+        classes: dict[str, list[tuple[int, int]]] = {}
+        for rows in rows_of.values():
+            if repeat < len(rows):
+                name = str(batch.prompts[rows[0]].labels.get(class_label))
+                classes.setdefault(name, []).append((rows[0], rows[repeat]))
+        chosen += _evenly(list(classes.values()), count - len(chosen))
     rows = [row for _, row in sorted(chosen)]
     return PromptBatch(
         tuple(batch.prompts[i] for i in rows),
         tuple(batch.sample_index[i] for i in rows),
         batch.round_index,
     )
+
+
+def _evenly(groups: list[list[tuple[int, int]]], count: int) -> list[tuple[int, int]]:
+    """``count`` members (all, if there are fewer): as equal a share of every group as its size
+    allows, evenly spaced in it; of more groups than ``count``, evenly spaced ones.
+    """
+    if len(groups) > count:
+        groups = [groups[i * len(groups) // count] for i in range(count)]
+    shares = [0] * len(groups)
+    for _ in range(min(count, sum(map(len, groups)))):
+        open_groups = [i for i, group in enumerate(groups) if shares[i] < len(group)]
+        shares[min(open_groups, key=lambda i: shares[i])] += 1
+    return [
+        group[i * len(group) // share]
+        for group, share in zip(groups, shares, strict=True)
+        for i in range(share)
+    ]
 
 
 def joined(batches: Iterable[PromptBatch]) -> PromptBatch | None:
@@ -112,6 +132,7 @@ class AudioSamples(Callback):
         self.batch = spread(
             self._held_out(trainer) or PromptBatch(batch.prompts, batch.sample_index, -1),
             self.count,
+            pl_module.hparams.class_label,
         )
         fresh = trainer.global_step == 0
         if fresh:
@@ -132,7 +153,8 @@ class AudioSamples(Callback):
             self.batch is None and trainer.is_global_zero and trainer.datamodule is not None
         ):  # no round was left to train
             held_out = joined(trainer.datamodule.val_dataloader())
-            self.batch = None if held_out is None else spread(held_out, self.count)
+            if held_out is not None:
+                self.batch = spread(held_out, self.count, pl_module.hparams.class_label)
         if self.batch is not None:
             self._write(pl_module, "after")
 

@@ -183,4 +183,5 @@ class Report(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            write_report(self.out_dir)
+            reward = getattr(pl_module, "reward", None)
+            write_report(self.out_dir, getattr(reward, "unit", ""))

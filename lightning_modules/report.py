@@ -1,20 +1,51 @@
-"""The picture and the page of a run:
-
-``curve.png`` and a self-contained ``report.html`` that opens offline.
-"""
+"""The picture and the page of a run: ``curve.png``, and ``report.html``, which opens offline."""
 
 from __future__ import annotations
 
 import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.errors import parsing
 from zoo.files import parsed_json, written_beside
-from zoo.html_pages import page, picture, player
+from zoo.html_pages import LOUDEST_DB, QUIETEST_DB, clip, page, picture
 from zoo.hub.run_results import metrics_rows
 from zoo.secrets import without_secrets
+
+INDEX = "samples.json"  # beside the wav files of a folder of samples
+_UNCHANGED = 5e-4  # scores that differ by less are the same on the page
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of ``samples.json``. ``score`` is NaN where the reward gave no finite number."""
+
+    file: str
+    text: str
+    negative: str
+    labels: Mapping[str, object]
+    score: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with the same noise before and after; ``None`` where that side is missing."""
+
+    before: Sample | None
+    after: Sample | None
+
+    @property
+    def change(self) -> float:
+        """Score after minus score before; NaN where one of them is missing."""
+        if self.before is None or self.after is None:
+            return math.nan
+        return self.after.score - self.before.score
+
+    @property
+    def either(self) -> Sample:
+        return self.after or self.before
 
 
 def read_rows(path: str | Path) -> list[dict[str, float]]:
@@ -22,16 +53,55 @@ def read_rows(path: str | Path) -> list[dict[str, float]]:
     return metrics_rows(Path(path))
 
 
+def read_samples(folder: Path) -> list[Sample]:
+    """The index of a folder of samples; empty where there is none.
+
+    Raises ``ValueError`` for an index that is damaged.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    with parsing(index, "an index of samples"):
+        rows = parsed_json(index.read_text(encoding="utf-8"))
+        return [
+            Sample(
+                row["file"],
+                row["text"],
+                row["negative"],
+                dict(row.get("labels") or {}),
+                math.nan if row["score"] is None else float(row["score"]),
+            )
+            for row in rows
+        ]
+
+
+def ranked_pairs(before: Sequence[Sample], after: Sequence[Sample]) -> list[Pair]:
+    """Samples of the same file as pairs, the largest change (up or down) first.
+
+    Equal changes stay in the order of their files; pairs without a change come last.
+    """
+    first = {sample.file: sample for sample in before}
+    second = {sample.file: sample for sample in after}
+    pairs = [Pair(first.get(file), second.get(file)) for file in sorted(first.keys() | second)]
+    return sorted(pairs, key=lambda pair: -abs(pair.change) if _finite(pair.change) else 1.0)
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
 def _series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """(rounds, values) of a column, without the rows that lack it."""
     pairs = [
         (row.get("round", float(i + 1)), row[name])
         for i, row in enumerate(rows)
-        if math.isfinite(row.get(name, math.nan))
+        if _finite(row.get(name, math.nan))
     ]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def _classes(rows: Sequence[Mapping[str, float]], prefix: str) -> list[str]:
+    """Columns such as reward/sad/mean, sorted."""
     names = {
         name
         for row in rows
@@ -46,6 +116,7 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     as a PNG.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
@@ -70,6 +141,7 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
             low, high = ([m + sign * s for m, s in zip(mean, std)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color="black", alpha=0.08, lw=0)
         axis.set(title=title, xlabel="round", ylabel="reward")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if mean:
             axis.legend(fontsize=8)
@@ -79,93 +151,137 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         figure.savefig(part, format="png")
 
 
-def _samples(folder: Path) -> dict[str, dict]:
-    index = folder / "samples.json"
-    if not index.is_file():
-        return {}
-    with parsing(index, "an index of samples"):
-        samples = parsed_json(index.read_text(encoding="utf-8"))
-        return {sample["file"]: sample for sample in samples}
+def _signed(value: float) -> str:
+    if not _finite(value):
+        return "n/a"
+    return f"{value:+.3f}" if abs(value) >= _UNCHANGED else "0.000"
 
 
-def _cell(folder: Path, sample: dict | None) -> str:
-    if sample is None or not (folder / sample["file"]).is_file():
-        return '<td class="note">none</td>'
-    return f"<td>{player(folder / sample['file'])}reward {sample['score']:+.3f}</td>"
+def _change_cell(change: float) -> str:
+    kind = ""
+    if _finite(change) and abs(change) >= _UNCHANGED:
+        kind = " up" if change > 0 else " down"
+    return f'<td class="number{kind}">{_signed(change)}</td>'
 
 
-def _table(audio: Path) -> str:
-    before, after = _samples(audio / "before"), _samples(audio / "after")
-    names = sorted(before.keys() | after.keys())
-    if not names:
-        return '<p class="note">No samples were written.</p>'
-    rows = []
-    for name in names:
-        sample = after.get(name) or before[name]
-        text = html.escape(sample["text"])
-        if sample["negative"]:
-            text += f'<br><span class="note">not: {html.escape(sample["negative"])}</span>'
-        change = (
-            after[name]["score"] - before[name]["score"]
-            if name in before and name in after
-            else math.nan
-        )
-        shown = f"{change:+.3f}" if math.isfinite(change) else "n/a"
-        cells = _cell(audio / "before", before.get(name)) + _cell(audio / "after", after.get(name))
-        rows.append(f'<tr><td>{text}</td>{cells}<td class="number">{shown}</td></tr>')
-    head = "<tr><th>prompt</th><th>before</th><th>after</th><th>change</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _number_row(rows: Sequence[Mapping[str, float]], title: str, name: str, part: bool) -> str:
+    x, y = _series(rows, name)
+    if not y:
+        return ""
+    kind = ' class="part"' if part else ""
+    return (
+        f"<tr{kind}><td>{html.escape(title)}</td>"
+        f'<td class="number">{_signed(y[0])} <span class="note">round {x[0]:.0f}</span></td>'
+        f'<td class="number">{_signed(y[-1])} <span class="note">round {x[-1]:.0f}</span></td>'
+        f"{_change_cell(y[-1] - y[0])}</tr>"
+    )
 
 
 def _numbers(rows: Sequence[Mapping[str, float]]) -> str:
+    """A table of first and last rewards, each class below its mean, and where the time went."""
     lines = []
-    named = {
-        "training reward": "reward/mean",
-        "held-out reward": "held_out/mean",
-        "held-out scorer": "held_out_scorer/mean",
+    for title, prefix in (
+        ("held-out prompts", "held_out"),
+        ("second opinion (not trained on)", "held_out_scorer"),
+        ("training prompts", "reward"),
+    ):
+        lines.append(_number_row(rows, title, f"{prefix}/mean", part=False))
+        for name in _classes(rows, prefix):
+            lines.append(_number_row(rows, name.split("/")[1], name, part=True))
+    head = (
+        '<tr><th>mean reward</th><th class="number">first</th><th class="number">last</th>'
+        '<th class="number">change</th></tr>'
+    )
+    spent = {
+        what: sum(row.get(f"seconds/{what}", 0.0) for row in rows)
+        for what in ("sampling", "reward", "update")
     }
-    for title, name in named.items():
-        x, y = _series(rows, name)
-        if y:
-            lines.append(
-                f"<li>{title}: {y[0]:+.3f} (round {x[0]:.0f}) to {y[-1]:+.3f} (round"
-                f" {x[-1]:.0f})</li>"
-            )
-    seconds = sum(
-        value for row in rows for name, value in row.items() if name.startswith("seconds/")
-    )
+    time = ", ".join(f"{what} {_duration(seconds)}" for what, seconds in spent.items())
+    rounds = len([row for row in rows if "seconds/update" in row])
     return (
-        f"<ul>{''.join(lines)}<li>{len(rows)} rows in metrics.csv, {seconds:.0f} s in sampling,"
-        " reward and update</li></ul>"
+        f'<table class="narrow">{head}{"".join(lines)}</table>'
+        f'<p class="note">{rounds} rounds of training; time: {time}. Everything that was logged is'
+        " in metrics.csv.</p>"
     )
 
 
-def write_report(out_dir: str | Path) -> Path:
+def _clip_cell(folder: Path, sample: Sample | None) -> str:
+    if sample is None or not (folder / sample.file).is_file():
+        return '<td class="note">none</td>'
+    return f"<td>{clip(folder / sample.file)}reward {_signed(sample.score)}</td>"
+
+
+def _prompt_cell(sample: Sample) -> str:
+    lines = [html.escape(sample.text)]
+    if sample.negative:
+        lines.append(f'<span class="note">not: {html.escape(sample.negative)}</span>')
+    words = {name: value for name, value in sample.labels.items() if isinstance(value, str)}
+    if words:
+        shown = ", ".join(f"{name}: {value}" for name, value in words.items())
+        lines.append(f'<span class="note">{html.escape(shown)}</span>')
+    return f"<td>{'<br>'.join(lines)}</td>"
+
+
+def _samples_table(audio: Path) -> str:
+    pairs = ranked_pairs(read_samples(audio / "before"), read_samples(audio / "after"))
+    if not pairs:
+        return '<p class="note">No samples were written.</p>'
+    changes = [pair.change for pair in pairs if _finite(pair.change)]
+    up = sum(change >= _UNCHANGED for change in changes)
+    down = sum(change <= -_UNCHANGED for change in changes)
+    rows = [
+        f'<tr><td class="number">{rank}</td>{_prompt_cell(pair.either)}'
+        f"{_clip_cell(audio / 'before', pair.before)}{_clip_cell(audio / 'after', pair.after)}"
+        f"{_change_cell(pair.change)}</tr>"
+        for rank, pair in enumerate(pairs, 1)
+    ]
+    head = (
+        '<tr><th class="number">#</th><th>prompt</th><th>before</th><th>after</th>'
+        '<th class="number">change</th></tr>'
+    )
+    return f"""<p>Each prompt was played with the same noise before and after training. The largest
+change comes first: {up} went up, {down} down, {len(changes) - up - down} stayed.</p>
+<p class="note">The reward is what training raises. A higher number says that training worked, not
+that it sounds better: listen. Spectrograms: brightness is the level, from {QUIETEST_DB} dB (black)
+to {LOUDEST_DB} dB of full scale, the same in every picture.</p>
+<div class="wide"><table>{head}{"".join(rows)}</table></div>"""
+
+
+def write_report(out_dir: str | Path, unit: str = "") -> Path:
     """``report.html`` in a run folder, from its metrics.csv, audio/before, audio/after and
     config.yaml. What is missing is said.
 
-    Everything is inside the file: no script, no link to elsewhere. Raises ``OSError`` when it
-    cannot be written.
+    Everything is inside the file: no script, no link to elsewhere. ``unit`` says how the reward is
+    read (``Reward.unit``), such as "cosine similarity of clip and prompt; 1 is best".
+
+    Raises ``OSError`` when it cannot be written.
     """
     out_dir = Path(out_dir)
     rows = read_rows(out_dir / "metrics.csv")
-    curve, config = '<p class="note">Nothing was measured.</p>', out_dir / "config.yaml"
+    config = out_dir / "config.yaml"
+    curve, numbers = '<p class="note">Nothing was measured.</p>', ""
     if rows:
         draw_curve(rows, out_dir / "curve.png")
         curve = picture(out_dir / "curve.png", "rewards over rounds")
-    settings = (
-        without_secrets(config.read_text(encoding="utf-8"))
-        if config.is_file()
-        else ("config.yaml was not written")
-    )
-    body = f"""<h2>Rewards</h2>
-{_numbers(rows)}
-{curve}
+        numbers = _numbers(rows)
+    meaning = f"<p><strong>The reward:</strong> {html.escape(unit)}.</p>" if unit else ""
+    settings = "config.yaml was not written"
+    if config.is_file():
+        settings = without_secrets(config.read_text(encoding="utf-8"))
+    body = f"""{meaning}
 <h2>Before and after</h2>
-<p class="note">The same prompts with the same noise.</p>
-{_table(out_dir / "audio")}
+{_samples_table(out_dir / "audio")}
+<h2>Rewards</h2>
+{numbers}
+{curve}
 <h2>Settings</h2>
-<pre>{html.escape(settings)}</pre>"""
+<details><summary>config.yaml</summary>
+<pre>{html.escape(settings)}</pre></details>"""
     path = out_dir / "report.html"
     with written_beside(path) as part:
         part.write_text(page(out_dir.resolve().name, body), encoding="utf-8")

@@ -7,9 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.report import read_rows
-from zoo.errors import parsing
-from zoo.files import parsed_json
+from lightning_modules.report import read_rows, read_samples
 
 
 def run_summary(out_dir: str | Path, module: Any) -> list[str]:
@@ -48,10 +46,5 @@ def _held_out(out_dir: Path, module: Any) -> str:
 
 
 def _mean_score(folder: Path) -> float:
-    index = folder / "samples.json"
-    if not index.is_file():
-        return math.nan
-    with parsing(index, "an index of samples"):
-        samples = parsed_json(index.read_text(encoding="utf-8"))
-        scores = [sample["score"] for sample in samples if sample["score"] is not None]
-        return sum(scores) / len(scores) if scores else math.nan
+    scores = [sample.score for sample in read_samples(folder) if math.isfinite(sample.score)]
+    return sum(scores) / len(scores) if scores else math.nan

@@ -1,8 +1,10 @@
 import csv
 import html.parser
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -15,11 +17,12 @@ from datamodules.prompts import PromptDataModule
 from datamodules.sounds.scene_prompts import scene_prompts
 from lightning_modules.audio_samples import AudioSamples, spread
 from lightning_modules.callbacks import MetricsCSV, default_callbacks
-from lightning_modules.report import read_rows, write_report
+from lightning_modules.report import Sample, ranked_pairs, read_rows, read_samples, write_report
 from lightning_modules.rl.ddpo import DDPO
 from lightning_modules.run import fit
 from zoo.backbones.lora import load_adapter
 from zoo.configuration import read_configuration
+from zoo.errors import UserError
 from zoo.types import RewardOutput
 
 
@@ -97,32 +100,60 @@ class Page(html.parser.HTMLParser):
 def test_the_report_holds_players_curve_and_settings_and_needs_nothing_else(tmp_path):
     run(tmp_path, 1)
     (tmp_path / "config.yaml").write_text("seed: 7 # <b>&")
-    report = write_report(tmp_path).read_text()
+    report = write_report(tmp_path, "share of <u>; 1 is best").read_text()
     page = Page()
     page.feed(report)
-    assert (
-        page.tags.count("audio") == 6
-        and page.tags.count("img") == 1
-        and "script" not in page.tags
-        and "b" not in page.tags
-    )
+    assert page.tags.count("audio") == 6
+    assert page.tags.count("img") == 6 + 1  # a spectrogram per player, and the curve
+    assert page.tags.count("details") == 1
+    assert not {"script", "link", "b", "u"} & set(page.tags)
+    embedded = r"data:(audio/flac|image/png|image/jpeg);base64,[A-Za-z0-9+/=]{100,}$"
+    assert all(re.match(embedded, source) for source in page.sources)
+    assert "seed: 7 # <b>&" in page.text.split("config.yaml")[-1]
+    assert "a happy take number 0" in page.text
+    assert "share of <u>; 1 is best" in page.text
+
+
+def test_the_callback_tells_the_report_the_unit_of_the_reward(tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyReward, "unit", "loudness; 7 is best", raising=False)
+    run(tmp_path, 1)
+    assert "loudness; 7 is best" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_of_an_empty_folder_is_a_page(tmp_path):
+    page = Page()
+    page.feed(write_report(tmp_path).read_text())
+    assert not {"table", "audio", "img"} & set(page.tags)
+    assert page.tags.count("h2") == 3
+
+
+def sample(name: str, score: float) -> Sample:
+    return Sample(name, name, "", {}, score)
+
+
+def test_pairs_are_ranked_by_the_size_of_their_change():
+    before = [sample("a", 0.0), sample("b", 0.5), sample("c", 0.5), sample("d", float("nan"))]
+    after = [sample("c", -0.5), sample("a", 0.25), sample("b", 0.5), sample("e", 3.0)]
+    pairs = ranked_pairs(before, after)
+    assert [pair.either.file for pair in pairs] == ["c", "a", "b", "d", "e"]
+    assert [pair.change for pair in pairs[:3]] == [-1.0, 0.25, 0.0]
+    assert pairs[3].after is None and pairs[4].before is None
+
+
+def test_a_report_of_samples_on_one_side_or_without_a_score(tmp_path):
+    """A killed run has no audio/after; a reward may have given NaN, which JSON holds as null."""
+    run(tmp_path, 1)
+    shutil.rmtree(tmp_path / "audio" / "after")
+    index = tmp_path / "audio" / "before" / "samples.json"
+    rows = json.loads(index.read_text())
+    rows[0]["score"] = None
+    index.write_text(json.dumps(rows))
+    page = Page()
+    page.feed(write_report(tmp_path).read_text())
+    assert page.tags.count("audio") == 3
+    assert page.text.count("n/a") == 1 + 3  # one score, and every change
     assert all(
-        re.match(r"data:(audio/flac|image/png);base64,[A-Za-z0-9+/=]{100,}$", source)
-        for source in page.sources
-    )
-    assert (
-        "seed: 7 # <b>&" in page.text
-        and "a happy take number 0" in page.text
-        and "training reward" in page.text
-    )
-
-
-def test_a_report_of_an_empty_folder_says_what_is_missing(tmp_path):
-    report = write_report(tmp_path).read_text()
-    assert (
-        "Nothing was measured" in report
-        and "No samples were written" in report
-        and "config.yaml was not written" in report
+        math.isfinite(one.score) == (i > 0) for i, one in enumerate(read_samples(index.parent))
     )
 
 
@@ -315,26 +346,36 @@ def test_columns_that_come_later_do_not_shift_earlier_rows(tmp_path):
 
 
 def test_samples_are_spread_and_counted():
-    assert [p.id for p in spread(prompt_round(8, repeats=1), 4).prompts] == ["p0", "p2", "p4", "p6"]
+    def ids(batch: PromptBatch, count: int) -> list[str]:
+        return [prompt.id for prompt in spread(batch, count).prompts]
+
+    # moods take turns: p0 happy, p1 sad, p2 happy ...
+    assert ids(prompt_round(8, repeats=1), 4) == ["p0", "p1", "p4", "p5"]
+    assert ids(prompt_round(8, repeats=1), 1) == ["p0"]
     assert len(spread(prompt_round(2, repeats=1), 4)) == 2
     repeated = prompt_round(48, repeats=4)  # 12 prompts, four times each
-    assert [p.id for p in spread(repeated, 8).prompts] == [
-        "p0",
-        "p1",
-        "p3",
-        "p4",
-        "p6",
-        "p7",
-        "p9",
-        "p10",
-    ]
-    more = spread(repeated, 15)
+    assert ids(repeated, 8) == ["p0", "p1", "p2", "p3", "p6", "p7", "p8", "p9"]
+    more = spread(repeated, 14)
     assert [p.id for p in more.prompts] == [
-        f"p{i}" for i in (0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11)
+        f"p{i}" for i in (0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
     ]
-    assert (
-        more.sample_index[:3] == (0, 1, 0)
-        and spread(repeated, 48).sample_index == (0, 1, 2, 3) * 12
-    )
-    with pytest.raises(ValueError, match="at least 1"):
+    assert more.sample_index[:4] == (0, 1, 0, 1)
+    assert spread(repeated, 48).sample_index == (0, 1, 2, 3) * 12
+    with pytest.raises(UserError):
         AudioSamples("x", 0)
+
+
+def test_a_rare_class_is_heard():
+    batch = prompt_round(20, repeats=1)
+    rare = tuple(
+        replace(prompt, labels={"mood": "rare" if i == 13 else "common"})
+        for i, prompt in enumerate(batch.prompts)
+    )
+    batch = PromptBatch(rare, batch.sample_index, 0)
+    assert [p.id for p in spread(batch, 4).prompts] == ["p0", "p6", "p12", "p13"]
+    # more classes than samples: evenly spaced classes; without the label, all are one class
+    many = PromptBatch(
+        tuple(replace(prompt, labels={"id": prompt.id}) for prompt in rare), batch.sample_index, 0
+    )
+    for label in ("id", "mood"):
+        assert [p.id for p in spread(many, 4, label).prompts] == ["p0", "p5", "p10", "p15"]

@@ -10,15 +10,30 @@ import io
 from pathlib import Path
 
 from zoo.audio_files import read_audio
+from zoo.types import Waveform
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .5rem; border-bottom: 1px solid #d8dee5 }
-.number { text-align: right; font-variant-numeric: tabular-nums } audio { width: 16rem; display: block }
-img { max-width: 100% } pre { background: #f4f6f8; padding: 1rem; overflow: auto; font-size: 13px }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1rem; color: #1c2733 }
+h2 { margin-top: 2.5rem; border-bottom: 2px solid #d8dee5; padding-bottom: .25rem }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .5rem; border-bottom: 1px solid #d8dee5; vertical-align: top }
+th { color: #5b6b7b; font-weight: 600 }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.up { color: #176b37 } .down { color: #a3271c }
+.part td:first-child { padding-left: 2rem }
+.narrow { width: auto; min-width: 50% }
+.wide { overflow-x: auto }
+audio { width: 18rem; max-width: 100%; height: 2.5rem; display: block; margin: .25rem 0 }
+img { max-width: 100% }
+img.spectrogram { width: 20rem; display: block }
+pre { background: #f4f6f8; padding: 1rem; overflow: auto; font-size: 13px }
+details > summary { cursor: pointer; padding: .5rem 0 }
 .note, .interval { color: #5b6b7b }
 .interval { white-space: nowrap; font-variant-numeric: tabular-nums }
 """
+LOUDEST_DB, QUIETEST_DB = -15, -85  # brightest and darkest level of a spectrogram, of full scale
+_COLUMNS, _BANDS = 400, 120  # of a spectrogram: frames at most, frequencies
 
 
 def data_uri(kind: str, data: bytes) -> str:
@@ -41,15 +56,69 @@ def player(path: Path) -> str:
     """An ``<audio>`` element with the file in it (as FLAC: lossless and half the size; every
     browser plays it).
     """
+    return _player(read_audio(path))
+
+
+def clip(path: Path) -> str:
+    """A spectrogram of the file and, below it, its player."""
+    wave = read_audio(path)
+    return _spectrogram(wave) + _player(wave)
+
+
+def _player(wave: Waveform) -> str:
     import soundfile
 
-    wave = read_audio(path)
     samples_NC = (wave.samples_CN.T * 2**15).round().clamp(-(2**15), 2**15 - 1).short().numpy()
     packed = io.BytesIO()
     soundfile.write(packed, samples_NC, wave.sample_rate_hz, format="FLAC", subtype="PCM_16")
     return (
         f'<audio controls preload="none" src="{data_uri("audio/flac", packed.getvalue())}"></audio>'
     )
+
+
+def _spectrogram(wave: Waveform) -> str:
+    """An ``<img>`` element: level over time and frequency of the downmix, frequency on a log axis.
+
+    Every picture has the same scale of levels, so that two can be compared. A JPEG, since a PNG of
+    it is five times as large.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+    from scipy.signal import spectrogram
+
+    mono_N = wave.samples_CN.mean(0).numpy()
+    window = min(len(mono_N), 2 ** round(np.log2(max(2, 0.064 * wave.sample_rate_hz))))
+    hop = max(1, window // 4, len(mono_N) // _COLUMNS)
+    frequencies_hz, _, power_FT = spectrogram(
+        mono_N,
+        wave.sample_rate_hz,
+        nperseg=window,
+        noverlap=max(0, window - hop),
+        scaling="spectrum",
+    )
+    level_db_FT = 10 * np.log10(power_FT + 1e-12)
+    highest_hz = wave.sample_rate_hz / 2
+    bands_hz = np.geomspace(min(50, highest_hz / 10), highest_hz, _BANDS)
+    rows = np.abs(frequencies_hz[None] - bands_hz[:, None]).argmin(1)
+
+    figure = Figure(figsize=(3.6, 1.5), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    seconds = np.linspace(0, len(mono_N) / wave.sample_rate_hz, power_FT.shape[1] + 1)
+    edges_hz = np.geomspace(bands_hz[0], highest_hz, _BANDS + 1)
+    axis.pcolormesh(
+        seconds, edges_hz, level_db_FT[rows], vmin=QUIETEST_DB, vmax=LOUDEST_DB, cmap="magma"
+    )
+    axis.set_yscale("log")
+    ticks_hz = [hz for hz in (100, 300, 1_000, 3_000, 10_000) if bands_hz[0] < hz < highest_hz]
+    axis.set_yticks(ticks_hz, [f"{hz / 1000:g}" for hz in ticks_hz])
+    axis.minorticks_off()
+    axis.set_xlabel("seconds", fontsize=7, labelpad=1)
+    axis.set_ylabel("kHz", fontsize=7, labelpad=1)
+    axis.tick_params(labelsize=7, length=2, pad=1)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="jpeg", pil_kwargs={"quality": 85})
+    source = data_uri("image/jpeg", drawn.getvalue())
+    return f'<img class="spectrogram" alt="spectrogram" src="{source}">'
 
 
 def page(title: str, body: str) -> str:
