@@ -49,7 +49,7 @@ ASIDE = {
     "._a.wav": "hidden",
     ".a.123.part.wav": "hidden",
     "folder.wav": "a folder",
-    "pipe.wav": "no regular file (a pipe or a device)",
+    "pipe.wav": "not a regular file (a pipe or a device)",
     "link.wav": "a broken link",
 }
 
@@ -84,7 +84,7 @@ def test_training_takes_sounds_only(folder: Path, caplog: pytest.LogCaptureFixtu
     assert "._a.wav: hidden" in caplog.text
     table = folder.parent / "t.csv"
     table.write_text("file,caption\npipe.wav,hiss\n")
-    with pytest.raises(ValueError, match=r"pipe.wav \(line 2, no regular file"):
+    with pytest.raises(ValueError, match=r"pipe.wav \(line 2, not a regular file"):
         find_clips(folder, table)
 
 
@@ -95,7 +95,7 @@ def test_an_evaluation_takes_sounds_only(folder: Path, caplog: pytest.LogCapture
     assert sample.path == folder / "a.wav" and sample.prompt.text == "sad piano"
     assert "folder.wav: a folder" in caplog.text
     for name, message in (
-        ("pipe.wav", "no regular file"),
+        ("pipe.wav", "not a regular file"),
         ("folder.wav", "a folder"),
         ("b.wav", "there is no file"),
     ):

@@ -129,7 +129,7 @@ def test_unknown_lengths_are_read_to_their_end(tmp_path: Path, name: str) -> Non
     kind = name.split()[0].upper()
     assert torch.equal(wave.samples_CN, plainly_read(encoded(kind, "PCM_16")))
     if "tag" not in name:  # the true number is written where the header has none
-        assert examined(path.read_bytes()).mended == encoded(kind, "PCM_16")
+        assert examined(path.read_bytes()).corrected == encoded(kind, "PCM_16")
 
 
 def test_an_unknown_length_of_many_frames_is_found(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def test_as_many_texts_are_kept_as_there_is_room_for(monkeypatch):
     memory.remember(PROMPTS)
     memory.remember(PROMPTS)  # full, and nothing new
     assert len(asked) == 4
-    with pytest.raises(ValueError, match="4 texts are kept at most; keep the text encoder"):
+    with pytest.raises(
+        ValueError, match="too many texts: at most 4 are kept; keep the text encoder"
+    ):
         memory.remember([Prompt("c", "one more")])
     assert memory(Prompt("c", "one more")) == (
         "one more",

@@ -87,7 +87,8 @@ def test_gradients_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("from_hz", "to_hz", "message"), [(0, 8000, "got 0"), (8000, -1, "got -1"), (1, 16_000, "1 Hz")]
+    ("from_hz", "to_hz", "message"),
+    [(0, 8000, "rate 0"), (8000, -1, "rate -1"), (1, 16_000, "1 Hz")],
 )
 def test_rates_without_sense_are_named(from_hz: int, to_hz: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Audio files in and out (wav, flac, ogg, mp3), by soundfile. Shapes: ``CN`` channels, samples."""
+"""Reads and writes audio files (wav, flac, ogg, mp3). Shapes: ``CN`` channels, samples."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from zoo.files import AUDIO_FORMATS as FORMATS
 from zoo.files import written_beside
 from zoo.types import Waveform
 
-# the containers that tell whether they are cut
+# containers in which a cut-off end is detected
 _READ = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
-_BLOCK = 2**20  # numbers that are decoded at a time
-# decoded and dropped: an mp3 frame leans on up to 511 bytes before it, 20 frames of a quiet file
+_BLOCK = 2**20  # numbers decoded at a time
+# decoded and dropped: an mp3 frame needs up to 511 bytes before it, 20 frames of a quiet file
 _PRE_ROLL_S = 0.6
 
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """What a file holds: its rate, its channels, and ``samples`` of each channel."""
+    """Sample rate, channels and ``samples`` per channel of a file."""
 
     sample_rate_hz: int
     channels: int
@@ -43,9 +43,8 @@ class AudioFacts:
 def audio_facts(path: str | Path) -> AudioFacts:
     """Rate, channels and length of a file, without decoding it.
 
-    Raises as ``read_audio`` does, but for NaN and infinity.
-
-    A file that lost its end is found, a damaged middle is not.
+    Finds a missing end, but no damage in the middle. Raises like ``read_audio``, except for NaN and
+    infinity.
     """
     path = _checked(path)
     try:
@@ -64,14 +63,12 @@ def read_audio(
     start_s: float = 0.0,
     seconds: float | None = None,
 ) -> Waveform:
-    """The whole file in float32, or ``seconds`` of it from ``start_s`` on.
+    """Reads a file in float32, or ``seconds`` of it from ``start_s`` on.
 
-    Resampled to ``sample_rate_hz`` if given.
-
-    A length that is only in the header is not believed: what has none is read to its end, and only
-    the part that is asked for is decoded. Raises ``FileNotFoundError``, and ``UserError`` naming a
-    file that is no regular file, empty, cut off, no audio, without samples (there), or holding NaN
-    or infinity.
+    Resamples to ``sample_rate_hz`` if given, and decodes only the requested part. A file without a
+    length in its header is read to its end. Raises ``FileNotFoundError``, and ``UserError`` for a
+    file that is not a regular file, empty, cut off, not audio, without samples (in that part), or
+    holds NaN or infinity.
     """
     path = _checked(path)
     try:
@@ -82,12 +79,13 @@ def read_audio(
 
 
 def decoded(source: Path | bytes, start_s: float = 0.0, seconds: float | None = None) -> Waveform:
-    """As ``read_audio`` at its own rate, of a file or of its bytes.
+    """Reads a file, or its bytes, at its own rate, like ``read_audio``.
 
-    The ``UserError`` says what is wrong without a name, to be read after that of the file.
+    The ``UserError`` does not name the file: the caller puts the name before it.
     """
     with _opened(source) as file:
-        rate_hz, promised = file.samplerate, file.frames
+        rate_hz = file.samplerate
+        promised = file.frames
         start = min(promised, round(start_s * rate_hz))
         first = max(0, start - round(_PRE_ROLL_S * rate_hz))
         wanted = promised - first
@@ -106,10 +104,8 @@ def decoded(source: Path | bytes, start_s: float = 0.0, seconds: float | None = 
 def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise UserError(
-            f"{path} is {'a folder' if path.is_dir() else 'no regular file (a pipe or a device)'}; "
-            "name an audio file"
-        )
+        kind = "a folder" if path.is_dir() else "not a regular file (a pipe or a device)"
+        raise UserError(f"{path} is {kind}; name an audio file")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(
@@ -120,7 +116,7 @@ def _checked(path: str | Path) -> Path:
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
-    """Raises ``UserError`` without the name of the file."""
+    """Opens a file or bytes that are whole; the ``UserError`` does not name the file."""
     if isinstance(source, bytes):
         found = examined(source)
     elif source.stat().st_size == 0:
@@ -130,19 +126,19 @@ def _opened(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
             found = examined(data)
     if found.problem:
         raise UserError(found.problem)
-    content = source if found.mended is None else found.mended
+    content = source if found.corrected is None else found.corrected
     try:
         file = soundfile.SoundFile(
             io.BytesIO(content) if isinstance(content, bytes) else str(content)
         )
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise UserError(
-            f"cannot be read as audio ({_said(error)}); expected one of {', '.join(FORMATS)}"
+            f"cannot be read as audio ({_message(error)}); expected one of {', '.join(FORMATS)}"
         ) from error
     with file:
         if file.format not in _READ:
             raise UserError(
-                f"is {file.format_info}, which does not say whether it is whole; "
+                f"is {file.format_info}, where a cut-off file is not detected; "
                 "convert it to wav or flac"
             )
         if file.frames == 0:
@@ -150,7 +146,7 @@ def _opened(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
         yield file
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return getattr(error, "error_string", "") or str(error)
 
 
@@ -168,14 +164,15 @@ def _touch_end(file: soundfile.SoundFile) -> None:
 
 
 def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor:
-    """(C, N) ``wanted`` samples from ``first`` on, decoded in blocks.
+    """Decodes ``wanted`` samples (C, N) from ``first`` on, in blocks.
 
-    So memory is taken for samples that are there, not for those that a header promises.
-    mp3 is decoded in one piece, since every seek of soundfile restarts its decoder; its frames were
-    counted (``examined``). Raises ``UserError`` for fewer, but for mp3, whose length may be an
-    estimate.
+    Blocks need memory for the samples in the file, not for those that the header claims. An mp3 is
+    decoded in one piece, because every seek of soundfile restarts its decoder. Raises ``UserError``
+    for fewer samples, except for mp3, whose length may be an estimate.
     """
-    blocks, count, broken = [], 0, ""
+    blocks = []
+    count = 0
+    broken = ""
     size = wanted if file.format == "MP3" else max(1, _BLOCK // file.channels)
     try:
         if first:
@@ -187,11 +184,10 @@ def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor
             blocks.append(block_NC)
             count += len(block_NC)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        broken = f" ({_said(error)})"
+        broken = f" ({_message(error)})"
     if broken or (count < wanted and file.format != "MP3"):
-        there, promised = first + count, file.frames
         raise UserError(
-            f"is cut off or damaged: {there} of {promised} samples can be read{broken}; "
+            f"is cut off or damaged: {first + count} of {file.frames} samples can be read{broken}; "
             "copy or render it again"
         )
     samples_CN = numpy.empty((file.channels, count), "float32")
@@ -202,7 +198,7 @@ def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor
 
 
 def resample(wave: Waveform, sample_rate_hz: int) -> Waveform:
-    """At another rate (windowed sinc, ``zoo.audio_files.resampling``).
+    """Resamples a wave (windowed sinc, ``zoo.audio_files.resampling``).
 
     Raises ``UserError`` unless the rate is positive.
     """
@@ -211,11 +207,10 @@ def resample(wave: Waveform, sample_rate_hz: int) -> Waveform:
 
 
 def write_audio(path: str | Path, wave: Waveform) -> None:
-    """Writes beside and moves, in the format that the suffix names (16 bit for wav and flac);
-    louder than 1 is clipped.
+    """Writes an audio file in the format of its suffix (wav and flac with 16 bits).
 
-    Raises ``UserError`` for another suffix, an empty wave, NaN or infinity, or a rate that the
-    format cannot hold; ``OSError``.
+    Clips samples beyond 1 and never leaves a half-written file. Raises ``UserError`` for another
+    suffix, an empty wave, NaN or infinity, or a rate that the format cannot hold; ``OSError``.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -228,7 +223,7 @@ def write_audio(path: str | Path, wave: Waveform) -> None:
     except ValueError as error:
         raise UserError(f"{path}: {error}; nothing was written") from error
     with written_beside(path) as temporary:
-        temporary.write_bytes(content)  # Python names a full disk, libsndfile a "System error"
+        temporary.write_bytes(content)  # libsndfile would call a full disk a "System error"
 
 
 def encoded(wave: Waveform, suffix: str) -> bytes:
@@ -245,7 +240,8 @@ def encoded(wave: Waveform, suffix: str) -> bytes:
         raise UserError("the wave holds NaN or infinity")
     kind, subtype = FORMATS[suffix.lower()]
     file = io.BytesIO()
-    samples_NC, rate_hz = samples.clamp(-1, 1).T.numpy(), wave.sample_rate_hz
+    samples_NC = samples.clamp(-1, 1).T.numpy()
+    rate_hz = wave.sample_rate_hz
     try:
         soundfile.write(file, samples_NC, rate_hz, format=kind, subtype=subtype)
     except soundfile.SoundFileError as error:

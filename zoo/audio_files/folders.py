@@ -1,4 +1,4 @@
-"""Which files of a folder are sounds, and under which names they are found."""
+"""Lists the audio files of a folder and finds them by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Listing:
-    """``files``: name inside the folder, with forward slashes -> path.
+    """The audio files of a folder.
 
-    ``set_aside``: what has such a name and is no sound -> why.
+    - ``files``: name inside the folder, with forward slashes -> path.
+    - ``set_aside``: name of an entry that only looks like an audio file -> why it is left out.
+    - ``by_key``: normalised name -> name among ``files``.
     """
 
     files: Mapping[str, Path]
@@ -26,24 +28,24 @@ class Listing:
     by_key: Mapping[str, str]
 
     def find(self, name: str) -> str | None:
-        """The name among ``files`` that is meant, None for none.
+        """The name among ``files`` that matches ``name``, else None.
 
-        The very name comes first, then the one that Windows (``sub\\a.wav``) or a Mac (accents as
-        characters of their own) writes so.
+        An equal name comes first, then one that Windows (``sub\\a.wav``) or a Mac (accents as
+        separate characters) spells differently.
         """
         return name if name in self.files else self.by_key.get(_name_key(name))
 
     def reason(self, name: str) -> str:
-        """Why a name was set aside; "" for one that was not."""
+        """Why a name was set aside, else ""."""
         reasons = {_name_key(other): why for other, why in self.set_aside.items()}
         return reasons.get(_name_key(name), "")
 
     def log_set_aside(self, folder: Path) -> None:
-        """Warns of what was set aside, the first five by name."""
+        """Logs a warning about what was set aside; it names the first five."""
         aside = self.set_aside
         if aside:
-            told = "; ".join(f"{name}: {why}" for name, why in list(aside.items())[:5])
-            log.warning("%s: %d with the name of a sound left out (%s)", folder, len(aside), told)
+            first = "; ".join(f"{name}: {why}" for name, why in list(aside.items())[:5])
+            log.warning("%s: left out %d that look like sounds (%s)", folder, len(aside), first)
 
 
 def _name_key(name: str) -> str:
@@ -53,15 +55,15 @@ def _name_key(name: str) -> str:
 def listed(
     folder: str | Path, suffixes: Collection[str] | None = tuple(FORMATS), deep: bool = False
 ) -> Listing:
-    """The audio files of a folder (``deep``: of those in it, too), sorted by name.
+    """The audio files of a folder, sorted by name; ``deep`` includes its subfolders.
 
-    ``suffixes``: in small letters; None: all files.
-
-    Hidden files (``._a.wav``, which a Mac leaves beside ``a.wav``), folders and pipes with the name
-    of a sound, broken links, and names that are not valid Unicode are set aside. Raises ``OSError``
-    for a folder that cannot be read.
+    ``suffixes`` are in lower case; None lists all files. Hidden files (``._a.wav``, which a Mac
+    leaves beside ``a.wav``), folders and pipes with the name of a sound, broken links, and names
+    that are not valid Unicode are set aside. Raises ``OSError`` for a folder that cannot be read.
     """
-    folder, files, set_aside = Path(folder), {}, {}
+    folder = Path(folder)
+    files = {}
+    set_aside = {}
     for place, folders, names in os.walk(folder, onerror=_raise):
         folders.sort()
         for name in sorted(folders) + sorted(names):
@@ -90,7 +92,7 @@ def _set_aside(path: Path, inside: str) -> str:
     if any(part.startswith(".") for part in PurePosixPath(inside).parts):
         return "hidden"
     if not path.is_file():
-        return "no regular file (a pipe or a device)" if path.exists() else "a broken link"
+        return "not a regular file (a pipe or a device)" if path.exists() else "a broken link"
     try:
         inside.encode()
     except UnicodeEncodeError:

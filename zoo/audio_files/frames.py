@@ -1,6 +1,6 @@
-"""How long the frames of flac and mp3 are together, compared with what the head of the file says.
+"""Compares the total length of flac and mp3 frames with what the file's header says.
 
-Data: the whole file, as bytes or memory-mapped.
+``data`` is the whole file, as bytes or memory-mapped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 Data = bytes | mmap.mmap
-_MAX_GUESSES = 16  # heads of frames of flac that are looked at from the end of a file
+_MAX_GUESSES = 16  # flac frame headers to try, from the end of a file
 _MAX_SYNCS = 100_000  # places where two bytes could begin one
 _MAX_FRAME = 2**24  # bytes
 _MP3_KBIT_S = {  # by (version is 1, layer)
@@ -30,14 +30,15 @@ _MP3_RATES_HZ = {
 
 @dataclass(frozen=True)
 class Examined:
-    """``problem``: why the file is not whole, to be said after its name; "" for none that is seen.
+    """The result of examining a file.
 
-    ``mended``: the bytes with the true length in the header, where the header has none or one that
-    is too small.
+    - ``problem``: why the file is not whole, as text to follow its name; "" if it looks whole.
+    - ``corrected``: the bytes with the true length in the header, where the header has none or one
+      that is too small; else None.
     """
 
     problem: str = ""
-    mended: bytes | None = None
+    corrected: bytes | None = None
 
 
 def cut_off(missing: int, promised: int) -> Examined:
@@ -51,11 +52,11 @@ def patched(data: Data, place: int, value: bytes) -> bytes:
 
 
 def examined_flac(data: Data, start: int) -> Examined:
+    """Compares the sample count of the last flac frame with that of the header."""
     if start + 42 > len(data):
         return Examined("is cut off within its header; copy or render it again")
-    place = (
-        start + 21
-    )  # the low 4 bits of this byte and 4 more bytes: samples in all, 0 for unknown
+    # the low 4 bits of this byte and 4 more bytes: the total of samples, 0 for unknown
+    place = start + 21
     promised = int.from_bytes(data[place : place + 5], "big") & (2**36 - 1)
     there = _flac_samples(data, start, promised)
     if there is None:
@@ -70,26 +71,21 @@ def examined_flac(data: Data, start: int) -> Examined:
         )
     if there == promised:
         return Examined()
-    return Examined(
-        mended=patched(
-            data,
-            place,
-            bytes([data[place] & 0xF0 | there >> 32]) + (there % 2**32).to_bytes(4, "big"),
-        )
-    )
+    count = bytes([data[place] & 0xF0 | there >> 32]) + (there % 2**32).to_bytes(4, "big")
+    return Examined(corrected=patched(data, place, count))
 
 
 def _flac_samples(data: Data, start: int, promised: int) -> int | None:
     """Samples up to the end of the last frame; None where no frame ends with the file.
 
-    A frame whose head agrees with ``promised`` is believed without its checksum, which is slow
+    A frame whose header agrees with ``promised`` is accepted without its checksum, which is slow
     here.
     """
     end = len(data) - (128 if data[-128:-125] == b"TAG" else 0)
-    block = int.from_bytes(
-        data[start + 10 : start + 12], "big"
-    )  # of all frames but the last, where the number counts frames
-    position, guesses = end, 0
+    # samples per frame (but the last), needed where headers count frames instead of samples
+    block = int.from_bytes(data[start + 10 : start + 12], "big")
+    position = end
+    guesses = 0
     for _ in range(_MAX_SYNCS):
         position = max(
             data.rfind(sync, start + 42, position) for sync in (b"\xff\xf8", b"\xff\xf9")
@@ -108,7 +104,7 @@ def _flac_samples(data: Data, start: int, promised: int) -> int | None:
 
 
 def _flac_frame_end(head: bytes, block: int) -> int | None:
-    """Samples of the stream up to the end of the frame with this ``head``; None if it is none."""
+    """Samples up to the end of the frame with this header; None if it is not a frame header."""
     if (
         len(head) < 6
         or head[3] & 1
@@ -120,18 +116,24 @@ def _flac_frame_end(head: bytes, block: int) -> int | None:
     ones = f"{head[4]:08b}".index("0") if head[4] != 255 else 8
     if ones in (1, 8) or len(head) < 5 + ones + 5:
         return None
-    number, position = (head[4], 5) if ones == 0 else (head[4] & (0x7F >> ones), 4 + ones)
+    number = head[4] & (0x7F >> ones) if ones else head[4]
+    position = 4 + max(1, ones)
     for byte in head[5:position]:
         if byte >> 6 != 2:
             return None
         number = number << 6 | byte & 0x3F
-    size, rate = head[2] >> 4, head[2] & 0x0F
+    size = head[2] >> 4
+    rate = head[2] & 0x0F
     if size in (6, 7):
         size_bytes = size - 5
         samples = int.from_bytes(head[position : position + size_bytes], "big") + 1
         position += size_bytes
+    elif size == 1:
+        samples = 192
+    elif size < 6:
+        samples = 576 << (size - 2)
     else:
-        samples = 192 if size == 1 else 576 << (size - 2) if size < 6 else 256 << (size - 8)
+        samples = 256 << (size - 8)
     position += {12: 1, 13: 2, 14: 2}.get(rate, 0)
     if _crc(head[: position + 1], _CRC8, 8):
         return None
@@ -153,38 +155,48 @@ _CRC8, _CRC16 = _crc_table(0x07, 8), _crc_table(0x8005, 16)
 
 
 def _crc(data: bytes, table: tuple[int, ...], bits: int) -> int:
-    """0 where ``data`` ends with its own checksum."""
-    value, top, mask = 0, bits - 8, (1 << bits) - 1
+    """The checksum of ``data``: 0 where ``data`` ends with its own checksum."""
+    value = 0
+    top = bits - 8
+    mask = (1 << bits) - 1
     for byte in data:
         value = (value << 8 & mask) ^ table[value >> top ^ byte]
     return value
 
 
 def _mp3_frame(data: Data, position: int) -> tuple[int, int, int] | None:
-    """(bytes, samples, bytes of side information) of the frame at ``position``; None if none."""
+    """(bytes, samples, bytes of side information) of the frame at ``position``, else None."""
     head = data[position : position + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
-    version, layer, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 2 & 3
-    speed, is_padded, is_one = head[2] >> 4, head[2] >> 1 & 1, version == 3
+    version = head[1] >> 3 & 3
+    is_version_1 = version == 3
+    layer = 4 - (head[1] >> 1 & 3)
+    rate = head[2] >> 2 & 3
+    speed = head[2] >> 4
+    is_padded = head[2] >> 1 & 1
     if version == 1 or layer == 4 or rate == 3 or speed in (0, 15):
         return None
-    bit_s, rate_hz = 1000 * _MP3_KBIT_S[is_one, layer][speed - 1], _MP3_RATES_HZ[version][rate]
-    samples = 384 if layer == 1 else 1152 if layer == 2 or is_one else 576
-    size = (
-        (12 * bit_s // rate_hz + is_padded) * 4
-        if layer == 1
-        else samples // 8 * bit_s // rate_hz + is_padded
-    )
+    bit_s = 1000 * _MP3_KBIT_S[is_version_1, layer][speed - 1]
+    rate_hz = _MP3_RATES_HZ[version][rate]
+    if layer == 1:
+        samples = 384
+        size = (12 * bit_s // rate_hz + is_padded) * 4
+    else:
+        samples = 1152 if layer == 2 or is_version_1 else 576
+        size = samples // 8 * bit_s // rate_hz + is_padded
     is_mono = head[3] >> 6 == 3
-    side = (17 if is_mono else 32) if is_one else (9 if is_mono else 17)
+    if is_version_1:
+        side = 17 if is_mono else 32
+    else:
+        side = 9 if is_mono else 17
     return size, samples, side
 
 
 def examined_mp3(data: Data, start: int) -> Examined:
-    """Frames are followed to the end.
+    """Follows the frames to the end and compares their count with that of the "Xing" frame.
 
-    Of a VBR stream without a "Xing" frame, which counts them, the length would be a guess.
+    A VBR stream without a "Xing" frame gets one, because its length would be a guess.
     """
     first = _mp3_frame(data, start)
     if first is None:
@@ -192,7 +204,9 @@ def examined_mp3(data: Data, start: int) -> Examined:
     size, _, side = first
     tag = start + 4 + side
     has_count = data[tag : tag + 4] in (b"Xing", b"Info")
-    position, frames, sizes = start, 0, set()
+    position = start
+    frames = 0
+    sizes = set()
     while (frame := _mp3_frame(data, position)) is not None:
         position += frame[0]
         frames += 1
@@ -210,19 +224,17 @@ def examined_mp3(data: Data, start: int) -> Examined:
         if missing > 2 * size:
             return cut_off(missing, promised)
         count = int.from_bytes(data[tag + 8 : tag + 12], "big") if flags & 1 else 0
-        return (
-            Examined(mended=patched(data, tag + 8, struct.pack(">I", frames - 1)))
-            if count > frames
-            else Examined()
-        )
+        if count > frames:
+            return Examined(corrected=patched(data, tag + 8, struct.pack(">I", frames - 1)))
+        return Examined()
     if len(sizes) < 2 or frames < 2:
         return Examined()
     counting = _counting_frame(data[start : start + 4], side, frames, position - start)
-    return Examined(mended=b"".join((data[:start], counting, data[start:])))
+    return Examined(corrected=b"".join((data[:start], counting, data[start:])))
 
 
 def _counting_frame(head: bytes, side: int, frames: int, size: int) -> bytes:
-    """A silent frame of the same kind that says how many frames and bytes follow."""
+    """A silent frame of the same kind that counts the frames and bytes after it."""
     for speed in range(1, 15):
         own = bytes([head[0], head[1] | 1, speed << 4 | head[2] & 0x0D, head[3]])
         found = _mp3_frame(own, 0)

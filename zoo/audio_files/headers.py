@@ -1,8 +1,7 @@
-"""What the container of an audio file says of its length, compared with what is there.
+"""Compares the length in the header of an audio file with the bytes in the file.
 
-libsndfile believes the end of the file: half of a wav is a whole, shorter wav to it. Here the
-header's count of bytes or samples is held against the bytes. ``data`` is the whole file, as bytes
-or memory-mapped.
+libsndfile does not: it reads half of a wav as a whole, shorter wav. ``data`` is the whole file, as
+bytes or memory-mapped.
 """
 
 from __future__ import annotations
@@ -19,9 +18,13 @@ _MAX_CHUNKS = 4096
 
 @dataclass(frozen=True)
 class _Payload:
-    """The sound of a container: where it starts, and its ``size`` in bytes as the header has it.
+    """The sound in a container.
 
-    ``field``: where that number stands, written as ``code`` and counting ``extra`` bytes more.
+    - ``start``: its first byte.
+    - ``size``: its bytes, as the header says.
+    - ``field``: the position of that number in the header.
+    - ``code``: how the number is written (``struct``).
+    - ``extra``: bytes that the number counts besides the sound.
     """
 
     start: int
@@ -32,10 +35,10 @@ class _Payload:
 
 
 def examined(data: Data) -> Examined:
-    """Whether the bytes hold all the sound that their header promises.
+    """Whether the bytes hold all the sound that their header announces.
 
-    Known are wav, RF64, W64, AIFF, AU, CAF, NIST, flac, ogg and mp3. Bytes of other kinds, and
-    headers that make no sense, have no ``problem`` here: the decoder names them.
+    Examines wav, RF64, W64, AIFF, AU, CAF, NIST, flac, ogg and mp3. Other bytes and broken headers
+    have no ``problem`` here: the decoder reports them.
     """
     start = _after_id3(data)
     magic = data[start : start + 4]
@@ -57,24 +60,23 @@ def _examined_payload(data: Data, payload: _Payload | None) -> Examined:
     there = len(data) - payload.start
     if _is_unknown(data, payload, there):
         size = struct.pack(payload.code, there + payload.extra)
-        return Examined(mended=patched(data, payload.field, size))
+        return Examined(corrected=patched(data, payload.field, size))
     return Examined() if payload.size <= there else cut_off(payload.size - there, payload.size)
 
 
 def _is_unknown(data: Data, payload: _Payload, there: int) -> bool:
-    """Whether the size is what encoders leave there that write to a pipe and cannot go back."""
+    """Whether the size is a placeholder of an encoder that wrote to a pipe and cannot go back."""
     if payload.size == 0:
         return there > 0 and not _is_chain(data, payload.start)
-    limits = (
-        ((2**62, 2**64),)
-        if struct.calcsize(payload.code) == 8
-        else ((2**31 - 2**12, 2**31 + 1), (2**32 - 2**12, 2**32))
-    )
+    if struct.calcsize(payload.code) == 8:
+        limits = [(2**62, 2**64)]
+    else:
+        limits = [(2**31 - 2**12, 2**31 + 1), (2**32 - 2**12, 2**32)]
     return payload.size > there and any(low <= payload.size < high for low, high in limits)
 
 
 def _is_chain(data: Data, position: int) -> bool:
-    """Whether chunks with names of four letters fill the rest of the file: then none is sound."""
+    """Whether named chunks (of four letters) fill the rest of the file, so that it has no sound."""
     for name, start, size in _chunks(data, position, 4, "<I"):
         if not re.fullmatch(rb"[A-Za-z0-9 _]{4}", name):
             return False
@@ -87,23 +89,24 @@ def _chunks(
 ) -> Iterator[tuple[bytes, int, int]]:
     """(name, first byte, size) of each chunk.
 
-    W64 (names of 16 bytes) counts the head of a chunk in its size.
+    In W64 (names of 16 bytes) the size includes the header of the chunk.
     """
     head = name_bytes + struct.calcsize(code)
     for _ in range(_MAX_CHUNKS):
         if position + head > len(data):
             return
         name = data[position : position + name_bytes]
-        size = struct.unpack_from(code, data, position + name_bytes)[0] - (
-            head if name_bytes == 16 else 0
-        )
+        size = struct.unpack_from(code, data, position + name_bytes)[0]
+        if name_bytes == 16:
+            size -= head
         yield name, position + head, size
         position += head + max(0, size)
         position += -position % align
 
 
 def _riff(data: Data) -> _Payload | None:
-    code, large = (">I" if data[:4] == b"RIFX" else "<I"), None
+    code = ">I" if data[:4] == b"RIFX" else "<I"
+    large = None
     for name, start, size in _chunks(data, 12, 4, code):
         if name == b"ds64" and start + 16 <= len(data):
             large = start + 8
@@ -168,7 +171,7 @@ _CONTAINERS = {
 
 
 def _examined_ogg(data: Data, position: int) -> Examined:
-    """A page says how long it is, and the last one of a whole file is marked as the last."""
+    """Follows the pages, which hold their lengths, to the one that is marked as the last."""
     is_ended = False
     while not is_ended and data[position : position + 4] == b"OggS":
         head = data[position : position + 27]
@@ -183,12 +186,11 @@ def _examined_ogg(data: Data, position: int) -> Examined:
 
 
 def _after_id3(data: Data) -> int:
-    """Where the sound begins behind tags of the kind ID3v2."""
+    """Where the sound begins, after ID3v2 tags."""
     position = 0
     while data[position : position + 3] == b"ID3" and position + 10 <= len(data):
         sizes = data[position + 6 : position + 10]
         footer = 10 if data[position + 5] & 0x10 else 0
-        position += (
-            10 + footer + sum((size & 0x7F) << (7 * (3 - i)) for i, size in enumerate(sizes))
-        )
+        content = sum((size & 0x7F) << (7 * (3 - i)) for i, size in enumerate(sizes))
+        position += 10 + content + footer
     return position

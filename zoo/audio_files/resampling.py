@@ -1,4 +1,4 @@
-"""Another sample rate: torchaudio's windowed sinc, in bounded memory for any two rates."""
+"""Resamples with torchaudio's windowed sinc, in bounded memory for any two rates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch import Tensor
 
 from zoo.errors import UserError
 
-_TABLE = (
-    10**7
-)  # product of the two rates over their divisor: so many numbers has torchaudio's table of filters
-_BLOCK = 2**20  # numbers that are held at a time where there is no table
+# the largest table of torchaudio's filters, in numbers: the product of the reduced rates
+_TABLE = 10**7
+_BLOCK = 2**20  # numbers held at a time where the table would be larger
 _MOST_UP = 100  # a file of 1 MB that claims 1 Hz would become one of 16 GB
 
 
@@ -25,17 +24,16 @@ def resampled(
     resampling_method: str = "sinc_interp_hann",
     beta: float | None = None,
 ) -> Tensor:
-    """The same sound at another sample rate.
+    """Resamples a wave to another rate.
 
-    torchaudio keeps one filter for each output sample of the rates' common period: 44,101 Hz to
-    16,000 Hz would take gigabytes. Where that table had more than 10 million numbers, the same
-    filters are made block by block instead (1 million numbers at a time; equal to the table's
-    results up to rounding). Ordinary pairs of rates go through torchaudio as they are.
+    torchaudio keeps one filter for each output sample of the common period of both rates, which
+    takes gigabytes for 44,101 Hz to 16,000 Hz. Where its table would exceed 10 million numbers, the
+    same filters are computed in blocks of 1 million numbers (equal up to rounding).
 
     Args:
         wave: (..., N) floating point, on any device.
         from_hz: whole number of Hz, at least 1.
-        to_hz: likewise.
+        to_hz: whole number of Hz, at least 1.
         lowpass_filter_width: zero crossings of the sinc on each side.
         rolloff: where the filter cuts off, as a share of the lower Nyquist frequency.
         resampling_method: ``sinc_interp_hann`` or ``sinc_interp_kaiser``.
@@ -46,20 +44,21 @@ def resampled(
 
     Raises:
         UserError: for a rate that is not positive, and for more than 100 times as many samples
-            (the header that claims such a rate is damaged).
+            (the header with such a rate is damaged).
     """
     from torchaudio.functional import resample
 
     for rate in (from_hz, to_hz):
         if rate <= 0:
-            raise UserError(f"a sample rate is a positive number of Hz, got {rate}")
+            raise UserError(f"invalid sample rate {rate}: expected a positive number of Hz")
     if to_hz > _MOST_UP * from_hz:
         raise UserError(
-            f"waves at {from_hz} Hz are not brought to {to_hz} Hz, more than {_MOST_UP} times as "
-            "many samples; the sample rate in the file is probably wrong"
+            f"cannot resample from {from_hz} Hz to {to_hz} Hz: more than {_MOST_UP} times as many"
+            " samples; the sample rate in the file is probably wrong"
         )
     divisor = math.gcd(from_hz, to_hz)
-    old, new = from_hz // divisor, to_hz // divisor
+    old = from_hz // divisor
+    new = to_hz // divisor
     if old == new:
         return wave
     if old * new <= _TABLE:
@@ -72,9 +71,7 @@ def resampled(
 def _by_blocks(
     wave: Tensor, old: int, new: int, width: int, rolloff: float, method: str, beta: float | None
 ) -> Tensor:
-    """y[j] = sum over k of x[k] * h(k / old - j / new), with h a sinc of ``width`` zero crossings
-    under its window.
-    """
+    """y[j] = sum over k of x[k] * h(k / old - j / new), with h a windowed sinc."""
     cutoff = min(old, new) * rolloff
     reach = math.ceil(width * old / cutoff)  # input samples on each side
     flat = wave.reshape(-1, wave.shape[-1])
@@ -85,7 +82,8 @@ def _by_blocks(
     parts = []
     for start in range(0, count, size):
         place = torch.arange(start, min(start + size, count), device=wave.device) * old
-        first, phase = place // new, (place % new).double() / new  # exact: whole numbers
+        first = place // new
+        phase = (place % new).double() / new  # exact, because place is a whole number
         t = (taps.double() - phase[:, None]) * (cutoff / old)
         filters = (_windowed_sinc(t, width, method, beta) * (cutoff / old)).to(wave.dtype)
         near = padded[:, first[:, None] + (taps + reach)]  # (rows, block, taps)
@@ -105,6 +103,6 @@ def _windowed_sinc(t: Tensor, width: int, method: str, beta: float | None) -> Te
         )
     else:
         raise UserError(
-            f"unknown resampling_method {method!r}; choose sinc_interp_hann or sinc_interp_kaiser"
+            f"unknown resampling_method {method!r}: expected sinc_interp_hann or sinc_interp_kaiser"
         )
     return torch.sinc(share * width) * window

@@ -1,4 +1,4 @@
-"""The wanted length as one token."""
+"""The requested length as one token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class DurationToken(nn.Module):
-    """Seconds to one token (B, 1, D)."""
+    """Maps seconds to one token (B, 1, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""Language-of-audio tokens (AudioLDM 2, arXiv 2308.05734): a language model that continues a
-sequence of vectors, not words.
-"""
+"""Language-of-audio tokens (AudioLDM 2, arXiv 2308.05734): a language model continues vectors."""
 
 from __future__ import annotations
 
@@ -13,20 +11,18 @@ from zoo.errors import UserError
 def loa_tokens(
     language_model: nn.Module, inputs_BLD: Tensor, mask_BL: Tensor, count: int
 ) -> Tensor:
-    """The ``count`` vectors (B, count, D) with which ``language_model`` (a ``GPT2Model``) continues
-    ``inputs_BLD``.
+    """Continues ``inputs_BLD`` by ``count`` vectors (B, count, D) of a ``GPT2Model``.
 
-    Each is the last layer's state at the last position and becomes the next input; keys and values
-    of what went before are kept. ``mask_BL`` (bool or 0/1) is False at padding. Positions count
-    padding too, so what comes out depends on the padded length: give every sequence the length that
-    it is meant to have. Raises ``UserError`` when the sequence and its continuation are longer
-    than the model's positions.
+    Each vector is the last layer's state at the last position and becomes the next input; keys and
+    values of earlier positions are cached. ``mask_BL`` (bool or 0/1) is False at padding. Trap:
+    positions count padding, so the result depends on the padded length. Raises ``UserError`` when
+    the sequence and its continuation exceed the model's positions.
     """
     positions = language_model.config.n_positions
     if inputs_BLD.shape[1] + count - 1 > positions:
         raise UserError(
-            f"{inputs_BLD.shape[1]} inputs and {count} tokens are more than the {positions}"
-            " positions of the language model; shorten the prompt"
+            f"{inputs_BLD.shape[1]} inputs and {count} tokens exceed the {positions} positions of"
+            " the language model; shorten the prompt"
         )
     mask = mask_BL.long()
     output = language_model(inputs_embeds=inputs_BLD, attention_mask=mask, use_cache=True)

@@ -1,6 +1,4 @@
-"""What frozen text encoders make of prompts: every text is read once and kept in main memory, and
-then the encoders may go.
-"""
+"""Caches the outputs of frozen text encoders, so that the encoders can be dropped afterwards."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ CAPACITY = 16_384  # texts kept: 60 to 100 kB each at full size
 
 
 class PromptMemory:
-    """``memory(prompt)`` is what ``encode(text, length)`` gave for the prompt's text when it was
-    asked for first.
+    """Encodes every text once: ``memory(prompt)`` returns the first ``encode(text, length)``.
 
-    ``encode`` gives tensors, or a record of them, in main memory. ``tokenize``: a text's ids,
-    ``UserError`` for too many; None for a model without a tokenizer, which reads nothing.
-    ``in_pairs``: a prompt and its negative are padded to the longer of the two before they are
-    read; ``length`` is then its count of tokens, else None.
+    - ``encode``: returns tensors, or a record of them, in main memory.
+    - ``tokenize``: returns the ids of a text and raises ``UserError`` for too many; None for a
+      model without a tokenizer, which cannot read prompts.
+    - ``in_pairs``: a prompt and its negative are padded to the longer of the two; ``length`` is its
+      count of tokens, else None.
     """
 
     def __init__(
@@ -30,12 +28,14 @@ class PromptMemory:
         tokenize: Callable[[str], list[int]] | None,
         in_pairs: bool = False,
     ) -> None:
-        self._encode, self._tokenize, self._in_pairs = encode, tokenize, in_pairs
+        self._encode = encode
+        self._tokenize = tokenize
+        self._in_pairs = in_pairs
         self._kept: dict[tuple[str, int | None], Any] = {}
         self._closed = False
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of a text with their special tokens.
+        """The token ids of a text, with special tokens.
 
         Raises ``UserError`` without a tokenizer and for too many tokens.
         """
@@ -48,8 +48,10 @@ class PromptMemory:
         return self._tokenize(text)
 
     def __call__(self, prompt: Prompt) -> Any:
-        """Raises ``UserError`` for too many tokens, without a tokenizer, and after ``close`` for
-        what was not read before.
+        """The encoded text of a prompt.
+
+        Raises ``UserError`` for too many tokens, without a tokenizer, and after ``close`` for a
+        text that was not encoded before.
         """
         key = self._key(prompt)
         if key not in self._kept:
@@ -70,37 +72,36 @@ class PromptMemory:
         return prompt.text, max(len(self.tokens(text)) for text in (prompt.text, prompt.negative))
 
     def remember(self, prompts: Sequence[Prompt]) -> None:
-        """Reads prompts, with and without guidance, and their negatives, and keeps all of it.
+        """Encodes prompts and their negatives, with and without guidance, and keeps the results.
 
-        Raises ``UserError`` for more texts than are kept, and as a call.
+        Raises ``UserError`` for more texts than the memory holds, and like a call.
         """
         for prompt in prompts:
             for side in (prompt, prompt.as_negative(), prompt.without_negative()):
                 if self._key(side) not in self._kept and len(self._kept) >= CAPACITY:
                     raise UserError(
-                        f"{CAPACITY} texts are kept at most; keep the text encoders for more"
-                        " prompts than that"
+                        f"too many texts: at most {CAPACITY} are kept; keep the text encoders for"
+                        " more prompts than that"
                     )
                 self(side)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        """Prompt id -> what the tokenizer says of a text with too many tokens; negatives count
-        where they are read in pairs.
+        """Prompt id -> the tokenizer's message about a text with too many tokens.
+
+        Negatives are checked where prompts are encoded in pairs.
         """
         if self._tokenize is None:
             return {}
-        found = (
-            refused({prompt.id: prompt.negative for prompt in prompts}, self.tokens)
-            if self._in_pairs
-            else {}
-        )
+        found = {}
+        if self._in_pairs:
+            found = refused({prompt.id: prompt.negative for prompt in prompts}, self.tokens)
         return found | refused({prompt.id: prompt.text for prompt in prompts}, self.tokens)
 
     def forget(self) -> None:
-        """For new weights: texts are read again; after ``close``, when nothing can be, they stay."""
+        """Forgets all texts, for new weights; after ``close`` they stay, as none can be encoded."""
         if not self._closed:
             self._kept.clear()
 
     def close(self) -> None:
-        """The encoders are gone: texts that were not read before are refused from now on."""
+        """Refuses new texts from now on, because the encoders are dropped."""
         self._closed = True

@@ -1,4 +1,4 @@
-"""Where sounds are, as tokens: one token a source, appended to the text tokens."""
+"""Positions of sounds as tokens: one token per source, appended to the text tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _FEATURES = 12
 
 
 def source_features(source: SourcePath) -> list[float]:
-    """Twelve numbers: cosine, sine of start, end azimuth; onset, end, jump time (s / 10); flags;
-    elevation, distance, level.
+    """Twelve numbers that describe a source.
+
+    Cosine and sine of the start and end azimuth; onset, end and jump times (s / 10); flags for
+    motion and jump; elevation, distance and level.
     """
     start = math.radians(source.azimuth_start_deg)
     end = math.radians(
@@ -35,8 +37,9 @@ def source_features(source: SourcePath) -> list[float]:
 
 
 class SpatialTokens(nn.Module):
-    """Source paths to ``tokens_BLD`` and ``mask_BL``, L = the most sources of any prompt in the
-    batch (may be 0).
+    """Maps source paths to ``tokens_BLD`` and ``mask_BL``.
+
+    L is the largest number of sources of a prompt in the batch and may be 0.
     """
 
     def __init__(self, width: int) -> None:

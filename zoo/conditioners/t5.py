@@ -1,4 +1,4 @@
-"""Texts to states of a frozen T5 encoder (arXiv 1910.10683), in whatever precision the model runs."""
+"""States of a frozen T5 encoder (arXiv 1910.10683), in any precision of the model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 
 
 def fitting_tokenizer(packed: str, max_tokens: int, config: T5Config) -> PromptTokenizer:
-    """The tokenizer of an encoder (``PromptTokenizer``).
+    """The ``PromptTokenizer`` of an encoder.
 
-    Raises ``UserError`` for one that does not belong to ``config``.
+    Raises ``UserError`` for a tokenizer that does not belong to ``config``.
     """
     tokenizer = PromptTokenizer(packed, max_tokens, "T5")
-    ids, words, last = (
-        tokenizer("a dog barks", truncate=True),
-        config.vocab_size,
-        config.eos_token_id,
-    )
+    ids = tokenizer("a dog barks", truncate=True)
+    words = config.vocab_size
+    last = config.eos_token_id
     if ids[-1] != last or max(ids) >= words:
         raise UserError(
             f"the tokenizer does not belong to the text encoder: it makes {ids}, expected ids below"
@@ -35,13 +33,12 @@ def fitting_tokenizer(packed: str, max_tokens: int, config: T5Config) -> PromptT
 
 @torch.no_grad()
 def t5_states(encoder: T5EncoderModel, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-    """(B, L, D) on the device and in the type of ``encoder``.
+    """The encoder's states (B, L, D), on its device and in its type.
 
-    ``mask_BL`` (bool) is false at padding, which is not attended.
-
-    In float16 the last layers of its feed-forward blocks become float32 for good, as transformers
-    loads them: what they give is too large for float16. Raises ``UserError`` when the encoder
-    overflows all the same.
+    ``mask_BL`` (bool) is False at padding, which is not attended to. Trap: in a float16 encoder
+    this permanently converts the last layers of the feed-forward blocks to float32, as transformers
+    does, because their outputs are too large for float16. Raises ``UserError`` when the encoder
+    overflows anyway.
     """
     for module in encoder.modules():
         last = getattr(module, "wo", None)

@@ -1,7 +1,7 @@
-"""Words and bytes to tokens to vectors: the small text side of the embedded models.
+"""The small text encoder of the embedded models: from words and bytes to tokens and vectors.
 
-The vocabulary is open: words of a fixed list (music, moods, everyday sounds and their grammar,
-directions, motion, order) have one token each, everything else is spelled in bytes.
+The vocabulary is open: each word of a fixed list (music, moods, everyday sounds and their grammar,
+directions, motion, order) has one token; any other word is spelled in bytes.
 """
 
 from __future__ import annotations
@@ -41,35 +41,31 @@ WORDS: tuple[str, ...] = tuple(
     )
 )
 _INDEX = {word: _FIRST_WORD + position for position, word in enumerate(WORDS)}
-VOCABULARY_SIZE = (
-    512  # room for words to come; the list only grows at its end, so that old weights stay valid
-)
+# has room for new words; the list only grows at its end, so that old weights stay valid
+VOCABULARY_SIZE = 512
 
 
 def tokenize(text: str, max_tokens: int = 64) -> list[int]:
-    """Token ids of a caption, case-folded, punctuation dropped; ``[EMPTY]`` for a text without
-    words.
+    """Token ids of a caption, case-folded and without punctuation.
 
-    Raises ``UserError`` when the caption needs more than ``max_tokens``.
+    A text without words gives ``[EMPTY]``. Raises ``UserError`` for more than ``max_tokens``.
     """
     ids: list[int] = []
     for word in re.findall(r"[\w'-]+", text.casefold()):
-        known = _INDEX.get(word)
-        ids += (
-            [known] if known is not None else [_FIRST_BYTE + byte for byte in f"{word} ".encode()]
-        )
+        if word in _INDEX:
+            ids.append(_INDEX[word])
+        else:
+            ids += [_FIRST_BYTE + byte for byte in f"{word} ".encode()]
     if len(ids) > max_tokens:
         raise UserError(
             f"the caption {text[:60]!r}... needs {len(ids)} tokens, the model takes {max_tokens};"
-            " shorten it (words outside the vocabulary cost one token a byte)"
+            " shorten it (words outside the vocabulary cost one token per byte)"
         )
     return ids or [EMPTY]
 
 
 class TextEncoder(nn.Module):
-    """Captions to ``tokens_BLD`` and ``mask_BL``: embedding, learned positions, pre-norm
-    transformer layers.
-    """
+    """Maps captions to ``tokens_BLD`` and ``mask_BL``: a small pre-norm transformer."""
 
     def __init__(
         self, width: int = 128, depth: int = 2, heads: int = 4, max_tokens: int = 64

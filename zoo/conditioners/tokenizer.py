@@ -1,5 +1,6 @@
-"""Prompts to token ids with the tokenizer of a released text encoder, which travels inside the
-model's arguments as text.
+"""Tokenizes prompts with the tokenizer of a released text encoder.
+
+The tokenizer is stored as text in the model's arguments.
 """
 
 from __future__ import annotations
@@ -12,34 +13,30 @@ from typing import Any
 
 from zoo.errors import UserError
 
-# of as many words: a stand-in that knows no word still counts them
+# equally long: a stand-in without a vocabulary still counts the words
 _CAPTIONS = ("a dog barks", "rain falls on")
-_PACKED_BYTES = 64 * 2**20  # of a tokenizer's JSON; the largest in use are a few megabytes
+_MOST_BYTES = 64 * 2**20  # of a tokenizer's JSON; the largest in use are a few megabytes
 
 
 def pack_tokenizer(json_text: str) -> str:
-    """The contents of a ``tokenizer.json`` as one short line of ASCII, for ``PromptTokenizer``:
-    zlib, then base 64.
-    """
+    """Packs a ``tokenizer.json`` into one line of ASCII (zlib, base 64) for ``PromptTokenizer``."""
     return base64.b64encode(zlib.compress(json_text.encode("utf-8"), 9)).decode("ascii")
 
 
 def _unpacked(packed: str, what: str) -> str:
     try:
         stream = zlib.decompressobj()
-        content = stream.decompress(base64.b64decode(packed, validate=True), _PACKED_BYTES)
+        content = stream.decompress(base64.b64decode(packed, validate=True), _MOST_BYTES)
         if stream.unconsumed_tail or not stream.eof:
-            raise UserError(f"it is cut off, or unpacks to more than {_PACKED_BYTES} bytes")
+            raise UserError(f"it is cut off, or unpacks to more than {_MOST_BYTES} bytes")
         return content.decode("utf-8")
     except (ValueError, TypeError, zlib.error) as error:
-        made = "pack_tokenizer makes one of the text of a tokenizer.json"
-        raise UserError(f"the {what} tokenizer cannot be read ({error}); {made}") from error
+        advice = "pack_tokenizer makes one from the text of a tokenizer.json"
+        raise UserError(f"the {what} tokenizer cannot be read ({error}); {advice}") from error
 
 
 def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, str]:
-    """Of ``texts`` (name -> text) those for which ``read``, a tokenizer, raises ``UserError``:
-    name -> what it says.
-    """
+    """Name -> message of the ``texts`` (name -> text) that the tokenizer ``read`` refuses."""
     found = {}
     for name, text in texts.items():
         try:
@@ -50,12 +47,11 @@ def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, s
 
 
 def check_vocabulary(tokenizer: Any, what: str) -> None:
-    """Raises ``UserError`` when a ``tokenizers.Tokenizer`` does not know the words of plain
-    captions.
+    """Raises ``UserError`` when a ``tokenizers.Tokenizer`` has no vocabulary.
 
-    Libraries build such a stand-in without an error where the files of a vocabulary are missing:
-    all words are "unknown", and captions of as many words mean the same. Two captions of equal
-    length must differ, and come back out of their tokens.
+    Where the vocabulary files are missing, libraries silently build a stand-in in which every word
+    is "unknown". So two captions of equal length must have different tokens, and their tokens must
+    decode to the captions.
     """
     rows = [tokenizer.encode(caption, add_special_tokens=False).ids for caption in _CAPTIONS]
     if rows[0] == rows[1]:
@@ -77,41 +73,43 @@ def _letters(text: str) -> str:
 
 
 class PromptTokenizer:
-    """``tokenizer(text) -> ids`` with the special tokens that its encoder expects, at most
-    ``max_tokens`` of them.
+    """``tokenizer(text) -> ids``: at most ``max_tokens``, with the encoder's special tokens.
 
-    ``packed``: by ``pack_tokenizer``. ``what`` names the encoder in errors. Raises ``UserError``
-    when it is no tokenizer, or one
-    without a vocabulary (``check_vocabulary``).
+    ``packed`` comes from ``pack_tokenizer``; ``what`` names the encoder in errors. Raises
+    ``UserError`` when ``packed`` is not a tokenizer or has no vocabulary (``check_vocabulary``).
     """
 
     def __init__(self, packed: str, max_tokens: int, what: str) -> None:
         from tokenizers import Tokenizer
 
-        self.max_tokens, self._what = max_tokens, what
+        self.max_tokens = max_tokens
+        self._what = what
         try:
             self._tokenizer = Tokenizer.from_str(_unpacked(packed, what))
         except ValueError:
             raise
         except Exception as error:  # the library raises plain Exception
-            said = str(error)[:120]
+            reason = str(error)[:120]
             raise UserError(
-                f"the {what} tokenizer is not the contents of a tokenizer.json ({said})"
+                f"the {what} tokenizer is not the contents of a tokenizer.json ({reason})"
             ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         check_vocabulary(self._tokenizer, f"the {what} tokenizer")
 
     def __call__(self, text: str, truncate: bool = False) -> list[int]:
-        """Raises ``UserError`` for a text of too many tokens, unless ``truncate`` cuts it (special
-        tokens stay).
+        """The ids of a text; ``truncate`` cuts them to ``max_tokens`` and keeps special tokens.
+
+        Raises ``UserError`` for too many tokens without ``truncate``.
         """
         ids = self._tokenizer.encode(text).ids
         if len(ids) <= self.max_tokens:
             return ids
         if not truncate:
-            said = f"{text[:60]!r}... has {len(ids)} tokens, {self._what} takes {self.max_tokens}"
-            raise UserError(f"the prompt {said}; shorten it")
+            raise UserError(
+                f"the prompt {text[:60]!r}... has {len(ids)} tokens, {self._what} takes"
+                f" {self.max_tokens}; shorten it"
+            )
         self._tokenizer.enable_truncation(self.max_tokens)
         try:
             return self._tokenizer.encode(text).ids

@@ -1,1 +1,1 @@
-"""Statistics of generated audio: pure functions."""
+"""Statistics about scores of generated audio: pure functions."""

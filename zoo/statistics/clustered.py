@@ -1,9 +1,8 @@
-"""Means of clips that are not independent: those of one prompt resemble each other, so prompts are
-counted, not clips.
+"""Means over prompts: clips of one prompt resemble each other and are not independent.
 
-A prompt counts once, however many clips it has: the mean is over the means of prompts, its standard
-error is that of the prompts' means, its interval Student's t. It speaks for prompts like these; one
-prompt has no interval, because it says nothing about others.
+A prompt counts once, however many clips it has: the mean is over the means of prompts, with their
+standard error and the interval of Student's t. It holds for prompts like these. A single prompt
+has no interval, because it says nothing about others.
 """
 
 from __future__ import annotations
@@ -20,10 +19,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Clustered:
-    """``value``: mean over prompts.
+    """A mean over prompts with its uncertainty.
 
-    ``error``: its standard error over prompts; ``low``, ``high``: its 95 % interval, with
-    ``degrees`` of freedom; all four None for one prompt. ``clips``, ``prompts``: how many it is of.
+    - ``value``: the mean.
+    - ``error``: its standard error; None for one prompt.
+    - ``low``, ``high``: its 95 % interval; None for one prompt.
+    - ``degrees``: degrees of freedom of the interval; None for one prompt.
+    - ``clips``, ``prompts``: their counts.
     """
 
     value: float
@@ -40,17 +42,15 @@ def clustered_mean(
 ) -> Clustered:
     """Mean of ``values`` (one per clip) over prompts, with its interval by Student's t.
 
-    Of paired differences (after - before of each clip) it is the difference paired by prompt.
+    For paired differences (after - before of each clip) it is the difference paired by prompt.
 
     Args:
         values: one number per clip.
-        prompts: the prompt that each clip was made for.
-        classes: one per clip; then the mean over classes of their means (of hits: the balanced
-        accuracy). Prompts vary
-            within their class, with Welch's degrees of freedom; where a class has a single prompt,
-            how its prompts
-            vary is not known, and all prompts are taken as one group: K - 1 degrees of freedom, a
-            wider interval.
+        prompts: the prompt of each clip.
+        classes: one per clip; the result is then the mean over classes of their means (for hits:
+            the balanced accuracy). The variance is that within the classes, with Welch's degrees
+            of freedom. Where a class has a single prompt its variance is unknown, and all prompts
+            form one group: K - 1 degrees of freedom, a wider interval.
 
     Raises:
         UserError: for no clips, unequal counts, and values that are not finite.
@@ -85,11 +85,13 @@ def clustered_mean(
 
 
 def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
-    """``second - first`` of independent sets of clips (no pairs), by Welch's t; no interval where
-    one of them has none.
+    """``second - first`` of independent sets of clips (not pairs), with the interval of Welch's t.
+
+    There is no interval where one of them has none.
     """
     value = second.value - first.value
-    clips, prompts = min(first.clips, second.clips), min(first.prompts, second.prompts)
+    clips = min(first.clips, second.clips)
+    prompts = min(first.prompts, second.prompts)
     if first.error is None or second.error is None:
         return Clustered(value, None, None, None, None, clips, prompts)
     parts = [(one.error**2, one.degrees) for one in (first, second)]

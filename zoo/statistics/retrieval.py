@@ -1,8 +1,7 @@
-"""How well two sets of embeddings find each other: recall at k with ties and duplicates, matched
-against random.
+"""Retrieval between two sets of embeddings: recall at k with ties, matched against random pairs.
 
-Shapes: ``Q`` queries, ``N`` candidates. ``relevant_QN`` (bool) marks every candidate that is a
-right answer: captions that say the same thing are all right.
+Shapes: ``Q`` queries, ``N`` candidates. ``relevant_QN`` (bool) marks every right candidate: captions
+that say the same are all right.
 """
 
 from __future__ import annotations
@@ -36,13 +35,12 @@ def _checked(similarity_QN: Tensor, relevant_QN: Tensor) -> tuple[Tensor, Tensor
 
 
 def recall_at_k(similarity_QN: Tensor, relevant_QN: Tensor, k: int) -> Tensor:
-    """(Q,) float64: the probability that a right answer is among the first ``k``, when ties are
-    broken at random.
+    """(Q,) float64: the probability that a right answer is among the first ``k``.
 
-    Without ties it is 0 or 1. With g wrong candidates above the best right one, and u wrong and m
-    right ones tied there, it is 1 - C(u, k - g) / C(u + m, k - g). A scorer that says the same of
-    everything gets exactly what chance gets. Raises ``UserError`` for shapes that differ, values
-    that are not finite, k < 1, or a query without a right answer.
+    Ties are broken at random; without ties it is 0 or 1. With g wrong candidates above the best
+    right one, and u wrong and m right ones tied with it, it is 1 - C(u, k - g) / C(u + m, k - g). A
+    scorer with the same answer for everything scores exactly at chance. Raises ``UserError`` for
+    shapes that differ, values that are not finite, k < 1, or a query without a right answer.
     """
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
@@ -56,25 +54,24 @@ def recall_at_k(similarity_QN: Tensor, relevant_QN: Tensor, k: int) -> Tensor:
         above_Q.tolist(), wrong_Q.tolist(), right_Q.tolist(), strict=True
     ):
         places = min(k - above, wrong + right)
-        hits.append(
-            0.0 if places <= 0 else 1 - math.comb(wrong, places) / math.comb(wrong + right, places)
-        )
+        miss = 1.0
+        if places > 0:
+            miss = math.comb(wrong, places) / math.comb(wrong + right, places)
+        hits.append(1 - miss)
     return torch.tensor(hits, dtype=torch.float64)
 
 
 def chance_recall_at_k(relevant_QN: Tensor, k: int) -> float:
-    """Mean recall at k of a random ranking: 1 - C(N - m, k) / C(N, k) for a query with m right
-    answers.
-    """
+    """Mean recall at k of a random ranking: 1 - C(N - m, k) / C(N, k) with m right answers."""
     return float(recall_at_k(torch.zeros(relevant_QN.shape), relevant_QN, k).mean())
 
 
 def matched_over_random(similarity_NN: Tensor, relevant_NN: Tensor) -> Tensor:
-    """(N,) float64: the share of wrong candidates that score below a query's own partner (the
-    diagonal); a tie counts half.
+    """(N,) float64: the share of wrong candidates that score below a query's own partner.
 
-    Chance is 0.5. Queries for which every candidate is right are NaN. Raises ``UserError`` as
-    ``recall_at_k``, and for a matrix that is not square or whose diagonal is not relevant.
+    Partners are on the diagonal, a tie counts half, and chance is 0.5. A query for which every
+    candidate is right gives NaN. Raises ``UserError`` as ``recall_at_k``, and for a matrix that is
+    not square or whose diagonal is not relevant.
     """
     similarity, relevant = _checked(similarity_NN, relevant_NN)
     if similarity.shape[0] != similarity.shape[1] or not relevant.diagonal().all():
