@@ -62,7 +62,7 @@ from datamodules.sounds.bank import PERMISSIVE, SoundBank, load_bank
 from datamodules.sounds.captions import RELATIONS, Scene, scene_labels
 from datamodules.sounds.scene_audio import compose
 from zoo.diffusion import Sampler
-from zoo.errors import reported
+from zoo.errors import UserError, reported
 from zoo.types import Backbone, Prompt, Reward, RewardOutput
 
 REFERENCE_SEED, REAL_SEED = (
@@ -184,7 +184,7 @@ def run(
     """
     if bank.sample_rate_hz != backbone.sample_rate_hz:
         rates = f"{bank.sample_rate_hz} Hz, the model at {backbone.sample_rate_hz} Hz"
-        raise ValueError(f"the bank is at {rates}; load the bank at the model's rate")
+        raise UserError(f"the bank is at {rates}; load the bank at the model's rate")
     reference = single_scenes(bank, reference_per_class, seconds, REFERENCE_SEED, "train")
     heard_BPK = tagger(reference.wave_BCN, reference.sample_rate_hz)
     classes = [prompt.labels["events"][0] for prompt in reference.prompts]
@@ -208,7 +208,7 @@ def opted_in(make: Callable[[], object], option: str):
     try:
         return make()
     except ImportError as error:
-        raise ValueError(f"{option}: {error}") from error
+        raise UserError(f"{option}: {error}") from error
 
 
 def main(argv: Sequence[str]) -> None:
@@ -274,7 +274,7 @@ def main(argv: Sequence[str]) -> None:
     )
     o = parser.parse_args(argv)
     if min(o.per_class, o.reference_per_class, o.repeats) < 1 or o.per_relation < 0:
-        raise ValueError(
+        raise UserError(
             "--per-class, --reference-per-class and --repeats are at least 1, --per-relation at"
             " least 0"
         )

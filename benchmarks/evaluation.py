@@ -20,6 +20,7 @@ from datamodules.batches import PromptBatch
 from datamodules.music.music import Clip, render_clip
 from lightning_modules.rl.rollouts import sample_and_score
 from zoo.diffusion import Sampler
+from zoo.errors import UserError
 from zoo.files import written_beside
 from zoo.rewards.mood import MOODS
 from zoo.statistics.clustered import Clustered, clustered_mean
@@ -235,7 +236,7 @@ def loaded_network(name: str) -> Outputs | None:
     if name == "none":
         return None
     if name != "vibenet":
-        raise ValueError(f"--judge must be vibenet or none, got {name!r}")
+        raise UserError(f"--judge must be vibenet or none, got {name!r}")
     from benchmarks.judges import VibeNet
 
     return VibeNet()

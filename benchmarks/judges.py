@@ -29,6 +29,7 @@ import torchaudio
 from torch import Tensor
 
 from zoo.audio_files.resampling import resampled
+from zoo.errors import UserError
 from zoo.importers.wheels import wheel_path
 from zoo.rewards.mood import MOODS, level_normalised
 from zoo.statistics.intervals import mean_and_error
@@ -129,7 +130,7 @@ def mood_indices(moods: Sequence[str]) -> np.ndarray:
     """Indices into ``MOODS``. Raises ``UserError`` for another word."""
     unknown = sorted(set(moods) - set(MOODS))
     if unknown:
-        raise ValueError(f"unknown moods {unknown}; the judge knows {', '.join(MOODS)}")
+        raise UserError(f"unknown moods {unknown}; the judge knows {', '.join(MOODS)}")
     return np.array([MOODS.index(mood) for mood in moods])
 
 
@@ -173,7 +174,7 @@ class MoodJudge:
         classes = mood_indices(moods)
         absent = [mood for index, mood in enumerate(MOODS) if index not in classes]
         if absent:
-            raise ValueError(
+            raise UserError(
                 f"the judge needs real clips of every mood; none of {', '.join(absent)}"
             )
         mean, std = outputs.mean(axis=0), outputs.std(axis=0) + 1e-6

@@ -95,7 +95,7 @@ from benchmarks.quickstart_seeds import (
     read_config,
     train,
 )
-from zoo.errors import reported
+from zoo.errors import UserError, reported
 from zoo.types import Prompt, Reward
 
 SIXTEEN = (
@@ -188,7 +188,7 @@ def write_label_reward(folder: Path) -> None:
 def run_seed(condition: Condition, seed: int) -> int:
     """The seed of a run. Raises ``UserError`` when a condition has its own and not so many."""
     if condition.seeds and seed not in range(len(condition.seeds)):
-        raise ValueError(
+        raise UserError(
             f"--seeds: condition {condition.name} has the seeds 0 to {len(condition.seeds) - 1},"
             f" got {seed}"
         )

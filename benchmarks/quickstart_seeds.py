@@ -57,7 +57,7 @@ from benchmarks.evaluation import (
     write_text,
 )
 from datamodules.music.render import PROGRAMS
-from zoo.errors import reported
+from zoo.errors import UserError, reported
 from zoo.files import written_beside
 from zoo.statistics.clustered import Clustered, clustered_mean
 from zoo.types import Backbone, Prompt
@@ -125,7 +125,7 @@ def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, .
         if prompt.labels.get(label) not in held
     )
     if absent:
-        raise ValueError(
+        raise UserError(
             f"the configuration holds out no prompt of {', '.join(absent)}; hold out more of the"
             " prompts in data"
         )

@@ -81,7 +81,7 @@ from benchmarks.sound_judges import (
     presence,
 )
 from zoo.diffusion import Sampler
-from zoo.errors import reported
+from zoo.errors import UserError, reported
 from zoo.types import Backbone, Prompt, Reward
 
 JUDGE = "above_absent"
@@ -121,14 +121,14 @@ def class_labels(
     found: dict[str, list[str]] = {}
     for prompt in (*data.train_prompts, *data.validation_prompts):
         if not {"events", "audioset"} <= set(prompt.labels):
-            raise ValueError(
+            raise UserError(
                 f"the prompt {prompt.text!r} lacks the labels events and audioset, which"
                 " scene_prompts gives"
             )
         for name, labels in zip(prompt.labels["events"], prompt.labels["audioset"], strict=True):
             found.setdefault(name, []).extend(labels)
     if len(found) < 3:
-        raise ValueError(
+        raise UserError(
             "the judge compares with absent sounds, so there must be three classes or more, not"
             f" {sorted(found)}"
         )
@@ -186,7 +186,7 @@ def measured(
             for event in events
         ]
         if None in above:
-            raise ValueError(
+            raise UserError(
                 f"every other class shares a label with {prompt.text!r}; give data.prompts more"
                 " classes"
             )

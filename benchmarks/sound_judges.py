@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.judges import mono_16khz
-from zoo.errors import did_you_mean
+from zoo.errors import UserError, did_you_mean
 from zoo.importers.wheels import wheel_path
 from zoo.importers.yamnet import load_yamnet, patch_centres_s
 
@@ -73,7 +73,7 @@ def label_indices(labels: Sequence[str], class_names: Sequence[str]) -> tuple[in
     )
     if not known:
         hint = did_you_mean(labels[0], class_names, 4) if labels else "the event has no labels"
-        raise ValueError(f"the judge knows none of the labels {list(labels)}; {hint}")
+        raise UserError(f"the judge knows none of the labels {list(labels)}; {hint}")
     return known
 
 
@@ -176,7 +176,7 @@ class EventJudge:
             sorted(set(sound_classes) - set(labels)),
         )
         if absent or unknown:
-            raise ValueError(
+            raise UserError(
                 f"every class needs reference clips and labels; no clip of {absent}, no labels of"
                 f" {unknown}"
             )
@@ -290,7 +290,7 @@ def matched_above_random(score_BB: Tensor) -> Tensor:
     """
     count = len(score_BB)
     if score_BB.shape != (count, count) or count < 2:
-        raise ValueError(
+        raise UserError(
             "expected the scores of two or more clips against each one's caption, got"
             f" {tuple(score_BB.shape)}"
         )
