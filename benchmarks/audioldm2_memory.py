@@ -1,7 +1,8 @@
 """Memory of AudioLDM 2 at its released sizes, counted on shapes: activations of a DDPO step, and
 what a whole run holds.
 
-    python benchmarks/audioldm2_memory.py --size base --seconds 10       # shapes only: no weights, no arithmetic, a minute
+    # shapes only, without weights and arithmetic: about a minute
+    python benchmarks/audioldm2_memory.py --size base --seconds 10
     python benchmarks/audioldm2_memory.py --size small --seconds 1 --real
 
 For one guided prediction (two rows, LoRA on cross-attention, text mask on), with and without

@@ -1,7 +1,8 @@
 """Memory of a DDPO update as the number of trained steps grows: ours against the schedule of the
 reference.
 
-    python benchmarks/ddpo_memory.py                    # some minutes on one core; writes JSON and PNG to runs/ddpo_memory
+    # some minutes on one core; writes JSON and PNG to runs/ddpo_memory
+    python benchmarks/ddpo_memory.py
     python benchmarks/ddpo_memory.py --steps 2 4 8
 
 Ours runs forward and backward of one step after the other. The reference (the DDPO loop of the

@@ -1,7 +1,8 @@
 """DDPO samples a second: ours against the reference's schedule of work, and where the difference
 comes from.
 
-    python benchmarks/ddpo_speed.py                     # two minutes on one idle core; JSON and PNG in runs/ddpo_speed
+    # two minutes on one idle core; writes JSON and PNG to runs/ddpo_speed
+    python benchmarks/ddpo_speed.py
     python benchmarks/ddpo_speed.py --samples 32 --steps 10 --repeats 5
 
 One round on `embedded/music` with the mood reward: encode, roll out, decode, score, update (LoRA of

@@ -56,7 +56,7 @@ def real_clips(
     first_seed: int,
     renderer: str = "soundfont",
 ) -> Clips:
-    """``per_cell`` rendered clips of every mood and instrument, from seeds that no training uses."""
+    """``per_cell`` rendered clips per mood and instrument, from seeds outside training."""
     waves, prompts = [], []
     for instrument in instruments:
         for mood in MOODS:

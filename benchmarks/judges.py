@@ -61,7 +61,7 @@ def mono_16khz(wave_BCN: Tensor, sample_rate_hz: int, rms: float) -> Tensor:
 
 
 def vibenet_log_mel(mono_BN: Tensor) -> Tensor:
-    """(B, 128, frames) in dB with a range of 80 dB, from (B, N) at 16 kHz; no padding at the ends."""
+    """(B, 128, frames) in dB, range 80 dB, from (B, N) at 16 kHz; ends are not padded."""
     frames = mono_BN.unfold(1, 640, 320) * torch.hann_window(640)
     power_BTF = torch.fft.rfft(frames, 1024).abs().square()
     bank = torchaudio.functional.melscale_fbanks(

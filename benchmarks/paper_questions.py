@@ -1,7 +1,8 @@
 """The questions of "RLHF on conditional music generation", asked again on the embedded music model,
 five seeds.
 
-    python tools/fit.py --config configs/embedded/clap_music.yaml                 # the CLAP of condition "clap", once
+    # once: the CLAP of condition "clap"
+    python tools/fit.py --config configs/embedded/clap_music.yaml
     python benchmarks/paper_questions.py --out out/benchmarks/paper_questions
 
 Protocol

@@ -99,7 +99,7 @@ def references(real: Mapping[str, Measured]) -> str:
 
 
 def every_run(bases: Bases, runs: Runs, which: str) -> str:
-    """One row per run: the value after, and the paired difference with its interval over prompts."""
+    """One row per run: the value after, and the paired difference with its interval."""
     lines = []
     for (name, seed), row in runs.items():
         if which in row:

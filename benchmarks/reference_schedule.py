@@ -94,7 +94,7 @@ def sampled(
     seed: int,
     phases: Phases,
 ) -> Samples:
-    """Rollouts of ``schedule.rows`` samples, scored in two threads while the next are rolled out."""
+    """Rollouts of ``schedule.rows`` samples, scored in two threads during the next rollout."""
     encoded: dict[str, tuple[Conditioning, Conditioning]] = {}
 
     def texts(row: int) -> tuple[Conditioning, Conditioning]:

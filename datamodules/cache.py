@@ -1,4 +1,4 @@
-"""Encode once, train many epochs: a data module whose batches are latents of another one's clips."""
+"""Encode once, train many epochs: a data module of latents of another one's clips."""
 
 from __future__ import annotations
 

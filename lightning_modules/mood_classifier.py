@@ -67,7 +67,7 @@ class ClassificationReport:
 def classification_report(
     chunk_share_B: Tensor, right_B: Tensor, target_B: Tensor, class_names: Sequence[str]
 ) -> ClassificationReport:
-    """From one row a clip: the share of right chunks, whether the vote was right, the true class."""
+    """From one row per clip: share of right chunks, whether the vote was right, true class."""
     count, share, right = len(target_B), float(chunk_share_B.double().mean()), int(right_B.sum())
     recall = {
         name: float(right_B[target_B == index].double().mean())

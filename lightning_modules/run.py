@@ -2,8 +2,8 @@
 out.
 
 The configuration is plain data (``Run``); ``module``, ``data``, loggers and callbacks are
-``_target_`` trees that ``zoo.instantiate`` checks and builds. Nothing is written before everything is
-built and the data is set up.
+``_target_`` trees that ``zoo.instantiate`` checks and builds. Nothing is written before everything
+is built and the data is set up.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
     }.items():
         if where in ("module", "data") and node is not None and "_target_" not in node:
             raise UserError(
-                f"{where} needs a _target_, the class to build, such as lightning_modules.rl.ddpo.DDPO"
+                f"{where} needs a _target_, the class to build, such as"
+                " lightning_modules.rl.ddpo.DDPO"
             )
         check(node, where)
     check_trainer(settings, locate(run.module["_target_"], "module._target_"))

@@ -198,7 +198,7 @@ def starting_point(
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
-    """``last.ckpt`` first, then from new to old; not what a killed run was about to write (hidden)."""
+    """``last.ckpt`` first, then from new to old; no hidden file of a run that was killed."""
     paths = [
         path
         for path in (out_dir / "checkpoints").glob("[!.]*.ckpt")
@@ -229,7 +229,7 @@ def why_unusable(path: Path) -> str | None:
         return "is damaged (an interrupted write?)"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the reader raises RuntimeError, UnpicklingError and more for what is no checkpoint
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError and more
         return f"is no checkpoint of plain data ({' '.join(str(error).split())[:120]})"
     if not isinstance(state, dict):
         return f"holds a {type(state).__name__}, not the state of a run"

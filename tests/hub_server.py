@@ -109,7 +109,7 @@ class HubServer:
         self._broken[content] = list(after_bytes)
 
     def corrupt(self, content: bytes) -> None:
-        """Downloads of this content come with one changed bit, under the headers of the true one."""
+        """Downloads of this content get one changed bit under the original headers."""
         self._corrupt[content] = bytes([content[0] ^ 1]) + content[1:]
 
     def mend(self, content: bytes) -> None:

@@ -71,7 +71,7 @@ def test_conditioning_equals_the_pipeline(model):
 
 
 def test_sampling_equals_the_pipeline(model):
-    """DDIM without noise, guidance 2.5: the same start, the same audio, trimmed to the same length."""
+    """DDIM without noise, guidance 2.5: the same start gives the same audio and length."""
     prompt = Prompt("p", LONG, "noise", 0.2)
     trajectory = sampled(model, Sampler(5, guidance_scale=2.5, eta=0.0), [prompt])
     pipe = pipeline(model)

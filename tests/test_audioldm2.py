@@ -196,7 +196,7 @@ def test_ratio_leaves_one_with_the_conditioning_of_others(model, foreign):
 
 
 def test_sampling_equals_the_pipeline(model, pipe):
-    """DDIM without noise, guidance 3.5: the same start, the same audio, trimmed to the same length."""
+    """DDIM without noise, guidance 3.5: the same start gives the same audio and length."""
     prompt = Prompt("p", LONG, "noise", 0.2)
     trajectory = sampled(model, Sampler(5, guidance_scale=3.5, eta=0.0), [prompt])
     pipe.set_progress_bar_config(disable=True)

@@ -353,7 +353,8 @@ def killed(tensors, path, metadata):
     write(tensors, path, metadata)
     os.kill(os.getpid(), signal.SIGKILL)
 zoo.hub.weights.save_file = killed
-save_artifact(sys.argv[1], kind="backbone", architecture="tiny_audio", arguments=SMALL, module=TinyAudio(**SMALL))
+save_artifact(sys.argv[1], kind="backbone", architecture="tiny_audio", arguments=SMALL,
+              module=TinyAudio(**SMALL))
 """
 
 

@@ -1,4 +1,4 @@
-"""Training of the codec: what is learned, what is frozen, and that a resumed run is the same run."""
+"""Training of the codec: what is learned, what is frozen, and resuming."""
 
 import lightning as L
 import pytest

@@ -4,20 +4,27 @@ learned.
 The checks that a reinforcement learner of diffusion models should have, and where each is held here
 (numbers of the literature notes; DDPO only):
 
- 1 steps equal diffusers            test_diffusion: test_step_equals_diffusers_ddim, ..._first_order_..., test_tango_ddpm_...
- 2 log-probability is the Normal's  test_log_prob: test_log_prob_equals_torch_normal; test_sampling: test_steps_without_noise_...;
-                                    here: test_log_probabilities_of_the_papers_settings_are_finite
- 3 ratio 1, foreign conditioning    test_sampling: test_ratio_...; test_ddpo: test_the_ratio_..., test_the_check_...; here
- 4 permuted time, batched steps     test_losses: test_shuffled_time_...; test_diffusion: test_batched_times_equal_a_loop
- 5 signs of the clipped loss        test_losses: test_clip_signs
- 6 REINFORCE at ratio 1             test_losses: test_gradient_at_ratio_one_is_reinforce
- 7 accumulation, two processes      test_ddpo: test_eight_samples_at_once_...; test_ddpo_processes
- 8 per-prompt statistics            test_advantages
- 9 KL 0, adapter off is the base    test_ddpo: test_kl_is_zero_..., test_adapter_off_...; test_lora
-12 a toy mixture converges          test_losses: test_ddpo_moves_...; test_ddpo_mixture (the whole module)
-13 resume is an uninterrupted run   test_ddpo_runs: test_a_resumed_run_...; test_reward_queue
-14 rewards are deterministic        test_rewards_contract; test_reward_rates (a tone at 16, 44.1 and 48 kHz)
-15 storage in half precision        here: test_a_trajectory_that_is_stored_in_half_precision_stops_the_run
+ 1 steps equal diffusers           test_diffusion: test_step_equals_diffusers_ddim,
+                                   ..._first_order_..., test_tango_ddpm_...
+ 2 log-probability is the Normal's test_log_prob: test_log_prob_equals_torch_normal; test_sampling:
+                                   test_steps_without_noise_...; here:
+                                   test_log_probabilities_of_the_papers_settings_are_finite
+ 3 ratio 1, foreign conditioning   test_sampling: test_ratio_...; test_ddpo: test_the_ratio_...,
+                                   test_the_check_...; here
+ 4 permuted time, batched steps    test_losses: test_shuffled_time_...; test_diffusion:
+                                   test_batched_times_equal_a_loop
+ 5 signs of the clipped loss       test_losses: test_clip_signs
+ 6 REINFORCE at ratio 1            test_losses: test_gradient_at_ratio_one_is_reinforce
+ 7 accumulation, two processes     test_ddpo: test_eight_samples_at_once_...; test_ddpo_processes
+ 8 per-prompt statistics           test_advantages
+ 9 KL 0, adapter off is the base   test_ddpo: test_kl_is_zero_..., test_adapter_off_...; test_lora
+12 a toy mixture converges         test_losses: test_ddpo_moves_...; test_ddpo_mixture (the whole
+                                   module)
+13 resume is an uninterrupted run  test_ddpo_runs: test_a_resumed_run_...; test_reward_queue
+14 rewards are deterministic       test_rewards_contract; test_reward_rates (a tone at 16, 44.1 and
+                                   48 kHz)
+15 storage in half precision       here:
+                                   test_a_trajectory_that_is_stored_in_half_precision_stops_the_run
 """
 
 import dataclasses
@@ -138,7 +145,7 @@ def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_pre
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_unequal_batch_shapes_do_not_stop_a_correct_run(kind):
-    """Sums in another order: 1.7e-6 was measured with AudioLDM 2 here, where equal shapes give 0."""
+    """Sums in another order: AudioLDM 2 gives 1.7e-6 here, and 0 for equal shapes."""
     sizes = {"sample_batch_size": 3, "train_batch_size": 1, "guidance_scale": 7.0}
     _, metrics = run(MODELS[kind](), clip_range=1e-4, **sizes)
     assert abs(metrics["ratio/min"] - 1) <= 1e-5 and abs(metrics["ratio/max"] - 1) <= 1e-5

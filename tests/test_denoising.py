@@ -112,7 +112,7 @@ def gradients(model, batch):
 
 
 def stir(model):
-    """Moves the layers that start at zero, so that text and network have a say from the first step."""
+    """Moves the layers that start at zero, so that the text matters from the first step."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.backbone.denoiser.parameters():

@@ -249,7 +249,7 @@ def test_judging_learns_from_the_combined_and_logs_the_single_calls():
 
 
 def test_judging_is_the_same_on_two_processes(monkeypatch):
-    """The other process's rows come by ``gather``: here both halves of one round, in either order."""
+    """``gather`` brings the other process's rows: here halves of a round, in either order."""
     reward, alone = EnsembleReward({"a": Level(), "b": Ranked(-2.0)}, min_count=2), []
     whole = judged(reward, (1.0, 11.0, 2.5, 12.0))
     monkeypatch.setattr(

@@ -273,7 +273,8 @@ def test_no_module_takes_the_place_of_a_function() -> None:
 
 def test_the_table_is_read_without_torch_or_a_model_library() -> None:
     code = (
-        "import sys, zoo; zoo.entries(); zoo.names(); dir(zoo); from zoo.commands.zoo import parser;"
+        "import sys, zoo; zoo.entries(); zoo.names(); dir(zoo);"
+        " from zoo.commands.zoo import parser;"
         " parser(); heavy = {'torch', 'huggingface_hub', 'transformers', 'diffusers',"
         " 'peft', 'safetensors', 'numpy', 'rich', 'yaml'}; assert not heavy & set(sys.modules),"
         " heavy & set(sys.modules)"

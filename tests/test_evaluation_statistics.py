@@ -1,4 +1,4 @@
-"""Intervals, balanced means and comparisons of an evaluation, by arithmetic that a reader can redo."""
+"""Intervals, balanced means and comparisons of an evaluation, by simple arithmetic."""
 
 from __future__ import annotations
 

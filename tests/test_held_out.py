@@ -159,7 +159,7 @@ def test_clips_of_one_prompt_are_one_change():
 
 
 class Stage:
-    """A run as the callback sees it; ``says`` is one evaluation of four clips around these means."""
+    """A run as the callback sees it; ``says`` is an evaluation of four clips around means."""
 
     def __init__(self, watch: HeldOutWatch, **settings: float) -> None:
         self.watch, self.round = watch, 0

@@ -1,4 +1,4 @@
-"""zoo.push and zoo.pull against a Hub on 127.0.0.1, through an unmodified huggingface_hub client."""
+"""zoo.push and zoo.pull against a Hub on 127.0.0.1, with the real huggingface_hub client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _client(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process's client talks to our Hub, with an empty cache and a working folder of its own."""
+    """The client talks to our Hub, with an empty cache and its own working folder."""
     connect(monkeypatch, hub, tmp_path / "home")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)

@@ -144,7 +144,7 @@ def test_listeners_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_the_summary_is_arithmetic_that_a_reader_can_redo() -> None:
-    """70 % of 20, as the paper of CLAP-guided fine-tuning says: 14 of 20 is not yet beyond chance."""
+    """14 of 20 (70 %, as in the paper of CLAP-guided fine-tuning) is not beyond chance."""
     given = [
         an_answer(
             "ann" if i < 10 else "ben",

@@ -171,7 +171,7 @@ def test_clip_range_keeps_the_true_log_ratio() -> None:
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "velocity", "x0"])
 def test_snr_weights_weigh_the_clean_error(prediction: str) -> None:
-    """weight * (output error)^2 = min(SNR, gamma) * (clean error)^2, whatever the network predicts."""
+    """weight * (output error)^2 = min(SNR, gamma) * (clean error)^2 for every prediction."""
     alpha, sigma = torch.tensor([0.2, 0.6, 0.95]), torch.tensor([0.9, 0.8, 0.2])
     if prediction == "v":
         norm = (alpha**2 + sigma**2).sqrt()

@@ -116,7 +116,7 @@ def test_ddpo_step_log_prob_and_ratio(golden_dir: Path) -> None:
 
 
 def toy(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-    """The analytic network of the golden trajectories; its two coefficients travel as conditioning."""
+    """The analytic network of the golden trajectories; conditioned on its two coefficients."""
     a, b, t = (
         value.reshape(-1, *[1] * (x.ndim - 1))
         for value in (conditioning["a"], conditioning["b"], time_B)

@@ -183,7 +183,7 @@ def test_a_prompt_without_a_mood_is_named_with_the_member_that_needs_it():
 
 
 def test_the_whole_round_of_unusual_clips_is_combined():
-    """Silence, clipping and copies in one round: finite, and the guards put the sound clip first."""
+    """Silence, clipping and copies in one round: finite, and the sound clip is first."""
     wave = torch.cat(
         [
             chord(16_000),

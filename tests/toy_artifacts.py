@@ -36,7 +36,7 @@ def model_folder(folder: Path, seed: int = 0, **facts: object) -> Path:
 
 
 def quickstart_run(folder: Path) -> Path:
-    """The quickstart's configuration, and an adapter on embedded/music of its shape that is heard."""
+    """The quickstart's configuration, and an audible adapter for it on embedded/music."""
     config = read_configuration([QUICKSTART], [f"out_dir={folder}"])
     run_folder.write_config(folder, config.to_dict(), ["python", "tools/fit.py"], None)
     backbone = zoo.load(config.module["backbone"]["name"])

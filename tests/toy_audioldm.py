@@ -26,7 +26,7 @@ def arguments() -> dict:
 
 
 def small_model(seed: int = 0, **changes) -> AudioLDM:
-    """The same weights in every call; the denoiser listens to its text more than a random one does."""
+    """The same weights in every call; its text matters more than in a random denoiser."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AudioLDM(**arguments() | changes).eval().requires_grad_(False)

@@ -81,7 +81,7 @@ def sines(
     prompts: int = 1,
     table: str = "prompts.csv",
 ) -> Path:
-    """One file an amplitude of every mood, over ``prompts`` prompts a mood in turn, and their CSV."""
+    """One file per amplitude of each mood, ``prompts`` prompts per mood in turn, and a CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["file,prompt,label"]
     for mood, levels in amplitudes.items():

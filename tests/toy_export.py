@@ -42,7 +42,12 @@ data:
   prompts_per_round: 2
   repeats: 2
   val_repeats: 1
-trainer: {max_epochs: 2, accelerator: cpu, num_sanity_val_steps: -1, enable_model_summary: false, enable_progress_bar: false}
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  num_sanity_val_steps: -1
+  enable_model_summary: false
+  enable_progress_bar: false
 """
 
 

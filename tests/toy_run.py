@@ -77,7 +77,12 @@ def config(tmp_path: Path, text: str = "", name: str = "c.yaml") -> Path:
     body = f"""
 module: {{_target_: toy_run.Line, width: 4}}
 data: {{_target_: toy_run.Points, width: '${{module.width}}'}}
-trainer: {{max_epochs: 2, accelerator: cpu, log_every_n_steps: 1, enable_progress_bar: false, enable_model_summary: false}}
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
 out_dir: {tmp_path / "run"}
 seed: 3
 {text}"""

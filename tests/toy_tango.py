@@ -106,7 +106,7 @@ SMALL = {
 
 
 def small_model(seed: int = 0) -> Tango:
-    """The same weights in every call; the denoiser listens to its text more than a random one does."""
+    """The same weights in every call; its text matters more than in a random denoiser."""
     from zoo.backbones.tango import Tango
 
     with torch.random.fork_rng():

@@ -39,7 +39,7 @@ def small_model(seed: int = 0, **changes):
 
 
 def released_folder(model, folder: Path) -> Path:
-    """``model`` in its authors' layout, with the tokenizer that they leave to another repository."""
+    """``model`` in its authors' layout, with the tokenizer of the other repository."""
     from safetensors.torch import save_file
 
     names = {

@@ -1,4 +1,4 @@
-"""Where a model is to run, refused before anything is loaded when this machine has no such device."""
+"""Where a model runs; refused before loading when this machine has no such device."""
 
 from __future__ import annotations
 

@@ -81,8 +81,9 @@ def sampling_settings(
 ) -> SamplingSettings:
     """``asked``: values by the names of ``SamplingSettings``, None where nothing is asked.
 
-    ``run``: a run's configuration, or ``{}``. ``recorded``: ``zoo.hub.run_models.recorded_sampling``.
-    With ``evaluation`` the run's own ``eval_*`` settings go before those of its training.
+    ``run``: a run's configuration, or ``{}``. ``recorded``:
+    ``zoo.hub.run_models.recorded_sampling``. With ``evaluation`` the run's own ``eval_*``
+    settings go before those of its training.
 
     Raises ``UserError`` when there is one eta a step for another number of steps.
     """

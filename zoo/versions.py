@@ -32,7 +32,7 @@ def installed() -> dict[str, str | None]:
 
 
 def check_versions() -> None:
-    """Raises ``VersionError`` for torch 2.11 beside a torchaudio above 2.11.0, which cannot load."""
+    """Raises ``VersionError`` for torch 2.11 with a torchaudio above 2.11.0."""
     found = installed()
     torch = found["torch"] or ""
     torchaudio = found["torchaudio"] or ""

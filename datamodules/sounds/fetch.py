@@ -1,9 +1,9 @@
 """What ``python tools/sounds.py`` does: unpack Debian's packages of recorded sounds without root,
 and list what is there.
 
-Only the packages named in ``datamodules/sounds/sources.py`` are downloaded, by ``apt-get download``,
-which checks them against Debian's signed lists; ``dpkg-deb -x`` unpacks them and runs none of their
-scripts.
+Only the packages named in ``datamodules/sounds/sources.py`` are downloaded, by ``apt-get
+download``, which checks them against Debian's signed lists; ``dpkg-deb -x`` unpacks them and runs
+none of their scripts.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def fetch(
 
 
 def _unpack(archive: Path, name: str, to: Path) -> None:
-    """A folder that is half written is known by its ``.unpacking`` mark; the bank does not read it."""
+    """A half-written folder carries an ``.unpacking`` mark; the bank does not read it."""
     mark = archive.with_name(f"{name}.unpacking")
     mark.touch()
     _run(["dpkg-deb", "-x", str(archive), str(to)], archive.parent)

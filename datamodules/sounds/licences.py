@@ -22,8 +22,9 @@ PERMISSIVE = frozenset(
 )
 """The licences of recordings that weights which this project ships may be trained on.
 
-They ask for no more than credit (the card lists it). Left out: ShareAlike, Free Art, GPL and Artistic (terms for derived works,
-and nobody has settled whether weights are one), NonCommercial, CC-sampling-plus, and everything unknown.
+They ask for no more than credit (the card lists it). Left out: ShareAlike, Free Art, GPL and
+Artistic (terms for derived works, and it is undecided whether weights are one), NonCommercial,
+CC-sampling-plus, and everything unknown.
 """
 
 _SHORT_NAMES = {name.lower(): name for name in PERMISSIVE} | {

@@ -69,5 +69,5 @@ def mixed(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> Tensor:
 
 
 def joined(first: str, second: str) -> str:
-    """The caption of a mixture: "A dog barks" and "Rain falls" give "A dog barks and rain falls"."""
+    """ "A dog barks" and "Rain falls" give "A dog barks and rain falls"."""
     return f"{first} and {second[:1].lower()}{second[1:]}"

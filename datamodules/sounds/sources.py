@@ -93,7 +93,7 @@ def spoken_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[E
 
 
 def bundle_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[Entry]:
-    """``BUNDLE__FILE`` for FILE inside ``BUNDLE.rcc``; bundles that no glob names are not opened."""
+    """``BUNDLE__FILE`` for FILE inside ``BUNDLE.rcc``; opens only bundles that a glob names."""
     for path in sorted(place.glob("*.rcc")):
         mine = [glob for glob in globs if glob.partition("__")[0] == path.stem]
         for inside, read in read_rcc(path) if mine else ():
@@ -266,7 +266,7 @@ SOURCES: dict[str, Source] = {
         "en-",
     ),
 }
-"""Name in clip ids and in ``rules.tsv`` -> where it lies. The paths and the package names are Debian 12's."""
+"""Name in clip ids and in ``rules.tsv`` -> where it lies, with paths and packages of Debian 12."""
 
 SMALL_SET = ("openttd-opensfx", "gcompris-qt-data", "sonic-pi-samples", "simutrans-pak64")
 FULL_SET = tuple(dict.fromkeys(source.package for source in SOURCES.values()))

@@ -168,7 +168,7 @@ def make_trainable(
 
 
 def _check_start(folder: str, rank: int, alpha: float | None) -> None:
-    """Raises ``UserError`` naming the setting that differs from that of the adapter in ``folder``."""
+    """Raises ``UserError`` naming the setting that differs from the adapter's in ``folder``."""
     config = read_adapter(folder)[0]
     if config.use_rslora:
         raise UserError(f"start_adapter {folder} uses rslora, which is not trained here")

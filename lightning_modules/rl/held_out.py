@@ -134,7 +134,7 @@ def not_finite(samples: Sequence[HeldOutSample]) -> list[HeldOutSample]:
 
 
 def told_not_finite(samples: Sequence[HeldOutSample]) -> str | None:
-    """How many clips of an evaluation have no score, and of which prompts; None where all have one."""
+    """How many clips have no score, and of which prompts; None where all have one."""
     bad = not_finite(samples)
     if not bad:
         return None

@@ -202,7 +202,7 @@ class SpectralCodec(nn.Module):
         return both[:, : self.bins] * 2.5 - 2.0, both[:, self.bins :]
 
     def posterior(self, log_magnitude: Tensor, stereo: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latents before normalisation, each (B, latent_channels, T)."""
+        """Mean and log-variance before normalisation, each (B, latent_channels, T)."""
         mean, log_variance = self.to_latent(self.encoder(self._pack(log_magnitude, stereo))).chunk(
             2, dim=1
         )

@@ -240,7 +240,7 @@ class StableAudio(nn.Module):
         return t5_states(self.text.encoder, torch.tensor([self.memory.tokens(text)]))[0].cpu()
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The velocity alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""
+        """alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""
         dtype = self.denoiser.proj_in.weight.dtype
         output = self.denoiser(
             latent_BCT.to(dtype),

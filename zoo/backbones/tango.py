@@ -222,7 +222,7 @@ class Tango(nn.Module):
         )
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The velocity alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""
+        """alpha * noise - sigma * clean, float32; computed in the denoiser's own type."""
         dtype = self.denoiser.conv_in.weight.dtype
         output = self.denoiser(
             latent_BCTF.to(dtype),

@@ -114,7 +114,7 @@ class DiffusionTransformer(nn.Module):
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
-    """(..., ) positions to (..., width) sines and cosines with wavelengths from 2 pi to 20000 pi."""
+    """(...) positions to (..., width) sines and cosines, wavelengths 2 pi to 20000 pi."""
     frequency = torch.exp(
         torch.arange(width // 2, device=position.device) * (-math.log(10_000) / (width // 2))
     )

@@ -257,7 +257,7 @@ def _prompts(
     how: SamplingSettings,
     read_prompts: ReadPrompts,
 ) -> tuple[Prompt, ...]:
-    """Those to sample; for a folder of generations those that lend their labels, if any were named."""
+    """Those to sample; for a folder of generations those that lend labels, if any."""
     if options.prompts is not None:
         return tuple(read_prompts(options.prompts, how.negative, how.seconds))
     return config.prompts(options.which or WHICH[0]) if _is_sampled(options) else ()

@@ -190,7 +190,7 @@ def _asked(terms: str) -> bool:
 
 
 class _Bar:
-    """Bytes on stderr; nothing is shown before the first of them, so that questions can be asked."""
+    """Bytes on stderr, from the first one on, so that questions can be asked before."""
 
     def __init__(self, title: str) -> None:
         self._title, self._bar, self._task = title, None, None

@@ -17,22 +17,33 @@ from zoo.errors import UserError
 
 PAD, EMPTY, _FIRST_BYTE, _FIRST_WORD = 0, 1, 2, 258
 _WORDS = """
-a an the and of in on at with from to by for as is are while then after before during followed next first second last finally
-again both together simultaneously meanwhile once twice one two three several multiple many single solo recording sound sounds
-source sources music piece noise quality high low clear good bad instrumental playing plays played played' melody
-happy joyful cheerful upbeat angry aggressive intense ferocious sad mournful somber sorrowful tender gentle soft soothing
+a an the and of in on at with from to by for as is are while then after before during followed next
+first second last finally
+again both together simultaneously meanwhile once twice one two three several multiple many single
+solo recording sound sounds
+source sources music piece noise quality high low clear good bad instrumental playing plays played
+played' melody
+happy joyful cheerful upbeat angry aggressive intense ferocious sad mournful somber sorrowful tender
+gentle soft soothing
 calm quiet loud fast slow bright dark warm
-piano guitar acoustic electric harp vibraphone marimba music-box violin cello flute trumpet saxophone drums drum organ bass bell
+piano guitar acoustic electric harp vibraphone marimba music-box violin cello flute trumpet
+saxophone drums drum organ bass bell
 left right front behind back center middle ahead above below up down near far close distant side
-directly slightly diagonally moves moving move passes passing approaches approaching leaves leaving jumps turns rotating
+directly slightly diagonally moves moving move passes passing approaches approaching leaves leaving
+jumps turns rotating
 slowly quickly suddenly gradually instantly
-dog cat bird birds horse cow sheep rooster frog insect car truck bus train plane helicopter boat engine siren horn door water
-rain wind thunder fire footsteps man woman child person people crowd speech speaking laughing clapping whistling singing
+dog cat bird birds horse cow sheep rooster frog insect car truck bus train plane helicopter boat
+engine siren horn door water
+rain wind thunder fire footsteps man woman child person people crowd speech speaking laughing
+clapping whistling singing
 barking meowing chirping ringing knocking
-joined hit note electronic being starting flying percussion tom blowing taking off departing running mooing bleating neighing
+joined hit note electronic being starting flying percussion tom blowing taking off departing running
+mooing bleating neighing
 growling screeching monkeys honking struck
-applause beep bubble burp cash chainsaw choir chop circular cowbell crash crow cymbal drone explosion fall finger glass hammer
-hiss jackhammer jet lion loop machinery primate propeller register saw scratch ship snap snare spark steam synth tabla tree
+applause beep bubble burp cash chainsaw choir chop circular cowbell crash crow cymbal drone
+explosion fall finger glass hammer
+hiss jackhammer jet lion loop machinery primate propeller register saw scratch ship snap snare spark
+steam synth tabla tree
 whistle whoosh
 """
 WORDS: tuple[str, ...] = tuple(

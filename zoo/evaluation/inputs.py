@@ -51,7 +51,7 @@ class Configuration:
         return (self.settings.get("module") or {}).get("reward")
 
     def require_own(self) -> None:
-        """Raises ``UserError`` when the run folder was downloaded: its config.yaml may name code."""
+        """Raises ``UserError`` for a downloaded run folder: its config.yaml may name code."""
         from zoo.hub.store import is_downloaded
 
         if self.folder is not None and is_downloaded(self.folder):

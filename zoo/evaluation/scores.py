@@ -274,7 +274,7 @@ def _of_the_set(
 
 
 def sample_numbers(samples: Sequence[Sample]) -> list[int]:
-    """The seed of each sample where its index says one, else its number among those of its prompt."""
+    """Each sample's seed where its index has one, else its number within its prompt."""
     seen: dict[str, int] = {}
     numbers = []
     for sample in samples:

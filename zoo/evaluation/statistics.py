@@ -1,12 +1,13 @@
 """From the numbers of single clips to those of the tables, each with its interval.
 
-Clips of one prompt are not independent, so intervals are over prompts (``zoo.statistics.clustered``:
-Student's t over the means of prompts), of differences paired by prompt. Hits alone are blind where
-all clips of a class are right, or all wrong: shares of one class have at least Wilson's interval,
-balanced means and their differences at least the one by formula (``mean_of_shares_interval``,
-``paired_shares_interval``). Where every class has ``FEW_PROMPTS`` prompts or more, balanced means
-have the two-stage bootstrap (``zoo.statistics.bootstrap``) instead of t: it stays within 0..1 and
-knows that a share near 1 is uncertain on one side only; with fewer prompts it is too narrow.
+Clips of one prompt are not independent, so intervals are over prompts
+(``zoo.statistics.clustered``: Student's t over the means of prompts), of differences paired by
+prompt. Hits alone are blind where all clips of a class are right, or all wrong: shares of one class
+have at least Wilson's interval, balanced means and their differences at least the one by formula
+(``mean_of_shares_interval``, ``paired_shares_interval``). Where every class has ``FEW_PROMPTS``
+prompts or more, balanced means have the two-stage bootstrap (``zoo.statistics.bootstrap``) instead
+of t: it stays within 0..1 and knows that a share near 1 is uncertain on one side only; with fewer
+prompts it is too narrow.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def _triple(line: Line, scorer: ScorerFacts) -> list[str]:
 
 
 def parts_table(results: Results, scorer: ScorerFacts) -> Table:
-    """Mean of the score and of every part that the scorer gave, original, trained and difference."""
+    """Means of the score and of each of its parts: original, trained and difference."""
     rows = []
     for line in lines(results):
         for part in dict.fromkeys(

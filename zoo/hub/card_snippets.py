@@ -52,7 +52,8 @@ import zoo
 from peft import PeftModel
 
 base = zoo.load({base!r})
-base.denoiser = PeftModel.from_pretrained(base.denoiser, "{PLACE}")  # of a diffusers pipeline: pipe.unet or pipe.transformer
+# of a diffusers pipeline: pipe.unet or pipe.transformer
+base.denoiser = PeftModel.from_pretrained(base.denoiser, "{PLACE}")
 """)
 
 
@@ -66,7 +67,8 @@ import zoo
 from zoo.types import Prompt, Waveform
 
 reward = zoo.load("{PLACE}")  # the folder, or owner/name on the Hub
-noise = Waveform(0.1 * torch.randn(2, 4 * 16_000), 16_000)  # put your clip here: (channels, samples) in [-1, 1], its rate in Hz
+# put your clip here: (channels, samples) in [-1, 1], its rate in Hz
+noise = Waveform(0.1 * torch.randn(2, 4 * 16_000), 16_000)
 print(zoo.score(reward, [noise], [Prompt("clip", {_prompt(config)!r}{label})]).score_B)
 """)
 

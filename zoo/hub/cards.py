@@ -378,7 +378,8 @@ def _reward_text(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
     known = "\n".join(f"- {' '.join(item.split())}" for item in weak)
     return f"Trained to raise `{reward}`.\n\n" + (
         known
-        or "- No way to fool this reward is on record, which is not to say that there is none: judge by another network and by ear."
+        or "- No way to fool this reward is on record, which is not to say that there is none:"
+        " judge by another network and by ear."
     )
 
 

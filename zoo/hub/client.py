@@ -141,7 +141,7 @@ def _kind(value: object) -> str:
 
 
 def _field(node: Any, name: str, kind: type, repo_id: str, default: Any = None) -> Any:
-    """A field of an answer, of its kind; a missing or null one is ``default`` where there is one."""
+    """A field of an answer, checked for its kind; ``default`` where it is missing or null."""
     if not isinstance(node, dict):
         raise UserError(f"{repo_id}: the Hub answered with {_kind(node)}, expected an object")
     value = node.get(name)

@@ -103,9 +103,9 @@ def pull(
 
     ``revision``: a commit, branch or tag; by default the entry's commit, else that of the lock
     file, else the newest, which the lock file then pins. ``to``: a folder that is not there yet
-    (default: the store of pulled models, see ``zoo.hub.store``; embedded entries are used where they
-    lie). ``progress(done, total)`` counts bytes. ``accept_licence``: True, or a function that is
-    shown the terms and answers, for licences that need it. ``token``: default as the Hub client
+    (default: the store of pulled models, see ``zoo.hub.store``; embedded entries are used where
+    they lie). ``progress(done, total)`` counts bytes. ``accept_licence``: True, or a function that
+    is shown the terms and answers, for licences that need it. ``token``: default as the Hub client
     finds one.
 
     Raises ``UserError`` (unknown name, licence not accepted, hash or commit that differs, unsafe

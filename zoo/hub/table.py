@@ -1,7 +1,8 @@
 """``ENTRIES``: every model that goes by a name. A literal table: what is not here is not a name.
 
 Where a commit, hash, size or licence could not be read from its publisher, the field says None or
-"unknown" and is never guessed; the first pull pins commit and hashes in a lock file (``zoo.hub.lock``).
+"unknown" and is never guessed; the first pull pins commit and hashes in a lock file
+(``zoo.hub.lock``).
 """
 
 from __future__ import annotations

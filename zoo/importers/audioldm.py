@@ -1,4 +1,4 @@
-"""AudioLDM from a folder in diffusers layout, strict; and what AudioLDM 2's folders share with it."""
+"""AudioLDM from a folder in diffusers layout, strict; shared with AudioLDM 2's."""
 
 from __future__ import annotations
 

@@ -5,8 +5,10 @@ The authors' folder is ``best_weight/wav/{ar_va,arousal,valence}/{best.ckpt,hpar
 Lightning checkpoints, pickled, of a short-chunk ResNet. They are read as data, every tensor must
 find its place, and all sizes come from the tensors themselves.
 
-    reward = load_emopia("best_weight/wav/ar_va/best.ckpt")                # an EmotionReward: reward(wave_BCN, rate_hz, prompts)
-    kind, architecture, arguments = zoo.hub.artifact.identity_of(reward)     # to keep it as safetensors:
+    # an EmotionReward: reward(wave_BCN, rate_hz, prompts)
+    reward = load_emopia("best_weight/wav/ar_va/best.ckpt")
+    # to keep it as safetensors:
+    kind, architecture, arguments = zoo.hub.artifact.identity_of(reward)
     zoo.hub.artifact.save_artifact("emopia", kind=kind, architecture=architecture,
     arguments=arguments, module=reward)
     zoo.load("emopia")

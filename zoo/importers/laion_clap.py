@@ -222,7 +222,7 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _check_mel_bank(bank_KM: Tensor | None) -> None:
-    """The files keep the filter bank that they were trained with: 48 kHz, 50 to 14000 Hz, Slaney."""
+    """The files hold the filter bank of their training: 48 kHz, 50 to 14000 Hz, Slaney."""
     if bank_KM is None:
         return
     n_fft, n_mels = 2 * (bank_KM.shape[0] - 1), bank_KM.shape[-1]

@@ -62,7 +62,7 @@ def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[st
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the reader raises UnpicklingError, RuntimeError, EOFError and more for what files do to it
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
         named = re.search(
             r"(?:GLOBAL|unrecognized function|but got) (<?[\w.' ]+?>?)(?: was | whose |$|\. )",
             str(error),

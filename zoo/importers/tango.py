@@ -196,7 +196,8 @@ def codec_name(name: str, levels: int) -> str | None:
             int(level) if way == "down" else levels - 1 - int(level)
         )  # the library counts the decoder's from the narrow end
         inner = f"{resampler}rs.0" if resampler else f"resnets.{block}"
-        return f"vae.{side}.{way}_blocks.{index}.{inner}.{rest.replace('nin_shortcut', 'conv_shortcut')}"
+        rest = rest.replace("nin_shortcut", "conv_shortcut")
+        return f"vae.{side}.{way}_blocks.{index}.{inner}.{rest}"
     if found := re.fullmatch(r"(encoder|decoder)\.mid\.block_([12])\.(.+)", name):
         return f"vae.{found[1]}.mid_block.resnets.{int(found[2]) - 1}.{found[3]}"
     if found := re.fullmatch(

@@ -85,8 +85,9 @@ def comparison_page(
         f" {html.escape(name)}</th></tr>"
     )
     body = f"""<ul>{"".join(f"<li>{html.escape(line)}</li>" for line in lines)}</ul>
-<p class="note">A score by the reward that the model was trained on says that training worked, not that it sounds better: compare
-with a scorer that training never saw, and with listeners who do not know which is which.</p>
+<p class="note">A score by the reward that the model was trained on says that training worked, not
+that it sounds better: compare with a scorer that training never saw, and with
+listeners who do not know which is which.</p>
 <table>{head}{"".join(rows)}</table>"""
     return page(title, body)
 

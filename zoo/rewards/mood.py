@@ -135,7 +135,8 @@ class EmotionReward(nn.Module):
     them.
 
     The module stays in evaluation mode even inside a module that is switched to training: a reward
-    must be deterministic. ``Emotion`` (lightning_modules/mood_classifier.py) trains ``classifier`` itself.
+    must be deterministic. ``Emotion`` (lightning_modules/mood_classifier.py) trains ``classifier``
+    itself.
     """
 
     def __init__(
