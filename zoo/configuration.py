@@ -111,7 +111,7 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def _nearest_key(key: str, config: DictConfig) -> str:
-    """Ends a message about an unknown root key: settings of that name below, or the nearest root."""
+    """Ends a message about an unknown root key: settings of that name, or the nearest root."""
     known = _keys(OmegaConf.to_container(config))
     below = sorted(name for name in known if name.rpartition(".")[2] == key)
     if below:

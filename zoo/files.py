@@ -137,7 +137,7 @@ def folder_written_beside(folder: str | Path, replace: bool = False) -> Iterator
 
 @contextmanager
 def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
-    """Makes an ``OSError`` of writing name ``path`` (or the file in it) instead of ``temporary``."""
+    """Makes an ``OSError`` of writing name ``path`` or the file in it, not ``temporary``."""
     try:
         yield
     except OSError as error:
@@ -176,8 +176,8 @@ def clear_after_killed(directory: str | Path, *names: str) -> None:
     Leftovers are hidden and named after the file and the process: ``.STEM.PID.part.SUFFIX`` for a
     file, ``.NAME.PID.part`` for a folder (nested once more where a folder was written into it), and
     ``.NAME.PID.old`` for a folder that was being replaced, which is restored where ``NAME`` is
-    missing. Leftovers of running processes stay. ``names`` are patterns of the final names (default:
-    all). Raises ``OSError``.
+    missing. Leftovers of running processes stay. ``names`` are patterns of the final names
+    (default: all). Raises ``OSError``.
     """
     directory = Path(directory)
     for left in sorted(directory.glob(".*.*")) if directory.is_dir() else ():

@@ -56,7 +56,7 @@ def is_secret_key(key: object) -> bool:
 
 
 def remember(*values: str) -> None:
-    """Masks these values from now on; values under 4 characters, which may be words, are ignored."""
+    """Masks these values from now on, except those under 4 characters, which may be words."""
     _known.update(
         value
         for value in map(str.strip, values)
@@ -182,7 +182,7 @@ def _without_value(found: re.Match[str]) -> str:
 
 
 def _without_assigned(text: str) -> str:
-    """Masks ``api_key: x``, ``{'password': 'x'}``, ``DB_PASS=x``; not prose (``token: expected``)."""
+    """Masks ``api_key: x``, ``{'password': 'x'}``, ``DB_PASS=x``; not ``token: expected``."""
     pieces = []
     position = 0
     for name in _NAME.finditer(text):

@@ -310,7 +310,7 @@ class RewardOutput:
 
 @runtime_checkable
 class Path(Protocol):
-    """How ``x = alpha * clean + sigma * noise`` runs from pure noise to clean (``zoo/diffusion``)."""
+    """How ``x = alpha * clean + sigma * noise`` runs from noise to clean (``zoo/diffusion``)."""
 
     prediction: str
 
@@ -366,8 +366,8 @@ class Reward(Protocol):
       A pure function of the answers to all samples of a round, from all processes, in the order of
       (prompt id, sample index). Training learns from its score; the score of the single call is
       what is logged, so that curves are comparable over rounds;
-    - ``check_prompts(prompts)``: raises ``UserError`` for a prompt that it cannot score; called with
-      all prompts before anything is sampled;
+    - ``check_prompts(prompts)``: raises ``UserError`` for a prompt that it cannot score; called
+      with all prompts before anything is sampled;
     - ``unit``: how to read its score, such as "cosine similarity of clip and prompt; 1 is best".
     """
 
