@@ -1,7 +1,7 @@
 """Retrieval between two sets of embeddings: recall at k with ties, matched against random pairs.
 
-Shapes: ``Q`` queries, ``N`` candidates. ``relevant_QN`` (bool) marks every right candidate: captions
-that say the same are all right.
+Shapes: ``Q`` queries, ``N`` candidates. ``relevant_QN`` (bool) marks every right candidate:
+captions that say the same are all right.
 """
 
 from __future__ import annotations
