@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from datamodules.batches import PromptBatch
 from lightning_modules.report import INDEX
@@ -21,7 +23,7 @@ from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
 from zoo.errors import UserError
 from zoo.files import finite, folder_written_beside
-from zoo.types import Waveform
+from zoo.types import Prompt, Waveform
 
 
 def spread(batch: PromptBatch, count: int, class_label: str = "mood") -> PromptBatch:
@@ -76,7 +78,26 @@ def joined(batches: Iterable[PromptBatch]) -> PromptBatch | None:
     )
 
 
-def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: int) -> Path:
+@dataclass(frozen=True)
+class Played:
+    """One sample of an evaluation: ``wave_CN`` on the CPU, ``score`` NaN where it is not finite."""
+
+    prompt: Prompt
+    wave_CN: Tensor
+    score: float
+
+
+def played(samples: ScoredSamples) -> list[Played]:
+    """The rows of samples whose waves were kept."""
+    return [
+        Played(prompt, wave_CN, score)
+        for prompt, wave_CN, score in zip(
+            samples.prompts, samples.wave_BCN, samples.score_B.tolist(), strict=True
+        )
+    ]
+
+
+def write_samples(folder: str | Path, samples: Sequence[Played], sample_rate_hz: int) -> Path:
     """One 16-bit wav per sample and ``samples.json`` (file, prompt, score: null where it is not
     finite); an older folder is replaced when all is written.
 
@@ -85,21 +106,19 @@ def write_samples(folder: str | Path, samples: ScoredSamples, sample_rate_hz: in
     """
     folder, index = Path(folder), []
     with folder_written_beside(folder, replace=True) as part:
-        for i, prompt in enumerate(samples.prompts):
+        for i, sample in enumerate(samples):
+            prompt = sample.prompt
             file = f"{i:02d}_{re.sub(r'[^A-Za-z0-9_-]+', '-', prompt.id)[:60]}.wav"
-            write_audio(part / file, Waveform(samples.wave_BCN[i], sample_rate_hz))
-            facts = {
-                "id": prompt.id,
-                "text": prompt.text,
-                "negative": prompt.negative,
-                "seconds": prompt.seconds,
-            }
+            write_audio(part / file, Waveform(sample.wave_CN, sample_rate_hz))
             index.append(
                 {
                     "file": file,
-                    **facts,
+                    "id": prompt.id,
+                    "text": prompt.text,
+                    "negative": prompt.negative,
+                    "seconds": prompt.seconds,
                     "labels": dict(prompt.labels),
-                    "score": samples.score_B[i].item(),
+                    "score": sample.score,
                 }
             )
         text = json.dumps(finite(index), indent=1, default=str, allow_nan=False)
@@ -114,14 +133,36 @@ class AudioSamples(Callback):
     ``count`` held-out prompts, evenly spread, always with the noise of their evaluation; without
     held-out prompts, prompts of the first training round. The base model is the adapter switched
     off, so its ``before/`` can be made at any time; one of a whole denoiser or of a
-    ``start_adapter`` only before the first update.
+    ``start_adapter`` only before the first update. What an evaluation has just played at the same
+    step is taken from it and not sampled again.
     """
 
-    def __init__(self, folder: str | Path, count: int = 8, every_evaluation: bool = True) -> None:
+    def __init__(self, folder: str | Path, count: int = 12, every_evaluation: bool = True) -> None:
         if count < 1:
             raise UserError(f"the number of audio samples must be at least 1, got {count}")
         self.folder, self.count, self.every_evaluation = Path(folder), count, every_evaluation
         self.batch: PromptBatch | None = None
+        self.heard: dict[tuple[str, int], Played] = {}  # (prompt id, sample index), last evaluation
+        self.heard_step = -1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.heard = {}
+        self.heard_step = trainer.global_step
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: ScoredSamples,
+        batch: PromptBatch,
+        *_: Any,
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        wanted = None if self.batch is None else set(_keys(self.batch))
+        for key, sample in zip(_keys(batch), played(outputs), strict=True):
+            if wanted is None or key in wanted:
+                self.heard[key] = replace(sample, wave_CN=sample.wave_CN.clone())
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
@@ -140,13 +181,16 @@ class AudioSamples(Callback):
         if fresh or not (self.folder / "before" / INDEX).is_file():
             hparams = pl_module.hparams
             from_base = bool(hparams.lora_rank) and hparams.get("start_adapter") is None
+            if not fresh:
+                self.heard = {}  # of the trained model
             if from_base or fresh:  # what has learned since cannot be switched off
                 with reference(pl_module.backbone) if from_base else nullcontext():
-                    self._write(pl_module, "before")
+                    self._write(trainer, pl_module, "before")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_evaluation and self.batch is not None and not trainer.sanity_checking:
-            self._write(pl_module, f"round_{int(trainer.callback_metrics.get('round', 0)):05d}")
+            round_index = int(trainer.callback_metrics.get("round", 0))
+            self._write(trainer, pl_module, f"round_{round_index:05d}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (
@@ -156,7 +200,7 @@ class AudioSamples(Callback):
             if held_out is not None:
                 self.batch = spread(held_out, self.count, pl_module.hparams.class_label)
         if self.batch is not None:
-            self._write(pl_module, "after")
+            self._write(trainer, pl_module, "after")
 
     def _held_out(self, trainer: Trainer) -> PromptBatch | None:
         loaders: Any = trainer.val_dataloaders
@@ -169,7 +213,16 @@ class AudioSamples(Callback):
         for old in (self.folder / "before", self.folder / "after", *self.folder.glob("round_*")):
             shutil.rmtree(old, ignore_errors=True)
 
-    def _write(self, pl_module: LightningModule, name: str) -> None:
-        write_samples(
-            self.folder / name, pl_module.evaluate(self.batch), pl_module.backbone.sample_rate_hz
-        )
+    def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
+        """Plays the prompts, or takes what the evaluation at this step has played of them."""
+        keys = _keys(self.batch)
+        if self.heard_step == trainer.global_step and all(key in self.heard for key in keys):
+            samples = [self.heard[key] for key in keys]
+        else:
+            samples = played(pl_module.evaluate(self.batch))
+        write_samples(self.folder / name, samples, pl_module.backbone.sample_rate_hz)
+
+
+def _keys(batch: PromptBatch) -> list[tuple[str, int]]:
+    prompts = (prompt.id for prompt in batch.prompts)
+    return list(zip(prompts, batch.sample_index, strict=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_modules.audio_samples import write_samples
+from lightning_modules.audio_samples import played, write_samples
 from lightning_modules.rl.rollouts import ScoredSamples
 from zoo.files import finite
 from zoo.generations import read_samples, write_index
@@ -64,7 +64,7 @@ def test_a_score_that_is_nan_is_null_in_an_index(tmp_path):
     samples = ScoredSamples(
         prompts, torch.tensor([math.nan, 0.5]), {}, None, waves, 0.0, 0.0, 0.0, {}
     )
-    folder = write_samples(tmp_path / "after", samples, 8000)
+    folder = write_samples(tmp_path / "after", played(samples), 8000)
     rows = json.loads((folder / "samples.json").read_text(), parse_constant=_refused)
     assert [row["score"] for row in rows] == [None, 0.5] and rows[0]["labels"] == {"level": None}
     again = read_samples(folder)

@@ -38,7 +38,7 @@ def module(**changes) -> DDPO:
     return DDPO(ToyBackbone(), ToyReward(), **{**settings, "learning_rate": 1e-2, **changes})
 
 
-def run(folder, epochs, start=0, ckpt=None, sanity=0, val=True, **changes):
+def run(folder, epochs, start=0, ckpt=None, sanity=0, val=True, every=1, **changes):
     folder.mkdir(exist_ok=True)
     trainer = L.Trainer(
         max_epochs=epochs,
@@ -48,6 +48,7 @@ def run(folder, epochs, start=0, ckpt=None, sanity=0, val=True, **changes):
         enable_model_summary=False,
         enable_checkpointing=False,
         num_sanity_val_steps=sanity,
+        check_val_every_n_epoch=every,
         callbacks=default_callbacks(folder, audio_count=3),
     )
     ddpo = module(**changes)
@@ -241,6 +242,31 @@ def test_before_is_the_base_model_even_when_made_late(tmp_path):
         json.loads((tmp_path / name / "audio/before/samples.json").read_text()) for name in "ab"
     )
     assert first == late
+
+
+def test_what_an_evaluation_has_played_is_not_sampled_again(tmp_path, monkeypatch):
+    asked = []
+    evaluate = DDPO.evaluate
+    monkeypatch.setattr(
+        DDPO, "evaluate", lambda self, batch: asked.append(len(batch)) or evaluate(self, batch)
+    )
+    run(tmp_path, 2, sanity=-1)
+    assert asked == [4, 4, 4]  # before training and after each of two epochs; no samples of its own
+    for name in ("before", "round_00001", "round_00002", "after"):
+        assert len(read_samples(tmp_path / "audio" / name)) == 3
+    asked.clear()
+    _, ddpo = run(tmp_path / "late", 2)  # nothing was evaluated before training
+    assert asked == [3, 4, 4]
+    scores = [one.score for one in read_samples(tmp_path / "audio" / "before")]
+    late = [one.score for one in read_samples(tmp_path / "late" / "audio" / "before")]
+    assert scores == pytest.approx(late, abs=1e-6)
+    after = [one.score for one in read_samples(tmp_path / "late" / "audio" / "after")]
+    again = ddpo.evaluate(prompt_round(4, repeats=1)).score_B.tolist()
+    assert after == pytest.approx(again[:3], abs=1e-6)
+    assert after != pytest.approx(late, abs=1e-6)
+    asked.clear()
+    run(tmp_path / "gap", 3, sanity=-1, every=2)
+    assert asked == [4, 4, 3]  # the last evaluation is a round old at the end
 
 
 def test_without_held_out_prompts_training_prompts_are_played(tmp_path):
