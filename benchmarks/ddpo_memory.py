@@ -77,7 +77,7 @@ class Update:
     def ours(self) -> None:
         count, trajectory = len(self.trajectory), self.trajectory
         steps_KN = torch.arange(self.steps)[:, None].expand(self.steps, count)
-        micro = MicroBatch(tuple(range(count)), steps_KN, torch.ones(count))
+        micro = MicroBatch(tuple(range(count)), steps_KN)
         backward_steps(
             self.backbone,
             self.sampler,
@@ -85,7 +85,7 @@ class Update:
             micro,
             trajectory.log_prob_SB,
             self.advantage_B,
-            micro.terms,
+            steps_KN.numel(),
             lambda loss: loss.backward(),
             clip_range=CLIP_RANGE,
             advantage_clip=5.0,

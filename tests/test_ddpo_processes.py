@@ -7,24 +7,54 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from toy_ddpo import Recorder, module, trainer, weights
-from toys import Given, ToyBackbone, prompt_round
+from toys import Given, ToyBackbone, ToyReward, prompt_round
 
 from datamodules.batches import PromptBatch
 from lightning_modules.audio_samples import AudioSamples
 
-SPREAD = {"ratio_check": 1e-4, "max_grad_norm": 1e9, "train_step_share": 0.5, "kl_weight": 0.1}
+
+class Solved(ToyReward):
+    """The same score for every sample of two prompts: they have nothing to learn."""
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        output = super().__call__(wave_BCN, sample_rate_hz, prompts)
+        learns = torch.tensor([prompt.id in ("p0", "p1") for prompt in prompts])
+        return replace(output, score_B=torch.where(learns, output.score_B, 0.0))
 
 
-def one_of_two_ranks(folder: str, rank: int) -> None:
+SHARED = {"ratio_check": 1e-4, "max_grad_norm": 1e9}
+CASES = {  # settings, and the samples of each process
+    "divergence": (
+        ToyReward,
+        {"train_step_share": 0.5, "kl_weight": 0.1},
+        ([0, 1, 2, 3], [4, 5, 6, 7]),
+    ),
+    # the second process has one micro-batch of one step, the first one has four of four steps
+    "solved": (
+        Solved,
+        {"advantage": "group", "train_batch_size": 1},
+        ([0, 1, 4, 5], [2, 3, 6, 7]),
+    ),
+}
+
+
+def ddpo_of(case: str):
+    reward, settings, _ = CASES[case]
+    return module(backbone=ToyBackbone(dtype=torch.float64), reward=reward(), **SHARED, **settings)
+
+
+def one_of_two_ranks(folder: str, rank: int, case: str) -> None:
     """Runs in a process of its own: half of the round, gradients and weights to a file."""
     torch.set_num_threads(1)
-    batch, mine = prompt_round(8), slice(rank * 4, rank * 4 + 4)
-    own, recorder = PromptBatch(batch.prompts[mine], batch.sample_index[mine], 0), Recorder()
-    ddpo = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD)
+    batch, mine = prompt_round(8), CASES[case][2][rank]
+    prompts = tuple(batch.prompts[row] for row in mine)
+    own = PromptBatch(prompts, tuple(batch.sample_index[row] for row in mine), 0)
+    ddpo, recorder = ddpo_of(case), Recorder()
     samples = AudioSamples(f"{folder}/audio", count=2)  # played by the first process alone
     run = trainer(
         devices=2, strategy="ddp", callbacks=[recorder, samples], use_distributed_sampler=False
@@ -40,7 +70,8 @@ def one_of_two_ranks(folder: str, rank: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root, case):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,14 +79,14 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
     shared["PYTHONPATH"] = str(project_root)
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(rank)],
+            [sys.executable, __file__, str(tmp_path), str(rank), case],
             env={**shared, "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
         )
         for rank in (0, 1)
     ]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    ddpo, recorder = module(backbone=ToyBackbone(dtype=torch.float64), **SPREAD), Recorder()
+    ddpo, recorder = ddpo_of(case), Recorder()
     trainer(callbacks=[recorder]).fit(ddpo, Given(prompt_round(8)), Given(prompt_round(8)))
     scale = max(gradient.abs().max().item() for gradient in recorder.gradients.values())
     for name, gradient in recorder.gradients.items():
@@ -76,4 +107,4 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root):
 
 
 if __name__ == "__main__":
-    one_of_two_ranks(sys.argv[1], int(sys.argv[2]))
+    one_of_two_ranks(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -11,6 +11,7 @@ from toys import ToyBackbone, prompt_round
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.ppo_update import (
     MicroBatch,
+    OptimiserStep,
     UpdateRecord,
     backward_steps,
     check_ratio,
@@ -79,47 +80,74 @@ def test_each_sample_takes_its_steps_in_an_order_of_its_own():
     assert len({tuple(column) for column in drawn_KB.T.tolist()}) > 4  # times of a batch are mixed
 
 
-def test_every_sample_is_in_one_micro_batch_and_dropped_ones_only_fill():
+def test_every_kept_sample_that_learns_is_in_one_micro_batch():
     steps_KB = torch.arange(2)[:, None] + 10 * torch.arange(8)
-    whole = plan_updates(steps_KB, [True] * 8, 2, 2, 0, 0)
-    assert [len(update) for update in whole] == [2, 2]
-    assert sorted(row for update in whole for micro in update for row in micro.rows) == [*range(8)]
-    assert [row for update in whole for micro in update for row in micro.rows] != [
-        *range(8)
-    ]  # in random order
+    everyone = [True] * 8
+    whole = plan_updates(steps_KB, everyone, everyone, 2, 2, 0, 0)
+    assert [len(update.micro) for update in whole] == [2, 2]
+    order = [row for update in whole for micro in update.micro for row in micro.rows]
+    assert sorted(order) == [*range(8)] and order != [*range(8)]  # in random order
     kept = [row not in (1, 6) for row in range(8)]
-    updates = plan_updates(steps_KB, kept, 4, 2, 0, 0)
-    counted = []
-    for micro in (micro for update in updates for micro in update):
-        assert len(micro.rows) == 4 and all(
-            kept[row] for row in micro.rows
-        )  # one shape, and none that was dropped
-        assert micro.steps_KN.tolist() == steps_KB[:, list(micro.rows)].tolist()
-        counted += [
-            row for row, weight in zip(micro.rows, micro.weight_N.tolist(), strict=True) if weight
-        ]
-        assert micro.terms == 2 * int(micro.weight_N.sum())
-    assert sorted(counted) == [0, 2, 3, 4, 5, 7]
-    assert plan_updates(steps_KB, [False] * 8, 4, 2, 0, 0) == [[], []]
+    learns = [row not in (1, 4) for row in range(8)]
+    updates = plan_updates(steps_KB, kept, learns, 2, 2, 0, 0)
+    computed = []
+    for update, half in zip(updates, (order[:4], order[4:]), strict=True):
+        rows = [row for micro in update.micro for row in micro.rows]
+        assert rows == [row for row in half if kept[row] and learns[row]]  # of the same samples
+        assert update.terms == 2 * sum(kept[row] for row in half)  # the mean is over all kept ones
+        for micro in update.micro:
+            assert len(micro.rows) <= 2
+            assert micro.steps_KN.tolist() == steps_KB[:, list(micro.rows)].tolist()
+        assert all(len(micro.rows) == 2 for micro in update.micro[:-1])
+        computed += rows
+    assert sorted(computed) == [0, 2, 3, 5, 7]
+    nothing = plan_updates(steps_KB, [False] * 8, everyone, 4, 2, 0, 0)
+    assert nothing == [OptimiserStep((), 0)] * 2
+
+
+def test_where_nobody_learns_one_step_of_one_kept_sample_is_computed():
+    steps_KB, nobody = torch.arange(2)[:, None] + 10 * torch.arange(4), [False] * 4
+    kept = [row != 2 for row in range(4)]
+    for update in plan_updates(steps_KB, kept, nobody, 2, 2, 0, 0):
+        [micro] = update.micro
+        [row] = micro.rows
+        assert kept[row] and micro.steps_KN.tolist() == [[10 * row]]
+    updates = plan_updates(steps_KB, kept, nobody, 2, 2, 0, 0)
+    assert sum(update.terms for update in updates) == 2 * 3
+
+
+ROUND_SETTINGS = {
+    "inner_epochs": 2,
+    "seed": 3,
+    "train_step_share": 0.5,
+    "train_step_draw": "sample",
+    "train_batch_size": 8,
+    "updates_per_round": 1,
+    "kl_weight": 0.0,
+}
 
 
 def test_each_inner_epoch_draws_its_order_and_its_steps_anew():
-    settings = {
-        "inner_epochs": 2,
-        "seed": 3,
-        "train_step_share": 0.5,
-        "train_step_draw": "sample",
-        "train_batch_size": 8,
-        "updates_per_round": 1,
-    }
-    [[first], [second]] = plan_round([*range(10)], prompt_round(8), [True] * 8, settings)
+    arguments = ([*range(10)], prompt_round(8), [True] * 8, ROUND_SETTINGS, torch.ones(8))
+    first, second = (plan.micro[0] for plan in plan_round(*arguments))
     assert first.rows != second.rows
     by_row = [
         dict(zip(micro.rows, micro.steps_KN.T.tolist(), strict=True)) for micro in (first, second)
     ]
     assert any(by_row[0][row] != by_row[1][row] for row in range(8))
-    [[again], _] = plan_round([*range(10)], prompt_round(8), [True] * 8, settings)
+    again = plan_round(*arguments)[0].micro[0]
     assert again.rows == first.rows and torch.equal(again.steps_KN, first.steps_KN)
+
+
+def test_a_sample_of_advantage_0_is_computed_only_for_the_divergence():
+    advantage_B = torch.tensor([0.0, 1.0, -0.0, 1e-30, 0.0, -2.0, 0.0, 0.5])
+    arguments = ([*range(10)], prompt_round(8), [True] * 8)
+    everyone = plan_round(*arguments, ROUND_SETTINGS | {"kl_weight": 0.1}, advantage_B)
+    few = plan_round(*arguments, ROUND_SETTINGS, advantage_B)
+    for all_rows, some in zip(everyone, few, strict=True):
+        assert sorted(all_rows.micro[0].rows) == [*range(8)]
+        wanted = [row for row in all_rows.micro[0].rows if row in (1, 3, 5, 7)]
+        assert [*some.micro[0].rows] == wanted and some.terms == all_rows.terms == 5 * 8
 
 
 @pytest.fixture(scope="module")
@@ -146,40 +174,56 @@ def toy_round():
     return backbone, sampler, replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.01)
 
 
-def gradient_of(toy_round, micro: MicroBatch) -> tuple[UpdateRecord, list[torch.Tensor]]:
+def gradient_of(
+    toy_round, *micro: MicroBatch, advantages=(1.0, -2.0, 0.5, 3.0), kl_weight: float = 0.7
+) -> tuple[UpdateRecord, list[torch.Tensor]]:
+    """The last record, and the summed gradients of all micro-batches."""
     backbone, sampler, trajectory = toy_round
     trained = [parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad]
     backbone.denoiser.zero_grad(set_to_none=True)
-    record = backward_steps(
-        backbone,
-        sampler,
-        trajectory,
-        micro,
-        trajectory.log_prob_SB,
-        torch.tensor([1.0, -2.0, 0.5, 3.0]),
-        4,
-        lambda loss: loss.backward(),
-        clip_range=0.1,
-        advantage_clip=5.0,
-        kl_weight=0.7,
-    )
+    for one in micro:
+        record = backward_steps(
+            backbone,
+            sampler,
+            trajectory,
+            one,
+            trajectory.log_prob_SB,
+            torch.tensor(advantages),
+            4,
+            lambda loss: loss.backward(),
+            clip_range=0.1,
+            advantage_clip=5.0,
+            kl_weight=kl_weight,
+        )
     return record, [parameter.grad.clone() for parameter in trained]
 
 
-def test_rows_that_only_fill_count_neither_in_the_loss_nor_in_the_divergence(toy_round):
-    steps_KN = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 0]])
-    plain = MicroBatch((2, 0), steps_KN[:, :2], torch.ones(2))
-    filled = MicroBatch((2, 0, 2, 3), steps_KN, torch.tensor([1.0, 1.0, 0.0, 0.0]))
-    (record, wanted), (with_fill, got) = (
-        gradient_of(toy_round, micro) for micro in (plain, filled)
+def test_rows_of_advantage_0_have_no_gradient(toy_round):
+    steps_KN = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 1]])
+    options = {"advantages": (1.0, 0.0, -3.0, 0.0), "kl_weight": 0.0}
+    whole = MicroBatch((2, 3, 0, 1), steps_KN)
+    some = MicroBatch((2, 0), steps_KN[:, [0, 2]])
+    (record, wanted), (few, got) = (
+        gradient_of(toy_round, micro, **options) for micro in (whole, some)
     )
-    assert max(gradient.abs().max() for gradient in wanted) > 0 and record.kl_to_base > 0
+    scale = max(gradient.abs().max().item() for gradient in wanted)
+    assert scale > 1e-3
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * scale)
+    assert few.loss == pytest.approx(record.loss, rel=1e-5) and record.loss != 0
+    _, silent = gradient_of(toy_round, MicroBatch((1,), steps_KN[:1, 1:2]), **options)
+    assert all(gradient is not None and not gradient.any() for gradient in silent)
+
+
+def test_the_gradient_does_not_depend_on_the_micro_batches(toy_round):
+    steps_KN = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    parts = [MicroBatch((2, 0), steps_KN[:, :2]), MicroBatch((3,), steps_KN[:, 2:])]
+    (_, wanted), (_, got) = (
+        gradient_of(toy_round, *micro) for micro in ([MicroBatch((2, 0, 3), steps_KN)], parts)
+    )
+    assert max(gradient.abs().max() for gradient in wanted) > 0
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    assert with_fill.loss == pytest.approx(record.loss, rel=1e-5)
-    assert with_fill.kl_to_base == pytest.approx(record.kl_to_base, rel=1e-5)
-    metrics = [update_metrics([one], 0.1) for one in (record, with_fill)]
-    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
 
 
 def test_the_divergence_is_of_what_is_heard(toy_round):
@@ -188,7 +232,7 @@ def test_the_divergence_is_of_what_is_heard(toy_round):
     heard = torch.tensor([8, 3, 5, 2])
     mask = (torch.arange(8) < heard[:, None])[:, None]
     masked, rows = replace(trajectory, scored_mask=mask), (3, 1)
-    micro = MicroBatch(rows, torch.tensor([[1, 0], [2, 2]]), torch.ones(2))
+    micro = MicroBatch(rows, torch.tensor([[1, 0], [2, 2]]))
     record, _ = gradient_of((backbone, sampler, masked), micro)
     wanted = 0.0
     for step_N in micro.steps_KN:
@@ -203,37 +247,31 @@ def test_the_divergence_is_of_what_is_heard(toy_round):
     assert record.kl_to_base == pytest.approx(wanted, rel=1e-4) and wanted > 0
 
 
-def test_metrics_are_over_the_pairs_that_counted():
-    one = UpdateRecord(torch.tensor([[1.0, 1.2], [0.9, 7.0]]), torch.tensor([1.0, 0.0]), 3.0, 0.5)
-    two = UpdateRecord(torch.tensor([[1.3, 1.0]]), torch.ones(2), 1.0, 0.1)
-    found = update_metrics([one, two], 0.15)
+def test_ratios_are_of_computed_pairs_and_losses_over_all_that_count():
+    one = UpdateRecord(torch.tensor([[1.0, 1.2], [0.9, 1.0]]), 3.0, 0.5)
+    two = UpdateRecord(torch.tensor([[1.3]]), 1.0, 0.1)
+    found = update_metrics([one, two], 0.15, terms=8)
     assert (found["ratio/mean"], found["ratio/min"], found["ratio/max"]) == pytest.approx(
-        (4.2 / 4, 0.9, 1.3)
+        (5.4 / 5, 0.9, 1.3)
     )
     assert (found["loss"], found["kl_to_base"], found["clip_fraction"]) == pytest.approx(
-        (1.0, 0.15, 0.25)
+        (0.5, 0.075, 0.4)
     )
-    log = torch.tensor([1.0, 0.9, 1.3, 1.0]).log()
+    log = torch.tensor([1.0, 1.2, 0.9, 1.0, 1.3]).log()
     assert found["approx_kl"] == pytest.approx(0.5 * log.square().mean().item())
 
 
 def test_the_worst_ratio_is_named_and_no_number_is_the_worst():
     prompts = prompt_round(4).prompts
-    micro = MicroBatch((3, 1), torch.tensor([[4, 5], [6, 7]]), torch.ones(2))
+    micro = MicroBatch((3, 1), torch.tensor([[4, 5], [6, 7]]))
 
-    def worst(ratios, weights=(1.0, 1.0)):
-        weight_N = torch.tensor(weights)
-        return worst_ratio(
-            UpdateRecord(torch.tensor(ratios), weight_N, 0.0, 0.0),
-            replace(micro, weight_N=weight_N),
-            prompts,
-        )
+    def worst(ratios):
+        return worst_ratio(UpdateRecord(torch.tensor(ratios), 0.0, 0.0), micro, prompts)
 
     off, where = worst([[1.0, 1.01], [0.97, 1.0]])
     assert off == pytest.approx(0.03) and where.startswith(f"step 6 of prompt {prompts[3].id!r}")
     off, where = worst([[1.0, 1.01], [1.5, float("nan")]])
     assert off == float("inf") and where.startswith(f"step 7 of prompt {prompts[1].id!r}")
-    assert worst([[1.0, 9.0], [1.02, float("nan")]], (1.0, 0.0))[0] == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(

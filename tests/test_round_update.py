@@ -11,7 +11,7 @@ from toys import ToyBackbone, ToyReward, prompt_round
 from datamodules.batches import PromptBatch
 from lightning_modules.rl import round_scores
 from lightning_modules.rl.advantages import PromptTracker
-from lightning_modules.rl.ppo_update import plan_updates
+from lightning_modules.rl.ppo_update import OptimiserStep, plan_updates
 from lightning_modules.rl.rollouts import sample_and_score
 from lightning_modules.rl.round_update import update_round
 from zoo.backbones.lora import add_lora
@@ -24,7 +24,13 @@ SETTINGS = {
     "recompute_old_log_prob": False,
     "advantage_clip": 5.0,
     "kl_weight": 0.0,
+    "sample_batch_size": 4,
 }
+
+
+def planned(size: int, updates: int, kept=(True,) * 8, learns=(True,) * 8) -> list[OptimiserStep]:
+    """Three steps of each of eight samples."""
+    return plan_updates(torch.arange(3)[:, None].expand(3, 8), kept, learns, size, updates, 0)
 
 
 def backbone_with_adapter() -> ToyBackbone:
@@ -89,23 +95,23 @@ def test_dropped_samples_do_not_weaken_what_is_learned_from_the_others(sampled):
     batch, trajectory = sampled
     steps_KB, advantage_B = torch.arange(3)[:, None].expand(3, 8), torch.linspace(-1, 2, 8)
     kept = [row not in (0, 3, 6) for row in range(8)]
-    with_fill = Updated(batch, trajectory, plan_updates(steps_KB, kept, 4, 1, 0), advantage_B)
+    with_dropped = Updated(batch, trajectory, planned(4, 1, kept), advantage_B)
     rows = [row for row in range(8) if kept[row]]
     alone = PromptBatch(
         tuple(batch.prompts[row] for row in rows), tuple(batch.sample_index[row] for row in rows), 0
     )
-    plans = plan_updates(steps_KB[:, rows], [True] * 5, 1, 1, 0)
+    plans = plan_updates(steps_KB[:, rows], [True] * 5, [True] * 5, 1, 1, 0)
     without = Updated(alone, trajectory.rows(rows), plans, advantage_B[rows])
     assert max(gradient.abs().max() for gradient in without.gradients[0]) > 0
-    for got, wanted in zip(with_fill.gradients[0], without.gradients[0], strict=True):
+    for got, wanted in zip(with_dropped.gradients[0], without.gradients[0], strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_the_worst_ratio_of_all_micro_batches_is_checked_before_each_step(sampled):
     batch, trajectory = sampled
-    plans = plan_updates(torch.arange(3)[:, None].expand(3, 8), [True] * 8, 2, 2, 0)
+    plans = planned(2, 2)
     for update, place in ((0, 0), (0, 1), (1, 0)):
-        old_SB, row = trajectory.log_prob_SB.clone(), plans[update][place].rows[0]
+        old_SB, row = trajectory.log_prob_SB.clone(), plans[update].micro[place].rows[0]
         old_SB[1, row] -= 0.2
         found = Updated(
             batch, replace(trajectory, log_prob_SB=old_SB), plans, torch.ones(8)
@@ -119,11 +125,34 @@ def test_the_worst_ratio_of_all_micro_batches_is_checked_before_each_step(sample
         )
 
 
+def test_an_update_is_the_same_without_its_samples_of_advantage_0(sampled):
+    batch, trajectory = sampled
+    advantage_B = torch.tensor([0.0, 1.0, 0.0, 0.0, -2.0, 0.0, 0.5, 0.0])
+    whole, few = (
+        Updated(batch, trajectory, planned(4, 1, learns=learns), advantage_B)
+        for learns in ([True] * 8, (advantage_B != 0).tolist())
+    )
+    scale = max(gradient.abs().max().item() for gradient in whole.gradients[0])
+    for got, wanted in zip(few.gradients[0], whole.gradients[0], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6 * scale)
+    assert few.metrics["loss"] == pytest.approx(whole.metrics["loss"], abs=1e-6)
+    assert whole.checked[0][3] and not few.checked[0][3]  # the shapes of the sampled batches
+
+
+def test_an_update_of_nothing_but_advantage_0_has_gradients_of_0(sampled):
+    batch, trajectory = sampled
+    found = Updated(batch, trajectory, planned(4, 2, learns=[False] * 8), torch.zeros(8))
+    assert len(found.gradients) == 2 and found.metrics["loss"] == 0
+    for gradients in found.gradients:
+        assert len(gradients) == 16 and not any(gradient.any() for gradient in gradients)
+    assert all(deviation < 1e-5 for deviation, *_ in found.checked)
+
+
 def test_the_rescaled_range_is_what_is_clipped_at(sampled):
     """All ratios are 1.05; rising further teaches nothing beyond a range of 0.1 * 1 / 16."""
     batch, trajectory = sampled
     moved = replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.05)
-    plans = plan_updates(torch.arange(3)[:, None].expand(3, 8), [True] * 8, 4, 1, 0)
+    plans = planned(4, 1)
     wide, narrow = (
         Updated(batch, moved, plans, torch.ones(8), clip_reference_elements=elements)
         for elements in (16, 1)
@@ -140,7 +169,7 @@ def test_the_rescaled_range_is_what_is_clipped_at(sampled):
 def test_log_probabilities_of_all_updates_are_scored_again(sampled):
     batch, trajectory = sampled
     moved = replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.05)
-    plans = plan_updates(torch.arange(3)[:, None].expand(3, 8), [True] * 8, 2, 2, 0)
+    plans = planned(2, 2)
     found = Updated(batch, moved, plans, torch.ones(8), recompute_old_log_prob=True).metrics
     assert found["ratio/min"] == found["ratio/max"] == 1
     assert found["old_log_prob_gap"] == pytest.approx(torch.tensor(0.05).expm1().item(), rel=1e-3)

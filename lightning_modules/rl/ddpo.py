@@ -33,7 +33,7 @@ from lightning_modules.rl.ddpo_settings import (
     make_trainable,
     samplers,
 )
-from lightning_modules.rl.distributed import gather, sum_gradients, together
+from lightning_modules.rl.distributed import gather, own_gradients, sum_gradients, together
 from lightning_modules.rl.held_out import (
     HeldOutSample,
     held_out_samples,
@@ -80,8 +80,8 @@ class DDPO(LightningModule):
     linearly to a tenth over so many rounds (None: constant). ``advantage``: "prompt" (running
     statistics per prompt, ``tracker_*``), "batch", "group" or "group_global". ``kl_weight`` > 0
     adds KL to the base model (adapter off), so it needs an adapter: a whole denoiser is not copied.
-    ``ratio_check``: "auto" (float32: 1e-6, or 1e-5 where ``sample_batch_size`` is not
-    ``train_batch_size``; half the clip range otherwise), False, or a tolerance. ``on_bad_reward``,
+    ``ratio_check``: "auto" (float32: 1e-6, or 1e-5 where fewer or more rows are trained at once
+    than ``sample_batch_size``; half the clip range otherwise), False, or a tolerance. ``on_bad_reward``,
     ``long_prompts`` (for an encoder): "stop" or "drop" (counted). ``reward_workers``: threads that
     score while sampling goes on (0: in line). ``text_encoders`` "offload" (to main memory) or
     "drop" once all prompts are encoded, ``decoder`` "offload" during updates; else "keep".
@@ -394,20 +394,21 @@ class DDPO(LightningModule):
         h, optimizer = self.hparams, self.optimizers()
         decay_rate(optimizer, h.learning_rate, h.decay_rounds, batch.round_index)
         optimizer.zero_grad(set_to_none=True)
-        plans = plan_round(self.trained_steps, batch, kept_B, h)
-        metrics = update_round(
-            self.backbone,
-            self.sampler,
-            batch,
-            trajectory,
-            plans,
-            advantage_B,
-            h,
-            backward=self.manual_backward,
-            step=self._step,
-            check=self._check_first_ratio,
-            report=self.report,
-        )
+        plans = plan_round(self.trained_steps, batch, kept_B, h, advantage_B)
+        with own_gradients(self.trainer.strategy):
+            metrics = update_round(
+                self.backbone,
+                self.sampler,
+                batch,
+                trajectory,
+                plans,
+                advantage_B,
+                h,
+                backward=self.manual_backward,
+                step=self._step,
+                check=self._check_first_ratio,
+                report=self.report,
+            )
         return metrics | {"learning_rate": optimizer.param_groups[0]["lr"]}
 
     def _step(self) -> float:
@@ -419,13 +420,17 @@ class DDPO(LightningModule):
             self.ema.update()
         return self._grad_norm
 
-    def _check_first_ratio(self, deviation: float, where: str, clip_range: float) -> None:
+    def _check_first_ratio(
+        self, deviation: float, where: str, clip_range: float, same_shapes: bool
+    ) -> None:
         if self._ratio_checked:
             return
         h = self.hparams
-        same_shapes = h.recompute_old_log_prob or h.sample_batch_size == h.train_batch_size
         usual, why = ratio_tolerance(
-            self.backbone.denoiser, self.device.type, same_shapes, clip_range
+            self.backbone.denoiser,
+            self.device.type,
+            h.recompute_old_log_prob or same_shapes,
+            clip_range,
         )
         tolerance = usual if isinstance(h.ratio_check, (str, bool)) else h.ratio_check
         check_ratio(deviation, where, tolerance, why)

@@ -6,9 +6,11 @@ With one process each of them is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import distributed, nn
 
 T = TypeVar("T")
@@ -50,6 +52,15 @@ def together(action: Callable[[], T], kind: type[Exception]) -> T:
     if messages:
         raise kind(messages[0]) from problem
     return result
+
+
+def own_gradients(strategy: Strategy) -> AbstractContextManager[None]:
+    """Inside, a backward pass adds to this process's gradients and waits for no other process.
+
+    Otherwise DDP reduces at every backward pass, and processes with different numbers of
+    micro-batches would wait for each other for ever.
+    """
+    return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

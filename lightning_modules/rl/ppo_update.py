@@ -31,19 +31,23 @@ SAME_SHAPES, OTHER_SHAPES = 1e-6, 1e-5  # |ratio - 1| that float32 leaves before
 class MicroBatch:
     """One forward's worth of work, K times.
 
-    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps; ``weight_N`` (n,)
-    is 0 for rows that only fill the batch (in place of dropped samples), so that all batches keep
-    one shape.
+    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps.
     """
 
     rows: tuple[int, ...]
     steps_KN: Tensor
-    weight_N: Tensor
 
-    @property
-    def terms(self) -> int:
-        """How many (sample, step) pairs count."""
-        return int(self.weight_N.sum()) * self.steps_KN.shape[0]
+
+@dataclass(frozen=True)
+class OptimiserStep:
+    """The micro-batches of one optimiser step on this process.
+
+    ``terms`` counts the (sample, step) pairs of its mean. It may be more than the micro-batches
+    hold: pairs whose gradient is known to be zero are not computed.
+    """
+
+    micro: tuple[MicroBatch, ...]
+    terms: int
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:
@@ -116,41 +120,68 @@ def draw_steps(
 
 
 def plan_updates(
-    steps_KB: Tensor, kept_B: Sequence[bool], size: int, updates: int, *key: int
-) -> list[list[MicroBatch]]:
-    """The round's samples in random order, as ``updates`` optimiser steps of micro-batches of
-    ``size``.
+    steps_KB: Tensor,
+    kept_B: Sequence[bool],
+    learns_B: Sequence[bool],
+    size: int,
+    updates: int,
+    *key: int,
+) -> list[OptimiserStep]:
+    """The round's samples in random order, dealt to ``updates`` optimiser steps.
 
-    Dropped samples are replaced by kept ones of weight 0. A rank without any kept sample gets empty
-    updates. Raises ``UserError`` when sizes do not divide.
+    Of the samples of an optimiser step only those that are kept and learn something are computed,
+    in micro-batches of ``size`` (the last one may be smaller). Where nothing is left, one step of
+    one kept sample is computed: it gives every weight the gradient 0, as all of them would, so the
+    optimiser's momentum and decay go on. Without any kept sample there is nothing to compute.
+
+    Args:
+        steps_KB: the steps to train of each sample, (K, B).
+        kept_B: False for samples that were dropped; they count nowhere.
+        learns_B: False for samples whose gradient is zero; they count in the mean.
+        size: samples per micro-batch.
+        updates: optimiser steps of the round.
+        key: seed, round and inner epoch, which name the order.
+
+    Raises: ``UserError`` when the sizes do not divide.
     """
     count = steps_KB.shape[1]
     check_sizes(count, size, updates)
     order = torch.randperm(count, generator=keyed_generator(*key, "order")).tolist()
-    good = [row for row in order if kept_B[row]]
-    if not good:
-        return [[] for _ in range(updates)]
-    micro = []
-    for start in range(0, count, size):
-        places = order[start : start + size]
-        rows = [row if kept_B[row] else good[0] for row in places]
-        weight = torch.tensor([float(kept_B[row]) for row in places])
-        micro.append(MicroBatch(tuple(rows), steps_KB[:, rows], weight))
-    each = len(micro) // updates
-    return [[one for one in micro[i * each : (i + 1) * each] if one.terms] for i in range(updates)]
+    each = count // updates
+    plans = []
+    for start in range(0, count, each):
+        kept = [row for row in order[start : start + each] if kept_B[row]]
+        rows = [row for row in kept if learns_B[row]]
+        micro = [
+            MicroBatch(tuple(rows[i : i + size]), steps_KB[:, rows[i : i + size]])
+            for i in range(0, len(rows), size)
+        ]
+        if kept and not rows:
+            micro = [MicroBatch((kept[0],), steps_KB[:1, kept[:1]])]
+        plans.append(OptimiserStep(tuple(micro), len(kept) * steps_KB.shape[0]))
+    return plans
 
 
 def plan_round(
-    steps: Sequence[int], batch: PromptBatch, kept_B: Sequence[bool], settings: Mapping[str, Any]
-) -> list[list[MicroBatch]]:
-    """The optimiser steps of all inner epochs of a round, by the settings of ``DDPO``; each inner
-    epoch draws anew.
+    steps: Sequence[int],
+    batch: PromptBatch,
+    kept_B: Sequence[bool],
+    settings: Mapping[str, Any],
+    advantage_B: Tensor,
+) -> list[OptimiserStep]:
+    """The optimiser steps of all inner epochs of a round, by the settings of ``DDPO``.
+
+    Each inner epoch draws its order and its steps anew. A sample of advantage 0 has a gradient
+    only where there is a KL to the base model.
     """
     s, plans = settings, []
+    learns_B = [s["kl_weight"] > 0 or advantage != 0 for advantage in advantage_B.tolist()]
     for epoch in range(s["inner_epochs"]):
         key = (s["seed"], batch.round_index, epoch)
         steps_KB = draw_steps(steps, s["train_step_share"], s["train_step_draw"], batch, *key)
-        plans += plan_updates(steps_KB, kept_B, s["train_batch_size"], s["updates_per_round"], *key)
+        plans += plan_updates(
+            steps_KB, kept_B, learns_B, s["train_batch_size"], s["updates_per_round"], *key
+        )
     return plans
 
 
@@ -221,11 +252,10 @@ def ratio_tolerance(
 class UpdateRecord:
     """What one micro-batch saw, on the CPU:
 
-    ``ratio_KN`` (K, n) with ``weight_N`` (n,); summed ``loss`` and ``kl_to_base``.
+    ``ratio_KN`` (K, n); ``loss`` and ``kl_to_base`` summed over its pairs.
     """
 
     ratio_KN: Tensor
-    weight_N: Tensor
     loss: float
     kl_to_base: float
 
@@ -252,8 +282,8 @@ def backward_steps(
     off). ``old_SB`` (S, B), ``advantage_B`` (B,) are the round's.
     """
     device = trajectory.latents_SB.device
-    rows, weight = torch.tensor(micro.rows, device=device), micro.weight_N.to(device)
-    counted, ratios, loss_sum, kl_sum = weight > 0, [], 0.0, 0.0
+    rows = torch.tensor(micro.rows, device=device)
+    ratios, loss_sum, kl_sum = [], 0.0, 0.0
     score = partial(step_log_prob, backbone.predict, backbone.path, sampler, trajectory)
     for step_N in micro.steps_KN:
         base_mean = None
@@ -262,17 +292,15 @@ def backward_steps(
                 _, base_mean, _ = score(step_N, micro.rows)
         log_prob, mean, std = score(step_N, micro.rows)
         old, advantage = old_SB[step_N.to(device), rows], advantage_B[rows]
-        policy = clipped_policy_loss(
-            log_prob[counted], old[counted], advantage[counted], clip_range, advantage_clip
-        )
-        loss = policy.loss * weight.sum()
+        policy = clipped_policy_loss(log_prob, old, advantage, clip_range, advantage_clip)
+        loss = policy.loss * len(micro.rows)
         if base_mean is not None:
-            kl = (kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)) * weight).sum()
+            kl = kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)).sum()
             loss, kl_sum = loss + kl_weight * kl, kl_sum + kl.item()
         backward(loss / terms)
         loss_sum += loss.item()
         ratios.append((log_prob.detach() - old).exp())
-    return UpdateRecord(torch.stack(ratios).cpu(), micro.weight_N, loss_sum, kl_sum)
+    return UpdateRecord(torch.stack(ratios).cpu(), loss_sum, kl_sum)
 
 
 @torch.no_grad()
@@ -296,16 +324,20 @@ def recomputed_log_prob(
     return old_SB, gap
 
 
-def update_metrics(records: Sequence[UpdateRecord], clip_range: float) -> dict[str, float]:
-    """Means (ratio also min and max) over all (sample, step) pairs that counted, of all
-    micro-batches.
+def update_metrics(
+    records: Sequence[UpdateRecord], clip_range: float, terms: int
+) -> dict[str, float]:
+    """What to log of a round's micro-batches, from all processes.
+
+    ``loss`` and ``kl_to_base`` are means over all ``terms`` (sample, step) pairs of the round's
+    optimiser steps; the loss of a pair of advantage 0 is 0. ``ratio/*``,
+    ``clip_fraction`` and ``approx_kl`` are over the pairs that were computed: with ``kl_weight`` 0
+    those whose advantage is not 0.
     """
-    ratio = torch.cat(
-        [record.ratio_KN[:, record.weight_N > 0].flatten() for record in records]
-    ).double()
+    ratio = torch.cat([record.ratio_KN.flatten() for record in records]).double()
     return {
-        "loss": sum(record.loss for record in records) / len(ratio),
-        "kl_to_base": sum(record.kl_to_base for record in records) / len(ratio),
+        "loss": sum(record.loss for record in records) / terms,
+        "kl_to_base": sum(record.kl_to_base for record in records) / terms,
         "ratio/mean": ratio.mean().item(),
         "ratio/min": ratio.min().item(),
         "ratio/max": ratio.max().item(),
@@ -317,11 +349,8 @@ def update_metrics(records: Sequence[UpdateRecord], clip_range: float) -> dict[s
 def worst_ratio(
     record: UpdateRecord, micro: MicroBatch, prompts: Sequence[Prompt]
 ) -> tuple[float, str]:
-    """(largest |ratio - 1| among rows that count, the step and prompt where it is); NaN counts as
-    infinite.
-    """
+    """The largest |ratio - 1|, and the step and prompt where it is; NaN counts as infinite."""
     off = torch.where(record.ratio_KN.isnan(), torch.inf, (record.ratio_KN - 1).abs())
-    off = torch.where(micro.weight_N > 0, off, 0.0)
     k, n = divmod(int(off.argmax()), off.shape[1])
     prompt = prompts[micro.rows[n]]
     return (

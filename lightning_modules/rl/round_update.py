@@ -13,7 +13,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.rl.distributed import gather
 from lightning_modules.rl.losses import rescaled_clip_range
 from lightning_modules.rl.ppo_update import (
-    MicroBatch,
+    OptimiserStep,
     backward_steps,
     recomputed_log_prob,
     scored_elements,
@@ -29,22 +29,32 @@ def update_round(
     sampler: Sampler,
     batch: PromptBatch,
     trajectory: Trajectory,
-    plans: Sequence[Sequence[MicroBatch]],
+    plans: Sequence[OptimiserStep],
     advantage_B: Tensor,
     settings: Mapping[str, Any],
     *,
     backward: Callable[[Tensor], None],
     step: Callable[[], float],
-    check: Callable[[float, str, float], None],
+    check: Callable[[float, str, float, bool], None],
     report: Callable[[str, int, int], None],
 ) -> dict[str, float]:
-    """Learns from ``trajectory`` (B samples) by ``plans`` (one list of micro-batches an optimiser
-    step); returns what to log.
+    """Learns from a round's samples; returns what to log.
 
-    ``settings`` are those of ``DDPO``. ``backward(loss)`` adds gradients; ``step()`` applies those
-    of all processes, clears them and returns their norm; ``check(deviation, where, clip_range)``
-    sees the worst |ratio - 1| of all processes before each step that learns anything; one whose
-    samples were all dropped is left out. ``report(phase, done, total)`` shows progress.
+    Ranks may hold different numbers of micro-batches: collectives are called once per optimiser
+    step only.
+
+    Args:
+        trajectory: the round's samples on this process.
+        plans: the optimiser steps, of ``plan_round``.
+        advantage_B: one per sample.
+        settings: those of ``DDPO``.
+        backward: ``backward(loss)`` adds gradients.
+        step: applies the gradients of all processes, clears them and returns their norm.
+        check: ``check(deviation, where, clip_range, same_shapes)`` sees the worst |ratio - 1| of
+            all processes before each optimiser step; ``same_shapes`` says whether every
+            micro-batch had as many rows as the batches that were sampled. An optimiser step whose
+            samples were all dropped is left out.
+        report: ``report(phase, done, total)`` shows progress.
     """
     s, clip_range = settings, settings["clip_range"]
     if s["clip_reference_elements"] is not None:
@@ -54,13 +64,15 @@ def update_round(
     old_SB, gap = trajectory.log_prob_SB, 0.0
     if s["recompute_old_log_prob"]:
         old_SB, gap = recomputed_log_prob(
-            backbone, sampler, trajectory, [micro for plan in plans for micro in plan]
+            backbone, sampler, trajectory, [micro for plan in plans for micro in plan.micro]
         )
-    records, norms, done = [], [], 0
+    records, norms, done, counted = [], [], 0, 0
+    total = sum(len(plan.micro) for plan in plans)
     for plan in plans:
-        terms = sum(gather(sum(micro.terms for micro in plan)))
-        worst = (0.0, "nothing")
-        for micro in plan:
+        terms = sum(gather(plan.terms))
+        counted += terms
+        worst, same_shapes = (0.0, "nothing"), True
+        for micro in plan.micro:
             record = backward_steps(
                 backbone,
                 sampler,
@@ -76,13 +88,16 @@ def update_round(
             )
             records.append(record)
             worst = max(worst, worst_ratio(record, micro, batch.prompts), key=lambda pair: pair[0])
+            same_shapes = same_shapes and len(micro.rows) == s["sample_batch_size"]
             done += 1
-            report("update", done, sum(map(len, plans)))
+            report("update", done, total)
         if terms:
-            check(*max(gather(worst), key=lambda pair: pair[0]), clip_range)
+            ranks = gather((*worst, same_shapes))
+            deviation, where, _ = max(ranks, key=lambda rank: rank[0])
+            check(deviation, where, clip_range, all(same for _, _, same in ranks))
             norms.append(step())
-    metrics = update_metrics([record for rank in gather(records) for record in rank], clip_range)
-    return metrics | {
+    every = [record for rank in gather(records) for record in rank]
+    return update_metrics(every, clip_range, counted) | {
         "grad_norm": sum(norms) / len(norms),
         "clip_range": clip_range,
         "old_log_prob_gap": max(gather(gap)),
