@@ -81,15 +81,15 @@ class DDPO(LightningModule):
     statistics per prompt, ``tracker_*``), "batch", "group" or "group_global". ``kl_weight`` > 0
     adds KL to the base model (adapter off), so it needs an adapter: a whole denoiser is not copied.
     ``ratio_check``: "auto" (float32: 1e-6, or 1e-5 where fewer or more rows are trained at once
-    than ``sample_batch_size``; half the clip range otherwise), False, or a tolerance. ``on_bad_reward``,
-    ``long_prompts`` (for an encoder): "stop" or "drop" (counted). ``reward_workers``: threads that
-    score while sampling goes on (0: in line). ``text_encoders`` "offload" (to main memory) or
-    "drop" once all prompts are encoded, ``decoder`` "offload" during updates; else "keep".
-    ``ema_decay``: evaluation and export use averages. ``eval_*`` None: as in training.
-    ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also for each
-    round). ``start_adapter``: folder of another run's ``adapter/`` to begin with (same rank, alpha,
-    targets and base); ``audio/before`` plays it, KL still compares with the base model (adapter
-    off). Raises ``UserError`` on values that cannot be meant.
+    than ``sample_batch_size``; half the clip range otherwise), False, or a tolerance.
+    ``on_bad_reward``, ``long_prompts`` (for an encoder): "stop" or "drop" (counted).
+    ``reward_workers``: threads that score while sampling goes on (0: in line). ``text_encoders``
+    "offload" (to main memory) or "drop" once all prompts are encoded, ``decoder`` "offload" during
+    updates; else "keep". ``ema_decay``: evaluation and export use averages. ``eval_*`` None: as in
+    training. ``held_out_reward`` is only logged, at evaluations (with ``held_out_on_training`` also
+    for each round). ``start_adapter``: folder of another run's ``adapter/`` to begin with (same
+    rank, alpha, targets and base); ``audio/before`` plays it, KL still compares with the base model
+    (adapter off). Raises ``UserError`` on values that cannot be meant.
     """
 
     MAY_CHANGE_ON_RESUME = frozenset(
@@ -343,7 +343,7 @@ class DDPO(LightningModule):
         )
         metrics = dict(judged.metrics)
         updating = Stopwatch(self.device)
-        with updating():
+        with updating(), own_gradients(self.trainer.strategy):
             metrics |= self._update(
                 batch, samples.trajectory, judged.advantage_B.to(self.device), judged.kept_B
             )
@@ -395,20 +395,19 @@ class DDPO(LightningModule):
         decay_rate(optimizer, h.learning_rate, h.decay_rounds, batch.round_index)
         optimizer.zero_grad(set_to_none=True)
         plans = plan_round(self.trained_steps, batch, kept_B, h, advantage_B)
-        with own_gradients(self.trainer.strategy):
-            metrics = update_round(
-                self.backbone,
-                self.sampler,
-                batch,
-                trajectory,
-                plans,
-                advantage_B,
-                h,
-                backward=self.manual_backward,
-                step=self._step,
-                check=self._check_first_ratio,
-                report=self.report,
-            )
+        metrics = update_round(
+            self.backbone,
+            self.sampler,
+            batch,
+            trajectory,
+            plans,
+            advantage_B,
+            h,
+            backward=self.manual_backward,
+            step=self._step,
+            check=self._check_first_ratio,
+            report=self.report,
+        )
         return metrics | {"learning_rate": optimizer.param_groups[0]["lr"]}
 
     def _step(self) -> float:
@@ -426,12 +425,8 @@ class DDPO(LightningModule):
         if self._ratio_checked:
             return
         h = self.hparams
-        usual, why = ratio_tolerance(
-            self.backbone.denoiser,
-            self.device.type,
-            h.recompute_old_log_prob or same_shapes,
-            clip_range,
-        )
+        is_same, network = h.recompute_old_log_prob or same_shapes, self.backbone.denoiser
+        usual, why = ratio_tolerance(network, self.device.type, is_same, clip_range)
         tolerance = usual if isinstance(h.ratio_check, (str, bool)) else h.ratio_check
         check_ratio(deviation, where, tolerance, why)
         self._ratio_checked = True
