@@ -1,11 +1,9 @@
-"""Captions of AudioCaps as prompts: its CSV files ``train.csv``, ``val.csv`` and ``test.csv``.
-
-No audio is needed.
+"""Captions of AudioCaps (``train.csv``, ``val.csv``, ``test.csv``) as prompts; needs no audio.
 
 Format (Kim et al., NAACL 2019; github.com/cdjkim/audiocaps): columns
 ``audiocap_id,youtube_id,start_time,caption``; a row is one caption of the ten seconds from
 ``start_time`` (seconds) of a video. A clip has one caption in train and five in val and test; each
-row has an id of its own. The files hold no licence of ours and are not shipped.
+row has its own id. The files are not under this project's licence and are not shipped.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ SECONDS = 10.0  # length of an AudioCaps clip
 class Row:
     """One caption.
 
-    ``start_s``: where the clip starts in the video; ``extra``: cells of other columns; ``line``:
-    from 1.
+    ``start_s``: start of the clip in the video. ``extra``: cells of other columns. ``line``: in the
+    file, from 1.
     """
 
     audiocap_id: str
@@ -46,15 +44,15 @@ class Row:
 
     @property
     def clip(self) -> str:
-        """The ten seconds that the caption is of: video and start."""
+        """The id of the ten seconds that the caption describes: video and start."""
         return f"{self.youtube_id}_{self.start_s:g}"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file holds:
+    """The rows of a file, and what was left out.
 
-    ``rows``, and how many rows were blank, repeated (id and all), or bad and dropped.
+    ``empty`` and ``repeated`` count rows; ``dropped`` describes the bad ones.
     """
 
     rows: tuple[Row, ...]
@@ -65,10 +63,7 @@ class Rows:
 
 
 def is_audiocaps(path: str | Path) -> bool:
-    """Whether a file is a CSV whose header names the four columns.
-
-    A file that cannot be read is not.
-    """
+    """Whether a file is a readable CSV whose header names the four columns."""
     path = Path(path)
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
@@ -82,23 +77,25 @@ def is_audiocaps(path: str | Path) -> bool:
 
 
 def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> Rows:
-    """The captions of an AudioCaps CSV (UTF-8 with or without a mark, UTF-16 with its mark, else
-    Latin-1).
+    """Reads the captions of an AudioCaps CSV.
 
-    A row is bad without id, video, start or caption, with fewer or more cells than the header, with
-    a start that is no number of seconds, or when its id stands for another caption already.
-    ``bad_rows``: "stop" at the first, or "drop" them; the log counts them and names the first
-    lines. Broken double quotes always stop: nobody knows how many rows they swallow.
+    A row is bad if id, video, start or caption is missing, if it has fewer or more cells than the
+    header, if its start is not a number of seconds, or if its id was used for another caption.
+    ``bad_rows`` is "stop" (at the first) or "drop" (the log counts them and names the first lines).
+    Broken double quotes always stop, because they may swallow any number of rows.
 
-    Raises ``UserError`` naming file and line, also for a missing file, another suffix, a wrong
-    header and no caption at all.
+    Raises ``UserError``, which names file and line, also for a missing file, another suffix, a
+    wrong header and a file without captions.
     """
     path = Path(path)
     if bad_rows not in BAD_ROWS:
         raise UserError(f"bad_rows {bad_rows!r} is unknown; {did_you_mean(bad_rows, BAD_ROWS)}")
     text, encoding = read_text(path, (".csv",))
     rows: dict[str, Row] = {}
-    header, empty, repeated, dropped = None, 0, 0, []
+    header = None
+    empty = 0
+    repeated = 0
+    dropped = []
     for line, cells in delimited(text, path, one_line=True):
         if header is None:
             if any(cells):
@@ -112,14 +109,14 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
             known = rows.get(row.audiocap_id)
             if known is not None and (known.clip, known.caption) != (row.clip, row.caption):
                 raise UserError(
-                    f"the audiocap_id {row.audiocap_id!r} stands for another caption in line"
+                    f"the audiocap_id {row.audiocap_id!r} belongs to another caption in line"
                     f" {known.line}"
                 )
         except ValueError as error:
             problem = f"line {line}: {error}"
             if bad_rows == "stop":
                 raise UserError(
-                    f"{path}, {problem}; mend the file, or drop such rows with bad_rows=drop"
+                    f"{path}, {problem}; fix the file, or drop such rows with bad_rows=drop"
                 ) from None
             dropped.append(problem)
             continue
@@ -128,7 +125,7 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
     if not rows:
         raise UserError(
             f"{path} holds no caption ({empty} empty and {len(dropped)} bad rows); expected"
-            f" {','.join(COLUMNS)} and a row a caption"
+            f" {','.join(COLUMNS)} and one row per caption"
         )
     return Rows(tuple(rows.values()), empty, repeated, tuple(dropped), encoding)
 
@@ -145,7 +142,7 @@ def _header(cells: Sequence[str], path: Path) -> list[str]:
 
 
 def _row(header: Sequence[str], cells: Sequence[str], line: int) -> Row:
-    """Raises ``UserError`` without file and line."""
+    """The caption of a row. Raises ``UserError`` without file and line."""
     if len(cells) != len(header):
         hint = "; put a caption with commas in double quotes" if len(cells) > len(header) else ""
         raise UserError(f"{len(cells)} cells, but the header names {len(header)} columns{hint}")
@@ -166,10 +163,10 @@ def _row(header: Sequence[str], cells: Sequence[str], line: int) -> Row:
 
 
 def chosen_captions(rows: Sequence[Row], captions: str, seed: int) -> tuple[Row, ...]:
-    """The captions that are used of each clip, clips in the order of the file.
+    """Chooses captions of each clip; clips stay in the order of the file.
 
-    "first" in the file; one "drawn" by ``seed`` and clip, whatever the other rows are; or "all"
-    that differ in words.
+    ``captions``: the "first" in the file; one "drawn" by ``seed`` and clip, independent of other
+    rows; or "all" that differ in wording.
     """
     clips: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -192,28 +189,38 @@ def caption_prompts(
     seconds: float = SECONDS,
     seed: int = 0,
 ) -> tuple[Prompt, ...]:
-    """Prompts of one AudioCaps CSV: id = ``audiocap_id``; labels ``youtube_id``, ``start_s`` and
-    the file's other columns.
+    """Prompts of one AudioCaps CSV; the log counts what is left out.
 
-    See ``read_rows`` for ``bad_rows`` and ``chosen_captions`` for ``captions`` and ``seed``. What
-    is left out is counted in the log. Raises ``UserError``.
+    Args:
+        path: the file.
+        captions: "drawn", "first" or "all" of each clip (``chosen_captions``).
+        bad_rows: "stop" at a bad row, or "drop" it (``read_rows``).
+        negative: text of guidance's unconditional side.
+        seconds: length of every sample.
+        seed: of the drawn captions.
+
+    Returns:
+        Prompts with the id ``audiocap_id`` and the labels ``youtube_id``, ``start_s`` and the
+        file's other columns.
+
+    Raises:
+        UserError: as ``read_rows``, and for unknown ``captions``.
     """
     if captions not in CAPTIONS:
         raise UserError(f"captions {captions!r} is unknown; {did_you_mean(captions, CAPTIONS)}")
     found = read_rows(path, bad_rows)
     rows = chosen_captions(found.rows, captions, seed)
     clips = len({row.clip for row in rows})
-    told = f"{path}: {len(rows)} of {len(found.rows)} captions of {clips} clips"
+    summary = f"{path}: {len(rows)} of {len(found.rows)} captions of {clips} clips"
     if found.empty or found.repeated or found.dropped or found.encoding == "latin-1":
         note = "; not UTF-8, read as Latin-1" if found.encoding == "latin-1" else ""
-        first = (
-            f" ({'; '.join(found.dropped[:3])}{'; ...' if found.dropped[3:] else ''})"
-            if found.dropped
-            else ""
-        )
+        first = ""
+        if found.dropped:
+            more = "; ..." if found.dropped[3:] else ""
+            first = f" ({'; '.join(found.dropped[:3])}{more})"
         log.warning(
             "%s; dropped %d empty, %d repeated and %d bad rows%s%s",
-            told,
+            summary,
             found.empty,
             found.repeated,
             len(found.dropped),
@@ -221,7 +228,7 @@ def caption_prompts(
             note,
         )
     else:
-        log.info("%s", told)
+        log.info("%s", summary)
     labels = [{**row.extra, "youtube_id": row.youtube_id, "start_s": row.start_s} for row in rows]
     return tuple(
         Prompt(row.audiocap_id, row.caption, negative, float(seconds), labels=label)
@@ -239,13 +246,25 @@ def audiocaps_prompts(
     seconds: float = SECONDS,
     seed: int = 0,
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """(training prompts, held-out prompts) for ``PromptDataModule(prompts=...)`` from two AudioCaps
-    files.
+    """Training and held-out prompts for ``PromptDataModule(prompts=...)`` from AudioCaps files.
 
-    ``count``: so many training captions, drawn by ``seed`` (None: all). Training captions that
-    held-out clips have word for word ("a man speaks") are left out and counted in the log, so that
-    what is held out is. Raises ``UserError`` as ``caption_prompts`` does, for a clip or an id that
-    is in both files, and for a ``count`` that cannot be met.
+    Args:
+        train: the CSV of training captions.
+        validation: the CSV of held-out captions, or None. Training captions with exactly the words
+            of a held-out one ("a man speaks") are left out and counted in the log.
+        captions: "drawn", "first" or "all" of each clip (``chosen_captions``).
+        count: how many training captions to draw by ``seed`` (None: all).
+        bad_rows: "stop" at a bad row, or "drop" it (``read_rows``).
+        negative: text of guidance's unconditional side.
+        seconds: length of every sample.
+        seed: of everything that is drawn.
+
+    Returns:
+        (training prompts, held-out prompts).
+
+    Raises:
+        UserError: as ``caption_prompts``, for a clip or an id in both files, and for a ``count``
+            larger than the training captions.
     """
     shared = {
         "captions": captions,
@@ -254,7 +273,8 @@ def audiocaps_prompts(
         "seconds": seconds,
         "seed": seed,
     }
-    prompts, held_out = caption_prompts(train, **shared), ()
+    prompts = caption_prompts(train, **shared)
+    held_out = ()
     if validation is not None:
         held_out = caption_prompts(validation, **shared)
         prompts = _apart(prompts, held_out, train, validation)

@@ -1,6 +1,6 @@
-"""Typed batches: the only place where data modules and Lightning modules meet.
+"""Typed batches: the interface between data modules and Lightning modules.
 
-Every batch has ``to(device)``, which is how Lightning moves it.
+Every batch has ``to(device)``, which Lightning calls to move it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from zoo.types import Prompt
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Requests without audio.
+    """Prompts without audio.
 
-    ``round_index`` counts the rollouts of a run from 0 and seeds their noise.
-
-    ``sample_index[i]`` numbers the repeats of one prompt inside a round, so that (seed, round,
-    prompt id, sample index) names the noise of a sample whatever the batch size or rank.
+    - ``round_index``: counts the rollouts of a run from 0 and seeds their noise.
+    - ``sample_index[i]``: numbers the repeats of one prompt in a round, so that (seed, round,
+      prompt id, sample index) identifies the noise of a sample for any batch size and rank.
     """
 
     prompts: tuple[Prompt, ...]
@@ -37,12 +36,10 @@ class PromptBatch:
 
 @runtime_checkable
 class PromptSource(Protocol):
-    """A data module that knows all its prompts before training starts, so that a module can look at
-    them then.
+    """A data module that knows all its prompts before training starts, so that they can be checked.
 
-    ``all_prompts``: of training and validation. ``drop_prompts`` leaves those with these ids out of
-    both from then on; it raises
-    ``UserError`` when none is left to train on.
+    ``all_prompts`` returns those of training and validation. ``drop_prompts`` removes the prompts
+    with these ids from both; it raises ``UserError`` when no training prompt is left.
     """
 
     def all_prompts(self) -> tuple[Prompt, ...]: ...
@@ -52,9 +49,10 @@ class PromptSource(Protocol):
 
 @dataclass(frozen=True)
 class AudioBatch:
-    """Clean audio with captions:
+    """Clean audio with captions.
 
-    ``wave_BCN`` in [-1, 1] at ``sample_rate_hz``; ``weight_B`` is None or one weight a sample.
+    - ``wave_BCN``: in [-1, 1] at ``sample_rate_hz``.
+    - ``weight_B``: one weight per sample, or None.
     """
 
     wave_BCN: Tensor
@@ -72,10 +70,7 @@ class AudioBatch:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Audio that was encoded before (see ``datamodules/cache.py``):
-
-    ``latent_BCT`` as the backbone's ``encode`` gives it.
-    """
+    """Encoded audio (``datamodules/cache.py``); ``latent_BCT`` comes from the backbone's ``encode``."""
 
     latent_BCT: Tensor
     prompts: tuple[Prompt, ...]

@@ -1,11 +1,9 @@
-"""EMOPIA (Hung et al. 2021, arXiv 2108.01374): pop piano clips in four emotion quadrants, as
-``AudioBatch``.
+"""EMOPIA (Hung et al. 2021, arXiv 2108.01374): pop piano clips in four emotion quadrants.
 
-The data set comes without audio (MIDI, YouTube ids and times; CC BY-NC-SA 4.0). The layout read
-here is the one its classifier code works with: one folder of clips ``Q1_<YouTube
-id>_<segment>.mp3`` (or wav, flac, ogg, aiff, au, caf) and split files ``train.csv``, ``val.csv``,
-``test.csv`` with the columns ``fname,label``. Quadrants: Q1 high valence, high arousal; Q2 low,
-high; Q3 low, low; Q4 high, low.
+The data set has no audio (MIDI, YouTube ids and times; CC BY-NC-SA 4.0). This reads the layout of
+its classifier code: one folder of clips ``Q1_<YouTube id>_<segment>.mp3`` (or wav, flac, ogg, aiff,
+au, caf) and split files ``train.csv``, ``val.csv``, ``test.csv`` with the columns ``fname,label``.
+Quadrants (valence, arousal): Q1 high, high; Q2 low, high; Q3 low, low; Q4 high, low.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ _SUFFIXES = (*FORMATS, ".aiff", ".au", ".caf", ".rf64", ".w64")
 
 @dataclass(frozen=True)
 class EmopiaClip:
-    """One clip: its file, quadrant (Q1..Q4), song (the YouTube id) and segment (counted from 0)."""
+    """One clip: file, quadrant (Q1..Q4), song (the YouTube id) and segment (from 0)."""
 
     path: Path
     quadrant: str
@@ -51,9 +49,8 @@ class EmopiaClip:
 def parse_clip_name(name: str) -> tuple[str, str, str]:
     """``Q1_<YouTube id>_<segment>`` -> (quadrant, song, segment).
 
-    YouTube ids may hold ``_``: only the outer two split.
-
-    Raises ``UserError`` for any other form.
+    YouTube ids may contain ``_``, so it splits only at the first and the last one. Raises
+    ``UserError`` for any other form.
     """
     quadrant, _, rest = name.partition("_")
     song, _, segment = rest.rpartition("_")
@@ -68,13 +65,12 @@ def parse_clip_name(name: str) -> tuple[str, str, str]:
 def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
     """The clips of one split file, in its order.
 
-    Files of other kinds beside the audio (.pt, .mid) are left alone.
-
-    Raises ``FileNotFoundError`` for a missing split file or clip (with the number of missing ones),
-    ``UserError`` for other columns, a label that is missing or contradicts the name, a clip listed
-    twice, or an empty split.
+    Other files beside the audio (.pt, .mid) are ignored. Raises ``FileNotFoundError`` for a missing
+    split file or missing clips, and ``UserError`` for other columns, a label that is missing or
+    contradicts the name, a clip listed twice, or an empty split.
     """
-    csv_path, audio_dir = Path(csv_path), Path(audio_dir)
+    csv_path = Path(csv_path)
+    audio_dir = Path(audio_dir)
     if not csv_path.is_file():
         raise FileNotFoundError(
             f"EMOPIA split file {csv_path} is missing; the splits are train.csv, val.csv and"
@@ -83,14 +79,16 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
     files = {Path(name).stem: path for name, path in listed(audio_dir, _SUFFIXES).files.items()}
     clips, missing = [], []
     for record in read_table(csv_path, "fname", "label").rows:
-        name, where = _stem(record.name("fname")), record.where
+        name = _stem(record.name("fname"))
         try:
             quadrant, song, segment = parse_clip_name(name)
         except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
-        if record.cells.get("label") != quadrant:
-            label = record.cells.get("label")
-            raise UserError(f"{where}: {name} has the label {label!r}, its name says {quadrant}")
+            raise UserError(f"{record.where}: {error}") from error
+        label = record.cells.get("label")
+        if label != quadrant:
+            raise UserError(
+                f"{record.where}: {name} has the label {label!r}, but its name says {quadrant}"
+            )
         if name in files:
             clips.append(EmopiaClip(files[name], quadrant, song, segment))
         else:
@@ -104,10 +102,8 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
         raise UserError(f"{csv_path} lists no clips")
     names = [clip.name for clip in clips]
     if len(set(names)) < len(names):
-        raise UserError(
-            f"{csv_path} lists {next(name for name in names if names.count(name) > 1)} more than"
-            " once"
-        )
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{csv_path} lists {repeated} more than once; list every clip once")
     return clips
 
 
@@ -117,9 +113,7 @@ def _stem(name: str) -> str:
 
 
 def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
-    """Raises ``UserError`` naming a song that lies in two splits: its clips would give the test
-    away.
-    """
+    """Raises ``UserError`` for a song in two splits, because its clips resemble each other."""
     home: dict[str, str] = {}
     for split, clips in splits.items():
         for clip in clips:
@@ -131,33 +125,35 @@ def check_song_disjoint(splits: dict[str, Sequence[EmopiaClip]]) -> None:
 
 
 def duration_s(path: Path) -> float:
-    """Seconds of a file. Raises ``UserError`` naming a bad one."""
+    """The length of a file. Raises ``UserError`` as ``audio_facts``."""
     return audio_facts(path).seconds
 
 
 def read_mono(
     path: Path, sample_rate_hz: int, start_s: float = 0.0, seconds: float | None = None
 ) -> Tensor:
-    """(N,) mono at ``sample_rate_hz``; only the asked part of the file is decoded.
+    """Reads a file as mono (N,) at ``sample_rate_hz``; decodes only the requested part.
 
-    Raises ``UserError`` naming a file that is no audio, cut off, has no samples, or NaN or
-    infinity among them.
+    Raises ``UserError`` for a file that is not audio, is cut off, or has no samples, NaN or
+    infinity.
     """
     wave = read_audio(path, start_s=start_s, seconds=seconds)
     return resampled(wave.samples_CN.T.mean(dim=1), wave.sample_rate_hz, sample_rate_hz)
 
 
 class EmopiaDataset(Dataset):
-    """``(wave_N, Prompt)`` per ``(index, share)``: the whole clip, or ``crop_s`` seconds of it
-    (zeros after a short clip).
+    """Maps ``(index, share)`` to ``(wave_N, Prompt)``: the whole clip, or ``crop_s`` seconds of it.
 
-    ``share`` 0..1 says where a part begins: 0 with the clip, 1 so that both end together.
+    ``share`` places the crop: 0 begins with the clip, 1 ends with it. A short clip is padded with
+    zeros.
     """
 
     def __init__(
         self, clips: Sequence[EmopiaClip], sample_rate_hz: int, crop_s: float | None = None
     ) -> None:
-        self.clips, self.sample_rate_hz, self.crop_s = list(clips), sample_rate_hz, crop_s
+        self.clips = list(clips)
+        self.sample_rate_hz = sample_rate_hz
+        self.crop_s = crop_s
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -181,12 +177,11 @@ class EmopiaDataset(Dataset):
 
 
 class _Parts(Sampler):
-    """(clip, where its part begins) for one epoch: every clip once, a pure function of (seed,
-    split, epoch).
-    """
+    """(clip, place of its crop) for one epoch: every clip once, by (seed, split, epoch)."""
 
     def __init__(self, data: EmopiaDataModule, split: str) -> None:
-        self.data, self.split = data, split
+        self.data = data
+        self.split = split
 
     def __len__(self) -> int:
         return len(self.data.splits[self.split])
@@ -201,8 +196,9 @@ class _Parts(Sampler):
 
 
 class _LateLoader(DataLoader):
-    """Reads nothing before the first batch is asked for: the trainer makes iterators before it
-    knows the resumed epoch.
+    """Reads nothing before the first batch.
+
+    The trainer creates iterators before it knows the resumed epoch.
     """
 
     def __iter__(self) -> Iterator[AudioBatch]:
@@ -212,13 +208,22 @@ class _LateLoader(DataLoader):
 class EmopiaDataModule(L.LightningDataModule):
     """EMOPIA as ``AudioBatch`` (mono).
 
-    ``audio_dir`` holds the clips, ``split_dir`` the three csv files.
+    Training uses one random crop per clip and epoch. Test batches hold one whole clip each, because
+    clips differ in length and the class of a clip is a vote over all of its chunks. Crops depend
+    only on ``seed`` and the epoch, so a resumed run sees the same ones.
 
-    Training batches hold one random part of ``crop_s`` seconds a clip, another one each epoch; test
-    batches hold one whole clip each, because clips differ in length and a clip's verdict is a vote
-    over all of its chunks. ``val_crop``: validation hears one random part a clip, as EMOPIA's own,
-    instead of whole clips. What is drawn depends on ``seed`` and the epoch only, so a resumed run
-    hears what it would have heard.
+    Args:
+        audio_dir: the folder of clips.
+        split_dir: the folder of the three csv files.
+        sample_rate_hz: of the batches.
+        crop_s: length of a training crop.
+        val_crop: validate on one random crop per clip, as EMOPIA does, instead of whole clips.
+        batch_size: clips per batch of crops.
+        num_workers: processes that read files.
+        seed: of order and crops.
+
+    Raises:
+        UserError: unless ``crop_s`` is positive; from ``setup`` as ``read_split``.
     """
 
     batch_type = AudioBatch
@@ -237,13 +242,18 @@ class EmopiaDataModule(L.LightningDataModule):
         super().__init__()
         if crop_s <= 0:
             raise UserError(f"crop_s must be positive, got {crop_s}")
-        self.audio_dir, self.split_dir = Path(audio_dir), Path(split_dir)
-        self.sample_rate_hz, self.crop_s, self.val_crop = sample_rate_hz, crop_s, val_crop
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.audio_dir = Path(audio_dir)
+        self.split_dir = Path(split_dir)
+        self.sample_rate_hz = sample_rate_hz
+        self.crop_s = crop_s
+        self.val_crop = val_crop
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
         self.splits: dict[str, list[EmopiaClip]] = {}
 
     def check_files(self) -> None:
-        """Finds what a fit would miss: a folder, a file of a table, a clip. Raises as ``setup``."""
+        """Checks that folders, tables and clips exist. Raises as ``setup``."""
         self.setup("fit")
 
     def setup(self, stage: str | None = None) -> None:
@@ -269,7 +279,7 @@ class EmopiaDataModule(L.LightningDataModule):
             sampler=_Parts(self, split),
             num_workers=self.num_workers,
             collate_fn=self.collate,
-            # of the workers' seeds: the global generator is left to the module
+            # for the workers' seeds, so that the global generator belongs to the module alone
             generator=torch.Generator(),
         )
 

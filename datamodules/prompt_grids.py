@@ -1,10 +1,9 @@
-"""Words for prompts by the name of their list: emotions (mood -> words that ask for it) and
-instruments.
+"""Named lists of words for prompts: emotions (mood -> words for it) and instruments.
 
 The lists of 4 and 16 emotions and of 1, 3 and 10 instruments are those of the public code of "RLHF
-on conditional music generation"; its 59 emotions (14 + 15 + 15 + 15 for the four quadrants of
-valence and arousal) and 30 instruments are lists of the same sizes written for this project, which
-begin with the shorter ones.
+on conditional music generation". Its 59 emotions (14 + 15 + 15 + 15 for the four quadrants of
+valence and arousal) and 30 instruments are not public: the lists of these sizes were written for
+this project and begin with the shorter ones.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ INSTRUMENTS: dict[str, list[str]] = {
 
 
 def emotion_words(words: dict[str, list[str]] | str) -> dict[str, list[str]]:
-    """Mood -> words: as given, or a copy of the list of this name.
+    """Mood -> words: as given, or a copy of the named list.
 
     Raises ``UserError`` with the nearest name.
     """
@@ -127,14 +126,14 @@ def emotion_words(words: dict[str, list[str]] | str) -> dict[str, list[str]]:
         return words
     if words not in EMOTIONS:
         raise UserError(
-            f"there are no words {words!r}; {did_you_mean(words, EMOTIONS)} (or give mood -> list"
-            " of words)"
+            f"unknown list of words {words!r}; {did_you_mean(words, EMOTIONS)} (or give mood ->"
+            " list of words)"
         )
     return {mood: list(chosen) for mood, chosen in EMOTIONS[words].items()}
 
 
 def instrument_names(instruments: list[str] | str) -> list[str]:
-    """The instruments as given, or a copy of the list of this name.
+    """The instruments as given, or a copy of the named list.
 
     Raises ``UserError`` with the nearest name.
     """
@@ -143,7 +142,7 @@ def instrument_names(instruments: list[str] | str) -> list[str]:
     if instruments not in INSTRUMENTS:
         near = did_you_mean(instruments, INSTRUMENTS)
         raise UserError(
-            f"there is no list of instruments {instruments!r}; {near} (or give the instruments as a"
+            f"unknown list of instruments {instruments!r}; {near} (or give the instruments as a"
             " list)"
         )
     return list(INSTRUMENTS[instruments])

@@ -1,4 +1,4 @@
-"""Where prompts come from: a template filled with words, or a text file."""
+"""Sources of prompts: a template filled with words, or a text file."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ _OWN_COLUMNS = ("text", "id", "negative", "seconds", "labels")
 
 
 def prompt_id(text: str, negative: str, seconds: float) -> str:
-    """A readable, stable name of a request: a slug of the text and 8 hex digits of a hash over
-    text, negative and seconds.
-    """
+    """A readable, stable id: a slug of the text, and a hash of text, negative and seconds."""
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64].rstrip("-")
     digest = hashlib.sha256(f"{text}\0{negative}\0{float(seconds)!r}".encode()).hexdigest()[:8]
     return f"{slug}-{digest}" if slug else digest
@@ -37,19 +35,28 @@ def template_prompts(
     negative: str = "",
     seconds: float = 4.096,
 ) -> tuple[Prompt, ...]:
-    """Every word with every instrument, in the order mood, word, instrument; labels ``mood``,
-    ``word``, ``instrument``.
+    """Every word with every instrument, in the order mood, word, instrument.
 
-    ``template`` may name ``{word}``, ``{mood}`` (the class that the word belongs to),
-    ``{instrument}`` and ``{article}`` ("a" or "an", as the word behind it takes it). Raises
-    ``UserError`` for other fields, an empty list, and when two combinations give the same text
-    (without ``{word}``, give one word per mood).
+    Args:
+        template: text with the fields ``{word}``, ``{mood}`` (the class of the word),
+            ``{instrument}`` and ``{article}`` ("a" or "an", as the next word requires).
+        words: mood -> words.
+        instruments: their names.
+        negative: text of guidance's unconditional side.
+        seconds: length of every sample.
+
+    Returns:
+        Prompts with the labels ``mood``, ``word`` and ``instrument``.
+
+    Raises:
+        UserError: for other fields, an empty list, and two combinations with the same text (in a
+            template without ``{word}`` give one word per mood).
     """
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UserError(
-            f"template {template!r}: {error}; write {{{{ for a brace that is no field"
+            f"template {template!r}: {error}; write {{{{ for a brace that is not a field"
         ) from error
     for name in fields:
         if name not in _FIELDS:
@@ -77,7 +84,7 @@ def template_prompts(
                     first = dict(prompts[prompt.id].labels)
                     raise UserError(
                         f"two prompts have the text {prompt.text!r} (for {first} and {labels}); use"
-                        " {word} and {instrument} in the template, or drop the doubled entry"
+                        " {word} and {instrument} in the template, or drop the repeated entry"
                     )
                 prompts[prompt.id] = prompt
     return tuple(prompts.values())
@@ -86,15 +93,14 @@ def template_prompts(
 def file_prompts(
     path: str | Path, negative: str = "", seconds: float = 4.096
 ) -> tuple[Prompt, ...]:
-    """Prompts of a ``.txt`` (one per line), ``.csv``, ``.tsv`` or ``.jsonl`` file.
+    """Reads prompts from a ``.txt`` (one per line), ``.csv``, ``.tsv`` or ``.jsonl`` file.
 
-    The words are in the column ``text`` (or ``prompt``, ``caption``).
-
-    Columns ``id``, ``negative`` and ``seconds`` override the defaults; ``labels`` (jsonl, an
-    object) and all other columns become labels. A CSV with the header of AudioCaps gives all its
-    captions (``datamodules.audiocaps``, which also chooses among them). Empty lines and repeated
-    prompts are dropped and counted in the log. Raises ``UserError`` as ``read_table``, for a file
-    without prompts, a record without text and seconds that are no positive number.
+    The text is in the column ``text`` (or ``prompt``, ``caption``). Columns ``id``, ``negative``
+    and ``seconds`` override the defaults; ``labels`` (an object in jsonl) and all other columns
+    become labels. A CSV with the header of AudioCaps gives all its captions
+    (``datamodules.audiocaps`` can select among them). Empty lines and repeated prompts are dropped
+    and counted in the log. Raises ``UserError`` as ``read_table``, for a file without prompts, a
+    record without text, and seconds that are not a positive number.
     """
     if is_audiocaps(path):
         return caption_prompts(path, negative=negative, seconds=seconds)
@@ -105,8 +111,8 @@ def file_prompts(
         prompt = _file_prompt(record, negative, seconds)
         if prompt.id in prompts and prompts[prompt.id] != prompt:
             raise UserError(
-                f"{record.where}: the id {prompt.id!r} names another prompt already; "
-                "ids must differ"
+                f"{record.where}: the id {prompt.id!r} is already used for another prompt; "
+                "ids must be unique"
             )
         doubled += prompt.id in prompts
         prompts.setdefault(prompt.id, prompt)
@@ -126,10 +132,12 @@ def file_prompts(
 
 
 def _file_prompt(record: Record, negative: str, seconds: float) -> Prompt:
-    wanted = record.number("seconds")
+    own_seconds = record.number("seconds")
     labels = {**record.others(*_OWN_COLUMNS), **record.mapping("labels")}
-    text, own_negative = record.words("text"), record.name("negative") or negative
-    own_seconds = seconds if wanted is None else wanted
+    text = record.words("text")
+    own_negative = record.name("negative") or negative
+    if own_seconds is None:
+        own_seconds = seconds
     try:
         return _prompt(text, own_negative, own_seconds, labels, record.name("id"))
     except ValueError as error:

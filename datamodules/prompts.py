@@ -1,7 +1,6 @@
-"""Prompts without audio: the data of everything that learns from its own samples (DDPO and its
-relatives).
+"""Prompts without audio: the data of algorithms that learn from their own samples, such as DDPO.
 
-One training batch is one *round*: the prompts whose samples are drawn, rewarded and learned from
+One training batch is one *round*: the prompts whose samples are drawn, scored and learned from
 before the next round.
 """
 
@@ -25,11 +24,18 @@ from zoo.types import Prompt
 def round_prompts(
     prompts: Sequence[Prompt], prompts_per_round: int, repeats: int, seed: int, round_index: int
 ) -> PromptBatch:
-    """The whole round ``round_index`` of a run: a pure function of its arguments.
+    """All rows of round ``round_index``: a pure function of its arguments.
 
-    The prompts are dealt from shuffled decks (one shuffle of all prompts after the other), so that
-    none comes up a second time before all came up once. Rows are ordered repeat by repeat: all
-    prompts of the round, then all again, ``repeats`` times.
+    Prompts are dealt from shuffled decks (one shuffle of all prompts after another), so that none is
+    repeated before all have been used. Rows are ordered by repeat: all prompts of the round, then
+    all again, ``repeats`` times.
+
+    Args:
+        prompts: all training prompts.
+        prompts_per_round: how many different prompts a round has.
+        repeats: samples per prompt and round.
+        seed: of the shuffles.
+        round_index: counts from 0.
     """
     dealt = []
     for place in range(round_index * prompts_per_round, (round_index + 1) * prompts_per_round):
@@ -50,15 +56,14 @@ def _numbered(rows: Sequence[Prompt], round_index: int) -> PromptBatch:
 
 
 def shard(batch: PromptBatch, rank: int, world_size: int) -> PromptBatch:
-    """The rows of one process: a consecutive block, so that the blocks of rank 0, 1, ... one after
-    the other are the whole batch.
+    """The rows of one process: a consecutive block; all blocks in order are the whole batch.
 
-    Raises ``UserError`` when the rows do not divide over the processes.
+    Raises ``UserError`` when the rows cannot be divided evenly among the processes.
     """
     if len(batch) % world_size:
         raise UserError(
-            f"{len(batch)} samples do not divide over {world_size} processes; make them a multiple"
-            f" of {world_size}"
+            f"{len(batch)} samples do not divide evenly among {world_size} processes; make them a"
+            f" multiple of {world_size}"
         )
     size = len(batch) // world_size
     mine = slice(rank * size, (rank + 1) * size)
@@ -67,9 +72,9 @@ def shard(batch: PromptBatch, rank: int, world_size: int) -> PromptBatch:
 
 @dataclass
 class PromptRounds:
-    """An endless run cut into epochs: each pass yields ``len(self)`` further rounds.
+    """Endless rounds: each pass (epoch) yields the next ``len(self)`` rounds.
 
-    ``next_round`` is the cursor, which resume restores. Rows are those of process ``rank`` of
+    ``next_round`` is the position, which resume restores. Rows are those of process ``rank`` of
     ``world_size`` (``shard``).
     """
 
@@ -90,15 +95,14 @@ class PromptRounds:
             batch = round_prompts(
                 self.prompts, self.prompts_per_round, self.repeats, self.seed, self.next_round
             )
-            # before the yield: a checkpoint written while the round is handled resumes at the next
-            # one
+            # before the yield, so that a checkpoint written during this round resumes at the next
             self.next_round += 1
             yield shard(batch, self.rank, self.world_size)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One batch, the same in every pass (a bare list would be a list of loaders to Lightning)."""
+    """The same batch in every pass (Lightning would take a bare list for a list of loaders)."""
 
     batch: PromptBatch
 
@@ -110,25 +114,39 @@ class HeldOut:
 
 
 class PromptDataModule(L.LightningDataModule):
-    """Rounds of prompts from a template, a file or elsewhere, and held-out prompts for evaluation.
+    """Rounds of training prompts, and held-out prompts for evaluation.
 
-    Either ``template`` with ``words`` (mood -> words) and ``instruments`` (``template_prompts``;
-    labels mood, word, instrument), each of them literal or the name of a list in ``prompt_grids``,
-    or ``file`` (``file_prompts``), or ``prompts``: training and held-out prompts as
-    ``scene_prompts`` makes them, with a ``negative`` and ``seconds`` of their own. The validation
-    set is one of: ``held_out``, [word, instrument] pairs that are never trained on;
-    ``val_template``, every word and instrument of training in this wording, with noise that no
-    training round has; ``val_file``. ``val_prompts`` keeps at most that many of them, evenly spread
-    (None: all, 0: none). ``negative``: text of guidance's unconditional side. ``seconds``: length
-    of every sample.
+    A round has ``prompts_per_round * repeats`` samples over all processes; each process takes a
+    consecutive block (``shard``). The prompts and order of a round depend only on ``seed`` and the
+    round's index, so a resumed run continues with exactly the rounds that were left.
 
-    A round has ``prompts_per_round * repeats`` samples over all processes together, of which each
-    takes a consecutive block (``shard``); an epoch has ``rounds_per_epoch`` rounds. Prompts and
-    order of a round depend on ``seed`` and the round's index only, so a resumed run continues with
-    exactly the rounds that the interrupted one would have drawn.
+    Training prompts come from one of ``template``, ``file`` and ``prompts``. Validation prompts come
+    from at most one of ``held_out``, ``val_template``, ``val_file`` and ``prompts``.
 
-    Raises ``UserError`` for settings that contradict each other, unknown words, no prompts, and a
-    resumed run whose prompts differ.
+    Args:
+        template: wording of the prompts, filled with ``words`` and ``instruments``
+            (``template_prompts``; labels mood, word, instrument).
+        words: mood -> words, or the name of a list in ``prompt_grids``.
+        instruments: their names, or the name of a list in ``prompt_grids``.
+        held_out: [word, instrument] pairs for validation that are never trained on.
+        val_template: wording of validation prompts with every word and instrument of training;
+            their noise occurs in no training round.
+        file: of training prompts (``file_prompts``).
+        negative: text of guidance's unconditional side.
+        seconds: length of every sample.
+        prompts_per_round: different prompts per round.
+        repeats: samples per prompt and round.
+        rounds_per_epoch: rounds per epoch.
+        val_file: of validation prompts (``file_prompts``).
+        val_prompts: keep at most this many validation prompts, evenly spread (None: all, 0: none).
+        val_repeats: samples per validation prompt.
+        seed: of the order of prompts.
+        prompts: (training, validation) prompts as ``scene_prompts`` makes them, with their own
+            ``negative`` and ``seconds``.
+
+    Raises:
+        UserError: for contradictory settings, unknown words, no prompts, and a resumed run whose
+            prompts differ.
     """
 
     batch_type = PromptBatch
@@ -153,18 +171,20 @@ class PromptDataModule(L.LightningDataModule):
         prompts: tuple[tuple[Prompt, ...], tuple[Prompt, ...]] | None = None,
     ) -> None:
         super().__init__()
-        sizes = (prompts_per_round, repeats, rounds_per_epoch, val_repeats)
-        for name, value in zip(
-            ("prompts_per_round", "repeats", "rounds_per_epoch", "val_repeats"), sizes, strict=True
-        ):
+        sizes = {
+            "prompts_per_round": prompts_per_round,
+            "repeats": repeats,
+            "rounds_per_epoch": rounds_per_epoch,
+            "val_repeats": val_repeats,
+        }
+        for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if val_prompts is not None and val_prompts < 0:
             raise UserError(f"val_prompts must be 0 (no validation) or more, got {val_prompts}")
         if sum(source is not None for source in (template, file, prompts)) != 1:
             raise UserError(
-                "give one of template (with words and instruments), file and prompts, and not two"
-                " of them"
+                "give exactly one of template (with words and instruments), file and prompts"
             )
         if template is not None:
             grid = (
@@ -178,9 +198,8 @@ class PromptDataModule(L.LightningDataModule):
                 raise UserError(
                     "held_out and val_template both name the validation prompts; drop one of them"
                 )
-            validation = (
-                validation if val_template is None else template_prompts(val_template, *grid)
-            )
+            if val_template is not None:
+                validation = template_prompts(val_template, *grid)
         elif words or instruments or held_out or val_template is not None:
             raise UserError(
                 "words, instruments, held_out and val_template belong to a template; with file,"
@@ -193,7 +212,8 @@ class PromptDataModule(L.LightningDataModule):
                 )
             train, validation = map(tuple, prompts)
         else:
-            train, validation = file_prompts(file, negative, seconds), ()
+            train = file_prompts(file, negative, seconds)
+            validation = ()
         if val_file is not None:
             if validation:
                 raise UserError(
@@ -209,62 +229,63 @@ class PromptDataModule(L.LightningDataModule):
             validation = tuple(
                 validation[i * len(validation) // val_prompts] for i in range(val_prompts)
             )
-        self.train_prompts, self.validation_prompts, self.val_repeats = (
-            train,
-            validation,
-            val_repeats,
-        )
-        self.val_round = (
-            0 if val_template is None else -1
-        )  # prompts that are trained on get noise of no training round
+        self.train_prompts = train
+        self.validation_prompts = validation
+        self.val_repeats = val_repeats
+        # round -1: prompts that are also trained on get noise that no training round has
+        self.val_round = 0 if val_template is None else -1
         self.rounds = PromptRounds(train, prompts_per_round, repeats, rounds_per_epoch, seed)
 
     def setup(self, stage: str | None = None) -> None:
-        """Takes this process's place from the trainer.
+        """Reads rank and number of processes from the trainer.
 
-        Raises ``UserError`` when samples do not divide over the processes.
+        Raises ``UserError`` when samples cannot be divided evenly among the processes.
         """
-        rank, world = (
-            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        )
-        self.rounds.rank, self.rounds.world_size = rank, world
+        rank = 0
+        world = 1
+        if self.trainer is not None:
+            rank = self.trainer.global_rank
+            world = self.trainer.world_size
+        self.rounds.rank = rank
+        self.rounds.world_size = world
         samples = self.rounds.prompts_per_round * self.rounds.repeats
         if samples % world:
             raise UserError(
-                f"prompts_per_round * repeats = {samples} samples do not divide over {world}"
-                f" processes; make the product a multiple of {world}"
+                f"prompts_per_round * repeats = {samples} samples do not divide evenly among"
+                f" {world} processes; make the product a multiple of {world}"
             )
         held_out = len(self.validation_prompts) * self.val_repeats
         if held_out % world:
             raise UserError(
                 f"{len(self.validation_prompts)} held-out prompts * val_repeats = {held_out}"
-                f" samples do not divide over {world} processes; set val_repeats to a multiple of"
-                f" {world}"
+                f" samples do not divide evenly among {world} processes; set val_repeats to a"
+                f" multiple of {world}"
             )
 
     def all_prompts(self) -> tuple[Prompt, ...]:
-        """Of training, then those of validation that are not among them."""
+        """Training prompts, then validation prompts that are not among them."""
         return tuple(dict.fromkeys((*self.train_prompts, *self.validation_prompts)))
 
     def drop_prompts(self, ids: Collection[str]) -> None:
-        """Leaves these prompts out from now on.
+        """Drops the prompts with these ids from training and validation.
 
-        Raises ``UserError`` when none is left to train on, and as ``setup`` does.
+        Raises ``UserError`` when no training prompt is left, and as ``setup`` does.
         """
-        kept, held_out = (
-            tuple(prompt for prompt in prompts if prompt.id not in ids)
-            for prompts in (self.train_prompts, self.validation_prompts)
-        )
+        kept = tuple(prompt for prompt in self.train_prompts if prompt.id not in ids)
         if not kept:
             raise UserError(
                 f"all {len(self.train_prompts)} training prompts would be left out, so there is"
                 " nothing to train on"
             )
-        self.train_prompts, self.validation_prompts, self.rounds.prompts = kept, held_out, kept
+        self.train_prompts = kept
+        self.rounds.prompts = kept
+        self.validation_prompts = tuple(
+            prompt for prompt in self.validation_prompts if prompt.id not in ids
+        )
         self.setup()
 
     def first_round(self, world_size: int) -> PromptBatch:
-        """The first process's rows of round 0. Raises ``UserError`` when they do not divide."""
+        """The first process's rows of round 0. Raises ``UserError`` as ``shard`` does."""
         r = self.rounds
         batch = round_prompts(r.prompts, r.prompts_per_round, r.repeats, r.seed, 0)
         return shard(batch, 0, world_size)
@@ -273,8 +294,9 @@ class PromptDataModule(L.LightningDataModule):
         return self.rounds
 
     def val_dataloader(self) -> HeldOut | list:
-        """One batch: held-out prompts ``val_repeats`` times in a fixed order, always from the same
-        noise. Empty without any.
+        """One batch of held-out prompts, always in the same order and from the same noise.
+
+        Every prompt occurs ``val_repeats`` times. Empty without held-out prompts.
         """
         if not self.validation_prompts:
             return []
@@ -294,9 +316,7 @@ class PromptDataModule(L.LightningDataModule):
         self.rounds.next_round = int(state_dict["next_round"])
 
     def fingerprint(self) -> str:
-        """A hash of what decides the rounds: the training prompts, their number a round, the
-        repeats and the seed.
-        """
+        """A hash of what determines the rounds: prompts, prompts per round, repeats and seed."""
         r = self.rounds
         parts = [
             r.prompts_per_round,
@@ -317,9 +337,7 @@ def _hold_out(
         for value, name in zip(pair, ("word", "instrument"), strict=True):
             known = {prompt.labels[name] for prompt in prompts}
             if value not in known:
-                raise UserError(
-                    f"held_out: {value!r} is none of the {name}s; {did_you_mean(value, known)}"
-                )
+                raise UserError(f"held_out: unknown {name} {value!r}; {did_you_mean(value, known)}")
         wanted.add(tuple(pair))
     held = [
         prompt

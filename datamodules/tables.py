@@ -1,8 +1,8 @@
-"""Tables that people write: one prompt per line, CSV with a header, or one JSON object per line.
+"""Reads tables that people write: one prompt per line, CSV with a header, or JSON lines.
 
-Every record keeps its file and line, so that whatever is wrong with it later is told by place.
-Formats that divide their rows in another way build ``Record`` and ``Table`` themselves; what a
-column may hold is asked of the record (``words``, ``number`` ...).
+Every record keeps its file and line, so that later errors can name the place. Its methods
+(``words``, ``number`` ...) read and check cells. Other formats build ``Record`` and ``Table``
+themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zoo.files import parsed_json
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
-NAMES = {  # column -> what people call it
+NAMES = {  # column -> accepted names
     "text": ("text", "prompt", "caption"),
     "prompt": ("prompt", "text", "caption"),
     "caption": ("caption", "text", "prompt"),
@@ -35,7 +35,7 @@ _WORDS = "null, true, a list or an object"
 
 @dataclass(frozen=True)
 class Record:
-    """One row of ``path``: ``cells`` by column, and the ``line`` (from 1) on which it begins.
+    """One row of ``path``: ``cells`` by column, and its first ``line`` (from 1).
 
     Cells are text in ``.txt``, ``.csv`` and ``.tsv``, and any JSON value in ``.jsonl``.
     """
@@ -46,13 +46,13 @@ class Record:
 
     @property
     def where(self) -> str:
-        """File and line, to begin a message with."""
+        """File and line, for the beginning of a message."""
         return f"{self.path}, line {self.line}"
 
     def text(self, column: str) -> str:
-        """The text of a cell, without blanks at its ends, perhaps "".
+        """The text of a cell without surrounding blanks; may be empty.
 
-        Raises ``UserError`` where there is no text.
+        Raises ``UserError`` for a missing cell and other values.
         """
         value = self.cells.get(column)
         if not isinstance(value, str):
@@ -64,13 +64,13 @@ class Record:
         return value.strip()
 
     def words(self, column: str) -> str:
-        """As ``text``, and at least one letter of it. Raises ``UserError``."""
+        """The text of a cell, which must not be empty. Raises ``UserError``."""
         if not (value := self.text(column)):
             raise UserError(f"{self.where}: expected words under {column!r}, the cell is empty")
         return value
 
     def name(self, column: str) -> str:
-        """Text or a number, as text; "" for a cell that is absent, empty or null.
+        """Text or a number, as text; "" for a missing, empty or null cell.
 
         Raises ``UserError`` for other values.
         """
@@ -80,9 +80,9 @@ class Record:
         return "" if value is None else str(value).strip()
 
     def number(self, column: str) -> float | None:
-        """A number, perhaps written as text; None for a cell that is absent, empty or null.
+        """A number, also one written as text; None for a missing, empty or null cell.
 
-        Raises ``UserError``.
+        Raises ``UserError`` for other values.
         """
         try:
             value = self.name(column)
@@ -93,7 +93,7 @@ class Record:
             ) from None
 
     def whole_number(self, column: str) -> int | None:
-        """As ``number``, without a fraction. Raises ``UserError``."""
+        """A whole number; None for a missing, empty or null cell. Raises ``UserError``."""
         written = self.name(column)
         if re.fullmatch(r"[+-]?\d{1,1000}", written):
             return int(written)
@@ -102,11 +102,13 @@ class Record:
         except ValueError:
             value = math.nan
         if value is not None and not value.is_integer():
-            raise UserError(f"{self.where}: {column} is a whole number, got {self.cells[column]!r}")
+            raise UserError(
+                f"{self.where}: {column} must be a whole number, got {self.cells[column]!r}"
+            )
         return None if value is None else int(value)
 
     def mapping(self, column: str) -> dict[str, Any]:
-        """A JSON object; ``{}`` for a cell that is absent, empty or null. Raises ``UserError``."""
+        """A JSON object; ``{}`` for a missing, empty or null cell. Raises ``UserError``."""
         value = self.cells.get(column)
         if value in (None, ""):
             return {}
@@ -123,10 +125,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Table:
-    """``rows`` in the order of the file.
+    """The content of a file.
 
-    ``empty``: blank lines that were dropped. ``encoding``: ``utf-8``, ``utf-16``, or ``latin-1``
-    for what is neither.
+    - ``rows``: in the order of the file.
+    - ``empty``: how many blank lines were dropped.
+    - ``encoding``: ``utf-8``, ``utf-16``, or ``latin-1`` for anything else.
     """
 
     rows: tuple[Record, ...]
@@ -135,18 +138,19 @@ class Table:
 
 
 def read_table(path: str | Path, *columns: str) -> Table:
-    """The records of a ``.txt``, ``.csv``, ``.tsv`` or ``.jsonl`` file that has ``columns``.
+    """Reads a ``.txt``, ``.csv``, ``.tsv`` or ``.jsonl`` file that has ``columns``.
 
-    Each line of a ``.txt`` is one cell.
-    A column may have another name that ``NAMES`` lists (``caption`` for ``text``), in small or
-    capital letters; in the records it has the one that is asked for. A line ends with a line feed,
-    a carriage return, or both, and nothing else. A cell of a CSV in double quotes may hold line
-    ends, and any number of characters. Columns without a name are left out.
+    Each line of a ``.txt`` is one cell. A column may have another name from ``NAMES`` (``caption``
+    for ``text``), in any case; the records use the name in ``columns``. A line ends only with a line
+    feed, a carriage return, or both. A quoted cell of a CSV may contain line ends and be of any
+    length. Columns without a name are left out.
 
-    Raises ``UserError`` naming the file, and where it has one the line, for: a missing file,
-    another suffix, bytes that are no text; a header without one of ``columns``, with two that could
-    be meant, or with one twice; more cells than the header has; quotes that are not closed or stand
-    in the middle of a cell; a line that is no JSON object, or has one key twice.
+    Raises ``UserError``, which names the file and the line, for
+
+    - a missing file, another suffix, and bytes that are not text;
+    - a header without one of ``columns``, with two names for one of them, or with a repeated name;
+    - more cells than the header has, and unclosed or misplaced quotes;
+    - a line that is not a JSON object or repeats a key.
     """
     path = Path(path)
     text, encoding = read_text(path, SUFFIXES)
@@ -169,13 +173,13 @@ def read_table(path: str | Path, *columns: str) -> Table:
         rows = _delimited_cells(text, path, "\t" if suffix == ".tsv" else ",", columns)
     records = [Record(path, number, cells) for number, cells in rows]
     if suffix in (".csv", ".tsv"):
-        _tell_line_ends(records)
+        _warn_of_line_ends(records)
     kept = tuple(record for record in records if record.cells)
     return Table(kept, len(records) - len(kept), encoding)
 
 
-def _tell_line_ends(records: Sequence[Record]) -> None:
-    """Two quotes that were never closed look like one cell over several lines: that is told."""
+def _warn_of_line_ends(records: Sequence[Record]) -> None:
+    """Warns of cells with several lines: two unclosed quotes look like one such cell."""
     spread = [
         record
         for record in records
@@ -183,8 +187,8 @@ def _tell_line_ends(records: Sequence[Record]) -> None:
     ]
     if spread:
         log.warning(
-            "%s: %d rows hold a cell of several lines; "
-            "if that is not meant, a double quote is not closed",
+            "%s: %d rows have a cell of several lines; "
+            "if that is not intended, a double quote is not closed",
             spread[0].where,
             len(spread),
         )
@@ -193,7 +197,7 @@ def _tell_line_ends(records: Sequence[Record]) -> None:
 def read_text(path: Path, suffixes: Sequence[str]) -> tuple[str, str]:
     """The text of a file and its encoding (see ``decode``).
 
-    Raises ``UserError`` for no such file and another suffix.
+    Raises ``UserError`` for a missing file and another suffix.
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(
@@ -201,30 +205,30 @@ def read_text(path: Path, suffixes: Sequence[str]) -> tuple[str, str]:
             f"got {path.suffix or 'no suffix'!r}"
         )
     if not path.is_file():
-        found = "is no regular file" if path.exists() else "there is no such file"
-        raise UserError(
-            f"{path}: {found}; paths are relative to where the command is started ({Path.cwd()})"
-        )
+        found = "is not a regular file" if path.exists() else "there is no such file"
+        raise UserError(f"{path}: {found}; paths are relative to the current folder ({Path.cwd()})")
     return decode(path.read_bytes(), str(path))
 
 
 def decode(data: bytes, name: str) -> tuple[str, str]:
-    """The text and its encoding.
+    """Decodes bytes as UTF-8, as UTF-16 if they have its mark, else as Latin-1.
 
-    UTF-8 (a byte order mark is dropped), UTF-16 with its mark, else Latin-1.
-
-    Raises ``UserError`` for bytes that are no text (they hold zero bytes, or half a character of
-    UTF-16).
+    Returns the text, without a byte order mark, and its encoding. Raises ``UserError`` for bytes
+    that are not text (zero bytes or broken UTF-16).
     """
-    text, encoding = None, "utf-8"
+    text = None
+    encoding = "utf-8"
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            text, encoding = data.decode("utf-16"), "utf-16"
+        if is_utf16:
+            encoding = "utf-16"
+            text = data.decode(encoding)
         elif b"\x00" not in data:
             text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        if encoding == "utf-8" and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            text, encoding = data.decode("latin-1"), "latin-1"
+        if not is_utf16:
+            encoding = "latin-1"
+            text = data.decode(encoding)
     if text is None or "\x00" in text:
         raise UserError(
             f"{name} is not a text file (it holds zero bytes or broken UTF-16); "
@@ -236,7 +240,7 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
 def lines(text: str) -> list[tuple[int, str]]:
     """(number from 1, line) of each line.
 
-    ``str.splitlines`` would also divide at U+2028, U+0085 and form feeds, which stand inside texts.
+    ``str.splitlines`` would also split at U+2028, U+0085 and form feeds, which occur inside texts.
     """
     parts = re.split(r"\r\n|\n|\r", text)
     return list(enumerate(parts if parts[-1] else parts[:-1], 1))
@@ -245,14 +249,13 @@ def lines(text: str) -> list[tuple[int, str]]:
 def delimited(
     text: str, path: Path, delimiter: str = ",", one_line: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """(first line, cells without blanks at their ends) of each record of a CSV, blank ones too.
+    """(first line, cells without surrounding blanks) of each record of a CSV, blank ones included.
 
-    ``one_line``: no record may run over the end of its line. Raises ``UserError`` naming file and
-    line for broken quotes: nobody knows how many records they swallow.
+    ``one_line``: a record must not span lines. Raises ``UserError``, which names file and line, for
+    broken quotes, because they may swallow any number of records.
     """
-    csv.field_size_limit(
-        max(csv.field_size_limit(), len(text))
-    )  # of the whole process; only ever raised
+    # a limit of the whole process, so it is only raised
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
     )
@@ -265,14 +268,13 @@ def delimited(
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {line}: broken double quotes ({error}); text that holds the separator "
-            "or begins with a quote stands in one pair of double quotes, and a quote inside it is "
-            "doubled"
+            f"{path}, line {line}: broken double quotes ({error}); put text that contains the "
+            "separator or begins with a quote in double quotes, and double every quote inside it"
         ) from None
 
 
 def check_header(header: Sequence[str], path: Path) -> None:
-    """Raises ``UserError`` for a name that stands twice; columns without a name may be many."""
+    """Raises ``UserError`` for a repeated name; any number of columns may have no name."""
     doubled = sorted({name for name in header if name and header.count(name) > 1})
     if doubled:
         raise UserError(
@@ -293,7 +295,7 @@ def _delimited_cells(
             header = [renamed.get(name, name) for name in cells]
         elif len(cells) > len(header):
             raise UserError(
-                f"{path}, line {line}: more cells than the header has; "
+                f"{path}, line {line}: more cells than the header; "
                 "put text with commas in double quotes"
             )
         else:
@@ -314,7 +316,7 @@ def _json_cells(line: str, where: str, columns: Sequence[str]) -> dict[str, Any]
 
 
 def _renamed(found: Sequence[str], columns: Sequence[str], where: str, what: str) -> dict[str, str]:
-    """name in the file -> the one of ``columns`` that it stands for, where they differ."""
+    """Name in the file -> its name in ``columns``, where they differ."""
     renamed = {}
     for column in columns:
         if column in found:
@@ -330,13 +332,13 @@ def _renamed(found: Sequence[str], columns: Sequence[str], where: str, what: str
             both = " or ".join(map(repr, exact or same))
             raise UserError(
                 f"{where}: {both} could be the column {column!r}; "
-                f"rename the one that is meant to {column!r}"
+                f"rename the right one to {column!r}"
             )
         if not same:
             others = f" (or {', '.join(choices[1:])})" if choices[1:] else ""
             hint = f"; {did_you_mean(column, found, limit=8)}" if found else ""
             if len(found) == 1 and ";" in found[0]:
-                hint = "; its cells are divided by ';': save it with commas, or with tabs as .tsv"
+                hint = "; its cells are separated by ';': save it with commas, or with tabs as .tsv"
             raise UserError(
                 f"{where}: the {what} must name a column {column!r}{others}, "
                 f"it has {', '.join(map(repr, found)) or 'none'}{hint}"

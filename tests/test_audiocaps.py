@@ -168,12 +168,9 @@ BAD_ROWS = [
     ),
     (
         "3,cc,0",
-        (
-            "line 3: 3 cells, but the header names 4 columns$|line 3: 3 cells, but the header names"
-            " 4 columns; mend"
-        ),
+        "line 3: 3 cells, but the header names 4 columns",
     ),
-    ("1,cc,0,wind", "line 3: the audiocap_id '1' stands for another caption in line 2"),
+    ("1,cc,0,wind", "line 3: the audiocap_id '1' belongs to another caption in line 2"),
 ]
 
 

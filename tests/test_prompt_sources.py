@@ -148,12 +148,12 @@ def test_json_lines(tmp_path: Path) -> None:
         (
             "p.jsonl",
             b'{"text": "a", "id": 0}\n{"text": "b", "id": 0}\n',
-            "line 2: the id '0' names another prompt",
+            "line 2: the id '0' is already used",
         ),
         (
             "p.jsonl",
             b'{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}\n',
-            "line 2: the id 'x' names another prompt",
+            "line 2: the id 'x' is already used",
         ),
     ],
 )

@@ -68,9 +68,7 @@ def test_the_ranks_together_are_the_round(world_size: int) -> None:
 
 
 def test_samples_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="8 samples do not divide over 3 processes; make them a multiple of 3"
-    ):
+    with pytest.raises(ValueError, match="8 samples do not divide evenly among 3"):
         shard(round_prompts(template_prompts(TEMPLATE, WORDS, INSTRUMENTS), 4, 2, 0, 1), 0, 3)
 
 
@@ -124,7 +122,7 @@ def test_held_out_pairs_are_validated_and_never_trained_on() -> None:
     ("changes", "message"),
     [
         ({"held_out": [["joyfull", "piano"]]}, "did you mean 'joyful'"),
-        ({"held_out": [["joyful", "harp"]]}, "'harp' is none of the instruments"),
+        ({"held_out": [["joyful", "harp"]]}, "unknown instrument 'harp'"),
         ({"held_out": ["joyful"]}, r"\[word, instrument\] pairs, got 'joyful'"),
         ({"held_out": [["joyful"]]}, r"\[word, instrument\] pairs"),
         (
@@ -134,8 +132,8 @@ def test_held_out_pairs_are_validated_and_never_trained_on() -> None:
         ({"prompts_per_round": 0}, "prompts_per_round must be at least 1, got 0"),
         ({"val_repeats": 0}, "val_repeats must be at least 1"),
         ({"val_prompts": -1}, "val_prompts must be 0"),
-        ({"file": "p.txt"}, "not two of them"),
-        ({"template": None}, "give one of template"),
+        ({"file": "p.txt"}, "exactly one of template"),
+        ({"template": None}, "exactly one of template"),
         ({"template": None, "file": "p.txt"}, "belong to a template"),
         ({"val_file": "p.txt"}, "drop one of them"),
         ({"val_template": "a {word} {instrument}"}, "held_out and val_template both"),
@@ -155,10 +153,10 @@ def test_held_out_pairs_are_validated_and_never_trained_on() -> None:
             },
             "belong",
         ),
-        ({"words": "emotion_16"}, "no words 'emotion_16'; did you mean 'emotions_16'"),
+        ({"words": "emotion_16"}, "unknown list of words 'emotion_16'; did you mean 'emotions_16'"),
         (
             {"instruments": "instrument_3"},
-            "no list of instruments 'instrument_3'; did you mean 'instruments_3'",
+            "unknown list of instruments 'instrument_3'; did you mean 'instruments_3'",
         ),
     ],
 )

@@ -72,7 +72,7 @@ def test_cells_of_any_size_and_with_line_ends(
         (3, {"text": "one\r\ntwo", "mood": "calm"}),
         (5, {"text": "last", "mood": "sad"}),
     ]
-    assert "a.csv, line 3: 1 rows hold a cell of several lines" in caplog.text
+    assert "a.csv, line 3: 1 rows have a cell of several lines" in caplog.text
     header = "audiocap_id,youtube_id,start_time,caption"
     path = written(tmp_path, "val.csv", f"{header}\n1,x,0,{long}\n")
     assert caption_prompts(path)[0].text == long.strip()
@@ -99,7 +99,7 @@ def test_cells_of_any_size_and_with_line_ends(
         ("n.jsonl", '{"text": ' + "[" * 99 + "]" * 99 + "}\n", "n.jsonl, line 1: .*nested"),
         ("h.jsonl", '{"text": "\\ud800"}\n', "h.jsonl, line 1: .*surrogate"),
         ("i.jsonl", '{"text": "a", "seed": ' + "9" * 5000 + "}\n", "i.jsonl, line 1: "),
-        ("c.csv", "text;mood\nrain;sad\n", "c.csv: .*divided by ';'"),
+        ("c.csv", "text;mood\nrain;sad\n", "c.csv: .*separated by ';'"),
         ("e.jsonl", "{}\n", "e.jsonl, line 1: .*'text'"),
         ("w.csv", b"\xff\xfet\x00e\x00x", "w.csv is not a text file"),
         ("w.csv", b"\xff\xfe\x00\x00t\x00\x00\x00", "w.csv is not a text file"),
