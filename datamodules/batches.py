@@ -70,7 +70,7 @@ class AudioBatch:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Encoded audio (``datamodules/cache.py``); ``latent_BCT`` comes from the backbone's ``encode``."""
+    """Encoded audio (``datamodules/cache.py``): ``latent_BCT`` comes from ``Backbone.encode``."""
 
     latent_BCT: Tensor
     prompts: tuple[Prompt, ...]

@@ -26,9 +26,9 @@ def round_prompts(
 ) -> PromptBatch:
     """All rows of round ``round_index``: a pure function of its arguments.
 
-    Prompts are dealt from shuffled decks (one shuffle of all prompts after another), so that none is
-    repeated before all have been used. Rows are ordered by repeat: all prompts of the round, then
-    all again, ``repeats`` times.
+    Prompts are dealt from shuffled decks (one shuffle of all prompts after another), so that none
+    is repeated before all have been used. Rows are ordered by repeat: all prompts of the round,
+    then all again, ``repeats`` times.
 
     Args:
         prompts: all training prompts.
@@ -120,8 +120,8 @@ class PromptDataModule(L.LightningDataModule):
     consecutive block (``shard``). The prompts and order of a round depend only on ``seed`` and the
     round's index, so a resumed run continues with exactly the rounds that were left.
 
-    Training prompts come from one of ``template``, ``file`` and ``prompts``. Validation prompts come
-    from at most one of ``held_out``, ``val_template``, ``val_file`` and ``prompts``.
+    Training prompts come from one of ``template``, ``file`` and ``prompts``. Validation prompts
+    come from at most one of ``held_out``, ``val_template``, ``val_file`` and ``prompts``.
 
     Args:
         template: wording of the prompts, filled with ``words`` and ``instruments``

@@ -141,9 +141,9 @@ def read_table(path: str | Path, *columns: str) -> Table:
     """Reads a ``.txt``, ``.csv``, ``.tsv`` or ``.jsonl`` file that has ``columns``.
 
     Each line of a ``.txt`` is one cell. A column may have another name from ``NAMES`` (``caption``
-    for ``text``), in any case; the records use the name in ``columns``. Only a line feed, a carriage
-    return, or both end a line. A quoted cell of a CSV may contain line ends and be of any length.
-    Columns without a name are left out.
+    for ``text``), in any case; the records use the name in ``columns``. Only a line feed, a
+    carriage return, or both end a line. A quoted cell of a CSV may contain line ends and be of any
+    length. Columns without a name are left out.
 
     Raises ``UserError``, which names the file and the line, for
 
