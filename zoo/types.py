@@ -17,7 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -104,7 +104,7 @@ class Waveform:
         """
         from zoo.audio_files import write_audio
 
-        write_audio(path, self)
+        write_audio(fspath(path), self)
 
     def _repr_html_(self) -> str:
         from zoo.audio_files import encoded
@@ -255,17 +255,14 @@ class Trajectory:
                 "trajectories of different schedules cannot be concatenated; roll them out with the"
                 " same steps"
             )
-        if len({part.negative is None for part in parts}) > 1:
+        negatives = [part.negative for part in parts if part.negative is not None]
+        if negatives and len(negatives) < len(parts):
             raise UserError("guided and unguided trajectories cannot be concatenated")
         return replace(
             first,
             prompts=tuple(prompt for part in parts for prompt in part.prompts),
             conditioning=Conditioning.cat([part.conditioning for part in parts]),
-            negative=(
-                None
-                if first.negative is None
-                else Conditioning.cat([part.negative for part in parts])
-            ),
+            negative=Conditioning.cat(negatives) if negatives else None,
             latents_SB=torch.cat([part.latents_SB for part in parts], dim=1),
             log_prob_SB=torch.cat([part.log_prob_SB for part in parts], dim=1),
             scored_mask=_joined_mask(parts),

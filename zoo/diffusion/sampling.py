@@ -305,7 +305,7 @@ def rollout(
             " Sampler.sides gives, or set the scale to 1"
         )
     conditioning = conditioning.to(device)
-    negative = negative.to(device) if sampler.is_guided else None
+    negative = None if negative is None or not sampler.is_guided else negative.to(device)
     mask = None if scored_mask is None else scored_mask.to(device)
     count, steps = len(prompts), int(sampler.steps)
 

@@ -82,7 +82,7 @@ def base_sha256(denoiser: nn.Module, dtype: str) -> str:
             "cpu", getattr(torch, dtype) if tensor.is_floating_point() else tensor.dtype
         )
         digest.update(f"{name} {tuple(wide.shape)} {wide.dtype}\n".encode())
-        digest.update(wide.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(wide.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -154,7 +154,7 @@ def write_adapter(
         "auto_mapping": None,
         "base_model_name_or_path": base.get("name"),
     }
-    content = {"kind": "adapter", "architecture": "lora"}
+    content: dict[str, Any] = {"kind": "adapter", "architecture": "lora"}
     content |= {"base": {**base, "sha256": dict(recorded or base_hashes(model))}, **facts}
     with folder_written_beside(folder, replace=True) as part:
         save_weights(weights, part / WEIGHTS_FILE, dtype)
@@ -263,7 +263,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_dropout": (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
     "use_rslora": (lambda v: isinstance(v, bool), "true or false"),
     "target_modules": (
-        lambda v: isinstance(v, list) and v and all(isinstance(n, str) and n for n in v),
+        lambda v: isinstance(v, list) and bool(v) and all(isinstance(n, str) and n for n in v),
         "a list of layer names",
     ),
 }

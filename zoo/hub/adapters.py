@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -16,7 +16,7 @@ from zoo.hub.adapter_files import check_base, read_adapter
 from zoo.types import Backbone
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, LoraModel, PeftModel
     from torch import Tensor
 
 
@@ -58,7 +58,7 @@ def stack_adapters(
     for folder, _, config, weights, facts in read:
         lost = [
             target
-            for target in sorted(config.target_modules)
+            for target in sorted(config.target_modules or ())
             if not any(name == target or name.endswith("." + target) for name in layers)
         ]
         if lost:
@@ -76,18 +76,21 @@ def stack_adapters(
                 base.get("name"),
                 base_name,
             )
-    training, plain, model = backbone.denoiser.training, backbone.denoiser, None
+    training = backbone.denoiser.training
     with torch.random.fork_rng(devices=[]):
+        _, _, config, *_ = read[0]
+        model = cast(
+            "PeftModel",
+            get_peft_model(
+                backbone.denoiser, config, adapter_name=_name(0), autocast_adapter_dtype=True
+            ),
+        )
         for i, (folder, strength, config, weights, _) in enumerate(read):
-            name = _name(i)
-            if model is None:
-                model = get_peft_model(
-                    plain, config, adapter_name=name, autocast_adapter_dtype=True
-                )
-            else:
-                model.add_adapter(name, config)
-            _fill(model, name, folder, weights, strength)
-    model.base_model.set_adapter([_name(i) for i in range(len(read))], inference_mode=True)
+            if i > 0:
+                model.add_adapter(_name(i), config)
+            _fill(model, _name(i), folder, weights, strength)
+    tuner = cast("LoraModel", model.base_model)
+    tuner.set_adapter([_name(i) for i in range(len(read))], inference_mode=True)
     backbone.denoiser = model.train(training).requires_grad_(False)
 
 
@@ -132,16 +135,17 @@ def _check_strength(folder: str | Path, strength: float) -> None:
 
 def _check_shapes(
     folder: str | Path,
-    config: object,
+    config: LoraConfig,
     weights: dict[str, Tensor],
     layers: dict[str, torch.nn.Linear],
 ) -> None:
     """Every tensor belongs to a target layer of this denoiser and has the shape that its rank and
     that layer give it.
     """
+    targets = config.target_modules or ()
     wanted = {}
     for name, layer in layers.items():
-        if any(name == target or name.endswith("." + target) for target in config.target_modules):
+        if any(name == target or name.endswith("." + target) for target in targets):
             wanted[f"base_model.model.{name}.lora_A.weight"] = (config.r, layer.in_features)
             wanted[f"base_model.model.{name}.lora_B.weight"] = (layer.out_features, config.r)
     differing = sorted(wanted.keys() ^ weights.keys()) or [

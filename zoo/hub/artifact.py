@@ -89,12 +89,13 @@ def identity_of(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
         ),
         None,
     )
-    if found is None or not isinstance(getattr(module, "arguments", None), dict):
+    arguments = getattr(module, "arguments", None)
+    if found is None or not isinstance(arguments, dict):
         raise UserError(
             f"{here} has no artefact form: no table (BACKBONES, REWARDS) names it with constructor"
             " arguments"
         )
-    return (*found, dict(module.arguments))
+    return (*found, dict(arguments))
 
 
 def save_artifact(
@@ -227,8 +228,9 @@ def load_artifact(
     _check_state(state, model.state_dict(), folder)
     model.load_state_dict(state, strict=True)
     for part in model.modules():
-        if hasattr(part, "self_test"):  # a CLAP whose text tower is lost, also inside an ensemble
-            part.self_test()
+        self_test = getattr(part, "self_test", None)
+        if callable(self_test):  # a CLAP whose text tower is lost, also inside an ensemble
+            self_test()
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

@@ -251,7 +251,7 @@ def _header(
 
     kind = entry.kind if entry else str(config["kind"])
     licence = (entry.licence if entry else str(config.get("licence") or UNKNOWN)).lower()
-    known = (
+    known: dict[str, Any] = (
         {"license": licence}
         if licence in _HUB_LICENCES
         else {"license": "other", "license_name": licence}
@@ -370,9 +370,8 @@ def _reward_text(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
     reward = (config.get("training") or {}).get("reward")
     if reward is None:
         return ""
-    path = (
-        CARDS.parent / ENTRIES[reward].card if reward in ENTRIES and ENTRIES[reward].card else None
-    )
+    card = ENTRIES[reward].card if reward in ENTRIES else None
+    path = CARDS.parent / card if card else None
     text = path.read_text("utf-8") if path is not None and path.is_file() else ""
     weak = re.findall(r"^- (Known (?:weakness|hacks?)[^\n]*(?:\n  [^\n]+)*)", text, re.MULTILINE)
     known = "\n".join(f"- {' '.join(item.split())}" for item in weak)

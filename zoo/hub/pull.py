@@ -216,7 +216,11 @@ def _from_client_cache(wanted: _Wanted, to: Path | None) -> Path:
         if pin is None
         else {file: locked for file, locked in pin.files.items() if wanted.selects(file)}
     )
-    paths = {file: cached_file(wanted.repo_id, file, pin.revision) for file in pinned}
+    paths = (
+        {}
+        if pin is None
+        else {file: cached_file(wanted.repo_id, file, pin.revision) for file in pinned}
+    )
     missing = [file for file, path in paths.items() if path is None]
     if pin is None or not pinned or missing:
         lacks = (

@@ -76,15 +76,20 @@ def facts_of(
             f"this model is derived from {name} and inherits its licence, {inherited}; it cannot be"
             f" {licence}"
         )
-    is_finished = isinstance(result, Path)
+    steps: int | None = None
+    if isinstance(result, Path):
+        taken_from = result.name
+    else:
+        steps = result.step
+        taken_from = f"checkpoints/{result.path.name}"
     training = {
         "algorithm": str(module.get("_target_", "")).rpartition(".")[2],
         "reward": source_name(module.get("reward")) if "backbone" in module else None,
         "data": str(data.get("_target_", "")).rpartition(".")[2] or None,
         "seed": settings.get("seed"),
-        "finished": is_finished,
-        "optimiser_steps": None if is_finished else result.step,
-        "taken_from": result.name if is_finished else f"checkpoints/{result.path.name}",
+        "finished": steps is None,
+        "optimiser_steps": steps,
+        "taken_from": taken_from,
         "knobs": {key: module[key] for key in _MODULE if module.get(key) is not None},
         "prompts": {key: data[key] for key in _DATA if data.get(key) is not None},
         "started_from": _last_parts(module.get("start_adapter")),
@@ -97,7 +102,7 @@ def facts_of(
         ),
         "training": {key: value for key, value in training.items() if value is not None},
         "sampling": run_sampling({"module": module, "data": data}, evaluation=True),
-        "metrics": held_out_numbers(run, None if is_finished else result.step),
+        "metrics": held_out_numbers(run, steps),
         "card": _card_name(run, card),
     }
     base = {"name": name, "licence": inherited, "files": _files_of(name)} if name else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def code_named_by(folder: Path) -> str | None:
     )
 
 
-def _module_of(settings: dict[str, Any]) -> dict[str, Any]:
+def _module_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     module = settings.get("module")
     return module if isinstance(module, dict) else {}
 
@@ -104,7 +104,7 @@ def recorded_sampling(folder: str | Path) -> dict[str, Any]:
     return dict(sampling) if isinstance(sampling, dict) else {}
 
 
-def built_from(settings: dict[str, Any], role: str, folder: Path) -> Any:
+def built_from(settings: Mapping[str, Any], role: str, folder: Path) -> Any:
     """The ``backbone`` or ``reward`` of a run's configuration, built as the run built it.
 
     Raises ``UserError``.

@@ -42,23 +42,23 @@ def bootstrap_means(
     Raises:
         UserError: for no clips, unequal counts and values that are not finite.
     """
-    values = np.asarray(values, dtype=np.float64)
-    classes = [None] * len(values) if classes is None else classes
-    if not len(values) or not len(values) == len(prompts) == len(classes):
+    numbers = np.asarray(values, dtype=np.float64)
+    classes = [None] * len(numbers) if classes is None else classes
+    if not len(numbers) or not len(numbers) == len(prompts) == len(classes):
         raise UserError(
-            f"a bootstrap needs one prompt (and class) per value, got {len(values)} values,"
+            f"a bootstrap needs one prompt (and class) per value, got {len(numbers)} values,"
             f" {len(prompts)} prompts"
         )
-    if not np.isfinite(values).all():
+    if not np.isfinite(numbers).all():
         raise UserError(
             "a bootstrap needs finite values; drop or fix the clips whose score is NaN or infinite"
         )
     random = np.random.default_rng(seed)
     strata: dict[Hashable, dict[Hashable, list[float]]] = {}
-    for value, prompt, name in zip(values, prompts, classes, strict=True):
+    for value, prompt, name in zip(numbers, prompts, classes, strict=True):
         strata.setdefault(name, {}).setdefault(prompt, []).append(value)
     means = [_stratum(list(clips.values()), draws, random) for clips in strata.values()]
-    return sum(means) / len(strata)
+    return np.stack(means).sum(axis=0) / len(strata)
 
 
 def _stratum(

@@ -55,23 +55,23 @@ def clustered_mean(
     Raises:
         UserError: for no clips, unequal counts, and values that are not finite.
     """
-    values = np.asarray(values, dtype=np.float64)
-    classes = [None] * len(values) if classes is None else classes
-    if not len(values) or not len(values) == len(prompts) == len(classes):
-        counts = f"{len(values)} values, {len(prompts)} prompts, {len(classes)} classes"
+    numbers = np.asarray(values, dtype=np.float64)
+    classes = [None] * len(numbers) if classes is None else classes
+    if not len(numbers) or not len(numbers) == len(prompts) == len(classes):
+        counts = f"{len(numbers)} values, {len(prompts)} prompts, {len(classes)} classes"
         raise UserError(
             f"expected one prompt (and class) per value and at least one value, got {counts}"
         )
-    if not np.isfinite(values).all():
+    if not np.isfinite(numbers).all():
         raise UserError(
-            f"{int((~np.isfinite(values)).sum())} of {len(values)} values are NaN or infinite;"
+            f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)} values are NaN or infinite;"
             " leave them out and say how many"
         )
-    means = list(_prompt_means(values, prompts, classes).values())
+    means = list(_prompt_means(numbers, prompts, classes).values())
     value = float(np.mean([own.mean() for own in means]))
     count = sum(map(len, means))
     if count < 2:
-        return Clustered(value, None, None, None, None, len(values), count)
+        return Clustered(value, None, None, None, None, len(numbers), count)
     if min(map(len, means)) > 1:
         parts = np.array([own.var(ddof=1) / len(own) for own in means]) / len(means) ** 2
         variance = float(parts.sum())
@@ -81,7 +81,7 @@ def clustered_mean(
         weight = sum(1 / len(own) for own in means) / len(means) ** 2
         variance = float(np.concatenate(means).var(ddof=1)) * weight
         degrees = float(count - 1)
-    return _with_interval(value, variance, degrees, len(values), count)
+    return _with_interval(value, variance, degrees, len(numbers), count)
 
 
 def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
@@ -92,12 +92,16 @@ def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
     value = second.value - first.value
     clips = min(first.clips, second.clips)
     prompts = min(first.prompts, second.prompts)
-    if first.error is None or second.error is None:
+    parts = [
+        (one.error**2, one.degrees)
+        for one in (first, second)
+        if one.error is not None and one.degrees is not None
+    ]
+    if len(parts) < 2:
         return Clustered(value, None, None, None, None, clips, prompts)
-    parts = [(one.error**2, one.degrees) for one in (first, second)]
     variance = sum(part for part, _ in parts)
     freedom = sum(part**2 / degrees for part, degrees in parts)
-    degrees = variance**2 / freedom if freedom > 0 else min(first.degrees, second.degrees)
+    degrees = variance**2 / freedom if freedom > 0 else min(own for _, own in parts)
     return _with_interval(value, variance, degrees, clips, prompts)
 
 
