@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.batches import AudioBatch
 from datamodules.tables import Record, read_table
-from zoo.audio_files import FORMATS, audio_facts, read_audio
+from zoo.audio_files import FORMATS, audio_facts, opened_audio, read_audio
 from zoo.audio_files.folders import listed
-from zoo.audio_files.resampling import resampled
+from zoo.audio_files.resampling import resampled, resampled_length, source_span
 from zoo.errors import UserError
 from zoo.types import Prompt, Waveform
 
@@ -131,22 +131,59 @@ def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
     if have == channels:
         return wave_CN
     if channels == 1:
-        return wave_CN.mean(0, keepdim=True)
+        total_N = wave_CN[0].clone()
+        for channel_N in wave_CN[1:]:  # in order: torch's mean adds 5 and more in another one
+            total_N += channel_N  # at the end of a wave than before it
+        return (total_N / have).unsqueeze(0)
     if have == 1:
         return wave_CN.expand(channels, -1).clone()
     raise UserError(f"{have} channels cannot be mixed to {channels}; only to 1 or from 1")
 
 
-def crop(wave_CN: Tensor, samples: int, place: float) -> Tensor:
-    """``samples`` samples:
-
-    ``place`` in [0, 1) chooses the start among all that fit; a shorter wave is followed by zeros.
+def crop_start(length: int, samples: int, place: float) -> int:
+    """Where a crop of ``samples`` begins in ``length``: ``place`` in [0, 1) chooses among all
+    places where it fits; 0 where none does.
     """
-    spare = wave_CN.shape[-1] - samples
-    if spare <= 0:
-        return torch.nn.functional.pad(wave_CN, (0, -spare))
-    start = int(place * (spare + 1))
-    return wave_CN[..., start : start + samples]
+    return int(place * (max(0, length - samples) + 1))
+
+
+def crop(wave_CN: Tensor, samples: int, place: float) -> Tensor:
+    """``samples`` samples from ``crop_start`` on; a shorter wave is followed by zeros."""
+    start = crop_start(wave_CN.shape[-1], samples, place)
+    part_CN = wave_CN[..., start : start + samples]
+    return torch.nn.functional.pad(part_CN, (0, samples - part_CN.shape[-1]))
+
+
+def read_crop(
+    path: str | Path, sample_rate_hz: int, channels: int, samples: int, place: float
+) -> Tensor:
+    """``crop(prepare(read_audio(path), ...), samples, place)``, bit for bit, of which only what the
+    crop depends on is decoded and resampled. An mp3 is read whole: its length may be an estimate.
+
+    Args:
+        path: the file.
+        sample_rate_hz: rate of the crop.
+        channels: channels of the crop; see ``mix_channels``.
+        samples: length of the crop, at ``sample_rate_hz``.
+        place: in [0, 1); see ``crop_start``.
+
+    Returns:
+        (channels, samples)
+
+    Raises:
+        UserError: as ``read_audio`` and ``prepare``; a damage outside the part is not found.
+    """
+    with opened_audio(path) as audio:
+        if not audio.has_exact_length:
+            return crop(prepare(audio.read(), sample_rate_hz, channels), samples, place)
+        facts = audio.facts
+        length = resampled_length(facts.samples, facts.sample_rate_hz, sample_rate_hz)
+        start = crop_start(length, samples, place)
+        count = min(samples, length)
+        span = source_span(start, count, facts.samples, facts.sample_rate_hz, sample_rate_hz)
+        wave = audio.read(span.first, span.last - span.first)
+    part_CN = prepare(wave, sample_rate_hz, channels)[:, span.skip :][:, :count]
+    return torch.nn.functional.pad(part_CN, (0, samples - count))
 
 
 def split_clips(
@@ -179,17 +216,18 @@ class _Crops(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Prompt, float | None]:
         epoch, index = key
         clip = self.clips[index]
+        digest = hashlib.sha256(f"{self.seed}/{epoch}/{clip.name}".encode()).digest()
+        place = int.from_bytes(digest[:6], "big") / 2**48 if self.is_random else 0.0
+        samples = round(self.seconds * self.rate_hz)
         try:
-            wave = prepare(read_audio(clip.path), self.rate_hz, self.channels)
+            wave_CN = read_crop(clip.path, self.rate_hz, self.channels, samples, place)
         except (ValueError, OSError) as error:
             raise UserError(
                 f"{clip.path} cannot be read ({error}); data.check=full finds such files at the"
                 " start"
             ) from error
-        digest = hashlib.sha256(f"{self.seed}/{epoch}/{clip.name}".encode()).digest()
-        place = int.from_bytes(digest[:6], "big") / 2**48 if self.is_random else 0.0
         prompt = Prompt(clip.name, clip.caption, seconds=self.seconds, labels=clip.labels)
-        return crop(wave, round(self.seconds * self.rate_hz), place), prompt, clip.weight
+        return wave_CN, prompt, clip.weight
 
     def collate(self, rows: list[tuple[Tensor, Prompt, float | None]]) -> AudioBatch:
         weights = [weight for _, _, weight in rows]

@@ -142,3 +142,18 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "a.wav").read_bytes() == before and [
         path.name for path in tmp_path.iterdir()
     ] == ["a.wav"]
+
+
+def test_long_waves_are_written_in_every_format(tmp_path):
+    wave = Waveform(
+        torch.rand(2, 2_700_000, generator=torch.Generator().manual_seed(0)) - 0.5, 44_100
+    )
+    write_audio(tmp_path / "a.ogg", wave)  # in one piece this crashes libsndfile
+    assert read_audio(tmp_path / "a.ogg").samples_CN.shape == wave.samples_CN.shape
+    short = Waveform(wave.samples_CN[:, : 2**16 + 1000], 44_100)
+    samples_NC = short.samples_CN.T.numpy()
+    for suffix in (".wav", ".flac", ".mp3"):
+        write_audio(tmp_path / f"a{suffix}", short)
+        kind, subtype = FORMATS[suffix]
+        soundfile.write(tmp_path / "b", samples_NC, 44_100, format=kind, subtype=subtype)
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / "b").read_bytes()

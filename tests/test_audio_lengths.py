@@ -233,7 +233,7 @@ def test_a_part_is_what_the_whole_has_there(tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(encoded(kind, subtype))
         whole = read_audio(tmp_path / "a").samples_CN
         part = read_audio(tmp_path / "a", start_s=1.5, seconds=0.5).samples_CN
-        assert torch.allclose(part, whole[:, 24_000:32_000], atol=1e-5)
+        assert torch.equal(part, whole[:, 24_000:32_000])
         assert read_audio(tmp_path / "a", start_s=2.0, seconds=9.0).samples_CN.shape[1] == 8000
     with pytest.raises(ValueError, match="no samples from 3 s on"):
         read_audio(tmp_path / "a", start_s=3.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import small_audio
 
-from benchmarks import embedded_music, evaluation, judges, quickstart_seeds
+from benchmarks import data_speed, embedded_music, evaluation, judges, quickstart_seeds
 from benchmarks.judges import OUTPUTS, MoodJudge, vibenet_log_mel
 from zoo.backbones.lora import add_lora, save_adapter
 from zoo.backbones.tiny import TinyAudio
@@ -212,3 +212,12 @@ def test_quickstart_needs_a_held_out_prompt_of_every_mood():
     }
     with pytest.raises(ValueError, match="no prompt of angry, sad, tender"):
         quickstart_seeds.held_out_prompts(data, "mood")
+
+
+def test_both_ways_of_reading_and_encoding_are_compared():
+    rows = data_speed.crops(repeats=1, seconds=6.0)
+    assert len(rows) == 3
+    assert all(row.startswith("4 crops of 4 s, 6 s of ") and "= x" in row for row in rows)
+    (row, difference) = data_speed.latents(repeats=1, backbone=small_audio(), clips=5)
+    assert row.startswith("5 clips encoded")
+    assert float(difference.rpartition(" ")[2]) < 2e-3

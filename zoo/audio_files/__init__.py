@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from zoo.types import Waveform
 # containers in which a cut-off end is detected
 _READ = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 _BLOCK = 2**20  # numbers decoded at a time
+# samples encoded at a time: libsndfile crashes on a minute of ogg in one piece
+_WRITTEN = 2**16
 # decoded and dropped: an mp3 frame needs up to 511 bytes before it, 20 frames of a quiet file
 _PRE_ROLL_S = 0.6
 
@@ -40,21 +42,53 @@ class AudioFacts:
         return self.samples / self.sample_rate_hz
 
 
+@dataclass(frozen=True)
+class AudioReader:
+    """An open audio file: what it holds, and any part of it (see ``opened_audio``)."""
+
+    path: Path
+    file: soundfile.SoundFile
+
+    @property
+    def facts(self) -> AudioFacts:
+        return AudioFacts(self.file.samplerate, self.file.channels, self.file.frames)
+
+    @property
+    def has_exact_length(self) -> bool:
+        """Whether ``facts.samples`` is exact: that of an mp3 may be an estimate."""
+        return self.file.format != "MP3"
+
+    def read(self, first: int = 0, samples: int | None = None) -> Waveform:
+        """``samples`` samples from the sample ``first`` on (None: all that follow), in float32.
+
+        Those of a file with an exact length are bit for bit the same in every part that holds them.
+        Raises as ``read_audio``.
+        """
+        with _named(self.path):
+            return _part(self.file, first, samples)
+
+
+@contextmanager
+def opened_audio(path: str | Path) -> Iterator[AudioReader]:
+    """A file to read parts of. Raises as ``audio_facts``."""
+    path = _checked(path)
+    with ExitStack() as stack:
+        with _named(path):
+            file = stack.enter_context(_opened(path))
+        yield AudioReader(path, file)
+
+
 def audio_facts(path: str | Path) -> AudioFacts:
     """Rate, channels and length of a file, without decoding it.
 
     Finds a missing end, but no damage in the middle. Raises like ``read_audio``, except for NaN and
     infinity.
     """
-    path = _checked(path)
-    try:
-        with _opened(path) as file:
-            facts = AudioFacts(file.samplerate, file.channels, file.frames)
-            if file.format == "FLAC":
-                _touch_end(file)
-    except ValueError as error:
-        raise UserError(f"{path} {error}") from error
-    return facts
+    with opened_audio(path) as audio:
+        if audio.file.format == "FLAC":
+            with _named(audio.path):
+                _touch_end(audio.file)
+        return audio.facts
 
 
 def read_audio(
@@ -70,35 +104,55 @@ def read_audio(
     file that is not a regular file, empty, cut off, not audio, without samples (in that part), or
     holds NaN or infinity.
     """
-    path = _checked(path)
-    try:
-        wave = decoded(path, start_s, seconds)
-    except ValueError as error:
-        raise UserError(f"{path} {error}") from error
+    with opened_audio(path) as audio:
+        rate_hz = audio.facts.sample_rate_hz
+        samples = None if seconds is None else round(seconds * rate_hz)
+        wave = audio.read(round(start_s * rate_hz), samples)
     return wave if sample_rate_hz is None else resample(wave, sample_rate_hz)
 
 
-def decoded(source: Path | bytes, start_s: float = 0.0, seconds: float | None = None) -> Waveform:
-    """Reads a file, or its bytes, at its own rate, like ``read_audio``.
+def decoded(content: bytes) -> Waveform:
+    """Reads the bytes of a file at its own rate, like ``read_audio``.
 
     The ``UserError`` does not name the file: the caller puts the name before it.
     """
-    with _opened(source) as file:
-        rate_hz = file.samplerate
-        promised = file.frames
-        start = min(promised, round(start_s * rate_hz))
-        first = max(0, start - round(_PRE_ROLL_S * rate_hz))
-        wanted = promised - first
-        if seconds is not None:
-            wanted = min(wanted, round(seconds * rate_hz) + start - first)
-        samples_CN = _samples(file, first, wanted)[:, start - first :]
+    with _opened(content) as file:
+        return _part(file, 0, None)
+
+
+def _part(file: soundfile.SoundFile, start: int, samples: int | None) -> Waveform:
+    first = min(start, file.frames)
+    last = file.frames if samples is None else min(file.frames, first + samples)
+    if file.format == "MP3":
+        lead = min(first, round(_PRE_ROLL_S * file.samplerate))
+    else:
+        lead = 0 if _seeks_exactly(file) else first
+    samples_CN = _samples(file, first, last, lead)
     if samples_CN.shape[1] == 0:
         raise UserError(
-            "holds no samples" if start == 0 else f"holds no samples from {start_s:g} s on"
+            "holds no samples"
+            if start == 0
+            else f"holds no samples from {start / file.samplerate:g} s on"
         )
     if not torch.isfinite(samples_CN).all():
         raise UserError("holds NaN or infinite samples; render it again")
-    return Waveform(samples_CN, rate_hz)
+    return Waveform(samples_CN, file.samplerate)
+
+
+def _seeks_exactly(file: soundfile.SoundFile) -> bool:
+    """Whether a seek arrives at the very sample.
+
+    In the last page of an ogg libsndfile arrives up to a second away.
+    """
+    return file.seekable() and file.format != "OGG"
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{path} {error}") from error
 
 
 def _checked(path: str | Path) -> Path:
@@ -163,37 +217,42 @@ def _touch_end(file: soundfile.SoundFile) -> None:
         )
 
 
-def _samples(file: soundfile.SoundFile, first: int, wanted: int) -> torch.Tensor:
-    """Decodes ``wanted`` samples (C, N) from ``first`` on, in blocks.
+def _samples(file: soundfile.SoundFile, first: int, last: int, lead: int) -> torch.Tensor:
+    """Decodes the samples (C, N) from ``first`` up to ``last``, in blocks; ``lead`` samples before
+    them are decoded and dropped.
 
     Blocks need memory for the samples in the file, not for those that the header claims. An mp3 is
     decoded in one piece, because every seek of soundfile restarts its decoder. Raises ``UserError``
     for fewer samples, except for mp3, whose length may be an estimate.
     """
-    blocks = []
-    count = 0
+    blocks: list[numpy.ndarray] = []
+    position = first - lead
     broken = ""
-    size = wanted if file.format == "MP3" else max(1, _BLOCK // file.channels)
     try:
-        if first:
-            file.seek(first)
-        while count < wanted:
-            block_NC = file.read(min(size, wanted - count), dtype="float32", always_2d=True)
+        if position:
+            file.seek(position)
+        while position < last:
+            size = last - position
+            if file.format != "MP3":
+                size = min(size, max(1, _BLOCK // file.channels))
+            block_NC = file.read(size, dtype="float32", always_2d=True)
             if not len(block_NC):
                 break
-            blocks.append(block_NC)
-            count += len(block_NC)
+            if position + len(block_NC) > first:
+                blocks.append(block_NC[max(0, first - position) :])
+            position += len(block_NC)
     except (soundfile.SoundFileError, RuntimeError) as error:
         broken = f" ({_message(error)})"
-    if broken or (count < wanted and file.format != "MP3"):
+    if broken or (position < last and file.format != "MP3"):
         raise UserError(
-            f"is cut off or damaged: {first + count} of {file.frames} samples can be read{broken}; "
+            f"is cut off or damaged: {position} of {file.frames} samples can be read{broken}; "
             "copy or render it again"
         )
-    samples_CN = numpy.empty((file.channels, count), "float32")
-    for number, block_NC in enumerate(blocks):
-        start = number * size
+    samples_CN = numpy.empty((file.channels, sum(map(len, blocks))), "float32")
+    start = 0
+    for block_NC in blocks:
         samples_CN[:, start : start + len(block_NC)] = block_NC.T
+        start += len(block_NC)
     return torch.from_numpy(samples_CN)
 
 
@@ -242,10 +301,12 @@ def encoded(wave: Waveform, suffix: str) -> bytes:
     file = io.BytesIO()
     samples_NC = samples.clamp(-1, 1).T.numpy()
     rate_hz = wave.sample_rate_hz
+    channels = samples.shape[0]
     try:
-        soundfile.write(file, samples_NC, rate_hz, format=kind, subtype=subtype)
+        with soundfile.SoundFile(file, "w", rate_hz, channels, subtype, format=kind) as target:
+            for start in range(0, len(samples_NC), _WRITTEN):
+                target.write(samples_NC[start : start + _WRITTEN])
     except soundfile.SoundFileError as error:
-        channels = samples.shape[0]
         raise UserError(
             f"{channels} channels at {rate_hz} Hz cannot be written as {kind} ({error})"
         ) from error

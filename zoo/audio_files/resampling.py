@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from zoo.errors import UserError
 
+_WIDTH = 6  # zero crossings of the sinc on each side
+_ROLLOFF = 0.99  # where the filter cuts off, as a share of the lower Nyquist frequency
 # the largest table of torchaudio's filters, in numbers: the product of the reduced rates
 _TABLE = 10**7
 _BLOCK = 2**20  # numbers held at a time where the table would be larger
+# for fewer input samples torch takes another convolution, which gives other last bits
+_LEAST = 2**15
 _MOST_UP = 100  # a file of 1 MB that claims 1 Hz would become one of 16 GB
 
 
@@ -19,8 +24,8 @@ def resampled(
     wave: Tensor,
     from_hz: int,
     to_hz: int,
-    lowpass_filter_width: int = 6,
-    rolloff: float = 0.99,
+    lowpass_filter_width: int = _WIDTH,
+    rolloff: float = _ROLLOFF,
     resampling_method: str = "sinc_interp_hann",
     beta: float | None = None,
 ) -> Tensor:
@@ -66,6 +71,48 @@ def resampled(
             wave, from_hz, to_hz, lowpass_filter_width, rolloff, resampling_method, beta
         )
     return _by_blocks(wave, old, new, lowpass_filter_width, rolloff, resampling_method, beta)
+
+
+def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
+    """How many samples ``resampled`` makes of ``samples``."""
+    return -(-samples * to_hz // from_hz)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The samples ``first`` up to ``last`` of a wave; ``skip`` samples of what they are resampled
+    to come before those that are wanted.
+    """
+
+    first: int
+    last: int
+    skip: int
+
+
+def source_span(start: int, count: int, samples: int, from_hz: int, to_hz: int) -> Span:
+    """The part of a wave that decides ``count`` samples of the resampled one, from ``start`` on.
+
+    ``resampled(wave[:, span.first : span.last], ...)[:, span.skip :][:, :count]`` is bit for bit
+    ``resampled(wave, ...)[:, start : start + count]``: the span begins at a whole period of the two
+    rates, and has the width of the filter on both sides.
+
+    Args:
+        start: first sample wanted, at ``to_hz``.
+        count: samples wanted, at ``to_hz``.
+        samples: length of the wave, at ``from_hz``.
+        from_hz: rate of the wave.
+        to_hz: rate that it is resampled to.
+    """
+    if from_hz == to_hz:
+        return Span(start, min(samples, start + count), 0)
+    divisor = math.gcd(from_hz, to_hz)
+    old, new = from_hz // divisor, to_hz // divisor
+    reach = math.ceil(_WIDTH * old / (min(old, new) * _ROLLOFF))
+    last = min(samples, max(0, start + count - 1) // new * old + old + reach + 1)
+    period = max(0, start // new - math.ceil(reach / old))
+    last = min(samples, max(last, period * old + _LEAST))
+    period = min(period, max(0, (last - _LEAST) // old))
+    return Span(period * old, last, start - period * new)
 
 
 def _by_blocks(
