@@ -1,6 +1,4 @@
-"""Your own recordings with captions, as batches of equal length: the data of pre-training and
-fine-tuning on clean audio.
-"""
+"""Your own recordings with captions as batches of equal length, for training on clean audio."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.batches import AudioBatch
+from datamodules.batches import AudioBatch, check_clip_length
 from datamodules.tables import Record, read_table
 from zoo.audio_files import FORMATS, audio_facts, opened_audio, read_audio
 from zoo.audio_files.folders import listed
@@ -46,18 +44,23 @@ class Clip:
 def find_clips(
     folder: str | Path, captions: str | Path | None = None, caption: str = ""
 ) -> tuple[Clip, ...]:
-    """The audio files under ``folder`` (wav, flac, ogg, mp3; sub-folders too), sorted by name.
+    """Finds the audio files under ``folder`` (wav, flac, ogg, mp3; sub-folders too), sorted by
+    name.
 
-    ``captions``: a ``.csv``, ``.tsv`` or ``.jsonl`` table with ``file`` (path inside ``folder``)
-    and ``caption`` (or ``text``, ``prompt``), perhaps ``weight`` (a number of at least 0); other
-    columns become labels. Without a table every file gets ``caption``. A file is found whether its
-    name is written with ``/`` or ``\\``, and whichever way Unicode writes its accents.
+    A name is found whether it is written with ``/`` or ``\\``, and in either Unicode form of its
+    accents. Files that the table does not list are left out and counted in the log, and so are
+    hidden files, folders and pipes with the name of a sound.
 
-    Files that the table does not list are left out and counted in the log, and so are hidden files,
-    folders and pipes with the name of a sound.
+    Args:
+        folder: where the files are.
+        captions: a ``.csv``, ``.tsv`` or ``.jsonl`` table with ``file`` (path inside ``folder``)
+            and ``caption`` (or ``text``, ``prompt``), perhaps ``weight`` (a number of at least 0);
+            other columns become labels.
+        caption: of every file where there is no table.
 
-    Raises ``UserError`` as ``read_table``, for a folder without audio, a row without its file or
-    whose caption is no text, and a file listed twice.
+    Raises:
+        UserError: as ``read_table``; for a folder without audio, a row without its file or whose
+            caption is not text, and a file listed twice.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -124,8 +127,9 @@ def _weight(record: Record) -> float | None:
 
 
 def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
-    """One channel is repeated, many are averaged to one; raises ``UserError`` for any other change
-    (6 to 2, say).
+    """Repeats one channel, or averages many to one.
+
+    Raises ``UserError`` for any other change (6 to 2, for example).
     """
     have = wave_CN.shape[0]
     if have == channels:
@@ -189,9 +193,9 @@ def read_crop(
 def split_clips(
     clips: Sequence[Clip], val_share: float, seed: int
 ) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
-    """(training, validation):
+    """Splits into (training, validation), both in the order of ``clips``.
 
-    ``val_share`` of the clips, rounded, chosen by a hash of ``seed`` and name; order is kept.
+    ``val_share`` of the clips, rounded, go to validation, chosen by a hash of ``seed`` and name.
     """
     if not 0 <= val_share < 1:
         raise UserError(f"val_share must be in [0, 1), got {val_share}")
@@ -201,17 +205,17 @@ def split_clips(
 
 
 class _Crops(Dataset):
-    """Indexed by (epoch, clip): the crop of a clip is a function of seed, epoch and name, whichever
-    worker reads it.
+    """Indexed by (epoch, clip). The crop of a clip is a function of seed, epoch and name, so every
+    worker reads the same one.
     """
 
     def __init__(self, clips: Sequence[Clip], module: AudioDataModule, is_random: bool) -> None:
-        self.clips, self.is_random, self.seed = clips, is_random, module.seed
-        self.rate_hz, self.channels, self.seconds = (
-            module.sample_rate_hz,
-            module.channels,
-            module.seconds,
-        )
+        self.clips = clips
+        self.is_random = is_random
+        self.seed = module.seed
+        self.rate_hz = module.sample_rate_hz
+        self.channels = module.channels
+        self.seconds = module.seconds
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Prompt, float | None]:
         epoch, index = key
@@ -237,9 +241,10 @@ class _Crops(Dataset):
 
 
 def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
-    """(channels, N) at ``sample_rate_hz``.
+    """Mixes and resamples to (channels, N) at ``sample_rate_hz``.
 
-    Raises ``UserError`` for no samples, values not finite, odd channel counts.
+    Raises ``UserError`` for a wave without samples or with values that are not finite, and for
+    channels that cannot be mixed.
     """
     samples_CN = wave.samples_CN
     if samples_CN.shape[-1] == 0:
@@ -250,29 +255,38 @@ def prepare(wave: Waveform, sample_rate_hz: int, channels: int) -> Tensor:
 
 
 class _EpochSampler(DistributedSampler):
-    """Lightning leaves a DistributedSampler alone and tells it the epoch (``set_epoch``), which it
-    hands on to the crops.
-    """
+    """Gives the crops the epoch, which Lightning sets on a DistributedSampler (``set_epoch``)."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((self.epoch, index) for index in super().__iter__())
 
 
 class AudioDataModule(L.LightningDataModule):
-    """Crops of ``seconds`` from the recordings in ``folder``, at ``sample_rate_hz`` with
-    ``channels`` channels in [-1, 1].
+    """Crops of your own recordings, in [-1, 1]; shorter recordings are followed by silence.
 
-    ``captions``, ``caption``: see ``find_clips``. ``crop``: ``random`` takes another place every
-    epoch (a function of ``seed``, epoch and file), ``first`` the beginning; validation always the
-    beginning. Shorter clips are followed by silence. ``check``: ``header`` opens every file at the
-    start, ``full`` decodes it; clips that cannot be read, hold no samples or have channels that
-    cannot be mixed are set aside in ``quarantined`` (name -> reason) and counted in the log.
-    ``val_share``: share of the clips kept for validation. ``batch_size`` is per process; an epoch
-    leaves out the last, smaller batch.
+    Clips that cannot be read, hold no samples or have channels that cannot be mixed are set aside
+    in ``quarantined`` (name -> reason) and counted in the log. A fit resumed at the end of an epoch
+    continues exactly; one resumed within an epoch starts that epoch again.
 
-    A fit resumed at the end of an epoch continues exactly; one resumed within an epoch starts that
-    epoch again. Raises ``UserError`` for settings out of range, no readable clip, and fewer
-    training clips than one batch needs.
+    Args:
+        folder: the recordings; see ``find_clips``.
+        sample_rate_hz: rate of the batches.
+        channels: channels of the batches; see ``mix_channels``.
+        seconds: length of a crop, at most an hour.
+        batch_size: crops per batch and process; an epoch leaves out the last, smaller batch.
+        captions: table of captions; see ``find_clips``.
+        caption: caption of every file where there is no table.
+        val_share: share of the clips kept for validation.
+        crop: ``random`` takes another place in every epoch (a function of ``seed``, epoch and
+            file), ``first`` the beginning; validation always takes the beginning.
+        check: ``header`` opens every file at the start, ``full`` decodes it, which finds damage
+            inside.
+        num_workers: processes that read files.
+        seed: of the crops, the order and the split.
+
+    Raises:
+        UserError: for settings out of range; from ``setup`` also for no readable clip, and for
+            fewer training clips than one batch needs.
     """
 
     batch_type = AudioBatch
@@ -293,38 +307,35 @@ class AudioDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sizes = (sample_rate_hz, channels, seconds, batch_size)
-        for name, value in zip(
-            ("sample_rate_hz", "channels", "seconds", "batch_size"), sizes, strict=True
-        ):
+        sizes = {"sample_rate_hz": sample_rate_hz, "channels": channels, "batch_size": batch_size}
+        for name, value in sizes.items():
             if not value > 0:
                 raise UserError(f"{name} must be positive, got {value}")
+        check_clip_length("seconds", seconds, sample_rate_hz)
         for name, value, choices in (
             ("crop", crop, ("random", "first")),
             ("check", check, ("header", "full")),
         ):
             if value not in choices:
                 raise UserError(f"{name} must be {' or '.join(choices)}, got {value!r}")
-        self.folder, self.captions, self.caption, self.val_share, self.seed = (
-            folder,
-            captions,
-            caption,
-            val_share,
-            seed,
-        )
-        self.sample_rate_hz, self.channels, self.seconds, self.batch_size = (
-            sample_rate_hz,
-            channels,
-            seconds,
-            batch_size,
-        )
-        self.crop, self.check, self.num_workers = crop, check, num_workers
+        self.folder = folder
+        self.captions = captions
+        self.caption = caption
+        self.val_share = val_share
+        self.seed = seed
+        self.sample_rate_hz = sample_rate_hz
+        self.channels = channels
+        self.seconds = seconds
+        self.batch_size = batch_size
+        self.crop = crop
+        self.check = check
+        self.num_workers = num_workers
         self.quarantined: dict[str, str] = {}
         self.train_clips: tuple[Clip, ...] = ()
         self.val_clips: tuple[Clip, ...] = ()
 
     def check_files(self) -> None:
-        """Finds what a fit would miss: a folder, a file of a table, a clip. Raises as ``setup``."""
+        """Checks that the folder, the table and its clips exist. Raises as ``setup``."""
         self.setup("fit")
 
     def setup(self, stage: str | None = None) -> None:

@@ -11,7 +11,21 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, device
 
+from zoo.errors import UserError
 from zoo.types import Prompt
+
+LONGEST_S = 3600.0  # of one clip: longer ones are a slip of the keyboard, and fill the memory
+
+
+def check_clip_length(name: str, seconds: float, sample_rate_hz: int) -> None:
+    """Raises ``UserError``, which names the setting ``name``, for a clip of less than one sample
+    or more than ``LONGEST_S``.
+    """
+    if not (seconds * sample_rate_hz >= 1 and seconds <= LONGEST_S):
+        raise UserError(
+            f"invalid {name} {seconds:g}: expected at least one sample ({1 / sample_rate_hz:g} s at"
+            f" {sample_rate_hz} Hz) and at most {LONGEST_S:g} s"
+        )
 
 
 @dataclass(frozen=True)

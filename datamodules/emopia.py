@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.batches import AudioBatch
+from datamodules.batches import AudioBatch, check_clip_length
 from datamodules.tables import read_table
 from zoo.audio_files import FORMATS, audio_facts, read_audio
 from zoo.audio_files.folders import listed
@@ -223,7 +223,7 @@ class EmopiaDataModule(L.LightningDataModule):
         seed: of order and crops.
 
     Raises:
-        UserError: unless ``crop_s`` is positive; from ``setup`` as ``read_split``.
+        UserError: as ``check_clip_length``; from ``setup`` as ``read_split``.
     """
 
     batch_type = AudioBatch
@@ -240,8 +240,7 @@ class EmopiaDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if crop_s <= 0:
-            raise UserError(f"crop_s must be positive, got {crop_s}")
+        check_clip_length("crop_s", crop_s, sample_rate_hz)
         self.audio_dir = Path(audio_dir)
         self.split_dir = Path(split_dir)
         self.sample_rate_hz = sample_rate_hz

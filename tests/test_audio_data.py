@@ -250,7 +250,10 @@ def test_a_folder_of_broken_files_is_refused(tmp_path: Path) -> None:
     [
         ({"batch_size": 7}, "6 training clips do not fill one batch of 7 on 1 process"),
         ({"batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"seconds": -1.0}, "seconds must be positive"),
+        ({"seconds": -1.0}, "seconds -1"),
+        ({"seconds": 1e-9}, r"seconds 1e-09: .*0\.000125 s at 8000 Hz"),
+        ({"seconds": 1e9}, r"seconds 1e\+09: .*3600 s"),
+        ({"seconds": float("nan")}, "seconds nan"),
         ({"crop": "last"}, "crop must be random or first, got 'last'"),
         ({"check": "deep"}, "check must be header or full"),
     ],

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toys import small_audio
 
 from datamodules.cache import LatentCache, encode_clips
 from datamodules.music import render
@@ -149,6 +150,22 @@ def test_cached_latents_are_the_clips_encoded_once():
     for row, seed in enumerate(seeds):
         torch.testing.assert_close(batch.latent_BCT[row].half(), everything[seed])
     assert len(list(cache.val_dataloader())) == 1 and batch.to("cpu").prompts == batch.prompts
+
+
+def test_the_size_of_encoded_batches_moves_no_latent_by_more_than_rounding():
+    clips = small().clip_sets()[0]
+    backbone = small_audio().eval()
+    few = encode_clips(backbone, clips).float()
+    many = encode_clips(backbone, clips, batch_size=32).float()
+    assert len(clips) > 4 and few.shape == many.shape
+    torch.testing.assert_close(few, many, rtol=2**-10, atol=1e-4)
+
+
+def test_a_cache_checks_the_files_of_its_source(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTUNE_SOUNDFONT", str(tmp_path / "none.sf2"))
+    LatentCache(small(), Halver()).check_files()  # of the additive renderer, which needs none
+    with pytest.raises(FileNotFoundError, match=r"none\.sf2"):
+        LatentCache(small(renderer="soundfont"), Halver()).check_files()
 
 
 SOUNDFONT = (

@@ -17,8 +17,8 @@ import lightning as L
 import numpy as np
 import torch
 
-from datamodules.batches import AudioBatch
-from datamodules.music.render import _RENDER_RATE_HZ, PROGRAMS, RENDERERS
+from datamodules.batches import AudioBatch, check_clip_length
+from datamodules.music.render import _RENDER_RATE_HZ, PROGRAMS, RENDERERS, find_font
 from datamodules.music.score import MOODS, WORDS, compose
 from zoo.audio_files.resampling import resampled
 from zoo.errors import UserError
@@ -270,28 +270,31 @@ class MusicDataModule(L.LightningDataModule):
         unknown = [name for name in instruments if name not in PROGRAMS]
         if unknown:
             raise UserError(f"unknown instruments {unknown}; known: {', '.join(PROGRAMS)}")
+        check_clip_length("seconds", seconds, sample_rate_hz)
+        if crop_seconds is not None:
+            check_clip_length("crop_seconds", crop_seconds, sample_rate_hz)
         if crop_seconds is not None and crop_seconds > seconds:
             raise UserError(f"crop_seconds {crop_seconds} is longer than the clips ({seconds} s)")
-        self.clips, self.val_clips, self.seconds, self.crop_seconds = (
-            clips,
-            val_clips,
-            seconds,
-            crop_seconds,
-        )
-        self.sample_rate_hz, self.instruments, self.flawed_share = (
-            sample_rate_hz,
-            tuple(instruments),
-            flawed_share,
-        )
-        self.batch_size, self.batches_per_epoch, self.renderer, self.workers = (
-            batch_size,
-            batches_per_epoch,
-            renderer,
-            workers,
-        )
-        self.cache_dir, self.seed = cache_dir, seed
+        self.clips = clips
+        self.val_clips = val_clips
+        self.seconds = seconds
+        self.crop_seconds = crop_seconds
+        self.sample_rate_hz = sample_rate_hz
+        self.instruments = tuple(instruments)
+        self.flawed_share = flawed_share
+        self.batch_size = batch_size
+        self.batches_per_epoch = batches_per_epoch
+        self.renderer = renderer
+        self.workers = workers
+        self.cache_dir = cache_dir
+        self.seed = seed
         self.held_out = held_out_pairs(self.instruments) if hold_out else ()
         self._sets: list[MusicSet] = []
+
+    def check_files(self) -> None:
+        """Checks that there is a SoundFont where one is played. Raises ``FileNotFoundError``."""
+        if self.renderer == "soundfont":
+            find_font()
 
     def setup(self, stage: str | None = None) -> None:
         if self._sets:

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from datamodules.batches import AudioBatch
+from datamodules.batches import AudioBatch, check_clip_length
 from datamodules.sounds.bank import SoundBank
 from datamodules.sounds.captions import (
     MAX_CAPTION_BYTES,
@@ -167,6 +167,7 @@ class SceneDataModule(L.LightningDataModule):
             )
         if not 0 <= three_share <= 1:
             raise UserError(f"three_share is a share of scenes, 0 to 1, got {three_share}")
+        check_clip_length("seconds", seconds, bank.sample_rate_hz)
         for name, value in (("clips", clips), ("val_clips", val_clips), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
