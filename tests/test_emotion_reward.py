@@ -17,7 +17,6 @@ from zoo.rewards.mood import (
     emotion_score,
     level_normalised,
 )
-from zoo.statistics.intervals import mean_and_error, wilson_interval
 from zoo.types import Prompt, Reward
 
 
@@ -310,17 +309,3 @@ def test_arguments_rebuild_the_reward():
     assert torch.equal(reward(wave, 16_000, asked).score_B, again(wave, 16_000, asked).score_B)
     assert isinstance(reward, Reward)
     assert class_indices(asked, "quadrant", ("Q1", "Q2")).tolist() == [1]
-
-
-def test_wilson_interval_against_textbook_numbers():
-    low, high = wilson_interval(81, 263)  # Newcombe 1998, table I, method 3
-    assert (low, high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
-    assert wilson_interval(0, 20) == (0.0, pytest.approx(0.1611, abs=1e-4))
-    with pytest.raises(ValueError, match="proportion"):
-        wilson_interval(3, 2)
-
-
-def test_mean_and_error():
-    assert mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / math.sqrt(3)))
-    with pytest.raises(ValueError, match="two values"):
-        mean_and_error([1.0])
