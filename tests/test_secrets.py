@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -216,6 +219,32 @@ def test_failures_on_the_way_show_none(
         assert secret not in shown.out + shown.err + caplog.text + trace
     assert "pass1234" not in shown.out + shown.err
     assert len(caplog.records) > 0
+
+
+@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
+def test_tracebacks_of_commands_show_none(error: str, tmp_path: Path) -> None:
+    """The requested one of a mistake, and that of a bug; also in the error that came before."""
+    script = tmp_path / "command.py"
+    script.write_text(f"""
+import sys
+from zoo.errors import UserError, reported
+from zoo.secrets import remember
+
+def main(argv):
+    remember("zap!zap")
+    try:
+        raise KeyError("zap!zap in " + argv[0])
+    except KeyError as error:
+        raise {error}("login as zap!zap") from error
+
+sys.exit(reported(main))
+""")
+    command = [sys.executable, str(script), OTHER]
+    environment = {**os.environ, "ATTUNE_TRACEBACK": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert "Traceback" in ended.stderr and f"{error}: login as {MASK}" in ended.stderr
+    assert "zap!zap in" not in ended.stderr and OTHER not in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json"])

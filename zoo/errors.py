@@ -14,8 +14,10 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 
 from zoo.secrets import without_secrets
 from zoo.versions import VersionError, check_versions, misfit
@@ -134,8 +136,10 @@ def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     """Runs ``main(argv)`` and returns an exit status: 0, or 2 after ``error: ...`` on stderr.
 
     Ctrl-C and SIGTERM also print one line on stderr and return 128 plus the signal's number. The
-    environment variable ``ATTUNE_TRACEBACK=1`` raises the error with its traceback instead.
+    environment variable ``ATTUNE_TRACEBACK=1`` raises the error with its traceback instead, in
+    which secrets are masked, as in that of any other exception.
     """
+    sys.excepthook = _print_masked_traceback
     signals = [signal.SIGINT]
     try:
         with _terminated_as_interrupted(signals), named_misfit():
@@ -151,6 +155,14 @@ def reported(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _print_masked_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What Python prints for an exception that nothing caught, without its secrets."""
+    lines = traceback.format_exception(kind, error, trace)
+    print(without_secrets("".join(lines)), end="", file=sys.stderr)
 
 
 @contextmanager
