@@ -48,7 +48,7 @@ def test_captions_are_joined():
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        (torch.zeros(4000), torch.zeros(4001), "of one length"),
+        (torch.zeros(4000), torch.zeros(4001), "different lengths"),
         (torch.zeros(100), torch.zeros(100), "at least 2048 samples"),
         (torch.zeros(2, 4000), torch.zeros(2, 4000), "one channel"),
     ],

@@ -149,9 +149,9 @@ def test_a_failure_on_the_way_leaves_nothing(
     ("changes", "message"),
     [
         ({"songs": 11}, "at least 12 songs"),
-        ({"ambiguity": 0.9}, "ambiguity is a probability"),
-        ({"renderer": "steinway"}, "renderer must be one of"),
-        ({"audio_format": "aiff"}, "audio_format must be one of flac, wav, mp3"),
+        ({"ambiguity": 0.9}, "ambiguity 0.9"),
+        ({"renderer": "steinway"}, "renderer 'steinway' is unknown"),
+        ({"audio_format": "aiff"}, "audio_format 'aiff' is unknown: .* flac, wav, mp3"),
         ({"segments": 0}, "segments must be 1..64"),
         ({"seconds": 0.2}, "seconds at least 1"),
         ({"seconds": float("inf")}, "seconds at least 1"),

@@ -67,7 +67,7 @@ def test_stated_splits_are_kept_by_every_selection(folder: Path) -> None:
     ].recording_split
     assert [clip.split for clip in bank.select(licences=["MIT"]).clips] == ["test", "test", "train"]
     (folder / "captions.csv").write_text("file,caption,split\na.wav,a hum,valid\n")
-    with pytest.raises(ValueError, match="line 2: split is 'valid'; expected 'train' or 'test'"):
+    with pytest.raises(ValueError, match="line 2: invalid split 'valid': expected 'train'"):
         load_folder_bank(folder)
 
 
@@ -138,7 +138,7 @@ def test_rows_without_audio_are_counted_and_named_or_dropped(folder: Path) -> No
     }
     (folder / "captions.csv").write_text("file,caption\nlost.wav,a hiss\n")
     with pytest.raises(
-        FileNotFoundError, match="1 of 1 rows have no audio file .*the audio is looked for below"
+        FileNotFoundError, match="1 of 1 rows have no audio file .*the audio is expected below"
     ):
         load_folder_bank(folder, missing="drop")
 
@@ -167,17 +167,17 @@ def test_unusable_files_and_copies_are_quarantined(folder: Path) -> None:
         ("file,words\na.wav,a hum\n", {}, "must name a column 'caption'"),
         ("name,caption\na.wav,a hum\n", {}, "must name a column 'file'.* it has 'name', 'caption'"),
         ("file,caption\na.wav,\n", {}, "line 2: the column 'caption' is empty"),
-        ("file,caption\n../x.wav,a hum\n", {}, "line 2: '../x.wav' lies outside"),
+        ("file,caption\n../x.wav,a hum\n", {}, "line 2: '../x.wav' is outside"),
         ("file,caption\n", {}, "has no rows"),
         (
             "file,caption\na.wav,a hum\n",
             {"layout": "esc"},
-            "unknown layout 'esc'; did you mean 'esc50'",
+            "layout 'esc' is unknown; did you mean 'esc50'",
         ),
         (
             "file,caption\na.wav,a hum\n",
             {"missing": "skip"},
-            "missing is 'skip'; expected 'error' or 'drop'",
+            "invalid missing 'skip': expected 'error' or 'drop'",
         ),
     ],
 )

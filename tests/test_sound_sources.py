@@ -49,7 +49,7 @@ def test_a_damaged_qt_bundle_is_named(tmp_path: Path) -> None:
     looping = bytearray(whole)
     struct.pack_into(">I", looping, 24 + 22 + 10, 0)  # the folder's first child is the root
     path.write_bytes(bytes(looping))
-    with pytest.raises(ValueError, match="goes in circles"):
+    with pytest.raises(ValueError, match="has a cycle"):
         list(read_rcc(path))
     path.write_bytes(qt_bundle({"one.ogg": (ZLIB, b"\0\0\0\3" + zlib.compress(b"abc" * 99)[:-6])}))
     [(_, read)] = read_rcc(path)
@@ -65,7 +65,7 @@ def test_a_catalogue_gives_sounds_with_their_credits(tmp_path: Path) -> None:
     found = [(index, credit, bytes(wav)) for index, credit, wav in read_cat(path)]
     assert found == [(0, '"Cow". License: X.', riff(b"moo!")), (1, '"Hen".', riff(b"cluck?"))]
     path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(ValueError, match="a.cat is no OpenTTD sound catalogue, or is damaged"):
+    with pytest.raises(ValueError, match="a.cat is not an OpenTTD sound catalogue"):
         list(read_cat(path))
 
 
@@ -217,7 +217,7 @@ def test_fetch_unpacks_what_is_not_there_and_goes_on_after_a_break(
     assert (
         fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == [] and len(shell.commands) == count
     )
-    assert said[-1] == f"{FULL_SET[1]} is there already"
+    assert said[-1] == f"{FULL_SET[1]} is already unpacked"
 
 
 def test_fetch_reads_package_lists_of_its_own_where_the_machine_has_none(
@@ -243,7 +243,7 @@ def test_fetch_refuses_other_packages_the_root_and_a_machine_without_apt(
 ) -> None:
     with pytest.raises(ValueError, match="did you mean 'alsa-utils'"):
         fetch.fetch(tmp_path, ["alsa-util"])
-    with pytest.raises(ValueError, match="choose a folder of its own"):
+    with pytest.raises(ValueError, match="choose a separate folder"):
         fetch.fetch("/", FULL_SET[:1])
     monkeypatch.setattr(fetch.shutil, "which", lambda program: None)
     with pytest.raises(OSError, match="apt-get and dpkg-deb not found"):

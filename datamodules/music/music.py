@@ -1,6 +1,4 @@
-"""Rendered solo-instrument music in four moods, with captions: the data of the first embedded
-models.
-"""
+"""Rendered solo-instrument music in four moods, with captions: data of the embedded models."""
 
 from __future__ import annotations
 
@@ -34,14 +32,12 @@ TEMPLATES = (
 )
 NEGATIVE = "Low quality, multiple sound sources"
 _VAL_SEED = 10_000_000  # seeds of validation clips start here
-RMS = 0.06  # every clip is brought to this level, so that loudness does not give the mood away
+RMS = 0.06  # level of every clip, so that loudness does not reveal the mood
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a rendered clip is: its mood, instrument and seed; ``flawed`` clips are two pieces at
-    once under noise.
-    """
+    """Mood, instrument and seed of a rendered clip; ``flawed`` means two pieces under noise."""
 
     mood: str
     instrument: str
@@ -50,8 +46,9 @@ class Clip:
 
 
 def held_out_pairs(instruments: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """(word, instrument) pairs that training captions never use: three words of each mood,
-    instruments in turn.
+    """(word, instrument) pairs that training captions never use.
+
+    They are three words of each mood, with the instruments in turn.
     """
     pairs = []
     for offset, mood in enumerate(MOODS):
@@ -63,9 +60,7 @@ def held_out_pairs(instruments: Sequence[str]) -> tuple[tuple[str, str], ...]:
 def render_clip(
     clip: Clip, seconds: float, sample_rate_hz: int, renderer: str = "soundfont"
 ) -> np.ndarray:
-    """(2, round(seconds * sample_rate_hz)) int16 at a fixed RMS level; peaks are clipped at full
-    scale.
-    """
+    """Renders (2, round(seconds * sample_rate_hz)) int16 at a fixed RMS level; clips peaks."""
     notes = compose(clip.mood, clip.seed, seconds)
     wave = torch.from_numpy(RENDERERS[renderer](notes, clip.instrument, seconds).copy())
     wave = resampled(wave, _RENDER_RATE_HZ, sample_rate_hz)[:, : round(seconds * sample_rate_hz)]
@@ -73,9 +68,8 @@ def render_clip(
     if clip.flawed:
         rng = random.Random(f"flaw/{clip.seed}")
         other = Clip(rng.choice(MOODS), rng.choice(list(PROGRAMS)), clip.seed + 1)
-        second = (
-            torch.from_numpy(render_clip(other, seconds, sample_rate_hz, renderer)).float() / 32768
-        )
+        second = torch.from_numpy(render_clip(other, seconds, sample_rate_hz, renderer))
+        second = second.float() / 32768
         generator = torch.Generator().manual_seed(clip.seed)
         noise = torch.randn(wave.shape, generator=generator) * RMS * rng.uniform(0.05, 0.4)
         wave = _level(wave + second + noise)
@@ -112,8 +106,18 @@ def render_set(
     workers: int,
     cache_dir: str | None,
 ) -> np.ndarray:
-    """All clips (n, 2, N) int16; with ``cache_dir`` rendered once and then memory-mapped from
-    there.
+    """Renders all clips, or reads them from the cache.
+
+    Args:
+        clips: what to render.
+        seconds: length of a clip.
+        sample_rate_hz: of the result.
+        renderer: a key of ``RENDERERS``.
+        workers: processes that render.
+        cache_dir: keeps the clips in a file, which is memory-mapped the next time; None: no cache.
+
+    Returns:
+        (n, 2, N) int16.
     """
     parts = [list(clips[i : i + 32]) for i in range(0, len(clips), 32)]
     jobs = [(part, seconds, sample_rate_hz, renderer) for part in parts]
@@ -137,7 +141,7 @@ def render_set(
 
 
 def caption(clip: Clip, rng: random.Random, held_out: Sequence[tuple[str, str]] = ()) -> str:
-    """A caption of a clip; words that are held out with its instrument are not used."""
+    """A caption of a clip, without words that are held out with its instrument."""
     if clip.flawed:
         return NEGATIVE
     words = [word for word in WORDS[clip.mood] if (word, clip.instrument) not in held_out]
@@ -148,10 +152,7 @@ def caption(clip: Clip, rng: random.Random, held_out: Sequence[tuple[str, str]] 
 
 
 class MusicSet:
-    """Rendered clips with captions that are worded anew each time (see ``datamodules/cache.py:
-
-    ClipSet``).
-    """
+    """Rendered clips, with a new caption at each call (``datamodules.cache.ClipSet``)."""
 
     def __init__(
         self,
@@ -160,7 +161,10 @@ class MusicSet:
         seconds: float,
         held_out: Sequence[tuple[str, str]],
     ) -> None:
-        self.waves, self.clips, self.seconds, self.held_out = waves, clips, seconds, held_out
+        self.waves = waves
+        self.clips = clips
+        self.seconds = seconds
+        self.held_out = held_out
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -189,36 +193,33 @@ class MusicSet:
 class _Batches:
     """Batches as a pure function of (seed, epoch, batch number, rank).
 
-    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin
-    with the old epoch's batches.
+    Its length keeps the trainer from reading ahead into the next epoch: a resumed run would
+    otherwise begin with the old epoch's batches.
     """
 
     def __init__(self, module: MusicDataModule, clips: MusicSet, train: bool) -> None:
-        self.module, self.clips, self.train = module, clips, train
+        self.module = module
+        self.clips = clips
+        self.train = train
 
     def __len__(self) -> int:
-        return (
-            self.module.batches_per_epoch
-            if self.train
-            else max(1, len(self.clips) // self.module.batch_size)
-        )
+        if self.train:
+            return self.module.batches_per_epoch
+        return max(1, len(self.clips) // self.module.batch_size)
 
     def __iter__(self) -> Iterator[AudioBatch]:
         m = self.module
-        epoch, rank = (
-            (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
-        )
+        epoch = 0 if m.trainer is None else m.trainer.current_epoch
+        rank = 0 if m.trainer is None else m.trainer.global_rank
         samples = round((m.crop_seconds or m.seconds) * m.sample_rate_hz)
         size = min(m.batch_size, len(self.clips))
         for number in range(len(self)):
-            rng = random.Random(
-                f"{m.seed}/{epoch}/{number}/{rank}" if self.train else f"val/{number}"
-            )
-            rows = (
-                rng.sample(range(len(self.clips)), size)
-                if self.train
-                else range(number * size, (number + 1) * size)
-            )
+            if self.train:
+                rng = random.Random(f"{m.seed}/{epoch}/{number}/{rank}")
+                rows = rng.sample(range(len(self.clips)), size)
+            else:
+                rng = random.Random(f"val/{number}")
+                rows = range(number * size, (number + 1) * size)
             waves = []
             for row in rows:
                 wave = self.clips.wave(row)
@@ -234,13 +235,24 @@ class _Batches:
 class MusicDataModule(L.LightningDataModule):
     """Rendered music as ``AudioBatch``.
 
-    ``clips``/``val_clips``: how many are rendered (0.5 MB each at 4 s); seeds of the two sets are
-    disjoint.
-    ``crop_seconds``: length of what a batch holds (None = whole clips). ``flawed_share``: share of
-    clips that are two
-    pieces under noise, captioned with the negative prompt. ``cache_dir`` keeps rendered clips
-    between runs.
-    ``hold_out``: leave out of the captions the word-instrument pairs of ``held_out_pairs``.
+    Args:
+        clips: how many training clips to render (0.5 MB each at 4 s).
+        val_clips: how many validation clips to render; their seeds differ from those of training.
+        seconds: length of a clip.
+        crop_seconds: length of the random crops in a batch (None: whole clips).
+        sample_rate_hz: of the clips.
+        instruments: keys of ``PROGRAMS``.
+        flawed_share: share of clips that are two pieces under noise, captioned with ``NEGATIVE``.
+        batch_size: clips per batch.
+        batches_per_epoch: training batches per epoch.
+        renderer: a key of ``RENDERERS``.
+        workers: processes that render.
+        cache_dir: keeps rendered clips between runs.
+        hold_out: leaves the word-instrument pairs of ``held_out_pairs`` out of the captions.
+        seed: of the batches.
+
+    Raises:
+        UserError: for an unknown renderer or instrument, and crops longer than the clips.
     """
 
     batch_type = AudioBatch
@@ -265,11 +277,13 @@ class MusicDataModule(L.LightningDataModule):
         super().__init__()
         if renderer not in RENDERERS:
             raise UserError(
-                f"renderer {renderer!r} is unknown; choose one of {', '.join(RENDERERS)}"
+                f"renderer {renderer!r} is unknown: expected one of {', '.join(RENDERERS)}"
             )
         unknown = [name for name in instruments if name not in PROGRAMS]
         if unknown:
-            raise UserError(f"unknown instruments {unknown}; known: {', '.join(PROGRAMS)}")
+            raise UserError(
+                f"instruments {unknown} are unknown: expected some of {', '.join(PROGRAMS)}"
+            )
         check_clip_length("seconds", seconds, sample_rate_hz)
         if crop_seconds is not None:
             check_clip_length("crop_seconds", crop_seconds, sample_rate_hz)

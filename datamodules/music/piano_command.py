@@ -12,7 +12,7 @@ from zoo.errors import UserError
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/piano_demo.py",
-        description="A rendered piano set in EMOPIA's layout.",
+        description="Renders a synthetic piano data set in EMOPIA's layout.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--ambiguity",
         type=float,
         default=0.25,
-        help="0 to 0.75, chance of a trait from another mood (default: %(default)s)",
+        help="0 to 0.75, probability of a trait from another mood (default: %(default)s)",
     )
     add(
         "--renderer",
@@ -44,28 +44,33 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--format",
         default="flac",
-        help="of the clips: flac, wav or mp3, as EMOPIA has it (default: %(default)s)",
+        help="of the clips: flac, wav, or mp3 like EMOPIA's (default: %(default)s)",
     )
     add("--seed", type=int, default=0, help="another seed gives another set (default: %(default)s)")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises ``UserError`` and ``OSError`` for mistakes in what was given."""
-    o = parser().parse_args(argv)
-    from datamodules.music.piano_demo import (
-        write_piano_demo,  # needs torch, which would slow --help down
-    )
+    """Runs the command. Raises ``UserError`` and ``OSError`` for mistakes in its arguments."""
+    options = parser().parse_args(argv)
+    # imports torch, which would slow down --help
+    from datamodules.music.piano_demo import write_piano_demo
 
     try:
         clips = write_piano_demo(
-            o.to, o.songs, o.segments, o.seconds, o.ambiguity, o.renderer, o.format, o.seed
+            options.to,
+            songs=options.songs,
+            segments=options.segments,
+            seconds=options.seconds,
+            ambiguity=options.ambiguity,
+            renderer=options.renderer,
+            audio_format=options.format,
+            seed=options.seed,
         )
-    except ImportError as error:  # no synthesiser; the message says what installs it
+    except ImportError as error:  # the message says how to install the synthesiser
         raise UserError(str(error)) from error
     shares = ", ".join(f"{count} {split}" for split, count in clips.items())
-    print(
-        f"wrote {sum(clips.values())} clips ({shares}) of synthetic piano to {o.to}; train on them:"
-    )
-    folders = f"data.audio_dir={Path(o.to) / 'audio'} data.split_dir={o.to}"
+    count = sum(clips.values())
+    print(f"wrote {count} clips ({shares}) of synthetic piano to {options.to}; train on them:")
+    folders = f"data.audio_dir={Path(options.to) / 'audio'} data.split_dir={options.to}"
     print(f"python tools/fit.py --config configs/emotion/piano_demo.yaml {folders}")

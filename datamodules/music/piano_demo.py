@@ -1,13 +1,12 @@
-"""A rendered piano set in EMOPIA's layout, for machines that have no EMOPIA audio:
+"""Renders a synthetic piano data set in EMOPIA's layout (``python tools/piano_demo.py --to DIR``).
 
-``python tools/piano_demo.py --to DIR``.
-
-It is synthetic: rule-made pieces, one synthesiser, moods that are what their rules say and what no
-listener has judged. A classifier that knows these moods has shown that the training works, not that
-it knows EMOPIA's. A song takes each lever (mode with harmony, tempo, loudness, register,
-articulation, density, accompaniment) from its mood, or with probability ``ambiguity`` from another
-mood, so that moods overlap. All segments of a song vary one theme of four bars, in one key, tempo
-and recording: who splits by segments instead of songs measures memory.
+It is for machines without EMOPIA's audio. Pieces are composed by rules and played by one
+synthesiser, and no listener has confirmed their moods: a classifier that recognises them shows that
+training works, not that it recognises EMOPIA's moods. A song takes each trait (mode with harmony,
+tempo, loudness, register, articulation, density, accompaniment) from its mood, or with probability
+``ambiguity`` from another mood, so that moods overlap. Trap: all segments of a song vary one theme
+of four bars, in one key, tempo and recording, so a split by segments instead of songs measures
+memory.
 """
 
 from __future__ import annotations
@@ -41,11 +40,13 @@ _RMS = 0.06  # of a segment before its own gain
 
 @dataclass(frozen=True)
 class PianoSong:
-    """One song:
+    """One song.
 
-    ``id`` in the place of a YouTube id, quadrant (Q1..Q4), split, the rules that it follows, the
-    mood whose accompaniment it has (``pattern``), and how it was recorded: signal-to-noise ratio in
-    dB, low-pass cutoff in Hz.
+    - ``id``: takes the place of a YouTube id.
+    - ``quadrant``: Q1..Q4.
+    - ``rules``: of the composition.
+    - ``pattern``: the mood of its accompaniment.
+    - ``snr_db``, ``cutoff_hz``: signal-to-noise ratio and low-pass cutoff of its recording.
     """
 
     id: str
@@ -59,24 +60,25 @@ class PianoSong:
 
 
 def drawn_rules(mood: str, ambiguity: float, rng: random.Random) -> tuple[MoodRules, str]:
-    """The levers of one song of ``mood``, and the mood of its accompaniment: each from another mood
-    with that probability.
+    """The rules of one song of ``mood`` and the mood of its accompaniment.
+
+    Each trait is taken from another mood with the probability ``ambiguity``.
     """
 
     def donor() -> MoodRules:
         return RULES[source()]
 
     def source() -> str:
-        return (
-            rng.choice([name for name in MOODS if name != mood])
-            if rng.random() < ambiguity
-            else mood
-        )
+        if rng.random() < ambiguity:
+            return rng.choice([name for name in MOODS if name != mood])
+        return mood
 
-    harmony, register = donor(), donor()
+    harmony = donor()
+    register = donor()
     tempo_bpm = rng.uniform(*donor().tempo_bpm) * rng.uniform(0.82, 1.2)
     low, high = donor().velocity
-    shift, octave_part = rng.randint(-12, 8), rng.randint(-5, 5)
+    shift = rng.randint(-12, 8)
+    octave_part = rng.randint(-5, 5)
     rules = replace(
         RULES[mood],
         scale=harmony.scale,
@@ -92,9 +94,9 @@ def drawn_rules(mood: str, ambiguity: float, rng: random.Random) -> tuple[MoodRu
 
 
 def plan_songs(songs: int, ambiguity: float, seed: int) -> list[PianoSong]:
-    """``songs`` songs, moods in turn, each mood shared out over the splits alike.
+    """Plans ``songs`` songs with moods in turn and the same shares of splits for every mood.
 
-    Raises ``UserError`` for too few songs.
+    Raises ``UserError`` for too few songs and an ``ambiguity`` outside 0..0.75.
     """
     if songs < SMALLEST:
         raise UserError(
@@ -103,34 +105,42 @@ def plan_songs(songs: int, ambiguity: float, seed: int) -> list[PianoSong]:
         )
     if not 0 <= ambiguity <= 0.75:
         raise UserError(
-            f"ambiguity is a probability, 0..0.75 (there any mood is as likely), got {ambiguity}"
+            f"invalid ambiguity {ambiguity}: expected a probability of 0 to 0.75, where all moods"
+            " are equally likely"
         )
     planned = []
     for number in range(songs):
         quadrant = list(MOOD_OF_QUADRANT)[number % 4]
-        of_mood, place = len(range(number % 4, songs, 4)), number // 4
+        of_mood = len(range(number % 4, songs, 4))
+        place = number // 4
         val, test = (max(1, round(share * of_mood)) for share in _SHARES.values())
-        split = "val" if place < val else "test" if place < val + test else "train"
+        if place < val:
+            split = "val"
+        elif place < val + test:
+            split = "test"
+        else:
+            split = "train"
         rng = random.Random(f"piano/{seed}/{number}")
         rules, pattern = drawn_rules(MOOD_OF_QUADRANT[quadrant], ambiguity, rng)
-        recording = {"snr_db": rng.uniform(15, 45), "cutoff_hz": 2000 * 5 ** rng.random()}
         planned.append(
             PianoSong(
-                f"demo-{number:06d}",
-                quadrant,
-                split,
-                seed * 1_000_003 + number,
-                rules,
-                pattern,
-                **recording,
+                id=f"demo-{number:06d}",
+                quadrant=quadrant,
+                split=split,
+                seed=seed * 1_000_003 + number,
+                rules=rules,
+                pattern=pattern,
+                snr_db=rng.uniform(15, 45),
+                cutoff_hz=2000 * 5 ** rng.random(),
             )
         )
     return planned
 
 
 def segment_notes(song: PianoSong, segment: int, seconds: float) -> list[Note]:
-    """A variation of the song's theme that fills ``seconds``: from another bar on, some notes left
-    out, played unevenly.
+    """A variation of the song's theme that fills ``seconds``.
+
+    It starts at another bar, leaves out some notes and plays unevenly.
     """
     beat_s = 60 / song.rules.tempo_bpm[0]
     theme_s = _THEME_BARS * 4 * beat_s
@@ -150,8 +160,9 @@ def segment_notes(song: PianoSong, segment: int, seconds: float) -> list[Note]:
 def render_segment(
     song: PianoSong, segment: int, seconds: float, renderer: str = "soundfont"
 ) -> torch.Tensor:
-    """(N,) mono at 22,050 Hz, at a level of its own within +-6 dB, dulled and under noise as the
-    song's recording is.
+    """Renders a segment (N,), mono at 22,050 Hz, at a random level within +-6 dB.
+
+    The noise and the low-pass filter are those of the song's recording.
     """
     notes = segment_notes(song, segment, seconds)
     wave = torch.from_numpy(RENDERERS[renderer](notes, "piano", seconds).copy()).mean(dim=0)
@@ -174,12 +185,27 @@ def write_piano_demo(
     audio_format: str = "flac",
     seed: int = 0,
 ) -> dict[str, int]:
-    """Writes ``audio/Q1_<song>_<segment>.<format>``, ``train.csv``, ``val.csv``, ``test.csv``
-    (fname,label) and ``about.json``.
+    """Writes clips in ``audio/``, ``train.csv``, ``val.csv``, ``test.csv`` and ``about.json``.
 
-    The same arguments give the same files. Nothing of ``folder`` is there before all of it is.
-    Returns the clips of each split. Raises ``UserError`` for arguments out of range,
-    ``FileNotFoundError`` without a SoundFont, ``FileExistsError`` where ``folder`` holds something.
+    The same arguments give the same files, and ``folder`` appears only when it is complete.
+
+    Args:
+        folder: to write; must not exist or be empty.
+        songs: at least 12.
+        segments: clips per song.
+        seconds: length of a clip.
+        ambiguity: 0 to 0.75, the probability of a trait from another mood.
+        renderer: a key of ``RENDERERS``.
+        audio_format: flac, wav or mp3.
+        seed: of the songs.
+
+    Returns:
+        Split -> how many clips it has.
+
+    Raises:
+        UserError: for arguments out of range.
+        FileNotFoundError: without a SoundFont.
+        FileExistsError: where ``folder`` is not empty.
     """
     from rich.progress import track
 
@@ -189,7 +215,7 @@ def write_piano_demo(
         ("audio_format", audio_format, FORMATS),
     ):
         if given not in choices:
-            raise UserError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
+            raise UserError(f"{name} {given!r} is unknown: expected one of {', '.join(choices)}")
     if not 1 <= segments <= 64 or not 1 <= seconds < math.inf:
         raise UserError(
             f"segments must be 1..64 and seconds at least 1, got {segments} and {seconds}"
@@ -214,8 +240,8 @@ def write_piano_demo(
                 )
         about = {
             "what": (
-                "synthetic piano music made by rules and rendered; not EMOPIA, and judged by no"
-                " listener"
+                "synthetic piano music, composed by rules and rendered; not EMOPIA, and not rated"
+                " by listeners"
             ),
             "arguments": {
                 "songs": songs,

@@ -1,9 +1,7 @@
-"""Notes to stereo audio: a SoundFont through tinysoundfont, or a small additive synthesiser that
-needs nothing.
+"""Renders notes to stereo audio with a SoundFont or a small additive synthesiser.
 
-The weights that the project ships were trained on ``FluidR3_GM.sf2`` (MIT; Debian's
-``fluid-soundfont-gm``). Without apt, ``TimGM6mb.sf2`` (GPL-2) travels inside the ``pretty_midi``
-wheel.
+The shipped weights were trained on ``FluidR3_GM.sf2`` (MIT; Debian's ``fluid-soundfont-gm``).
+Without apt, the ``pretty_midi`` wheel contains ``TimGM6mb.sf2`` (GPL-2).
 """
 
 from __future__ import annotations
@@ -29,15 +27,13 @@ PROGRAMS = {
 }
 _RENDER_RATE_HZ = 48_000
 _FLUID = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
-_STEREO_SPLIT_PITCH = (
-    60  # a mono font gets width: notes from here up are panned right of the middle, the others left
-)
+_STEREO_SPLIT_PITCH = 60  # notes from here up are panned right, the others left
 
 
 def find_font() -> Path:
-    """``ATTUNE_SOUNDFONT``, else FluidR3 of Debian, else the font inside ``pretty_midi``.
+    """``ATTUNE_SOUNDFONT``, else FluidR3 of Debian, else the font in ``pretty_midi``.
 
-    Raises ``FileNotFoundError`` with the ways to get one.
+    Raises ``FileNotFoundError``, which says how to get one.
     """
     named = os.environ.get("ATTUNE_SOUNDFONT")
     if named:
@@ -70,12 +66,13 @@ def _synth(font: str):
 
 
 def render_soundfont(notes: Sequence[Note], instrument: str, seconds: float) -> np.ndarray:
-    """(2, seconds * 48000) float32.
+    """Renders (2, seconds * 48000) float32 with the SoundFont.
 
-    High notes sit on one channel of the synthesiser, low ones on another, panned apart.
+    High and low notes use two channels of the synthesiser, panned apart.
     """
     synth, font = _synth(str(find_font()))
-    synth.sounds_off_all() if hasattr(synth, "sounds_off_all") else None
+    if hasattr(synth, "sounds_off_all"):
+        synth.sounds_off_all()
     for channel, pan in ((0, 44), (1, 84)):
         synth.program_select(channel, font, 0, PROGRAMS[instrument])
         synth.control_change(channel, 10, pan)
@@ -84,7 +81,9 @@ def render_soundfont(notes: Sequence[Note], instrument: str, seconds: float) -> 
         channel = int(note.pitch >= _STEREO_SPLIT_PITCH)
         events.append((note.start_s, 1, channel, note.pitch, note.velocity))
         events.append((note.start_s + note.length_s, 0, channel, note.pitch, 0))
-    total, done, blocks = round(seconds * _RENDER_RATE_HZ), 0, []
+    total = round(seconds * _RENDER_RATE_HZ)
+    done = 0
+    blocks = []
     for time_s, is_on, channel, pitch, velocity in sorted(events):
         until = min(total, round(time_s * _RENDER_RATE_HZ))
         if until > done:
@@ -105,8 +104,9 @@ def render_soundfont(notes: Sequence[Note], instrument: str, seconds: float) -> 
 
 
 def render_additive(notes: Sequence[Note], instrument: str, seconds: float) -> np.ndarray:
-    """(2, seconds * 48000) float32 from decaying harmonics: no font, no dependency; for tests and
-    first tries.
+    """Renders (2, seconds * 48000) float32 from decaying harmonics, for tests and first tries.
+
+    It needs no font and no further package.
     """
     total = round(seconds * _RENDER_RATE_HZ)
     wave = np.zeros((2, total), np.float32)

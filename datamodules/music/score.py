@@ -1,9 +1,9 @@
-"""Rule-made solo-instrument music in four moods, as timed notes.
+"""Composes solo-instrument music in four moods by rules, as timed notes.
 
-The levers are those that listeners (and the EMOPIA labels) agree on: mode, tempo, register,
-loudness, articulation, note density and harmony. Quadrants as in EMOPIA (Hung et al. 2021): happy =
-Q1, angry = Q2, sad = Q3, tender = Q4. Every piece is a pure function of (mood, seed): nothing is
-copied from any composition.
+The rules vary what listeners (and the EMOPIA labels) agree on: mode, tempo, register, loudness,
+articulation, note density and harmony. Quadrants as in EMOPIA (Hung et al. 2021): happy = Q1, angry
+= Q2, sad = Q3, tender = Q4. Every piece is a pure function of (mood, seed); nothing is copied from
+an existing composition.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Note:
 
 @dataclass(frozen=True)
 class MoodRules:
-    """What makes a mood.
+    """The rules of a mood.
 
-    ``tempo_bpm`` and ``velocity`` are ranges, ``progression`` scale degrees, one chord a bar.
+    ``tempo_bpm`` and ``velocity`` are ranges; ``progression`` holds scale degrees, one chord per
+    bar.
     """
 
     scale: tuple[int, ...]
@@ -72,20 +73,27 @@ RULES = {
 def compose(
     mood: str, seed: int, seconds: float, rules: MoodRules | None = None, pattern: str | None = None
 ) -> list[Note]:
-    """Notes that fill ``seconds``.
+    """Composes notes that fill ``seconds``; starts on the beat, at a random bar of the progression.
 
-    The piece starts at a random bar of its progression, on the beat.
+    Args:
+        mood: a key of ``RULES``.
+        seed: of everything that is drawn.
+        seconds: length of the piece.
+        rules: replaces the rules of the mood.
+        pattern: the mood whose accompaniment is played (None: ``mood``).
 
-    ``rules``: in place of the mood's own; ``pattern``: the mood whose left hand accompanies (by
-    default its own).
-    Raises ``UserError`` for a mood that has no rules.
+    Raises:
+        UserError: for an unknown mood.
     """
     for name in (mood, pattern or mood):
         if name not in RULES:
-            raise UserError(f"no rules for the mood {name!r}; known moods: {', '.join(RULES)}")
-    rules, rng = rules or RULES[mood], random.Random(f"{mood}/{seed}")
+            raise UserError(f"mood {name!r} is unknown: expected one of {', '.join(RULES)}")
+    rules = rules or RULES[mood]
+    rng = random.Random(f"{mood}/{seed}")
     beat_s = 60.0 / rng.uniform(*rules.tempo_bpm)
-    key, first_bar, degree = rng.randrange(-3, 4), rng.randrange(8), rng.randrange(5)
+    key = rng.randrange(-3, 4)
+    first_bar = rng.randrange(8)
+    degree = rng.randrange(5)
     notes: list[Note] = []
     bar = 0
     while bar * 4 * beat_s < seconds:
@@ -115,7 +123,7 @@ def _pitch(rules: MoodRules, degree: int, base: int, key: int) -> int:
 
 
 def _accompaniment(mood: str, rules: MoodRules, chord: int, key: int, rng: random.Random):
-    """(beat, length in beats, pitch, velocity) of one bar's left hand."""
+    """(beat, length in beats, pitch, velocity) of the notes of the left hand in one bar."""
 
     def velocity() -> int:
         return rng.randint(*rules.velocity)
@@ -123,9 +131,8 @@ def _accompaniment(mood: str, rules: MoodRules, chord: int, key: int, rng: rando
     def bass(degree: int) -> int:
         return _pitch(rules, degree, rules.bass_pitch, key)
 
-    if (
-        mood == "angry"
-    ):  # octaves hammered in eighths, a tritone cluster on the last eighth of each half bar
+    # angry: octaves hammered in eighths, a tritone cluster on the last eighth of each half bar
+    if mood == "angry":
         for eighth in range(8):
             yield eighth / 2, 0.4, bass(chord), velocity()
             yield eighth / 2, 0.4, bass(chord) + 12, velocity()
@@ -137,20 +144,19 @@ def _accompaniment(mood: str, rules: MoodRules, chord: int, key: int, rng: rando
             yield beat, 0.4, bass(chord if beat % 2 == 0 else chord + 4), velocity()
             for step in (0, 2, 4):
                 yield beat + 0.5, 0.3, bass(chord + step) + 12, velocity() - 12
-    elif mood == "sad":  # a low open chord broken slowly over the bar, every note held to its end
+    elif mood == "sad":  # a low open chord, broken slowly, every note held to the end of the bar
         for beat, step in enumerate((0, 4, 9, 7)):
             yield beat, 3.9 - beat, bass(chord + step), velocity() - 8
-    else:  # tender: rocking broken chord in eighths
+    else:  # tender: a rocking broken chord in eighths
         for eighth, step in enumerate((0, 4, 7, 9, 7, 4, 9, 4)):
             yield eighth / 2, 1.2, bass(chord + step), velocity() - 8
 
 
 def _melody(rules: MoodRules, chord: int, key: int, degree: int, rng: random.Random):
-    """A bar of stepwise melody that lands on chord tones at strong places; returns the notes and
-    the last degree.
-    """
+    """One bar of stepwise melody, with chord tones on strong beats, and its last degree."""
     count = max(1, int(4 * rules.notes_per_beat))
-    step, notes = 4 / count, []
+    step = 4 / count
+    notes = []
     strong = max(1, count // 2)
     for index in range(count):
         if rng.random() < rules.rest_probability:

@@ -1,12 +1,9 @@
-"""A bank of real recorded sounds with captions, from Debian packages.
-
-Nothing of it is ever committed.
+"""A bank of recorded sounds with captions, from Debian packages; the sounds are never committed.
 
 ``load_bank`` reads packages that are installed, or that ``python tools/sounds.py fetch --to DIR``
-unpacked without root. ``rules.tsv`` says which file is what: source, glob, caption, class,
-family, and the AudioSet labels that a tagger may rightly answer (``;`` between them). The first
-rule that matches a file counts. ``datamodules/sounds/folders.py`` does the same for a folder of
-one's own.
+unpacked without root. ``rules.tsv`` describes their files: source, glob, caption, class, family,
+and the AudioSet labels that count as right (separated by ``;``). The first rule that matches a file
+counts. ``datamodules/sounds/folders.py`` reads your own folder instead.
 """
 
 from __future__ import annotations
@@ -17,6 +14,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from torch import Tensor
 
 from datamodules.sounds.clips import (
     BankClip,
@@ -57,9 +56,7 @@ COLUMNS = ["source", "glob", "caption", "class", "family", "audioset_labels"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of ``rules.tsv``: files of ``source`` whose name matches ``glob`` are such a
-    sound.
-    """
+    """One line of ``rules.tsv``: describes files of ``source`` whose name matches ``glob``."""
 
     source: str
     glob: str
@@ -71,9 +68,10 @@ class Rule:
 
 @functools.lru_cache(maxsize=4)
 def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
-    """The rule table.
+    """Reads the rule table.
 
-    Raises ``UserError`` naming the line for a wrong header, a missing cell or an unknown source.
+    Raises ``UserError``, which names the line, for a wrong header, a missing cell or an unknown
+    source.
     """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -98,7 +96,7 @@ def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
 
 
 def install_command(packages: Iterable[str] = SMALL_SET) -> str:
-    """What installs Debian packages, with root and without."""
+    """The commands that install Debian packages, with root and without."""
     names = " ".join(packages)
     return (
         f"`apt-get install --no-install-recommends {names}`, or without root `python"
@@ -114,18 +112,24 @@ def load_bank(
     licences: Collection[str] | None = None,
     rules: str | Path = RULES,
 ) -> SoundBank:
-    """The sounds of the packages below ``root``:
+    """Loads the sounds of the packages below ``root``.
 
-    ``/`` where they are installed, else the folder they were unpacked in.
+    Args:
+        root: ``/`` where they are installed, else the folder in which they were unpacked.
+        sources: names of ``SOURCES``, all of which must exist; None takes the existing ones, which
+            must include one of the small set.
+        sample_rate_hz: of the bank.
+        cache_dir: keeps the decoded waves in one file, so that the next load takes a second.
+        licences: keeps only these (such as ``PERMISSIVE``); applied before splits are drawn.
+        rules: the rule table.
 
-    ``sources`` (names of ``SOURCES``) must all be there; None takes those that are, at least one of
-    the small set among them. ``licences`` (such as ``PERMISSIVE``) is applied before the splits are
-    drawn. ``cache_dir`` keeps the decoded waves in one file, so that the next load takes a second.
-    ``quarantined`` has what cannot be used, and exact copies of earlier clips.
+    Returns:
+        A bank whose ``quarantined`` holds unusable files and exact copies of earlier clips.
 
-    Raises ``FileNotFoundError`` naming the command that installs what is missing, ``UserError``
-    for an unknown source, a damaged package, or licences that leave nothing, and ``OSError`` for a
-    package that is only half unpacked.
+    Raises:
+        FileNotFoundError: names the command that installs what is missing.
+        UserError: for an unknown source, a damaged package, or licences that leave nothing.
+        OSError: for a package that is only partly unpacked.
     """
     if isinstance(sources, str):
         raise UserError(f"sources is a list of names, got the text {sources!r}; write [{sources}]")
@@ -134,7 +138,8 @@ def load_bank(
             raise UserError(f"unknown source of sounds {name!r}; {did_you_mean(name, SOURCES)}")
     if sample_rate_hz <= 0:
         raise UserError(f"sample_rate_hz must be positive, got {sample_rate_hz}")
-    root, table = Path(root), load_rules(Path(rules))
+    root = Path(root)
+    table = load_rules(Path(rules))
     chosen = _present(root, sources)
     found = [(name, rule, entry) for name in chosen for rule, entry in _matches(root, name, table)]
     facts = [
@@ -172,20 +177,20 @@ def _present(root: Path, sources: Collection[str] | None) -> list[str]:
     half = sorted(path.stem for path in (root / ".packages").glob("*.unpacking"))
     if half:
         raise OSError(
-            f"{', '.join(half)} below {root} was not unpacked to its end: `python tools/sounds.py"
-            f" fetch --to {root}`"
+            f"{', '.join(half)} below {root} is only partly unpacked; finish it with `python"
+            f" tools/sounds.py fetch --to {root}`"
         )
     there = [name for name, source in SOURCES.items() if (root / source.place).exists()]
     if sources is None:
         if not any(SOURCES[name].package in SMALL_SET for name in there):
             raise FileNotFoundError(
-                f"none of the packages of recorded sounds is below {root}: {install_command()}"
+                f"no package of recorded sounds found below {root}; get one: {install_command()}"
             )
         return there
     if missing := [name for name in sources if name not in there]:
         packages = dict.fromkeys(SOURCES[name].package for name in missing)
         raise FileNotFoundError(
-            f"{', '.join(missing)} is not below {root}: {install_command(packages)}"
+            f"{', '.join(missing)} not found below {root}; get it: {install_command(packages)}"
         )
     return [name for name in there if name in sources]
 
@@ -212,11 +217,11 @@ def _papers_text(root: Path, source: Source) -> str:
 def licence_of(
     entry: Entry, source: Source, stanzas: Sequence[Stanza], statement: str
 ) -> tuple[str, str, str]:
-    """(licence, credit, link of the original or "") of one file.
+    """(licence, credit, link to the original or "") of one file.
 
-    In this order: the credit inside the container; the paragraph of the copyright file that names
-    the file; the sentence beside the sounds; the paragraph for all files; what a person reads in
-    papers that no machine can read; else ``unknown``.
+    The first of these counts: the credit in the container; the paragraph of the copyright file that
+    names the file; the statement beside the sounds; the paragraph for all files; the licence in
+    ``Source``, read by a person where the copyright file is not machine-readable; else ``unknown``.
     """
     if entry.credit:
         return credit_licence(entry.credit), entry.credit, original_recording(entry.credit)
@@ -239,11 +244,13 @@ def _decoded(root: Path, found: Sequence[tuple[str, Rule, Entry]], sample_rate_h
         copyright_text, _, statement = _papers_text(root, SOURCES[name]).partition("\0")
         papers[name] = (parse_copyright(copyright_text), statement)
     clips: list[BankClip] = []
-    waves, quarantined, first_with = {}, {}, {}
+    waves: dict[str, Tensor] = {}
+    quarantined: dict[str, str] = {}
+    first_with: dict[str, str] = {}
     for name, rule, entry in track(found, "reading recorded sounds", transient=True):
         clip_id = f"{name}/{entry.name}"
         if "{words}" in rule.caption and not entry.words:
-            quarantined[clip_id] = "is speech whose words are not beside it"
+            quarantined[clip_id] = "is speech without a text of its words"
             continue
         try:
             wave_N = decode(entry.read(), sample_rate_hz, clip_id, first_with)
@@ -253,15 +260,20 @@ def _decoded(root: Path, found: Sequence[tuple[str, Rule, Entry]], sample_rate_h
         licence, credit, original = licence_of(entry, SOURCES[name], *papers[name])
         caption = rule.caption.replace("{words}", (entry.words or "").rstrip("."))
         seconds = len(wave_N) / sample_rate_hz
-        about = (
-            clip_id,
-            rule.sound_class,
-            caption,
-            rule.family,
-            rule.audioset_labels,
-            licence,
-            credit,
+        clips.append(
+            BankClip(
+                id=clip_id,
+                sound_class=rule.sound_class,
+                caption=caption,
+                family=rule.family,
+                audioset_labels=rule.audioset_labels,
+                licence=licence,
+                credit=credit,
+                split="both",
+                seconds=seconds,
+                recording_split=False,
+                recording=original or clip_id,
+            )
         )
-        clips.append(BankClip(*about, "both", seconds, False, original or clip_id))
         waves[clip_id] = wave_N
     return Bundle(tuple(clips), waves, quarantined)

@@ -1,8 +1,7 @@
-"""What scenes of sounds are called: the truth of a scene, its captions in varied words, and
-captions that are wrong on purpose.
+"""Describes scenes of sounds: their truth, varied captions, and deliberately wrong captions.
 
-A caption is a template ("{0} followed by {1}") filled with one phrase an event, so that the caption
-with the events swapped or one of them replaced differs from the right one in nothing else.
+A caption is a template ("{0} followed by {1}") filled with one phrase per event. So a caption with
+two events swapped or one replaced differs from the right one in nothing else.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from typing import Any
 
 from zoo.errors import UserError, did_you_mean
 
-# a word outside an embedded model's vocabulary costs a token a byte and one for its end, so that
-# this many always fit 64 tokens
+# always fits 64 tokens: in the embedded models a word outside the vocabulary costs one token per
+# byte and one for its end
 MAX_CAPTION_BYTES = 63
-_DRAWS = (
-    8  # wordings that are tried before a caption that is too long falls back to the shortest one
-)
+_DRAWS = 8  # wordings to try before a long caption falls back to the shortest one
 
 # relation -> number of sounds -> templates; {0} is the event that begins first
 TEMPLATES: dict[str, dict[int, tuple[str, ...]]] = {
@@ -75,11 +72,12 @@ RELATIONS = tuple(TEMPLATES)
 
 @dataclass(frozen=True)
 class SceneEvent:
-    """One sound of a scene: what it is and when it sounds, in seconds from the scene's start.
+    """One sound of a scene, with its times in seconds from the start of the scene.
 
-    ``phrase`` is the recording's own caption; ``audioset_labels`` are names of AudioSet classes
-    that a tagger may give it. ``recording_split`` is False where the recording serves training and
-    test scenes alike (classes with few recordings).
+    - ``phrase``: the caption of the recording.
+    - ``audioset_labels``: names of AudioSet classes that count as right.
+    - ``recording_split``: False where training and test scenes share the recording (classes with
+      few recordings).
     """
 
     sound_class: str
@@ -93,11 +91,12 @@ class SceneEvent:
 
 @dataclass(frozen=True)
 class Scene:
-    """The truth of a scene:
+    """The truth of a scene.
 
-    ``events`` in order of onset, how they lie in time (``relation``), and the words of its caption.
-
-    ``template`` holds one field an event; ``words[i]`` is what it calls ``events[i]``.
+    - ``relation``: the temporal relation of the events.
+    - ``events``: in order of onset.
+    - ``template``: of the caption, with one field per event.
+    - ``words[i]``: the words for ``events[i]``.
     """
 
     relation: str
@@ -112,25 +111,26 @@ class Scene:
 
 
 def class_words(sound_class: str) -> str:
-    """A class's name as words: ``car_horn`` is "car horn", ``bird_other`` is "bird"."""
+    """The name of a class as words: "car horn" for ``car_horn``, "bird" for ``bird_other``."""
     return re.sub(r"[\s_-]+", " ", sound_class.removesuffix("_other")).strip()
 
 
 def _phrase(sound_class: str, caption: str, rng: random.Random) -> str:
-    """A recording's caption, the same without its article, or its class's name."""
+    """The caption of a recording, the name of its class, or the caption without its article."""
     form = rng.random()
     if form < 0.6:
         return caption
-    return class_words(sound_class) if form < 0.85 else re.sub(r"^(an?|the) ", "", caption)
+    if form < 0.85:
+        return class_words(sound_class)
+    return re.sub(r"^(an?|the) ", "", caption)
 
 
 def _template(relation: str, count: int, rng: random.Random) -> str:
     template = rng.choice(TEMPLATES[relation][count])
     if relation != "together":
         return template
-    places = rng.sample(
-        range(count), count
-    )  # none is first, so the caption names them in any order
+    # the sounds begin together, so the caption may name them in any order
+    places = rng.sample(range(count), count)
     return re.sub(r"{(\d)}", lambda field: f"{{{places[int(field[1])]}}}", template)
 
 
@@ -145,10 +145,19 @@ def worded(
     rng: random.Random,
     max_bytes: int = MAX_CAPTION_BYTES,
 ) -> Scene:
-    """A scene with a caption of at most ``max_bytes``; where the drawn wordings are longer, the
-    events' class names.
+    """A scene with a random caption of at most ``max_bytes``.
 
-    Raises ``UserError`` when even those are too long.
+    Where the drawn wordings are longer, the shortest template with the names of the classes.
+
+    Args:
+        relation: a key of ``TEMPLATES``.
+        events: in order of onset.
+        seed: of the scene.
+        rng: draws the wording.
+        max_bytes: length of the caption in UTF-8.
+
+    Raises:
+        UserError: when even the shortest caption is too long.
     """
     for _ in range(_DRAWS):
         template = _template(relation, len(events), rng)
@@ -167,14 +176,14 @@ def worded(
 
 
 def recaption(scene: Scene, rng: random.Random, max_bytes: int = MAX_CAPTION_BYTES) -> Scene:
-    """The same truth in other words."""
+    """The same scene with another caption."""
     return worded(scene.relation, scene.events, scene.seed, rng, max_bytes)
 
 
 def swap_order(scene: Scene) -> str | None:
-    """The caption with two neighbouring events swapped: wrong in nothing but the order.
+    """The caption with two neighbouring events swapped, wrong only in the order.
 
-    None for all but "then" scenes.
+    None unless the relation is "then".
     """
     if scene.relation != "then":
         return None
@@ -190,11 +199,10 @@ def replace_class(
     rng: random.Random,
     max_bytes: int = MAX_CAPTION_BYTES,
 ) -> str | None:
-    """The caption with one event called by another class.
+    """The caption with the words of another class for one event.
 
-    ``phrases``: class -> captions of its recordings.
-
-    None when there is no other class, or none whose name fits ``max_bytes``.
+    ``phrases``: class -> captions of its recordings. None when there is no other class, or none
+    that fits ``max_bytes``.
     """
     others = sorted(set(phrases) - {event.sound_class for event in scene.events})
     place = rng.randrange(len(scene.words))
@@ -207,12 +215,12 @@ def replace_class(
 
 
 def scene_labels(scene: Scene) -> dict[str, Any]:
-    """The truth as plain values for ``Prompt.labels``: lists have one entry an event, in order of
-    onset.
+    """The truth as plain values for ``Prompt.labels``.
 
-    ``events`` (classes), ``relation``, ``audioset`` (accepted AudioSet names of each event),
-    ``onsets_s``, ``ends_s``, ``clips`` (ids of the recordings), ``recording_split``, and
-    ``swapped``: the caption in the wrong order, or None.
+    The lists ``events`` (classes), ``audioset`` (accepted AudioSet names), ``onsets_s``,
+    ``ends_s``, ``clips`` (ids of the recordings) and ``recording_split`` have one entry per event,
+    in order of onset. ``relation`` is a word, and ``swapped`` the caption in the wrong order or
+    None.
     """
     return {
         "events": [event.sound_class for event in scene.events],
@@ -227,16 +235,14 @@ def scene_labels(scene: Scene) -> dict[str, Any]:
 
 
 def check_relations(relations: Sequence[str], among: Sequence[str] = RELATIONS) -> None:
-    """Raises ``UserError`` naming the nearest right relation."""
+    """Raises ``UserError`` for an unknown relation, with the nearest one."""
     for name in relations:
         if name not in among:
-            raise UserError(
-                f"relations: {name!r} is no relation between sounds; {did_you_mean(name, among)}"
-            )
+            raise UserError(f"relations: {name!r} is unknown; {did_you_mean(name, among)}")
 
 
 def check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ``UserError`` naming the nearest right class, or the doubled one."""
+    """Raises ``UserError`` for an unknown class, with the nearest one, and for a repeated class."""
     for name in classes:
         if name not in known:
             raise UserError(
@@ -244,4 +250,4 @@ def check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
             )
     doubled = sorted({name for name in classes if list(classes).count(name) > 1})
     if doubled:
-        raise UserError(f"classes: {', '.join(doubled)} stand there twice; drop one of each")
+        raise UserError(f"classes: {', '.join(doubled)} are repeated; name every class once")

@@ -1,7 +1,6 @@
-"""Recordings in memory: the clips of a sound bank, decoding, splits by recording, and a cache of
-one file.
+"""Recordings in memory: the clips of a sound bank, decoding, splits by recording, and a cache.
 
-Shapes: ``N`` samples; waves are mono float32 at the bank's rate, never louder than 1.
+Shapes: ``N`` samples. Waves are mono float32 at the bank's rate, in [-1, 1].
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from zoo.files import parsed_json, written_beside
 from zoo.types import Waveform
 
 SHORTEST_S = 0.05
-SILENT = 1e-4  # a clip whose loudest sample is below this (-80 dBFS) holds no sound
+SILENT = 1e-4  # a clip with a peak below this (-80 dBFS) is silent
 TEST_SHARE = 0.25
 SPLITS = ("train", "test")
 CACHE_VERSION = 2
@@ -32,13 +31,15 @@ CACHE_VERSION = 2
 class BankClip:
     """One recorded sound.
 
-    ``id`` is stable (``opensfx/24``); ``audioset_labels`` are what a tagger may rightly answer.
-
-    ``licence`` is an SPDX-like expression or ``unknown``; ``recording`` is shared by clips cut from
-    one original (empty: the clip is one of its own); ``seconds`` is its length.
-    ``recording_split``: its class has three recordings or more, so that ``split`` (``train`` or
-    ``test``) keeps whole recordings apart. Otherwise ``split`` is ``both``: such a class can be
-    tested on unseen scenes only, and results must say so.
+    - ``id``: stable (``opensfx/24``).
+    - ``audioset_labels``: AudioSet classes that count as right.
+    - ``licence``: an SPDX-like expression or ``unknown``.
+    - ``split``: ``train``, ``test`` or ``both``.
+    - ``seconds``: its length.
+    - ``recording_split``: True if the class has three or more recordings, so that ``split`` keeps
+      whole recordings apart. Otherwise ``split`` is ``both``, the class can be tested only on
+      unseen scenes, and results must say so.
+    - ``recording``: the same for clips cut from one original; empty for a clip on its own.
     """
 
     id: str
@@ -55,12 +56,14 @@ class BankClip:
 
 
 class SoundBank:
-    """Clips and their waves (by clip id).
+    """Clips and their waves.
 
-    ``quarantined``: what was left out (unreadable, too short, silent, a copy) and why.
-
-    ``redraw_splits``: the splits were drawn by ``draw_splits``, not stated by somebody, and may be
-    drawn again.
+    Args:
+        clips: the clips.
+        waves: clip id -> wave.
+        sample_rate_hz: of the waves.
+        quarantined: clip id -> why it was left out (unreadable, too short, silent, a copy).
+        redraw_splits: the splits come from ``draw_splits``, not from the data, and may be redrawn.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class SoundBank:
         return len(self.clips)
 
     def wave(self, clip: BankClip) -> Tensor:
-        """(N,) float32 mono at ``sample_rate_hz``, in [-1, 1]; a copy.
+        """A copy of the wave (N,): float32 mono at ``sample_rate_hz``, in [-1, 1].
 
         Raises ``UserError`` for a clip of another bank.
         """
@@ -103,20 +106,18 @@ class SoundBank:
         classes: Collection[str] | None = None,
         families: Collection[str] | None = None,
     ) -> SoundBank:
-        """The clips that pass all filters.
+        """A bank with the clips that pass all filters.
 
-        ``split="train"`` (or ``"test"``) keeps the clips of ``both`` too.
-
-        Where the bank drew its splits itself, they are drawn anew over what ``licences`` leave
-        (until a split, class or family has been chosen), so that ``recording_split`` is true of the
-        bank at hand.
+        ``split="train"`` (or ``"test"``) also keeps the clips of ``both``. Splits that the bank
+        drew itself are redrawn over the clips that ``licences`` leave (until a split, class or
+        family has been chosen), so that ``recording_split`` is right for the new bank.
 
         Raises ``UserError`` for an unknown split, class or family, and when nothing is left.
         """
         if split is not None and split not in SPLITS:
             raise UserError(
-                f"unknown split {split!r}; choose 'train' or 'test' (both hold the classes too"
-                " small to split)"
+                f"split {split!r} is unknown: expected 'train' or 'test' (both contain the classes"
+                " too small to split)"
             )
         for kind, wanted, there in (
             ("class", classes, "sound_class"),
@@ -151,14 +152,14 @@ class SoundBank:
                 "classes": classes,
                 "families": families,
             }
-            said = ", ".join(
-                f"{k}={v if isinstance(v, str) else sorted(v)}"
-                for k, v in filters.items()
-                if v is not None
+            given = ", ".join(
+                f"{name}={value if isinstance(value, str) else sorted(value)}"
+                for name, value in filters.items()
+                if value is not None
             )
             there = ", ".join(sorted({clip.licence for clip in self.clips})) or "none"
             raise UserError(
-                f"no recorded sound is left with {said}; of {len(self.clips)} clips the licences"
+                f"no recorded sound is left with {given}; of {len(self.clips)} clips the licences"
                 f" are: {there}"
             )
         redraw = self._redraw_splits and split is None and classes is None and families is None
@@ -166,13 +167,12 @@ class SoundBank:
 
 
 def draw_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
-    """Gives every clip its split.
+    """Assigns every clip to a split.
 
-    A class of three recordings or more is split by recording; smaller ones are ``both``.
-
-    Recordings are ranked by the hash of their name and the first quarter (at least one) is for
-    testing. The draw depends on which recordings are there and on nothing else: test a model on the
-    selection (sources, licences) that it was trained on.
+    A class with three or more recordings is split by recording; smaller ones are ``both``.
+    Recordings are ranked by the hash of their name, and the first quarter (at least one) is for
+    testing. Trap: the split depends on which recordings there are, so test a model on the selection
+    (sources, licences) that it was trained on.
     """
     recordings: dict[str, set[str]] = {}
     for clip in clips:
@@ -195,15 +195,15 @@ def draw_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
 
 
 def decode(data: bytes, sample_rate_hz: int, name: str, first_with: dict[str, str]) -> Tensor:
-    """Wave (N,) mono in [-1, 1] at ``sample_rate_hz``.
+    """Decodes a wave (N,), mono in [-1, 1] at ``sample_rate_hz``.
 
-    ``first_with``: hash of the stored samples -> the first name that had them; ``name`` is entered.
-
-    Raises ``UserError`` for bytes that are no audio, shorter than 0.05 s, silent or NaN, or a copy
-    of another clip
+    ``first_with`` maps the hash of the stored samples to the first name with them; this adds
+    ``name``. Raises ``UserError`` for bytes that are not audio, shorter than 0.05 s, silent or NaN,
+    or a copy of another clip.
     """
     wave = decoded(data)
-    wave_CN, rate_hz = wave.samples_CN, wave.sample_rate_hz
+    wave_CN = wave.samples_CN
+    rate_hz = wave.sample_rate_hz
     seconds = wave_CN.shape[1] / rate_hz
     if seconds < SHORTEST_S:
         raise UserError(f"lasts {seconds:.3f} s; the shortest allowed is {SHORTEST_S} s")
@@ -221,7 +221,7 @@ def decode(data: bytes, sample_rate_hz: int, name: str, first_with: dict[str, st
 
 @dataclass(frozen=True)
 class Bundle:
-    """Decoded clips before any filter: what the cache file holds."""
+    """Decoded clips before any filter: the content of the cache file."""
 
     clips: tuple[BankClip, ...]
     waves: Mapping[str, Tensor]
@@ -229,13 +229,13 @@ class Bundle:
 
 
 def cache_key(facts: Iterable[str]) -> str:
-    """A file name's worth of hash over everything that a cached bank depends on."""
+    """A short hash of everything that a cached bank depends on, for its file name."""
     text = "\n".join([f"version {CACHE_VERSION}", *facts])
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def read_cache(path: Path) -> Bundle:
-    """Raises ``UserError`` for a damaged file, saying that it may be deleted."""
+    """Reads a cached bank. Raises ``UserError`` for a damaged file, which may be deleted."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -249,7 +249,7 @@ def read_cache(path: Path) -> Bundle:
         parts = flat_N.split(about["lengths"])
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"the cached sounds {path} are damaged ({error}); delete the file, it is made again"
+            f"the cached sounds {path} are damaged ({error}); delete the file to rebuild it"
         ) from error
     return Bundle(
         clips,
@@ -259,7 +259,7 @@ def read_cache(path: Path) -> Bundle:
 
 
 def write_cache(path: Path, bundle: Bundle) -> None:
-    """One safetensors file, written beside and moved. Raises ``OSError``."""
+    """Writes a bank as one safetensors file, never half-written. Raises ``OSError``."""
     from safetensors.torch import save_file
 
     waves = [bundle.waves[clip.id] for clip in bundle.clips]

@@ -1,9 +1,8 @@
-"""What ``python tools/sounds.py`` does: unpack Debian's packages of recorded sounds without root,
-and list what is there.
+"""``python tools/sounds.py``: unpacks Debian packages of recorded sounds without root, lists them.
 
-Only the packages named in ``datamodules/sounds/sources.py`` are downloaded, by ``apt-get
-download``, which checks them against Debian's signed lists; ``dpkg-deb -x`` unpacks them and runs
-none of their scripts.
+It downloads only the packages of ``datamodules/sounds/sources.py``, with ``apt-get download``,
+which checks them against Debian's signed lists. ``dpkg-deb -x`` unpacks them without running their
+scripts.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from datamodules.sounds.sources import FULL_SET, SMALL_SET
 from zoo.errors import UserError, did_you_mean
 
-if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
+if TYPE_CHECKING:  # imports of torch wait until the arguments are parsed, for a quick --help
     from datamodules.sounds.clips import SoundBank
 
 SETS = {"small": SMALL_SET, "full": FULL_SET}
@@ -29,15 +28,14 @@ def _run(command: Sequence[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise OSError(
-            f"`{' '.join(command)}` failed:"
-            f" {lines[-1] if lines else f'exit status {done.returncode}'}"
-        )
+        reason = lines[-1] if lines else f"exit status {done.returncode}"
+        raise OSError(f"`{' '.join(command)}` failed: {reason}")
 
 
 def _download(package: str, folder: Path) -> Path:
-    """The .deb in ``folder``, by the machine's package lists, else by lists of our own below it
-    (they need no root).
+    """Downloads a .deb into ``folder``, with the system's package lists or else with own lists.
+
+    Own lists are kept below ``folder`` and need no root.
     """
     own = folder / "apt"
     options = ("-o", f"Dir::State::Lists={own / 'lists'}", "-o", f"Dir::Cache={own / 'cache'}")
@@ -52,9 +50,9 @@ def _download(package: str, folder: Path) -> Path:
             _run(["apt-get", *options, "download", package], folder)
         except OSError as error:
             raise OSError(
-                f"{package} could not be downloaded. {first}. With package lists of its own:"
-                f" {error}. The names are Debian 12's; another release may lack one: choose with"
-                " --packages"
+                f"{package} could not be downloaded. {first}. With separate package lists:"
+                f" {error}. The names are those of Debian 12; another release may lack one: choose"
+                " with --packages"
             ) from error
     found = sorted(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -65,11 +63,10 @@ def _download(package: str, folder: Path) -> Path:
 def fetch(
     to: str | Path, packages: Sequence[str] = SMALL_SET, say: Callable[[str], None] = print
 ) -> list[str]:
-    """Downloads and unpacks what is not yet there below ``to``; returns the packages that were
-    unpacked now.
+    """Downloads and unpacks the missing packages below ``to`` and returns their names.
 
-    Interrupted, it goes on where it was. Raises ``UserError`` for a package that is not in
-    ``FULL_SET``, ``OSError`` where apt-get or dpkg-deb is absent or fails.
+    After an interruption it continues where it stopped. Raises ``UserError`` for a package that is
+    not in ``FULL_SET``, and ``OSError`` where apt-get or dpkg-deb is missing or fails.
     """
     from rich.progress import Progress
 
@@ -78,20 +75,19 @@ def fetch(
     for name in packages:
         if name not in FULL_SET:
             raise UserError(
-                f"{name!r} is no package of sounds that this project reads;"
-                f" {did_you_mean(name, FULL_SET)}"
+                f"{name!r} is not one of the sound packages; {did_you_mean(name, FULL_SET)}"
             )
     to = Path(to).expanduser().resolve()
     if to == Path("/"):
         raise UserError(
-            "choose a folder of its own, not /; to install for everybody:"
+            "choose a separate folder, not /; to install for all users:"
             f" {install_command(packages)}"
         )
     state = to / ".packages"
     todo = [name for name in dict.fromkeys(packages) if not (state / f"{name}.unpacked").exists()]
     for name in packages:
         if name not in todo:
-            say(f"{name} is there already")
+            say(f"{name} is already unpacked")
     if not todo:
         return []
     if lacking := [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]:
@@ -111,7 +107,7 @@ def fetch(
 
 
 def _unpack(archive: Path, name: str, to: Path) -> None:
-    """A half-written folder carries an ``.unpacking`` mark; the bank does not read it."""
+    """Unpacks a package; until it is complete a mark ``.unpacking`` keeps the bank away."""
     mark = archive.with_name(f"{name}.unpacking")
     mark.touch()
     _run(["dpkg-deb", "-x", str(archive), str(to)], archive.parent)
@@ -120,20 +116,17 @@ def _unpack(archive: Path, name: str, to: Path) -> None:
 
 
 def summary(bank: SoundBank) -> list[tuple[str, ...]]:
-    """One row a class: class, clips, seconds, split by recording, licences."""
+    """One row per class: class, clips, seconds, split by recording, licences."""
     rows = []
     for name in bank.classes():
         clips = [clip for clip in bank.clips if clip.sound_class == name]
         licences = ", ".join(sorted({clip.licence for clip in clips}))
         tested = sum(clip.split == "test" for clip in clips)
-        split = (
-            f"{len(clips) - tested} / {tested}"
-            if clips[0].recording_split
-            else "unseen scenes only"
-        )
-        rows.append(
-            (name, str(len(clips)), f"{sum(clip.seconds for clip in clips):.1f}", split, licences)
-        )
+        split = "unseen scenes only"
+        if clips[0].recording_split:
+            split = f"{len(clips) - tested} / {tested}"
+        seconds = f"{sum(clip.seconds for clip in clips):.1f}"
+        rows.append((name, str(len(clips)), seconds, split, licences))
     return rows
 
 
@@ -154,9 +147,7 @@ def show(bank: SoundBank) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """``fetch --to DIR [--set small|full] [--packages ...]`` or ``list [--root DIR] [--licences
-    ...]``.
-    """
+    """Runs ``fetch --to DIR [--set NAME | --packages ...]`` or ``list [--root DIR] [...]``."""
     parser = argparse.ArgumentParser(
         prog="python tools/sounds.py",
         description="Recorded sounds from Debian packages.",
@@ -167,7 +158,7 @@ def main(argv: Sequence[str]) -> None:
         "fetch", help="download and unpack packages below a folder, without root"
     )
     fetching.add_argument(
-        "--to", required=True, metavar="DIR", help="the folder; give it as root to the sound bank"
+        "--to", required=True, metavar="DIR", help="the folder, later the root of the sound bank"
     )
     fetching.add_argument(
         "--set",
@@ -179,15 +170,15 @@ def main(argv: Sequence[str]) -> None:
         "--packages",
         nargs="+",
         metavar="NAME",
-        help=f"instead of a set, some of {', '.join(FULL_SET)}",
+        help=f"some of {', '.join(FULL_SET)}, instead of a set",
     )
     listing = commands.add_parser(
-        "list", help="the classes of sounds that are there, with their licences"
+        "list", help="list the available classes of sounds with their licences"
     )
     listing.add_argument(
         "--root",
         default="/",
-        help="where the packages lie: / (installed), or the folder given to --to",
+        help="where the packages are: / (installed), or the folder given to --to",
     )
     listing.add_argument(
         "--licences", nargs="+", metavar="ID", help="only these, such as CC0-1.0 CC-BY-3.0"

@@ -1,8 +1,6 @@
-"""A sound bank from a user's own folder:
+"""Reads a sound bank from your own folder: ESC-50, AudioCaps, or audio files with a table.
 
-ESC-50, AudioCaps, or any audio files with a table beside them.
-
-``LAYOUTS`` is the literal table of what is where. The project downloads none of these data sets.
+``LAYOUTS`` describes the folders. The project downloads none of these data sets.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from zoo.audio_files import FORMATS
 from zoo.audio_files.folders import Listing, listed
 from zoo.errors import UserError, did_you_mean
 
-NO_CLASS = "unlabelled"  # the class of clips that have a caption only
+NO_CLASS = "unlabelled"  # the class of clips that only have a caption
 ESC50_FAMILIES = ("animal", "nature", "human", "object", "urban")  # target // 10
 Row = Mapping[str, str]
 _LABELS = "audioset_labels"
@@ -38,11 +36,13 @@ _OPTIONAL = ("class", "family", _LABELS, "licence", "credit", "recording", "spli
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table speaks of its clips.
+    """How a table describes its clips.
 
-    ``table`` is its usual place; ``stems(row)`` are names under which the audio may lie, with a
-    suffix or without, in one of ``folders``; ``about(row)`` gives the fields of a ``BankClip`` that
-    the row states: a ``split`` among them is kept as it is.
+    - ``table``: its usual path.
+    - ``columns``: the required ones.
+    - ``folders``: where the audio may be.
+    - ``stems(row)``: possible names of the audio file, with or without suffix.
+    - ``about(row)``: the fields of ``BankClip`` that the row states; a ``split`` is kept as it is.
     """
 
     table: str
@@ -55,18 +55,15 @@ class Layout:
 def _esc50(row: Row) -> dict:
     category = row["category"].replace("_", " ")
     target = row["target"]
-    family = ESC50_FAMILIES[int(target) // 10] if target.isdigit() and int(target) < 50 else UNKNOWN
-    split = {"split": "test" if row["fold"] == "5" else "train"}
-    recording = f"freesound {row['src_file']}" if row.get("src_file") else ""
-    about = {
+    family = UNKNOWN
+    if target.isdigit() and int(target) < 50:
+        family = ESC50_FAMILIES[int(target) // 10]
+    return {
         "sound_class": row["category"],
         "caption": f"the sound of {category}",
         "family": family,
-        "recording": recording,
-    }
-    return {
-        **about,
-        **split,
+        "recording": f"freesound {row['src_file']}" if row.get("src_file") else "",
+        "split": "test" if row["fold"] == "5" else "train",
         "licence": "CC-BY-NC-3.0",
         "credit": "ESC-50 (K. J. Piczak), the clip's author in its LICENSE file",
     }
@@ -95,7 +92,7 @@ def _csv(row: Row) -> dict:
     stated = {field: row[column] for column, field in names.items() if row.get(column)}
     if stated.get("split", "train") not in ("train", "test"):
         raise UserError(
-            f"split is {stated['split']!r}; expected 'train' or 'test', or an empty cell"
+            f"invalid split {stated['split']!r}: expected 'train', 'test' or an empty cell"
         )
     return {
         "caption": row["caption"],
@@ -137,37 +134,46 @@ def load_folder_bank(
     sample_rate_hz: int = 16_000,
     cache_dir: str | Path | None = None,
 ) -> SoundBank:
-    """A bank from ``folder``.
+    """Reads a bank from ``folder``.
 
-    ``table`` (relative to it, or absolute) is by default where the layout has it.
+    Layouts:
 
-    - ``csv``: columns ``file`` and ``caption``, and where known ``class``, ``family``,
-      ``audioset_labels`` (``;``), ``licence``,
-      ``credit``, ``recording``, ``split``.
+    - ``csv``: a table with the columns ``file`` and ``caption``, and optionally ``class``,
+      ``family``, ``audioset_labels`` (separated by ``;``), ``licence``, ``credit``, ``recording``
+      and ``split``.
     - ``esc50``: ``meta/esc50.csv`` and ``audio/``; fold 5 is for testing, and the whole set counts
       as CC-BY-NC-3.0.
-    - ``audiocaps``: one of its CSV files and the sounds as ``YOUTUBEID_START``, ``YOUTUBEID``,
-      ``YYOUTUBEID`` or ``AUDIOCAPID``
-      with any audio suffix; several captions of one sound become several clips of one recording.
+    - ``audiocaps``: one of its CSV files and audio files named ``YOUTUBEID_START``, ``YOUTUBEID``,
+      ``YYOUTUBEID`` or ``AUDIOCAPID``; several captions of one sound become several clips of one
+      recording.
 
-    ``missing``: what to do about rows whose audio is not there: ``error`` or ``drop`` (each then
-    stands in ``quarantined``).
-    Clips that cannot be read, and files that are exact copies of earlier ones, are quarantined
-    either way.
+    Args:
+        folder: of the audio.
+        table: absolute or relative to ``folder``; None: the usual one of the layout.
+        layout: a key of ``LAYOUTS``.
+        missing: ``error`` for rows without audio, or ``drop`` them into ``quarantined``.
+        sample_rate_hz: of the bank.
+        cache_dir: keeps the decoded waves in one file.
 
-    Raises ``UserError`` for an unknown layout, missing columns or cells, a file outside the
-    folder, or nothing usable, and ``FileNotFoundError`` that counts and names the rows that lack
-    audio.
+    Returns:
+        A bank whose ``quarantined`` holds unreadable clips and exact copies of earlier files.
+
+    Raises:
+        UserError: for an unknown layout, missing columns or cells, a file outside the folder, and
+            a table without usable rows.
+        FileNotFoundError: counts and names the rows without audio.
     """
     if layout not in LAYOUTS:
-        raise UserError(f"unknown layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
+        raise UserError(f"layout {layout!r} is unknown; {did_you_mean(layout, LAYOUTS)}")
     if missing not in ("error", "drop"):
-        raise UserError(f"missing is {missing!r}; expected 'error' or 'drop'")
-    form, folder = LAYOUTS[layout], Path(folder)
+        raise UserError(f"invalid missing {missing!r}: expected 'error' or 'drop'")
+    form = LAYOUTS[layout]
+    folder = Path(folder)
     path = folder / (form.table if table is None else table)
     rows = _rows(path, form)
     files = listed(folder, suffixes=None, deep=True)
-    lacking, found = {}, []
+    lacking = {}
+    found = []
     for number, row in rows:
         audio = _audio(folder, files, form, row, f"{path}, line {number}")
         if audio is None:
@@ -175,12 +181,12 @@ def load_folder_bank(
         else:
             found.append((number, row, audio))
     if lacking and (missing == "error" or not found):
-        shown = ", ".join(list(lacking)[:5]) + (
-            f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        )
-        advice = (
-            "missing='drop' leaves them out" if found else f"the audio is looked for below {folder}"
-        )
+        shown = ", ".join(list(lacking)[:5])
+        if len(lacking) > 5:
+            shown += f" and {len(lacking) - 5} more"
+        advice = f"the audio is expected below {folder}"
+        if found:
+            advice = "missing='drop' leaves them out"
         raise FileNotFoundError(
             f"{path}: {len(lacking)} of {len(rows)} rows have no audio file ({shown}); {advice}"
         )
@@ -222,7 +228,7 @@ def _rows(path: Path, form: Layout) -> list[tuple[int, Row]]:
             value = record.cells[column]
             is_list = column == _LABELS and isinstance(value, list)
             if is_list and all(isinstance(label, str) for label in value):
-                cells[column] = ";".join(value)  # JSON Lines may have a list
+                cells[column] = ";".join(value)  # a list is possible in JSON lines
             else:
                 cells[column] = record.text(column) if column == "caption" else record.name(column)
         for column in form.columns:
@@ -240,9 +246,7 @@ def _audio(folder: Path, files: Listing, form: Layout, row: Row, where: str) -> 
             for name in (stem, *(stem + suffix for suffix in FORMATS)):
                 path = folder / place / name
                 if not path.resolve().is_relative_to(folder.resolve()):
-                    raise UserError(
-                        f"{where}: {name!r} lies outside {folder}; name files inside it"
-                    )
+                    raise UserError(f"{where}: {name!r} is outside {folder}; name files inside it")
                 found = files.find((PurePath(place) / name).as_posix())
                 if found is not None:
                     return files.files[found]
@@ -258,8 +262,10 @@ def _decoded(
 ) -> Bundle:
     from rich.progress import track
 
-    clips, waves, quarantined = [], {}, {}
-    read: dict[str, Tensor] = {}  # a table may name one file in several rows: it is decoded once
+    clips = []
+    waves = {}
+    quarantined = {}
+    read: dict[str, Tensor] = {}  # a file that several rows name is decoded once
     first_with: dict[str, str] = {}
     for number, row, path in track(found, "reading recorded sounds", transient=True):
         try:
@@ -294,7 +300,7 @@ def _decoded(
 
 
 def _with_splits(clips: Sequence[BankClip]) -> tuple[BankClip, ...]:
-    """Stated splits are kept; the others are drawn by recording."""
+    """Keeps stated splits and draws the others by recording."""
     drawn = iter(draw_splits([clip for clip in clips if not clip.split]))
     return tuple(
         replace(clip, recording_split=True) if clip.split else next(drawn) for clip in clips

@@ -1,9 +1,9 @@
-"""Who may use a recording for what: licences read from a package's own papers, never guessed.
+"""Licences of recordings, read from the copyright files of their packages and never guessed.
 
 ``parse_copyright`` reads Debian's machine-readable copyright files (DEP-5,
 https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/); ``credit_licence`` reads the
-sentence that OpenTTD's sound catalogue carries beside each sound. A licence is an SPDX-like
-expression: ids joined by ``AND`` and ``OR``; what nobody states is ``unknown``.
+credit of each sound in OpenTTD's catalogue. A licence is an SPDX-like expression: ids joined by
+``AND`` and ``OR``, or ``unknown`` where none is stated.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ PERMISSIVE = frozenset(
     ("CC0-1.0", "public-domain", "CC-BY-1.0", "CC-BY-2.0", "CC-BY-2.5", "CC-BY-3.0", "CC-BY-4.0")
     + ("MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "Apache-2.0")
 )
-"""The licences of recordings that weights which this project ships may be trained on.
+"""Licences of recordings on which shipped weights may be trained: they require only credit.
 
-They ask for no more than credit (the card lists it). Left out: ShareAlike, Free Art, GPL and
-Artistic (terms for derived works, and it is undecided whether weights are one), NonCommercial,
-CC-sampling-plus, and everything unknown.
+The card lists the credits. Not included are ShareAlike, Free Art, GPL and Artistic (terms for
+derived works, which weights may or may not be), NonCommercial, CC-sampling-plus and unknown ones.
 """
 
 _SHORT_NAMES = {name.lower(): name for name in PERMISSIVE} | {
@@ -40,10 +39,7 @@ _TERMS = {"sharealike": "SA", "noncommercial": "NC", "noderivs": "ND", "noderiva
 
 @dataclass(frozen=True)
 class Stanza:
-    """One ``Files:`` paragraph:
-
-    ``patterns`` (paths in the package's source), ``licence``, ``credit`` and its ``links``.
-    """
+    """One ``Files:`` paragraph; ``patterns`` are paths in the source of the package."""
 
     patterns: tuple[str, ...]
     licence: str
@@ -52,19 +48,13 @@ class Stanza:
 
 
 def spdx(name: str) -> str:
-    """A copyright file's short name as an SPDX-like expression:
+    """The SPDX-like expression of a short name: ``GPL-2+`` -> ``GPL-2.0-or-later``.
 
-    ``GPL-2+`` -> ``GPL-2.0-or-later``, ``CC0`` -> ``CC0-1.0``.
-
-    A name that is not known here stays as it is written; an empty one is ``unknown``.
+    An unknown name stays as it is; an empty one is ``unknown``.
     """
     name = " ".join(name.split())
-    for joint in (
-        ", or ",
-        ", and ",
-        " or ",
-        " and ",
-    ):  # weakest first; a comma makes the word after it weaker (DEP-5, 7.2)
+    # weakest first; a comma makes the word after it bind weaker (DEP-5, 7.2)
+    for joint in (", or ", ", and ", " or ", " and "):
         if joint in name.lower():
             parts = [spdx(part) for part in re.split(joint, name, flags=re.IGNORECASE)]
             if joint == ", and ":  # (A or B), and C  ->  A and C or B and C
@@ -84,17 +74,14 @@ def spdx(name: str) -> str:
 
 
 def allows(licence: str, licences: Collection[str]) -> bool:
-    """Whether every part of some alternative (``A AND B OR C``) is among ``licences``."""
+    """Whether all parts of one alternative (``A AND B OR C``) are among ``licences``."""
     return any(
         all(part in licences for part in way.split(" AND ")) for way in licence.split(" OR ")
     )
 
 
 def credit_licence(text: str) -> str:
-    """The licence that a credit names (``...
-
-    License: Creative Commons Attribution 3.0 Unported.``), else ``unknown``.
-    """
+    """The licence after ``License:`` in a credit, else ``unknown``."""
     stated = text.rpartition("License:")[2] if "License:" in text else ""
     if re.search(r"Creative Commons Zero|\bCC0\b", stated, re.IGNORECASE):
         return "CC0-1.0"
@@ -105,9 +92,7 @@ def credit_licence(text: str) -> str:
 
 
 def parse_copyright(text: str) -> tuple[Stanza, ...]:
-    """The ``Files:`` paragraphs in order; empty for a file that is not in DEP-5 (its header lacks
-    ``Format:``).
-    """
+    """The ``Files:`` paragraphs in order; empty unless the file is DEP-5 (has ``Format:``)."""
     paragraphs = [
         _fields(paragraph) for paragraph in re.split(r"\n[ \t]*\n", text.lstrip("\ufeff\n"))
     ]
@@ -141,7 +126,7 @@ def _fields(paragraph: str) -> dict[str, str]:
 
 
 def stanza_for(path: str, stanzas: Sequence[Stanza]) -> Stanza | None:
-    """The last paragraph that matches ``path``, as DEP-5 says; ``*`` crosses slashes there."""
+    """The last paragraph that matches ``path``, as in DEP-5, where ``*`` also matches slashes."""
     for stanza in reversed(stanzas):
         if any(_pattern(pattern).fullmatch(path) for pattern in stanza.patterns):
             return stanza

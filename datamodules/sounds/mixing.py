@@ -1,9 +1,7 @@
-"""Two clips mixed into one with both heard, and their captions joined:
+"""Mixes two captioned clips so that both are heard: Tango's augmentation (arXiv 2304.13731, 2.3).
 
-Tango's augmentation (arXiv 2304.13731, section 2.3).
-
-Levels are A-weighted (IEC 61672), because a mixture by energy would let low rumble drown what the
-ear follows; the weights are those of between-class learning (Tokozume et al. 2018, arXiv
+Levels are A-weighted (IEC 61672), because in a mixture by energy low rumble would mask what
+listeners notice. The weights are those of between-class learning (Tokozume et al. 2018, arXiv
 1711.10282, eq. 2), and the mixture keeps the energy of one clip.
 """
 
@@ -19,21 +17,19 @@ FLOOR_DB = -80.0
 
 
 def a_weights_db(sample_rate_hz: int) -> Tensor:
-    """(FFT // 2 + 1,) A-weighting in dB at each frequency of the spectrum, at least ``FLOOR_DB``;
-    float64.
-    """
+    """A-weighting (FFT // 2 + 1,) in dB of each frequency, at least ``FLOOR_DB``; float64."""
     square = torch.linspace(0, sample_rate_hz / 2, FFT // 2 + 1, dtype=torch.float64) ** 2
-    square[0] = 1.0  # 0 Hz has no logarithm; the floor holds there
+    square[0] = 1.0  # 0 Hz has no logarithm; the floor applies there
     gain = 12194.0**2 * square**2 / ((square + 12194.0**2) * (square + 20.6**2))
     gain = gain / ((square + 107.7**2) * (square + 737.9**2)).sqrt()
     return (20 * torch.log10(gain) + 2.0).clamp(min=FLOOR_DB)
 
 
 def levels_db(wave_N: Tensor, sample_rate_hz: int) -> Tensor:
-    """(frames,) A-weighted level of each Hann frame of ``FFT`` samples, half overlapped, at least
-    ``FLOOR_DB``; float64.
+    """A-weighted levels (frames,) in dB, at least ``FLOOR_DB``; float64.
 
-    Raises ``UserError`` for a clip that is not one channel of at least ``FFT`` samples.
+    Frames are Hann windows of ``FFT`` samples with half overlap. Raises ``UserError`` for a clip
+    that is not one channel of at least ``FFT`` samples.
     """
     if wave_N.ndim != 1 or len(wave_N) < FFT:
         raise UserError(
@@ -45,8 +41,9 @@ def levels_db(wave_N: Tensor, sample_rate_hz: int) -> Tensor:
 
 
 def first_weight(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> float:
-    """The share of the first clip at which both sound equally loud, by their loudest frames: 1 / (1
-    + 10^((G1 - G2) / 20)).
+    """The share of the first clip at which both sound equally loud: 1 / (1 + 10^((G1 - G2) / 20)).
+
+    G1 and G2 are the levels of their loudest frames.
     """
     difference_db = (
         levels_db(first_N, sample_rate_hz).max() - levels_db(second_N, sample_rate_hz).max()
@@ -55,14 +52,13 @@ def first_weight(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> floa
 
 
 def mixed(first_N: Tensor, second_N: Tensor, sample_rate_hz: int) -> Tensor:
-    """(N,) float32: p * first + (1 - p) * second over sqrt(p^2 + (1 - p)^2), p from
-    ``first_weight``.
+    """(p * first + (1 - p) * second) / sqrt(p^2 + (1 - p)^2), (N,) float32, p of ``first_weight``.
 
-    Raises ``UserError`` for clips of different length, or as ``levels_db``.
+    Raises ``UserError`` for clips of different lengths, and as ``levels_db``.
     """
     if first_N.shape != second_N.shape:
         shapes = f"{tuple(first_N.shape)} and {tuple(second_N.shape)}"
-        raise UserError(f"clips of one length are mixed, got {shapes}; cut or fill one")
+        raise UserError(f"cannot mix clips of different lengths {shapes}; cut or pad one")
     share = first_weight(first_N, second_N, sample_rate_hz)
     norm = (share**2 + (1 - share) ** 2) ** 0.5
     return (share / norm * first_N.double() + (1 - share) / norm * second_N.double()).float()

@@ -1,4 +1,4 @@
-"""One to three recorded sounds composed in time to a stereo scene, with its truth.
+"""Composes one to three recorded sounds into a stereo scene with its truth.
 
 Shapes: ``C`` channels, ``N`` samples.
 """
@@ -23,27 +23,25 @@ from datamodules.sounds.captions import (
 from zoo.errors import UserError
 
 SHARES = {"single": 0.35, "together": 0.2, "overlap": 0.15, "then": 0.3}
-RMS = 0.08  # level of a scene, lower only where its peaks would pass _PEAK
+RMS = 0.08  # level of a scene; lower where its peaks would exceed _PEAK
 _PEAK = 0.95
 _FADE_S = 0.01  # raised cosine at both ends of an event
-_FRAME_S = 0.01  # loudness is looked at in frames of this length
-_SILENCE_DB, _QUIET_DB = (
-    -40.0,
-    -30.0,
-)  # below the loudest frame: cut off at the ends; not counted in an event's level
+_FRAME_S = 0.01  # loudness is measured in frames of this length
+_SILENCE_DB = -40.0  # frames this far below the loudest one are cut off at the ends
+_QUIET_DB = -30.0  # frames this far below the loudest one do not count in the level of an event
 _PAN = 0.5  # events are panned at most half way to one side, at equal power
-_SHORTEST_S = 0.5  # what an event of a scene needs at the least
+_SHORTEST_S = 0.5  # the least time that an event needs
 _GAP_S = 0.1  # silence between events that follow each other
 
 
 def _frames(wave: Tensor, frame: int) -> Tensor:
-    """RMS of each whole or begun frame."""
+    """RMS of each frame; the last one may be partial."""
     wave = torch.nn.functional.pad(wave, (0, -len(wave) % frame))
     return wave.reshape(-1, frame).square().mean(dim=1).sqrt()
 
 
 def _trim(wave: Tensor, frame: int) -> Tensor:
-    """Without the silence at both ends, but for one frame, which the fades take."""
+    """Cuts the silence at both ends, except for one frame each for the fades."""
     levels = _frames(wave, frame)
     loud = (levels > levels.max() * 10 ** (_SILENCE_DB / 20)).nonzero().flatten()
     return wave[max(0, int(loud[0]) - 1) * frame : (int(loud[-1]) + 2) * frame]
@@ -52,12 +50,20 @@ def _trim(wave: Tensor, frame: int) -> Tensor:
 def cut_event(
     wave: Tensor, shortest: int, longest: int, sample_rate_hz: int, rng: random.Random
 ) -> Tensor:
-    """One event of at most ``longest`` samples from a recording (N,), at RMS 1 over its active
-    part.
+    """Cuts one event from a recording, with RMS 1 over its active part.
 
-    Longer recordings are cropped where they sound (the loudest of three random places); shorter
-    ones are repeated after small gaps until they last ``shortest`` samples. Raises ``UserError``
-    for silence.
+    Longer recordings are cropped at the loudest of three random active places; shorter ones are
+    repeated after small gaps until they last ``shortest`` samples.
+
+    Args:
+        wave: (N,), the recording.
+        shortest: samples to fill by repeating.
+        longest: the largest number of samples.
+        sample_rate_hz: of the wave.
+        rng: draws crops and gaps.
+
+    Raises:
+        UserError: for silence.
     """
     if not len(wave) or not wave.abs().max() > 0:
         raise UserError("the recording is silent; remove it from the bank")
@@ -66,13 +72,11 @@ def cut_event(
     if len(piece) > longest:
         levels = _frames(piece, frame)
         active = (levels > levels.max() * 10 ** (_QUIET_DB / 20)).nonzero().flatten().tolist()
-        starts = [
-            rng.choice(active) * frame - rng.randrange(longest - frame) for _ in range(3)
-        ]  # each holds an active frame
-        crops = [
-            piece[start : start + longest]
-            for start in (min(max(0, s), len(piece) - longest) for s in starts)
-        ]
+        crops = []
+        for _ in range(3):  # each contains an active frame
+            start = rng.choice(active) * frame - rng.randrange(longest - frame)
+            start = min(max(0, start), len(piece) - longest)
+            crops.append(piece[start : start + longest])
         piece = _trim(max(crops, key=lambda crop: float(crop.square().sum())), frame)
     levels = _frames(piece, frame)
     active = levels[levels > levels.max() * 10 ** (_QUIET_DB / 20)]
@@ -102,44 +106,41 @@ def _layout(
     count = len(waves)
     if relation == "then":
         gap = round(_GAP_S * rate)
-        room, pieces = samples - (count - 1) * gap, [torch.empty(0)] * count
-        for rank, place in enumerate(
-            sorted(range(count), key=lambda i: len(waves[i]))
-        ):  # the long ones take what is left
+        room = samples - (count - 1) * gap
+        pieces = [torch.empty(0)] * count
+        shortest_first = sorted(range(count), key=lambda i: len(waves[i]))
+        for rank, place in enumerate(shortest_first):  # longer recordings get the remaining time
             longest = int(room / (count - rank))
             pieces[place] = cut_event(
                 waves[place], int(rng.uniform(0.1, 0.6) * longest), longest, rate, rng
             )
             room -= len(pieces[place])
-        cuts = sorted(
-            rng.randrange(room + 1) for _ in range(count)
-        )  # the rest is silence before, between and behind
+        # the remaining time is silence before, between and after the events
+        cuts = sorted(rng.randrange(room + 1) for _ in range(count))
         starts = [cut + sum(len(piece) + gap for piece in pieces[:i]) for i, cut in enumerate(cuts)]
         return list(zip(starts, pieces, strict=True))
     if relation == "overlap":
-        slot = 2 * samples // (count + 1)  # each begins when half of the one before has passed
+        slot = 2 * samples // (count + 1)  # each event begins at the middle of the one before
         pieces = [cut_event(wave, int(0.75 * slot), slot, rate, rng) for wave in waves]
         starts = [sum(len(piece) // 2 for piece in pieces[:i]) for i in range(count)]
-        first = rng.randrange(
-            samples
-            - max(start + len(piece) for start, piece in zip(starts, pieces, strict=True))
-            + 1
-        )
+        end = max(start + len(piece) for start, piece in zip(starts, pieces, strict=True))
+        first = rng.randrange(samples - end + 1)
         return [(first + start, piece) for start, piece in zip(starts, pieces, strict=True)]
-    span = samples if relation == "single" else round(rng.uniform(0.6, 0.95) * samples)
-    shortest = rng.uniform(0.1, 0.5) if relation == "single" else 0.6
+    if relation == "single":
+        span = samples
+        shortest = rng.uniform(0.1, 0.5)
+    else:
+        span = round(rng.uniform(0.6, 0.95) * samples)
+        shortest = 0.6
     pieces = [cut_event(wave, int(shortest * span), span, rate, rng) for wave in waves]
     first = rng.randrange(samples - max(map(len, pieces)) + 1)
-    late = (
-        round(0.1 * rate) if relation == "together" else 0
-    )  # together: all begin within a tenth of a second
+    # together: all begin within a tenth of a second
+    late = round(0.1 * rate) if relation == "together" else 0
     return [(min(first + rng.randrange(late + 1), samples - len(piece)), piece) for piece in pieces]
 
 
 def by_class(clips: Sequence[BankClip], split: str) -> dict[str, tuple[BankClip, ...]]:
-    """Recordings of a split ("train", "test"), those of both splits among them, by class in
-    alphabetical order.
-    """
+    """Class -> recordings of a split ("train", "test") or of both, in alphabetical order."""
     found: dict[str, tuple[BankClip, ...]] = {}
     for clip in sorted(clips, key=lambda clip: (clip.sound_class, clip.id)):
         if clip.split in (split, "both"):
@@ -159,42 +160,63 @@ def compose(
     noise_db: float | None = None,
     max_caption_bytes: int = MAX_CAPTION_BYTES,
 ) -> tuple[Tensor, Scene]:
-    """Scene ``seed``:
+    """Composes the scene ``seed``: a pure function of its arguments.
 
-    ``wave_CN`` (2, N) float32 at the bank's rate and its truth; a pure function of the arguments.
+    Classes are drawn evenly and all differ; then recordings are drawn. Every event has about the
+    same RMS over its active part (+-3 dB) and a place in the stereo field. The scene has RMS 0.08,
+    or less where peaks would exceed 0.95.
 
-    ``relation`` and ``sounds`` (1 to 3) are drawn by the shares ``relations`` and ``three_share``
-    (of scenes that have more than one sound) unless they are given. Classes are drawn evenly, all
-    different, then recordings of ``split``. Every event has about the same RMS over its active part
-    (+-3 dB) and a place in the stereo field; the scene has RMS 0.08, less where peaks would pass
-    0.95. ``noise_db``: level of white noise below the scene's, None for none.
+    Args:
+        bank: the recordings.
+        seed: of the scene.
+        seconds: length of the scene.
+        relation: a key of ``captions.TEMPLATES``; None: drawn by ``relations``.
+        sounds: 1 to 3; None: drawn by ``three_share``.
+        relations: relation -> its share of scenes.
+        three_share: share of scenes with three sounds among those with more than one.
+        split: "train" or "test", for the recordings.
+        noise_db: level of white noise relative to the scene (such as -50); None: no noise.
+        max_caption_bytes: longer captions fall back to the names of the classes.
 
-    Raises ``UserError`` for too few classes, too few seconds, and unknown relations.
+    Returns:
+        The wave (2, N), float32 at the bank's rate, and the truth of the scene.
+
+    Raises:
+        UserError: for too few classes, too few seconds, and unknown relations.
     """
     rng = random.Random(f"scene/{seed}")
     if relation is None:
         relation = rng.choices(list(relations), list(relations.values()))[0]
     check_relations([relation])
     if sounds is None:
-        sounds = 1 if relation == "single" else 3 if rng.random() < three_share else 2
+        if relation == "single":
+            sounds = 1
+        else:
+            sounds = 3 if rng.random() < three_share else 2
     clips = by_class(bank.clips, split)
     check_room(relation, sounds, len(clips), seconds, split)
-    rate, samples = bank.sample_rate_hz, round(seconds * bank.sample_rate_hz)
+    rate = bank.sample_rate_hz
+    samples = round(seconds * rate)
     chosen = [rng.choice(clips[name]) for name in rng.sample(list(clips), sounds)]
-    wave_CN, events = torch.zeros(2, samples), []
-    for clip, (start, piece) in zip(
-        chosen, _layout(relation, [bank.wave(c) for c in chosen], samples, rate, rng), strict=True
-    ):
+    placed = _layout(relation, [bank.wave(clip) for clip in chosen], samples, rate, rng)
+    wave_CN = torch.zeros(2, samples)
+    events = []
+    for clip, (start, piece) in zip(chosen, placed, strict=True):
         angle = math.pi / 4 * (1 + rng.uniform(-_PAN, _PAN))
-        gains = (
-            torch.tensor([[math.cos(angle)], [math.sin(angle)]])
-            * math.sqrt(2)
-            * 10 ** (rng.uniform(-3, 3) / 20)
-        )
+        level = 10 ** (rng.uniform(-3, 3) / 20)
+        gains = torch.tensor([[math.cos(angle)], [math.sin(angle)]]) * math.sqrt(2) * level
         wave_CN[:, start : start + len(piece)] += gains * piece
-        times = (start / rate, (start + len(piece)) / rate)
-        about = (clip.sound_class, clip.id, clip.caption, clip.audioset_labels)
-        events.append(SceneEvent(*about, *times, clip.recording_split))
+        events.append(
+            SceneEvent(
+                sound_class=clip.sound_class,
+                clip_id=clip.id,
+                phrase=clip.caption,
+                audioset_labels=clip.audioset_labels,
+                start_s=start / rate,
+                end_s=(start + len(piece)) / rate,
+                recording_split=clip.recording_split,
+            )
+        )
     events.sort(key=lambda event: event.start_s)
     wave_CN *= min(RMS / float(wave_CN.square().mean().sqrt()), _PEAK / float(wave_CN.abs().max()))
     if noise_db is not None:
@@ -204,18 +226,27 @@ def compose(
 
 
 def check_room(relation: str, sounds: int, classes: int, seconds: float, split: str) -> None:
-    """Raises ``UserError`` where a scene cannot be composed."""
-    if not (sounds == 1 if relation == "single" else sounds in (2, 3)):
-        wanted = "one sound" if relation == "single" else "two or three sounds"
-        raise UserError(f"a scene {relation!r} has {wanted}, not {sounds}")
+    """Raises ``UserError`` where a scene cannot be composed.
+
+    Args:
+        relation: of the sounds.
+        sounds: how many the scene has.
+        classes: how many have recordings in the split.
+        seconds: length of the scene.
+        split: for the message.
+    """
+    if relation == "single" and sounds != 1:
+        raise UserError(f"a scene {relation!r} has one sound, not {sounds}")
+    if relation != "single" and sounds not in (2, 3):
+        raise UserError(f"a scene {relation!r} has two or three sounds, not {sounds}")
     if classes < sounds:
         raise UserError(
-            f"a scene of {sounds} sounds needs as many classes, but only {classes} have recordings"
-            f" in the split {split!r}; add classes or licences, or lower the number of sounds"
+            f"a scene of {sounds} sounds needs {sounds} classes, but only {classes} have recordings"
+            f" in the split {split!r}; add classes or licences, or use fewer sounds"
             " (three_share: 0 leaves out scenes of three)"
         )
     if seconds < sounds * _SHORTEST_S:
         raise UserError(
-            f"{seconds} s are too short for {sounds} sounds ({relation}); give at least"
+            f"{seconds} s are too short for {sounds} sounds ({relation}); use at least"
             f" {sounds * _SHORTEST_S} s, or fewer sounds"
         )

@@ -1,7 +1,4 @@
-"""Prompts of two sounds for models that learn from their own samples.
-
-Needs no recording, only ``rules.tsv``.
-"""
+"""Prompts of two sounds, from ``rules.tsv`` alone, for models that learn from their own samples."""
 
 from __future__ import annotations
 
@@ -32,17 +29,32 @@ def scene_prompts(
     sources: Sequence[str] | None = None,
     rules: str | Path = RULES,
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """(training prompts, held-out prompts): captions of two different sounds.
+    """Training and held-out prompts: captions of two different sounds.
 
-    ``pairs`` of ``classes`` (None: all of them; ``count``: that many, drawn by ``seed``) in each of
-    ``relations``: one caption for sounds "together" or in "overlap", two for "then", one an order.
-    ``held_out_share`` of the pairs is held out in every relation and order; each class stays in
-    training with another partner. ``sources`` (names in the rule table) restricts whose words are
-    used. Labels: ``events`` (classes in order), ``relation``, ``audioset`` (accepted AudioSet names
-    of each event), ``swapped`` (the caption in the other order, for "then" only).
+    Each pair gets, in each relation, one caption for sounds "together" or in "overlap", and one per
+    order for "then".
 
-    Raises ``UserError`` for unknown names, a class with itself, and shares that cannot be held
-    out.
+    Args:
+        classes: of the sounds.
+        relations: some of "together", "overlap" and "then".
+        pairs: [class, class]; None: all pairs of ``classes``.
+        count: how many pairs to draw by ``seed``; None: all.
+        held_out_share: share of pairs that is held out in every relation and order; each class
+            stays in training with another partner.
+        negative: text of guidance's unconditional side.
+        seconds: length of every sample.
+        seed: of everything that is drawn.
+        sources: names in the rule table whose words are used; None: all.
+        rules: the rule table.
+
+    Returns:
+        (training prompts, held-out prompts) with the labels ``events`` (classes in order),
+        ``relation``, ``audioset`` (accepted AudioSet names of each event) and ``swapped`` (the
+        caption in the other order, for "then" only).
+
+    Raises:
+        UserError: for unknown names, a class paired with itself, and shares that cannot be held
+            out.
     """
     check_relations(relations, _OF_TWO)
     words = _rules_of(classes, sources, rules)
@@ -58,18 +70,18 @@ def scene_prompts(
             )
         chosen = sorted(rng.sample(chosen, count))
     held = _hold_out(chosen, held_out_share, rng)
-    train, validation = {}, {}
+    train = {}
+    validation = {}
     for pair in chosen:
+        prompts = validation if pair in held else train
         for relation in relations:
-            for order in (
-                (pair, pair[::-1]) if relation == "then" else (tuple(rng.sample(pair, 2)),)
-            ):
+            orders = [pair, pair[::-1]] if relation == "then" else [tuple(rng.sample(pair, 2))]
+            for order in orders:
                 prompt = _prompt(order, relation, words, negative, seconds, rng)
-                (validation if pair in held else train)[prompt.id] = prompt
+                prompts[prompt.id] = prompt
     if not train:
         raise UserError(
-            "there are no pairs of sounds to train on; give two classes or more, and a relation or"
-            " more"
+            "there are no pairs of sounds to train on; give at least two classes and one relation"
         )
     return tuple(train.values()), tuple(validation.values())
 
@@ -84,9 +96,8 @@ def _rules_of(
             )
     found: dict[str, list[Rule]] = {}
     for rule in load_rules(Path(table)):
-        if "{" not in rule.caption and (
-            sources is None or rule.source in sources
-        ):  # {words} are a recording's own
+        needs_recording = "{" in rule.caption  # {words} are those of a recording
+        if not needs_recording and (sources is None or rule.source in sources):
             found.setdefault(rule.sound_class, []).append(rule)
     for name in classes:
         if name not in found:
@@ -99,11 +110,11 @@ def _rules_of(
 
 def _pair(pair: Sequence[str], classes: Sequence[str]) -> tuple[str, str]:
     if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
-        raise UserError(f"pairs lists [class, another class], got {pair!r}; drop doubled classes")
+        raise UserError(f"invalid pair {pair!r}: expected two different classes in a list")
     for name in pair:
         if name not in classes:
             raise UserError(
-                f"pairs: {name!r} is none of the classes; {did_you_mean(name, classes)}"
+                f"pairs: {name!r} is not one of the classes; {did_you_mean(name, classes)}"
             )
     return tuple(sorted(pair))
 
@@ -111,10 +122,12 @@ def _pair(pair: Sequence[str], classes: Sequence[str]) -> tuple[str, str]:
 def _hold_out(
     pairs: Sequence[tuple[str, str]], share: float, rng: random.Random
 ) -> set[tuple[str, str]]:
-    """A share of the pairs, such that every class remains in another pair."""
+    """Draws a share of the pairs so that every class remains in another pair."""
     if not 0 <= share < 1:
-        raise UserError(f"held_out_share is a share of the pairs, 0 <= share < 1, got {share}")
-    wanted, held, left = round(share * len(pairs)), set(), set(pairs)
+        raise UserError(f"invalid held_out_share {share}: expected 0 <= share < 1")
+    wanted = round(share * len(pairs))
+    held = set()
+    left = set(pairs)
     for pair in rng.sample(pairs, len(pairs)):
         if len(held) < wanted and all(
             any(name in other for other in left - {pair}) for name in pair
@@ -124,7 +137,7 @@ def _hold_out(
     if len(held) < wanted:
         raise UserError(
             f"held_out_share {share} of {len(pairs)} pairs is {wanted}, but only {len(held)} can be"
-            " held out if every class is to be trained on; lower it or give more classes"
+            " held out while every class stays in training; lower it or give more classes"
         )
     return held
 
@@ -142,9 +155,7 @@ def _prompt(
         SceneEvent(rule.sound_class, "", rule.caption, rule.audioset_labels, 0.0, seconds)
         for rule in rules
     ]
-    scene = worded(
-        relation, events, 0, rng
-    )  # its times are nobody's: a request has no recording yet
+    scene = worded(relation, events, 0, rng)  # only its words are used: there is no recording yet
     labels = {
         "events": list(order),
         "relation": relation,

@@ -1,6 +1,4 @@
-"""Scenes of one to three recorded sounds with captions and truth: streamed as batches, never
-stored.
-"""
+"""Streams scenes of one to three recorded sounds with captions and truth; stores no scene."""
 
 from __future__ import annotations
 
@@ -32,12 +30,15 @@ _VAL_SEED = 2**50  # seeds of validation scenes start here, above the 48 bits of
 
 
 class SceneSet:
-    """``count`` scenes, composed anew whenever they are asked for (``datamodules/cache.py:
+    """``count`` scenes, composed again at each access (``datamodules.cache.ClipSet``).
 
-    ClipSet``).
-
-    ``make`` composes a scene from its seed (``first_seed`` + index); ``phrases``: class -> captions
-    of its recordings.
+    Args:
+        make: composes a scene from its seed.
+        phrases: class -> captions of its recordings.
+        count: how many scenes.
+        first_seed: seed of scene 0; scene ``i`` has ``first_seed + i``.
+        seconds: length of a scene.
+        max_caption_bytes: longer captions fall back to the names of the classes.
     """
 
     def __init__(
@@ -49,11 +50,14 @@ class SceneSet:
         seconds: float,
         max_caption_bytes: int = MAX_CAPTION_BYTES,
     ) -> None:
-        self.make, self.phrases, self.count, self.first_seed = make, phrases, count, first_seed
-        self.seconds, self.max_caption_bytes = seconds, max_caption_bytes
-        self._scenes: dict[
-            int, Scene
-        ] = {}  # the truth of scenes that were composed: a few hundred bytes each
+        self.make = make
+        self.phrases = phrases
+        self.count = count
+        self.first_seed = first_seed
+        self.seconds = seconds
+        self.max_caption_bytes = max_caption_bytes
+        # the truth of composed scenes, a few hundred bytes each
+        self._scenes: dict[int, Scene] = {}
 
     def __len__(self) -> int:
         return self.count
@@ -68,9 +72,9 @@ class SceneSet:
         return self.request(recaption(self._scenes[index], rng, self.max_caption_bytes), rng)
 
     def request(self, scene: Scene, rng: random.Random) -> Prompt:
-        """The scene's caption; labels:
+        """A prompt with the caption of a scene.
 
-        ``scene_labels``, and ``negatives``: the caption with a wrong class (one, or none).
+        Its labels are ``scene_labels`` and ``negatives``: at most one caption with a wrong class.
         """
         replaced = replace_class(scene, self.phrases, rng, self.max_caption_bytes)
         labels = {**scene_labels(scene), "negatives": [] if replaced is None else [replaced]}
@@ -80,61 +84,70 @@ class SceneSet:
 class _Stream:
     """Batches as a pure function of (seed, epoch, batch number, rank).
 
-    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin
-    with the old epoch's batches.
+    Its length keeps the trainer from reading ahead into the next epoch: a resumed run would
+    otherwise begin with the old epoch's batches.
     """
 
     def __init__(self, module: SceneDataModule, scenes: SceneSet, train: bool) -> None:
-        self.module, self.scenes, self.train = module, scenes, train
+        self.module = module
+        self.scenes = scenes
+        self.train = train
 
     def __len__(self) -> int:
-        return (
-            self.module.batches_per_epoch
-            if self.train
-            else max(1, len(self.scenes) // self.module.batch_size)
-        )
+        if self.train:
+            return self.module.batches_per_epoch
+        return max(1, len(self.scenes) // self.module.batch_size)
 
     def __iter__(self) -> Iterator[AudioBatch]:
         m = self.module
-        epoch, rank = (
-            (m.trainer.current_epoch, m.trainer.global_rank) if m.trainer is not None else (0, 0)
-        )
+        epoch = 0 if m.trainer is None else m.trainer.current_epoch
+        rank = 0 if m.trainer is None else m.trainer.global_rank
         size = m.batch_size if self.train else min(m.batch_size, len(self.scenes))
         for number in range(len(self)):
-            waves, prompts = [], []
+            waves = []
+            prompts = []
             for row in range(size):
-                name = f"{m.seed}/{epoch}/{number}/{rank}/{row}"
-                wave_CN, scene = self.scenes.make(
-                    _seed_of(name) if self.train else self.scenes.first_seed + number * size + row
-                )
+                seed = self.scenes.first_seed + number * size + row
+                if self.train:
+                    seed = _seed_of(f"{m.seed}/{epoch}/{number}/{rank}/{row}")
+                wave_CN, scene = self.scenes.make(seed)
                 waves.append(wave_CN)
                 prompts.append(self.scenes.request(scene, random.Random(f"negatives/{scene.seed}")))
             yield AudioBatch(torch.stack(waves), m.bank.sample_rate_hz, tuple(prompts))
 
 
 def _seed_of(name: str) -> int:
-    """48 bits: two scenes of a run hardly ever share one."""
+    """A seed of 48 bits from a hash, so that two scenes of a run almost never share one."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
 class SceneDataModule(L.LightningDataModule):
     """Scenes of recorded sounds as ``AudioBatch``: (B, 2, N) at the bank's rate.
 
-    The labels of a prompt hold the truth (``captions.scene_labels``: events in order of onset,
-    when, AudioSet names), and captions that are wrong: ``swapped`` (another order; None unless one
-    sound follows another), ``negatives`` (a wrong class). Training scenes use the bank's training
-    recordings, validation scenes its test recordings.
+    Training batches are always new scenes. They use the bank's training recordings, validation
+    scenes its test recordings. The labels of a prompt hold the truth (``captions.scene_labels``)
+    and wrong captions: ``swapped`` (another order; None unless one sound follows another) and
+    ``negatives`` (a wrong class).
 
-    ``licences``, ``classes``, ``families``: what is used of ``bank`` (None: all). ``relations``:
-    shares of scenes with a single sound, sounds together, overlapping, and one after another
-    ("then"); ``three_share``: how many of those with more than one sound have three. ``noise_db``:
-    level of white noise relative to the scene's (such as -50; None: none). ``max_caption_bytes``:
-    longer captions fall back to the names of the classes. ``clips``/``val_clips``: scenes in
-    ``clip_sets`` (what ``LatentCache`` encodes) and in validation; training batches of this module
-    itself are new scenes always.
+    Args:
+        bank: the recordings.
+        licences: those to use; None: all.
+        classes: those to use; None: all.
+        families: those to use; None: all.
+        seconds: length of a scene.
+        relations: relation ("single", "together", "overlap", "then") -> its share of scenes.
+        three_share: share of scenes with three sounds among those with more than one.
+        noise_db: level of white noise relative to the scene (such as -50); None: no noise.
+        max_caption_bytes: longer captions fall back to the names of the classes.
+        clips: scenes in ``clip_sets``, which ``LatentCache`` encodes.
+        val_clips: scenes in validation.
+        batch_size: scenes per batch.
+        batches_per_epoch: training batches per epoch.
+        seed: of all scenes.
 
-    Raises ``UserError`` for shares that do not sum to 1, unknown names, too few classes or
-    seconds, and filters that leave nothing.
+    Raises:
+        UserError: for shares that do not sum to 1, unknown names, too few classes or seconds, and
+            filters that leave nothing.
     """
 
     batch_type = AudioBatch
@@ -160,21 +173,25 @@ class SceneDataModule(L.LightningDataModule):
         shares = dict(SHARES if relations is None else relations)
         check_relations(list(shares))
         if min(shares.values(), default=0.0) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-            said = ", ".join(f"{name} {share}" for name, share in shares.items())
+            given = ", ".join(f"{name} {share}" for name, share in shares.items())
             raise UserError(
-                f"relations: shares are 0 or more and sum to 1, got {said} (sum"
+                f"relations: shares must be 0 or more and sum to 1, got {given} (sum"
                 f" {sum(shares.values()):g})"
             )
         if not 0 <= three_share <= 1:
-            raise UserError(f"three_share is a share of scenes, 0 to 1, got {three_share}")
+            raise UserError(f"invalid three_share {three_share}: expected a share of 0 to 1")
         check_clip_length("seconds", seconds, bank.sample_rate_hz)
         for name, value in (("clips", clips), ("val_clips", val_clips), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if (licences, classes, families) != (None, None, None):
             bank = bank.select(licences=licences, classes=classes, families=families)
-        self.bank, self.seconds, self.max_caption_bytes = bank, seconds, max_caption_bytes
-        self.batch_size, self.batches_per_epoch, self.seed = batch_size, batches_per_epoch, seed
+        self.bank = bank
+        self.seconds = seconds
+        self.max_caption_bytes = max_caption_bytes
+        self.batch_size = batch_size
+        self.batches_per_epoch = batches_per_epoch
+        self.seed = seed
         self._sets = []
         for split, count, first_seed in (
             ("train", clips, seed * 1_000_003),
@@ -182,7 +199,8 @@ class SceneDataModule(L.LightningDataModule):
         ):
             recordings = by_class(bank.clips, split)
             for relation in (name for name in RELATIONS if shares.get(name)):
-                sounds = 1 if relation == "single" else 3 if three_share else 2
+                most_sounds = 3 if three_share else 2
+                sounds = 1 if relation == "single" else most_sounds
                 check_room(relation, sounds, len(recordings), seconds, split)
             make = partial(
                 compose,

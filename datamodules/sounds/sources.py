@@ -1,8 +1,6 @@
-"""Where recorded sounds lie in Debian packages: folders, Qt resource bundles (.rcc) and OpenTTD
-catalogues (.cat).
+"""Readers of recorded sounds in Debian packages: folders, Qt bundles (.rcc), OpenTTD (.cat).
 
-Each reader lists ``Entry`` records without decoding anything; only what a rule asks for is read and
-unpacked.
+Each reader lists ``Entry`` records without decoding; only files that match a rule are unpacked.
 """
 
 from __future__ import annotations
@@ -18,17 +16,19 @@ from pathlib import Path
 
 from zoo.errors import UserError
 
-LARGEST_BYTES = 1 << 28  # a compressed file that unpacks to more than this is refused
+LARGEST_BYTES = 1 << 28  # the most that a compressed file may unpack to
 
 
 @dataclass(frozen=True)
 class Entry:
     """One recording in a package.
 
-    ``name`` is what a rule's glob matches; ``origin`` the path in the package's source, which its
-    copyright file speaks of; ``stamp`` changes when the bytes may have changed; ``credit`` is text
-    that travels inside the container; ``words`` fills the blank of a caption such as ``a person
-    saying: {words}`` (None: there are none).
+    - ``name``: matched by the globs of rules.
+    - ``origin``: the path in the source of the package, which its copyright file uses.
+    - ``stamp``: changes when the bytes may have changed.
+    - ``read``: returns the bytes.
+    - ``credit``: text in the container.
+    - ``words``: fills a caption such as ``a person saying: {words}``; None if there are none.
     """
 
     name: str
@@ -41,12 +41,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """``place`` is below the root; ``origin`` is what stands before a file's name in the package's
-    source.
+    """A package of sounds.
 
-    ``licence`` is what the package's copyright file says to a person where no machine can read it;
-    ``statement`` (file, text, licence) is a sentence beside the sounds that covers those which the
-    copyright file does not name one by one.
+    - ``package``: its name in Debian.
+    - ``place``: the path of the sounds below the root.
+    - ``entries``: the reader.
+    - ``origin``: the prefix of a file's name in the source of the package.
+    - ``licence``: read by a person where the copyright file is not machine-readable.
+    - ``statement``: (file, text, licence) of a statement beside the sounds, for files that the
+      copyright file does not name individually.
     """
 
     package: str
@@ -74,7 +77,7 @@ def _files(place: Path, globs: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def folder_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[Entry]:
-    """Files below ``place``; spoken descriptions (``*_desc*``) are not sounds."""
+    """Files below ``place``, except spoken descriptions (``*_desc*``)."""
     for name, path in _files(place, globs):
         if "_desc" not in path.stem:
             words = path.stem.replace("_", " ").lower()
@@ -82,9 +85,7 @@ def folder_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[E
 
 
 def spoken_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[Entry]:
-    """Spoken descriptions ``dog_desc.ogg`` whose words are the first line of ``dog.txt`` beside
-    them.
-    """
+    """Spoken descriptions ``dog_desc.ogg``; their words are the first line of ``dog.txt``."""
     for name, path in _files(place, globs):
         text = path.with_name(path.stem.removesuffix("_desc") + ".txt")
         lines = text.read_text("utf-8", errors="replace").splitlines() if text.is_file() else []
@@ -103,9 +104,7 @@ def bundle_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[E
 
 
 def catalogue_entries(place: Path, globs: Sequence[str], origin: str) -> Iterator[Entry]:
-    """The sounds of one .cat file, named by their two-digit index, with the credit text that lies
-    beside each.
-    """
+    """The sounds of a .cat file, named by their two-digit index, with their credits."""
     for index, credit, wav in read_cat(place):
         name = f"{index:02d}"
         if _wanted(name, globs):
@@ -119,11 +118,11 @@ def catalogue_entries(place: Path, globs: Sequence[str], origin: str) -> Iterato
 
 
 def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(path inside, reader) of every file in a Qt resource bundle; files are raw, zlib or Zstandard
-    (needs ``zstandard``).
+    """(path inside, reader) of every file in a Qt resource bundle.
 
-    Layout: https://doc.qt.io/qt-6/rcc.html: a header, a tree of nodes, names in UTF-16 and data,
-    all big-endian. Raises ``UserError`` for a file that is none, or is damaged.
+    Files are raw, zlib or Zstandard (needs ``zstandard``). Layout
+    (https://doc.qt.io/qt-6/rcc.html): a header, a tree of nodes, names in UTF-16 and data, all
+    big-endian. Raises ``UserError`` for a file that is not a bundle or is damaged.
     """
     data = Path(path).read_bytes()
     if data[:4] != b"qres" or len(data) < 20:
@@ -138,7 +137,7 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
     def walk(node: int, folder: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
         if node in seen:
-            raise UserError(f"{path} is damaged: its tree goes in circles")
+            raise UserError(f"{path} is damaged: its tree has a cycle; install its package again")
         seen.add(node)
         at = tree + node * node_bytes
         flags = struct.unpack_from(">H", data, at + 4)[0]
@@ -171,7 +170,7 @@ def _unpacked(blob: bytes, flags: int, name: str) -> bytes:
         except zlib.error as error:
             raise UserError(f"{name} is damaged ({error})") from error
         if not unpacker.eof:
-            raise UserError(f"{name} is cut off, or larger than {LARGEST_BYTES} bytes")
+            raise UserError(f"{name} is cut off or larger than {LARGEST_BYTES} bytes")
         return raw
     if flags & 4:
         try:
@@ -195,8 +194,8 @@ def read_cat(path: str | Path) -> Iterator[tuple[int, str, memoryview]]:
     """(index, credit text, WAV bytes) of every sound in an OpenTTD catalogue.
 
     Layout (https://wiki.openttd.org/en/Development/Sounds): pairs of little-endian offset and size,
-    then per sound one byte with the text's length, the text, and a RIFF chunk. Raises
-    ``UserError`` for a file that is none, or is damaged.
+    then per sound one byte with the length of the text, the text, and a RIFF chunk. Raises
+    ``UserError`` for a file that is not a catalogue or is damaged.
     """
     data = Path(path).read_bytes()
     try:
@@ -213,15 +212,13 @@ def read_cat(path: str | Path) -> Iterator[tuple[int, str, memoryview]]:
             )
     except (struct.error, IndexError) as error:
         raise UserError(
-            f"{path} is no OpenTTD sound catalogue, or is damaged ({error}); install its package"
-            " again"
+            f"{path} is not an OpenTTD sound catalogue or is damaged ({error}); install its"
+            " package again"
         ) from error
 
 
 def original_recording(credit: str) -> str:
-    """What a catalogue's credit names as the original: two edits of one original are one recording.
-    Empty: none is named.
-    """
+    """The original that a credit names, else "": edits of one original are one recording."""
     match = re.search(r"Ori?gi?nal (.+?)(?:\. (?:Edited|Cut|Mixed|License)|$)", credit)
     return match[1] if match else ""
 
@@ -266,7 +263,7 @@ SOURCES: dict[str, Source] = {
         "en-",
     ),
 }
-"""Name in clip ids and in ``rules.tsv`` -> where it lies, with paths and packages of Debian 12."""
+"""Name in clip ids and ``rules.tsv`` -> source, with the paths and package names of Debian 12."""
 
 SMALL_SET = ("openttd-opensfx", "gcompris-qt-data", "sonic-pi-samples", "simutrans-pak64")
 FULL_SET = tuple(dict.fromkeys(source.package for source in SOURCES.values()))
