@@ -289,6 +289,7 @@ class AudioDataModule(L.LightningDataModule):
             fewer training clips than one batch needs.
     """
 
+    EXPORTED = ("seconds",)  # settings for the card of an exported model
     batch_type = AudioBatch
 
     def __init__(

@@ -97,6 +97,7 @@ class LatentCache(L.LightningDataModule):
     Batch sizes and seed are the source's.
     """
 
+    EXPORTED = ("source",)  # settings for the card of an exported model
     batch_type = LatentBatch
 
     def __init__(self, source: ClipSource, backbone: Backbone) -> None:

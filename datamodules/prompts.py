@@ -151,6 +151,20 @@ class PromptDataModule(L.LightningDataModule):
 
     batch_type = PromptBatch
 
+    EXPORTED = (  # settings that the card of an exported model states; those of a node in it
+        "template",
+        "words",
+        "instruments",
+        "held_out",
+        "negative",
+        "seconds",
+        "prompts_per_round",
+        "repeats",
+        "val_prompts",
+        "val_repeats",
+        "prompts",
+    )
+
     def __init__(
         self,
         template: str | None = None,

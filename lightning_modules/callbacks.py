@@ -123,10 +123,6 @@ class AdapterExport(Callback):
     def __init__(self, out_dir: str | Path) -> None:
         self.out_dir, self.base_sha256 = Path(out_dir), {}
 
-    @property
-    def state_key(self) -> str:
-        return "AdapterExport"  # without the path: a run folder may be moved
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.hparams.lora_rank:
             recorded, self.base_sha256 = self.base_sha256, base_hashes(pl_module.backbone.denoiser)
@@ -137,11 +133,16 @@ class AdapterExport(Callback):
                 "the base of its first start",
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"base_sha256": dict(self.base_sha256)}
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["base_sha256"] = dict(self.base_sha256)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.base_sha256 = dict(state_dict["base_sha256"])
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        old = checkpoint["callbacks"].get("AdapterExport", {})  # where 0.1.0-dev kept it
+        self.base_sha256 = dict(checkpoint.get("base_sha256") or old.get("base_sha256", {}))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

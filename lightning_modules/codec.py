@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from datamodules.batches import AudioBatch
-from lightning_modules.optimizers import check_rates
+from lightning_modules.optimizers import card_settings, check_rates
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.diffusion import noise_generator
 from zoo.errors import UserError
+from zoo.hub.run_facts import RunFacts
 
 
 def codec_losses(
@@ -76,6 +79,11 @@ class Codec(L.LightningModule):
         if freeze_encoder:
             codec.encoder.requires_grad_(False)
             codec.to_latent.requires_grad_(False)
+
+    @classmethod
+    def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
+        """What a run with these ``arguments`` states about itself."""
+        return RunFacts(cls.__name__, settings=card_settings(arguments, "kl_weight", "total_steps"))
 
     def _loss(self, batch: AudioBatch, name: str, generator: torch.Generator | None) -> Tensor:
         if batch.sample_rate_hz != self.codec.sample_rate_hz:

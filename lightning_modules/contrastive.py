@@ -11,7 +11,7 @@ Shapes: ``B`` samples (audio rows, text columns), ``E`` embedding, ``K`` wrong c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +25,12 @@ from torch.nn import functional as F
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip
 from lightning_modules.ema import EMA
-from lightning_modules.optimizers import check_rates
+from lightning_modules.optimizers import card_settings, check_rates
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.audio_files.resampling import resampled
 from zoo.errors import UserError
+from zoo.hub.run_facts import RunFacts
 from zoo.rewards.clap import ClapReward
 from zoo.types import Backbone, Prompt
 
@@ -137,6 +138,11 @@ class Contrastive(L.LightningModule):
         self.report: RetrievalReport | None = None
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self._prompts: list[Prompt] = []
+
+    @classmethod
+    def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
+        """What a run with these ``arguments`` states about itself."""
+        return RunFacts(cls.__name__, settings=card_settings(arguments, "ema_decay", "total_steps"))
 
     def setup(self, stage: str) -> None:
         if isinstance(self._codec[0], torch.nn.Module):

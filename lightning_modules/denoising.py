@@ -4,7 +4,7 @@ reward-weighted likelihood (BATON).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from torch import Tensor
 
 from datamodules.batches import AudioBatch, LatentBatch
 from lightning_modules.ema import EMA
-from lightning_modules.optimizers import check_rates, optimizer_class
+from lightning_modules.optimizers import card_settings, check_rates, optimizer_class
 from lightning_modules.rl.losses import min_snr_weights
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
 from zoo.diffusion import denoising_error, noise_generator
 from zoo.errors import UserError, did_you_mean
+from zoo.hub.run_facts import RunFacts
 from zoo.types import Backbone, Prompt
+
+TRAINABLE = ("denoiser", "text", "duration", "spatial")  # parts that learn by default
 
 
 class Denoising(L.LightningModule):
@@ -53,7 +56,7 @@ class Denoising(L.LightningModule):
         min_snr_gamma: float | None = None,
         ema_decay: float = 0.999,
         max_grad_norm: float = 1.0,
-        trainable: Sequence[str] = ("denoiser", "text", "duration", "spatial"),
+        trainable: Sequence[str] = TRAINABLE,
         optimizer: str = "adamw",
         seed: int = 0,
     ) -> None:
@@ -77,6 +80,13 @@ class Denoising(L.LightningModule):
                 )
             parts[name].requires_grad_(True)
         self.ema = EMA([p for p in backbone.parameters() if p.requires_grad], ema_decay)
+
+    @classmethod
+    def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
+        """What a run with these ``arguments`` states about itself."""
+        trainable = arguments.get("trainable", TRAINABLE)
+        on_card = card_settings(arguments, "ema_decay", "total_steps")
+        return RunFacts(cls.__name__, learned=tuple(trainable), settings=on_card)
 
     def _latents(self, batch: AudioBatch | LatentBatch) -> Tensor:
         if isinstance(batch, LatentBatch):

@@ -11,7 +11,7 @@ Shapes: ``BN`` mono clips, ``BCN`` clips as they come, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from torch.nn import functional
 
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
-from lightning_modules.optimizers import check_rates
+from lightning_modules.optimizers import card_settings, check_rates
 from lightning_modules.random_state import random_state, set_random_state
 from zoo.errors import UserError
+from zoo.hub.run_facts import RunFacts
 from zoo.rewards.mood import EmotionReward
 from zoo.statistics.intervals import wilson_interval
 from zoo.types import Backbone
@@ -161,6 +162,11 @@ class Emotion(L.LightningModule):
             None  # accuracy, epoch, report and classifier of the best epoch so far
         )
         self._saved_random_state: dict[str, Any] | None = None
+
+    @classmethod
+    def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
+        """What a run with these ``arguments`` states about itself."""
+        return RunFacts(cls.__name__, settings=card_settings(arguments, "total_steps"))
 
     def setup(self, stage: str) -> None:
         if isinstance(self._codec[0], torch.nn.Module):

@@ -57,6 +57,14 @@ def check_rates(settings: Mapping[str, Any]) -> None:
         raise UserError(f"invalid betas {tuple(betas)}: expected two numbers in [0, 1)")
 
 
+def card_settings(arguments: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """The rates of an optimiser, and the settings ``more``, that a configuration states: what the
+    card of an exported model says of its training.
+    """
+    names = ("learning_rate", "weight_decay", *more)
+    return {name: arguments[name] for name in names if arguments.get(name) is not None}
+
+
 def build_optimizer(
     name: str,
     parameters: Iterable[nn.Parameter],

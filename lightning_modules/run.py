@@ -36,6 +36,7 @@ from lightning_modules.start_checks import check_data, check_trainer
 from zoo.configuration import Run
 from zoo.errors import Stopped, UserError, is_disk_full
 from zoo.files import clear_after_killed
+from zoo.hub.run_facts import stated_facts, write_facts
 from zoo.instantiate import bind, check, instantiate, locate
 
 
@@ -61,6 +62,7 @@ class _WriteConfig(Callback):
             out_dir = Path(self.run.out_dir)
             for folder in (out_dir, out_dir / "checkpoints", out_dir / "audio"):
                 clear_after_killed(folder)
+            write_facts(out_dir, stated_facts(self.run.to_dict()))
             run_folder.write_config(out_dir, self.run.to_dict(), self.command_line, self.checkpoint)
 
     def on_load_checkpoint(

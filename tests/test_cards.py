@@ -70,7 +70,8 @@ def test_the_adapters_card_runs_and_both_ways_of_loading_sound_the_same(
     ours, plain = executed(card, adapter, tmp_path, monkeypatch)
     assert (tmp_path / "out.wav").stat().st_size > 1000
     assert (
-        ours["settings"] == {"steps": 3, "guidance_scale": 1.5, "seconds": 0.256}
+        ours["settings"]
+        == {"steps": 3, "guidance_scale": 1.5, "eta": 1.0, "rule": "ddim", "seconds": 0.256}
         and ours["prompt"] == "A merry piano"
     )
     (wave,) = zoo.generate(plain["base"], [ours["prompt"]], seeds=[0], **ours["settings"])

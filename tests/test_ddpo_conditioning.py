@@ -37,8 +37,8 @@ from toy_ddpo import Recorder, fitted, module, trainer, weights
 from toys import Given, ToyBackbone, ToyReward
 
 from datamodules.batches import PromptBatch
-from lightning_modules.rl import rollouts
 from lightning_modules.rl.ppo_update import trainable_steps
+from zoo import rendering
 from zoo.backbones.audioldm2 import path_of
 from zoo.backbones.tango import Tango
 from zoo.diffusion import Sampler, noise_generator, rollout, step_stds
@@ -209,7 +209,7 @@ def test_a_trajectory_that_is_stored_in_half_precision_stops_the_run(monkeypatch
         trajectory = rollout(*given, **settings)
         return dataclasses.replace(trajectory, **{stored: getattr(trajectory, stored).bfloat16()})
 
-    monkeypatch.setattr(rollouts, "rollout", rounded)
+    monkeypatch.setattr(rendering, "rollout", rounded)
     ddpo = module(backbone=ToyBackbone(dtype=dtype), clip_range=1e-4)
     before = weights(ddpo)
     with pytest.raises(

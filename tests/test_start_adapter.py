@@ -10,7 +10,7 @@ from toys import Rounds, ToyBackbone, shaken
 from lightning_modules.audio_samples import AudioSamples
 from lightning_modules.rl.ddpo import DDPO
 from zoo.backbones.lora import add_lora, reference, save_adapter
-from zoo.hub.run_facts import facts_of
+from zoo.hub.export_record import export_record
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ def test_a_folder_without_an_adapter_is_told(tmp_path):
 def test_the_export_names_what_a_run_started_from_without_a_local_path(tmp_path):
     done = tmp_path / "adapter"
     for start, said in (("/home/me/runs/one/adapter", "one/adapter"), (None, None)):
-        settings = {"module": {"backbone": {"name": "embedded/music"}, "start_adapter": start}}
-        facts = facts_of(tmp_path, settings, done, None)
-        assert facts["training"].get("started_from") == said
-        assert facts["base"]["name"] == "embedded/music"
+        settings = {"module": {"backbone": {"name": "embedded/music"}}}
+        facts = DDPO.export_facts({"start_adapter": start})
+        record = export_record(tmp_path, settings, facts, done)
+        assert record["training"].get("started_from") == said
+        assert record["base"]["name"] == "embedded/music"

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from zoo.backbones.lengths import check_seconds
-from zoo.diffusion import Sampler, noise_generator, rollout
+from zoo.backbones.lengths import check_lengths
+from zoo.diffusion import Sampler, noise_generator
 from zoo.errors import UserError
 from zoo.instantiate import bind_types
 from zoo.loading import load, open_model
-from zoo.types import Backbone, Conditioning, Prompt, Reward, RewardOutput, Waveform, lacking
+from zoo.rendering import encode_sides, render
+from zoo.types import Backbone, Prompt, Reward, RewardOutput, Waveform, lacking
 
 
 def generate(
@@ -92,9 +93,10 @@ def generate_each(
     """
     device = next(backbone.denoiser.parameters()).device
     waves: dict[int, Waveform] = {}
-    for seconds in sorted({prompt.seconds for prompt, _ in jobs}):
-        check_seconds(backbone, seconds, min(batch_size, len(jobs)), sampler.steps + 1, "seconds")
-    for place in _batches([prompt.seconds for prompt, _ in jobs], batch_size):
+    prompts = [prompt for prompt, _ in jobs]
+    rows = min(batch_size, len(jobs))
+    check_lengths(backbone, prompts, rows, sampler.steps + 1, "seconds")
+    for place in _batches([prompt.seconds for prompt in prompts], batch_size):
         for i, wave in zip(
             place, _sample(backbone, sampler, [jobs[i] for i in place], device), strict=True
         ):
@@ -127,36 +129,20 @@ def _batches(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
     ]
 
 
-@torch.no_grad()
 def _sample(
     backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device
 ) -> list[Waveform]:
     prompts = [prompt for prompt, _ in jobs]
-    said, denied = sampler.sides(prompts)
-    conditioning = backbone.encode_prompts(said)
-    negative: Conditioning | None = None if denied is None else backbone.encode_prompts(denied)
-    shape = tuple(backbone.latent_shape(prompts[0].seconds))
+    with torch.no_grad():
+        encoded = encode_sides(backbone, sampler, prompts, len(prompts))
     generators = [noise_generator(seed, 0, prompt.id, 0) for prompt, seed in jobs]
-    trajectory = rollout(
-        backbone.predict,
-        backbone.path,
-        sampler,
-        prompts,
-        conditioning,
-        negative,
-        shape,
-        generators,
-        device=device,
-    )
-    wave_BCN = backbone.decode(trajectory.clean).float().cpu()
+    _, wave_BCN = render(backbone, sampler, prompts, encoded, generators, device=device)
     if not torch.isfinite(wave_BCN).all():
         raise UserError(
             "the model gave NaN or infinity; load it in float32 or lower the guidance scale"
         )
-    samples = prompts[0].samples(backbone.sample_rate_hz)
-    return [
-        Waveform(wave_CN[:, :samples].clamp(-1, 1), backbone.sample_rate_hz) for wave_CN in wave_BCN
-    ]
+    rate_hz = backbone.sample_rate_hz
+    return [Waveform(wave_CN.clamp(-1, 1), rate_hz) for wave_CN in wave_BCN.cpu()]
 
 
 @torch.no_grad()

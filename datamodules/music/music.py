@@ -255,6 +255,7 @@ class MusicDataModule(L.LightningDataModule):
         UserError: for an unknown renderer or instrument, and crops longer than the clips.
     """
 
+    EXPORTED = ("instruments", "seconds")  # settings for the card of an exported model
     batch_type = AudioBatch
 
     def __init__(

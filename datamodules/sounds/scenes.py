@@ -150,6 +150,12 @@ class SceneDataModule(L.LightningDataModule):
             filters that leave nothing.
     """
 
+    EXPORTED = (
+        "classes",
+        "licences",
+        "relations",
+        "seconds",
+    )  # settings for the card of an exported model
     batch_type = AudioBatch
 
     def __init__(

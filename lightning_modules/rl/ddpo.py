@@ -26,6 +26,7 @@ from lightning_modules.offload import move, present, put_text_encoders_away
 from lightning_modules.optimizers import build_optimizer
 from lightning_modules.random_state import random_state, set_random_state
 from lightning_modules.rl.advantages import PromptTracker
+from lightning_modules.rl.ddpo_facts import ddpo_facts
 from lightning_modules.rl.ddpo_settings import (
     CLIP_REFERENCE_ELEMENTS,
     check_settings,
@@ -59,7 +60,7 @@ from lightning_modules.rl.rollouts import (
 from lightning_modules.rl.round_scores import judge
 from lightning_modules.rl.round_update import update_round
 from lightning_modules.schedules import decay_rate
-from zoo.backbones.lengths import check_seconds
+from zoo.backbones.lengths import check_lengths
 from zoo.diffusion import Sampler, step_stds
 from zoo.errors import UserError
 from zoo.types import Backbone, Reward, Trajectory
@@ -108,6 +109,7 @@ class DDPO(LightningModule):
     )
 
     batch_types = (PromptBatch,)
+    export_facts = classmethod(ddpo_facts)
 
     def __init__(
         self,
@@ -307,8 +309,7 @@ class DDPO(LightningModule):
             return
         check_judged((self.reward, self.held_out_reward), data.all_prompts())
         size, states = self.hparams.sample_batch_size, self.sampler.steps + 1
-        for seconds in sorted({prompt.seconds for prompt in data.all_prompts()}):
-            check_seconds(self.backbone, seconds, size, states, "data.seconds")
+        check_lengths(self.backbone, data.all_prompts(), size, states, "data.seconds")
         if hasattr(data, "first_round"):
             world = self.trainer.num_devices * self.trainer.num_nodes if self._trainer else 1
             whole, h = data.first_round(1), self.hparams

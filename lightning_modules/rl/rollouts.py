@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.reward_queue import RewardError, RewardQueue, Stopwatch
-from zoo.diffusion import Sampler, noise_generator, rollout
-from zoo.errors import UserError
-from zoo.types import Backbone, Conditioning, Prompt, Reward, Trajectory
+from zoo.backbones.lengths import one_latent_shape
+from zoo.diffusion import Sampler, noise_generator
+from zoo.rendering import encode_sides, render
+from zoo.types import Backbone, Prompt, Reward, Trajectory
 
 __all__ = [
     "RewardError",
     "ScoredSamples",
     "Stopwatch",
-    "encode_all",
-    "one_latent_shape",
     "sample_and_score",
     "settle",
 ]
@@ -61,33 +60,6 @@ def settle(*models: Any) -> None:
             model.eval()
 
 
-def encode_all(backbone: Backbone, prompts: Sequence[Prompt], size: int) -> Conditioning:
-    """One row a prompt; equal prompts are encoded once.
-
-    All rows are padded alike, so any micro-batch has the same shape.
-    """
-    unique = list(dict.fromkeys(prompts))
-    parts = [backbone.encode_prompts(unique[i : i + size]) for i in range(0, len(unique), size)]
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    return Conditioning.cat(parts).rows([place[prompt] for prompt in prompts])
-
-
-def one_latent_shape(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[int, ...]:
-    """The shape (without the batch axis) that all prompts share.
-
-    Raises ``UserError`` when their lengths differ.
-    """
-    lengths = sorted({prompt.seconds for prompt in prompts})
-    if (
-        len(lengths) > 1
-    ):  # also where a backbone always denoises its full length: waves are cut to one length
-        raise UserError(
-            f"the prompts of a round must have one length, got {lengths} seconds; give all the same"
-            " `seconds`"
-        )
-    return tuple(backbone.latent_shape(lengths[0]))
-
-
 @torch.no_grad()
 def sample_and_score(
     backbone: Backbone,
@@ -114,13 +86,10 @@ def sample_and_score(
     (prompts of different lengths).
     """
     report = report or (lambda phase, done, total: None)
-    shape = one_latent_shape(backbone, batch.prompts)
-    samples = batch.prompts[0].samples(backbone.sample_rate_hz)
+    one_latent_shape(backbone, batch.prompts)  # refused before anything is encoded
     sampling = Stopwatch(device)
     with sampling():
-        said, denied = sampler.sides(batch.prompts)
-        conditioning = encode_all(backbone, said, sample_batch_size)
-        negative = None if denied is None else encode_all(backbone, denied, sample_batch_size)
+        encoded = encode_sides(backbone, sampler, batch.prompts, sample_batch_size)
     trajectories, waves = [], []
     total = len(batch) * sampler.steps
     scored = partial(report, "reward", total=len(batch))
@@ -135,27 +104,20 @@ def sample_and_score(
                 report("rollout", start * steps + done * count, total)
 
             with sampling():
-                trajectory = rollout(
-                    backbone.predict,
-                    backbone.path,
+                trajectory, wave_BCN = render(
+                    backbone,
                     sampler,
                     prompts,
-                    conditioning.rows(rows),
-                    None if negative is None else negative.rows(rows),
-                    shape,
+                    encoded.rows(rows),
                     [
                         noise_generator(
                             seed, batch.round_index, batch.prompts[i].id, batch.sample_index[i]
                         )
                         for i in rows
                     ],
-                    scored_mask=(
-                        backbone.scored_mask(prompts) if hasattr(backbone, "scored_mask") else None
-                    ),
                     device=device,
                     progress=progress,
                 )
-                wave_BCN = backbone.decode(trajectory.clean).float()[..., :samples]
             trajectories.append(trajectory if keep == "trajectory" else None)
             waves.append(wave_BCN.to("cpu", copy=True) if keep == "wave" else None)
             queue.put(wave_BCN, prompts)

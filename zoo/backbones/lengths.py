@@ -1,17 +1,44 @@
-"""Which lengths a backbone can make on this machine, asked before anything is sampled."""
+"""The length of samples: one per batch, and one that the backbone can make on this machine.
+
+Both are checked before anything is sampled.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from zoo.errors import UserError
-from zoo.types import Backbone
+from zoo.types import Backbone, Prompt
 
 _SHORT_S = 0.5  # clips below this are tried: windows of a codec may be longer
 _LONGEST_TRIED_S = 8.0
+
+
+def one_latent_shape(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    """The shape, without the batch axis, of the latents of ``prompts``.
+
+    Raises ``UserError`` when their lengths differ, also where a backbone always denoises its full
+    length: waves of one batch are cut to one length.
+    """
+    lengths = sorted({prompt.seconds for prompt in prompts})
+    if len(lengths) > 1:
+        raise UserError(
+            f"the prompts of a batch must have one length, got {lengths} seconds; give all the same"
+            " `seconds`"
+        )
+    return tuple(backbone.latent_shape(lengths[0]))
+
+
+def check_lengths(
+    backbone: Backbone, prompts: Iterable[Prompt], rows: int, states: int, name: str
+) -> None:
+    """``check_seconds`` for every length among ``prompts``."""
+    for seconds in sorted({prompt.seconds for prompt in prompts}):
+        check_seconds(backbone, seconds, rows, states, name)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ from zoo.generations import Sample
 from zoo.hub.artifact import CONFIG_FILE, read_config
 from zoo.hub.registry import find
 from zoo.hub.run_models import is_run, recorded_sampling
-from zoo.sampling_settings import SamplingSettings, sampling_settings
+from zoo.hub.sampling_settings import PartialSampling, SamplingSettings, merged
 from zoo.types import Prompt
 
 _OF_SAMPLING = ("samples", "seed", "steps", "guidance", "eta", "seconds", "negative", "which")
@@ -195,11 +195,16 @@ def evaluate(
         config.require_own()
     scorers = open_scorers(names, config.reward, usable_device(options.device))
     keys = list(dict.fromkeys(scorer.label_key for scorer in scorers if scorer.label_key))
-    asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
-    recorded = recorded_sampling(model) if model is not None and Path(model).is_dir() else {}
-    how = sampling_settings(
-        {**asked, "guidance_scale": options.guidance}, config.settings, recorded, evaluation=True
+    asked = PartialSampling(
+        options.steps,
+        options.guidance,
+        options.eta,
+        negative=options.negative,
+        seconds=options.seconds,
     )
+    is_folder = model is not None and Path(model).is_dir()
+    recorded = recorded_sampling(model) if is_folder else PartialSampling()
+    how = merged(asked, config.facts.evaluation, recorded)
     wanted = _prompts(options, config, how, read_prompts)
     own = options.role or (
         TRAINED if options.baseline or options.generations else _role(model, options.adapter)

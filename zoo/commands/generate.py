@@ -79,16 +79,21 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     """
     options = parser().parse_intermixed_args(argv)
     from zoo.generations import checked_entries
+    from zoo.hub.run_facts import read_facts
     from zoo.hub.run_models import recorded_sampling, run_settings
+    from zoo.hub.sampling_settings import PartialSampling, merged
     from zoo.loading import find_or_pull, open_model
-    from zoo.sampling_settings import sampling_settings
     from zoo.types import Prompt
 
-    settings = run_settings(options.model)
-    asked = {name: getattr(options, name) for name in ("steps", "eta", "negative", "seconds")}
-    how = sampling_settings(
-        {**asked, "guidance_scale": options.guidance}, settings, recorded_sampling(options.model)
+    asked = PartialSampling(
+        options.steps,
+        options.guidance,
+        options.eta,
+        negative=options.negative,
+        seconds=options.seconds,
     )
+    facts = read_facts(options.model, run_settings(options.model))
+    how = merged(asked, facts.sampling, recorded_sampling(options.model))
     seeds = parse_seeds(options.seeds)
     if options.adapter is None and options.strength != 1:
         own = [

@@ -25,10 +25,11 @@ from zoo.files import parsed_json, written_beside
 from zoo.generation import generate_each
 from zoo.generations import INDEX, Sample, read_samples, write_index
 from zoo.hub.registry import find
+from zoo.hub.run_facts import RunFacts, read_facts, stated_facts
 from zoo.hub.run_models import built_from, run_settings
+from zoo.hub.sampling_settings import SamplingSettings
 from zoo.instantiate import check, instantiate
 from zoo.loading import load, open_model
-from zoo.sampling_settings import SamplingSettings
 from zoo.types import Backbone, Prompt
 
 TABLES = ("prompts.csv", "prompts.tsv", "prompts.jsonl")
@@ -49,6 +50,13 @@ class Configuration:
     @property
     def reward(self) -> Mapping[str, Any] | None:
         return (self.settings.get("module") or {}).get("reward")
+
+    @property
+    def facts(self) -> RunFacts:
+        """What the run states about itself. Raises ``UserError`` for settings that it refuses."""
+        if self.folder is not None:
+            return read_facts(self.folder, self.settings)
+        return stated_facts(self.settings)
 
     def require_own(self) -> None:
         """Raises ``UserError`` for a downloaded run folder: its config.yaml may name code."""

@@ -23,7 +23,8 @@ from zoo.hub.artifact import (
     save_artifact,
     write_config,
 )
-from zoo.hub.run_facts import facts_of
+from zoo.hub.export_record import export_record
+from zoo.hub.run_facts import RunFacts, read_facts
 from zoo.hub.run_models import built_from, load_weights, run_settings
 from zoo.hub.run_results import Checkpoint, fill, newest_result
 from zoo.hub.weights import read_state, save_state
@@ -70,16 +71,15 @@ def export_run(
         )
     result = newest_result(run)
     with folder_written_beside(to, replace=True) as part:
-        facts = facts_of(run, settings, result, card, licence)
+        saved = result.settings if isinstance(result, Checkpoint) else {}
+        facts = read_facts(run, settings, saved)
+        record = export_record(run, settings, facts, result, card, licence)
         if isinstance(result, Path) and result.name == "model":
-            _copy_model(result, part, dtype, facts)
-        elif (settings.get("module") or {}).get("backbone") is not None and _is_ddpo(
-            settings, result
-        ):
-            _export_policy(settings, run, result, part, merge, dtype, facts)
+            _copy_model(result, part, dtype, record)
+        elif isinstance(result, Checkpoint) and facts.checkpoint == "whole":
+            _export_trained(settings, run, result, facts, part, dtype, record)
         else:
-            assert isinstance(result, Checkpoint)  # only DDPO leaves other results
-            _export_trained(settings, run, result, part, dtype, facts)
+            _export_learned(settings, run, result, facts, part, merge, dtype, record)
         write_card(part, to.resolve().name)
     return to
 
@@ -91,28 +91,27 @@ def write_card(folder: Path, name: str) -> None:
     (folder / CARD_FILE).write_text(card_for(folder, name), encoding="utf-8")
 
 
-def _is_ddpo(settings: Mapping[str, Any], result: Path | Checkpoint) -> bool:
-    return isinstance(result, Path) or "lora_rank" in result.settings
-
-
-def _copy_model(source: Path, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]) -> None:
+def _copy_model(
+    source: Path, part: Path, dtype: torch.dtype | None, record: dict[str, Any]
+) -> None:
     load_artifact(source)  # strict: what is copied can be loaded
     config = read_config(source)
     kept = {
         key: value for key, value in config.items() if key not in ("format", "versions", "sha256")
     }
-    write_config(part, kept | facts, save_state(read_state(source), part, dtype))
+    write_config(part, kept | record, save_state(read_state(source), part, dtype))
 
 
 def _export_trained(
     settings: Mapping[str, Any],
     run: Path,
     checkpoint: Checkpoint,
+    facts: RunFacts,
     part: Path,
     dtype: torch.dtype | None,
-    facts: dict[str, Any],
+    record: dict[str, Any],
 ) -> None:
-    """An unfinished run of a module that trains a whole backbone or reward."""
+    """An unfinished run whose checkpoints hold the whole backbone or reward."""
     role = next(
         (
             role
@@ -126,29 +125,29 @@ def _export_trained(
             f"the run in {run} trained neither a backbone nor a reward, so it has no model folder"
         )
     module = built_from(settings, role, run)
-    trained = checkpoint.settings.get("trainable")
     names = [
         name
         for name, _ in module.named_parameters()
-        if trained is None or name.split(".")[0] in trained
+        if facts.learned is None or name.split(".")[0] in facts.learned
     ]
     fill(module, checkpoint, role + ".", names, whole=True)
     _save_whole(
-        module, part, dtype or torch.float16, facts
+        module, part, dtype or torch.float16, record
     )  # half precision, as a finished run's model/
 
 
-def _export_policy(
+def _export_learned(
     settings: Mapping[str, Any],
     run: Path,
     result: Path | Checkpoint,
+    facts: RunFacts,
     part: Path,
     merge: bool,
     dtype: torch.dtype | None,
-    facts: dict[str, Any],
+    record: dict[str, Any],
 ) -> None:
-    from zoo.backbones.lora import add_lora
-    from zoo.hub.adapter_files import base_hashes, check_base, write_adapter
+    """A run that keeps only what it learned: an adapter, or parts of the backbone's weights."""
+    from zoo.hub.adapter_files import base_hashes, write_adapter
     from zoo.hub.adapters import merge_adapters, stack_adapters
 
     backbone = built_from(settings, "backbone", run)
@@ -157,50 +156,50 @@ def _export_policy(
             f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, no backbone"
         )
     backbone.requires_grad_(False)
-    name = (facts.get("base") or {}).get("name")
+    name = (record.get("base") or {}).get("name")
     recorded = base_hashes(backbone.denoiser)
     if isinstance(result, Path) and result.name == "denoiser.safetensors":
         load_weights(backbone.denoiser, result)
     elif isinstance(result, Path):
         stack_adapters(backbone, [(result, 1.0)], name)
     else:
-        check_base(
-            backbone.denoiser,
-            result.base_sha256,
-            f"the run in {run}",
-            name,
-            f"{name or 'the base'} as it is now",
-        )
-        knobs = result.settings
-        if knobs["lora_rank"]:
-            add_lora(
-                backbone,
-                knobs["lora_rank"],
-                knobs["lora_alpha"],
-                knobs["lora_targets"],
-                knobs["lora_init"],
-            )
-        else:
-            backbone.denoiser.requires_grad_(True)
-        fill(
-            backbone,
-            result,
-            "backbone.",
-            [n for n, p in backbone.named_parameters() if p.requires_grad],
-            whole=False,
-        )
+        _fill_learned(backbone, result, facts, run, name)
     if not hasattr(backbone.denoiser, "peft_config"):
-        _save_whole(backbone, part, dtype, facts)
+        _save_whole(backbone, part, dtype, record)
     elif merge:
         merge_adapters(backbone)
-        _save_whole(backbone, part, dtype, facts | {"merged": True})
+        _save_whole(backbone, part, dtype, record | {"merged": True})
     else:
-        base = facts.pop("base", None)
-        write_adapter(backbone.denoiser, part, recorded=recorded, base=base, dtype=dtype, **facts)
+        base = record.pop("base", None)
+        write_adapter(backbone.denoiser, part, recorded=recorded, base=base, dtype=dtype, **record)
+
+
+def _fill_learned(
+    backbone: Any, checkpoint: Checkpoint, facts: RunFacts, run: Path, base: str | None
+) -> None:
+    """The learned weights of a checkpoint into the frozen ``backbone``."""
+    from zoo.backbones.lora import add_lora
+    from zoo.hub.adapter_files import check_base
+
+    check_base(
+        backbone.denoiser,
+        checkpoint.base_sha256,
+        f"the run in {run}",
+        base,
+        f"{base or 'the base'} as it is now",
+    )
+    own = facts.adapter
+    if own is not None:
+        add_lora(backbone, own.rank, own.alpha, own.targets, own.init)
+    else:
+        for part in facts.learned or ():
+            getattr(backbone, part).requires_grad_(True)
+    trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
+    fill(backbone, checkpoint, "backbone.", trained, whole=False)
 
 
 def _save_whole(
-    module: nn.Module, part: Path, dtype: torch.dtype | None, facts: dict[str, Any]
+    module: nn.Module, part: Path, dtype: torch.dtype | None, record: dict[str, Any]
 ) -> None:
     kind, architecture, arguments = identity_of(module)
     save_artifact(
@@ -210,5 +209,5 @@ def _save_whole(
         arguments=arguments,
         module=module,
         dtype=dtype,
-        **facts,
+        **record,
     )

@@ -10,6 +10,7 @@ import torch
 
 from zoo.errors import UserError
 from zoo.hub.artifact import CONFIG_FILE, read_config
+from zoo.hub.sampling_settings import PartialSampling
 from zoo.hub.untrusted import check_safetensors_header
 from zoo.moved_names import with_current_names
 
@@ -93,15 +94,13 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     return with_current_names(config) if isinstance(config, dict) else {}
 
 
-def recorded_sampling(folder: str | Path) -> dict[str, Any]:
-    """How the run sampled that a model folder was exported from: steps, guidance_scale ...
-
-    ``{}`` where nothing is said.
-    """
-    if not (Path(folder) / CONFIG_FILE).is_file():
-        return {}
-    sampling = read_config(folder).get("sampling")
-    return dict(sampling) if isinstance(sampling, dict) else {}
+def recorded_sampling(folder: str | Path) -> PartialSampling:
+    """How the run sampled that a model folder was exported from; it states nothing for others."""
+    path = Path(folder) / CONFIG_FILE
+    sampling = read_config(folder).get("sampling") if path.is_file() else None
+    if not isinstance(sampling, dict):
+        return PartialSampling()
+    return PartialSampling.read(sampling, str(path))
 
 
 def built_from(settings: Mapping[str, Any], role: str, folder: Path) -> Any:

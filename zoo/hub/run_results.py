@@ -89,20 +89,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of a run: it has no state_dict")
     try:
-        ema = content.get("ema") or (content.get("ddpo") or {}).get("ema")
-        recorded = (content.get("callbacks") or {}).get("AdapterExport") or {}
+        content = {**_old_keys(content), **content}
+        ema = content.get("ema")
         return Checkpoint(
             path,
             int(content.get("global_step", 0)),
             content["state_dict"],
             None if ema is None else ema["average"],
             content.get("hyper_parameters") or {},
-            recorded.get("base_sha256") or {},
+            content.get("base_sha256") or {},
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not the state of a run: a part of it is not what a run writes ({error})"
         ) from error
+
+
+def _old_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What checkpoints of 0.1.0-dev kept at other places: averages and hashes of the base."""
+    exported = (content.get("callbacks") or {}).get("AdapterExport") or {}
+    ema = (content.get("ddpo") or {}).get("ema")
+    return {"ema": ema, "base_sha256": exported.get("base_sha256")}
 
 
 @torch.no_grad()
