@@ -229,7 +229,7 @@ def why_unusable(path: Path) -> str | None:
         return "is damaged (an interrupted write?)"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError and more
+    except Exception as error:  # noqa: BLE001 torch.load raises whatever a bad file leads to
         return f"is no checkpoint of plain data ({' '.join(str(error).split())[:120]})"
     if not isinstance(state, dict):
         return f"holds a {type(state).__name__}, not the state of a run"

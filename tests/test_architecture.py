@@ -43,19 +43,6 @@ FOREIGN = {
     "datamodules": ("tools", "benchmarks"),
     "lightning_modules": ("tools", "benchmarks"),
 }
-# Importing a package of ours must stay light, and laion_clap's import reaches for the network:
-# imported inside the functions that use them.
-HEAVY = (
-    "diffusers",
-    "transformers",
-    "peft",
-    "laion_clap",
-    "gradio",
-    "huggingface_hub",
-    "matplotlib",
-    "wandb",
-)
-ONLY_INSIDE_FUNCTIONS = ("laion_clap", "gradio", "wandb")
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -121,16 +108,9 @@ def broken_arrows(source: str, module: str, is_package: bool = False) -> list[st
 
 
 def forbidden(source: str) -> list[str]:
-    """Habits that hide errors: (line, what) as text."""
+    """Calls that hide errors. Blind excepts, pickles and heavy imports are for ruff.toml."""
     wrong = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ExceptHandler):
-            caught = "" if node.type is None else ast.unparse(node.type)
-            is_silent = all(isinstance(line, ast.Pass) or _is_print(line) for line in node.body)
-            if node.type is None:
-                wrong.append(f"line {node.lineno}: a bare except")
-            elif caught in ("Exception", "BaseException") and is_silent:
-                wrong.append(f"line {node.lineno}: every exception is swallowed")
         if isinstance(node, ast.Call):
             called, keywords = (
                 _called(node),
@@ -138,26 +118,12 @@ def forbidden(source: str) -> list[str]:
             )
             if called == "torch.load" and keywords.get("weights_only") != "True":
                 wrong.append(f"line {node.lineno}: torch.load without weights_only=True")
-            if called in ("pickle.load", "pickle.loads", "dill.load", "joblib.load"):
-                wrong.append(f"line {node.lineno}: {called} runs code from a file")
             if keywords.get("strict") == "False" and called != "zip":
                 wrong.append(
                     f"line {node.lineno}: {called} with strict=False keeps random weights in"
                     " silence"
                 )
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            if "pickle" in names:
-                wrong.append(f"line {node.lineno}: pickle")
     return wrong
-
-
-def _is_print(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Call)
-        and _called(node.value) == "print"
-    )
 
 
 PACKAGE_FILES = python_files(*OURS)
@@ -197,19 +163,6 @@ def test_file_is_short_and_forbids_nothing(path: Path) -> None:
     assert forbidden(source) == []
 
 
-@pytest.mark.parametrize("path", PACKAGE_FILES, ids=relative)
-def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
-    is_package = path.name == "__init__.py"
-    tree = ast.parse(path.read_text("utf-8"))
-    top = "\n".join(
-        ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
-    )
-    heavy = HEAVY if is_package else ONLY_INSIDE_FUNCTIONS
-    assert [
-        name for _, name in imported(top, module_name(path), is_package) if _under(name, heavy)
-    ] == []
-
-
 def test_no_package_marker_in_tests() -> None:
     """A top-level package ``tests`` would collide with the one that laion-clap installs."""
     assert list((ROOT / "tests").rglob("__init__.py")) == []
@@ -236,14 +189,9 @@ def test_a_wrong_arrow_is_seen(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "try:\n    f()\nexcept:\n    raise",
-        "try:\n    f()\nexcept Exception:\n    pass",
-        "try:\n    f()\nexcept Exception as e:\n    print(e)",
         "torch.load(p)",
         "torch.load(p, weights_only=False)",
         "x.load_state_dict(s, strict=False)",
-        "import pickle",
-        "pickle.load(f)",
     ],
 )
 def test_a_forbidden_habit_is_seen(source: str) -> None:
@@ -252,7 +200,6 @@ def test_a_forbidden_habit_is_seen(source: str) -> None:
 
 def test_what_is_allowed_is_not_reported() -> None:
     assert forbidden("torch.load(p, weights_only=True)\nzip(a, b, strict=False)") == []
-    assert forbidden("try:\n    f()\nexcept ValueError:\n    pass") == []
     assert (
         broken_arrows(
             "from datamodules.batches import PromptBatch\nimport zoo\nimport torch",

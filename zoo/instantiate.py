@@ -177,11 +177,10 @@ def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
     if isinstance(annotation, str):
         function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
         try:
-            return eval(
-                annotation, dict(getattr(function, "__globals__", {}))
-            )  # an annotation of installed code
-        except Exception:  # names under TYPE_CHECKING only: nothing to check against
-            return Any
+            # an annotation of installed code
+            return eval(annotation, dict(getattr(function, "__globals__", {})))
+        except (NameError, AttributeError, TypeError):
+            return Any  # a name under TYPE_CHECKING only: nothing to check against
     return annotation
 
 
