@@ -260,7 +260,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def built(config: dict[str, Any], run_dir: Path | None = None) -> Backbone:
     """The base model of a configuration, with the adapter of a run if one is given."""
-    from zoo.backbones.lora import load_adapter
+    from zoo.hub.adapters import load_adapter
     from zoo.instantiate import instantiate
 
     backbone = instantiate(config["module"]["backbone"], "module.backbone")

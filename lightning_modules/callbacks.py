@@ -16,9 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_modules.audio_samples import AudioSamples
 from lightning_modules.progress import RoundProgress
 from lightning_modules.report import draw_curve, write_report
-from zoo.backbones.lora import save_adapter
 from zoo.files import written_beside
 from zoo.hub.adapter_files import base_hashes, check_base
+from zoo.hub.adapters import save_adapter
 
 Row = dict[str, float]
 FIRST_COLUMNS = ("round", "epoch", "step")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from toys import ToyBackbone, prompts
 
-from zoo.backbones.lora import add_lora, load_adapter, reference, save_adapter
+from zoo.backbones.lora import add_lora, reference
 from zoo.hub.adapter_files import base_hashes, base_sha256, read_adapter
-from zoo.hub.adapters import merge_adapters, stack_adapters
+from zoo.hub.adapters import load_adapter, merge_adapters, save_adapter, stack_adapters
 from zoo.hub.artifact import refuse_live_adapter
 from zoo.hub.weights import save_weights
 

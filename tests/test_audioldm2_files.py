@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from toy_audioldm2 import pipeline, predicting, small_model, written_folder
 from toys import latents
 
+import zoo
 from benchmarks.audioldm2_memory import SIZES, measure
 from zoo.backbones.audioldm2 import AudioLDM2
 from zoo.backbones.checkpointing import checkpoint_by_name, set_checkpointing
 from zoo.backbones.lora import attention_linears
 from zoo.hub import registry
 from zoo.hub.artifact import identity_of, load_artifact, save_artifact
-from zoo.importers.audioldm2 import pulled_audioldm2
 from zoo.types import Conditioning, Prompt
 
 PROMPTS = (
@@ -40,7 +40,7 @@ def folder(model, tmp_path_factory):
 
 
 def test_a_released_folder_gives_the_same_model(model, folder):
-    again = AudioLDM2.from_pretrained(str(folder))
+    again = zoo.load(str(folder))
     assert (
         isinstance(again, AudioLDM2)
         and not again.training
@@ -68,7 +68,7 @@ def test_a_released_folder_gives_the_same_model(model, folder):
 def test_the_zoo_opens_a_pulled_folder(folder):
     for name in ("audioldm2", "audioldm2-large", "audioldm2-music"):
         assert registry.why_not_loadable(registry.ENTRIES[name]) is None
-    assert isinstance(pulled_audioldm2("audioldm2", folder), AudioLDM2)
+    assert isinstance(zoo.load(folder), AudioLDM2)
 
 
 @pytest.mark.parametrize("damage", ["missing", "left over"])
@@ -85,12 +85,12 @@ def test_every_tensor_is_accounted_for(folder, tmp_path, damage):
     with pytest.raises(
         ValueError, match=rf"do not fit AudioLDM2ProjectionModel: 1 {damage} \((eos_embed|stray)\)"
     ):
-        AudioLDM2.from_pretrained(str(copied))
+        zoo.load(str(copied))
     shutil.rmtree(copied / "vae")
     with pytest.raises(
         FileNotFoundError, match="no AudioLDM 2 in diffusers layout: it has no folder vae"
     ):
-        AudioLDM2.from_pretrained(str(copied))
+        zoo.load(str(copied))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_another_kind_of_model_is_refused(folder, tmp_path, file, key, value, me
     shutil.copytree(folder, copied)
     (copied / file).write_text(json.dumps({**json.loads((copied / file).read_text()), key: value}))
     with pytest.raises(ValueError, match=message):
-        AudioLDM2.from_pretrained(str(copied))
+        zoo.load(str(copied))
 
 
 def test_a_language_model_with_its_head_is_read_too(model, tmp_path):
@@ -137,7 +137,7 @@ def test_a_language_model_with_its_head_is_read_too(model, tmp_path):
     ``GPT2LMHeadModel``, not the released ``GPT2Model``.
     """
     pipeline(model).save_pretrained(str(tmp_path / "saved"))
-    again = AudioLDM2.from_pretrained(str(tmp_path / "saved"))
+    again = zoo.load(str(tmp_path / "saved"))
     with torch.no_grad():
         found, wanted = (latents(one.predict, one, PROMPTS) for one in (again, model))
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

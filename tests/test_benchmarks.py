@@ -11,9 +11,10 @@ from toys import small_audio
 
 from benchmarks import data_speed, embedded_music, evaluation, judges, quickstart_seeds
 from benchmarks.judges import OUTPUTS, MoodJudge, vibenet_log_mel
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
 from zoo.diffusion import Sampler
+from zoo.hub.adapters import save_adapter
 from zoo.rewards.mood import MOODS, EmotionReward
 
 TINY = {

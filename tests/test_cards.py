@@ -269,7 +269,7 @@ def test_verify_says_what_it_checked_and_refuses_what_is_wrong(adapter, place, t
     folder.mkdir()
     for path in adapter.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    facts = "\n".join(verify_artifact(folder))
+    facts = "\n".join(verify_artifact(folder, zoo.load))
     for wanted in (
         "adapter lora, format 1",
         "2 of them as config.json promises",
@@ -283,22 +283,24 @@ def test_verify_says_what_it_checked_and_refuses_what_is_wrong(adapter, place, t
     with pytest.raises(
         ValueError, match="says license mit, but this model has to keep cc-by-nc-sa-4.0"
     ):
-        verify_artifact(folder)
+        verify_artifact(folder, zoo.load)
     (folder / "README.md").unlink()
-    assert "card: none (README.md is written by an export" in "\n".join(verify_artifact(folder))
+    assert "card: none (README.md is written by an export" in "\n".join(
+        verify_artifact(folder, zoo.load)
+    )
     (folder / "README.md").write_text(card)
     (folder / "train.py").write_text("print()")
     with pytest.raises(ValueError, match="files that are no part of a model: train.py"):
-        verify_artifact(folder)
+        verify_artifact(folder, zoo.load)
     (folder / "train.py").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sha256": {}}))
     with pytest.raises(ValueError, match="promises no hash of adapter_model.safetensors"):
-        verify_artifact(folder)
+        verify_artifact(folder, zoo.load)
     (folder / "config.json").write_text(
         json.dumps(config | {"base": {**config["base"], "name": "someone/else"}})
     )
-    assert "not tried on its base, someone/else" in "\n".join(verify_artifact(folder))
+    assert "not tried on its base, someone/else" in "\n".join(verify_artifact(folder, zoo.load))
     other = tmp_path / "other"
     save_artifact(
         other,
@@ -309,12 +311,12 @@ def test_verify_says_what_it_checked_and_refuses_what_is_wrong(adapter, place, t
         licence="mit",
     )
     (other / "README.md").write_text(card_for(other))
-    assert "loads strictly" in "\n".join(verify_artifact(other))
+    assert "loads strictly" in "\n".join(verify_artifact(other, zoo.load))
 
 
 def test_the_embedded_family_is_whole():
     for name in EMBEDDED:
-        facts = "\n".join(verify_artifact(ENTRIES[name].path))
+        facts = "\n".join(verify_artifact(ENTRIES[name].path, zoo.load))
         assert "loads strictly" in facts and "licence apache-2.0" in facts
 
 

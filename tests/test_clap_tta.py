@@ -45,7 +45,7 @@ def load(name: str, *overrides: str) -> Run:
 def test_tango_differs_in_what_it_says_alone() -> None:
     first, second = (load(name) for name in NAMES)
     backbones = [config.module.pop("backbone") for config in (first, second)]
-    assert [ENTRIES[backbone["source"]].architecture for backbone in backbones] == [
+    assert [ENTRIES[backbone["name"]].architecture for backbone in backbones] == [
         "audioldm2",
         "tango",
     ]

@@ -63,7 +63,7 @@ def assert_exports_and_reloads(tmp_path: Path) -> None:
     itself.
     """
     folder = export_run(tmp_path / "run", tmp_path / "exported", card="ddpo_quickstart")
-    assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder))
+    assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder, zoo.load))
     both = (zoo.load(folder), zoo.open_model(str(tmp_path / "run")))
     (one,), (other,) = (
         zoo.generate(backbone, ["a sad piano"], steps=2, seconds=1.024) for backbone in both

@@ -15,7 +15,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from toys import latents, shaken
 
 from benchmarks.audioldm2_memory import saved_bytes
-from zoo.backbones.lora import add_lora, attention_linears, load_adapter, save_adapter
+from zoo.backbones.lora import add_lora, attention_linears
+from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.types import Conditioning, Prompt
 
 PROMPTS = (

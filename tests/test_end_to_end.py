@@ -101,7 +101,7 @@ def test_what_was_learned_is_what_is_loaded_again(name: str, reward: str, small_
         read_config(folder)["base"]["name"] == name
         and read_config(folder)["training"]["algorithm"] == "DDPO"
     )
-    assert any(f"fits its base {name}" in fact for fact in verify_artifact(folder))
+    assert any(f"fits its base {name}" in fact for fact in verify_artifact(folder, zoo.load))
 
 
 def test_a_merged_model_needs_neither_its_base_nor_the_run(

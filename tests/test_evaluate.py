@@ -18,10 +18,11 @@ from toy_evaluation import LoudnessJudge, evaluate, reward_file, sine, sines
 from toys import SMALL
 
 from zoo.audio_files import read_audio
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.errors import reported
 from zoo.evaluation.results import read_results
 from zoo.evaluation.scores import fingerprint, open_scorers
+from zoo.hub.adapters import save_adapter
 from zoo.hub.artifact import save_artifact
 from zoo.loading import open_model
 from zoo.rewards.mood import MOODS, EmotionReward

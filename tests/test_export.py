@@ -100,7 +100,7 @@ def test_an_adapter_is_what_the_run_has_learned(run, tmp_path):
     assert torch.equal(
         twice, heard(zoo.load(BASE, adapters=[(folder, 1.0), (folder, 1.0)]))
     ) and not torch.equal(twice, by_name)
-    assert any("fits its base tiny-base" in fact for fact in verify_artifact(folder))
+    assert any("fits its base tiny-base" in fact for fact in verify_artifact(folder, zoo.load))
     again = export_run(run, tmp_path / "again")
     for name in ("adapter_config.json", "adapter_model.safetensors", "config.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
@@ -119,7 +119,7 @@ def test_an_adapter_of_a_diffusers_unet_loads_beside_a_plain_pipeline(tmp_path):
     from diffusers import UNet2DConditionModel
     from peft import PeftModel
 
-    from zoo.backbones.lora import load_adapter, save_adapter
+    from zoo.hub.adapters import load_adapter, save_adapter
 
     class Holder:
         def __init__(self) -> None:
@@ -181,7 +181,7 @@ def test_merged_it_is_a_whole_model_without_peft(run, tmp_path):
         rtol=0,
         atol=2e-3,
     )
-    assert any("loads strictly" in fact for fact in verify_artifact(folder))
+    assert any("loads strictly" in fact for fact in verify_artifact(folder, zoo.load))
     half = export_run(run, tmp_path / "half", merge=True, dtype="float16")
     assert {
         t.dtype for t in load_file(half / "model.safetensors").values() if t.is_floating_point()
@@ -302,7 +302,9 @@ def test_a_models_own_folder_is_copied_as_it_is_with_a_card(run, place, tmp_path
         and "base" not in config
         and config["training"]["algorithm"] == "Denoising"
     )
-    assert "license: mit" in (folder / "README.md").read_text() and verify_artifact(folder)
+    assert "license: mit" in (folder / "README.md").read_text() and verify_artifact(
+        folder, zoo.load
+    )
     with pytest.raises(ValueError, match="inherits its licence, cc-by-nc-sa-4.0; it cannot be mit"):
         export_run(run, tmp_path / "no", licence="mit")
 

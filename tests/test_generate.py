@@ -16,12 +16,13 @@ from toys import SMALL
 from datamodules.prompt_sources import file_prompts
 from zoo import audio_files
 from zoo.audio_files import read_audio, write_audio
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
 from zoo.commands import generate
 from zoo.commands.generate import output_paths, parse_seeds
 from zoo.errors import reported
 from zoo.generations import read_samples
+from zoo.hub.adapters import save_adapter
 from zoo.hub.artifact import save_artifact
 from zoo.hub.run_models import run_settings
 from zoo.loading import open_model

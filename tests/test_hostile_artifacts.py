@@ -18,8 +18,9 @@ from toy_artifacts import CARD, contents, model_folder
 from toys import SMALL
 
 import zoo
-from zoo.backbones.lora import add_lora, load_adapter, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
+from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.hub.construction import build_within
 from zoo.hub.pull import pull, push
 from zoo.hub.verify import verify_folder

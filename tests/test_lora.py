@@ -5,7 +5,8 @@ from toys import ToyBackbone, prompts
 
 from lightning_modules.ema import EMA
 from lightning_modules.random_state import random_state, set_random_state
-from zoo.backbones.lora import add_lora, attention_linears, load_adapter, reference, save_adapter
+from zoo.backbones.lora import add_lora, attention_linears, reference
+from zoo.hub.adapters import load_adapter, save_adapter
 
 
 def output(backbone):

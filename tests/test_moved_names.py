@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import toy_run
 from omegaconf import OmegaConf
 
@@ -16,7 +17,7 @@ from zoo.configuration import read_configuration
 from zoo.errors import UserError
 from zoo.hub.run_models import code_named_by, run_settings
 from zoo.instantiate import check, instantiate, locate
-from zoo.moved_names import MODULES, NAMES, current_name, with_current_names
+from zoo.moved_names import ARGUMENTS, MODULES, NAMES, current_name, with_current_names
 from zoo.sampling_settings import run_sampling
 
 # What YAML files name: every one of these must still be found.
@@ -31,6 +32,7 @@ TARGETS = {
     "lightning_modules.ddpo.DDPO": "lightning_modules.rl.ddpo.DDPO",
     "lightning_modules.emotion.Emotion": "lightning_modules.mood_classifier.Emotion",
     "lightning_modules.held_out.HeldOutWatch": "lightning_modules.rl.held_out.HeldOutWatch",
+    "zoo.backbones.lora.save_adapter": "zoo.hub.adapters.save_adapter",
     "lightning_modules.run.load": "zoo.configuration.read_configuration",
     "zoo.checkpoint.load_artifact": "zoo.hub.artifact.load_artifact",
     "zoo.loading.load": "zoo.loading.load",
@@ -134,3 +136,23 @@ def test_an_old_run_goes_on_and_is_opened(tmp_path):
     OmegaConf.save({"module": old}, tmp_path / "config.yaml")
     assert code_named_by(tmp_path) is None
     assert run_sampling(run_settings(tmp_path)) == run_sampling({"module": new}) != {}
+
+
+@pytest.mark.parametrize("old", ARGUMENTS)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_opened_one_kind_of_model_is_zoo_load(old, small_zoo):
+    name = {
+        "audioldm": "audioldm-s-full-v2",
+        "stable_audio": "stable-audio-open-1.0",
+        "tango": "tango2",
+    }
+    kind = old.split(".")[2]
+    settings = {"dtype": "bfloat16", "checkpoint_activations": True}
+    node = {"_target_": old, "source": name.get(kind, kind), **settings}
+    now = {"_target_": "zoo.load", "name": name.get(kind, kind), **settings}
+    assert with_current_names(node) == now
+    assert changes({"module": {"backbone": node}}, {"module": {"backbone": now}}) == []
+    check(node, "module.backbone")
+    model = instantiate(node, "module.backbone")
+    assert type(model).__name__ == old.split(".")[3]
+    assert model.denoiser.dtype == torch.bfloat16 and model.denoiser.is_gradient_checkpointing

@@ -96,7 +96,7 @@ def test_a_row_is_that_of_the_paper(name: str) -> None:
     assert data["prompts_per_round"] <= prompts and 96 <= prompts * data["val_repeats"] <= 120
     assert config.out_dir == f"runs/music_rlhf/{name}"
     assert (
-        module["backbone"]["source"] == "audioldm2-music"
+        module["backbone"]["name"] == "audioldm2-music"
         and module["guidance_scale"] == 3.5
         and module["clip_range"] == 1e-4
     )

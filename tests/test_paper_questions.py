@@ -12,8 +12,9 @@ from toys import small_audio
 from benchmarks import paper_questions as pq
 from benchmarks import paper_tables as pt
 from benchmarks.evaluation import Measured
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.configuration import read_configuration
+from zoo.hub.adapters import save_adapter
 from zoo.rewards.mood import MOODS
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ddpo" / "paper_questions.yaml"

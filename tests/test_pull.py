@@ -376,11 +376,11 @@ def test_errors_of_the_client_never_show_a_token(monkeypatch: pytest.MonkeyPatch
 def test_load_pulls_what_is_on_the_hub_only(
     there: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zoo.loading import find_or_pull
+    from zoo.hub.resolve import found_or_pulled
 
-    folder = find_or_pull("owner/model")
+    folder = found_or_pulled("owner/model")
     assert folder == store.newest("owner/model")
     monkeypatch.setattr(zoo_hub, "pull", lambda name: pytest.fail("it is here"))
-    assert find_or_pull("owner/model") == folder
+    assert found_or_pulled("owner/model") == folder
     with pytest.raises(ValueError, match="cannot be loaded yet"):
-        find_or_pull("bewo-nl")
+        found_or_pulled("bewo-nl")

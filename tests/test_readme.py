@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
+from zoo.hub.adapters import save_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

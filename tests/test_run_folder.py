@@ -20,9 +20,9 @@ from lightning_modules.callbacks import MetricsCSV, default_callbacks
 from lightning_modules.report import Sample, ranked_pairs, read_rows, read_samples, write_report
 from lightning_modules.rl.ddpo import DDPO
 from lightning_modules.run import fit
-from zoo.backbones.lora import load_adapter
 from zoo.configuration import read_configuration
 from zoo.errors import UserError
+from zoo.hub.adapters import load_adapter
 from zoo.types import RewardOutput
 
 

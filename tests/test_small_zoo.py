@@ -11,7 +11,6 @@ import torch
 import toy_zoo
 
 import zoo
-from zoo.backbones.audioldm2 import AudioLDM2
 from zoo.backbones.tango import Tango
 from zoo.hub.table import ENTRIES
 from zoo.rewards.clap import ClapReward
@@ -60,14 +59,12 @@ def test_a_name_is_a_small_model_of_its_class(name: str, small_zoo: Path) -> Non
         assert scores.isfinite().all() and scores[0] != scores[1]
 
 
-def test_the_backbones_own_doors(small_zoo: Path) -> None:
+def test_every_name_opens_by_the_one_door(small_zoo: Path) -> None:
     assert (
-        AudioLDM2.from_pretrained(
-            "audioldm2-music", "bfloat16", checkpoint_activations=True
-        ).denoiser.dtype
+        zoo.load("audioldm2-music", dtype="bfloat16", checkpoint_activations=True).denoiser.dtype
         == torch.bfloat16
     )
-    assert isinstance(Tango.from_pretrained("tango2"), Tango)
+    assert isinstance(zoo.load("tango2"), Tango)
     assert isinstance(
         ClapReward("630k", "transformers", {"pretrained": "clap-630k-audioset-best"}), ClapReward
     )

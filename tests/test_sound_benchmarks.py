@@ -8,7 +8,8 @@ import torch
 from toys import small_audio
 
 from benchmarks import quickstart_sounds_seeds as seeds
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
+from zoo.hub.adapters import save_adapter
 from zoo.types import Prompt, RewardOutput
 
 NAMES = (

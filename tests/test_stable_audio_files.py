@@ -15,12 +15,12 @@ from toys import Given, latents
 import zoo
 from datamodules.batches import PromptBatch
 from lightning_modules.denoising import Denoising
-from zoo.backbones.lora import attention_linears, load_adapter, save_adapter
+from zoo.backbones.lora import attention_linears
 from zoo.backbones.stable_audio import StableAudio
 from zoo.diffusion import denoising_error
 from zoo.hub import registry
+from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.hub.artifact import identity_of, load_artifact, save_artifact
-from zoo.importers.stable_audio import pulled_stable_audio
 from zoo.types import Prompt, RewardOutput
 
 PROMPTS = (Prompt("a", "a dog barks", "rain", 0.2), Prompt("b", "calm piano melody", "", 0.2))
@@ -38,7 +38,7 @@ def folder(model, tmp_path_factory):
 
 
 def test_a_released_folder_gives_the_same_model(model, folder):
-    again = StableAudio.from_pretrained(str(folder), **HEARD)
+    again = zoo.load(str(folder), **HEARD)
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     assert not any(tensor.is_meta for tensor in again.state_dict().values())
     assert {n: t.shape for n, t in again.state_dict().items()} == {
@@ -61,7 +61,7 @@ def test_a_released_folder_gives_the_same_model(model, folder):
 
 def test_the_zoo_opens_a_pulled_folder(folder):
     assert registry.why_not_loadable(registry.ENTRIES["stable-audio-open-1.0"]) is None
-    opened = pulled_stable_audio("stable-audio-open-1.0", folder)
+    opened = zoo.load(folder)
     assert isinstance(opened, StableAudio) and opened.codec.frame_window is None
 
 
@@ -93,7 +93,7 @@ def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
         )
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(kind, match=message):
-        StableAudio.from_pretrained(str(copied))
+        zoo.load(str(copied))
 
 
 def test_an_artefact_holds_the_whole_model(model, tmp_path):

@@ -9,7 +9,8 @@ from toys import Rounds, ToyBackbone, shaken
 
 from lightning_modules.audio_samples import AudioSamples
 from lightning_modules.rl.ddpo import DDPO
-from zoo.backbones.lora import add_lora, reference, save_adapter
+from zoo.backbones.lora import add_lora, reference
+from zoo.hub.adapters import save_adapter
 from zoo.hub.export_record import export_record
 
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from toy_tango import SMALL, released_folder
 
+import zoo
+import zoo.hub.resolve
 import zoo.importers.tango as importer
-import zoo.loading
-from zoo.backbones.lora import add_lora, attention_linears, load_adapter, save_adapter
+from zoo.backbones.lora import add_lora, attention_linears
 from zoo.backbones.mel_codec import normalised, prepared, slaney_mel_bank
 from zoo.backbones.tango import UNET, Tango
 from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
+from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.hub.artifact import load_artifact, save_artifact
 from zoo.types import Prompt
 
@@ -217,11 +219,11 @@ def test_a_released_folder_gives_the_same_model(tango, tmp_path):
     assert loaded.arguments == tango.arguments
 
 
-def test_from_pretrained_opens_both_layouts(tango, tmp_path, monkeypatch):
+def test_load_opens_both_layouts(tango, tmp_path, monkeypatch):
     folder = released_folder(tango, tmp_path)
     (folder / "words.json").rename(folder / "tokenizer.json")
     monkeypatch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **SIZES))
-    model = Tango.from_pretrained(folder, dtype="bfloat16", checkpoint_activations=True)
+    model = zoo.load(folder, dtype="bfloat16", checkpoint_activations=True)
     assert (
         model.denoiser.conv_in.weight.dtype == torch.bfloat16
         and model.denoiser.is_gradient_checkpointing
@@ -233,16 +235,14 @@ def test_from_pretrained_opens_both_layouts(tango, tmp_path, monkeypatch):
         arguments=tango.arguments,
         module=tango,
     )
-    assert torch.equal(
-        sampled(Tango.from_pretrained(tmp_path / "m"))[1].clean, sampled(tango)[1].clean
-    )
+    assert torch.equal(sampled(zoo.load(tmp_path / "m"))[1].clean, sampled(tango)[1].clean)
 
 
 def test_the_zoo_opens_a_pulled_folder(tango, tmp_path, monkeypatch):
     folder = released_folder(tango, tmp_path)
     (folder / "words.json").rename(folder / "tokenizer.json")
     monkeypatch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **SIZES))
-    monkeypatch.setattr(zoo.loading, "find_or_pull", lambda name: {"tango2": folder}[name])
+    monkeypatch.setattr(zoo.hub.resolve, "find", lambda name: {"tango2": folder}[name])
     (folder / "config.json").write_text(
         '{"architectures": null}'
     )  # what lies there is no configuration of ours
@@ -259,10 +259,8 @@ def test_an_owner_and_name_mean_the_entry_with_its_commit_hashes_and_licence(
 ):
     folder = released_folder(tango, tmp_path)
     monkeypatch.setattr(importer, "load_tango", functools.partial(importer.load_tango, **SIZES))
-    monkeypatch.setattr(zoo.loading, "find_or_pull", lambda name: {"tango2": folder}[name])
-    assert isinstance(
-        Tango.from_pretrained("declare-lab/tango2", tokenizer=folder / "words.json"), Tango
-    )
+    monkeypatch.setattr(zoo.hub.resolve, "find", lambda name: {"tango2": folder}[name])
+    assert isinstance(zoo.load("declare-lab/tango2", tokenizer=folder / "words.json"), Tango)
 
 
 def test_another_tokenizer_for_a_saved_model(tango, tmp_path):
@@ -271,10 +269,10 @@ def test_another_tokenizer_for_a_saved_model(tango, tmp_path):
         tmp_path / "m", kind="backbone", architecture="tango", arguments=arguments, module=tango
     )
     words = released_folder(tango, tmp_path) / "words.json"
-    again = Tango.from_pretrained(tmp_path / "m", tokenizer=words)
+    again = zoo.load(tmp_path / "m", tokenizer=words)
     assert torch.equal(sampled(again)[1].clean, sampled(tango)[1].clean)
     with pytest.raises(ValueError, match="no tokenizer"):
-        Tango.from_pretrained(tmp_path / "m").encode_prompts(PROMPTS)
+        zoo.load(tmp_path / "m").encode_prompts(PROMPTS)
 
 
 def broken(folder, file, change):
@@ -382,8 +380,8 @@ def test_a_missing_file_or_tokenizer_is_named(tango, tmp_path):
     (folder / importer.VAE_FILE).unlink()
     with pytest.raises(FileNotFoundError, match=f"has no {re.escape(importer.VAE_FILE)}"):
         importer.load_tango(folder, folder / "words.json", **SIZES)
-    with pytest.raises(FileNotFoundError, match="is no Tango"):
-        importer.open_tango(tmp_path)
+    with pytest.raises(FileNotFoundError, match="neither a model"):
+        zoo.load(tmp_path)
 
 
 def test_names_of_another_size_are_not_known():

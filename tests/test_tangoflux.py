@@ -13,9 +13,10 @@ from toys import Given, latents
 
 import zoo
 from datamodules.batches import PromptBatch
-from zoo.backbones.lora import attention_linears, load_adapter, save_adapter
+from zoo.backbones.lora import attention_linears
 from zoo.backbones.tangoflux import TangoFlux
 from zoo.diffusion import Sampler, Straight, denoising_error, rollout
+from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.importers.tangoflux import load_tangoflux, main_state
 from zoo.types import Conditioning, Prompt, RewardOutput
 

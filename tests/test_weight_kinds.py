@@ -15,8 +15,9 @@ from toy_clap import random_clap, tokenizer_file
 from toys import SMALL
 
 import zoo
-from zoo.backbones.lora import add_lora, load_adapter, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
+from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.hub.run_models import load_weights
 from zoo.hub.weights import wrong_numbers
 from zoo.rewards.clap import ClapReward

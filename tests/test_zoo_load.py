@@ -15,10 +15,14 @@ from toys import SMALL, ToyBackbone
 
 import zoo
 from zoo import generation
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
-from zoo.hub import entry, registry
-from zoo.hub.artifact import save_artifact
+from zoo.errors import UserError
+from zoo.hub import adapter_files, artifact, entry, registry, resolve
+from zoo.hub.adapter_files import write_adapter
+from zoo.hub.adapters import save_adapter
+from zoo.hub.artifact import read_config, save_artifact
+from zoo.hub.registry import ENTRIES
 from zoo.hub.weights import save_weights
 from zoo.types import Prompt, RewardOutput, Waveform
 
@@ -395,3 +399,54 @@ def test_score_keeps_the_order_over_waves_of_different_length(monkeypatch):
     for some, others in ((waves, prompts[:2]), ([], [])):
         with pytest.raises(ValueError, match="expected one prompt a wave, at least one"):
             zoo.score(Loudness(), some, others)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key"),
+    [
+        ("embedded/music", {"checkpoint_activations": True}, "checkpoint_activations"),
+        ("embedded/music", {"tokenizer": "words.json"}, "tokenizer"),
+        ("embedded/clap", {"truncate_prompts": True}, "truncate_prompts"),
+    ],
+)
+def test_an_option_that_a_model_does_not_take_is_refused_by_name(name, options, key):
+    with pytest.raises(UserError, match=rf"{key}: {name} takes no '{key}'"):
+        zoo.load(name, **options)
+
+
+def test_options_of_an_importer_are_checked_by_its_keywords(small_zoo):
+    with pytest.raises(UserError, match="checkpoint_activation: .*mean 'checkpoint_activations'"):
+        zoo.load("audioldm2-music", checkpoint_activation=True)
+    with pytest.raises(UserError, match="frame_window: .*'seen'"):
+        zoo.load("stable-audio-open-1.0", frame_window="seen")
+    with pytest.raises(UserError, match="adaptors: .*did you mean 'adapters'"):
+        zoo.load("tango2", adaptors=())
+    model = zoo.load(
+        "stable-audio-open-1.0",
+        frame_window="heard",
+        checkpoint_activations=True,
+        truncate_prompts=True,
+    )
+    assert model.arguments["frame_window"] == "heard" and model.arguments["truncate_prompts"]
+    assert model.denoiser.is_gradient_checkpointing
+
+
+def test_opening_an_adapter_reads_each_config_once(tmp_path, monkeypatch):
+    add_lora(model := zoo.load("embedded/music"), rank=2)
+    base = {"name": "embedded/music"}
+    folder = write_adapter(model.denoiser, tmp_path / "adapter", base=base)
+    read = []
+
+    def counted(path):
+        read.append(Path(path))
+        return read_config(path)
+
+    for module in (resolve, artifact, adapter_files):
+        monkeypatch.setattr(module, "read_config", counted)
+    for opened in (zoo.load, zoo.open_model):
+        read.clear()
+        opened(str(folder))
+        assert sorted(read) == sorted([folder, ENTRIES["embedded/music"].path])
+    read.clear()
+    zoo.load("embedded/music", adapters=[folder])
+    assert sorted(read) == sorted([folder, ENTRIES["embedded/music"].path])

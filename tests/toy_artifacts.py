@@ -11,9 +11,10 @@ from toys import SMALL
 
 import zoo
 from lightning_modules import run_folder
-from zoo.backbones.lora import add_lora, save_adapter
+from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
 from zoo.configuration import read_configuration
+from zoo.hub.adapters import save_adapter
 from zoo.hub.artifact import save_artifact
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs/ddpo/quickstart.yaml"

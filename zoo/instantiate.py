@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError, did_you_mean, named_misfit
-from zoo.moved_names import with_current_name
+from zoo.moved_names import with_current_name, with_current_target
 from zoo.secrets import remember_in
 from zoo.types import lacking
 
@@ -320,6 +320,7 @@ def check(node: Any, where: str) -> Any:
                 and difflib.SequenceMatcher(None, key, "_target_").ratio() > 0.7
             ):
                 raise UserError(f"{where}.{key}: did you mean '_target_'?")
+    node = with_current_target(node)
     items = {
         key: check(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"
     }
@@ -342,6 +343,7 @@ def instantiate(node: Any, where: str) -> Any:
     if not isinstance(node, dict):
         return node
     remember_in(node)  # what it holds is not for messages
+    node = with_current_target(node)
     items = {
         key: instantiate(value, f"{where}.{key}")
         for key, value in node.items()

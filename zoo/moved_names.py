@@ -102,6 +102,9 @@ MODULES = {
 # split, or its old name is now that of a package
 NAMES = {
     "zoo.hub.pull": "zoo.hub.pull.pull",
+    "zoo.backbones.lora.load_adapter": "zoo.hub.adapters.load_adapter",
+    "zoo.backbones.lora.save_adapter": "zoo.hub.adapters.save_adapter",
+    "zoo.devices.usable_device": "zoo.loading.usable_device",
     "zoo.loading.load": "zoo.load",
     "lightning_modules.run.load": "zoo.configuration.read_configuration",
     "lightning_modules.run.Run": "zoo.configuration.Run",
@@ -114,6 +117,18 @@ NAMES = {
     "datamodules.music.render_clip": "datamodules.music.music.render_clip",
     "datamodules.music.render_set": "datamodules.music.music.render_set",
 }
+# old function that opened a model -> now zoo.load, with its arguments by these names
+ARGUMENTS = {
+    f"zoo.backbones.{name}.from_pretrained": {"source": "name"}
+    for name in (
+        "audioldm.AudioLDM",
+        "audioldm2.AudioLDM2",
+        "stable_audio.StableAudio",
+        "tango.Tango",
+        "tangoflux.TangoFlux",
+    )
+}
+NAMES.update(dict.fromkeys(ARGUMENTS, "zoo.load"))
 
 
 def current_name(path: str) -> str:
@@ -141,15 +156,23 @@ def with_current_name(path: Any) -> Any:
 
 def with_current_names(tree: Any) -> Any:
     """A copy of a configuration (lists, dictionaries, plain values) in which every ``_target_`` has
-    its current name; warns once per old name."""
+    its current name, and its arguments theirs; warns once per old name."""
     if isinstance(tree, list):
         return [with_current_names(item) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
-    return {
-        key: with_current_name(value) if key == "_target_" else with_current_names(value)
-        for key, value in tree.items()
-    }
+    items = {key: with_current_names(value) for key, value in tree.items()}
+    return with_current_target(items)
+
+
+def with_current_target(node: Mapping[str, Any]) -> dict[str, Any]:
+    """One node of a tree, its ``_target_`` and the names of its arguments as they are now."""
+    if "_target_" not in node:
+        return dict(node)
+    old = node["_target_"]
+    renamed = ARGUMENTS.get(old, {}) if isinstance(old, str) else {}
+    items = {renamed.get(key, key): value for key, value in node.items()}
+    return {**items, "_target_": with_current_name(old)}
 
 
 @functools.cache

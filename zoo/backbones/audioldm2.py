@@ -26,7 +26,7 @@ from zoo.types import Conditioning, Prompt
 class AudioLDM2(nn.Module):
     """Text to mono audio.
 
-    All arguments are plain JSON values; ``from_pretrained`` reads them from a released folder.
+    All arguments are plain JSON values; ``zoo.load`` reads them from a released folder.
 
     ``unet``, ``vae``, ``vocoder``, ``projection``, ``clap_text``, ``t5``, ``gpt2``, ``scheduler``:
     the configurations of ``AudioLDM2UNet2DConditionModel``, ``AutoencoderKL``, ``SpeechT5HifiGan``,
@@ -100,31 +100,6 @@ class AudioLDM2(nn.Module):
         self.memory = PromptMemory(self._encode, self._tokens, in_pairs=True)
         self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str,
-        dtype: str | None = None,
-        checkpoint_activations: bool = False,
-        truncate_prompts: bool = False,
-    ) -> AudioLDM2:
-        """The released model of a zoo name ("audioldm2-music"), an ``owner/name`` on the Hub or a
-        folder in diffusers layout.
-
-        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
-        ``set_checkpointing``. Frozen, in eval mode. Raises ``UserError`` when a tensor is missing,
-        left over or of another shape, and what ``zoo.pull`` raises.
-        """
-        from zoo.importers.audioldm2 import read_folder
-        from zoo.importers.diffusers_folders import folder_of
-        from zoo.loading import as_dtype
-
-        model = read_folder(folder_of(source, "audioldm2"), truncate_prompts=truncate_prompts).to(
-            dtype=as_dtype(dtype)
-        )
-        model.set_checkpointing(checkpoint_activations)
-        return model
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Streams ``loa_BLD`` (B, loa_count, D), ``t5_BLD`` and its ``t5_mask_BL``; each text is

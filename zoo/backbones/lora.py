@@ -1,13 +1,14 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a backbone's denoiser, through peft.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a backbone's denoiser, through peft: put on and
+switched off. Adapter off = the base model.
 
-Adapter off = the base model.
+``zoo.hub.adapters`` saves, loads, stacks and merges them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -18,6 +19,8 @@ from zoo.types import Backbone
 if TYPE_CHECKING:
     from peft import PeftModel
 
+# Of alpha / rank. More is a mistake, or made to do harm: the model gives noise then.
+LARGEST_SCALE = 1000.0
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "to_out.0")
 
 
@@ -89,8 +92,6 @@ def add_lora(
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    from zoo.hub.adapter_files import check_alpha
-
     if isinstance(backbone.denoiser, PeftModel):
         raise UserError(
             "this backbone already has an adapter; load it without one (DDPO goes on training a"
@@ -120,7 +121,19 @@ def add_lora(
     ).train(training)
 
 
-def _adapted(backbone: Backbone) -> PeftModel:
+def check_alpha(alpha: float, rank: int, what: str) -> None:
+    """Raises ``UserError`` unless the scale alpha / rank of an adapter lies in (0,
+    ``LARGEST_SCALE``].
+    """
+    if not (math.isfinite(alpha) and 0 < alpha <= LARGEST_SCALE * rank):
+        raise UserError(
+            f"{what} must be a positive number of at most {LARGEST_SCALE:g} times the rank {rank},"
+            f" got {alpha}: the adapter counts alpha / rank times, usually 1 or 2"
+        )
+
+
+def adapted(backbone: Backbone) -> PeftModel:
+    """The denoiser with its live adapter. Raises ``UserError`` without one."""
     from peft import PeftModel
 
     if not isinstance(backbone.denoiser, PeftModel):
@@ -134,7 +147,7 @@ def reference(backbone: Backbone) -> Iterator[None]:
 
     Raises ``UserError`` without an adapter.
     """
-    model = _adapted(backbone)
+    model = adapted(backbone)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
         with model.disable_adapter():
@@ -142,33 +155,3 @@ def reference(backbone: Backbone) -> Iterator[None]:
     finally:
         for parameter in frozen:  # peft makes the adapter trainable when it comes back
             parameter.requires_grad_(False)
-
-
-def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
-    """Writes the adapter (peft's config and safetensors, and which base it is for), beside
-    ``folder`` first; an older folder is replaced.
-
-    Raises ``UserError`` without an adapter or with several, ``OSError`` when writing fails (the
-    older folder stays then).
-    """
-    from zoo.hub.adapter_files import write_adapter
-
-    return write_adapter(_adapted(backbone), folder)
-
-
-def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) -> None:
-    """Puts a saved adapter on ``backbone`` (frozen) or into the adapter of the same kind that is
-    there (stays trainable).
-
-    ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must
-    fit. Raises ``UserError`` when files are missing, or made for another denoiser or another base
-    (both hashes are named).
-    """
-    from peft import PeftModel
-
-    from zoo.hub.adapters import fill_adapter, stack_adapters
-
-    if isinstance(backbone.denoiser, PeftModel):
-        fill_adapter(backbone.denoiser, folder, strength)
-    else:
-        stack_adapters(backbone, [(folder, strength)])

@@ -57,7 +57,7 @@ def rotary_table(width: int, length: int, device: torch.device) -> tuple[Tensor,
 class StableAudio(nn.Module):
     """Text and timing to stereo audio.
 
-    Plain JSON values; ``from_pretrained`` reads them from a released folder.
+    Plain JSON values; ``zoo.load`` reads them from a released folder.
 
     ``transformer``, ``vae``, ``text_encoder``, ``projection``, ``scheduler``: the configurations of
     ``StableAudioDiTModel``, ``AutoencoderOobleck``, ``T5EncoderModel``,
@@ -163,40 +163,6 @@ class StableAudio(nn.Module):
         ):
             if value is not None and not low <= value <= high:
                 raise UserError(f"{name} must lie in [{low}, {high}], got {value}")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str,
-        dtype: str | None = None,
-        checkpoint_activations: bool = False,
-        frame_window: Literal["heard", "bewo"] | None = None,
-        seconds_start: float = 0.0,
-        seconds_total: float | None = None,
-        truncate_prompts: bool = False,
-    ) -> StableAudio:
-        """The released model of a zoo name ("stable-audio-open-1.0"), an ``owner/name`` on the Hub
-        or a folder in diffusers layout.
-
-        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
-        ``set_checkpointing``. Frozen, in eval mode. Raises ``UserError`` when a tensor is missing,
-        left over or of another shape, and what ``zoo.pull`` raises.
-        """
-        from zoo.importers.diffusers_folders import folder_of
-        from zoo.importers.stable_audio import read_folder
-        from zoo.loading import as_dtype
-
-        settings = {
-            "frame_window": frame_window,
-            "seconds_start": seconds_start,
-            "seconds_total": seconds_total,
-        }
-        folder = folder_of(source, "stable_audio")
-        model = read_folder(folder, truncate_prompts=truncate_prompts, **settings).to(
-            dtype=as_dtype(dtype)
-        )
-        model.set_checkpointing(checkpoint_activations)
-        return model
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (B, max_tokens + 2, D): text (0 beyond its end), start and total length;

@@ -9,7 +9,6 @@ repository Tango's own configuration names and which is gone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,32 +167,6 @@ class Tango(nn.Module):
         self.memory = PromptMemory(self._encode, words)
         self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        dtype: str | None = None,
-        checkpoint_activations: bool = False,
-        tokenizer: str | Path | None = None,
-    ) -> Tango:
-        """A released or saved Tango, frozen and in eval mode.
-
-        ``source``: a folder in the authors' layout or in ours, a zoo name ("tango2"), or an
-        ``owner/name`` on the Hub, which is
-        pulled (``zoo.pull``; its licence is accepted there). ``dtype`` such as "bfloat16" (default
-        float32).
-        ``checkpoint_activations``: ``set_checkpointing``. ``tokenizer``: the ``tokenizer.json`` of
-        google/flan-t5-large, or its
-        folder; by default one that lies in ``source``, else the Hub's. Raises what
-        ``zoo.importers.tango.open_tango`` raises.
-        """
-        from zoo.importers.tango import open_tango
-        from zoo.loading import as_dtype
-
-        model = open_tango(source, tokenizer).to(as_dtype(dtype))
-        model.set_checkpointing(checkpoint_activations)
-        return model
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and

@@ -9,7 +9,6 @@ sequence; text tokens have no positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -142,33 +141,6 @@ class TangoFlux(nn.Module):
         self.memory = PromptMemory(self._encode, words, in_pairs=True)
         self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        dtype: str | None = None,
-        checkpoint_activations: bool = False,
-        frame_window: Literal["heard", "bewo"] | None = None,
-        tokenizer: str | Path | None = None,
-    ) -> TangoFlux:
-        """The released model of a zoo name ("tangoflux"), an ``owner/name`` on the Hub or a folder
-        in its authors' layout.
-
-        ``dtype`` such as "bfloat16" (default float32). ``checkpoint_activations``:
-        ``set_checkpointing``. ``tokenizer``: the ``tokenizer.json`` of google/flan-t5-large, or its
-        folder; by default one that lies in ``source``, else the Hub's. Frozen, in eval mode. Raises
-        what ``zoo.importers.tangoflux.load_tangoflux`` and ``zoo.pull`` raise.
-        """
-        from zoo.importers.diffusers_folders import folder_of
-        from zoo.importers.tangoflux import load_tangoflux
-        from zoo.loading import as_dtype
-
-        model = load_tangoflux(
-            folder_of(str(source), "tangoflux"), tokenizer, frame_window=frame_window
-        )
-        model.set_checkpointing(checkpoint_activations)
-        return model.to(dtype=as_dtype(dtype))
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (duration, then text), ``mask_BL``, and ``pooled_BD``; each text is

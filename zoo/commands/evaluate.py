@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo.devices import usable_device
 from zoo.errors import UserError
 from zoo.evaluation.inputs import (
     Configuration,
@@ -54,6 +53,7 @@ from zoo.hub.artifact import CONFIG_FILE, read_config
 from zoo.hub.registry import find
 from zoo.hub.run_models import is_run, recorded_sampling
 from zoo.hub.sampling_settings import PartialSampling, SamplingSettings, merged
+from zoo.loading import usable_device
 from zoo.types import Prompt
 
 _OF_SAMPLING = ("samples", "seed", "steps", "guidance", "eta", "seconds", "negative", "which")

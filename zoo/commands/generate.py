@@ -79,10 +79,11 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     """
     options = parser().parse_intermixed_args(argv)
     from zoo.generations import checked_entries
+    from zoo.hub.resolve import resolve
     from zoo.hub.run_facts import read_facts
     from zoo.hub.run_models import recorded_sampling, run_settings
     from zoo.hub.sampling_settings import PartialSampling, merged
-    from zoo.loading import find_or_pull, open_model
+    from zoo.loading import open_model
     from zoo.types import Prompt
 
     asked = PartialSampling(
@@ -97,7 +98,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     seeds = parse_seeds(options.seeds)
     if options.adapter is None and options.strength != 1:
         own = [
-            find_or_pull(options.model) / name for name in ("adapter", "adapter_config.json")
+            resolve(options.model).folder / name for name in ("adapter", "adapter_config.json")
         ]  # a run's, an exported one
         if not any(path.exists() for path in own):
             raise UserError(

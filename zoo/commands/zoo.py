@@ -243,6 +243,7 @@ def _verify(options: argparse.Namespace) -> None:
     from zoo.hub.store import read_record
     from zoo.hub.untrusted import shown
     from zoo.hub.verify import verify_folder
+    from zoo.loading import load
 
     named = [entry for entry in entries() if entry.name == options.folder]
     folder = (
@@ -268,7 +269,7 @@ def _verify(options: argparse.Namespace) -> None:
         ]
         promise = f"as promised by {', '.join(known)}" if known else "promised by nobody"
         lines.append(f"{file.sha256}  {file.size_bytes:>13,}  {shown(file.name)}  ({promise})")
-    lines += verify_artifact(folder) if is_artifact(folder) else []
+    lines += verify_artifact(folder, load) if is_artifact(folder) else []
     print("\n".join([*lines, f"{folder} is whole: {len(files)} files"]))
 
 

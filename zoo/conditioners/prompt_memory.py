@@ -42,8 +42,8 @@ class PromptMemory:
         if self._tokenize is None:
             raise UserError(
                 "this model has no tokenizer, so it cannot read prompts; give it the tokenizer.json"
-                " of its text encoder, google/flan-t5-large for the Tangos: from_pretrained(...,"
-                " tokenizer=FILE)"
+                " of its text encoder, google/flan-t5-large for the Tangos:"
+                " zoo.load(NAME, tokenizer=FILE)"
             )
         return self._tokenize(text)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from zoo.backbones.lora import check_alpha
 from zoo.errors import UserError, did_you_mean
 from zoo.files import folder_written_beside, sha256_of
 from zoo.hub.artifact import CONFIG_FILE as FACTS_FILE
@@ -48,9 +48,6 @@ _STARTS = (
     "gaussian",
     "orthogonal",
 )  # other starts ("pissa", "olora" ...) change the base's weights
-LARGEST_SCALE = (
-    1000.0  # of alpha / rank; more is a mistake or made to do harm, the model gives noise then
-)
 _NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat16", "float16")}
 
 
@@ -164,12 +161,14 @@ def write_adapter(
     return folder
 
 
-def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dict[str, Any]]:
+def read_adapter(
+    folder: str | Path, facts: Mapping[str, Any] | None = None
+) -> tuple[LoraConfig, dict[str, Tensor], Mapping[str, Any]]:
     """The adapter's configuration, its tensors and our facts about it (``{}`` for a plain peft
     folder).
 
-    Raises ``UserError`` when files are missing, damaged, changed, or ask for anything but plain
-    LoRA.
+    ``facts``: the content of its config.json where that has been read. Raises ``UserError`` when
+    files are missing, damaged, changed, or ask for anything but plain LoRA.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -181,11 +180,10 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor], dic
             f"{folder} holds no adapter: {', '.join(missing)} missing; give the folder that"
             " save_adapter wrote"
         )
-    facts: dict[str, Any] = {}
-    if (folder / FACTS_FILE).exists():
-        facts = read_config(folder)
-        if facts["kind"] != "adapter":
-            raise UserError(f"{folder} holds a {facts['kind']}, no adapter")
+    if facts is None:
+        facts = read_config(folder) if (folder / FACTS_FILE).exists() else {}
+    if facts.get("kind", "adapter") != "adapter":
+        raise UserError(f"{folder} holds a {facts['kind']}, no adapter")
     for name, promised in facts.get("sha256", {}).items():
         if sha256_of(file_inside(folder, name, blobs_of(folder))) != promised:
             raise UserError(
@@ -240,17 +238,6 @@ def _read_lora_config(path: Path) -> LoraConfig:
         taken.get("lora_alpha", standard["lora_alpha"]), int(taken["r"]), f"{path}: lora_alpha"
     )
     return LoraConfig(**taken, bias="none", inference_mode=True)
-
-
-def check_alpha(alpha: float, rank: int, what: str) -> None:
-    """Raises ``UserError`` unless the scale alpha / rank of an adapter lies in (0,
-    ``LARGEST_SCALE``].
-    """
-    if not (math.isfinite(alpha) and 0 < alpha <= LARGEST_SCALE * rank):
-        raise UserError(
-            f"{what} must be a positive number of at most {LARGEST_SCALE:g} times the rank {rank},"
-            f" got {alpha}: the adapter counts alpha / rank times, usually 1 or 2"
-        )
 
 
 def _is_number(value: Any) -> bool:

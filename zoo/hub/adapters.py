@@ -1,5 +1,5 @@
-"""Several adapters on one base, each with a strength; and merged into it, so that no adapter is
-left.
+"""Adapters of a backbone: saved, loaded, stacked on one base with a strength each, and merged into
+it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from zoo.backbones.lora import adapted
 from zoo.errors import UserError
-from zoo.hub.adapter_files import check_base, read_adapter
+from zoo.hub.adapter_files import check_base, read_adapter, write_adapter
+from zoo.hub.resolve import Located
 from zoo.types import Backbone
 
 if TYPE_CHECKING:
@@ -20,9 +22,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
+    """Writes the adapter (peft's config and safetensors, and which base it is for), beside
+    ``folder`` first; an older folder is replaced.
+
+    Raises ``UserError`` without an adapter or with several, ``OSError`` when writing fails (the
+    older folder stays then).
+    """
+    return write_adapter(adapted(backbone), folder)
+
+
+def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) -> None:
+    """Puts a saved adapter on ``backbone`` (frozen) or into the adapter of the same kind that is
+    there (stays trainable).
+
+    ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must
+    fit. Raises ``UserError`` when files are missing, or made for another denoiser or another base
+    (both hashes are named).
+    """
+    from peft import PeftModel
+
+    if isinstance(backbone.denoiser, PeftModel):
+        fill_adapter(backbone.denoiser, folder, strength)
+    else:
+        stack_adapters(backbone, [(folder, strength)])
+
+
 def stack_adapters(
     backbone: Backbone,
-    adapters: Sequence[tuple[str | Path, float]],
+    adapters: Sequence[tuple[str | Path | Located, float]],
     base_name: str | None = None,
     check_bases: bool = True,
 ) -> None:
@@ -47,9 +75,12 @@ def stack_adapters(
         )
     if not adapters:
         raise UserError("no adapter is given; expected (folder, strength) pairs")
-    for folder, strength in adapters:
+    read = []
+    for place, strength in adapters:
+        located = isinstance(place, Located)
+        folder = place.folder if located else Path(place)
         _check_strength(folder, strength)
-    read = [(folder, strength, *read_adapter(folder)) for folder, strength in adapters]
+        read.append((folder, strength, *read_adapter(folder, place.config if located else None)))
     layers = {
         name: module
         for name, module in backbone.denoiser.named_modules()
@@ -112,9 +143,7 @@ def merge_adapters(backbone: Backbone) -> None:
 
     Raises ``UserError`` without an adapter, or when merged weights are not finite.
     """
-    from zoo.backbones.lora import _adapted
-
-    backbone.denoiser = _adapted(backbone).merge_and_unload(safe_merge=True).requires_grad_(False)
+    backbone.denoiser = adapted(backbone).merge_and_unload(safe_merge=True).requires_grad_(False)
 
 
 def _name(i: int) -> str:

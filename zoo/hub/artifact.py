@@ -2,7 +2,7 @@
 
 config.json names a key of a literal table (``BACKBONES``, ``REWARDS``) and plain constructor
 arguments. It can never name code, so a downloaded artefact runs nothing but this project. An
-adapter's folder has a config.json too (``zoo/backbones/lora.py``).
+adapter's folder has a config.json too (``zoo/hub/adapter_files.py``).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def refuse_live_adapter(state: Mapping[str, Tensor], what: str) -> None:
     if live:
         raise UserError(
             f"{what}: the model has a live adapter ({live[0]}, ...), and saved as it is nothing"
-            " could load it; save the adapter on its own (zoo.backbones.lora.save_adapter) or"
+            " could load it; save the adapter on its own (zoo.hub.adapters.save_adapter) or"
             " merge it first (zoo.hub.adapters.merge_adapters, or tools/zoo.py export"
             " --merge)"
         )
@@ -203,8 +203,16 @@ def load_artifact(
     Leaves torch's random state as it was. Raises ``FileNotFoundError`` and ``UserError`` saying
     which file, key or tensor is wrong.
     """
-    folder = Path(folder)
-    config = read_config(folder)
+    return build_artifact(Path(folder), read_config(folder), device, dtype)
+
+
+def build_artifact(
+    folder: Path,
+    config: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """``load_artifact`` of a folder whose config.json has been read (``read_config``)."""
     where = str(folder / CONFIG_FILE)
     if config["kind"] == "adapter":
         raise UserError(

@@ -4,6 +4,7 @@ card, nothing else in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ def is_artifact(folder: str | Path) -> bool:
     return path.is_file() and {"kind", "architecture"} <= read_json(path).keys()
 
 
-def verify_artifact(folder: str | Path) -> list[str]:
+def verify_artifact(folder: str | Path, load: Callable[[str], Any]) -> list[str]:
     """Facts about an artefact, one a line, each of them checked.
 
     Files have the hashes that config.json promises, none is there that does not belong, every
     tensor is used and none is missing (an adapter: put on its base, where that base is on this
-    machine), the card is one that the Hub takes and says the licence that the model has to keep.
+    machine, by ``load``, which is ``zoo.load``), the card is one that the Hub takes and says the
+    licence that the model has to keep.
     Raises ``UserError`` (``FileNotFoundError`` for a missing file) saying what is wrong.
     """
     folder = Path(folder)
@@ -61,13 +63,13 @@ def verify_artifact(folder: str | Path) -> list[str]:
             f" by attune {writer}"
         ),
         f"{len(files)} files, {size:,} bytes, {len(promised)} of them as config.json promises",
-        _loaded(folder, config),
+        _loaded(folder, config, load),
         _card(folder, CARD_FILE in names),
     ]
     return [*facts, f"licence {licence_of(folder) or UNKNOWN}"]
 
 
-def _loaded(folder: Path, config: dict[str, Any]) -> str:
+def _loaded(folder: Path, config: dict[str, Any], load: Callable[[str], Any]) -> str:
     if config["kind"] != "adapter":
         model = load_artifact(folder)
         state = model.state_dict()
@@ -77,7 +79,6 @@ def _loaded(folder: Path, config: dict[str, Any]) -> str:
         )
     from zoo.hub.adapter_files import read_adapter
     from zoo.hub.adapters import stack_adapters
-    from zoo.loading import load
 
     _, weights, _ = read_adapter(folder)
     name = (config.get("base") or {}).get("name")

@@ -27,8 +27,7 @@ from zoo.hub.export_record import export_record
 from zoo.hub.run_facts import RunFacts, read_facts
 from zoo.hub.run_models import built_from, load_weights, run_settings
 from zoo.hub.run_results import Checkpoint, fill, newest_result
-from zoo.hub.weights import read_state, save_state
-from zoo.loading import as_dtype
+from zoo.hub.weights import as_dtype, read_state, save_state
 from zoo.types import Backbone, lacking
 
 

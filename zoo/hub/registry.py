@@ -12,7 +12,6 @@ from zoo.backbones import BACKBONES
 from zoo.errors import UserError, did_you_mean
 from zoo.hub.entry import KINDS, ZooEntry, is_repo_id
 from zoo.hub.table import ENTRIES
-from zoo.importers import IMPORTERS
 from zoo.rewards import REWARDS
 
 _TABLES = {
@@ -59,8 +58,6 @@ def why_not_loadable(entry: ZooEntry) -> str | None:
         return f"architecture {entry.architecture!r} planned, cannot be loaded yet"
     if entry.importer is not None:
         return f"its file is brought by hand and opened with {entry.importer}(PATH)"
-    if entry.layout != "attune" and (entry.architecture, entry.layout) not in IMPORTERS:
-        return f"importer for its {entry.layout} layout planned, cannot be loaded yet"
     return None
 
 

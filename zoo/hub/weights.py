@@ -26,6 +26,16 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # of one file; what the Hub's tools take by default
 
 
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating-point type by its name; None stays None. Raises ``UserError`` for others."""
+    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if wanted is None and not dtype:
+        return None
+    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+        raise UserError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
+    return wanted
+
+
 def save_weights(
     state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype | None = None
 ) -> None:

@@ -2,20 +2,14 @@
 for, no foreign framework.
 """
 
-# (architecture, layout) of a zoo entry -> "module:function" that opens its pulled folder:
-# function(name, folder) -> the model
+# (architecture, layout) -> "module:function" that opens a folder in that layout: the function takes
+# what zoo.hub.resolve found, and the model's options as keywords
 IMPORTERS = {
-    ("audioldm", "diffusers"): "zoo.importers.audioldm:pulled_audioldm",
-    ("audioldm2", "diffusers"): "zoo.importers.audioldm2:pulled_audioldm2",
-    ("stable_audio", "diffusers"): "zoo.importers.stable_audio:pulled_stable_audio",
-    ("tango", "original"): "zoo.importers.tango:pulled_tango",
-    ("tangoflux", "original"): "zoo.importers.tangoflux:pulled_tangoflux",
-    ("clap", "original"): "zoo.importers.pretrained_clap:pulled_clap",
-    ("clap", "transformers"): "zoo.importers.pretrained_clap:pulled_clap",
-}
-# _class_name in a folder's model_index.json -> its architecture here, in the layout "diffusers"
-PIPELINES = {
-    "AudioLDMPipeline": "audioldm",
-    "AudioLDM2Pipeline": "audioldm2",
-    "StableAudioPipeline": "stable_audio",
+    ("audioldm", "diffusers"): "zoo.importers.audioldm:open_audioldm",
+    ("audioldm2", "diffusers"): "zoo.importers.audioldm2:open_audioldm2",
+    ("stable_audio", "diffusers"): "zoo.importers.stable_audio:open_stable_audio",
+    ("tango", "original"): "zoo.importers.tango:open_tango",
+    ("tangoflux", "original"): "zoo.importers.tangoflux:open_tangoflux",
+    ("clap", "original"): "zoo.importers.pretrained_clap:open_clap_reward",
+    ("clap", "transformers"): "zoo.importers.pretrained_clap:open_clap_reward",
 }

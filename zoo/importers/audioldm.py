@@ -11,6 +11,7 @@ from torch import nn
 
 from zoo.backbones.settings import settings_of
 from zoo.errors import UserError
+from zoo.hub.resolve import Located
 from zoo.hub.untrusted import read_json
 from zoo.importers.diffusers_folders import (
     check_folders,
@@ -30,9 +31,21 @@ _CLAP_AUDIO = (  # where CLAP's folder holds its other tower too
 )
 
 
-def pulled_audioldm(name: str, folder: Path) -> AudioLDM:
-    """The model of a zoo entry from its pulled folder."""
-    return read_folder(folder)
+def open_audioldm(
+    located: Located, *, checkpoint_activations: bool = False, truncate_prompts: bool = False
+) -> AudioLDM:
+    """The model of a folder in diffusers layout, float32.
+
+    Args:
+        located: the folder, by ``zoo.hub.resolve``.
+        checkpoint_activations: the model's ``set_checkpointing``.
+        truncate_prompts: texts that are too long are cut instead of refused.
+
+    Raises: as ``read_folder``.
+    """
+    model = read_folder(located.folder, truncate_prompts)
+    model.set_checkpointing(checkpoint_activations)
+    return model
 
 
 def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zoo.hub.resolve import Located
 from zoo.hub.untrusted import read_json
 from zoo.importers.audioldm import clap_text_settings, filled, vocoder_settings
 from zoo.importers.diffusers_folders import (
@@ -33,9 +34,13 @@ FOLDERS = {
 }
 
 
-def pulled_audioldm2(name: str, folder: Path) -> AudioLDM2:
-    """The model of a zoo entry from its pulled folder."""
-    return read_folder(folder)
+def open_audioldm2(
+    located: Located, *, checkpoint_activations: bool = False, truncate_prompts: bool = False
+) -> AudioLDM2:
+    """The model of a folder in diffusers layout, float32. As ``open_audioldm``."""
+    model = read_folder(located.folder, truncate_prompts)
+    model.set_checkpointing(checkpoint_activations)
+    return model
 
 
 def read_folder(folder: Path, truncate_prompts: bool = False) -> AudioLDM2:

@@ -17,7 +17,6 @@ from torch import nn
 
 from zoo.backbones.settings import settings_of
 from zoo.errors import UserError
-from zoo.hub.table import ENTRIES
 from zoo.hub.untrusted import check_safetensors_header, read_json
 from zoo.hub.weights import refuse_wrong_numbers
 
@@ -31,23 +30,6 @@ _WORDS_AND_MERGES = ("vocab.json", "merges.txt")
 _NO_WEIGHTS = re.compile(
     r"(^|\.)(position_ids|attn\.(masked_)?bias|num_batches_tracked)$|^lm_head\.weight$"
 )
-
-
-def folder_of(source: str, architecture: str) -> Path:
-    """The folder of a zoo name, an ``owner/name`` (pulled when it is not here) or a path.
-
-    Raises as ``zoo.pull``.
-    """
-    from zoo.loading import find_or_pull
-
-    if Path(source).is_dir():
-        return Path(source)
-    names = [
-        entry.name
-        for entry in ENTRIES.values()
-        if entry.repo_id == source and entry.architecture == architecture
-    ]
-    return find_or_pull(names[0] if names else source)
 
 
 def check_folders(folder: Path, names: Iterable[str], what: str) -> None:

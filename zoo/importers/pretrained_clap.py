@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.errors import UserError, did_you_mean
+from zoo.hub.resolve import Located
 from zoo.hub.untrusted import read_json
 from zoo.hub.weights import read_state, refuse_wrong_numbers
 from zoo.importers import laion_clap
@@ -73,14 +74,14 @@ def open_clap(name: str) -> PretrainedClap:
     return PretrainedClap(known_config(config, refuse_others=False), state, str(path), features)
 
 
-def pulled_clap(name: str, folder: Path) -> nn.Module:
-    """The reward of a pulled folder; ``name`` becomes part of its scores' name.
+def open_clap_reward(located: Located) -> nn.Module:
+    """The reward of a pulled folder; its name becomes part of its scores' name.
 
     Raises as ``open_clap`` does.
     """
     from zoo.rewards.clap import ClapReward
 
-    return ClapReward(name, "transformers", {"pretrained": str(folder)})
+    return ClapReward(located.name, "transformers", {"pretrained": str(located.folder)})
 
 
 def _fetched(name: str) -> Path:

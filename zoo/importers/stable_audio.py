@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from zoo.hub.resolve import Located
 from zoo.importers.diffusers_folders import (
     check_folders,
     read_part,
@@ -28,9 +29,33 @@ FOLDERS = {
 _SCHEDULER = "CosineDPMSolverMultistepScheduler"
 
 
-def pulled_stable_audio(name: str, folder: Path) -> StableAudio:
-    """The model of a zoo entry from its pulled folder."""
-    return read_folder(folder)
+def open_stable_audio(
+    located: Located,
+    *,
+    checkpoint_activations: bool = False,
+    frame_window: Literal["heard", "bewo"] | None = None,
+    seconds_start: float = 0.0,
+    seconds_total: float | None = None,
+    truncate_prompts: bool = False,
+) -> StableAudio:
+    """The model of a folder in diffusers layout, float32.
+
+    Args:
+        located: the folder, by ``zoo.hub.resolve``.
+        checkpoint_activations: the model's ``set_checkpointing``.
+        frame_window, seconds_start, seconds_total, truncate_prompts: as ``StableAudio`` takes them.
+
+    Raises: as ``read_folder``.
+    """
+    model = read_folder(
+        located.folder,
+        frame_window=frame_window,
+        seconds_start=seconds_start,
+        seconds_total=seconds_total,
+        truncate_prompts=truncate_prompts,
+    )
+    model.set_checkpointing(checkpoint_activations)
+    return model
 
 
 def read_folder(folder: Path, **settings: Any) -> StableAudio:

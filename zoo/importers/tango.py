@@ -22,9 +22,9 @@ from zoo.backbones.mel_codec import FFT, MelCodec, slaney_mel_bank
 from zoo.backbones.tango import TEXT_ENCODER, UNET, VAE, VOCODER, Tango
 from zoo.conditioners.tokenizer import pack_tokenizer
 from zoo.errors import UserError
+from zoo.hub.resolve import Located
 from zoo.hub.untrusted import file_inside, read_json
 from zoo.hub.weights import blobs_of, refuse_wrong_numbers
-from zoo.importers.diffusers_folders import folder_of
 from zoo.importers.pickles import load_pickle_weights
 
 MAIN_FILE, VAE_FILE, STFT_FILE = (
@@ -41,39 +41,25 @@ SCHEDULES = (
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def pulled_tango(name: str, folder: Path) -> Tango:
-    """The model of a zoo entry from its pulled folder (``zoo.load``)."""
-    return load_tango(folder)
+def open_tango(
+    located: Located,
+    *,
+    checkpoint_activations: bool = False,
+    tokenizer: str | Path | None = None,
+) -> Tango:
+    """The model of a released folder, float32.
 
+    Args:
+        located: the folder, by ``zoo.hub.resolve``.
+        checkpoint_activations: the model's ``set_checkpointing``.
+        tokenizer: the tokenizer.json of google/flan-t5-large, or its folder; by default one that
+            lies in the model's folder, else the Hub's.
 
-def open_tango(source: str | Path, tokenizer: str | Path | None = None) -> Tango:
-    """A Tango from a folder in either layout, a zoo name or an ``owner/name`` on the Hub; frozen,
-    in eval mode.
-
-    Raises ``FileNotFoundError`` for missing files, ``UserError`` for others than Tango's, and what
-    ``zoo.pull`` raises.
+    Raises: as ``load_tango``.
     """
-    folder = folder_of(str(source), "tango")
-    if (folder / MAIN_FILE).exists():
-        return load_tango(folder, tokenizer)
-    from zoo.hub.artifact import CONFIG_FILE, load_artifact
-
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(
-            f"{folder} is no Tango: it has neither {MAIN_FILE} (released) nor {CONFIG_FILE} (saved"
-            " by us)"
-        )
-    model = load_artifact(folder)
-    if not isinstance(model, Tango):
-        raise UserError(f"{folder} holds a {type(model).__name__}, expected a Tango")
-    if tokenizer is None:
-        return model
-    with torch.device("meta"):
-        own = Tango(
-            **{**model.arguments, "tokenizer": pack_tokenizer(tokenizer_text(folder, tokenizer))}
-        )
-    own.load_state_dict(model.state_dict(), strict=True, assign=True)
-    return own.eval().requires_grad_(False)
+    model = load_tango(located.folder, tokenizer)
+    model.set_checkpointing(checkpoint_activations)
+    return model
 
 
 def load_tango(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo.backbones.tangoflux import TEXT_ENCODER, TRANSFORMER, VAE, TangoFlux
 from zoo.conditioners.tokenizer import pack_tokenizer
 from zoo.errors import UserError
+from zoo.hub.resolve import Located
 from zoo.hub.untrusted import check_safetensors_header, file_inside, read_json
 from zoo.hub.weights import blobs_of, refuse_wrong_numbers
 from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text, with_both_names
@@ -39,9 +40,27 @@ _SIZES = (
 )
 
 
-def pulled_tangoflux(name: str, folder: Path) -> TangoFlux:
-    """The model of a zoo entry from its pulled folder (``zoo.load``)."""
-    return load_tangoflux(folder)
+def open_tangoflux(
+    located: Located,
+    *,
+    checkpoint_activations: bool = False,
+    frame_window: Literal["heard", "bewo"] | None = None,
+    tokenizer: str | Path | None = None,
+) -> TangoFlux:
+    """The model of a released folder, float32.
+
+    Args:
+        located: the folder, by ``zoo.hub.resolve``.
+        checkpoint_activations: the model's ``set_checkpointing``.
+        frame_window: as ``TangoFlux`` takes it.
+        tokenizer: the tokenizer.json of google/flan-t5-large, or its folder; by default one that
+            lies in the model's folder, else the Hub's.
+
+    Raises: as ``load_tangoflux``.
+    """
+    model = load_tangoflux(located.folder, tokenizer, frame_window=frame_window)
+    model.set_checkpointing(checkpoint_activations)
+    return model
 
 
 def load_tangoflux(
@@ -51,7 +70,7 @@ def load_tangoflux(
     text_encoder: Mapping[str, Any] = TEXT_ENCODER,
     vae: Mapping[str, Any] = VAE,
     transformer: Mapping[str, Any] = TRANSFORMER,
-    frame_window: str | None = None,
+    frame_window: Literal["heard", "bewo"] | None = None,
 ) -> TangoFlux:
     """The model of a released folder, float32 on the CPU, frozen and in eval mode.
 
