@@ -1,7 +1,4 @@
-"""What a run leaves in its folder, and what it shows while it runs.
-
-``default_callbacks`` is the whole set.
-"""
+"""Callbacks that write the results of a run and show its progress (``default_callbacks``)."""
 
 from __future__ import annotations
 
@@ -43,18 +40,16 @@ def default_callbacks(
 
 
 def write_results(trainer: Trainer, pl_module: LightningModule) -> None:
-    """What a run leaves at its end, once more: for a run that was killed between its last
-    checkpoint and that.
-    """
+    """Writes the results of a run again, in case it was killed after its last checkpoint."""
     for callback in trainer.callbacks:
         if isinstance(callback, (AdapterExport, AudioSamples, Curve, Report)):
             callback.on_train_end(trainer, pl_module)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A CSV with the union of all columns; what a row has not is empty.
+    """Writes a CSV with the union of all columns; missing cells are empty.
 
-    Raises ``OSError``; an older file stays then.
+    Raises ``OSError``; then an older file stays.
     """
     names = {name for row in rows for name in row}
     columns = [
@@ -68,17 +63,17 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 class MetricsCSV(Callback):
-    """One row a training batch with its ``round_metrics`` (of the module; Lightning's
-    ``callback_metrics`` also hold what only an earlier round had, such as the mean of a mood that
-    this one has not); ``held_out`` numbers join the row before them.
+    """Writes one row per training batch, with the module's ``round_metrics``.
 
-    Rows travel in the checkpoint, so that a resumed run has each round once: what came after the
-    checkpoint is made again. A sanity check over held-out prompts before training
-    (``num_sanity_val_steps=-1``) becomes the row of round 0.
+    ``held_out`` numbers join the row before them. A sanity check over held-out prompts before
+    training (``num_sanity_val_steps=-1``) becomes the row of round 0. Rows are stored in the
+    checkpoint, so that a resumed run has each round once. Lightning's ``callback_metrics`` would
+    not serve: they keep values that only an earlier round had, such as the mean of a mood.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.rows = Path(path), []
+        self.path = Path(path)
+        self.rows = []
 
     @property
     def state_key(self) -> str:
@@ -113,19 +108,21 @@ class MetricsCSV(Callback):
 
 
 class AdapterExport(Callback):
-    """At the end the adapter in peft's layout in ``adapter/`` (averaged weights if there is an
-    EMA); after full fine-tuning the denoiser's weights in ``denoiser.safetensors`` instead.
+    """Writes the adapter in peft's layout to ``adapter/`` at the end of training.
 
-    Checkpoints hold the hashes of the base model, so that an export of one says what it was trained
-    on, and a run whose base has changed since is not resumed (``UserError``).
+    With an EMA these are the averaged weights. After full fine-tuning it writes
+    ``denoiser.safetensors`` instead. Checkpoints hold the hashes of the base model, so that an
+    export names its base, and a run whose base has changed is not resumed (``UserError``).
     """
 
     def __init__(self, out_dir: str | Path) -> None:
-        self.out_dir, self.base_sha256 = Path(out_dir), {}
+        self.out_dir = Path(out_dir)
+        self.base_sha256 = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.hparams.lora_rank:
-            recorded, self.base_sha256 = self.base_sha256, base_hashes(pl_module.backbone.denoiser)
+            recorded = self.base_sha256
+            self.base_sha256 = base_hashes(pl_module.backbone.denoiser)
             check_base(
                 pl_module.backbone.denoiser,
                 recorded,
@@ -159,10 +156,11 @@ class AdapterExport(Callback):
 
 
 class Curve(Callback):
-    """``curve.png``: rewards over rounds, drawn anew after every evaluation and at the end."""
+    """Draws ``curve.png`` (rewards over rounds) after every evaluation and at the end."""
 
     def __init__(self, path: str | Path, metrics: MetricsCSV) -> None:
-        self.path, self.metrics = Path(path), metrics
+        self.path = Path(path)
+        self.metrics = metrics
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -177,7 +175,7 @@ class Curve(Callback):
 
 
 class Report(Callback):
-    """``report.html`` at the end, from what lies in the run folder."""
+    """Writes ``report.html`` at the end, from the files in the run folder."""
 
     def __init__(self, out_dir: str | Path) -> None:
         self.out_dir = Path(out_dir)

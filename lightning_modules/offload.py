@@ -1,9 +1,8 @@
-"""Parts of a backbone that training does not always need: text encoders once prompts are encoded,
-the decoder during updates.
+"""Moves parts of a backbone that training does not always need out of the accelerator's memory.
 
-Which parts there are a backbone says itself: ``parts``, "text" and "decoder" -> names of its
-modules (``zoo.types.Backbone``). Parts work on the device they lie on, so what was moved to main
-memory still works there, only slowly.
+These are the text encoders once prompts are encoded, and the decoder during updates. A backbone
+lists its parts in ``parts``: "text" and "decoder" -> names of its modules
+(``zoo.types.Backbone``). A part in main memory still works, but slowly.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from zoo.types import Backbone, Prompt
 
 
 def part_modules(backbone: Backbone, part: str) -> list[nn.Module]:
-    """The modules of "text" or "decoder" that are there.
+    """The existing modules of a part, "text" or "decoder".
 
     Raises ``UserError`` for a backbone without such a part.
     """
     names = getattr(backbone, "parts", {}).get(part, ())
     if not names:
         raise UserError(
-            f"{type(backbone).__name__} has no part {part!r} that could be moved or dropped (it is"
-            " small, or does without); leave text_encoders and decoder at keep"
+            f"{type(backbone).__name__} has no part {part!r} to move or drop (it is small, or has"
+            " none); leave text_encoders and decoder at keep"
         )
     return [module for module in (getattr(backbone, name) for name in names) if module is not None]
 
 
 def move(backbone: Backbone, part: str, device: torch.device | str) -> None:
-    """Moves a part, in place. Raises ``UserError`` as ``part_modules`` does."""
+    """Moves a part to ``device``, in place. Raises ``UserError`` as ``part_modules``."""
     for module in part_modules(backbone, part):
         module.to(device)
 
 
 @contextmanager
 def present(backbone: Backbone, part: str, device: torch.device | str) -> Iterator[None]:
-    """Inside, the part lies on ``device``; afterwards in main memory."""
+    """Keeps a part on ``device`` inside the block and in main memory afterwards."""
     move(backbone, part, device)
     try:
         yield
@@ -51,10 +50,11 @@ def present(backbone: Backbone, part: str, device: torch.device | str) -> Iterat
 
 
 def put_text_encoders_away(backbone: Backbone, prompts: Sequence[Prompt], *, drop: bool) -> None:
-    """Encodes ``prompts`` and their negatives (a backbone keeps what it encoded), then moves the
-    text encoders to main memory, or with ``drop`` frees them: any other text is then refused by
-    name. Raises ``UserError`` as ``part_modules`` does, and for more prompts than the backbone
-    keeps.
+    """Encodes ``prompts`` and their negatives, then moves the text encoders to main memory.
+
+    With ``drop`` it frees the encoders: any other prompt then raises an error. The backbone keeps
+    the encoded prompts. Raises ``UserError`` as ``part_modules``, and for more prompts than the
+    backbone keeps.
     """
     modules = part_modules(backbone, "text")
     size = sum(

@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: bars in a terminal, lines in a file.
+"""Shows the progress of a run: bars in a terminal, lines in a file.
 
-Lightning's own messages that help nobody here are filtered (``quieten_lightning``).
+``quieten_lightning`` filters messages of Lightning that do not help users.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOISE = re.compile(
     r"litlogger|litmodels|Tip:|TPU available|HPU available|graceful shutdown|Received SIGTERM"
 )
 _WARNINGS = (
-    r".*module\(s\) in eval mode at the start of training",  # rewards and frozen parts are meant to
+    r".*module\(s\) in eval mode at the start of training",  # as rewards and frozen parts should be
     r".*You have overridden `transfer_batch_to_device`",
     r".*isinstance\(treespec, LeafSpec\)",
     r".*does not have many workers",
@@ -44,10 +44,7 @@ class _Filter(logging.Filter):
 
 
 def quieten_lightning() -> None:
-    """Drops Lightning's advertisements, and its warnings about what is meant to be so.
-
-    Repeatable.
-    """
+    """Filters Lightning's advertisements and warnings about intended states; may be repeated."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         for logger in (logging.getLogger(name), *_loggers_below(name)):
             if not any(isinstance(one, _Filter) for one in logger.filters):
@@ -63,10 +60,10 @@ def _loggers_below(name: str) -> list[logging.Logger]:
 
 
 class RoundProgress(Callback):
-    """Rounds, and within a round rollout, reward and update; evaluations have labels of their own.
+    """Shows rounds, and rollout, reward and update within a round; labels evaluations separately.
 
-    In a terminal these are bars. Elsewhere (a file, a pipe, a batch system's log) every round and
-    every evaluation is a line. Only the first process shows anything.
+    In a terminal these are bars. In a file, a pipe or the log of a batch system, every round and
+    every evaluation is a line. Only the first process shows progress.
 
     Args:
         console: where to write; by default the standard output.
@@ -78,23 +75,28 @@ class RoundProgress(Callback):
         self._tasks: dict[str, TaskID] = {}
         self._rounds: int | None = None
         self._first = 0
-        self._started = self._round_started = 0.0
-        self._is_evaluating = self._is_on = False
+        self._started = 0.0
+        self._round_started = 0.0
+        self._is_evaluating = False
+        self._is_on = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
-        self._first, self._rounds = _done(trainer), _rounds(trainer)
-        self._started = self._round_started = time.monotonic()
+        self._first = _done(trainer)
+        self._rounds = _rounds(trainer)
+        self._started = time.monotonic()
+        self._round_started = self._started
         if self._bars is not None:
             self._bars.reset(self._tasks["round"], total=self._rounds, completed=self._first)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self._is_on:
             return
-        mean, done = trainer.callback_metrics.get("reward/mean"), _done(trainer)
+        mean = trainer.callback_metrics.get("reward/mean")
+        done = _done(trainer)
         reward = "" if mean is None else f"   reward {float(mean):+.3f}"
         if self._bars is not None:
             self._bars.update(self._tasks["round"], completed=done, description=f"round{reward}")
@@ -154,19 +156,20 @@ class RoundProgress(Callback):
             return
         name = HELD_OUT + phase if self._is_evaluating else phase
         task = self._bars.tasks[self._tasks[name]]
-        if done < task.completed or task.finished:  # the next round: its time starts at 0
+        if done < task.completed or task.finished:  # the next round starts at 0
             self._bars.reset(self._tasks[name], total=total)
         self._bars.update(self._tasks[name], completed=done, total=total, visible=True)
 
     def _say_round(self, done: int, reward: str) -> None:
         now = time.monotonic()
-        seconds, made = now - self._round_started, done - self._first
-        of, left = "", ""
+        seconds = now - self._round_started
+        total = ""
+        left = ""
         if self._rounds is not None:
-            each = (now - self._started) / max(made, 1)
-            of = f"/{self._rounds}"
-            left = f"   about {_clock(each * max(self._rounds - done, 0))} left"
-        self._say(f"round {done}{of}{reward}   {seconds:.1f} s{left}")
+            seconds_per_round = (now - self._started) / max(done - self._first, 1)
+            total = f"/{self._rounds}"
+            left = f"   about {_clock(seconds_per_round * max(self._rounds - done, 0))} left"
+        self._say(f"round {done}{total}{reward}   {seconds:.1f} s{left}")
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -175,7 +178,8 @@ class RoundProgress(Callback):
     def _stop(self) -> None:
         if self._bars is not None:
             self._bars.stop()
-        self._bars, self._is_on = None, False
+        self._bars = None
+        self._is_on = False
 
 
 def _done(trainer: Trainer) -> int:
@@ -183,9 +187,10 @@ def _done(trainer: Trainer) -> int:
 
 
 def _rounds(trainer: Trainer) -> int | None:
-    """How many rounds the run will have had at its end; None where only a limit of time says so."""
-    epochs, batches, steps = trainer.max_epochs, trainer.num_training_batches, trainer.max_steps
-    if steps != -1 or not epochs or epochs < 0 or batches in (0, float("inf")):
+    """The total number of rounds of the run; None where it is limited by time or steps."""
+    epochs = trainer.max_epochs
+    batches = trainer.num_training_batches
+    if trainer.max_steps != -1 or not epochs or epochs < 0 or batches in (0, float("inf")):
         return None
     return int(batches) * epochs
 

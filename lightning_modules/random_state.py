@@ -1,5 +1,6 @@
-"""The state of the global random generators as plain values and tensors (so that
-``torch.load(weights_only=True)`` reads it).
+"""Saves the state of global random generators as plain values and tensors.
+
+So ``torch.load(weights_only=True)`` can read it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Python, numpy, torch and (when initialised) CUDA."""
+    """The state of Python, numpy, torch and (when initialised) CUDA."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global generator is what is saved
     return {
@@ -30,15 +31,12 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Inverse of ``random_state``; CUDA states are set when as many devices are there."""
+    """Restores ``random_state``; CUDA states only where the number of devices is the same."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    if (
-        state["cuda"]
-        and torch.cuda.is_available()
-        and len(state["cuda"]) == torch.cuda.device_count()
-    ):
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices and len(state["cuda"]) == devices:
         torch.cuda.set_rng_state_all([cuda.cpu() for cuda in state["cuda"]])

@@ -1,9 +1,8 @@
-"""What a resumed run may do differently, and what differs in truth from the run that it goes on
-with.
+"""Compares the settings of a resumed run with those of its start, and says which may change.
 
-A module states which of its settings may change in ``MAY_CHANGE_ON_RESUME``: those that leave the
-numbers as they are (up to rounding), and those that somebody has to mend before the run can go on,
-such as a reward that gave NaN. Trainer, loggers and callbacks may always change.
+A module lists in ``MAY_CHANGE_ON_RESUME`` its settings that may change: those that do not affect
+the numbers (up to rounding), and those that may have to be fixed before the run can continue, such
+as a reward that gave NaN. Trainer, loggers and callbacks may always change.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from zoo.moved_names import with_current_names
 
 _ABSENT = object()
 _NEVER_COMPARED = ("out_dir", "resume", "provenance")
-_FIXED = ("module", "data", "seed")  # what a module does not release stays as it was
+_FIXED = ("module", "data", "seed")  # must not change, except what the module releases
 _SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Change:
-    """The setting at ``key`` (dotted) was ``old`` and is now ``new``."""
+    """A setting at the dotted ``key`` that was ``old`` and is now ``new``."""
 
     key: str
     old: Any
@@ -37,8 +36,8 @@ class Change:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """The settings that differ between two configurations, by key.
 
-    A setting that is written on one side only, with its default, does not differ, nor does a class
-    under the name that it had before it moved. A list is one setting; so is a node whose
+    A setting that only one of them writes, with its default value, does not differ, nor does a
+    class under its name before it moved. A list counts as one setting, and so does a node whose
     ``_target_`` changed.
     """
     compared = [{k: v for k, v in side.items() if k not in _NEVER_COMPARED} for side in (old, new)]
@@ -48,7 +47,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 def may_change(key: str, released: Collection[str]) -> bool:
     """Whether a resumed run may have another value at ``key``.
 
-    ``released``: keys below ``module`` that the module allows to change, with all below them.
+    ``released``: keys below ``module`` that the module allows to change, with everything below.
     """
     if key.split(".")[0] not in _FIXED:
         return True
@@ -56,10 +55,10 @@ def may_change(key: str, released: Collection[str]) -> bool:
 
 
 def released_by(module: Mapping[str, Any]) -> frozenset[str]:
-    """``MAY_CHANGE_ON_RESUME`` of the class that a ``_target_`` node names, else nothing."""
+    """``MAY_CHANGE_ON_RESUME`` of the class of a ``_target_`` node; empty if it has none."""
     try:
         return frozenset(getattr(locate(module["_target_"]), "MAY_CHANGE_ON_RESUME", ()))
-    except (ValueError, KeyError):  # a wrong node is told when it is built
+    except (ValueError, KeyError):  # an invalid node is reported when it is built
         return frozenset()
 
 

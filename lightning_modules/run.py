@@ -1,5 +1,4 @@
-"""One run: configuration files and ``key=value`` overrides in, a fitted module and its run folder
-out.
+"""Runs a configuration: builds module, data and trainer, then trains, predicts or only checks.
 
 The configuration is plain data (``Run``); ``module``, ``data``, loggers and callbacks are
 ``_target_`` trees that ``zoo.instantiate`` checks and builds. Nothing is written before everything
@@ -48,13 +47,17 @@ class Built:
 
 
 class _WriteConfig(Callback):
-    """Writes config.yaml when the first batch is about to be computed, so that a refused start
-    leaves nothing; first sweeps away what a killed run was about to write.
+    """Writes config.yaml just before the first batch, so that a refused start writes nothing.
+
+    Before that it removes the half-written files of a killed run.
     """
 
     def __init__(self, run: Run, command_line: Sequence[str], checkpoint: Path | None) -> None:
-        self.run, self.command_line, self.checkpoint = run, command_line, checkpoint
-        self.has_trained = self.has_written = False
+        self.run = run
+        self.command_line = command_line
+        self.checkpoint = checkpoint
+        self.has_trained = False
+        self.has_written = False
 
     def write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and not self.has_written:
@@ -83,11 +86,10 @@ class _WriteConfig(Callback):
 
 
 def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Built:
-    """Seeds everything and builds module, data and trainer; every key is checked before the first
-    of them is built.
+    """Seeds everything, checks every key, and then builds module, data and trainer.
 
-    With ``records`` the trainer writes metrics, samples and checkpoints to the run folder.
-    ``first``: callbacks before others. Raises ``UserError`` naming the key.
+    With ``records`` the trainer writes metrics, samples and checkpoints to the run folder. The
+    callbacks in ``first`` come before others. Raises ``UserError``, which names the key.
     """
     settings = dict(run.trainer)
     parts = {name: settings.pop(name, None) for name in ("logger", "callbacks", "plugins")}
@@ -130,9 +132,7 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
     out_dir = Path(run.out_dir)
     if not records:
         settings = {"enable_checkpointing": False, **settings}
-    elif hasattr(
-        module, "evaluate"
-    ):  # it can play its prompts: audio, curve, report, and a metrics.csv of rounds
+    elif hasattr(module, "evaluate"):  # it can render its prompts: audio, curve and report
         callbacks = [*callbacks, *default_callbacks(out_dir)]
         settings = {"enable_progress_bar": False, **settings}
     else:
@@ -158,10 +158,10 @@ def build(run: Run, first: Sequence[Callback] = (), records: bool = True) -> Bui
 
 
 def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
-    """Trains, from the last intact checkpoint with ``resume``; afterwards tests where module and
-    data both have a test, and calls ``module.export(out_dir)`` where there is one.
+    """Trains (with ``resume`` from the last intact checkpoint), then tests and exports.
 
-    Raises ``UserError`` before anything is written when ``out_dir`` holds another run, or
+    The test runs where module and data have one, and ``module.export(out_dir)`` where it exists.
+    Raises ``UserError`` before anything is written when ``out_dir`` holds another run, and
     ``OSError`` when the disk is full.
     """
     out_dir = Path(run.out_dir)
@@ -182,8 +182,8 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
         if checkpoint and not start.has_trained:
             start.write(built.trainer)
             rank_zero_info(
-                f"{out_dir} was trained to its end before; its results are written anew"
-                " (trainer.max_epochs for more)"
+                f"{out_dir} was already trained to its end; its results are written again"
+                " (raise trainer.max_epochs to train longer)"
             )
             write_results(built.trainer, built.module)
     except MisconfigurationException as error:
@@ -191,17 +191,17 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
     except (KeyboardInterrupt, SystemExit) as ended:  # Lightning turns Ctrl-C into an exit
         if isinstance(ended, SystemExit) and not built.trainer.interrupted:
             raise
-        raise Stopped(run_folder.way_on(out_dir)) from ended
+        raise Stopped(run_folder.how_to_continue(out_dir)) from ended
     except Exception as error:
         if (
             checkpoint
             and not start.has_trained
             and str(error).startswith("Error(s) in loading state_dict")
         ):
-            said = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"{checkpoint} is of another model than this configuration's ({said}); name the"
-                " out_dir of this run"
+                f"{checkpoint} does not fit the model of this configuration ({reason}); use another"
+                " out_dir"
             ) from error
         if not is_disk_full(error):
             raise
@@ -220,9 +220,10 @@ def fit(run: Run, command_line: Sequence[str] = ()) -> Built:
 
 
 def predict(run: Run) -> Any:
-    """What ``module.predict_step`` gives for the data's ``predict_dataloader``, with the weights of
-    the last intact checkpoint if ``out_dir`` holds one. Writes nothing itself (a
-    ``BasePredictionWriter`` among ``trainer.callbacks`` may).
+    """The results of ``module.predict_step`` for the data's ``predict_dataloader``.
+
+    Uses the weights of the last intact checkpoint if ``out_dir`` holds one. It writes nothing
+    itself (a ``BasePredictionWriter`` among ``trainer.callbacks`` may).
     """
     checkpoint = run_folder.newest_intact(Path(run.out_dir))
     built = build(run, records=False)
@@ -232,7 +233,7 @@ def predict(run: Run) -> Any:
 
 
 def dry_run(run: Run) -> str:
-    """Builds everything, runs and writes nothing; says what would be trained and what it needs.
+    """Builds everything, trains and writes nothing, and describes what a run would need.
 
     Raises as ``fit`` does.
     """
@@ -242,10 +243,8 @@ def dry_run(run: Run) -> str:
         built.data.check_files()
     run_folder.starting_point(Path(run.out_dir), run.to_dict(), run.resume)
     parameters = list(built.module.parameters())
-    total, trained = (
-        sum(p.numel() for p in parameters),
-        sum(p.numel() for p in parameters if p.requires_grad),
-    )
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in parameters) / 2**20
     state = trained * 12 / 2**20  # float32 gradient and two moments
     backbone = getattr(built.module, "backbone", None)
@@ -261,8 +260,8 @@ def dry_run(run: Run) -> str:
             else "latent shape      none (the module has no backbone)"
         ),
         (
-            f"memory estimate   {weights + state:.1f} MB a process: {weights:.1f} weights +"
-            f" {state:.1f} gradients and Adam moments; activations come on top"
+            f"memory estimate   {weights + state:.1f} MB per process: {weights:.1f} weights +"
+            f" {state:.1f} gradients and Adam moments; activations are not included"
         ),
         f"run folder        {run.out_dir} (nothing was written)",
     ]

@@ -1,8 +1,7 @@
-"""What a run leaves on disk, and how a later start finds its way back: config.yaml, checkpoints/,
-metrics.csv.
+"""The files of a run (config.yaml, checkpoints/, metrics.csv), and how a resumed run reads them.
 
-Everything here is written beside its place and moved there, so that a kill or a full disk at any
-moment leaves the last good state intact.
+Every file is written beside its place and then moved, so that the last good state survives a kill
+or a full disk at any moment.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from zoo.secrets import masked, masked_command
 
 _NAMED = 8  # settings that a message names
 _PACKAGES = ("torch", "torchaudio", "lightning", "diffusers", "transformers", "peft")
-# what Lightning goes on from (a checkpoint of weights only lacks some)
+# what Lightning needs to resume (a checkpoint of weights only lacks some of it)
 _STATE = {
     "state_dict": dict,
     "loops": dict,
@@ -46,9 +45,9 @@ _STATE = {
 def provenance(
     command_line: Sequence[str], checkpoint: Path | None, changed: Sequence[Change] = ()
 ) -> dict[str, Any]:
-    """Versions, git commit and command line of this start; ``None`` stands for what is not known.
+    """Versions, git commit and command line of this start; ``None`` where unknown.
 
-    ``changed``: what differs from the start before.
+    ``changed``: the settings that differ from the previous start.
     """
     versions: dict[str, str | None] = {"attune": __version__}
     for package in _PACKAGES:
@@ -76,9 +75,8 @@ def _git_sha(folder: Path) -> str | None:
         ).stdout
 
     try:
-        return git("rev-parse", "HEAD").strip() + (
-            "-dirty" if git("status", "--porcelain", "-uno").strip() else ""
-        )
+        is_dirty = git("status", "--porcelain", "-uno").strip()
+        return git("rev-parse", "HEAD").strip() + ("-dirty" if is_dirty else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -86,10 +84,12 @@ def _git_sha(folder: Path) -> str | None:
 def write_config(
     out_dir: Path, config: Mapping[str, Any], command_line: Sequence[str], checkpoint: Path | None
 ) -> None:
-    """``out_dir/config.yaml``: the resolved configuration, secrets masked, and one provenance
-    record for every start so far.
+    """Writes ``out_dir/config.yaml``: the resolved configuration and the provenance of all starts.
+
+    Secrets are masked.
     """
-    earlier, changed = [], []
+    earlier = []
+    changed = []
     if (out_dir / "config.yaml").exists():
         earlier = _read_config(out_dir / "config.yaml").get("provenance") or []
         changed = changed_settings(out_dir, config)
@@ -104,7 +104,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # YAML errors of several kinds
         raise UserError(
-            f"{path} cannot be read ({error}); choose another out_dir or mend the file"
+            f"{path} cannot be read ({error}); choose another out_dir or fix the file"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not the configuration of a run; choose another out_dir")
@@ -112,7 +112,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def changed_settings(out_dir: Path, config: Mapping[str, Any]) -> list[Change]:
-    """What differs between ``out_dir/config.yaml`` and ``config``; secrets do not count."""
+    """The settings that differ between ``out_dir/config.yaml`` and ``config``, except secrets."""
     return changes(_read_config(out_dir / "config.yaml"), masked(dict(config)))
 
 
@@ -127,19 +127,22 @@ def check_place(out_dir: str) -> None:
 
 
 def moved(state: Mapping[str, Any], dirpath: str) -> dict[str, Any]:
-    """The state of a ``ModelCheckpoint`` for its folder's new place ``dirpath``; files that are not
-    there are forgotten. Without it Lightning forgets all, and old checkpoints are never deleted."""
+    """Adapts the state of a ``ModelCheckpoint`` to the new place ``dirpath`` of its folder.
+
+    Missing files are dropped. Without this Lightning would forget all files and never delete old
+    checkpoints.
+    """
     old = state["dirpath"]
 
-    def there(path: str) -> str:
+    def new_path(path: str) -> str:
         inside = bool(path) and Path(path).is_relative_to(old)
         return str(Path(dirpath) / Path(path).relative_to(old)) if inside else path
 
-    kept = {there(path): score for path, score in state["best_k_models"].items()}
+    kept = {new_path(path): score for path, score in state["best_k_models"].items()}
     names = ("best_model_path", "kth_best_model_path", "last_model_path")
     return {
         **state,
-        **{name: there(state[name]) for name in names},
+        **{name: new_path(state[name]) for name in names},
         "dirpath": dirpath,
         "best_k_models": {path: score for path, score in kept.items() if Path(path).exists()},
     }
@@ -152,11 +155,10 @@ def holds_run(out_dir: Path) -> bool:
 def starting_point(
     out_dir: Path, config: Mapping[str, Any], resume: bool
 ) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from (``None``: start at the beginning) and notes for the person at
-    the screen.
+    """The checkpoint to resume from (``None``: start at the beginning) and notes for the user.
 
-    Raises ``UserError`` when ``out_dir`` is a file, holds another run, or holds one of another
-    module, data or seed.
+    Raises ``UserError`` when ``out_dir`` is a file, or holds a run without ``resume`` or one with
+    another module, data or seed.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"out_dir={out_dir} is a file; name a folder")
@@ -164,7 +166,7 @@ def starting_point(
         return None, [f"{out_dir} holds no run yet: starting at the beginning"] if resume else []
     if not resume:
         raise UserError(
-            f"{out_dir} already holds a run; give another out_dir=..., or resume=true to go on with"
+            f"{out_dir} already holds a run; use another out_dir=..., or resume=true to continue"
             " that one"
         )
     notes = []
@@ -176,8 +178,8 @@ def starting_point(
             more = f" and {len(fixed) - _NAMED} more" if len(fixed) > _NAMED else ""
             raise UserError(
                 f"resume=true, but the run in {out_dir} was started with other values of "
-                f"{', '.join(fixed[:_NAMED])}{more}; give the old values, or another out_dir for a "
-                f"new run. What may change here: trainer{_listed(released)}"
+                f"{', '.join(fixed[:_NAMED])}{more}; use the old values, or another out_dir for a "
+                f"new run. These settings may change: trainer{_listed(released)}"
             )
         notes += [f"resuming with changed {', '.join(map(str, changed))}"] if changed else []
     candidates = checkpoints(out_dir)
@@ -186,7 +188,7 @@ def starting_point(
         why = why_unusable(path)
         if why is None:
             if damaged:
-                notes.append(f"{'; '.join(damaged)}: going on from the older {path}")
+                notes.append(f"{'; '.join(damaged)}: continuing from the older {path}")
             return path, notes
         damaged.append(f"{path} {why}")
     if damaged:
@@ -198,7 +200,7 @@ def starting_point(
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
-    """``last.ckpt`` first, then from new to old; no hidden file of a run that was killed."""
+    """The checkpoints of a run, ``last.ckpt`` first, then from new to old; no hidden files."""
     paths = [
         path
         for path in (out_dir / "checkpoints").glob("[!.]*.ckpt")
@@ -210,14 +212,15 @@ def checkpoints(out_dir: Path) -> list[Path]:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether training can go on from a checkpoint file (see ``why_unusable``)."""
+    """Whether a run can resume from a checkpoint file (see ``why_unusable``)."""
     return why_unusable(path) is None
 
 
 def why_unusable(path: Path) -> str | None:
-    """Why training cannot go on from a checkpoint file, None where it can: every record has its
-    checksum, and it is plain data that holds what the trainer needs. A folder (sharded checkpoint)
-    is taken as it is.
+    """Why a run cannot resume from a checkpoint file; None where it can.
+
+    A usable file has valid checksums and is plain data with everything that the trainer needs. A
+    folder (a sharded checkpoint) is not checked.
     """
     if path.is_dir():
         return None
@@ -229,8 +232,8 @@ def why_unusable(path: Path) -> str | None:
         return "is damaged (an interrupted write?)"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 torch.load raises whatever a bad file leads to
-        return f"is no checkpoint of plain data ({' '.join(str(error).split())[:120]})"
+    except Exception as error:  # noqa: BLE001 torch.load raises anything for a bad file
+        return f"is not a checkpoint of plain data ({' '.join(str(error).split())[:120]})"
     if not isinstance(state, dict):
         return f"holds a {type(state).__name__}, not the state of a run"
     missing = [key for key, kind in _STATE.items() if not isinstance(state.get(key), kind)]
@@ -238,9 +241,7 @@ def why_unusable(path: Path) -> str | None:
 
 
 def logged_steps(checkpoint: Path) -> int | None:
-    """How many logging steps lie behind a checkpoint; rows of metrics.csv from there on will be
-    written again.
-    """
+    """The logging steps before a checkpoint; later rows of metrics.csv will be rewritten."""
     if checkpoint.is_dir():
         return None
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -249,8 +250,9 @@ def logged_steps(checkpoint: Path) -> int | None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints streamed to a file beside their place and moved there (Lightning's own goes
-    through memory and ``/tmp``).
+    """Streams checkpoints to a file beside their place and then moves it.
+
+    Lightning's own class goes through memory and ``/tmp``.
     """
 
     def save_checkpoint(
@@ -261,34 +263,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def newest_intact(out_dir: Path) -> Path | None:
-    """The checkpoint that a run would go on from, None for none."""
+    """The checkpoint from which a run would resume, or None."""
     return next(filter(is_intact, checkpoints(out_dir)), None)
 
 
 def disk_full(out_dir: Path) -> OSError:
-    """The error of a run that found the disk full, with the way on."""
+    """The error of a run whose disk is full; it says how to continue."""
     path = newest_intact(out_dir)
     kept = "no checkpoint was written yet" if path is None else f"{path} is intact"
     return OSError(
-        errno.ENOSPC, f"the disk is full: {kept}; free some space and go on with resume=true"
+        errno.ENOSPC, f"the disk is full: {kept}; free some space and continue with resume=true"
     )
 
 
-def way_on(out_dir: Path) -> str:
-    """How a run that was stopped goes on."""
+def how_to_continue(out_dir: Path) -> str:
+    """How to continue a run that was stopped."""
     kept = newest_intact(out_dir)
     if kept is None:
         return (
             f"no checkpoint was written yet: the same command with resume=true starts {out_dir}"
             " again"
         )
-    return f"{kept} is kept: the same command with resume=true goes on from it"
+    return f"{kept} is kept: the same command with resume=true continues from it"
 
 
 class RunCSV(CSVLogger):
-    """``out_dir/metrics.csv``.
+    """Writes ``out_dir/metrics.csv``.
 
-    A resumed run keeps the rows of steps before ``resumed_step`` (Lightning's would delete them).
+    A resumed run keeps the rows before ``resumed_step``, which Lightning's class would delete.
     """
 
     def __init__(self, out_dir: str | Path, resumed_step: int | None = None) -> None:
@@ -318,24 +320,23 @@ class RunCSV(CSVLogger):
     def _kept_rows(self) -> tuple[list[dict[str, str]], list[str]]:
         if not self._file.exists() or self.resumed_step is None:
             return [], []
-        what = "a metrics.csv (move it away, then resume=true starts another)"
+        what = "a metrics.csv (move it away, then resume=true starts a new one)"
         with self._file.open(newline="", encoding="utf-8") as file, parsing(self._file, what):
             reader = csv.DictReader(file)
-            rows, header = list(reader), list(reader.fieldnames or [])
-            if rows and None in rows[-1].values():  # cut by a kill: its step is made again
+            rows = list(reader)
+            header = list(reader.fieldnames or [])
+            if rows and None in rows[-1].values():  # cut off by a kill: its step runs again
                 rows.pop()
             if header and "step" not in header:
                 raise UserError("it has no column 'step'")
             if any(None in row or None in row.values() for row in rows):
-                raise UserError("a row has more or fewer cells than there are columns")
+                raise UserError("a row has more or fewer cells than the header")
             kept = [row for row in rows if row["step"].isdecimal()]
             return [row for row in kept if int(row["step"]) < self.resumed_step], header
 
 
 def every_epoch(out_dir: Path) -> ModelCheckpoint:
-    """``checkpoints/epoch=..-step=...ckpt`` after every epoch, the newest three kept, and
-    ``last.ckpt``, a link to the newest.
-    """
+    """Saves a checkpoint after every epoch and keeps three; ``last.ckpt`` links to the newest."""
     return ModelCheckpoint(
         dirpath=out_dir / "checkpoints",
         monitor="step",

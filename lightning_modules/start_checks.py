@@ -1,6 +1,4 @@
-"""What a run's first round would refuse, told before the run folder exists; ``--dry-run`` asks it
-too.
-"""
+"""Checks before a run or ``--dry-run`` what its first round would refuse."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo.errors import UserError
 
-_OURS = {  # trainer's setting -> (the module's setting that tells that it has its own, what to use)
+_OURS = {  # trainer's setting -> (parameter of modules that have their own setting, what to use)
     "gradient_clip_val": ("max_grad_norm", "module.max_grad_norm"),
     "gradient_clip_algorithm": ("max_grad_norm", "module.max_grad_norm, which cuts the norm"),
     "accumulate_grad_batches": (
@@ -25,8 +23,10 @@ _OURS = {  # trainer's setting -> (the module's setting that tells that it has i
 
 
 def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
-    """Raises ``UserError`` for settings of ``lightning.Trainer`` with which nothing is trained,
-    that this machine cannot follow, or that ``target``, the module's class, has under another name.
+    """Raises ``UserError`` for settings of ``lightning.Trainer`` that do not work here.
+
+    They train nothing, need a device that is missing, or have no effect because ``target``, the
+    module's class, has its own setting.
     """
     for name in ("max_epochs", "max_steps"):
         value = settings.get(name)
@@ -41,51 +41,52 @@ def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
     if settings.get("limit_train_batches") == 0:
         raise UserError("invalid trainer.limit_train_batches 0: nothing would be trained")
     own = inspect.signature(target).parameters
-    for name, (sign, advice) in _OURS.items():
-        if (
-            settings.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None)
-            and sign in own
-        ):
+    for name, (parameter, advice) in _OURS.items():
+        value = settings.get(name)
+        is_default = value is None or (name == "accumulate_grad_batches" and value == 1)
+        if not is_default and parameter in own:
             raise UserError(f"trainer.{name} has no effect on {target.__name__}; use {advice}")
     precision = str(settings.get("precision"))
-    is_whole = precision == "64" or (precision.endswith("-true") and precision != "32-true")
-    if is_whole and hasattr(target, "batch_types"):
+    is_full = precision == "64" or (precision.endswith("-true") and precision != "32-true")
+    if is_full and hasattr(target, "batch_types"):
         raise UserError(
-            f"trainer.precision={precision}: {target.__name__} keeps what it trains in float32; "
+            f"trainer.precision={precision}: {target.__name__} keeps trained weights in float32; "
             "use 32-true, 16-mixed or bf16-mixed"
         )
     _check_accelerator(settings.get("accelerator"))
 
 
 def _check_accelerator(name: Any) -> None:
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available()
     found = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
     if found.get(name, True):
         return
-    why = (
-        ""
-        if torch.version.cuda or name == "mps"
-        else " (the installed torch is built without CUDA)"
-    )
+    why = ""
+    if not torch.version.cuda and name != "mps":
+        why = " (the installed torch is built without CUDA)"
     raise UserError(
-        f"trainer.accelerator={name}: no such device is found on this machine{why}; "
-        "use trainer.accelerator=cpu, or auto for the best there is"
+        f"trainer.accelerator={name}: this machine has no such device{why}; "
+        "use trainer.accelerator=cpu, or auto for the best available one"
     )
 
 
 def check_data(module: LightningModule, data: LightningDataModule | None) -> None:
-    """Raises ``UserError`` when ``module`` has no data, or data of another kind than it takes
-    (``batch_types`` of the module, ``batch_type`` of the data module), and whatever the module's
-    ``check_first_round(data)`` raises."""
+    """Raises ``UserError`` when ``module`` has no data, or data of a kind that it does not take.
+
+    Compares ``batch_types`` of the module with ``batch_type`` of the data module, and then calls
+    the module's ``check_first_round(data)``.
+    """
     if data is None and not is_overridden("train_dataloader", module):
         kind = type(module).__name__
         raise UserError(f"data is missing: {kind} needs a data module; set data: {{_target_: ...}}")
-    wanted, given = getattr(module, "batch_types", None), getattr(data, "batch_type", None)
+    wanted = getattr(module, "batch_types", None)
+    given = getattr(data, "batch_type", None)
     if wanted and given and not issubclass(given, wanted):
         names = " or ".join(kind.__name__ for kind in wanted)
         raise UserError(
             f"data: {type(data).__name__} yields {given.__name__}, but {type(module).__name__} "
-            f"trains on {names}; give another data module"
+            f"trains on {names}; use another data module"
         )
     if hasattr(module, "check_first_round"):
         module.check_first_round(data)

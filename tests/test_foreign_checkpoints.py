@@ -52,10 +52,10 @@ FOREIGN = {
         ),
         "is not the state of a run: it has no optimizer_states, lr_schedulers",
     ),
-    "another zip": (other_zip, "is no checkpoint"),
+    "another zip": (other_zip, "is not a checkpoint"),
     "code": (
         lambda path: torch.save(RIGHT | {"extra": Code()}, path),
-        "is no checkpoint of plain data",
+        "is not a checkpoint of plain data",
     ),
     "a cut file": (cut, "is damaged"),
     "no zip": (lambda path: path.write_text("<html>"), "is damaged"),
@@ -87,6 +87,6 @@ def test_the_state_of_another_model_is_told_in_one_line(tmp_path):
             f"other.{name}": tensor for name, tensor in state["state_dict"].items()
         }
         torch.save(state, path)
-    with pytest.raises(ValueError, match="last.ckpt is of another model.*other\\.") as caught:
+    with pytest.raises(ValueError, match="last.ckpt does not fit the model.*other\\.") as caught:
         run.fit(load(tmp_path, "trainer.max_epochs=2", "resume=true"))
     assert "\n" not in str(caught.value)

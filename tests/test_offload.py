@@ -156,7 +156,7 @@ def test_more_texts_than_are_kept_stop_before_the_encoders_go(kind, monkeypatch)
     backbone = MODELS[kind]()
     monkeypatch.setattr("zoo.conditioners.prompt_memory.CAPACITY", 2)
     with pytest.raises(
-        ValueError, match=r"2 texts are kept.*keep the text encoders for more prompts"
+        ValueError, match=r"at most 2 are kept.*keep the text encoders for more prompts"
     ):
         backbone.drop_text_encoders(PROMPTS)
     assert part_modules(backbone, "text") and backbone.arguments is not None

@@ -93,7 +93,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     run.fit(load(tmp_path, "trainer.max_epochs=1"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     with pytest.raises(
-        ValueError, match=r"already holds a run; give another out_dir=\.\.\., or resume=true"
+        ValueError, match=r"already holds a run; use another out_dir=\.\.\., or resume=true"
     ):
         run.fit(load(tmp_path))
     with pytest.raises(ValueError, match="already holds a run"):
