@@ -118,7 +118,7 @@ def find_clips(
 def _weight(record: Record) -> float | None:
     try:
         weight = record.number("weight")
-    except ValueError:
+    except UserError:
         weight = math.nan
     if weight is not None and not (weight >= 0 and math.isfinite(weight)):
         got = record.cells["weight"]
@@ -225,7 +225,7 @@ class _Crops(Dataset):
         samples = round(self.seconds * self.rate_hz)
         try:
             wave_CN = read_crop(clip.path, self.rate_hz, self.channels, samples, place)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             raise UserError(
                 f"{clip.path} cannot be read ({error}); data.check=full finds such files at the"
                 " start"
@@ -373,7 +373,7 @@ class AudioDataModule(L.LightningDataModule):
                 prepare(read_audio(clip.path), self.sample_rate_hz, self.channels)
                 return ""
             facts = audio_facts(clip.path)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             return str(error).split("\n")[0].removeprefix(f"{clip.path} ")
         if self.channels != 1 and facts.channels not in (1, self.channels):
             return f"{facts.channels} channels cannot be mixed to {self.channels}"

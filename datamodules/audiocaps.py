@@ -72,7 +72,7 @@ def is_audiocaps(path: str | Path) -> bool:
     try:
         first = next((line for _, line in lines(decode(start, str(path))[0]) if line.strip()), "")
         return set(COLUMNS) <= {cell.strip() for cell in next(csv.reader([first]), [])}
-    except ValueError:
+    except UserError:
         return False
 
 
@@ -112,7 +112,7 @@ def read_rows(path: str | Path, bad_rows: Literal["stop", "drop"] = "stop") -> R
                     f"the audiocap_id {row.audiocap_id!r} belongs to another caption in line"
                     f" {known.line}"
                 )
-        except ValueError as error:
+        except UserError as error:
             problem = f"line {line}: {error}"
             if bad_rows == "stop":
                 raise UserError(

@@ -82,7 +82,7 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
         name = _stem(record.name("fname"))
         try:
             quadrant, song, segment = parse_clip_name(name)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{record.where}: {error}") from error
         label = record.cells.get("label")
         if label != quadrant:

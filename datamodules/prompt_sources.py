@@ -140,7 +140,7 @@ def _file_prompt(record: Record, negative: str, seconds: float) -> Prompt:
         own_seconds = seconds
     try:
         return _prompt(text, own_negative, own_seconds, labels, record.name("id"))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{record.where}: {error}") from None
 
 

@@ -99,7 +99,7 @@ class Record:
             return int(written)
         try:
             value = self.number(column)
-        except ValueError:
+        except UserError:
             value = math.nan
         if value is not None and not value.is_integer():
             raise UserError(

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.errors import UserError
 from zoo.instantiate import locate
 from zoo.moved_names import with_current_names
 
@@ -58,7 +59,7 @@ def released_by(module: Mapping[str, Any]) -> frozenset[str]:
     """``MAY_CHANGE_ON_RESUME`` of the class of a ``_target_`` node; empty if it has none."""
     try:
         return frozenset(getattr(locate(module["_target_"]), "MAY_CHANGE_ON_RESUME", ()))
-    except (ValueError, KeyError):  # an invalid node is reported when it is built
+    except (UserError, KeyError):  # an invalid node is reported when it is built
         return frozenset()
 
 

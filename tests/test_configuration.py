@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,7 +21,7 @@ from toys import ToyBackbone, ToyReward
 from lightning_modules import run
 from zoo import files
 from zoo.configuration import read_configuration
-from zoo.errors import describe, did_you_mean, is_disk_full, reported
+from zoo.errors import UserError, describe, did_you_mean, is_disk_full, reported
 from zoo.instantiate import bind, instantiate, locate
 from zoo.rewards.mood import EmotionReward
 from zoo.types import Backbone, Reward
@@ -283,6 +284,24 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ATTUNE_TRACEBACK", "1")
     with pytest.raises(ValueError, match="already holds a run"):
         reported(scope["main"], ["--config", path])
+
+
+def test_a_value_that_a_library_refuses_is_named_and_a_bug_of_ours_is_not_hidden(monkeypatch):
+    """``ValueError`` is how torch refuses an argument; below our own code it is a bug."""
+    node = {"_target_": "torch.nn.Conv1d", "in_channels": 3, "out_channels": 4}
+    with pytest.raises(UserError, match=r"^x \(torch\.nn\.Conv1d\): .*groups"):
+        instantiate({**node, "kernel_size": 1, "groups": 2}, "x")
+
+    def broken():
+        return np.zeros(2) + np.zeros(3)
+
+    broken.__module__ = "zoo.files"
+    monkeypatch.setattr(files, "broken", broken, raising=False)
+    with pytest.raises(ValueError, match="broadcast") as caught:
+        instantiate({"_target_": "zoo.files.broken"}, "x")
+    assert not isinstance(caught.value, UserError)
+    with pytest.raises(ValueError, match="broadcast"):  # and a command shows its traceback
+        reported(lambda argv: instantiate({"_target_": "zoo.files.broken"}, "x"), [])
 
 
 def test_nearest_names():

@@ -18,6 +18,7 @@ from datamodules.batches import PromptBatch
 from lightning_modules.rl import round_scores
 from lightning_modules.rl.advantages import PromptTracker
 from lightning_modules.rl.rollouts import RewardError, ScoredSamples
+from zoo.errors import UserError
 from zoo.hub.artifact import save_artifact
 from zoo.rewards.ensemble import EnsembleReward, aggregate, prompt_z_scores
 from zoo.types import Prompt, RewardOutput
@@ -40,7 +41,7 @@ class Level:
                 torch.tensor([prompt.id == "p1" for prompt in prompts]), torch.nan, level_B
             )
         if self.bad == "raises":
-            raise ValueError("no such mood")
+            raise UserError("no such mood")
         return RewardOutput(
             level_B,
             {"twice": 2 * level_B.detach()},

@@ -65,7 +65,7 @@ def rewards(tmp_path):
         ),
         (
             ["--generations", "{g}", "--table", "{seeds}", "--rewards", "{j}"],
-            "line 2: seed is a whole",
+            "line 2: seed .*'x'",
         ),
         (["--generations", "{g}", "--table", "{quote}", "--rewards", "{j}"], "line 2: .*quotes"),
         (

@@ -21,6 +21,7 @@ from zoo.backbones.tango import Tango
 from zoo.backbones.tiny import TinyAudio
 from zoo.conditioners.tokenizer import refused
 from zoo.diffusion import Sampler
+from zoo.errors import UserError
 from zoo.rewards.clap import ClapReward
 from zoo.types import Prompt
 
@@ -33,7 +34,7 @@ class Limited(ToyBackbone):
 
     def read(self, text: str) -> None:
         if len(text.split()) > LIMIT:
-            raise ValueError(
+            raise UserError(
                 f"the prompt {text[:30]!r}... has {len(text.split())} tokens, Toy takes {LIMIT};"
                 " shorten it"
             )

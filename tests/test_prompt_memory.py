@@ -15,6 +15,7 @@ import toy_tangoflux
 from zoo.conditioners import prompt_memory
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import t5_states
+from zoo.errors import UserError
 from zoo.types import Prompt
 
 PROMPTS = (Prompt("a", "a dog barks", "rain on a roof"), Prompt("b", "sad piano", ""))
@@ -23,7 +24,7 @@ PROMPTS = (Prompt("a", "a dog barks", "rain on a roof"), Prompt("b", "sad piano"
 def words(text):
     ids = [len(word) for word in text.split()]
     if len(ids) > 4:
-        raise ValueError(f"{text!r} is too long")
+        raise UserError(f"{text!r} is too long")
     return [*ids, 0]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.audio_files import write_audio
 from zoo.commands import evaluate as command
+from zoo.errors import UserError
 from zoo.types import Prompt, RewardOutput, Waveform
 
 RATE_HZ = 8000
@@ -36,7 +37,7 @@ class LoudnessJudge:
     def targets(self, prompts: Sequence[Prompt]) -> Tensor:
         for prompt in prompts:
             if prompt.labels.get("mood") not in self.class_names:
-                raise ValueError(
+                raise UserError(
                     f"prompt {prompt.id!r} has the mood {prompt.labels.get('mood')!r}, expected"
                     " happy or sad"
                 )

@@ -145,7 +145,7 @@ def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
             raise UserError(f"{where}: expected words under {name!r}, got {entry.get(name)!r}")
     try:
         relative = safe_relative_path(entry["file"])
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
     path = folder / (files.find(relative.as_posix()) or relative)
     if len(relative.parts) != 1 or path.resolve().parent != folder.resolve():
@@ -167,6 +167,6 @@ def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
         prompt = Prompt(
             entry["id"], entry["text"], str(entry.get("negative") or ""), **seconds, labels=labels
         )
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return Sample(path, prompt, **numbers)

@@ -273,11 +273,11 @@ def _is_role(annotation: Any) -> bool:
 def _is_known(kind: type) -> bool:
     """Whether an object must be of this class: a plain one or one of the project. Other libraries
     often take more than they declare."""
-    return kind in (*_PLAIN, type(None)) or kind.__module__.partition(".")[0] in (
-        "zoo",
-        "datamodules",
-        "lightning_modules",
-    )
+    return kind in (*_PLAIN, type(None)) or _is_ours(kind)
+
+
+def _is_ours(target: Any) -> bool:
+    return target.__module__.partition(".")[0] in ("zoo", "datamodules", "lightning_modules")
 
 
 def _shown(value: Any) -> str:
@@ -335,8 +335,9 @@ def instantiate(node: Any, where: str) -> Any:
 
     Lists and dictionaries without ``_target_`` stay what they are.
 
-    Raises ``UserError`` with the place in the tree, also for an error of the object built (of
-    value, of a file, of an import).
+    Raises ``UserError`` with the place in the tree, also for an error of the object built: a
+    ``UserError``, one of a file or an import, and the ``ValueError`` with which a class of another
+    library refuses an argument.
     """
     if isinstance(node, list):
         return [instantiate(item, f"{where}.{i}") for i, item in enumerate(node)]
@@ -355,9 +356,9 @@ def instantiate(node: Any, where: str) -> Any:
     arguments = bind(target, items, where)
     try:
         return target(**arguments)
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:  # also of a package that it wants when it is built
+    except (UserError, OSError, ImportError) as error:  # also of a package that it needs
+        raise UserError(f"{where} ({node['_target_']}): {error}") from error
+    except ValueError as error:
+        if _is_ours(target):  # we raise UserError: this one, of numpy or torch, is a bug
+            raise
         raise UserError(f"{where} ({node['_target_']}): {error}") from error

@@ -254,7 +254,7 @@ def _decoded(root: Path, found: Sequence[tuple[str, Rule, Entry]], sample_rate_h
             continue
         try:
             wave_N = decode(entry.read(), sample_rate_hz, clip_id, first_with)
-        except ValueError as error:
+        except UserError as error:
             quarantined[clip_id] = str(error)
             continue
         licence, credit, original = licence_of(entry, SOURCES[name], *papers[name])

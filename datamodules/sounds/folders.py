@@ -270,14 +270,14 @@ def _decoded(
     for number, row, path in track(found, "reading recorded sounds", transient=True):
         try:
             about = form.about(row)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{where} {number}: {error}") from error
         name = path.relative_to(folder).as_posix()
         clip_id = f"{name}#{number}" if name in read else name
         if name not in read:
             try:
                 read[name] = decode(path.read_bytes(), sample_rate_hz, name, first_with)
-            except ValueError as error:
+            except UserError as error:
                 quarantined[clip_id] = str(error)
                 continue
         waves[clip_id] = wave_N = read[name]

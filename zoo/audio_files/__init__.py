@@ -151,7 +151,7 @@ def _seeks_exactly(file: soundfile.SoundFile) -> bool:
 def _named(path: Path) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} {error}") from error
 
 
@@ -279,7 +279,7 @@ def write_audio(path: str | Path, wave: Waveform) -> None:
         )
     try:
         content = encoded(wave, path.suffix)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}; nothing was written") from error
     with written_beside(path) as temporary:
         temporary.write_bytes(content)  # libsndfile would call a full disk a "System error"

@@ -57,7 +57,7 @@ def check_seconds(backbone: Backbone, seconds: float, rows: int, states: int, na
     """
     try:
         shape = tuple(backbone.latent_shape(seconds))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"invalid {name} {seconds:g}: {error}") from error
     except OverflowError:
         shape = (math.inf,)

@@ -41,7 +41,7 @@ def refused(texts: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, s
     for name, text in texts.items():
         try:
             read(text)
-        except ValueError as error:
+        except UserError as error:
             found[name] = str(error)
     return found
 
@@ -86,7 +86,7 @@ class PromptTokenizer:
         self._what = what
         try:
             self._tokenizer = Tokenizer.from_str(_unpacked(packed, what))
-        except ValueError:
+        except UserError:
             raise
         except Exception as error:  # the library raises plain Exception
             reason = str(error)[:120]

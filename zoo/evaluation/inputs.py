@@ -340,7 +340,7 @@ def _row_sample(folder: Path, files: Listing, record: Any, label_keys: tuple[str
     seed, seconds = record.whole_number("seed"), record.number("seconds")
     try:
         seconds = audio_facts(path).seconds if seconds is None else seconds
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if not 0 < seconds < math.inf:
         raise UserError(f"{where}: seconds must be positive and finite, got {seconds}")

@@ -158,7 +158,7 @@ def check_prompts(scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
         if scorer.facts.class_names:
             try:
                 scorer.reward.targets(prompts)
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(
                     f"{scorer.facts.name}: {error} (a column {scorer.label_key!r} or 'label' of the"
                     " table says what each prompt asks for)"

@@ -195,7 +195,7 @@ def read_adapter(
     try:
         check_safetensors_header(path)
         weights = load_file(str(path))
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, UserError, OSError) as error:
         raise UserError(
             f"the adapter in {folder} cannot be read ({error}); it may be damaged, export it again"
         ) from error

@@ -223,7 +223,7 @@ def build_artifact(
         if not isinstance(config["arguments"], dict):
             raise UserError(f"{where}: arguments must be an object, got {config['arguments']!r}")
         arguments = bind(found, config["arguments"], f"{where}: arguments")
-    except ValueError as error:
+    except UserError as error:
         written = _writer(config)
         if _numbers(written) <= _numbers(__version__):
             raise

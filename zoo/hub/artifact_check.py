@@ -89,7 +89,7 @@ def _loaded(folder: Path, config: dict[str, Any], load: Callable[[str], Any]) ->
         base = (
             load(name) if name in ENTRIES and find(name) else None
         )  # nothing is fetched: find knows this machine only
-    except (ValueError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError) as error:
         return f"adapter of {count}; not tried on its base {name}: {error}"
     if base is None:
         return (

@@ -317,7 +317,7 @@ def fetch(
     tell = report or (lambda now: None)
     try:
         download(hub.asker, url, path, file.size_bytes, tell)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{file.name} of {hub.repo_id}: {error}") from error
     except OSError as error:
         if error.errno is not None:  # the disk's

@@ -109,7 +109,7 @@ def _config_of(name: str) -> dict[str, Any]:
 
     try:
         return read_config(find(name))
-    except (ValueError, OSError):  # not here, or not in our layout: nothing more is known
+    except (UserError, OSError):  # not here, or not in our layout: nothing more is known
         return {}
 
 

@@ -189,7 +189,7 @@ def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
         check_revision(wanted.pin, wanted.repo_id, record.revision, wanted.lock)
         try:
             files = verify_folder(folder)
-        except ValueError:
+        except UserError:
             if folder == to or offline():
                 raise
             shutil.rmtree(folder)  # damaged in the store: it is pulled again
@@ -341,7 +341,7 @@ def _chosen(wanted: _Wanted, listed: list[RemoteFile]) -> list[RemoteFile]:
     for file in listed:
         try:
             safe_relative_path(file.name)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{wanted.repo_id} is not pulled: {error}") from error
     files = [file for file in listed if wanted.selects(file.name)]
     names = {file.name for file in files}
@@ -381,7 +381,7 @@ def _verified(wanted: _Wanted, file: RemoteFile, path: Path) -> str:
                 "changed, nothing was kept: pull again"
             )
         wanted.check(file.name, digest)
-    except ValueError:
+    except UserError:
         path.unlink()
         raise
     return digest

@@ -55,7 +55,7 @@ def newest_result(run: Path) -> Path | Checkpoint:
             break
         try:
             return read_checkpoint(path)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             damaged.append(str(error))
     if done is not None:
         return done if done.name == "denoiser.safetensors" else done.parent

@@ -239,7 +239,7 @@ def check_index(
     for tensor, name in weight_map.items():
         try:
             safe_relative_path(name)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{where}: {tensor}: {error}") from error
         promised.setdefault(name, []).append(tensor)
     shards = {}
@@ -273,7 +273,7 @@ def _links_to_a_file_in(path: Path, folder: str | Path | None) -> bool:
 def _parse_object(content: bytes, where: str) -> dict[str, Any]:
     try:
         node = parse_json(content, where)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}; fetch or export the model again") from error
     if not isinstance(node, dict):
         raise UserError(f"{where} must hold an object, got {type(node).__name__}")

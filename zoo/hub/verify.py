@@ -122,6 +122,6 @@ def _structure(folder: Path, name: str, path: Path) -> list[str]:
             check_safetensors_header(path)
         if name.endswith(".safetensors.index.json"):
             check_index(path, path.parent)
-    except (ValueError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError) as error:
         return [str(error)]
     return []

@@ -104,7 +104,7 @@ def read_laion_clap(path: str | Path) -> ImportedClap:
     """
     try:
         return converted(laion_tensors(path))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 

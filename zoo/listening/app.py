@@ -81,14 +81,14 @@ def build(test: BlindTest) -> Any:
     def start(name: str) -> list[Any]:
         try:
             return updates(name, next_view(test, name))
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             raise gr.Error(describe(error)) from error
 
     def answer_with(answer: str) -> Any:
         def answered(listener: str, number: int) -> list[Any]:
             try:
                 return updates(listener, give_answer(test, listener, number, answer))
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 raise gr.Error(f"The answer was not saved: {describe(error)}") from error
 
         return answered

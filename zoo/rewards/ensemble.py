@@ -201,7 +201,7 @@ class EnsembleReward(nn.Module):
         for one in self._everyone:
             try:
                 getattr(one.reward, "check_prompts", lambda prompts: None)(prompts)
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"{one.name}: {error}") from error
 
     def forward(
@@ -284,7 +284,7 @@ def _asked(
 ) -> RewardOutput:
     try:
         output = one.reward(wave_BCN, sample_rate_hz, prompts)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"member {one.name!r}: {error}") from error
     given = getattr(output, "score_B", None)
     if not isinstance(given, Tensor) or tuple(given.shape) != (len(prompts),):

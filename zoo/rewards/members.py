@@ -66,7 +66,7 @@ def open_reward(given: Any, where: str) -> Reward:
                 )
             found = architecture_class("reward", given["architecture"], "architecture")
             given = found(**bind(found, dict(given.get("arguments") or {}), "arguments"))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if lacking(given, Reward):
         raise UserError(
@@ -81,7 +81,7 @@ def described(reward: Reward) -> dict[str, Any] | None:
     """
     try:
         _, architecture, arguments = identity_of(reward)
-    except ValueError:
+    except UserError:
         return None
     return {"architecture": architecture, "arguments": arguments}
 

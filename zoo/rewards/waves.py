@@ -57,7 +57,7 @@ def mono_at(
     """
     try:
         return resampled(wave_BCN.float().mean(dim=1), sample_rate_hz, wanted_hz, **resampler)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{who} hears {wanted_hz} Hz: {error}") from error
 
 
