@@ -77,10 +77,12 @@ def stack_adapters(
         raise UserError("no adapter is given; expected (folder, strength) pairs")
     read = []
     for place, strength in adapters:
-        located = isinstance(place, Located)
-        folder = place.folder if located else Path(place)
+        if isinstance(place, Located):
+            folder, known = place.folder, place.config
+        else:
+            folder, known = Path(place), None
         _check_strength(folder, strength)
-        read.append((folder, strength, *read_adapter(folder, place.config if located else None)))
+        read.append((folder, strength, *read_adapter(folder, known)))
     layers = {
         name: module
         for name, module in backbone.denoiser.named_modules()
