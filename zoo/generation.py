@@ -14,7 +14,7 @@ from zoo.errors import UserError
 from zoo.instantiate import bind_types
 from zoo.loading import load, open_model
 from zoo.rendering import encode_sides, render
-from zoo.types import Backbone, Prompt, Reward, RewardOutput, Waveform, lacking
+from zoo.types import Backbone, Prompt, RewardOutput, Scorer, Waveform, is_scorer, lacking
 
 
 def generate(
@@ -147,7 +147,7 @@ def _sample(
 
 @torch.no_grad()
 def score(
-    reward: str | Path | Reward,
+    scorer: str | Path | Scorer,
     waves: Waveform | Sequence[Waveform],
     prompts: Prompt | str | Sequence[Prompt | str],
 ) -> RewardOutput:
@@ -174,11 +174,11 @@ def score(
         _prompt(prompt, "", wave.samples_CN.shape[-1] / wave.sample_rate_hz)
         for prompt, wave in zip(prompts, waves)
     ]
-    if isinstance(reward, (str, Path)):
-        name, reward = reward, load(reward)
-        if lacking(reward, Reward):
+    if isinstance(scorer, (str, Path)):
+        name, scorer = scorer, load(scorer)
+        if not is_scorer(scorer):
             raise UserError(
-                f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such "
+                f"{name} is a {type(scorer).__name__}, which scores nothing; name a reward, such "
                 "as embedded/clap"
             )
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -187,7 +187,7 @@ def score(
     outputs = []
     for (_, rate_hz), place in groups.items():
         outputs.append(
-            reward(
+            scorer(
                 torch.stack([waves[i].samples_CN for i in place]),
                 rate_hz,
                 [prompts[i] for i in place],

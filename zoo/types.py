@@ -352,8 +352,24 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
-class Reward(Protocol):
-    """Scores audio: deterministic, higher is better, resamples by itself.
+class Scorer(Protocol):
+    """Gives each clip a number: a reward, or a metric of one clip.
+
+    Deterministic, resamples by itself. The number is ``RewardOutput.score_B``; ``parts`` are further
+    ones. A scorer may also have
+
+    - ``name``: heads its columns;
+    - ``unit``: how to read its score, such as "cosine similarity of clip and prompt; 1 is best".
+    """
+
+    def __call__(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput: ...
+
+
+@runtime_checkable
+class Reward(Scorer, Protocol):
+    """A scorer that training can learn from: higher is better.
 
     ``differentiable`` states whether gradients flow from the score to the wave.
 
@@ -364,15 +380,15 @@ class Reward(Protocol):
       (prompt id, sample index). Training learns from its score; the score of the single call is
       what is logged, so that curves are comparable over rounds;
     - ``check_prompts(prompts)``: raises ``UserError`` for a prompt that it cannot score; called
-      with all prompts before anything is sampled;
-    - ``unit``: how to read its score, such as "cosine similarity of clip and prompt; 1 is best".
+      with all prompts before anything is sampled.
     """
 
     differentiable: bool
 
-    def __call__(
-        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
-    ) -> RewardOutput: ...
+
+def is_scorer(value: Any) -> bool:
+    """Whether ``value`` scores clips. A backbone is callable too, but it generates them."""
+    return callable(value) and not isinstance(value, type) and bool(lacking(value, Backbone))
 
 
 def lacking(value: Any, role: type) -> list[str]:
@@ -381,6 +397,8 @@ def lacking(value: Any, role: type) -> list[str]:
     ``isinstance`` does not serve: from Python 3.12 on it does not see submodules such as
     ``denoiser`` of an ``nn.Module``.
     """
-    methods = {name for name in vars(role) if name == "__call__" or not name.startswith("_")}
-    members = methods | set(inspect.get_annotations(role))
+    members: set[str] = set()
+    for kind in role.__mro__[: role.__mro__.index(Protocol)]:
+        members |= {name for name in vars(kind) if name == "__call__" or not name.startswith("_")}
+        members |= set(inspect.get_annotations(kind))
     return sorted(name for name in members if not hasattr(value, name))

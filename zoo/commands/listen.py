@@ -1,5 +1,5 @@
-"""The command line of ``tools/listen.py``: a page to compare by ear, a blind test, and what its
-answers say.
+"""The command line of ``tools/listen.py``: a page to compare by ear, a blind test, and a summary of
+its answers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
 from zoo.files import check_writable, clear_after_killed
-from zoo.listening.answers import SUFFIXES, described, read_answers
+from zoo.listening.answers import SUFFIXES, check_systems, described, read_answers
 
 if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
     from zoo.listening.pairs import Pairing
@@ -48,6 +48,13 @@ def parser() -> argparse.ArgumentParser:
         "--answers",
         required=True,
         help=f"file that ends in {' or '.join(SUFFIXES)}; a test goes on where it stopped",
+    )
+    add.add_argument(
+        "--names",
+        nargs=2,
+        default=["base", "tuned"],
+        metavar=("BEFORE", "AFTER"),
+        help="of the two systems in the answers; listeners never see them (default: base tuned)",
     )
     add.add_argument(
         "--seed",
@@ -108,7 +115,7 @@ def _page(options: argparse.Namespace) -> None:
     from zoo.listening.comparison import scored, summary_lines, write_comparison
     from zoo.listening.pairs import paired_difference
     from zoo.loading import load
-    from zoo.types import Reward, lacking
+    from zoo.types import is_scorer
 
     out = Path(options.out)
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
@@ -118,21 +125,21 @@ def _page(options: argparse.Namespace) -> None:
     check_writable(out)
     clear_after_killed(out.parent, glob.escape(out.name))
     pairing = _pairing(options)
-    reward = load(options.scorer, options.device)
-    if lacking(reward, Reward):
+    scorer = load(options.scorer, options.device)
+    if not is_scorer(scorer):
         raise UserError(
-            f"{options.scorer} is a {type(reward).__name__}, which scores nothing; name a reward"
+            f"{options.scorer} is a {type(scorer).__name__}, which scores nothing; name a reward"
         )
     with Progress(transient=True) as bar:
         task = bar.add_task("scoring", total=len(pairing.pairs))
-        name, base, tuned = scored(
+        name, first, second = scored(
             pairing.pairs,
-            reward,
+            scorer,
             options.scorer,
             lambda done, total: bar.update(task, completed=done),
         )
-    write_comparison(out, pairing, name, base, tuned)
-    found = paired_difference([pair.prompt.id for pair in pairing.pairs], base, tuned)
+    write_comparison(out, pairing, name, first, second)
+    found = paired_difference([pair.prompt.id for pair in pairing.pairs], first, second)
     print("\n".join([*summary_lines(name, found), str(out)]))
 
 
@@ -141,8 +148,11 @@ def _blind(options: argparse.Namespace) -> None:
     from zoo.listening.trials import listening_test
 
     gradio()
+    check_systems(options.names)
+    before, after = options.names
+    pairs = _pairing(options).pairs
     test = listening_test(
-        _pairing(options).pairs, options.answers, options.seed, not options.own_level
+        pairs, options.answers, (before, after), options.seed, not options.own_level
     )
     print(
         f"test {test.name}: {len(test.pairs)} pairs; answers go to {test.answers}; stop with Ctrl-C"

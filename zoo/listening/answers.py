@@ -1,9 +1,9 @@
-"""Answers of a listening test: one line each, saved at once, and what they amount to.
+"""Answers of a listening test: saved line by line, and summarised.
 
-A ``.csv`` file has a header and a line an answer; a ``.jsonl`` file has an object a line. A line is
-written by a single append under a lock and synced to the disk before the listener goes on, so a
-killed server loses no answer. A line that was cut off all the same is counted as such and never
-joins with the next.
+A ``.csv`` file has a header and one line per answer; a ``.jsonl`` file has one object per line. A
+line is written by a single append under a lock and synced to the disk before the listener goes on,
+so a killed server loses no answer. A line that was cut off all the same is counted as broken and is
+never joined to the next one.
 """
 
 from __future__ import annotations
@@ -21,20 +21,27 @@ from zoo.errors import UserError
 from zoo.files import check_writable, parsed_json
 from zoo.statistics.intervals import wilson_interval
 
-ANSWERS = ("A", "B", "none")
-SIDES = ("base", "tuned")
+NO_DIFFERENCE = "none"
+ANSWERS = ("A", "B", NO_DIFFERENCE)
 SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One trial of one listener.
+    """The answer of one listener to one trial.
 
-    ``time``: UTC; ``test``: which sounds; ``trial``: from 1, in the listener's order; ``pair``:
-    index of the sounds; ``a``, ``b``: which model was heard there ("base" or "tuned"); ``answer``:
-    "A", "B" or "none".
+    Args:
+        time: in UTC.
+        test: fingerprint of the test's sounds.
+        listener: name or code.
+        trial: number of the trial in the listener's order, from 1.
+        pair: index of the pair of sounds, from 0.
+        prompt_id: of that pair.
+        a, b: names of the systems that were heard as A and as B.
+        answer: "A", "B" or "none" (no difference).
 
-    Raises ``UserError`` for values that cannot be meant.
+    Raises:
+        UserError: for values out of range, and for names that are not of two systems.
     """
 
     time: str
@@ -48,29 +55,46 @@ class Answer:
     answer: str
 
     def __post_init__(self) -> None:
-        if self.answer not in ANSWERS or {self.a, self.b} != set(SIDES):
-            raise UserError(
-                f"expected an answer of {', '.join(ANSWERS)} about base and tuned, got"
-                f" {self.answer!r}, a={self.a!r}, b={self.b!r}"
-            )
+        check_systems((self.a, self.b))
+        if self.answer not in ANSWERS:
+            raise UserError(f"invalid answer {self.answer!r}: expected {', '.join(ANSWERS)}")
         if self.trial < 1 or self.pair < 0 or not self.listener or not self.test:
             raise UserError("trial counts from 1, pair from 0, and listener and test have names")
 
     @property
+    def systems(self) -> tuple[str, str]:
+        """Both systems in alphabetical order, which does not tell their sides."""
+        first, second = sorted((self.a, self.b))
+        return first, second
+
+    @property
     def preferred(self) -> str:
-        """ "base", "tuned" or "none"."""
-        return {"A": self.a, "B": self.b, "none": "none"}[self.answer]
+        """The name of a system, or "none"."""
+        return {"A": self.a, "B": self.b, NO_DIFFERENCE: NO_DIFFERENCE}[self.answer]
 
 
-COLUMNS = tuple(field.name for field in fields(Answer)) + (
-    "preferred",
-)  # the last is for human readers and must agree
+def check_systems(names: Sequence[str]) -> None:
+    """Raises ``UserError`` unless these are different names that an answer can hold."""
+    for name in names:
+        if name != " ".join(name.split()) or name in ("", NO_DIFFERENCE):
+            raise UserError(
+                f"invalid name of a system {name!r}: expected words with single spaces between"
+                f" them, other than {NO_DIFFERENCE!r}"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"two systems need two names, got {' and '.join(map(repr, names))}")
+
+
+# the last column is for human readers, and must agree with the others
+COLUMNS = (*(field.name for field in fields(Answer)), "preferred")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """``answers``: the first of each listener to each pair; ``repeated``: later ones;
-    ``bad_lines``: numbers of broken lines.
+    """What a file of answers holds.
+
+    ``answers``: the first one of each listener to each pair. ``repeated``: count of later ones.
+    ``bad_lines``: numbers of the broken lines.
     """
 
     answers: tuple[Answer, ...]
@@ -220,19 +244,27 @@ def _answer(line: str, suffix: str) -> Answer:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of one ``test``.
+    """The answers of one test about two systems.
 
-    ``share``: of answers for a side, those for the fine-tuned one, with Wilson's 95 % ``interval``
-    and the two-sided exact binomial ``p_value`` against one half (None where every answer is "no
-    difference"). ``a_share``: of the same answers, those for side A: far from one half means that
-    the side, not the sound, decided. ``by_listener``: counts of (tuned, base, none).
+    Args:
+        test: fingerprint of its sounds.
+        systems: the two names, in alphabetical order.
+        listeners, pairs: how many there were.
+        wins: answers for each of the two systems.
+        none: answers "no difference".
+        share: wins of the second system as a share of both; None without any win.
+        interval: Wilson's 95 % interval of ``share``.
+        p_value: of ``share`` against one half, by the two-sided exact binomial test.
+        a_share: share of the wins that were for side A. Far from one half, the side decided and not
+            the sound.
+        by_listener: listener -> (wins of the first, wins of the second, no difference).
     """
 
     test: str
+    systems: tuple[str, str]
     listeners: int
     pairs: int
-    tuned: int
-    base: int
+    wins: tuple[int, int]
     none: int
     share: float | None
     interval: tuple[float, float] | None
@@ -240,93 +272,96 @@ class Summary:
     a_share: float | None
     by_listener: dict[str, tuple[int, int, int]]
 
+    @property
+    def decided(self) -> int:
+        return sum(self.wins)
+
 
 def summarise(answers: Sequence[Answer]) -> tuple[Summary, ...]:
-    """One summary a test, in the order of their first answers."""
-    tests: dict[str, list[Answer]] = {}
+    """One summary per test and two systems in it, in the order of their first answers."""
+    groups: dict[tuple[str, tuple[str, str]], list[Answer]] = {}
     for answer in answers:
-        tests.setdefault(answer.test, []).append(answer)
-    return tuple(_summary(name, own) for name, own in tests.items())
+        groups.setdefault((answer.test, answer.systems), []).append(answer)
+    return tuple(_summary(*key, own) for key, own in groups.items())
 
 
-def _counts(answers: Sequence[Answer]) -> tuple[int, int, int]:
-    return tuple(
-        sum(answer.preferred == side for answer in answers) for side in ("tuned", "base", "none")
-    )
+def _counts(answers: Sequence[Answer], systems: tuple[str, str]) -> tuple[int, int, int]:
+    preferred = [answer.preferred for answer in answers]
+    first, second = systems
+    return preferred.count(first), preferred.count(second), preferred.count(NO_DIFFERENCE)
 
 
-def _summary(name: str, answers: Sequence[Answer]) -> Summary:
-    tuned, base, none = _counts(answers)
-    decided = tuned + base
+def _summary(test: str, systems: tuple[str, str], answers: Sequence[Answer]) -> Summary:
+    first, second, none = _counts(answers, systems)
+    decided = first + second
     listeners = sorted({answer.listener for answer in answers})
-    by_listener = {
-        one: _counts([answer for answer in answers if answer.listener == one]) for one in listeners
-    }
-    pairs = len({answer.pair for answer in answers})
-    if not decided:
-        return Summary(
-            name, len(listeners), pairs, tuned, base, none, None, None, None, None, by_listener
-        )
-    from scipy.stats import binomtest
+    share = interval = p_value = a_share = None
+    if decided:
+        from scipy.stats import binomtest
 
-    a_share, p_value = (
-        sum(answer.answer == "A" for answer in answers) / decided,
-        float(binomtest(tuned, decided).pvalue),
-    )
+        share = second / decided
+        interval = wilson_interval(second, decided)
+        p_value = float(binomtest(second, decided).pvalue)
+        a_share = sum(answer.answer == "A" for answer in answers) / decided
     return Summary(
-        name,
-        len(listeners),
-        pairs,
-        tuned,
-        base,
-        none,
-        tuned / decided,
-        wilson_interval(tuned, decided),
-        p_value,
-        a_share,
-        by_listener,
+        test=test,
+        systems=systems,
+        listeners=len(listeners),
+        pairs=len({answer.pair for answer in answers}),
+        wins=(first, second),
+        none=none,
+        share=share,
+        interval=interval,
+        p_value=p_value,
+        a_share=a_share,
+        by_listener={
+            one: _counts([answer for answer in answers if answer.listener == one], systems)
+            for one in listeners
+        },
     )
 
 
 def described(found: Answers) -> str:
-    """The summary for a terminal. Raises ``UserError`` when there is no answer."""
+    """The summaries for a terminal. Raises ``UserError`` when there is no answer."""
     if not found.answers:
-        raise UserError(f"there is no answer yet ({len(found.bad_lines)} lines that are none)")
-    lines = []
-    for one in summarise(found.answers):
-        count = one.tuned + one.base + one.none
-        lines.append(
-            f"test {one.test}: {count} answers (n) of {one.listeners} listeners to {one.pairs}"
-            " pairs"
-        )
-        lines.append(
-            f"  fits better: fine-tuned {one.tuned}, base {one.base}, no difference {one.none}"
-        )
-        if one.share is None:
-            lines.append("  no answer is for a side, so there is no share")
-        else:
-            low, high = one.interval
-            lines.append(
-                f"  fine-tuned, of the {one.tuned + one.base} that chose a side: {one.share:.1%}"
-                f" (95 % Wilson interval {low:.1%} to {high:.1%}; two-sided binomial p ="
-                f" {one.p_value:.3g})"
-            )
-            lines.append(
-                f"  fine-tuned, of all {count}: {one.tuned / count:.1%}; side A was chosen in"
-                f" {one.a_share:.1%}"
-            )
-        if one.listeners > 1:
-            lines += [
-                f"  {name}: fine-tuned {t}, base {b}, no difference {n}"
-                for name, (t, b, n) in one.by_listener.items()
-            ]
-            lines.append(
-                "  answers of one listener, and to one pair, resemble each other: the true interval"
-                " is wider"
-            )
+        raise UserError(f"there is no answer yet ({len(found.bad_lines)} broken lines)")
+    lines = [line for one in summarise(found.answers) for line in _summary_lines(one)]
     if found.repeated:
         lines.append(f"{found.repeated} second answers to the same pair were left out")
     if found.bad_lines:
         shown = ", ".join(map(str, found.bad_lines[:8])) + (", ..." if found.bad_lines[8:] else "")
         lines.append(f"{len(found.bad_lines)} lines could not be read and were left out: {shown}")
     return "\n".join(lines)
+
+
+def _summary_lines(one: Summary) -> list[str]:
+    count = one.decided + one.none
+    second = one.systems[1]
+    lines = [
+        f"test {one.test}: {count} answers (n) of {one.listeners} listeners to {one.pairs} pairs",
+        f"  fits better: {_counted(one.systems, (*one.wins, one.none))}",
+    ]
+    if one.share is None or one.interval is None:
+        lines.append("  no answer is for a side, so there is no share")
+    else:
+        low, high = one.interval
+        lines += [
+            f"  {second}, of the {one.decided} that chose a side: {one.share:.1%} (95 % Wilson"
+            f" interval {low:.1%} to {high:.1%}; two-sided binomial p = {one.p_value:.3g})",
+            f"  {second}, of all {count}: {one.wins[1] / count:.1%}; side A was chosen in"
+            f" {one.a_share:.1%}",
+        ]
+    if one.listeners > 1:
+        lines += [
+            f"  {name}: {_counted(one.systems, counts)}" for name, counts in one.by_listener.items()
+        ]
+        lines.append(
+            "  answers of one listener, and to one pair, resemble each other: the true interval is"
+            " wider"
+        )
+    return lines
+
+
+def _counted(systems: tuple[str, str], counts: tuple[int, int, int]) -> str:
+    first, second = systems
+    return f"{second} {counts[1]}, {first} {counts[0]}, no difference {counts[2]}"

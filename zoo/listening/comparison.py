@@ -1,5 +1,5 @@
-"""What fine-tuning changed, to be heard: a page of prompt, original and fine-tuned sound, with a
-scorer's number for each.
+"""A page to hear what fine-tuning changed: prompt, original and fine-tuned sound, and the score of
+each.
 """
 
 from __future__ import annotations
@@ -16,36 +16,40 @@ from zoo.files import written_beside
 from zoo.generation import score
 from zoo.html_pages import page, player
 from zoo.listening.pairs import Difference, Pair, Pairing, paired_difference
-from zoo.types import Reward
+from zoo.types import Scorer
 
 _BATCH = 8  # pairs that are scored at a time
 Progress = Callable[[int, int], None]  # (done, total)
 
 
 def scored(
-    pairs: Sequence[Pair], reward: Reward, called: str = "score", progress: Progress | None = None
+    pairs: Sequence[Pair], scorer: Scorer, called: str = "score", progress: Progress | None = None
 ) -> tuple[str, list[float], list[float]]:
-    """(name of the total score, the base's scores, the fine-tuned ones' scores): the reward's own
-    ``name`` where it has one, as a CLAP, else what it is ``called``.
+    """The scores of both systems.
 
-    Raises ``UserError`` and ``OSError`` for audio that cannot be read and prompts that the reward
+    Returns the name of the score (the scorer's own ``name`` if it has one, else ``called``), the
+    first system's scores and the second system's, in the order of ``pairs``.
+
+    Raises ``UserError`` and ``OSError`` for audio that cannot be read and prompts that the scorer
     cannot judge.
     """
-    name, base, tuned = str(getattr(reward, "name", called)), [], []
-    first = next(reward.parameters(), None) if isinstance(reward, nn.Module) else None
-    device = "cpu" if first is None else first.device
+    name = str(getattr(scorer, "name", called))
+    first: list[float] = []
+    second: list[float] = []
+    weight = next(scorer.parameters(), None) if isinstance(scorer, nn.Module) else None
+    device = "cpu" if weight is None else weight.device
     for start in range(0, len(pairs), _BATCH):
         some = pairs[start : start + _BATCH]
-        samples = [pair.base for pair in some] + [pair.tuned for pair in some]
+        samples = [pair.first for pair in some] + [pair.second for pair in some]
         waves = [read_audio(sample.path) for sample in samples]
         waves = [replace(wave, samples_CN=wave.samples_CN.to(device)) for wave in waves]
-        output = score(reward, waves, [sample.prompt for sample in samples])
+        output = score(scorer, waves, [sample.prompt for sample in samples])
         values = output.score_B.tolist()
-        base += values[: len(some)]
-        tuned += values[len(some) :]
+        first += values[: len(some)]
+        second += values[len(some) :]
         if progress is not None:
-            progress(len(base), len(pairs))
-    return name, base, tuned
+            progress(len(first), len(pairs))
+    return name, first, second
 
 
 def summary_lines(name: str, found: Difference) -> list[str]:
@@ -56,7 +60,7 @@ def summary_lines(name: str, found: Difference) -> list[str]:
     return [
         (
             f"{name}, mean over n = {found.prompts} prompts ({found.clips} pairs of clips):"
-            f" original {found.base:.3f}, fine-tuned {found.tuned:.3f}, change {found.change:+.3f}"
+            f" original {found.first:.3f}, fine-tuned {found.second:.3f}, change {found.change:+.3f}"
             f" ({interval})"
         ),
         f"{found.higher} prompts went up, {found.lower} down",
@@ -64,13 +68,13 @@ def summary_lines(name: str, found: Difference) -> list[str]:
 
 
 def comparison_page(
-    pairing: Pairing, name: str, base: Sequence[float], tuned: Sequence[float], title: str
+    pairing: Pairing, name: str, first: Sequence[float], second: Sequence[float], title: str
 ) -> str:
-    """The whole HTML document; sounds are inside.
+    """The whole HTML document, with the sounds in it.
 
     Raises ``UserError`` and ``OSError`` for audio that cannot be read.
     """
-    found = paired_difference([pair.prompt.id for pair in pairing.pairs], base, tuned)
+    found = paired_difference([pair.prompt.id for pair in pairing.pairs], first, second)
     lines = summary_lines(name, found)
     if pairing.alone:
         lines.append(
@@ -78,7 +82,7 @@ def comparison_page(
         )
     rows = [
         _row(pair, before, after)
-        for pair, before, after in zip(pairing.pairs, base, tuned, strict=True)
+        for pair, before, after in zip(pairing.pairs, first, second, strict=True)
     ]
     head = (
         "<tr><th>prompt</th><th>original</th><th>fine-tuned</th><th class=number>change of"
@@ -96,24 +100,24 @@ def _row(pair: Pair, before: float, after: float) -> str:
     text = html.escape(pair.prompt.text)
     if pair.prompt.negative:
         text += f'<br><span class="note">not: {html.escape(pair.prompt.negative)}</span>'
-    if pair.base.seed is not None:
-        text += f'<br><span class="note">seed {pair.base.seed}</span>'
+    if pair.first.seed is not None:
+        text += f'<br><span class="note">seed {pair.first.seed}</span>'
     cells = "".join(
         f"<td>{player(sample.path)}{value:.3f}</td>"
-        for sample, value in ((pair.base, before), (pair.tuned, after))
+        for sample, value in ((pair.first, before), (pair.second, after))
     )
     return f'<tr><td>{text}</td>{cells}<td class="number">{after - before:+.3f}</td></tr>'
 
 
 def write_comparison(
-    path: str | Path, pairing: Pairing, name: str, base: Sequence[float], tuned: Sequence[float]
+    path: str | Path, pairing: Pairing, name: str, first: Sequence[float], second: Sequence[float]
 ) -> Path:
     """``comparison_page`` in a file.
 
     Raises as it does, and ``OSError`` when it cannot be written.
     """
     path = Path(path)
-    content = comparison_page(pairing, name, base, tuned, "Original and fine-tuned")
+    content = comparison_page(pairing, name, first, second, "Original and fine-tuned")
     with written_beside(path) as part:
         part.write_text(content, encoding="utf-8")
     return path

@@ -1,6 +1,4 @@
-"""Two folders of generations from the same prompts, side by side: the base model's and the
-fine-tuned one's.
-"""
+"""Two folders of generations from the same prompts, side by side."""
 
 from __future__ import annotations
 
@@ -21,27 +19,27 @@ _Key = tuple[str, int | None, int]
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt (and seed) as the base model plays it, and as the fine-tuned one does."""
+    """The samples of two systems for the same prompt (and seed)."""
 
-    base: Sample
-    tuned: Sample
+    first: Sample
+    second: Sample
 
     @property
     def prompt(self) -> Prompt:
-        return self.base.prompt
+        return self.first.prompt
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """``pairs`` in the order of the base's folder; ``alone``: samples of either folder that have no
-    partner in the other.
+    """``pairs`` in the order of the first folder; ``alone``: count of samples of either folder that
+    have no partner in the other.
     """
 
     pairs: tuple[Pair, ...]
     alone: int
 
 
-def read_pairs(before: str | Path, after: str | Path) -> Pairing:
+def read_pairs(first: str | Path, second: str | Path) -> Pairing:
     """The samples of both folders (``zoo.generations``) that answer the same prompt with the same
     seed.
 
@@ -49,27 +47,24 @@ def read_pairs(before: str | Path, after: str | Path) -> Pairing:
     raises, and ``UserError`` for one folder given twice, an id that stands for different texts,
     and folders without any pair.
     """
-    if Path(before).resolve() == Path(after).resolve():
-        raise UserError(
-            f"{before} is given for both sides; name the base model's folder and the fine-tuned"
-            " one's"
-        )
-    base, tuned = (_keyed(read_samples(folder)) for folder in (before, after))
-    both = [key for key in base if key in tuned]
+    if Path(first).resolve() == Path(second).resolve():
+        raise UserError(f"{first} is given for both sides; name the folders of two systems")
+    ours, theirs = (_keyed(read_samples(folder)) for folder in (first, second))
+    both = [key for key in ours if key in theirs]
     for key in both:
-        first, second = base[key].prompt.text, tuned[key].prompt.text
-        if first != second:
+        own, other = ours[key].prompt.text, theirs[key].prompt.text
+        if own != other:
             raise UserError(
-                f"the id {key[0]!r} stands for {first!r} in {before} and for {second!r} in {after};"
+                f"the id {key[0]!r} stands for {own!r} in {first} and for {other!r} in {second};"
                 " generate both from the same prompts"
             )
     if not both:
         raise UserError(
-            f"no prompt (with its seed) is in both {before} and {after}; generate both from the"
+            f"no prompt (with its seed) is in both {first} and {second}; generate both from the"
             " same prompts and seeds"
         )
     return Pairing(
-        tuple(Pair(base[key], tuned[key]) for key in both), len(base) + len(tuned) - 2 * len(both)
+        tuple(Pair(ours[key], theirs[key]) for key in both), len(ours) + len(theirs) - 2 * len(both)
     )
 
 
@@ -108,8 +103,8 @@ def pairs_fingerprint(pairs: Sequence[Pair]) -> str:
                 (
                     pair.prompt.id,
                     pair.prompt.text,
-                    sha256_of(pair.base.path),
-                    sha256_of(pair.tuned.path),
+                    sha256_of(pair.first.path),
+                    sha256_of(pair.second.path),
                 )
             ).encode()
         )
@@ -118,15 +113,18 @@ def pairs_fingerprint(pairs: Sequence[Pair]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """Means over prompts (each prompt's seeds averaged first): of both sides and of tuned minus
-    base, with its 95 % interval.
+    """What the scores of two systems amount to, each prompt counted once (its seeds averaged).
 
-    ``interval``: Student's t over the ``prompts`` means; None below two. ``higher``, ``lower``:
-    prompts that went up and down.
+    Args:
+        first, second: mean score of each system.
+        change: of the second from the first.
+        interval: Student's 95 % interval of ``change``; None below two prompts.
+        prompts, clips: how many there were; a clip is a pair of sounds.
+        higher, lower: prompts at which the second scores higher, and lower.
     """
 
-    base: float
-    tuned: float
+    first: float
+    second: float
     change: float
     interval: tuple[float, float] | None
     prompts: int
@@ -136,39 +134,39 @@ class Difference:
 
 
 def paired_difference(
-    prompt_ids: Sequence[str], base: Sequence[float], tuned: Sequence[float]
+    prompt_ids: Sequence[str], first: Sequence[float], second: Sequence[float]
 ) -> Difference:
-    """Seeds of one prompt resemble each other, so a prompt counts once.
+    """The difference of the second scores from the first ones, which are of the same prompts.
 
-    Raises ``UserError`` for no or unequal numbers of clips, and for scores that are NaN or
-    infinite.
+    Seeds of one prompt resemble each other, so that a prompt counts once. Raises ``UserError`` for
+    no or unequal numbers of clips, and for scores that are NaN or infinite.
     """
-    if not prompt_ids or not len(prompt_ids) == len(base) == len(tuned):
+    if not prompt_ids or not len(prompt_ids) == len(first) == len(second):
         raise UserError(
-            f"expected a prompt and two scores a pair, got {len(prompt_ids)} prompts, {len(base)}"
-            f" and {len(tuned)}"
+            f"expected one prompt and two scores per pair, got {len(prompt_ids)} prompts,"
+            f" {len(first)} and {len(second)} scores"
         )
-    if not all(map(math.isfinite, [*base, *tuned])):
+    if not all(map(math.isfinite, [*first, *second])):
         raise UserError("a score is NaN or infinite; look for a broken clip")
     groups: dict[str, list[tuple[float, float]]] = {}
-    for name, *both in zip(prompt_ids, base, tuned, strict=True):
-        groups.setdefault(name, []).append(tuple(both))
+    for name, before, after in zip(prompt_ids, first, second, strict=True):
+        groups.setdefault(name, []).append((before, after))
     sides = [
         [math.fsum(side) / len(side) for side in zip(*group, strict=True)]
         for group in groups.values()
     ]
+    means = [math.fsum(column) / len(sides) for column in zip(*sides, strict=True)]
     changes = [after - before for before, after in sides]
     found = clustered_mean(
-        [after - before for before, after in zip(base, tuned, strict=True)], prompt_ids
+        [after - before for before, after in zip(first, second, strict=True)], prompt_ids
     )
-    interval = None if found.low is None or found.high is None else (found.low, found.high)
-    means = [math.fsum(column) / len(sides) for column in zip(*sides, strict=True)]
     return Difference(
-        *means,
-        found.value,
-        interval,
-        len(sides),
-        len(prompt_ids),
-        sum(change > 0 for change in changes),
-        sum(change < 0 for change in changes),
+        first=means[0],
+        second=means[1],
+        change=found.value,
+        interval=None if found.low is None or found.high is None else (found.low, found.high),
+        prompts=len(sides),
+        clips=len(prompt_ids),
+        higher=sum(change > 0 for change in changes),
+        lower=sum(change < 0 for change in changes),
     )

@@ -1,10 +1,10 @@
 """A blind listening test, without its page: what a listener hears in which order, what comes next,
-what an answer means.
+and what an answer means.
 
-Each trial plays one prompt twice, A and B, by the base model and the fine-tuned one, and asks which
-fits the text better. Order and sides are drawn for each listener from the test's seed: in half of
-the trials (of an odd number, one more or less) the fine-tuned one is A. Nothing that is shown
-depends on which side is which.
+Each trial plays one prompt twice, A and B, by two systems, and asks which fits the text better.
+Order and sides are drawn for each listener from the test's seed: in half of the trials (of an odd
+number, one more or less) the second system is A. Nothing that is shown depends on which side is
+which.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from torch import Tensor
 
 from zoo.audio_files import read_audio
 from zoo.errors import UserError, did_you_mean
-from zoo.listening.answers import ANSWERS, Answer, append_answer, check_answers_place, read_answers
+from zoo.listening.answers import (
+    ANSWERS,
+    Answer,
+    append_answer,
+    check_answers_place,
+    check_systems,
+    read_answers,
+)
 from zoo.listening.pairs import Pair, pairs_fingerprint
 from zoo.types import Waveform
 
@@ -32,25 +39,34 @@ _MAX_GAIN_RATIO = 10.0  # 20 dB
 
 @dataclass(frozen=True)
 class Trial:
-    """``number``: from 1, in the listener's order; ``pair``: index in the test's pairs; which model
-    is heard as A.
+    """One question to a listener.
+
+    ``number``: from 1, in the listener's order. ``pair``: index in the test's pairs.
+    ``a_is_second``: the second system is heard as A.
     """
 
     number: int
     pair: int
-    a_is_tuned: bool
+    a_is_second: bool
 
 
 @dataclass(frozen=True)
 class BlindTest:
-    """One listening test: its pairs, ``name`` (a fingerprint of them), ``seed``, and where answers
-    go.
+    """One listening test.
 
-    ``equal_level``: both sides are played with the level of the quieter one (see ``equally_loud``).
+    Args:
+        name: a fingerprint of its pairs.
+        pairs: of sounds.
+        systems: names of the first and the second system of each pair.
+        answers: the file of the answers.
+        seed: of orders and sides.
+        equal_level: whether both sides are played with the level of the quieter one (see
+            ``equally_loud``).
     """
 
     name: str
     pairs: tuple[Pair, ...]
+    systems: tuple[str, str]
     answers: Path
     seed: int = 0
     equal_level: bool = True
@@ -58,9 +74,10 @@ class BlindTest:
 
 @dataclass(frozen=True)
 class View:
-    """What a listener sees next:
+    """What a listener sees next.
 
-    ``trial`` (None: all is answered), how many of ``total`` are ``done``, and words to say.
+    ``trial``: None when all is answered. ``done`` of ``total`` trials are answered. ``message``:
+    shown beside the progress.
     """
 
     trial: Trial | None
@@ -70,35 +87,56 @@ class View:
 
 
 def listening_test(
-    pairs: Sequence[Pair], answers: str | Path, seed: int = 0, equal_level: bool = True
+    pairs: Sequence[Pair],
+    answers: str | Path,
+    systems: tuple[str, str],
+    seed: int = 0,
+    equal_level: bool = True,
 ) -> BlindTest:
-    """Opens a test, so that mistakes show before anybody listens: every clip is read once, and the
-    answers that are there.
+    """Opens a test. Every clip and the answers so far are read, so that mistakes show before
+    anybody listens.
 
-    Raises ``UserError`` and ``OSError`` for no pairs, audio that cannot be read, sides of
-    different lengths, and an answers file of another kind or that cannot be written.
+    Args:
+        pairs: the sounds.
+        answers: the file that answers are added to.
+        systems: names of the first and the second system, as answers hold them.
+        seed, equal_level: see ``BlindTest``.
+
+    Raises:
+        UserError: for no pairs, audio that cannot be read, sides of different lengths, unfit or
+            changed names of systems, and an answers file of another kind.
+        OSError: for files that cannot be read or written.
     """
-    read_answers(answers)
+    check_systems(systems)
+    found = read_answers(answers)
     check_answers_place(answers)
     if not pairs:
         raise UserError("a listening test needs at least one pair of sounds")
     for pair in pairs:
         lengths_s = [
             wave.samples_CN.shape[1] / wave.sample_rate_hz
-            for wave in map(read_audio, (pair.base.path, pair.tuned.path))
+            for wave in map(read_audio, (pair.first.path, pair.second.path))
         ]
         if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
             raise UserError(
-                f"{pair.base.path} lasts {lengths_s[0]:g} s and {pair.tuned.path} {lengths_s[1]:g}"
+                f"{pair.first.path} lasts {lengths_s[0]:g} s and {pair.second.path} {lengths_s[1]:g}"
                 " s: players show that, so it would tell the sides apart; generate both with the"
                 " same --seconds"
             )
-    return BlindTest(pairs_fingerprint(pairs), tuple(pairs), Path(answers), seed, equal_level)
+    name = pairs_fingerprint(pairs)
+    for answer in found.answers:
+        if answer.test == name and set(answer.systems) != set(systems):
+            raise UserError(
+                f"{answers}: answers of this test name its systems {' and '.join(answer.systems)},"
+                f" not {' and '.join(systems)}; give the same names to go on"
+            )
+    return BlindTest(name, tuple(pairs), systems, Path(answers), seed, equal_level)
 
 
 def trials(count: int, listener: str, seed: int) -> tuple[Trial, ...]:
-    """Every one of ``count`` pairs once, in the listener's own order, sides balanced; the same
-    arguments give the same trials.
+    """Every one of ``count`` pairs once, in the listener's own order, with balanced sides.
+
+    The same arguments give the same trials.
     """
     draw = random.Random(f"listening test/{seed}/{listener}")
     order = draw.sample(range(count), count)
@@ -110,11 +148,10 @@ def trials(count: int, listener: str, seed: int) -> tuple[Trial, ...]:
 
 
 def listener_name(text: str) -> str:
-    """A name or code of any language, one form for letters that Unicode writes in several, without
-    spaces at its ends.
+    """The name or code of a listener, in any language, in one form of Unicode, with single spaces.
 
-    Raises ``UserError`` for none, a long one, other characters, and a first one that a spreadsheet
-    might take for a formula.
+    Raises ``UserError`` for an empty or long name, other characters, and a first character that a
+    spreadsheet might take for a formula.
     """
     name = " ".join(unicodedata.normalize("NFC", str(text)).split())
     kinds = [unicodedata.category(letter)[0] for letter in name]  # letters, their marks, numbers
@@ -158,7 +195,7 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
     if not 1 <= number <= len(all_trials):
         raise UserError(f"there is no trial {number}; this test has 1 to {len(all_trials)}")
     trial = all_trials[number - 1]
-    a, b = ("tuned", "base") if trial.a_is_tuned else ("base", "tuned")
+    a, b = reversed(test.systems) if trial.a_is_second else test.systems
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     prompt = " ".join(test.pairs[trial.pair].prompt.id.split())
     saved = append_answer(
@@ -178,11 +215,11 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
 
 
 def equally_loud(first: Waveform, second: Waveform) -> tuple[Waveform, Waveform]:
-    """Both with the root mean square of the quieter one, since the louder of two sounds is liked
-    better whatever it says.
+    """Both with the root mean square of the quieter one, because listeners prefer the louder of two
+    sounds.
 
     Nothing is amplified, so nothing clips. Sides that are silent or 20 dB apart stay as they are:
-    that difference is to be heard.
+    that difference should be heard.
     """
     levels = [float(wave.samples_CN.square().mean().sqrt()) for wave in (first, second)]
     low, high = min(levels), max(levels)
@@ -197,14 +234,14 @@ def equally_loud(first: Waveform, second: Waveform) -> tuple[Waveform, Waveform]
 def heard(test: BlindTest, trial: Trial) -> tuple[Waveform, Waveform]:
     """What is played as A and as B. Raises what ``zoo.audio_files.read_audio`` raises."""
     pair = test.pairs[trial.pair]
-    base, tuned = (read_audio(sample.path) for sample in (pair.base, pair.tuned))
+    first, second = (read_audio(sample.path) for sample in (pair.first, pair.second))
     if test.equal_level:
-        base, tuned = equally_loud(base, tuned)
-    return (tuned, base) if trial.a_is_tuned else (base, tuned)
+        first, second = equally_loud(first, second)
+    return (second, first) if trial.a_is_second else (first, second)
 
 
 def playable(wave: Waveform) -> tuple[int, Tensor]:
-    """(sample rate in Hz, int16 samples (N, C)): what players take without changing its level."""
+    """(sample rate in Hz, int16 samples (N, C)), which players take without changing the level."""
     return (
         wave.sample_rate_hz,
         (wave.samples_CN.clamp(-1, 1) * 32767).round().short().T.contiguous(),
