@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from toy_listening import folders
+from toy_listening import NAMES, folders
 
 from zoo.commands import listen
 from zoo.errors import reported
@@ -91,7 +91,7 @@ def test_the_page_holds_prompts_sounds_and_scores_and_nothing_from_elsewhere(
     )
     assert (
         rate == 8000
-        and sound.tolist() == soundfile.read(pairing.pairs[0].base.path, dtype="int16")[0].tolist()
+        and sound.tolist() == soundfile.read(pairing.pairs[0].first.path, dtype="int16")[0].tolist()
     )
     links = [
         value
@@ -214,7 +214,7 @@ def test_a_test_whose_answers_cannot_be_saved_does_not_open(tmp_path: Path) -> N
 
     pairs = read_pairs(*folders(tmp_path, 2)).pairs
     with pytest.raises(OSError, match="cannot be written here .*a.csv"):
-        listening_test(pairs, pairs[0].base.path / "a.csv")
+        listening_test(pairs, pairs[0].first.path / "a.csv", NAMES)
 
 
 def test_summary_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -222,7 +222,7 @@ def test_summary_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     assert "there is no such file of answers" in capsys.readouterr().err
     from zoo.listening.trials import give_answer, listening_test
 
-    test = listening_test(read_pairs(*folders(tmp_path, 2)).pairs, tmp_path / "a.csv")
+    test = listening_test(read_pairs(*folders(tmp_path, 2)).pairs, tmp_path / "a.csv", NAMES)
     give_answer(test, "ann", 1, "none")
     assert reported(listen.main, ["summary", str(tmp_path / "a.csv")]) == 0
     assert f"test {test.name}: 1 answers (n) of 1 listeners to 1 pairs" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_listening import folders
+from toy_listening import NAMES, folders
 
 from zoo.listening import app
 from zoo.listening.answers import read_answers
@@ -23,7 +23,7 @@ TELLTALE = re.compile(r"before|after|tuned|base\b|original|fine|seed|/tmp|pytest
 
 @pytest.fixture
 def test(tmp_path: Path) -> BlindTest:
-    return listening_test(read_pairs(*folders(tmp_path, 3)).pairs, tmp_path / "answers.csv")
+    return listening_test(read_pairs(*folders(tmp_path, 3)).pairs, tmp_path / "answers.csv", NAMES)
 
 
 @pytest.fixture

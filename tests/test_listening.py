@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_listening import RATE_HZ, folders, tone
+from toy_listening import NAMES, RATE_HZ, folders, tone
 
 from zoo.audio_files import write_audio
 from zoo.generations import Sample, write_index
@@ -28,7 +28,9 @@ from zoo.types import Prompt, Waveform
 
 
 def small_test(tmp_path: Path, count: int = 4, name: str = "answers.csv", **knobs) -> BlindTest:
-    return listening_test(read_pairs(*folders(tmp_path, count)).pairs, tmp_path / name, **knobs)
+    return listening_test(
+        read_pairs(*folders(tmp_path, count)).pairs, tmp_path / name, NAMES, **knobs
+    )
 
 
 def test_pairs_are_of_one_prompt_and_seed(tmp_path: Path) -> None:
@@ -38,12 +40,12 @@ def test_pairs_are_of_one_prompt_and_seed(tmp_path: Path) -> None:
         json.dumps([lines[3], lines[1], lines[0]])
     )  # another order, and one is gone
     found = read_pairs(before, after)
-    assert [(pair.prompt.id, pair.base.seed, pair.tuned.seed) for pair in found.pairs] == [
+    assert [(pair.prompt.id, pair.first.seed, pair.second.seed) for pair in found.pairs] == [
         ("p0", 3, 3),
         ("p0", 4, 4),
         ("p1", 4, 4),
     ]
-    assert found.alone == 1 and all(pair.tuned.path.parent == after for pair in found.pairs)
+    assert found.alone == 1 and all(pair.second.path.parent == after for pair in found.pairs)
     assert [pair.prompt.id for pair in spread_pairs(found.pairs, 2)] == [
         "p0",
         "p0",
@@ -61,7 +63,7 @@ def test_repeats_without_seeds_are_paired_in_order(tmp_path: Path) -> None:
         (folder / "samples.json").unlink()
         write_index(folder, [Sample(folder / "first.wav", again.prompt), again])
     pairs = read_pairs(before, after).pairs
-    assert [(pair.base.path.name, pair.tuned.path.name) for pair in pairs] == [
+    assert [(pair.first.path.name, pair.second.path.name) for pair in pairs] == [
         ("first.wav",) * 2,
         ("again.wav",) * 2,
     ]
@@ -87,14 +89,14 @@ def test_difference_counts_a_prompt_once() -> None:
     found = paired_difference(["a", "a", "b", "c"], [0.0, 0.2, 0.3, 0.5], [0.2, 0.4, 0.3, 0.4])
     assert (found.prompts, found.clips, found.higher, found.lower) == (3, 4, 1, 1)
     assert (
-        found.base == pytest.approx(0.3)
-        and found.tuned == pytest.approx(1 / 3)
+        found.first == pytest.approx(0.3)
+        and found.second == pytest.approx(1 / 3)
         and found.change == pytest.approx(1 / 30)
     )
     # changes 0.2, 0, -0.1: deviation 0.15275, error 0.08819, Student's t of 2 degrees 4.30265
     assert found.interval == pytest.approx((1 / 30 - 0.37946, 1 / 30 + 0.37946), abs=1e-4)
     assert paired_difference(["a", "a"], [0, 0], [1, 2]).interval is None
-    with pytest.raises(ValueError, match="expected a prompt and two scores a pair"):
+    with pytest.raises(ValueError, match="got 0 prompts"):
         paired_difference([], [], [])
     with pytest.raises(ValueError, match="NaN or infinite"):
         paired_difference(["a"], [0.0], [float("nan")])
@@ -106,20 +108,20 @@ def test_sides_are_balanced_and_every_pair_comes_once(count: int) -> None:
         mine = trials(count, listener, seed=5)
         assert [trial.number for trial in mine] == list(range(1, count + 1))
         assert sorted(trial.pair for trial in mine) == list(range(count))
-        assert sum(trial.a_is_tuned for trial in mine) in (count // 2, count - count // 2)
+        assert sum(trial.a_is_second for trial in mine) in (count // 2, count - count // 2)
 
 
 def test_trials_are_drawn_for_each_listener_and_seed_and_stay() -> None:
     assert trials(12, "ann", 5) == trials(12, "ann", 5)
     assert len({trials(12, name, seed) for name in ("ann", "ben") for seed in (5, 6)}) == 4
     firsts = [trials(8, f"listener {i}", 0)[0] for i in range(200)]
-    assert 70 < sum(trial.a_is_tuned for trial in firsts) < 130, (
+    assert 70 < sum(trial.a_is_second for trial in firsts) < 130, (
         "the first trial says nothing about the sides"
     )
     assert len({trial.pair for trial in firsts}) == 8
     by_pair = [
         sum(
-            trial.a_is_tuned
+            trial.a_is_second
             for i in range(200)
             for trial in trials(8, f"l{i}", 0)
             if trial.pair == pair
@@ -134,7 +136,7 @@ def test_a_and_b_are_the_sounds_that_the_file_says(tmp_path: Path) -> None:
     for trial in trials(4, "ann", test.seed):
         a, b = heard(test, trial)
         levels = [wave.samples_CN.abs().max().item() for wave in (a, b)]
-        assert levels == pytest.approx([0.5, 0.25] if trial.a_is_tuned else [0.25, 0.5], abs=0.01)
+        assert levels == pytest.approx([0.5, 0.25] if trial.a_is_second else [0.25, 0.5], abs=0.01)
 
 
 def test_both_sides_are_equally_loud_unless_one_is_broken(tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_answers_are_saved_at_once_and_a_test_goes_on_where_it_stopped(
     assert (view.trial, view.done, view.total) == (mine[1], 1, 4)
     (saved,) = read_answers(test.answers).answers
     first = mine[0]
-    assert (saved.a, saved.b) == (("tuned", "base") if first.a_is_tuned else ("base", "tuned"))
+    assert (saved.a, saved.b) == (("tuned", "base") if first.a_is_second else ("base", "tuned"))
     assert (
         saved.preferred == saved.a
         and saved.prompt_id == test.pairs[first.pair].prompt.id
@@ -191,11 +193,21 @@ def test_the_first_answer_to_a_trial_stays(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("names", [("one", "two"), ("tuned", "base")])
+def test_a_test_goes_on_with_the_names_that_it_began_with(tmp_path: Path, names) -> None:
+    test = small_test(tmp_path)
+    give_answer(test, "ann", 1, "A")
+    with pytest.raises(ValueError, match=" and ".join(names)):
+        listening_test(test.pairs, test.answers, names)
+    assert listening_test(test.pairs, test.answers, NAMES) == test
+
+
 def test_other_sounds_are_another_test(tmp_path: Path) -> None:
     test = small_test(tmp_path)
     give_answer(test, "ann", 1, "A")
     folders(tmp_path, 4, tuned_level=0.3)
-    other = listening_test(read_pairs(tmp_path / "before", tmp_path / "after").pairs, test.answers)
+    pairs = read_pairs(tmp_path / "before", tmp_path / "after").pairs
+    other = listening_test(pairs, test.answers, NAMES)
     assert (
         other.name != test.name == pairs_fingerprint(test.pairs) or not next_view(other, "ann").done
     )
@@ -239,13 +251,13 @@ def test_names_are_of_any_language() -> None:
 def test_mistakes_show_before_anybody_listens(tmp_path: Path) -> None:
     pairs = read_pairs(*folders(tmp_path)).pairs
     with pytest.raises(ValueError, match="at least one pair"):
-        listening_test([], tmp_path / "a.csv")
-    write_audio(pairs[1].tuned.path, Waveform(tone(0.5, 300).samples_CN[:, :-500], RATE_HZ))
+        listening_test([], tmp_path / "a.csv", NAMES)
+    write_audio(pairs[1].second.path, Waveform(tone(0.5, 300).samples_CN[:, :-500], RATE_HZ))
     with pytest.raises(
         ValueError,
         match=r"lasts .* s and .* s: players show that, so it would tell the sides apart",
     ):
-        listening_test(pairs, tmp_path / "a.csv")
-    pairs[1].tuned.path.write_bytes(b"")
+        listening_test(pairs, tmp_path / "a.csv", NAMES)
+    pairs[1].second.path.write_bytes(b"")
     with pytest.raises(ValueError, match="is empty"):
-        listening_test(pairs, tmp_path / "a.csv")
+        listening_test(pairs, tmp_path / "a.csv", NAMES)

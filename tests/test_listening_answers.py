@@ -158,10 +158,10 @@ def test_the_summary_is_arithmetic_that_a_reader_can_redo() -> None:
         an_answer("ben", i, "none") for i in range(20, 25)
     ]
     (one,) = summarise(given)
-    assert (one.tuned, one.base, one.none, one.listeners, one.pairs) == (14, 6, 5, 2, 25)
+    assert (*one.wins[::-1], one.none, one.listeners, one.pairs) == (14, 6, 5, 2, 25)
     assert one.share == 0.7 and one.interval == pytest.approx((0.4810, 0.8545), abs=1e-4)
     assert one.p_value == pytest.approx(0.11532, abs=1e-5) and one.a_share == 13 / 20
-    assert one.by_listener == {"ann": (10, 0, 0), "ben": (4, 6, 5)}
+    assert one.by_listener == {"ann": (0, 10, 0), "ben": (6, 4, 5)}
     text = described(Answers(tuple(given), 2, (7,)))
     for part in (
         "25 answers (n) of 2 listeners to 25 pairs",
@@ -175,9 +175,24 @@ def test_the_summary_is_arithmetic_that_a_reader_can_redo() -> None:
         assert part in text
 
 
+def test_systems_have_names_and_each_two_of_them_a_summary(tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    sides = (("tango", "baton"), ("baton", "tango"), ("tango", "our own"))
+    for pair, (a, b) in enumerate(sides):
+        answer = Answer("2026", "t1", "ann", pair + 1, pair, "p", a, b, "A")
+        assert append_answer(path, answer)
+    first, second = summarise(read_answers(path).answers)
+    assert first.systems == ("baton", "tango") and first.wins == (1, 1) and first.share == 0.5
+    assert second.systems == ("our own", "tango") and second.wins == (0, 1)
+    assert "tango 1, our own 0, no difference 0" in described(read_answers(path))
+    for names in (("x", "x"), ("none", "x"), ("", "x"), ("two\nlines", "x")):
+        with pytest.raises(ValueError, match="system"):
+            Answer("2026", "t1", "ann", 1, 0, "p", *names, "A")
+
+
 def test_a_summary_without_sides_or_answers() -> None:
     (one,) = summarise([an_answer(answer="none")])
     assert (one.share, one.p_value, one.none) == (None, None, 1)
     assert "so there is no share" in described(Answers((an_answer(answer="none"),), 0, ()))
-    with pytest.raises(ValueError, match="there is no answer yet .3 lines that are none"):
+    with pytest.raises(ValueError, match="3 broken lines"):
         described(Answers((), 0, (2, 3, 4)))

@@ -340,8 +340,8 @@ def test_adapters_that_are_none(artefact, wrong):
 def test_generate_bad_input():
     backbone = ToyBackbone()
     for prompts, settings, message in (
-        ([], {}, "at least one prompt, one seed and a batch of one, got 0 prompts"),
-        (["a"], {"seeds": []}, "0 seeds"),
+        ([], {}, "at least one prompt and one seed, got 0 and 1"),
+        (["a"], {"seeds": []}, "got 1 and 0"),
         (["a"], {"batch_size": 0}, "batch_size 0"),
         (["  "], {}, "a prompt must not be empty"),
         (["a"], {"steps": 0}, "steps must be a whole number"),
@@ -392,12 +392,12 @@ def test_score_keeps_the_order_over_waves_of_different_length(monkeypatch):
     prompts = [Prompt(str(i), "x", labels={"n": i}) for i in range(3)]
     output = zoo.score(Loudness(), waves, prompts)
     assert output.score_B.tolist() == [1, 4, 9] and output.parts["asked"].tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="expected one prompt a wave"):
+    with pytest.raises(ValueError, match="1 waves and 3 prompts"):
         zoo.score(Loudness(), waves[0], prompts)
     monkeypatch.setattr(generation, "load", lambda name: Loudness())
     assert zoo.score("embedded/mood", waves, prompts).score_B.tolist() == [1, 4, 9]
     for some, others in ((waves, prompts[:2]), ([], [])):
-        with pytest.raises(ValueError, match="expected one prompt a wave, at least one"):
+        with pytest.raises(ValueError, match="at least one, got"):
             zoo.score(Loudness(), some, others)
 
 

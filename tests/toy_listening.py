@@ -14,6 +14,8 @@ from zoo.types import Prompt, Waveform
 
 RATE_HZ = 8000
 
+NAMES = ("base", "tuned")  # of the two systems
+
 
 def tone(level: float, hz: float, seconds: float = 0.1) -> Waveform:
     return Waveform(

@@ -1,12 +1,12 @@
-"""From prompts to waves, and from waves to scores, with models by name or as objects."""
+"""``zoo.generate`` and ``zoo.score``: prompts to waves, and waves to scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from zoo.backbones.lengths import check_lengths
 from zoo.diffusion import Sampler, noise_generator
@@ -32,9 +32,9 @@ def generate(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Waveform]:
-    """One wave for every prompt and seed: prompts in order, within a prompt the seeds in order.
+    """Makes one wave per prompt and seed: prompts in order, and seeds in order within a prompt.
 
-    A sample's noise depends on its seed and its prompt's id only, not on the batch.
+    The noise of a sample depends on its seed and on the id of its prompt, not on its batch.
 
     Args:
         backbone: a zoo name, a folder of a model or run, or an object, which stays where it is.
@@ -42,33 +42,34 @@ def generate(
         seeds: one number, or several.
         steps, guidance_scale, eta, rule: see ``zoo.diffusion.Sampler``.
         negative, seconds: of prompts that are strings.
-        batch_size: samples at a time.
+        batch_size: samples made at a time.
         device: of a backbone that is given by name.
-        progress: ``progress(done, total)`` counts samples.
+        progress: called as ``progress(done, total)``, which count samples.
 
-    Raises: ``UserError`` for an argument of the wrong type or range, no prompt, and when the model
-    gives NaN.
+    Raises:
+        UserError: for an argument of the wrong type or range, no prompt, and a model that gives
+            NaN.
     """
-    numbers = {
+    given = {
+        "seeds": seeds,
         "steps": steps,
         "guidance_scale": guidance_scale,
         "eta": eta,
-        "batch_size": batch_size,
+        "rule": rule,
+        "negative": negative,
         "seconds": seconds,
+        "batch_size": batch_size,
+        "progress": progress,
     }
-    bind_types(
-        generate,
-        {"seeds": seeds, "rule": rule, "negative": negative, "progress": progress, **numbers},
-    )
+    bind_types(generate, given)
     sampler = Sampler(steps, guidance_scale, eta, rule)
-    wanted = [
-        _prompt(prompt, negative, seconds)
-        for prompt in ([prompts] if isinstance(prompts, (str, Prompt)) else prompts)
-    ]
+    several = [prompts] if isinstance(prompts, (str, Prompt)) else prompts
+    wanted = [_prompt(prompt, negative, seconds) for prompt in several]
     seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not wanted or not seeds or batch_size < 1:
-        counts = f"{len(wanted)} prompts, {len(seeds)} seeds, batch_size {batch_size}"
-        raise UserError(f"expected at least one prompt, one seed and a batch of one, got {counts}")
+    if not wanted or not seeds:
+        raise UserError(
+            f"expected at least one prompt and one seed, got {len(wanted)} and {len(seeds)}"
+        )
     if isinstance(backbone, (str, Path)):
         backbone = open_model(str(backbone), device=device)
     if lacking(backbone, Backbone):
@@ -87,20 +88,21 @@ def generate_each(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Waveform]:
-    """One wave for every (prompt, seed), in order, as ``generate`` makes them.
+    """Makes one wave per (prompt, seed), in order, as ``generate`` does.
 
-    Raises ``UserError`` for a length that the model cannot make here, and when it gives NaN.
+    Raises ``UserError`` for a length that the model cannot make on this machine, and for a model
+    that gives NaN.
     """
+    if batch_size < 1:
+        raise UserError(f"invalid batch_size {batch_size}: expected a whole number >= 1")
     device = next(backbone.denoiser.parameters()).device
     waves: dict[int, Waveform] = {}
     prompts = [prompt for prompt, _ in jobs]
     rows = min(batch_size, len(jobs))
     check_lengths(backbone, prompts, rows, sampler.steps + 1, "seconds")
     for place in _batches([prompt.seconds for prompt in prompts], batch_size):
-        for i, wave in zip(
-            place, _sample(backbone, sampler, [jobs[i] for i in place], device), strict=True
-        ):
-            waves[i] = wave
+        made = _sample(backbone, sampler, [jobs[i] for i in place], device)
+        waves |= zip(place, made, strict=True)
         if progress is not None:
             progress(len(waves), len(jobs))
     return [waves[i] for i in range(len(jobs))]
@@ -118,7 +120,7 @@ def _prompt(prompt: Prompt | str, negative: str, seconds: float | None) -> Promp
 
 
 def _batches(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
-    """Indices of equal length together, at most ``batch_size`` each."""
+    """Batches of indices of equal length, at most ``batch_size`` each."""
     groups: dict[float, list[int]] = {}
     for i, length in enumerate(seconds):
         groups.setdefault(length, []).append(i)
@@ -147,16 +149,21 @@ def _sample(
 
 @torch.no_grad()
 def score(
-    scorer: str | Path | Scorer,
+    reward: str | Path | Scorer,
     waves: Waveform | Sequence[Waveform],
     prompts: Prompt | str | Sequence[Prompt | str],
 ) -> RewardOutput:
-    """The reward of each wave for its prompt; waves of equal length and rate are scored together.
+    """Scores each wave for its prompt; waves of equal length and rate are scored together.
 
-    ``reward``: a zoo name, a folder, or an object. A string becomes a ``Prompt`` of the wave's
-    length without labels: a reward that judges by a label (a mood) needs a ``Prompt`` that has it.
-    Raises ``UserError`` when counts differ or are zero, for what is no wave, and for a name of a
-    model that scores nothing.
+    Args:
+        reward: a zoo name, a folder, or an object: a reward, or a metric of one clip.
+        waves: one, or several.
+        prompts: one per wave. A string becomes a ``Prompt`` of the wave's length without labels; a
+            reward that reads a label (a mood) needs a ``Prompt`` that has it.
+
+    Raises:
+        UserError: for different or no counts of waves and prompts, something that is not a wave,
+            and the name of a model that scores nothing.
     """
     waves = [waves] if isinstance(waves, Waveform) else list(waves)
     prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
@@ -167,39 +174,34 @@ def score(
             )
     if len(waves) != len(prompts) or not waves:
         raise UserError(
-            f"expected one prompt a wave, at least one, got {len(waves)} waves and {len(prompts)}"
-            " prompts"
+            f"expected one prompt per wave, at least one, got {len(waves)} waves and"
+            f" {len(prompts)} prompts"
         )
     prompts = [
         _prompt(prompt, "", wave.samples_CN.shape[-1] / wave.sample_rate_hz)
-        for prompt, wave in zip(prompts, waves)
+        for prompt, wave in zip(prompts, waves, strict=True)
     ]
-    if isinstance(scorer, (str, Path)):
-        name, scorer = scorer, load(scorer)
-        if not is_scorer(scorer):
+    if isinstance(reward, (str, Path)):
+        name, reward = reward, load(reward)
+        if not is_scorer(reward):
             raise UserError(
-                f"{name} is a {type(scorer).__name__}, which scores nothing; name a reward, such "
+                f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such "
                 "as embedded/clap"
             )
-    groups: dict[tuple[Any, ...], list[int]] = {}
+    groups: dict[tuple[torch.Size, int], list[int]] = {}
     for i, wave in enumerate(waves):
         groups.setdefault((wave.samples_CN.shape, wave.sample_rate_hz), []).append(i)
     outputs = []
     for (_, rate_hz), place in groups.items():
-        outputs.append(
-            scorer(
-                torch.stack([waves[i].samples_CN for i in place]),
-                rate_hz,
-                [prompts[i] for i in place],
-            )
-        )
+        wave_BCN = torch.stack([waves[i].samples_CN for i in place])
+        outputs.append(reward(wave_BCN, rate_hz, [prompts[i] for i in place]))
     order = torch.tensor([i for place in groups.values() for i in place]).argsort()
-    parts = {
-        name: torch.cat([output.parts[name] for output in outputs])[order]
-        for name in outputs[0].parts
-    }
-    vectors = {
-        name: torch.cat([output.vectors[name] for output in outputs])[order]
-        for name in outputs[0].vectors
-    }
-    return RewardOutput(torch.cat([output.score_B for output in outputs])[order], parts, vectors)
+    return RewardOutput(
+        torch.cat([output.score_B for output in outputs])[order],
+        _joined([output.parts for output in outputs], order),
+        _joined([output.vectors for output in outputs], order),
+    )
+
+
+def _joined(columns: Sequence[Mapping[str, Tensor]], order: Tensor) -> dict[str, Tensor]:
+    return {name: torch.cat([own[name] for own in columns])[order] for name in columns[0]}

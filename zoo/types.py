@@ -355,8 +355,8 @@ class Backbone(Protocol):
 class Scorer(Protocol):
     """Gives each clip a number: a reward, or a metric of one clip.
 
-    Deterministic, resamples by itself. The number is ``RewardOutput.score_B``; ``parts`` are further
-    ones. A scorer may also have
+    Deterministic, resamples by itself. The number is ``RewardOutput.score_B``; ``parts`` are
+    further ones. A scorer may also have
 
     - ``name``: heads its columns;
     - ``unit``: how to read its score, such as "cosine similarity of clip and prompt; 1 is best".

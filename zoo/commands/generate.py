@@ -19,7 +19,8 @@ from zoo.files import (
     files_written_together,
 )
 
-if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
+if TYPE_CHECKING:  # modules that need torch are imported after parsing, so that --help is quick
+    from zoo.diffusion import Sampler
     from zoo.types import Prompt
 
 ReadPrompts = Callable[[str, str, float], "Sequence[Prompt]"]
@@ -36,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     add("prompts", nargs="*", help="what should be heard")
     add(
         "--batch-file",
-        help=".txt (one prompt a line), .csv or .jsonl (text, and id, negative, seconds if wanted)",
+        help=(
+            ".txt (one prompt per line), .csv or .jsonl (text, and id, negative, seconds if wanted)"
+        ),
     )
     add(
         "--out",
@@ -73,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
-    """``read_prompts(path, negative, seconds)`` reads a batch file.
+    """Runs the command line ``argv``; ``read_prompts(path, negative, seconds)`` reads a batch file.
 
     Raises ``UserError`` and ``OSError`` before anything is written.
     """
@@ -102,7 +105,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         ]  # a run's, an exported one
         if not any(path.exists() for path in own):
             raise UserError(
-                f"--strength is of an adapter, and {options.model} has none; give --adapter too"
+                f"--strength needs an adapter, and {options.model} has none; give --adapter too"
             )
     prompts = [
         Prompt(text, text.strip(), how.negative, how.seconds)
@@ -134,12 +137,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         paths,
         folder,
         options.batch_size,
-        {
-            "steps": how.steps,
-            "guidance_scale": how.guidance_scale,
-            "eta": how.eta,
-            "rule": how.rule,
-        },
+        how.sampler,
     )
 
 
@@ -150,16 +148,16 @@ def _generate_files(
     paths: Sequence[Path],
     folder: Path | None,
     batch_size: int,
-    sampling: dict[str, Any],
+    sampler: Sampler,
 ) -> None:
-    """A few prompts at a time, so that what is finished is on disk and in the folder's index.
+    """Makes the files, a few prompts at a time, so that finished ones are on disk and in the index.
 
     First removes what a killed call was about to write there.
     """
     from rich.progress import track
 
     from zoo.audio_files import write_audio
-    from zoo.generation import generate
+    from zoo.generation import generate_each
     from zoo.generations import INDEX, Sample, write_index
 
     if folder is None:
@@ -167,19 +165,17 @@ def _generate_files(
     else:
         clear_after_killed(folder, INDEX, *(f"*{suffix}" for suffix in AUDIO_FORMATS))
     count = max(1, batch_size // len(seeds))
-    samples = [
-        Sample(path, prompt, seed)
-        for path, (prompt, seed) in zip(paths, ((p, s) for p in prompts for s in seeds))
-    ]
+    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    samples = [Sample(path, *job) for path, job in zip(paths, jobs, strict=True)]
     written = 0
     try:
         for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
-            some = prompts[start : start + count]
-            waves = generate(backbone, some, seeds=seeds, batch_size=batch_size, **sampling)
+            own = slice(start * len(seeds), (start + count) * len(seeds))
+            waves = generate_each(backbone, jobs[own], sampler, batch_size)
             if folder is None:
                 write_audio(paths[0], waves[0])
                 continue
-            rows = samples[start * len(seeds) : (start + count) * len(seeds)]
+            rows = samples[own]
             with files_written_together(folder) as part:  # a file and its row in the index, or none
                 for sample, wave in zip(rows, waves, strict=True):
                     write_audio(part / sample.path.name, wave)
@@ -223,15 +219,17 @@ def parse_seeds(text: str) -> list[int]:
 def output_paths(
     prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str
 ) -> list[Path]:
-    """One safe file name per sample, prompts in order and seeds within.
+    """One safe file name per sample, prompts in order and seeds in order within a prompt.
 
     For one sample ``out`` may be the file itself.
 
-    Raises ``UserError`` for one file and several samples, for a file that is there, and for what
-    looks like the name of a file in a format that is not written (``x.mp4``): a new folder with
-    such a name is asked for by a ``/`` at its end.
+    Raises ``UserError`` for one file and several samples, for a file where a folder is expected,
+    and for a name that looks like a file in another format (``x.mp4``); a new folder of such a name
+    is given with a ``/`` at its end.
     """
-    asked, out, formats = str(out), Path(out), ", ".join(AUDIO_FORMATS)
+    asked = str(out)
+    out = Path(out)
+    formats = ", ".join(AUDIO_FORMATS)
     if out.suffix.lower() in AUDIO_FORMATS:
         if len(prompts) * len(seeds) > 1:
             raise UserError(

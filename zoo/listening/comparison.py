@@ -60,8 +60,8 @@ def summary_lines(name: str, found: Difference) -> list[str]:
     return [
         (
             f"{name}, mean over n = {found.prompts} prompts ({found.clips} pairs of clips):"
-            f" original {found.first:.3f}, fine-tuned {found.second:.3f}, change {found.change:+.3f}"
-            f" ({interval})"
+            f" original {found.first:.3f}, fine-tuned {found.second:.3f}, change"
+            f" {found.change:+.3f} ({interval})"
         ),
         f"{found.higher} prompts went up, {found.lower} down",
     ]

@@ -119,18 +119,37 @@ def listening_test(
         ]
         if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
             raise UserError(
-                f"{pair.first.path} lasts {lengths_s[0]:g} s and {pair.second.path} {lengths_s[1]:g}"
-                " s: players show that, so it would tell the sides apart; generate both with the"
-                " same --seconds"
+                f"{pair.first.path} lasts {lengths_s[0]:g} s and {pair.second.path}"
+                f" {lengths_s[1]:g} s: players show that, so it would tell the sides apart;"
+                " generate both with the same --seconds"
             )
     name = pairs_fingerprint(pairs)
+    test = BlindTest(name, tuple(pairs), systems, Path(answers), seed, equal_level)
     for answer in found.answers:
-        if answer.test == name and set(answer.systems) != set(systems):
-            raise UserError(
-                f"{answers}: answers of this test name its systems {' and '.join(answer.systems)},"
-                f" not {' and '.join(systems)}; give the same names to go on"
-            )
-    return BlindTest(name, tuple(pairs), systems, Path(answers), seed, equal_level)
+        if answer.test == name:
+            _check_names(test, answer)
+    return test
+
+
+def _check_names(test: BlindTest, answer: Answer) -> None:
+    """Raises ``UserError`` when an earlier answer to this test names its systems otherwise."""
+    own = trials(len(test.pairs), answer.listener, test.seed)[: answer.trial][-1]
+    is_same_trial = (own.number, own.pair) == (answer.trial, answer.pair)
+    if set(answer.systems) != set(test.systems) or (
+        is_same_trial and _sides(test, own) != (answer.a, answer.b)
+    ):
+        raise UserError(
+            f"{test.answers}: earlier answers to this test are about"
+            f" {' and '.join(answer.systems)}, with other names or sides than"
+            f" {' and '.join(test.systems)} and seed {test.seed} give; to go on, give the same"
+            " names, in the same order, and the same seed"
+        )
+
+
+def _sides(test: BlindTest, trial: Trial) -> tuple[str, str]:
+    """Names of the systems that are heard as A and as B."""
+    first, second = test.systems
+    return (second, first) if trial.a_is_second else (first, second)
 
 
 def trials(count: int, listener: str, seed: int) -> tuple[Trial, ...]:
@@ -195,7 +214,7 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
     if not 1 <= number <= len(all_trials):
         raise UserError(f"there is no trial {number}; this test has 1 to {len(all_trials)}")
     trial = all_trials[number - 1]
-    a, b = reversed(test.systems) if trial.a_is_second else test.systems
+    a, b = _sides(test, trial)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     prompt = " ".join(test.pairs[trial.pair].prompt.id.split())
     saved = append_answer(
