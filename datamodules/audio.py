@@ -44,8 +44,7 @@ class Clip:
 def find_clips(
     folder: str | Path, captions: str | Path | None = None, caption: str = ""
 ) -> tuple[Clip, ...]:
-    """Finds the audio files under ``folder`` (wav, flac, ogg, mp3; sub-folders too), sorted by
-    name.
+    """The audio files in ``folder`` and its subfolders (wav, flac, ogg, mp3), sorted by name.
 
     A name is found whether it is written with ``/`` or ``\\``, and in either Unicode form of its
     accents. Files that the table does not list are left out and counted in the log, and so are
@@ -64,39 +63,38 @@ def find_clips(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: there is no such folder; give the folder that holds the audio files"
-        )
+        raise UserError(f"{folder}: there is no such folder; name the folder of the audio files")
     listing = listed(folder, SUFFIXES, deep=True)
     found = listing.files
     listing.log_set_aside(folder)
     if not found:
         raise UserError(
-            f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}"
+            f"{folder} holds no audio: expected files that end in {', '.join(SUFFIXES)}"
         )
     if captions is None:
         return tuple(Clip(name, path, caption) for name, path in found.items())
     clips: dict[str, Clip] = {}
     missing = []
     for record in read_table(captions, "file", "caption").rows:
-        written, where = record.name("file"), record.where
+        written = record.name("file")
+        where = record.where
         name = listing.find(written)
         if name is None:
             aside = listing.reason(written)
             missing.append(f"{written} (line {record.line}{', ' + aside if aside else ''})")
             continue
         if name in clips:
-            raise UserError(f"{where}: {name} is listed a second time; keep one row for each file")
+            raise UserError(f"{where}: {name} is listed a second time; keep one row per file")
         labels = record.others("file", "caption", "weight")
         clips[name] = Clip(name, found[name], record.text("caption"), _weight(record), labels)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
-            f"{captions} lists files that {folder} does not hold: {', '.join(missing[:5])}{more}"
+            f"{captions} lists files that are not in {folder}: {', '.join(missing[:5])}{more}"
         )
     if not clips:
         raise UserError(
-            f"{captions} holds no row; write one with 'file' and 'caption' for each recording"
+            f"{captions} holds no row; write one per recording, with 'file' and 'caption'"
         )
     if len({clip.weight is None for clip in clips.values()}) > 1:
         raise UserError(
@@ -145,8 +143,9 @@ def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
 
 
 def crop_start(length: int, samples: int, place: float) -> int:
-    """Where a crop of ``samples`` begins in ``length``: ``place`` in [0, 1) chooses among all
-    places where it fits; 0 where none does.
+    """Where a crop of ``samples`` begins in ``length``; ``place`` in [0, 1) chooses the start.
+
+    0 where the crop is longer.
     """
     return int(place * (max(0, length - samples) + 1))
 
@@ -161,8 +160,10 @@ def crop(wave_CN: Tensor, samples: int, place: float) -> Tensor:
 def read_crop(
     path: str | Path, sample_rate_hz: int, channels: int, samples: int, place: float
 ) -> Tensor:
-    """``crop(prepare(read_audio(path), ...), samples, place)``, bit for bit, of which only what the
-    crop depends on is decoded and resampled. An mp3 is read whole: its length may be an estimate.
+    """Reads a crop; decodes and resamples only the part of the file that it depends on.
+
+    The result equals ``crop(prepare(read_audio(path), ...), samples, place)`` bit for bit. An mp3
+    is read completely, because its length may be an estimate.
 
     Args:
         path: the file.
@@ -175,7 +176,7 @@ def read_crop(
         (channels, samples)
 
     Raises:
-        UserError: as ``read_audio`` and ``prepare``; a damage outside the part is not found.
+        UserError: as ``read_audio`` and ``prepare``; damage outside the part is not found.
     """
     with opened_audio(path) as audio:
         if not audio.has_exact_length:
@@ -205,8 +206,9 @@ def split_clips(
 
 
 class _Crops(Dataset):
-    """Indexed by (epoch, clip). The crop of a clip is a function of seed, epoch and name, so every
-    worker reads the same one.
+    """Crops by (epoch, clip).
+
+    The place of a crop depends on seed, epoch and name, so it is the same for every worker.
     """
 
     def __init__(self, clips: Sequence[Clip], module: AudioDataModule, is_random: bool) -> None:

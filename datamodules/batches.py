@@ -14,12 +14,13 @@ from torch import Tensor, device
 from zoo.errors import UserError
 from zoo.types import Prompt
 
-LONGEST_S = 3600.0  # of one clip: longer ones are a slip of the keyboard, and fill the memory
+LONGEST_S = 3600.0  # of one clip: a longer one is probably a typing mistake and fills the memory
 
 
 def check_clip_length(name: str, seconds: float, sample_rate_hz: int) -> None:
-    """Raises ``UserError``, which names the setting ``name``, for a clip of less than one sample
-    or more than ``LONGEST_S``.
+    """Raises ``UserError`` for a clip of less than one sample or more than ``LONGEST_S``.
+
+    ``name`` is the setting to name in the message.
     """
     if not (seconds * sample_rate_hz >= 1 and seconds <= LONGEST_S):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Encode once, train many epochs: a data module of latents of another one's clips."""
+"""Encodes the clips of another data module once and serves their latents for many epochs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from zoo.types import Backbone, Prompt
 
 
 class ClipSet(Protocol):
-    """Whole clips of one length:
+    """Whole clips of one length.
 
-    ``wave(i)`` is (C, N) float32; ``prompt(i, rng)`` may word the caption anew each time.
+    ``wave(i)`` is (C, N) float32; ``prompt(i, rng)`` may return another caption each time.
     """
 
     def __len__(self) -> int: ...
@@ -29,7 +29,7 @@ class ClipSet(Protocol):
 
 
 class ClipSource(Protocol):
-    """A data module that can hand out its clips."""
+    """A data module that gives access to its clips."""
 
     batch_size: int
     batches_per_epoch: int
@@ -40,11 +40,11 @@ class ClipSource(Protocol):
 
 @torch.no_grad()
 def encode_clips(backbone: Backbone, clips: ClipSet, batch_size: int = 4) -> Tensor:
-    """Encodes all clips: latents (n, *latent), float16 on the CPU (8 kB for a clip of 4 s on the
-    embedded codec).
+    """Encodes all clips to latents (n, *latent), float16 on the CPU.
 
-    Batches of 4 are faster than of 32 on a CPU, whose cache they fit. The size of the batches moves
-    a latent by a few units in the last place of its float32 value, so at most one of float16.
+    A clip of 4 s takes 8 kB with the embedded codec. Batches of 4 are faster than batches of 32 on
+    a CPU, because they fit its cache. The batch size changes a latent by a few units in the last
+    place of float32, so by at most one of float16.
     """
     starts = range(0, len(clips), batch_size)
     parts = []
@@ -58,8 +58,8 @@ def encode_clips(backbone: Backbone, clips: ClipSet, batch_size: int = 4) -> Ten
 class _Latents:
     """Batches as a pure function of (seed, epoch, batch number, rank).
 
-    It has a length, so the trainer draws nothing ahead of an epoch: a resumed run would else begin
-    with the old epoch's batches.
+    Its length keeps the trainer from reading ahead into the next epoch: a resumed run would
+    otherwise begin with the old epoch's batches.
     """
 
     def __init__(self, module: LatentCache, clips: ClipSet, latents: Tensor, train: bool) -> None:
@@ -92,9 +92,9 @@ class _Latents:
 
 
 class LatentCache(L.LightningDataModule):
-    """``LatentBatch`` of ``source``'s clips, encoded once by ``backbone`` at set-up.
+    """Serves the clips of ``source`` as ``LatentBatch``; ``setup`` encodes them once.
 
-    Batch sizes and seed are the source's.
+    Batch size and seed are those of ``source``.
     """
 
     EXPORTED = ("source",)  # settings for the card of an exported model

@@ -77,7 +77,8 @@ def read_split(csv_path: str | Path, audio_dir: str | Path) -> list[EmopiaClip]:
             " test.csv"
         )
     files = {Path(name).stem: path for name, path in listed(audio_dir, _SUFFIXES).files.items()}
-    clips, missing = [], []
+    clips = []
+    missing = []
     for record in read_table(csv_path, "fname", "label").rows:
         name = _stem(record.name("fname"))
         try:

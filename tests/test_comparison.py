@@ -182,7 +182,10 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
             "cannot be written here",
         ),
         (["blind", "--answers", "{tmp}/a.txt"], "ends in .csv or .jsonl"),
-        (["blind", "--answers", "{tmp}/a.csv", "--host", "nowhere"], "host must be localhost"),
+        (
+            ["blind", "--answers", "{tmp}/a.csv", "--host", "nowhere"],
+            "invalid host .nowhere.: expected localhost",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

@@ -156,7 +156,7 @@ def test_it_is_served_on_this_machine_and_shares_no_folder(
     serve(Page(), [], host="0.0.0.0", port=80)
     assert "there is no password" in capsys.readouterr().out
     for knobs, message in (
-        ({"host": "example"}, "host must be localhost or an address"),
+        ({"host": "example"}, "expected localhost or an address"),
         ({"port": 0}, "port must be 1 to 65535"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -166,7 +166,7 @@ def test_it_is_served_on_this_machine_and_shares_no_folder(
         raise OSError("Cannot find empty port in range")
 
     monkeypatch.setattr(Page, "launch", staticmethod(taken))
-    with pytest.raises(OSError, match="cannot serve at 127.0.0.1:7860 .*Give another --port"):
+    with pytest.raises(OSError, match="cannot serve at 127.0.0.1:7860 .*choose another --port"):
         serve(Page(), [])
 
 

@@ -128,7 +128,7 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
     lines = run("verify", "here/music").splitlines()
     assert lines[-1] == f"here/music is whole: {len(list(copied.iterdir()))} files"
     assert any(
-        MUSIC.sha256["model.safetensors"] in line and "as promised by config.json" in line
+        MUSIC.sha256["model.safetensors"] in line and "hash from config.json" in line
         for line in lines
     )
     assert "the zoo's table" in run("verify", "embedded/music")
@@ -239,9 +239,9 @@ def test_verify_holds_a_pulled_folder_against_the_lock_file(run, refused, tmp_pa
     (folder / "weights.pt").write_bytes(b"x")
     hashes = {path.name: sha256_of(path) for path in folder.iterdir()}
     write_record(folder, PullRecord("o/n", "a" * 40, "mit", hashes))
-    assert "promised by the pull)" in run("verify", "model")
+    assert "hash from the pull)" in run("verify", "model")
     write_pin("o/n", Pin("a" * 40, {"weights.pt": LockedFile(hashes["weights.pt"], 1)}))
-    assert "promised by the pull, attune.lock.json" in run("verify", "model")
+    assert "hash from the pull, attune.lock.json" in run("verify", "model")
     write_pin("o/n", Pin("a" * 40, {"weights.pt": LockedFile("0" * 64, 1)}), "other.json")
     assert "other.json pins 0000" in refused("verify", "model", "--lock", "other.json")
     write_pin("o/n", Pin("b" * 40, {}), "third.json")

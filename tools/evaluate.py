@@ -1,6 +1,4 @@
-"""Evaluate: python tools/evaluate.py --model runs/one --baseline base --rewards embedded/mood
-embedded/clap --out evaluation
-"""
+"""Evaluates models: python tools/evaluate.py --model runs/one --rewards embedded/mood --out DIR"""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ def main(argv: Sequence[str]) -> None:
     from zoo.evaluation.options import parser
 
     asked = parser().parse_args(argv)
-    # After the arguments were read: --help needs no torch.
+    # imported after the arguments are parsed, because --help needs no torch
     from datamodules.prompt_sources import file_prompts
     from datamodules.tables import read_table
     from zoo.commands import evaluate

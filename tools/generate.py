@@ -1,6 +1,4 @@
-"""Generate: python tools/generate.py embedded/music "A recording of a sad piano solo" --seeds 0-3
---out generated
-"""
+"""Generates audio: python tools/generate.py embedded/music "A sad piano solo" --seeds 0-3"""
 
 import sys
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
-"""Listen: python tools/listen.py page|blind --before RUN/audio/before --after RUN/audio/after ...,
-then summary answers.csv
-"""
+"""Compares sounds by ear: python tools/listen.py page|blind|summary --help"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A rendered piano set in EMOPIA's layout: python tools/piano_demo.py --to data/piano_demo"""
+"""Renders a piano data set in EMOPIA's layout: python tools/piano_demo.py --to data/piano_demo"""
 
 import sys
 from collections.abc import Sequence

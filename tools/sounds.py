@@ -1,6 +1,4 @@
-"""Recorded sounds: python tools/sounds.py fetch --to sounds --set small, then python
-tools/sounds.py list --root sounds
-"""
+"""Fetches and lists recorded sounds: python tools/sounds.py fetch --to sounds --set small"""
 
 import sys
 from collections.abc import Sequence

@@ -1,14 +1,11 @@
-"""The zoo: python tools/zoo.py list | show NAME | pull NAME | export RUN --to DIR | push DIR
-OWNER/NAME | verify DIR
-"""
+"""Manages models: python tools/zoo.py list | show | pull | export | push | verify"""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(
-    Path(__file__).resolve().parents[1]
-)  # also: this file is called zoo.py and must not hide the package
+# also keeps this file, which is called zoo.py, from hiding the package
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from zoo.errors import reported
 

@@ -17,15 +17,15 @@ from zoo.hub.store import newest
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/zoo.py",
-        description="Models by name: find, pull, export, push, verify.",
+        description="Finds, pulls, exports, pushes and verifies models by name.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = commands.add_parser("list", help="a table of the zoo", allow_abbrev=False)
+    add = commands.add_parser("list", help="list the models of the zoo", allow_abbrev=False)
     add.add_argument("--kind", choices=KINDS, help="only models of this kind")
-    add.add_argument("--pattern", help="only names that hold this, or match it as a glob (clap*)")
+    add.add_argument("--pattern", help="only names that contain this or match it as a glob (clap*)")
     add.set_defaults(run=_list)
-    add = commands.add_parser("show", help="everything known about one model", allow_abbrev=False)
+    add = commands.add_parser("show", help="show all facts about a model", allow_abbrev=False)
     add.add_argument("name")
     add.set_defaults(run=_show)
     add = commands.add_parser(
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--accept-licence",
         action="store_true",
-        help="agree to a licence that is not free, without being asked",
+        help="accept a licence that is not free without a question",
     )
     add.add_argument(
         "--lock",
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add.set_defaults(run=_pull)
     add = commands.add_parser(
-        "export", help="make a model folder of a finished run", allow_abbrev=False
+        "export", help="make a model folder from a finished run", allow_abbrev=False
     )
     add.add_argument("run_folder", metavar="RUN")
     add.add_argument("--to", required=True, help="a new folder")
@@ -60,15 +60,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add.set_defaults(run=_export)
     add = commands.add_parser(
-        "push", help="show what would be sent to the Hub; with --yes send it", allow_abbrev=False
+        "push", help="show what would be uploaded; with --yes upload it", allow_abbrev=False
     )
     add.add_argument("folder")
     add.add_argument("repo", metavar="OWNER/NAME")
-    add.add_argument("--yes", action="store_true", help="send it")
-    add.add_argument("--private", action="store_true", help="a private repository")
+    add.add_argument("--yes", action="store_true", help="upload")
+    add.add_argument("--private", action="store_true", help="create a private repository")
     add.set_defaults(run=_push)
     add = commands.add_parser(
-        "verify", help="check every file of a model folder (or of a zoo name)", allow_abbrev=False
+        "verify", help="check all files of a model folder or zoo name", allow_abbrev=False
     )
     add.add_argument("folder", metavar="DIR")
     add.add_argument(
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises ``UserError`` and ``OSError`` for mistakes in what was given."""
+    """Runs a command. Raises ``UserError`` and ``OSError`` for mistakes in its arguments."""
     options = parser().parse_args(argv)
     options.run(options)
 
@@ -117,13 +117,9 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _loads(entry: ZooEntry) -> str:
-    return (
-        "yes"
-        if why_not_loadable(entry) is None
-        else "planned"
-        if entry.importer is None
-        else "own file"
-    )
+    if why_not_loadable(entry) is None:
+        return "yes"
+    return "planned" if entry.importer is None else "own file"
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -131,20 +127,18 @@ def _show(options: argparse.Namespace) -> None:
     reason = why_not_loadable(entry)
     remote = f"{entry.repo_id} on the Hub" if entry.repo_id else "elsewhere"
     where = f"zoo/{entry.folder} (in the package)" if entry.folder else remote
+    revision = entry.revision
+    if revision is None:
+        revision = "not known here: the first pull pins it"
+        if entry.folder:
+            revision = "that of the package"
     facts = {
         "kind": entry.kind,
         "architecture": entry.architecture,
         "loads": "yes" if reason is None else f"no: {reason}",
         "what it is": entry.summary,
         "files": where + (f", only {', '.join(entry.files)}" if entry.files else ""),
-        "revision": (
-            entry.revision
-            or (
-                "goes with the package"
-                if entry.folder
-                else "not known here: the first pull pins it"
-            )
-        ),
+        "revision": revision,
         "base": entry.base or "none",
         "sample rate": f"{entry.sample_rate_hz} Hz",
         "size": _size(entry),
@@ -190,10 +184,12 @@ def _asked(terms: str) -> bool:
 
 
 class _Bar:
-    """Bytes on stderr, from the first one on, so that questions can be asked before."""
+    """A progress bar on stderr; it starts with the first byte, after any question."""
 
     def __init__(self, title: str) -> None:
-        self._title, self._bar, self._task = title, None, None
+        self._title = title
+        self._bar = None
+        self._task = None
 
     def report(self, done: int, total: int) -> None:
         from rich.console import Console
@@ -255,7 +251,8 @@ def _verify(options: argparse.Namespace) -> None:
         near = f"pull {named[0].name} first" if named else "name a model folder, or a zoo name"
         raise FileNotFoundError(f"there is no folder {options.folder}; {near}")
     files = verify_folder(folder)
-    record, pin = read_record(folder), None
+    record = read_record(folder)
+    pin = None
     if record is not None:
         pin = read_lock(options.lock).get(record.repo_id)
         check_revision(pin, record.repo_id, record.revision, options.lock)
@@ -263,12 +260,11 @@ def _verify(options: argparse.Namespace) -> None:
     for file in files:
         if record is not None:
             check_file(pin, record.repo_id, file.name, file.sha256, options.lock)
-        known = [
-            *file.known_by,
-            *([str(options.lock)] if pin is not None and file.name in pin.files else []),
-        ]
-        promise = f"as promised by {', '.join(known)}" if known else "promised by nobody"
-        lines.append(f"{file.sha256}  {file.size_bytes:>13,}  {shown(file.name)}  ({promise})")
+        known = list(file.known_by)
+        if pin is not None and file.name in pin.files:
+            known.append(str(options.lock))
+        source = f"hash from {', '.join(known)}" if known else "no recorded hash"
+        lines.append(f"{file.sha256}  {file.size_bytes:>13,}  {shown(file.name)}  ({source})")
     lines += verify_artifact(folder, load) if is_artifact(folder) else []
     print("\n".join([*lines, f"{folder} is whole: {len(files)} files"]))
 
@@ -277,11 +273,8 @@ def _size(entry: ZooEntry) -> str:
     size = entry.size_bytes
     if size is None:
         folder = newest(entry.name, entry.revision)
-        size = (
-            None
-            if folder is None
-            else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        )
+        if folder is not None:
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return "unknown" if size is None else f"{size / 1e6:,.1f} MB"
 
 

@@ -1,9 +1,8 @@
 """The page of a blind listening test, with Gradio (extra ``app``).
 
-Everything that it decides is in ``zoo.listening.trials``.
-
-Sounds reach the browser as unnamed samples, never as files of the two folders, and no folder is
-served: nothing on the page says which side is which.
+All logic is in ``zoo.listening.trials``. Sounds reach the browser as unnamed samples, never as
+files of the two folders, and no folder is served, so nothing on the page reveals which side is
+which.
 """
 
 from __future__ import annotations
@@ -17,20 +16,18 @@ from zoo.errors import UserError, describe
 from zoo.listening.trials import BlindTest, View, give_answer, heard, next_view, playable
 
 QUESTION = "Which sound fits the text better?"
-_CACHE_S = (
-    3600,
-    86_400,
-)  # how often Gradio looks for sounds that it was given, and how old those are that it deletes
+# Gradio checks its cached sounds every hour and deletes those older than a day
+_CACHE_S = (3600, 86_400)
 CHOICES = {"A fits better": "A", "No difference": "none", "B fits better": "B"}
 WELCOME = (
     "Listen to both sounds as often as you like, with headphones if you can. Your answers are saved"
-    " at once; give the same name to go on another time."
+    " at once; use the same name to continue another time."
 )
-DONE = "All sounds are answered. Thank you! You may close this page."
+DONE = "You have answered all questions. Thank you! You may close this page."
 
 
 def gradio() -> Any:
-    """The package. Raises ``UserError`` saying how to install it."""
+    """Imports Gradio. Raises ``UserError``, which says how to install it."""
     try:
         import gradio
     except ModuleNotFoundError as error:
@@ -41,25 +38,26 @@ def gradio() -> Any:
 
 
 def shown(test: BlindTest, view: View) -> tuple[str, str, Any, Any]:
-    """(progress, text, what is played as A, as B) of a view: all that ever leaves for the browser;
-    empty when all is answered.
+    """(progress, text, sound A, sound B) of a view: everything that is sent to the browser.
 
-    Sounds are (rate in Hz, int16 (N, C)). Raises what reading audio raises.
+    Sounds are (rate in Hz, int16 (N, C)); text and sounds are empty after the last trial. Raises as
+    ``read_audio``.
     """
     if view.trial is None:
         return DONE, "", None, None
     sounds = (playable(wave) for wave in heard(test, view.trial))
     a, b = ((rate_hz, samples_NC.numpy()) for rate_hz, samples_NC in sounds)
-    progress = f"{view.trial.number} of {view.total}" + (
-        f". {view.message}" if view.message else ""
-    )
+    progress = f"{view.trial.number} of {view.total}"
+    if view.message:
+        progress = f"{progress}. {view.message}"
     return progress, test.pairs[view.trial.pair].prompt.text, a, b
 
 
 def build(test: BlindTest) -> Any:
-    """The page as ``gradio.Blocks``.
+    """Builds the page as ``gradio.Blocks``.
 
-    A mistake (a bad name, a full disk) is shown on it, and the listener stays at the trial.
+    An error (an invalid name, a full disk) is shown on the page, and the listener stays at the
+    trial.
     """
     gr = gradio()
 
@@ -94,7 +92,8 @@ def build(test: BlindTest) -> Any:
         return answered
 
     with gr.Blocks(title="Listening test", analytics_enabled=False, delete_cache=_CACHE_S) as page:
-        listener, number = gr.State(""), gr.State(0)
+        listener = gr.State("")
+        number = gr.State(0)
         gr.Markdown(f"# {QUESTION}")
         with gr.Column(visible=True) as door:
             gr.Markdown(WELCOME)
@@ -121,27 +120,26 @@ def build(test: BlindTest) -> Any:
 def serve(
     page: Any, folders: Sequence[str | Path], host: str = "127.0.0.1", port: int = 7860
 ) -> None:
-    """Runs the page until it is interrupted: on this machine only unless ``host`` says otherwise,
-    with no link to share.
+    """Serves the page until it is interrupted; by default only to this machine.
 
-    No folder is served, and ``folders`` not even on request. Raises ``UserError`` for a bad host
-    or port, ``OSError`` for a port that is taken.
+    No folder is served, and ``folders`` are blocked. Raises ``UserError`` for an invalid host or
+    port, and ``OSError`` for a port that is in use.
     """
     try:
         is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
         raise UserError(
-            f"host must be localhost or an address of this machine such as 127.0.0.1, got {host!r}"
+            f"invalid host {host!r}: expected localhost or an address of this machine such as"
+            " 127.0.0.1"
         ) from error
     if not 1 <= port <= 65535:
         raise UserError(f"port must be 1 to 65535, got {port}")
     if not is_here:
-        print(f"everybody who can reach {host}:{port} can listen and answer; there is no password")
+        print(f"anyone who can reach {host}:{port} can listen and answer; there is no password")
     gr = gradio()
     print(f"open http://{f'[{host}]' if ':' in host else host}:{port}")
-    plain = gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    )  # no fonts from another server
+    # system fonts, so that the page loads nothing from another server
+    plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     hidden = [str(Path(folder).resolve()) for folder in folders]
     try:
         page.launch(
@@ -157,5 +155,5 @@ def serve(
         )
     except OSError as error:
         raise OSError(
-            f"cannot serve at {host}:{port} ({error}); is the port taken? Give another --port"
+            f"cannot serve at {host}:{port} ({error}); if the port is in use, choose another --port"
         ) from error
