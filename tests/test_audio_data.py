@@ -103,7 +103,7 @@ def test_csv_captions_may_hold_commas(folder: Path) -> None:
     [
         (
             [{"file": f"{i}.ogg", "caption": "x"} for i in range(7)],
-            r"hold: 0.ogg \(line 1\), .*4.ogg \(line 5\) and 2 more$",
+            r"0.ogg \(line 1\), .*4.ogg \(line 5\) and 2 more$",
         ),
         ([{"file": "0.wav", "caption": "x"}] * 2, "line 2: 0.wav is listed a second time"),
         ([{"file": "0.wav", "words": "x"}], "line 1: .*'caption'.* it has 'file', 'words'"),
@@ -130,7 +130,7 @@ def test_bad_tables_are_named(folder: Path, rows: list[dict], message: str) -> N
 
 
 def test_folders_without_audio_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no audio; expected files that end in .wav"):
+    with pytest.raises(ValueError, match="holds no audio: expected files that end in .wav"):
         find_clips(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         find_clips(tmp_path / "nothing")

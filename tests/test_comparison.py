@@ -184,7 +184,7 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
         (["blind", "--answers", "{tmp}/a.txt"], "ends in .csv or .jsonl"),
         (
             ["blind", "--answers", "{tmp}/a.csv", "--host", "nowhere"],
-            "invalid host .nowhere.: expected localhost",
+            "invalid host 'nowhere': expected localhost",
         ),
     ],
 )
