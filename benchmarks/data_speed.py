@@ -1,9 +1,10 @@
 """What reading and encoding audio costs, the short way and the long way in one run:
 
-python benchmarks/data_speed.py crops|latents [--repeats 5]
+python benchmarks/data_speed.py crops|latents|scores [--repeats 5]
 
 ``crops``: crops of 4 s at 16 kHz from recordings of 60 s, the whole file decoded and resampled, or
 only the part around the crop. ``latents``: clips encoded by the embedded codec, 32 or 4 at a time.
+``scores``: clips of 10 s read once for each of three cheap scorers, or once for all.
 Wall and processor time, the least of the repeats: on a busy machine the second is truer.
 """
 
@@ -13,7 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datamodules.audio import crop, prepare, read_crop
 from datamodules.cache import encode_clips
 from zoo.audio_files import read_audio
+from zoo.evaluation.scores import ScoreCache, Scorer, as_scorer, scored_clips
+from zoo.generations import Sample
 from zoo.loading import load
-from zoo.types import Backbone
+from zoo.rewards.guards import GuardReward
+from zoo.types import Backbone, Prompt
 
 CROP_S = 4.0
 RATE_HZ = 16_000
@@ -119,12 +123,38 @@ def latents(repeats: int, backbone: Backbone | None = None, clips: int = 64) -> 
     return [row(title, long, short), f"largest difference / largest value: {difference:.1e}"]
 
 
+def scores(repeats: int, clips: int = 40, seconds: float = 10.0) -> list[str]:
+    """A row for three scorers, one after the other or in one pass over the files."""
+    limits = ([-60, -1], [-50, -2], [-40, -3])
+    scorers = [
+        as_scorer(f"guards {low} {high}", GuardReward(loudness_dbfs=[low, high]))
+        for low, high in limits
+    ]
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = []
+        for number in range(clips):
+            path = Path(folder) / f"{number}.flac"
+            soundfile.write(path, draw.uniform(-0.5, 0.5, round(seconds * RATE_HZ)), RATE_HZ)
+            samples.append(Sample(path, Prompt(str(number), "noise")))
+
+        def scored(together: Sequence[Sequence[Scorer]]) -> None:
+            (Path(folder) / "scores.json").unlink(missing_ok=True)
+            for some in together:
+                scored_clips(samples, some, ScoreCache(Path(folder) / "scores.json"))
+
+        long = measured(lambda: scored([[one] for one in scorers]), repeats)
+        short = measured(lambda: scored([scorers]), repeats)
+    return [row(f"{clips} clips, 3 scorers one by one and together", long, short)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("what", choices=["crops", "latents"])
+    parser.add_argument("what", choices=["crops", "latents", "scores"])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    rows = {"crops": crops, "latents": latents}[options.what](options.repeats)
+    ways = {"crops": crops, "latents": latents, "scores": scores}
+    rows = ways[options.what](options.repeats)
     print("\n".join(rows))
 
 

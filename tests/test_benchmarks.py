@@ -215,10 +215,12 @@ def test_quickstart_needs_a_held_out_prompt_of_every_mood():
         quickstart_seeds.held_out_prompts(data, "mood")
 
 
-def test_both_ways_of_reading_and_encoding_are_compared():
+def test_both_ways_of_reading_encoding_and_scoring_are_compared():
     rows = data_speed.crops(repeats=1, seconds=6.0)
     assert len(rows) == 3
     assert all(row.startswith("4 crops of 4 s, 6 s of ") and "= x" in row for row in rows)
     (row, difference) = data_speed.latents(repeats=1, backbone=small_audio(), clips=5)
     assert row.startswith("5 clips encoded")
     assert float(difference.rpartition(" ")[2]) < 2e-3
+    (row,) = data_speed.scores(repeats=1, clips=3, seconds=0.2)
+    assert row.startswith("3 clips, 3 scorers")

@@ -4,10 +4,14 @@ wrongly.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,8 @@ from toys import SMALL
 
 from zoo.audio_files import read_audio
 from zoo.backbones.lora import add_lora
-from zoo.errors import reported
+from zoo.errors import UserError, reported
+from zoo.evaluation import scores
 from zoo.evaluation.results import read_results
 from zoo.evaluation.scores import fingerprint, open_scorers
 from zoo.hub.adapters import save_adapter
@@ -121,20 +126,79 @@ def test_scored_clips_are_not_scored_again_and_a_killed_run_goes_on(tmp_path, re
     )
     assert LoudnessJudge.calls == 1  # the second four
     text = (tmp_path / "o" / "table1.md").read_text()
-    evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
+    words = ["--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o"]
+    evaluate(*words, "--overwrite")
     assert LoudnessJudge.calls == 1 and (tmp_path / "o" / "table1.md").read_text() == text
     sine(folder / "sad_0.wav", 0.1)  # other bytes: that clip is scored again
-    evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
+    evaluate(*words, "--overwrite")
     assert LoudnessJudge.calls == 2 and (tmp_path / "o" / "table1.md").read_text() != text
     (tmp_path / "o" / "scores.json").write_text("{")
-    with pytest.raises(
-        ValueError, match="scores.json cannot be read .*; remove it, and the clips are scored again"
-    ):
-        evaluate("--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o")
+    with pytest.raises(UserError, match=r"scores\.json cannot be read .*; remove it"):
+        evaluate(*words, "--overwrite")
+
+
+def test_tables_of_another_evaluation_are_not_replaced_unasked(tmp_path, rewards):
+    words = ["--rewards", rewards[0], "--out", tmp_path / "o"]
+    evaluate("--generations", sines(tmp_path / "g", BASE), *words)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    other = sines(tmp_path / "h", TRAINED)
+    LoudnessJudge.calls = 0
+    for what in (["--generations", other, *words], ["--combine", tmp_path / "o", *words[2:]]):
+        with pytest.raises(UserError, match="--overwrite"):
+            evaluate(*what)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
+    assert LoudnessJudge.calls == 0
+    evaluate("--generations", other, *words, "--overwrite")
+    assert [one.name for one in read_results(tmp_path / "o").sets] == ["h"]
+
+
+def test_clips_alone_are_neither_original_nor_trained(tmp_path, rewards):
+    folder = sines(tmp_path / "g", BASE)
+    words = ["--generations", folder, "--rewards", *rewards]
+    evaluate(*words, "--out", tmp_path / "o", "--players", 1)
+    (one,) = read_results(tmp_path / "o").sets
+    assert (one.role, one.title) == ("clips", "g clips: g")
+    table = (tmp_path / "o" / "table2.md").read_text()
+    assert "accuracy by loudness: clips | similarity by clap/toy: clips |" in table
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert "Best and worst of the clips" in page
+    assert not {"original", "trained", "difference"} & set(re.findall(r"\w+", table + page))
+    evaluate(*words, "--out", tmp_path / "p", "--role", "trained")
+    assert read_results(tmp_path / "p").sets[0].role == "trained"
+
+
+def test_every_clip_is_read_once_for_all_scorers(tmp_path, rewards, monkeypatch):
+    levels = [0.1 * i for i in range(1, 5)]
+    folder = sines(tmp_path / "g", {"happy": levels, "sad": [0.5 + each for each in levels]})
+    read: Counter[str] = Counter()
+    held: list[int] = []
+    decode = scores.decoded
+
+    def counted(content: bytes):
+        wave = decode(content)
+        held.append(sum(ref() is not None for ref in waves) + 1)
+        waves.append(weakref.ref(wave))
+        read[hashlib.sha256(content).hexdigest()] += 1
+        return wave
+
+    waves: list[weakref.ref] = []
+    monkeypatch.setattr(scores, "decoded", counted)
+    words = ["--generations", folder, "--out", tmp_path / "o", "--batch-size", 2]
+    evaluate(*words, "--rewards", *rewards)
+    assert sum(read.values()) == 8  # not 16
+    assert max(held) <= 4  # one batch, and the one before it
+    evaluate(*words, "--rewards", *rewards, "embedded/clap", "--overwrite")
+    assert sum(read.values()) == 16
+    assert set(read_results(tmp_path / "o").sets[0].clips[0].values) == {
+        "loudness",
+        "toy",
+        "embedded/clap",
+    }
 
 
 def test_a_full_disk_leaves_the_whole_older_evaluation(tmp_path, rewards):
-    out, words = tmp_path / "o", ["--rewards", *rewards, "--out", tmp_path / "o"]
+    out = tmp_path / "o"
+    words = ["--rewards", *rewards, "--out", out, "--overwrite"]
     evaluate("--generations", sines(tmp_path / "g", BASE), *words)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     other = sines(tmp_path / "h", TRAINED)
@@ -320,7 +384,7 @@ def test_a_run_folder_against_its_base_pairs_noise_and_goes_on(trained, tmp_path
     assert len(wavs) == 8 and "<audio" not in (out / "report.html").read_text()
     kept, lost = wavs[0].stat().st_mtime_ns, read_audio(wavs[5]).samples_CN
     wavs[5].unlink()
-    evaluate(*words)
+    evaluate(*words, "--overwrite")
     assert (
         wavs[0].stat().st_mtime_ns == kept
     )  # the lost one is made again, alone in its batch: equal but for rounding
@@ -328,7 +392,7 @@ def test_a_run_folder_against_its_base_pairs_noise_and_goes_on(trained, tmp_path
     with pytest.raises(
         ValueError, match=r"holds clips of another evaluation \(steps: 2 there, 3 now\)"
     ):
-        evaluate(*words, "--steps", 3)
+        evaluate(*words, "--steps", 3, "--overwrite")
     again = [
         "--generations",
         out / "clips" / "trained",
@@ -503,7 +567,7 @@ def test_names_with_signs_of_other_languages_are_text_everywhere(tmp_path, rewar
     assert (
         "<script" not in page
         and "a $ x^{ $ \\frac &lt;script&gt;" in page
-        and "_one\\|two trained: a $ x^{ $" in table
+        and "_one\\|two clips: a $ x^{ $" in table
     )
 
 
@@ -533,7 +597,7 @@ def test_every_set_is_in_the_legend_and_a_class_without_clips_has_dashes(
     (legend,) = bars.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "one class for every clip",
-        r" _one trained: \$ (n = 2)",
+        r" _one clips: \$ (n = 2)",
     ]
     assert [text.get_text() for text in matrix.axes[0].texts] == [
         "0.50\n(1)",

@@ -195,7 +195,7 @@ def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
     ]
     (folder / "samples.json").write_text(json.dumps([{**entry, "id": "one"} for entry in entries]))
     with pytest.raises(ValueError, match="two clips answer prompt 'one' with seed 3"):
-        evaluate(*words, "--prompts", tmp_path / "p.csv")
+        evaluate(*words, "--prompts", tmp_path / "p.csv", "--overwrite")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"a": 1, "a": 2}'])

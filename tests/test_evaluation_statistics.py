@@ -232,12 +232,13 @@ def test_tables_pair_originals_with_trained_models_of_their_setting():
         clip_set(BASE_HITS, "trained", name="clap", shift=0.03),
     )
     results = Results((CLAP, JUDGE), (base, other, one, two))
-    assert [(line.original, line.trained) for line in lines(results)] == [
+    assert [(line.original, line.one) for line in lines(results)] == [
         (base, one),
         (base, two),
-        (None or other, None),
+        (None, other),
     ]
     assert baseline_of(one, results.sets) is base
+    assert baseline_of(other, results.sets) is None
     table = table_2(results)
     assert (
         table.header[2] == "similarity by clap/toy: original"
@@ -308,7 +309,10 @@ def test_a_set_without_a_scorer_has_dashes():
         and mean(plain, CLAP).value == pytest.approx(0.1)
     )
     assert table_1(Results((JUDGE,), (plain,)), JUDGE).rows == ()
-    assert table_2(Results((JUDGE, CLAP), (plain,))).rows[0][2:5] == ("-", "-", "-")
+    table = table_2(Results((JUDGE, CLAP), (plain,)))
+    assert table.header[2:] == ("accuracy by judge: trained", "similarity by clap/toy: trained")
+    assert table.rows[0][2] == "-"
+    assert table.rows[0][3].startswith("0.100 (")
 
 
 def test_combining_keeps_each_set_once_and_refuses_other_scorers():
@@ -386,7 +390,7 @@ def test_a_single_prompt_has_no_interval_and_says_so():
     one = ClipSet("m", "s", "trained", clips)
     assert (
         mean(one, CLAP).low is None
-        and "one prompt, no interval" in table_2(Results((CLAP,), (one,))).rows[0][3]
+        and "one prompt, no interval" in table_2(Results((CLAP,), (one,))).rows[0][2]
     )
     change = mean_difference(ClipSet("b", "s", "original", clips), one, CLAP)
     assert change.is_paired and change.estimate.low is None

@@ -76,7 +76,7 @@ def test_unusable_clips_and_copies_are_named_with_the_reason(packages: Path) -> 
         "sonic-pi/misc_crow.flac": "is a copy of sonic-pi/bd_0.flac",
         "sonic-pi/bd_short.flac": r"lasts 0.030 s; the shortest allowed is 0.05 s",
         "sonic-pi/bd_text.flac": "cannot be read as audio",
-        "sonic-pi/bd_void.flac": "cannot be read as audio",
+        "sonic-pi/bd_void.flac": "is empty",
         "sonic-pi/bd_silent.flac": "is silent",
         "sonic-pi/bd_cut.flac": (
             "cannot be read as audio",

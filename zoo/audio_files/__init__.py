@@ -171,10 +171,11 @@ def _checked(path: str | Path) -> Path:
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[soundfile.SoundFile]:
     """Opens a file or bytes that are whole; the ``UserError`` does not name the file."""
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size == 0:
+        raise UserError("is empty (0 bytes); it may be an interrupted copy")
     if isinstance(source, bytes):
         found = examined(source)
-    elif source.stat().st_size == 0:
-        raise UserError("is empty (0 bytes); it may be an interrupted copy")
     else:
         with source.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = examined(data)

@@ -1,6 +1,5 @@
-"""The command line of ``tools/evaluate.py``:
-
-Tables 1 and 2 of the music RLHF paper for any model, folder and rewards.
+"""The command line of ``tools/evaluate.py``: Tables 1 and 2 of the music RLHF paper for any model,
+folder and rewards.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from zoo.evaluation.inputs import (
 from zoo.evaluation.options import BASE, SAMPLES, SEED, WHICH, parser
 from zoo.evaluation.page import write_page
 from zoo.evaluation.results import (
+    CLIPS,
     ORIGINAL,
     RESULTS,
     TRAINED,
@@ -80,10 +80,16 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts, read_table: ReadTable) 
 
 
 def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: ReadTable) -> None:
-    """``read_prompts(path, negative, seconds)`` and ``read_table(path, column)`` read the files
-    that people write.
+    """Evaluates, or combines what was evaluated, and prints the tables.
 
-    Raises ``UserError`` and ``OSError``.
+    Args:
+        options: as ``zoo.evaluation.options.parser`` parses them.
+        read_prompts: ``(path, negative, seconds)`` -> the prompts of a file that people write.
+        read_table: ``(path, column ...)`` -> a table that people write.
+
+    Raises:
+        UserError: for options that contradict each other, and for all that cannot be evaluated.
+        OSError: for files that are not there, or cannot be written.
     """
     _check(options)
     check_writable(options.out / RESULTS)
@@ -97,7 +103,24 @@ def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: Read
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What contradicts itself, and options that would have no effect. Raises ``UserError``."""
+    """Raises ``UserError`` for options that contradict each other or would have no effect."""
+    _check_sources(options)
+    _check_without_effect(options)
+    for name, least in (("samples", 1), ("batch_size", 1), ("players", 0), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; name a folder")
+    if (options.out / RESULTS).exists() and not options.overwrite:
+        raise UserError(
+            f"--out {options.out} holds the tables of an evaluation; give another --out, or"
+            " --overwrite to replace them"
+        )
+
+
+def _check_sources(options: argparse.Namespace) -> None:
+    """Raises ``UserError`` unless it is clear what is evaluated and compared."""
     sources = {
         "--generations": options.generations,
         "--model": options.model,
@@ -109,21 +132,12 @@ def _check(options: argparse.Namespace) -> None:
             f"say what is evaluated: one of {', '.join(sources)}, or --config (its untrained"
             f" model); got {' and '.join(given) or 'none'}"
         )
-    if options.combine:
-        _without(
-            options,
-            _OF_EVALUATIONS,
-            "belongs to evaluations, and --combine puts together what was evaluated already",
-        )
     if options.baseline and options.role == ORIGINAL:
         raise UserError(
             "with --baseline the model is the trained one; drop --role original, or the baseline"
         )
-    if (
-        options.baseline
-        and options.baseline in (options.generations, options.model)
-        and not options.adapter
-    ):
+    is_itself = options.baseline in (options.generations, options.model)
+    if options.baseline and is_itself and not options.adapter:
         raise UserError(
             f"{options.baseline} would be compared with itself; name another --baseline"
         )
@@ -133,6 +147,16 @@ def _check(options: argparse.Namespace) -> None:
                 f"{place} is the state of a run, from which it resumes; name the run's folder,"
                 " which has what it trained"
             )
+
+
+def _check_without_effect(options: argparse.Namespace) -> None:
+    """Raises ``UserError`` for an option that does nothing beside the others."""
+    if options.combine:
+        _without(
+            options,
+            _OF_EVALUATIONS,
+            "belongs to evaluations, and --combine puts together what was evaluated already",
+        )
     if options.adapter and not options.model:
         raise UserError("--adapter is put on a model; give --model too")
     if options.table and not options.generations:
@@ -144,39 +168,68 @@ def _check(options: argparse.Namespace) -> None:
             "is for models that are sampled, and here are only clips that were made already",
         )
     elif options.prompts is None:
-        how = (
+        _without(
+            options,
+            ("seconds", "negative"),
             "belongs to --prompts; those of a configuration have their own (lay a second --config"
-            " with other data over it)"
+            " with other data over it)",
         )
-        _without(options, ("seconds", "negative"), how)
     else:
         _without(
             options,
             ("which",),
             "chooses among the prompts of a configuration, and --prompts names others",
         )
-    for name, least in (("samples", 1), ("batch_size", 1), ("players", 0), ("seed", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; name a folder")
 
 
 def _without(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raises ``UserError`` when one of the options was given all the same."""
+    """Raises ``UserError`` when one of the options was given."""
     for name in names:
         if getattr(options, name) not in (None, []):
             raise UserError(f"--{name} {why}")
 
 
 def _is_sampled(options: argparse.Namespace) -> bool:
-    """Whether clips are made for the occasion: of the model, or of the baseline of a folder of
-    clips.
+    """Whether a model is sampled for this evaluation: the model itself, or the baseline of a folder
+    of clips.
     """
     return not options.generations or (
         options.baseline is not None and not is_generations(options.baseline)
     )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is evaluated, and how its clips are made.
+
+    - ``sides``: role -> folder of clips, or name of a model; the evaluated one first.
+    - ``prompts``: those to sample; of folders, those that lend their labels.
+    """
+
+    options: argparse.Namespace
+    config: Configuration
+    sampling: SamplingSettings
+    sides: dict[str, str]
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def role(self) -> str:
+        """Of what is evaluated; the other side is its baseline."""
+        return next(iter(self.sides))
+
+    def is_folder(self, role: str) -> bool:
+        if role == self.role:
+            return bool(self.options.generations)
+        return is_generations(self.sides[role])
+
+    def adapters(self, role: str) -> list[tuple[str, float]]:
+        return [parse_adapter(text) for text in self.options.adapter] if role == self.role else []
+
+    def name(self, role: str) -> str:
+        """Of the model in the tables."""
+        if self.options.name and role == self.role:
+            return self.options.name
+        return _name(self.sides[role], self.adapters(role))
 
 
 def evaluate(
@@ -194,7 +247,35 @@ def evaluate(
     if "config" in names:
         config.require_own()
     scorers = open_scorers(names, config.reward, usable_device(options.device))
-    keys = list(dict.fromkeys(scorer.label_key for scorer in scorers if scorer.label_key))
+    request = _request(options, config, model, read_prompts)
+    if request.prompts:
+        check_prompts(scorers, request.prompts)
+    folders = _folders(request, scorers, read_table)
+    cache = ScoreCache(options.out / "scores.json")
+    sets = []
+    for role, place in request.sides.items():
+        if role in folders:
+            samples: tuple[Sample, ...] = folders[role]
+            source: dict[str, Any] = {"folder": Path(place).name}
+        else:
+            samples, source = _sampled(request, role)
+        setting = options.setting or _setting(request, folders, samples)
+        _check_unique(request.name(role), samples)
+        with _bar(f"scoring {role}") as progress:
+            clips = scored_clips(
+                samples, scorers, cache, options.batch_size, options.device, progress
+            )
+        sets.append(ClipSet(request.name(role), setting, role, clips, source))
+    sets.sort(key=lambda one: one.role)  # original before trained, as in the paper's tables
+    return Results(tuple(scorer.facts for scorer in scorers), tuple(sets))
+
+
+def _request(
+    options: argparse.Namespace,
+    config: Configuration,
+    model: str | None,
+    read_prompts: ReadPrompts,
+) -> _Request:
     asked = PartialSampling(
         options.steps,
         options.guidance,
@@ -204,43 +285,40 @@ def evaluate(
     )
     is_folder = model is not None and Path(model).is_dir()
     recorded = recorded_sampling(model) if is_folder else PartialSampling()
-    how = merged(asked, config.facts.evaluation, recorded)
-    wanted = _prompts(options, config, how, read_prompts)
-    own = options.role or (
-        TRAINED if options.baseline or options.generations else _role(model, options.adapter)
-    )
-    sides = {own: options.generations or model} | (
-        {ORIGINAL: options.baseline} if options.baseline else {}
-    )
-    if wanted:
-        check_prompts(scorers, wanted)
+    sampling = merged(asked, config.facts.evaluation, recorded)
+    if options.prompts is not None:
+        prompts = tuple(read_prompts(options.prompts, sampling.negative, sampling.seconds))
+    else:
+        prompts = config.prompts(options.which or WHICH[0]) if _is_sampled(options) else ()
+    if options.role or options.baseline:
+        role = options.role or TRAINED
+    else:
+        role = CLIPS if options.generations else _role(model, options.adapter)
+    sides = {role: options.generations or model}
+    if options.baseline:
+        sides[ORIGINAL] = options.baseline
+    return _Request(options, config, sampling, sides, prompts)
+
+
+def _folders(
+    request: _Request, scorers: Sequence[Scorer], read_table: ReadTable
+) -> dict[str, tuple[Sample, ...]]:
+    """Role -> clips, of the sides that are folders."""
+    label_keys = list(dict.fromkeys(one.label_key for one in scorers if one.label_key))
     folders = {}
-    for role, place in sides.items():
-        if options.generations if role == own else is_generations(place):
-            folders[role] = folder_samples(
-                Path(place), options.table if role == own else None, read_table, keys, wanted
-            )
-            check_prompts(scorers, [sample.prompt for sample in folders[role]])
-    cache = ScoreCache(options.out / "scores.json")
-    sets = []
-    for role, place in sides.items():
-        adapters = [parse_adapter(text) for text in options.adapter] if role == own else []
-        if role in folders:
-            samples, source = folders[role], {"folder": Path(place).name}
-        else:
-            samples, source = _sampled(
-                options, place, adapters, config, how, wanted, options.out / "clips" / role
-            )
-        name = options.name if options.name and role == own else _name(place, adapters)
-        setting = options.setting or _setting(sides, folders, how, samples)
-        sets.append(_scored_set(name, setting, role, samples, source, scorers, cache, options))
-    sets.sort(key=lambda one: one.role)  # original before trained, as in the paper's tables
-    return Results(tuple(scorer.facts for scorer in scorers), tuple(sets))
+    for role, place in request.sides.items():
+        if not request.is_folder(role):
+            continue
+        table = request.options.table if role == request.role else None
+        samples = folder_samples(Path(place), table, read_table, label_keys, request.prompts)
+        check_prompts(scorers, [sample.prompt for sample in samples])
+        folders[role] = samples
+    return folders
 
 
 def _role(model: str, adapters: Sequence[str]) -> str:
-    """Trained: with adapters, a run, an adapter and what was exported from a run; everything else
-    is a model as it was found.
+    """Trained for a model with adapters, a run, an adapter, and what was exported from a run;
+    original for every other model.
     """
     if adapters:
         return TRAINED
@@ -256,86 +334,57 @@ def _role(model: str, adapters: Sequence[str]) -> str:
     return TRAINED if config.get("kind") == "adapter" or config.get("training") else ORIGINAL
 
 
-def _prompts(
-    options: argparse.Namespace,
-    config: Configuration,
-    how: SamplingSettings,
-    read_prompts: ReadPrompts,
-) -> tuple[Prompt, ...]:
-    """Those to sample; for a folder of generations those that lend labels, if any."""
-    if options.prompts is not None:
-        return tuple(read_prompts(options.prompts, how.negative, how.seconds))
-    return config.prompts(options.which or WHICH[0]) if _is_sampled(options) else ()
-
-
 def _name(place: str, adapters: Sequence[tuple[str, float]]) -> str:
-    name = short_name(place) if Path(place).is_dir() else place
-    return " + ".join(
-        [
-            name,
-            *(
-                Path(adapter).name + ("" if strength == 1 else f" x {strength:g}")
-                for adapter, strength in adapters
-            ),
-        ]
-    )
+    parts = [short_name(place) if Path(place).is_dir() else place]
+    for adapter, strength in adapters:
+        parts.append(Path(adapter).name + ("" if strength == 1 else f" x {strength:g}"))
+    return " + ".join(parts)
 
 
 def _setting(
-    sides: dict[str, str], folders: dict[str, Any], how: SamplingSettings, samples: Sequence[Sample]
+    request: _Request, folders: dict[str, tuple[Sample, ...]], samples: Sequence[Sample]
 ) -> str:
-    """One for both sides: how they were sampled, or the name of the trained folder."""
+    """One for both sides: how they were sampled, or the name of the evaluated folder."""
     if folders:
-        return Path(sides.get(TRAINED) or sides[ORIGINAL]).resolve().name
+        return Path(request.sides[request.role]).resolve().name
     lengths = sorted({sample.prompt.seconds for sample in samples})
-    return (
-        f"{how.steps}-step,"
-        f" {'-'.join(f'{seconds:g}' for seconds in dict.fromkeys((lengths[0], lengths[-1])))} sec."
-    )
+    shown = "-".join(f"{seconds:g}" for seconds in dict.fromkeys((lengths[0], lengths[-1])))
+    return f"{request.sampling.steps}-step, {shown} sec."
 
 
-def _sampled(
-    options: argparse.Namespace,
-    model: str,
-    adapters: Sequence[tuple[str, float]],
-    config: Configuration,
-    how: SamplingSettings,
-    prompts: Sequence[Prompt],
-    folder: Path,
-) -> tuple[tuple[Sample, ...], dict[str, Any]]:
-    backbone = open_backbone(model, adapters, config, options.device)
+def _sampled(request: _Request, role: str) -> tuple[tuple[Sample, ...], dict[str, Any]]:
+    """The clips of a model, made now, and where they came from."""
+    options = request.options
+    model = request.sides[role]
+    adapters = request.adapters(role)
+    folder = options.out / "clips" / role
+    backbone = open_backbone(model, adapters, request.config, options.device)
     first = SEED if options.seed is None else options.seed
     seeds = range(first, first + (options.samples or SAMPLES))
     facts = {"model": _name(model, ()), "adapters": [list(adapter) for adapter in adapters]}
     with _bar(f"sampling {folder.name}") as progress:
         return model_clips(
-            backbone, prompts, seeds, how, folder, facts, options.batch_size, progress
+            backbone,
+            request.prompts,
+            seeds,
+            request.sampling,
+            folder,
+            facts,
+            options.batch_size,
+            progress,
         )
 
 
-def _scored_set(
-    name: str,
-    setting: str,
-    role: str,
-    samples: Sequence[Sample],
-    source: dict[str, Any],
-    scorers: Sequence[Scorer],
-    cache: ScoreCache,
-    options: argparse.Namespace,
-) -> ClipSet:
-    keys = [
-        (sample.prompt.id, number)
-        for sample, number in zip(samples, sample_numbers(samples), strict=True)
-    ]
-    doubled = next((key for key, count in Counter(keys).items() if count > 1), None)
+def _check_unique(name: str, samples: Sequence[Sample]) -> None:
+    """Raises ``UserError`` for two clips of one prompt and seed, which would count twice."""
+    prompts = [sample.prompt.id for sample in samples]
+    counts = Counter(zip(prompts, sample_numbers(samples), strict=True))
+    doubled = next((key for key, count in counts.items() if count > 1), None)
     if doubled is not None:
         raise UserError(
             f"{name}: two clips answer prompt {doubled[0]!r} with seed {doubled[1]}; a clip must"
             " not count twice"
         )
-    with _bar(f"scoring {role}") as progress:
-        clips = scored_clips(samples, scorers, cache, options.batch_size, options.device, progress)
-    return ClipSet(name, setting, role, clips, source)
 
 
 class _bar:
@@ -344,7 +393,8 @@ class _bar:
     def __init__(self, title: str) -> None:
         from rich.progress import Progress
 
-        self.bar, self.title = Progress(), title
+        self.bar = Progress()
+        self.title = title
 
     def __enter__(self) -> Callable[[int, int], None]:
         self.bar.start()
@@ -356,21 +406,31 @@ class _bar:
 
 
 def publish(out: Path, results: Results, players: int) -> str:
-    """Writes every file of an evaluation, all or none of them, and gives the tables as Markdown.
+    """Writes every file of an evaluation, all or none of them.
 
-    Raises what ``write_results`` and ``write_page`` raise.
+    Returns:
+        The tables as Markdown.
+
+    Raises:
+        UserError: as ``write_page``.
+        OSError: where the files cannot be written.
     """
     first, second, parts = all_tables(results)
     texts = {"table1.md": as_markdown(first), "table2.md": as_markdown([*second, *parts])}
-    here = [
-        replace(one, clips=tuple(replace(c, file=os.path.relpath(c.file, out)) for c in one.clips))
-        for one in results.sets
-    ]
     # A full disk leaves the older files, not new tables beside an old report.
     with files_written_together(out) as together:
         for name, text in texts.items():
             (together / name).write_text(text, encoding="utf-8")
-        write_results(together / RESULTS, replace(results, sets=tuple(here)), summary(results))
+        write_results(together / RESULTS, _relative_to(out, results), summary(results))
         title = f"Evaluation: {out.resolve().name}"
         write_page(together, title, results, [*first, *second], parts, players)
     return as_markdown([*first, *second]) + f"\n{out / 'report.html'}\n"
+
+
+def _relative_to(out: Path, results: Results) -> Results:
+    """``results`` with the files of all clips as paths from ``out``."""
+    sets = []
+    for one in results.sets:
+        clips = [replace(clip, file=os.path.relpath(clip.file, out)) for clip in one.clips]
+        sets.append(replace(one, clips=tuple(clips)))
+    return replace(results, sets=tuple(sets))

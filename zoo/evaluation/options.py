@@ -1,4 +1,4 @@
-"""The options of ``tools/evaluate.py``; light, so that ``--help`` is there at once."""
+"""The options of ``tools/evaluate.py``; this file imports nothing heavy, for a quick ``--help``."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
             "run"
         ),
     )
-    add("--samples", type=int, help=f"clips a prompt (default: {SAMPLES})")
+    add("--samples", type=int, help=f"clips per prompt (default: {SAMPLES})")
     add(
         "--seed",
         type=int,
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         choices=[TRAINED, ORIGINAL],
         help=(
             "what a model without --baseline is in Table 2 "
-            "(default: trained for clips, runs and adapters, else original)"
+            "(default: trained for runs and adapters, clips for a folder, else original)"
         ),
     )
     add(
@@ -136,5 +136,10 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("evaluation"),
         help="folder; an interrupted evaluation goes on in it",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the tables and pages of the evaluation that --out holds",
     )
     return parser

@@ -1,6 +1,5 @@
-"""Pictures and page of an evaluation:
-
-``confusion.png``, ``tables.png`` and a ``report.html`` that opens offline.
+"""Pictures and page of an evaluation: ``confusion.png``, ``tables.png`` and a ``report.html`` that
+opens offline.
 """
 
 from __future__ import annotations
@@ -12,13 +11,23 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from zoo.evaluation.results import ORIGINAL, ClipSet, Results, ScoredClip, ScorerFacts
+from zoo.evaluation.results import (
+    CLIPS,
+    ORIGINAL,
+    TRAINED,
+    ClipSet,
+    Results,
+    ScoredClip,
+    ScorerFacts,
+)
 from zoo.evaluation.statistics import SCORE, Accuracy, Estimate, accuracy, has, mean
 from zoo.evaluation.tables import Line, Table, as_html, lines, one_class_means
 from zoo.files import written_beside
 from zoo.html_pages import page, picture, player
 
-CONFUSION, TABLES, REPORT = "confusion.png", "tables.png", "report.html"
+CONFUSION = "confusion.png"
+TABLES = "tables.png"
+REPORT = "report.html"
 _COLUMNS = 3  # confusion matrices side by side
 
 
@@ -29,7 +38,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Text as matplotlib draws it and no formula: a dollar sign would start one."""
+    """Text for matplotlib, where a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
 
 
@@ -39,30 +48,28 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def draw_confusion(results: Results, path: Path) -> bool:
-    """Share of each asked-for class (row) that is called each class (column), one matrix a set and
-    classifier.
+    """Draws which share of each requested class (row) is called each class (column): one matrix per
+    set and classifier.
 
-    Draws nothing and gives False when nothing was classified. Raises ``OSError``.
+    Returns:
+        Whether anything was classified; else nothing is drawn.
+
+    Raises:
+        OSError: where the file cannot be written.
     """
-    drawn = [
-        (one, scorer, accuracy(one, scorer))
-        for scorer in results.scorers
-        for one in results.sets
-        if scorer.class_names
+    found = [
+        (one, scorer, accuracy(one, scorer)) for scorer in results.scorers for one in results.sets
     ]
-    drawn = [(one, scorer, found) for one, scorer, found in drawn if found is not None]
+    drawn = [(one, scorer, each) for one, scorer, each in found if each is not None]
     if not drawn:
         return False
     columns = min(_COLUMNS, len(drawn))
     rows = -(-len(drawn) // columns)
     figure = _figure(3.6 * columns, 3.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (one, scorer, found) in zip(axes, drawn):
-        _matrix(
-            axis,
-            found,
-            "\n".join([*wrap(one.title, 36), *wrap(f"{scorer.name}, n = {found.count}", 36)]),
-        )
+    for axis, (one, scorer, each) in zip(axes, drawn):
+        title = [*wrap(one.title, 36), *wrap(f"{scorer.name}, n = {each.count}", 36)]
+        _matrix(axis, each, "\n".join(title))
     for axis in axes[len(drawn) :]:
         axis.axis("off")
     _save(figure, path)
@@ -70,10 +77,11 @@ def draw_confusion(results: Results, path: Path) -> bool:
 
 
 def _matrix(axis: Any, found: Accuracy, title: str) -> None:
-    """A row that nothing asked for has dashes."""
+    """One confusion matrix; a class that nothing asked for has dashes."""
     shares = [[hits / max(1, sum(row)) for hits in row] for row in found.confusion]
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    places, names = range(len(found.class_names)), [_plain(name) for name in found.class_names]
+    places = range(len(found.class_names))
+    names = [_plain(name) for name in found.class_names]
     axis.set_xticks(places, names, rotation=30, fontsize=8)
     axis.set_yticks(places, names, fontsize=8)
     axis.set_xlabel("called", fontsize=8)
@@ -87,34 +95,18 @@ def _matrix(axis: Any, found: Accuracy, title: str) -> None:
 
 
 def draw_tables(results: Results, path: Path) -> None:
-    """Every scorer's numbers of every set with 95 % intervals: accuracies by class, else the mean
-    score. Raises ``OSError``.
+    """Draws every scorer's numbers of every set with 95 % intervals: accuracies by class, else the
+    mean score. Raises ``OSError``.
     """
     figure = _figure(11, 3.6 * len(results.scorers) + 0.4)
-    for axis, scorer in zip(
-        figure.subplots(len(results.scorers), 1, squeeze=False).flatten(), results.scorers
-    ):
-        if scorer.class_names:
-            _bars(axis, results.sets, [*scorer.class_names, "mean"], _of_classes(scorer))
-            for chance in one_class_means(results, scorer):
-                axis.axhline(
-                    chance, color="black", lw=0.8, ls=":", label="one class for every clip"
-                )
-            axis.set(title=_plain(f"accuracy by {scorer.title}"), ylim=(0, 1.02))
-        else:
-            classes = next(
-                (other.class_names for other in results.scorers if other.class_names), ()
-            )
-            _bars(axis, results.sets, [*classes, "all clips"], _of_scores(scorer, classes))
-            axis.set(title=_plain(f"mean score by {scorer.title}"))
+    axes = figure.subplots(len(results.scorers), 1, squeeze=False).flatten()
+    for axis, scorer in zip(axes, results.scorers, strict=True):
+        _numbers(axis, results, scorer)
         axis.grid(alpha=0.3, axis="y")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    drawn = {
-        label: handle
-        for axis in figure.axes
-        for handle, label in zip(*axis.get_legend_handles_labels())
-    }
+    labelled = [axis.get_legend_handles_labels() for axis in axes]
+    drawn = {label: handle for one in labelled for handle, label in zip(*one, strict=True)}
     figure.legend(
         drawn.values(),
         drawn.keys(),
@@ -124,6 +116,20 @@ def draw_tables(results: Results, path: Path) -> None:
         frameon=False,
     )
     _save(figure, path)
+
+
+def _numbers(axis: Any, results: Results, scorer: ScorerFacts) -> None:
+    """The bars of one scorer."""
+    if not scorer.class_names:
+        named = (other.class_names for other in results.scorers if other.class_names)
+        classes = next(named, ())
+        _bars(axis, results.sets, [*classes, "all clips"], _of_scores(scorer, classes))
+        axis.set(title=_plain(f"mean score by {scorer.title}"))
+        return
+    _bars(axis, results.sets, [*scorer.class_names, "mean"], _of_classes(scorer))
+    for chance in one_class_means(results, scorer):
+        axis.axhline(chance, color="black", lw=0.8, ls=":", label="one class for every clip")
+    axis.set(title=_plain(f"accuracy by {scorer.title}"), ylim=(0, 1.02))
 
 
 def _of_classes(scorer: ScorerFacts) -> Callable[[ClipSet], list[Estimate | None]]:
@@ -154,12 +160,13 @@ def _bars(
     names: Sequence[str],
     estimates: Callable[[ClipSet], list[Estimate | None]],
 ) -> None:
-    """A group of bars a name, the last one (of all clips) set apart; a setting has one colour, pale
-    where it is untrained.
+    """Draws a group of bars per name, the last one (of all clips) set apart; a setting has one
+    colour, pale where it is untrained.
     """
     from matplotlib import colormaps
 
-    width, settings = 0.8 / len(sets), list(dict.fromkeys(one.setting for one in sets))
+    width = 0.8 / len(sets)
+    settings = list(dict.fromkeys(one.setting for one in sets))
     for shift, one in enumerate(sets):
         found = [(place, each) for place, each in enumerate(estimates(one)) if each is not None]
         if not found:
@@ -186,7 +193,7 @@ def _sides(each: Estimate) -> tuple[float, float]:
 
 
 def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[ScoredClip]]:
-    """Class (or "" without classes) -> ``count`` of its clips from best to worst score, evenly
+    """Chooses ``count`` clips per class (or "" without classes) from best to worst score, evenly
     spread over the ranks.
     """
     groups: dict[str, list[ScoredClip]] = {}
@@ -210,42 +217,38 @@ def _cell(clip: ScoredClip | None) -> str:
     for name, values in clip.values.items():
         called = f", called {clip.predicted[name]}" if name in clip.predicted else ""
         numbers.append(html.escape(f"{name} {values[SCORE]:+.3f}{called}"))
-    sound = (
-        player(Path(clip.file))
-        if Path(clip.file).is_file()
-        else '<span class="note">the file is not here</span>'
-    )
+    is_here = Path(clip.file).is_file()
+    gone = '<span class="note">the file is not here</span>'
+    sound = player(Path(clip.file)) if is_here else gone
     return f"<td>{sound}{'<br>'.join(numbers)}</td>"
 
 
 def _players(line: Line, scorers: Sequence[ScorerFacts], count: int) -> str:
-    scorer = next((each for each in scorers if has(line.some, each, SCORE)), None)
+    """A table of players: the best and the worst clips of a line's set, beside the original's."""
+    scorer = next((each for each in scorers if has(line.one, each, SCORE)), None)
     if scorer is None:
         return ""
-    sides = [
-        (name, one)
-        for name, one in (("original", line.original), ("trained", line.trained))
-        if one is not None
-    ]
-    found = [{clip.key: clip for clip in one.clips} for _, one in sides]
+    sides = [{clip.key: clip for clip in one.clips} for one in line.by_role.values()]
     rows = []
-    for name, clips in chosen(line.some, scorer, count).items():
+    for name, clips in chosen(line.one, scorer, count).items():
         for place, clip in enumerate(clips):
             rank = "best" if place == 0 else "worst" if place == len(clips) - 1 else "between"
             what = html.escape(f"{name or 'all'}: {rank}")
-            cells = "".join(_cell(side.get(clip.key)) for side in found)
+            text = html.escape(clip.text)
+            cells = "".join(_cell(side.get(clip.key)) for side in sides)
             rows.append(
-                f'<tr><td>{what}<br><span class="note">{html.escape(clip.text)} (sample'
-                f" {clip.sample})</span></td>{cells}</tr>"
+                f'<tr><td>{what}<br><span class="note">{text} (sample {clip.sample})</span></td>'
+                f"{cells}</tr>"
             )
-    head = "".join(f"<th>{name}: {html.escape(one.name)}</th>" for name, one in sides)
-    by = html.escape(
-        f"Best and worst of {'the trained model' if line.trained else 'the model'} by"
-        f" {scorer.title}."
+    head = "".join(
+        f"<th>{role}: {html.escape(one.name)}</th>" for role, one in line.by_role.items()
     )
+    whose = "the trained model" if line.one.role == TRAINED else "the model"
+    whose = "the clips" if line.one.role == CLIPS else whose
+    by = html.escape(f"Best and worst of {whose} by {scorer.title}.")
     return (
-        f"<h2>{html.escape(line.title)}</h2><p"
-        f' class="note">{by}</p><table><tr><th>clip</th>{head}</tr>{"".join(rows)}</table>'
+        f'<h2>{html.escape(line.title)}</h2><p class="note">{by}</p>'
+        f"<table><tr><th>clip</th>{head}</tr>{''.join(rows)}</table>"
     )
 
 
@@ -257,10 +260,19 @@ def write_page(
     more: Sequence[Table],
     players: int = 3,
 ) -> Path:
-    """``report.html`` with ``tables``, pictures, ``players`` clips a class, and ``more`` tables;
-    both pictures are drawn first.
+    """Writes ``report.html``, after the two pictures that it holds.
 
-    Raises ``OSError``, and ``UserError`` for a clip that cannot be read.
+    Args:
+        folder: where the page and the pictures go.
+        title: of the page.
+        results: for pictures and players.
+        tables: at the head of the page.
+        more: tables at its end.
+        players: clips per class.
+
+    Raises:
+        OSError: where the files cannot be written.
+        UserError: for a clip that cannot be read.
     """
     draw_tables(results, folder / TABLES)
     is_classified = draw_confusion(results, folder / CONFUSION)

@@ -1,5 +1,5 @@
-"""What an evaluation knows of every clip, and its file ``results.json``, from which all tables and
-pages can be made again.
+"""What an evaluation knows of every clip, and its file ``results.json``, from which all tables
+and pages can be made again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from zoo.files import parsed_json, written_beside
 
 RESULTS = "results.json"
 FORMAT = 1
-ORIGINAL, TRAINED = "original", "trained"
+# the roles of a set of clips
+ORIGINAL = "original"
+TRAINED = "trained"
+CLIPS = "clips"  # of files alone nobody knows whether a trained model made them
 
 
 @dataclass(frozen=True)
 class ScorerFacts:
-    """``name``: the scorer's checkpoint, part of every number's name.
+    """What results say of a scorer.
 
-    ``fingerprint``: hash of its weights and settings.
-
-    ``class_names``: of a classifier, in its order; empty for a scorer that only gives a number.
-    ``title`` heads its columns.
+    - ``name``: its checkpoint, part of every number's name.
+    - ``title``: the head of its columns.
+    - ``fingerprint``: hash of its weights and settings.
+    - ``class_names``: of a classifier, in its order; empty for a scorer that only gives a number.
     """
 
     name: str
@@ -36,12 +39,12 @@ class ScorerFacts:
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """One clip: its file, its prompt, and by scorer the numbers (``score`` and every part) and
-    classes.
+    """One clip: its file, its prompt, and what every scorer says of it.
 
-    ``sample``: number of the clip among those of its prompt: the seed of its noise where that is
-    known. ``wanted`` and
-    ``predicted``: scorer -> class, of classifiers only.
+    - ``sample``: number of the clip among those of its prompt: the seed of its noise where that is
+      known.
+    - ``values``: scorer -> name of a number (``score``, or a part) -> number.
+    - ``wanted``, ``predicted``: scorer -> class, of classifiers only.
     """
 
     file: str
@@ -60,11 +63,11 @@ class ScoredClip:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """The clips of one model:
+    """The clips of one model.
 
-    ``setting`` is its row of Table 2, such as "19-step, 10 sec."; ``role``: original or trained.
-
-    ``source``: where the clips came from and how they were sampled, as plain values.
+    - ``setting``: its row of Table 2, such as "19-step, 10 sec.".
+    - ``role``: ``original``, ``trained``, or ``clips`` where that is not known.
+    - ``source``: where the clips came from and how they were sampled, as plain values.
     """
 
     name: str
@@ -85,30 +88,26 @@ class Results:
 
 
 def pairs(first: ClipSet, second: ClipSet) -> list[tuple[ScoredClip, ScoredClip]] | None:
-    """The clips of both sets side by side, by prompt and sample number; None when the sets are not
-    of the same clips.
+    """The clips of both sets side by side, by prompt and sample number.
+
+    None when the sets do not hold the same clips.
     """
     others = {clip.key: clip for clip in second.clips}
-    if (
-        len(others) < len(second.clips)
-        or {clip.key for clip in first.clips} != others.keys()
-        or len(first.clips) != len(others)
-    ):
+    is_unique = len(others) == len(second.clips) == len(first.clips)
+    if not is_unique or {clip.key for clip in first.clips} != others.keys():
         return None
     return [(clip, others[clip.key]) for clip in first.clips]
 
 
-def baseline_of(trained: ClipSet, sets: Sequence[ClipSet]) -> ClipSet | None:
-    """The original of a trained model's setting; of several the one with the same clips, else the
-    first. None: there is none.
+def baseline_of(one: ClipSet, sets: Sequence[ClipSet]) -> ClipSet | None:
+    """The original that a trained model is compared with: of its setting, and of several the one
+    with the same clips, else the first. None for other roles, and where there is none.
     """
-    originals = [
-        other for other in sets if other.role == ORIGINAL and other.setting == trained.setting
-    ]
-    return next(
-        (other for other in originals if pairs(trained, other) is not None),
-        originals[0] if originals else None,
-    )
+    if one.role != TRAINED:
+        return None
+    originals = [other for other in sets if other.role == ORIGINAL and other.setting == one.setting]
+    same = [other for other in originals if pairs(one, other) is not None]
+    return next(iter([*same, *originals]), None)
 
 
 def write_results(path: Path, results: Results, summary: Mapping[str, Any]) -> None:
@@ -121,19 +120,17 @@ def write_results(path: Path, results: Results, summary: Mapping[str, Any]) -> N
 
 
 def read_results(folder: Path) -> Results:
-    """Of an evaluated folder; files of clips as paths that can be opened from here.
+    """Reads the results of an evaluated folder; files of clips as paths that open from here.
 
-    Raises ``FileNotFoundError`` for no ``results.json``, ``UserError`` for one that is none.
+    Raises ``FileNotFoundError`` where there is no ``results.json``, ``UserError`` for another file
+    of that name.
     """
     path = folder / RESULTS
     if not path.is_file():
-        near = did_you_mean(
-            folder.name,
-            [place.name for place in folder.parent.glob("*") if (place / RESULTS).is_file()],
-        )
+        evaluated = [place.name for place in folder.parent.glob("*") if (place / RESULTS).is_file()]
         raise FileNotFoundError(
             f"{folder} has no {RESULTS}, so it was not evaluated with tools/evaluate.py --out;"
-            f" {near}"
+            f" {did_you_mean(folder.name, evaluated)}"
         )
     try:
         record = parsed_json(path.read_text(encoding="utf-8"))
@@ -143,23 +140,22 @@ def read_results(folder: Path) -> Results:
             ScorerFacts(**{**facts, "class_names": tuple(facts["class_names"])})
             for facts in record["scorers"]
         )
-        sets = []
-        for facts in record["sets"]:
-            clips = tuple(
-                replace(clip, file=str(folder / clip.file))
-                for clip in (ScoredClip(**row) for row in facts["clips"])
-            )
-            sets.append(ClipSet(**{**facts, "clips": clips}))
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
+        return Results(scorers, tuple(_clip_set(folder, facts) for facts in record["sets"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path} is not what tools/evaluate.py writes ({error!r}); evaluate again into that"
             " folder"
         ) from error
-    return Results(scorers, tuple(sets))
+
+
+def _clip_set(folder: Path, facts: Mapping[str, Any]) -> ClipSet:
+    clips = [ScoredClip(**row) for row in facts["clips"]]
+    here = tuple(replace(clip, file=str(folder / clip.file)) for clip in clips)
+    return ClipSet(**{**facts, "clips": here})
 
 
 def combined(parts: Mapping[str, Results]) -> Results:
-    """All sets of several results (by name of their folder), each set once; all scorers.
+    """Joins several results, by the name of their folder: each set once, and all scorers.
 
     Sets of equal name but other clips or numbers get their folder's name as well. A set lacks the
     numbers of scorers that it was not evaluated with. Raises ``UserError`` when one name stands

@@ -1,6 +1,4 @@
-"""Scorers by name, and the numbers that they give to audio files; what was scored once is kept
-beside the results.
-"""
+"""Scorers by name, and the numbers that they give to audio files, kept beside the results."""
 
 from __future__ import annotations
 
@@ -16,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.audio_files import read_audio
+from zoo.audio_files import decoded
 from zoo.errors import UserError, parsing
 from zoo.evaluation.results import ScoredClip, ScorerFacts
-from zoo.files import parsed_json, sha256_of, written_beside
+from zoo.files import parsed_json, written_beside
 from zoo.generation import score
 from zoo.generations import Sample
 from zoo.hub.registry import ENTRIES
@@ -30,6 +28,7 @@ from zoo.types import Prompt, Reward, RewardOutput, Waveform
 
 _SAVED_EVERY_S = 5.0
 Progress = Callable[[int, int], None]  # (done, total)
+Entry = dict[str, Any]  # what one scorer says of one clip, as plain values
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,17 @@ def fingerprint(reward: Reward) -> str:
     equal numbers.
     """
     digest = hashlib.sha256(type(reward).__qualname__.encode())
-    digest.update(
-        json.dumps(getattr(reward, "arguments", None), sort_keys=True, default=str).encode()
-    )
-    for name, tensor in (
-        sorted(reward.state_dict().items()) if isinstance(reward, nn.Module) else ()
-    ):
+    settings = getattr(reward, "arguments", None)
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    weights = reward.state_dict() if isinstance(reward, nn.Module) else {}
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 
 def as_scorer(name: str, reward: Reward) -> Scorer:
-    """``name``: of its checkpoint.
+    """A scorer of a reward, under the name of its checkpoint.
 
     A reward with ``class_names`` is a classifier: it must give parts ``p_<class>`` and have
     ``targets(prompts)``, the index of each prompt's class. A reward's own ``name`` heads its
@@ -70,34 +67,21 @@ def as_scorer(name: str, reward: Reward) -> Scorer:
     classes = tuple(getattr(reward, "class_names", ()))
     title = str(getattr(reward, "name", name))
     title = title if name in title else f"{title} ({name})"
-    return Scorer(
-        ScorerFacts(name, title, fingerprint(reward), classes),
-        reward,
-        getattr(reward, "label_key", None),
-    )
+    facts = ScorerFacts(name, title, fingerprint(reward), classes)
+    return Scorer(facts, reward, getattr(reward, "label_key", None))
 
 
 def open_scorers(
     names: Sequence[str], config_reward: Mapping[str, Any] | None, device: str
 ) -> tuple[Scorer, ...]:
-    """Scorers of zoo names, model folders, ``.yaml`` files (a ``_target_``, or a run's
-    configuration: its ``module.reward``), or ``config``: that of the configuration. Raises
-    ``UserError`` for an unknown name, one given twice, and what is no reward.
+    """Opens scorers by zoo name, model folder, ``.yaml`` file (a ``_target_``, or a run's
+    configuration: its ``module.reward``), or ``config``: the reward of the configuration.
+
+    Raises ``UserError`` for an unknown name, one given twice, and what is not a reward.
     """
     scorers: dict[str, Scorer] = {}
     for text in names:
-        if text == "config" and config_reward is None:
-            raise UserError(
-                "--rewards config is the reward of a configuration with module.reward; give"
-                " --config too"
-            )
-        if text == "config" or text.endswith((".yaml", ".yml")):
-            node = dict(config_reward or {}) if text == "config" else _reward_node(text)
-            check(node, text)
-            reward = instantiate(node, text)
-            name = _node_name(node) or str(getattr(reward, "checkpoint", "") or Path(text).stem)
-        else:
-            reward, name = load(text), text
+        name, reward = _opened(text, config_reward)
         if not callable(reward) or not hasattr(reward, "differentiable"):
             raise UserError(
                 f"--rewards: {text} is a {type(reward).__name__}, which scores nothing; name a"
@@ -113,6 +97,21 @@ def open_scorers(
             )
         scorers[name] = as_scorer(name, reward)
     return tuple(scorers.values())
+
+
+def _opened(text: str, config_reward: Mapping[str, Any] | None) -> tuple[str, Reward]:
+    """(name, reward) of one word after ``--rewards``."""
+    if text == "config" and config_reward is None:
+        raise UserError(
+            "--rewards config is the reward of a configuration with module.reward; give --config"
+            " too"
+        )
+    if text != "config" and not text.endswith((".yaml", ".yml")):
+        return text, load(text)
+    node = dict(config_reward or {}) if text == "config" else _reward_node(text)
+    check(node, text)
+    reward = instantiate(node, text)
+    return _node_name(node) or str(getattr(reward, "checkpoint", "") or Path(text).stem), reward
 
 
 def _reward_node(path: str) -> dict[str, Any]:
@@ -133,15 +132,12 @@ def _reward_node(path: str) -> dict[str, Any]:
 
 
 def _node_name(node: Mapping[str, Any]) -> str:
-    """What a reward's weights are called where it is built: name in the zoo, or file and folder of
-    its checkpoint; else empty.
+    """The name of a reward's weights in the node that builds it: a name in the zoo, or the last two
+    parts of the path of its checkpoint; else "".
     """
     path = node.get("path")
-    return str(
-        node.get("name")
-        or node.get("checkpoint")
-        or ("/".join(Path(str(path)).parts[-2:]) if path else "")
-    )
+    place = "/".join(Path(str(path)).parts[-2:]) if path else ""
+    return str(node.get("name") or node.get("checkpoint") or place)
 
 
 def short_name(path: str) -> str:
@@ -151,39 +147,39 @@ def short_name(path: str) -> str:
 
 
 def check_prompts(scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
-    """Raises ``UserError``, before anything is sampled or scored, when a classifier does not know
-    what a prompt asks for.
-    """
+    """Raises ``UserError`` when a classifier does not find the class that a prompt asks for."""
     for scorer in scorers:
-        if scorer.facts.class_names:
-            try:
-                scorer.reward.targets(prompts)
-            except UserError as error:
-                raise UserError(
-                    f"{scorer.facts.name}: {error} (a column {scorer.label_key!r} or 'label' of the"
-                    " table says what each prompt asks for)"
-                ) from error
+        if not scorer.facts.class_names:
+            continue
+        try:
+            scorer.reward.targets(prompts)
+        except UserError as error:
+            raise UserError(
+                f"{scorer.facts.name}: {error} (a column {scorer.label_key!r} or 'label' of the"
+                " table says what each prompt asks for)"
+            ) from error
 
 
 class ScoreCache:
     """Numbers by what they are of: the file's bytes, the prompt and the scorer.
 
-    Kept in one JSON file, never half-written.
+    Kept in one JSON file, which is never half-written.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._last = path, time.monotonic()
+        self.path = path
+        self._last = time.monotonic()
         try:
             found = parsed_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if not isinstance(found, dict):
                 raise UserError(f"it holds a {type(found).__name__}")
-            self.entries: dict[str, dict[str, Any]] = found
+            self.entries: dict[str, Entry] = found
         except ValueError as error:
             raise UserError(
                 f"{path} cannot be read ({error}); remove it, and the clips are scored again"
             ) from error
 
-    def put(self, key: str, entry: dict[str, Any]) -> None:
+    def put(self, key: str, entry: Entry) -> None:
         self.entries[key] = entry
         if time.monotonic() - self._last > _SAVED_EVERY_S:
             self.save()
@@ -202,47 +198,78 @@ def scored_clips(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[ScoredClip, ...]:
-    """Every sample's numbers by every scorer; ``progress`` counts clips times scorers.
+    """Scores every sample by every scorer, in one pass: a file is read once, and the waves of one
+    batch are in memory at a time.
 
     What is in the cache is not scored again; the cache is saved also when a later clip fails.
-    Raises ``UserError`` naming the file for a score that is not finite, for audio that cannot be
-    read, and for a classifier without its parts.
+
+    Args:
+        samples: the clips.
+        scorers: all give their numbers for all clips.
+        cache: where the numbers are kept.
+        batch_size: clips that are read and scored at once.
+        device: where the scorers are.
+        progress: is called with clips times scorers, done and in all.
+
+    Raises:
+        UserError: naming the file, for a score that is not finite and for audio that cannot be
+            read; for a classifier without its parts.
     """
-    hashes = [sha256_of(sample.path) for sample in samples]
-    found: list[dict[str, dict[str, Any]]] = [{} for _ in samples]
-    done, total = 0, len(samples) * len(scorers)
+    total = len(samples) * len(scorers)
+    keys: list[list[str]] = []  # per clip, per scorer
     try:
-        for scorer in scorers:
-            keys = [
-                _key(digest, sample.prompt, scorer.facts)
-                for digest, sample in zip(hashes, samples, strict=True)
-            ]
-            missing = [i for i, key in enumerate(keys) if key not in cache.entries]
-            done += len(samples) - len(missing)
-            for start in range(0, len(missing), batch_size):
-                rows = missing[start : start + batch_size]
-                for i, entry in zip(
-                    rows, _scored(scorer, [samples[i] for i in rows], device), strict=True
-                ):
-                    cache.put(keys[i], entry)
-                done += len(rows)
-                if progress is not None:
-                    progress(done, total)
-            entries = [cache.entries[key] for key in keys]
-            for own, entry, more in zip(
-                found, entries, _of_the_set(scorer, entries, samples), strict=True
-            ):
-                own[scorer.facts.name] = {**entry, "values": {**entry["values"], **more}}
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
+            keys += _score_batch(batch, scorers, cache, device)
+            if progress is not None:
+                progress(len(keys) * len(scorers), total)
     finally:
         cache.save()
+    found: list[dict[str, Entry]] = [{} for _ in samples]
+    for column, scorer in enumerate(scorers):
+        entries = [cache.entries[own[column]] for own in keys]
+        of_the_set = _of_the_set(scorer, entries, samples)
+        for record, entry, more in zip(found, entries, of_the_set, strict=True):
+            record[scorer.facts.name] = {**entry, "values": {**entry["values"], **more}}
+    numbers = sample_numbers(samples)
     return tuple(
         _clip(sample, number, own)
-        for sample, number, own in zip(samples, sample_numbers(samples), found, strict=True)
+        for sample, number, own in zip(samples, numbers, found, strict=True)
     )
 
 
+def _score_batch(
+    samples: Sequence[Sample], scorers: Sequence[Scorer], cache: ScoreCache, device: str
+) -> list[list[str]]:
+    """The keys of the numbers of every sample (by every scorer), which are in the cache then."""
+    contents = [sample.path.read_bytes() for sample in samples]
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    keys = [
+        [_key(digest, sample.prompt, scorer.facts) for scorer in scorers]
+        for digest, sample in zip(digests, samples, strict=True)
+    ]
+    waves: dict[int, Waveform] = {}
+    for column, scorer in enumerate(scorers):
+        missing = [i for i, own in enumerate(keys) if own[column] not in cache.entries]
+        for i in missing:
+            if i not in waves:
+                waves[i] = _decoded(samples[i].path, contents[i], device)
+        entries = _scored(scorer, [samples[i] for i in missing], [waves[i] for i in missing])
+        for i, entry in zip(missing, entries, strict=True):
+            cache.put(keys[i][column], entry)
+    return keys
+
+
+def _decoded(path: Path, content: bytes, device: str) -> Waveform:
+    try:
+        wave = decoded(content)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error
+    return Waveform(wave.samples_CN.to(device), wave.sample_rate_hz)
+
+
 def _of_the_set(
-    scorer: Scorer, entries: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+    scorer: Scorer, entries: Sequence[Entry], samples: Sequence[Sample]
 ) -> list[dict[str, float]]:
     """The parts that a reward gives by looking at all clips of a prompt (its ``combine``), such as
     diversity; its score stays the one that it gives a single clip. ``{}`` for other rewards, and
@@ -260,15 +287,11 @@ def _of_the_set(
     output = scorer.reward.combine(RewardOutput(parts.pop("score"), parts, vectors), prompts)
     more = {name: part.tolist() for name, part in output.parts.items() if name not in parts}
     for name, column in more.items():
-        bad = [
-            sample.path
-            for sample, value in zip(samples, column, strict=True)
-            if not math.isfinite(value)
-        ]
+        bad = [i for i, value in enumerate(column) if not math.isfinite(value)]
         if bad:
             raise UserError(
                 f"{scorer.facts.name} gave no finite {name} for {len(bad)} of {len(samples)} clips,"
-                f" the first {bad[0]}; leave them out of the table"
+                f" the first {samples[bad[0]].path}; leave them out of the table"
             )
     return [{name: column[i] for name, column in more.items()} for i in range(len(samples))]
 
@@ -289,26 +312,27 @@ def _key(digest: str, prompt: Prompt, facts: ScorerFacts) -> str:
     return hashlib.sha256(f"{digest} {facts.fingerprint} {asked}".encode()).hexdigest()[:32]
 
 
-def _clip(sample: Sample, number: int, own: Mapping[str, Mapping[str, Any]]) -> ScoredClip:
-    p = sample.prompt
-    classes = {
-        side: {name: entry[side] for name, entry in own.items() if side in entry}
-        for side in ("wanted", "predicted")
-    }
-    values = {name: entry["values"] for name, entry in own.items()}
-    return ScoredClip(str(sample.path), p.id, p.text, number, dict(p.labels), values, **classes)
-
-
-def _scored(scorer: Scorer, samples: Sequence[Sample], device: str) -> list[dict[str, Any]]:
-    facts, prompts = scorer.facts, [sample.prompt for sample in samples]
-    waves = [read_audio(sample.path) for sample in samples]
-    output = score(
-        scorer.reward, [Waveform(w.samples_CN.to(device), w.sample_rate_hz) for w in waves], prompts
+def _clip(sample: Sample, number: int, own: Mapping[str, Entry]) -> ScoredClip:
+    prompt = sample.prompt
+    return ScoredClip(
+        str(sample.path),
+        prompt.id,
+        prompt.text,
+        number,
+        dict(prompt.labels),
+        {name: entry["values"] for name, entry in own.items()},
+        wanted={name: entry["wanted"] for name, entry in own.items() if "wanted" in entry},
+        predicted={name: entry["predicted"] for name, entry in own.items() if "predicted" in entry},
     )
-    columns = {
-        name: part.tolist() for name, part in {"score": output.score_B, **output.parts}.items()
-    }
-    entries: list[dict[str, Any]] = [
+
+
+def _scored(scorer: Scorer, samples: Sequence[Sample], waves: Sequence[Waveform]) -> list[Entry]:
+    if not samples:
+        return []
+    output = score(scorer.reward, waves, [sample.prompt for sample in samples])
+    columns = {"score": output.score_B.tolist()}
+    columns |= {name: part.tolist() for name, part in output.parts.items()}
+    entries: list[Entry] = [
         {"values": {name: column[i] for name, column in columns.items()}}
         for i in range(len(samples))
     ]
@@ -319,17 +343,25 @@ def _scored(scorer: Scorer, samples: Sequence[Sample], device: str) -> list[dict
         for name, value in entry["values"].items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"{facts.name} gave {name} = {value} for {sample.path}; listen to that clip,"
-                    " and leave it out of the table if it is damaged"
+                    f"{scorer.facts.name} gave {name} = {value} for {sample.path}; listen to that"
+                    " clip, and leave it out of the table if it is damaged"
                 )
-    if facts.class_names:
-        absent = [f"p_{name}" for name in facts.class_names if f"p_{name}" not in columns]
-        if absent:
-            raise UserError(
-                f"{facts.name} has classes but gave no part {absent[0]!r}; its parts are"
-                f" {', '.join(columns)}"
-            )
-        for entry, wanted in zip(entries, scorer.reward.targets(prompts).tolist(), strict=True):
-            likely = max(facts.class_names, key=lambda name: entry["values"][f"p_{name}"])
-            entry |= {"wanted": facts.class_names[wanted], "predicted": likely}
+    if scorer.facts.class_names:
+        _classify(scorer, samples, entries)
     return entries
+
+
+def _classify(scorer: Scorer, samples: Sequence[Sample], entries: Sequence[Entry]) -> None:
+    """Adds to the entries which class each sample asks for, and which it is called."""
+    names = scorer.facts.class_names
+    given = entries[0]["values"]
+    absent = [f"p_{name}" for name in names if f"p_{name}" not in given]
+    if absent:
+        raise UserError(
+            f"{scorer.facts.name} has classes but gave no part {absent[0]!r}; its parts are"
+            f" {', '.join(given)}"
+        )
+    targets = scorer.reward.targets([sample.prompt for sample in samples]).tolist()
+    for entry, target in zip(entries, targets, strict=True):
+        entry["wanted"] = names[target]
+        entry["predicted"] = max(names, key=lambda name: entry["values"][f"p_{name}"])

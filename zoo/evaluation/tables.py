@@ -14,10 +14,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zoo.evaluation.results import TRAINED, ClipSet, Results, ScorerFacts, baseline_of
+from zoo.evaluation.results import (
+    CLIPS,
+    ORIGINAL,
+    TRAINED,
+    ClipSet,
+    Results,
+    ScorerFacts,
+    baseline_of,
+)
 from zoo.evaluation.statistics import (
     FEW_PROMPTS,
     SCORE,
+    Accuracy,
     Difference,
     Estimate,
     accuracy,
@@ -29,6 +38,7 @@ from zoo.evaluation.statistics import (
 )
 
 NONE = "-"
+DIFFERENCE = "difference"
 OVER_PROMPTS = (
     "95 % intervals are over prompts (Student's t of the prompts' means: a prompt counts once,"
     " however many clips it has). They speak for prompts like those of the set, in number as the"
@@ -38,7 +48,7 @@ OVER_PROMPTS = (
 
 @dataclass(frozen=True)
 class Table:
-    """``notes`` stand below it, one a line."""
+    """``notes`` stand below it, one per line."""
 
     title: str
     header: tuple[str, ...]
@@ -48,42 +58,46 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of Table 2: one side is None where a setting has only the other."""
+    """A line of Table 2: a set, and the original that it is compared with, if there is one."""
 
-    original: ClipSet | None
-    trained: ClipSet | None
+    one: ClipSet
+    original: ClipSet | None = None
 
     @property
-    def some(self) -> ClipSet:
-        return self.trained or self.original
+    def by_role(self) -> dict[str, ClipSet]:
+        """Role -> set, the original first."""
+        found = {} if self.original is None else {ORIGINAL: self.original}
+        return {**found, self.one.role: self.one}
 
     @property
     def title(self) -> str:
-        return (
-            self.some.setting
-            if self.trained is None
-            else f"{self.trained.setting} ({self.trained.name})"
-        )
+        is_trained = self.one.role == TRAINED
+        return f"{self.one.setting} ({self.one.name})" if is_trained else self.one.setting
 
     @property
     def sizes(self) -> str:
         """Clips (prompts), of the original and of the trained model where they differ."""
-        return " / ".join(
-            dict.fromkeys(sizes(one) for one in (self.original, self.trained) if one is not None)
-        )
+        return " / ".join(dict.fromkeys(sizes(one) for one in self.by_role.values()))
 
 
 def lines(results: Results) -> list[Line]:
-    """Every trained model with the original of its setting, then the originals that nothing was
-    trained from, in order.
+    """Every trained model with the original of its setting, then all other sets that nothing was
+    compared with, in order.
     """
     pairs = [
-        Line(baseline_of(one, results.sets), one) for one in results.sets if one.role == TRAINED
+        Line(one, baseline_of(one, results.sets)) for one in results.sets if one.role == TRAINED
     ]
     used = [line.original for line in pairs]
-    return pairs + [
-        Line(one, None) for one in results.sets if one.role != TRAINED and one not in used
-    ]
+    others = [one for one in results.sets if one.role != TRAINED and one not in used]
+    return pairs + [Line(one) for one in others]
+
+
+def columns(results: Results) -> tuple[str, ...]:
+    """The roles that occur, and ``difference`` where a trained model has its original."""
+    there = {one.role for one in results.sets}
+    roles = tuple(role for role in (ORIGINAL, TRAINED, CLIPS) if role in there)
+    is_compared = any(line.original is not None for line in lines(results))
+    return (*roles, DIFFERENCE) if is_compared else roles
 
 
 def shown(estimate: Estimate | None, digits: int = 2, signed: bool = False) -> str:
@@ -102,15 +116,12 @@ def shown(estimate: Estimate | None, digits: int = 2, signed: bool = False) -> s
 def shown_difference(difference: Difference | None, digits: int = 2) -> str:
     if difference is None:
         return NONE
-    return shown(difference.estimate, digits, signed=True) + (
-        "" if difference.is_paired else ", unpaired"
-    )
+    unpaired = "" if difference.is_paired else ", unpaired"
+    return shown(difference.estimate, digits, signed=True) + unpaired
 
 
 def few_prompts_note(sets: Sequence[tuple[str, ClipSet]]) -> list[str]:
-    """What is to be said where a set, given with its title, has few prompts; nothing where none
-    has.
-    """
+    """A note where one of the sets, each given with its title, has few prompts; else nothing."""
     few = sorted(
         {title for title, one in sets if len({clip.id for clip in one.clips}) < FEW_PROMPTS}
     )
@@ -127,36 +138,10 @@ def sizes(one: ClipSet) -> str:
 
 
 def table_1(results: Results, scorer: ScorerFacts) -> Table:
-    """One row a set: accuracy for every class, and the balanced mean."""
-    rows, notes = [], []
-    for one in results.sets:
-        found = accuracy(one, scorer)
-        if found is None:
-            continue
-        cells = []
-        for each in found.classes.values():
-            cells.append(
-                NONE
-                if each is None
-                else f"{shown(each)} ({found.confusion[len(cells)][len(cells)]}/{each.count})"
-            )
-        rows.append((one.title, sizes(one), *cells, shown(found.balanced)))
-        if baseline_of(one, results.sets) in (None, one):
-            notes.append(f"{one.title}: {power_note(found)}.")
-        absent = [name for name, each in found.classes.items() if each is None]
-        if absent:
-            notes.append(
-                f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other"
-                " classes."
-            )
-        alone = [
-            name for name, each in found.classes.items() if each is not None and each.prompts == 1
-        ]
-        if alone:
-            notes.append(
-                f"{one.title}: one prompt asked for each of {', '.join(alone)}; the interval of"
-                " such a class is Wilson's over its clips and speaks for that prompt only."
-            )
+    """One row per set: accuracy for every class, and the balanced mean."""
+    found = [(one, accuracy(one, scorer)) for one in results.sets]
+    known = [(one, each) for one, each in found if each is not None]
+    rows = tuple(_accuracy_row(one, each) for one, each in known)
     chances = ", ".join(f"{chance:.2f}" for chance in one_class_means(results, scorer))
     always = f"Calling every clip the same class gives a mean of at most {chances or NONE}."
     how = (
@@ -164,113 +149,132 @@ def table_1(results: Results, scorer: ScorerFacts) -> Table:
         f" as wide as Wilson's; of means over classes with {FEW_PROMPTS} prompts each or more, by"
         " bootstrap over prompts and their clips."
     )
-    few = few_prompts_note(
-        [(one.title, one) for one in results.sets if accuracy(one, scorer) is not None]
-    )
+    few = few_prompts_note([(one.title, one) for one, _ in known])
+    notes = [note for one, each in known for note in _accuracy_notes(results, one, each)]
     header = ("setting, model", "clips (prompts)", *scorer.class_names, "mean")
-    return Table(
-        f"Table 1: accuracy by {scorer.title}",
-        header,
-        tuple(rows),
-        (how, *few, always, _fingerprint(scorer), *notes),
-    )
+    title = f"Table 1: accuracy by {scorer.title}"
+    return Table(title, header, rows, (how, *few, always, _fingerprint(scorer), *notes))
+
+
+def _accuracy_row(one: ClipSet, found: Accuracy) -> tuple[str, ...]:
+    cells = []
+    for place, each in enumerate(found.classes.values()):
+        hits = found.confusion[place][place]
+        cells.append(NONE if each is None else f"{shown(each)} ({hits}/{each.count})")
+    return (one.title, sizes(one), *cells, shown(found.balanced))
+
+
+def _accuracy_notes(results: Results, one: ClipSet, found: Accuracy) -> list[str]:
+    """What so many clips can show (of sets that are compared with none), and which classes say
+    little.
+    """
+    notes = []
+    if baseline_of(one, results.sets) is None:
+        notes.append(f"{one.title}: {power_note(found)}.")
+    absent = [name for name, each in found.classes.items() if each is None]
+    if absent:
+        notes.append(
+            f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other"
+            " classes."
+        )
+    alone = [name for name, each in found.classes.items() if each is not None and each.prompts == 1]
+    if alone:
+        notes.append(
+            f"{one.title}: one prompt asked for each of {', '.join(alone)}; the interval of such a"
+            " class is Wilson's over its clips and speaks for that prompt only."
+        )
+    return notes
 
 
 def one_class_means(results: Results, scorer: ScorerFacts) -> list[float]:
     """The best balanced mean of calling every clip the same class, for each number of classes that
     a set asks for.
     """
-    found = (accuracy(one, scorer) for one in results.sets)
-    return sorted(
-        {
-            1 / sum(each is not None for each in one.classes.values())
-            for one in found
-            if one is not None
-        }
-    )
+    found = [accuracy(one, scorer) for one in results.sets]
+    counts = {
+        sum(each is not None for each in one.classes.values()) for one in found if one is not None
+    }
+    return sorted(1 / count for count in counts)
 
 
 def table_2(results: Results) -> Table:
-    """One row a trained model: original, trained and difference of every scorer: accuracy of
-    classifiers, else the mean score.
+    """One row per line: original, trained and difference of every scorer (see ``columns``);
+    accuracy of classifiers, else the mean score.
     """
-    header = ["setting (trained model)", "clips (prompts)"]
+    shown_columns = columns(results)
+    header = [_line_head(results), "clips (prompts)"]
     for scorer in results.scorers:
-        what = (
-            "accuracy"
-            if scorer.class_names
-            else "similarity"
-            if scorer.title.startswith("clap/")
-            else "score"
-        )
-        header += [f"{what} by {scorer.title}: original", "trained", "difference"]
+        first, *more = shown_columns
+        header += [f"{_measure(scorer)} by {scorer.title}: {first}", *more]
     rows = []
     for line in lines(results):
         row = [line.title, line.sizes]
         for scorer in results.scorers:
-            row += _triple(line, scorer)
+            cells = _accuracy_cells(line, scorer) if scorer.class_names else _cells(line, scorer)
+            row += [cells.get(name, NONE) for name in shown_columns]
         rows.append(tuple(row))
+    is_both = DIFFERENCE in shown_columns
     how = (
         f"{OVER_PROMPTS} Accuracies: means over classes, their intervals at least as wide as by"
-        " formula. Differences are paired by prompt and sample number unless they say otherwise."
+        " formula."
     )
-    rough = few_prompts_note([(line.title, line.some) for line in lines(results)])
+    if is_both:
+        how += " Differences are paired by prompt and sample number unless they say otherwise."
+    rough = few_prompts_note([(line.title, line.one) for line in lines(results)])
     notes = (how, *rough, *map(_fingerprint, results.scorers))
-    return Table("Table 2: original and trained", tuple(header), tuple(rows), notes)
+    title = (
+        "Table 2: original and trained" if is_both else f"Table 2: {' and '.join(shown_columns)}"
+    )
+    return Table(title, tuple(header), tuple(rows), notes)
 
 
-def _triple(line: Line, scorer: ScorerFacts) -> list[str]:
-    sides = (line.original, line.trained)
+def _line_head(results: Results) -> str:
+    is_trained = any(one.role == TRAINED for one in results.sets)
+    return "setting (trained model)" if is_trained else "setting"
+
+
+def _measure(scorer: ScorerFacts) -> str:
     if scorer.class_names:
-        found = [None if one is None else accuracy(one, scorer) for one in sides]
-        cells = [NONE if each is None else shown(each.balanced) for each in found]
-        both = None if None in found else accuracy_difference(*sides, scorer)
-        return [*cells, shown_difference(both)]
-    cells = [NONE if one is None else shown(mean(one, scorer), 3) for one in sides]
-    both = None if None in sides else mean_difference(*sides, scorer)
-    return [*cells, shown_difference(both, 3)]
+        return "accuracy"
+    return "similarity" if scorer.title.startswith("clap/") else "score"
+
+
+def _accuracy_cells(line: Line, scorer: ScorerFacts) -> dict[str, str]:
+    """Column (see ``columns``) -> cell."""
+    found = {role: accuracy(one, scorer) for role, one in line.by_role.items()}
+    cells = {role: shown(each.balanced) for role, each in found.items() if each is not None}
+    if line.original is not None and len(cells) == 2:
+        both = accuracy_difference(line.original, line.one, scorer)
+        cells[DIFFERENCE] = shown_difference(both)
+    return cells
+
+
+def _cells(line: Line, scorer: ScorerFacts, part: str = SCORE) -> dict[str, str]:
+    """Column (see ``columns``) -> cell, of means of one number."""
+    cells = {role: shown(mean(one, scorer, part), 3) for role, one in line.by_role.items()}
+    if line.original is not None:
+        both = mean_difference(line.original, line.one, scorer, part)
+        cells[DIFFERENCE] = shown_difference(both, 3)
+    return cells
 
 
 def parts_table(results: Results, scorer: ScorerFacts) -> Table:
-    """Means of the score and of each of its parts: original, trained and difference."""
+    """Means of the score and of every part that the scorer gave."""
+    shown_columns = columns(results)
     rows = []
     for line in lines(results):
-        for part in dict.fromkeys(
-            part for clip in line.some.clips for part in clip.values.get(scorer.name, {})
-        ):
-            if not has(line.some, scorer, part):
-                continue
-            sides = [
-                None if one is None else mean(one, scorer, part)
-                for one in (line.original, line.trained)
-            ]
-            both = (
-                None
-                if None in sides
-                else mean_difference(line.original, line.trained, scorer, part)
-            )
-            rows.append(
-                (
-                    line.title,
-                    line.sizes,
-                    part,
-                    *(shown(side, 3) for side in sides),
-                    shown_difference(both, 3),
-                )
-            )
-    header = (
-        "setting (trained model)",
-        "clips (prompts)",
-        "number",
-        "original",
-        "trained",
-        "difference",
-    )
+        parts = [part for clip in line.one.clips for part in clip.values.get(scorer.name, {})]
+        for part in dict.fromkeys(parts):
+            if has(line.one, scorer, part):
+                cells = _cells(line, scorer, part)
+                numbers = [cells.get(name, NONE) for name in shown_columns]
+                rows.append((line.title, line.sizes, part, *numbers))
+    header = (_line_head(results), "clips (prompts)", "number", *shown_columns)
     how = (
         f"{OVER_PROMPTS} Classes are not held fixed here, so an accuracy's interval can be wider"
         " than in Tables 1 and 2."
     )
-    rough = few_prompts_note([(line.title, line.some) for line in lines(results)])
+    rough = few_prompts_note([(line.title, line.one) for line in lines(results)])
     return Table(f"All numbers by {scorer.title}", header, tuple(rows), (how, *rough))
 
 
@@ -289,51 +293,51 @@ def all_tables(results: Results) -> tuple[list[Table], list[Table], list[Table]]
 
 def summary(results: Results) -> dict[str, Any]:
     """Every estimate as plain values, for ``results.json``."""
-    sets = {}
-    for one in results.sets:
-        record: dict[str, Any] = {}
-        for scorer in results.scorers:
-            found, score = accuracy(one, scorer), mean(one, scorer)
-            record[scorer.name] = {
-                "score": None if score is None else asdict(score),
-                "accuracy": None if found is None else asdict(found),
+    sets = {
+        one.title: {
+            scorer.name: {
+                "score": _plain(mean(one, scorer)),
+                "accuracy": _plain(accuracy(one, scorer)),
             }
-        sets[one.title] = record
+            for scorer in results.scorers
+        }
+        for one in results.sets
+    }
     differences = {}
     for line in lines(results):
-        if line.original is None or line.trained is None:
+        if line.original is None:
             continue
-        record = {}
-        for scorer in results.scorers:
-            by_kind = {
-                "score": mean_difference(line.original, line.trained, scorer, SCORE),
-                "accuracy": accuracy_difference(line.original, line.trained, scorer),
+        differences[f"{line.one.title} - {line.original.title}"] = {
+            scorer.name: {
+                "score": _plain(mean_difference(line.original, line.one, scorer)),
+                "accuracy": _plain(accuracy_difference(line.original, line.one, scorer)),
             }
-            record[scorer.name] = {
-                name: None if each is None else asdict(each) for name, each in by_kind.items()
-            }
-        differences[f"{line.trained.title} - {line.original.title}"] = record
+            for scorer in results.scorers
+        }
     return {"sets": sets, "differences": differences}
 
 
+def _plain(record: Estimate | Accuracy | Difference | None) -> dict[str, Any] | None:
+    return None if record is None else asdict(record)
+
+
 def as_markdown(tables: Sequence[Table]) -> str:
-    """A bar in a cell is escaped, a line end becomes a space."""
+    """Tables as Markdown: a bar in a cell is escaped, a line end becomes a space."""
     parts = []
     for table in tables:
         rows = [table.header, ["---"] * len(table.header), *table.rows]
-        body = "\n".join(
-            "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |"
-            for row in rows
-        )
+        body = "\n".join(f"| {' | '.join(map(_markdown_cell, row))} |" for row in rows)
         notes = "".join(f"\n- {note}" for note in table.notes)
-        parts.append(
-            f"## {table.title}\n\n{body}\n{notes}\n" if notes else f"## {table.title}\n\n{body}\n"
-        )
+        parts.append(f"## {table.title}\n\n{body}\n" + (f"{notes}\n" if notes else ""))
     return "\n".join(parts)
 
 
+def _markdown_cell(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
+
+
 def as_html(table: Table) -> str:
-    """Everything is escaped; an interval stands below its number."""
+    """A table as HTML: everything is escaped, an interval stands below its number."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
     body = "".join(
         "<tr>" + "".join(f"<td>{_html_cell(cell)}</td>" for cell in row) + "</tr>"
