@@ -41,7 +41,14 @@ from benchmarks.random_audioldm2 import RandomAudioLDM2
 from lightning_modules.rl.losses import clipped_policy_loss
 from lightning_modules.rl.ppo_update import MicroBatch, backward_steps
 from zoo.backbones.lora import add_lora
-from zoo.diffusion import Sampler, noise_generator, rollout, step_log_prob
+from zoo.diffusion import (
+    Sampler,
+    Schedule,
+    noise_generator,
+    replay_schedule,
+    rollout,
+    step_log_prob,
+)
 from zoo.files import written_beside
 from zoo.types import Backbone, Prompt, Trajectory
 
@@ -71,6 +78,7 @@ class Update:
     backbone: Backbone
     sampler: Sampler
     trajectory: Trajectory
+    schedule: Schedule
     steps: int
     advantage_B: Tensor
 
@@ -80,7 +88,7 @@ class Update:
         micro = MicroBatch(tuple(range(count)), steps_KN)
         backward_steps(
             self.backbone,
-            self.sampler,
+            self.schedule,
             trajectory,
             micro,
             trajectory.log_prob_SB,
@@ -128,7 +136,8 @@ def prepared(backbone: Backbone, steps: int, samples: int) -> Update:
     trajectory = rollout(
         backbone.predict, backbone.path, sampler, prompts, conditioning, negative, shape, generators
     )
-    return Update(backbone, sampler, trajectory, steps, torch.linspace(-1, 1, samples))
+    schedule = replay_schedule(backbone.path, sampler, trajectory)
+    return Update(backbone, sampler, trajectory, schedule, steps, torch.linspace(-1, 1, samples))
 
 
 def measure(

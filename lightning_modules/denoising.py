@@ -16,9 +16,8 @@ from torch import Tensor
 from datamodules.batches import AudioBatch, LatentBatch
 from lightning_modules.ema import EMA
 from lightning_modules.optimizers import card_settings, check_rates, optimizer_class
-from lightning_modules.rl.losses import min_snr_weights
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
-from zoo.diffusion import denoising_error, noise_generator
+from zoo.diffusion import denoising_error, min_snr_weights, noise_generator
 from zoo.errors import UserError, did_you_mean
 from zoo.hub.run_facts import RunFacts
 from zoo.types import Backbone, Prompt

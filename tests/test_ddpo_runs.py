@@ -235,9 +235,9 @@ def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monk
     scored = []
     from lightning_modules.rl import ppo_update
 
-    scoring = ppo_update.step_log_prob
+    scoring = ppo_update.replay_step
     monkeypatch.setattr(
-        ppo_update, "step_log_prob", lambda *a: (scored.extend(a[4].tolist()), scoring(*a))[1]
+        ppo_update, "replay_step", lambda *a: (scored.extend(a[3].tolist()), scoring(*a))[1]
     )
     fitted(module(train_steps=(1, 3)))
     assert set(scored) == {1, 2} and len(scored) == 16

@@ -10,12 +10,12 @@ import torch
 from lightning_modules.rl.losses import (
     clipped_policy_loss,
     kl_to_reference,
-    min_snr_weights,
     rescaled_clip_range,
 )
 from zoo.diffusion import (
     Sampler,
     VPDiscrete,
+    min_snr_weights,
     noise_generator,
     rollout,
     split,

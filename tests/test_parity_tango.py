@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.sounds.mixing import first_weight, levels_db, mixed
-from lightning_modules.rl.losses import min_snr_weights
 from zoo.backbones import mel_codec
 from zoo.backbones.mel_codec import (
     MelCodec,
@@ -31,6 +30,7 @@ from zoo.diffusion import (
     denoising_error,
     gaussian_step,
     guided_output,
+    min_snr_weights,
     rollout,
     target,
 )

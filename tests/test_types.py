@@ -185,45 +185,6 @@ def test_masks_go_with_their_rows_unless_they_are_shared():
     own = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)[:, None]
     assert trajectory(3, mask=shared).rows([2, 0]).scored_mask is shared
     assert torch.equal(trajectory(3, mask=own).rows([2, 0]).scored_mask, own[[2, 0]])
-    assert torch.equal(
-        Trajectory.cat([trajectory(3, mask=shared), trajectory(2, mask=shared)]).scored_mask, shared
-    )
-    mixed = Trajectory.cat([trajectory(2, mask=shared), trajectory(3, mask=own)])
-    assert torch.equal(mixed.scored_mask, torch.cat([shared, shared, own]))
-    alone = Trajectory.cat(
-        [trajectory(1, mask=row[None]) for row in own]
-    )  # one sample a part: its row is not for all
-    assert torch.equal(alone.scored_mask, own)
-    everything = Trajectory.cat([trajectory(2, mask=None), trajectory(1, mask=own[1:2])])
-    assert torch.equal(everything.scored_mask, torch.cat([torch.ones_like(own[:2]), own[1:2]]))
-
-
-@pytest.mark.parametrize("guided", [True, False])
-def test_rows_and_cat_are_inverse(guided):
-    whole = trajectory(5, guided=guided)
-    parts = [whole.rows(index) for index in ([0, 1], [2, 3], [4])]
-    again = Trajectory.cat(parts)
-    assert again.prompts == whole.prompts
-    assert torch.equal(again.latents_SB, whole.latents_SB) and torch.equal(
-        again.log_prob_SB, whole.log_prob_SB
-    )
-    assert torch.equal(again.conditioning["tokens_BLD"], whole.conditioning["tokens_BLD"])
-    assert (again.negative is None) == (not guided)
-
-
-def test_cat_pads_prompts_of_other_lengths_and_refuses_what_does_not_fit():
-    both = Trajectory.cat([trajectory(1, length=2), trajectory(2, length=3, offset=5.0)])
-    assert both.conditioning["tokens_BLD"].shape == (3, 3, 2) and both.clean[:, 0, 0].tolist() == [
-        0.0,
-        5.0,
-        6.0,
-    ]
-    with pytest.raises(ValueError, match="different schedules"):
-        Trajectory.cat([trajectory(1), trajectory(1, steps=4)])
-    with pytest.raises(ValueError, match="different schedules"):
-        Trajectory.cat([trajectory(1), dataclasses.replace(trajectory(1), std_S=torch.zeros(3))])
-    with pytest.raises(ValueError, match="guided and unguided"):
-        Trajectory.cat([trajectory(1), trajectory(1, guided=False)])
 
 
 def test_batches_move_with_their_weights():

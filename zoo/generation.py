@@ -135,10 +135,10 @@ def _sample(
     backbone: Backbone, sampler: Sampler, jobs: Sequence[tuple[Prompt, int]], device: torch.device
 ) -> list[Waveform]:
     prompts = [prompt for prompt, _ in jobs]
+    generators = [noise_generator(seed, 0, prompt.id, 0) for prompt, seed in jobs]
     with torch.no_grad():
         encoded = encode_sides(backbone, sampler, prompts, len(prompts))
-    generators = [noise_generator(seed, 0, prompt.id, 0) for prompt, seed in jobs]
-    _, wave_BCN = render(backbone, sampler, prompts, encoded, generators, device=device)
+        wave_BCN = render(backbone, sampler, prompts, encoded, generators, device=device)
     if not torch.isfinite(wave_BCN).all():
         raise UserError(
             "the model gave NaN or infinity; load it in float32 or lower the guidance scale"

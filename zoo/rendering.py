@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.backbones.lengths import one_latent_shape
-from zoo.diffusion import Sampler, rollout
+from zoo.diffusion import RolloutBuffers, Sampler, rollout, sample_latents
 from zoo.types import Backbone, Conditioning, Prompt, Trajectory
 
 
@@ -27,7 +27,11 @@ class EncodedPrompts:
     conditioning: Conditioning
     negative: Conditioning | None
 
-    def rows(self, index: Sequence[int]) -> EncodedPrompts:
+    def to(self, device: torch.device | str) -> EncodedPrompts:
+        negative = None if self.negative is None else self.negative.to(device)
+        return EncodedPrompts(self.conditioning.to(device), negative)
+
+    def rows(self, index: Sequence[int] | slice) -> EncodedPrompts:
         negative = None if self.negative is None else self.negative.rows(index)
         return EncodedPrompts(self.conditioning.rows(index), negative)
 
@@ -55,7 +59,6 @@ def encode_sides(
     )
 
 
-@torch.no_grad()
 def render(
     backbone: Backbone,
     sampler: Sampler,
@@ -65,8 +68,11 @@ def render(
     *,
     device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Trajectory, Tensor]:
+) -> Tensor:
     """Samples one wave per prompt.
+
+    Where gradients are enabled they flow from the waves through decoder and sampler to the weights;
+    so enter ``torch.no_grad()`` for waves to listen to.
 
     Args:
         backbone: makes the samples.
@@ -78,11 +84,37 @@ def render(
         progress: called as ``progress(done, steps)`` after each step.
 
     Returns:
-        The trajectory, and ``wave_BCN``: float32, cut to the prompts' length, not clipped.
+        ``wave_BCN``: float32, cut to the prompts' length, not clipped.
 
     Raises:
         UserError: for prompts of different lengths.
     """
+    clean = sample_latents(
+        backbone.predict,
+        backbone.path,
+        sampler,
+        encoded.conditioning,
+        encoded.negative,
+        one_latent_shape(backbone, prompts),
+        generators,
+        device=device,
+        progress=progress,
+    )
+    return decoded(backbone, clean, prompts)
+
+
+def roll_out(
+    backbone: Backbone,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    encoded: EncodedPrompts,
+    generators: Sequence[torch.Generator],
+    buffers: RolloutBuffers,
+    *,
+    device: torch.device | str,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Trajectory, Tensor]:
+    """The same waves as ``render``, and the trajectory that training needs, in ``buffers``."""
     trajectory = rollout(
         backbone.predict,
         backbone.path,
@@ -95,6 +127,12 @@ def render(
         scored_mask=backbone.scored_mask(prompts) if hasattr(backbone, "scored_mask") else None,
         device=device,
         progress=progress,
+        buffers=buffers,
     )
+    return trajectory, decoded(backbone, trajectory.clean, prompts)
+
+
+def decoded(backbone: Backbone, latent_BCT: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """``wave_BCN``, float32, cut to the length of the prompts."""
     samples = prompts[0].samples(backbone.sample_rate_hz)
-    return trajectory, backbone.decode(trajectory.clean).float()[..., :samples]
+    return backbone.decode(latent_BCT).float()[..., :samples]

@@ -203,6 +203,7 @@ class Trajectory:
     - ``std_S``: (S,); 0 where the step was deterministic.
     - ``scored_mask``: broadcasts against one latent batch; None when every element counts.
     - ``negative``: the unconditional side of guidance; None when guidance is off.
+    - ``unconditional_SB``: what the network put out for it, (S, B, *latent); None when not kept.
     """
 
     prompts: tuple[Prompt, ...]
@@ -213,6 +214,7 @@ class Trajectory:
     log_prob_SB: Tensor
     std_S: Tensor
     scored_mask: Tensor | None = None
+    unconditional_SB: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -224,7 +226,7 @@ class Trajectory:
 
     def rows(self, index: Sequence[int]) -> Trajectory:
         """The trajectory of some samples, with their own conditioning."""
-        index = [int(i) for i in index]
+        index, kept = [int(i) for i in index], self.unconditional_SB
         return replace(
             self,
             prompts=tuple(self.prompts[i] for i in index),
@@ -233,61 +235,13 @@ class Trajectory:
             latents_SB=self.latents_SB[:, index],
             log_prob_SB=self.log_prob_SB[:, index],
             scored_mask=self.mask_of(index),
+            unconditional_SB=None if kept is None else kept[:, index],
         )
 
     def mask_of(self, index: Tensor | Sequence[int]) -> Tensor | None:
         """``scored_mask`` of some samples."""
         mask = self.scored_mask
         return mask if mask is None or mask.shape[0] == 1 else mask[index]
-
-    @staticmethod
-    def cat(parts: Sequence[Trajectory]) -> Trajectory:
-        """Concatenates samples of the same schedule.
-
-        Raises ``UserError`` when schedules differ or only some parts were guided.
-        """
-        first = parts[0]
-        if any(
-            not torch.equal(part.times_S, first.times_S) or not torch.equal(part.std_S, first.std_S)
-            for part in parts
-        ):
-            raise UserError(
-                "trajectories of different schedules cannot be concatenated; roll them out with the"
-                " same steps"
-            )
-        negatives = [part.negative for part in parts if part.negative is not None]
-        if negatives and len(negatives) < len(parts):
-            raise UserError("guided and unguided trajectories cannot be concatenated")
-        return replace(
-            first,
-            prompts=tuple(prompt for part in parts for prompt in part.prompts),
-            conditioning=Conditioning.cat([part.conditioning for part in parts]),
-            negative=Conditioning.cat(negatives) if negatives else None,
-            latents_SB=torch.cat([part.latents_SB for part in parts], dim=1),
-            log_prob_SB=torch.cat([part.log_prob_SB for part in parts], dim=1),
-            scored_mask=_joined_mask(parts),
-        )
-
-
-def _joined_mask(parts: Sequence[Trajectory]) -> Tensor | None:
-    """One row if the same row holds for all samples, else one row per sample.
-
-    In a part without a mask every element counts.
-    """
-    given = [part.scored_mask for part in parts if part.scored_mask is not None]
-    if not given:
-        return None
-    if len(given) == len(parts) and all(
-        mask.shape[0] == 1 and torch.equal(mask, given[0]) for mask in given
-    ):
-        return given[0]
-    shape = torch.broadcast_shapes(*(mask.shape[1:] for mask in given))
-    masks = [
-        given[0].new_ones(1) if part.scored_mask is None else part.scored_mask for part in parts
-    ]
-    return torch.cat(
-        [mask.expand(len(part), *shape) for part, mask in zip(parts, masks, strict=True)]
-    )
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.losses import clipped_policy_loss, kl_to_reference
-from zoo.backbones.lora import reference
-from zoo.diffusion import Sampler, step_log_prob
+from zoo.backbones.lora import AdapterSwitch
+from zoo.diffusion import Schedule, replay_step
 from zoo.errors import UserError
 from zoo.types import Backbone, Prompt, Trajectory
 
@@ -250,19 +250,37 @@ def ratio_tolerance(
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """What one micro-batch saw, on the CPU:
+    """What one micro-batch saw:
 
-    ``ratio_KN`` (K, n); ``loss`` and ``kl_to_base`` summed over its pairs.
+    ``ratio_KN`` (K, n); ``loss_K`` and ``kl_to_base_K`` (K,), each summed over its rows.
     """
 
     ratio_KN: Tensor
-    loss: float
-    kl_to_base: float
+    loss_K: Tensor
+    kl_to_base_K: Tensor
+
+
+def on_cpu(records: Sequence[UpdateRecord]) -> list[UpdateRecord]:
+    """The same records on the CPU, fetched at once: an accelerator is waited for one time."""
+    if not records:
+        return []
+    kinds = ("ratio_KN", "loss_K", "kl_to_base_K")
+    tensors = [getattr(record, kind) for record in records for kind in kinds]
+    fetched = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    parts = fetched.split([tensor.numel() for tensor in tensors])
+    shaped = [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    return [UpdateRecord(*shaped[i : i + len(kinds)]) for i in range(0, len(shaped), len(kinds))]
+
+
+def _indices(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows (n) and steps (K, n) of a micro-batch on ``device``, moved at once."""
+    both = torch.cat([torch.tensor([micro.rows]), micro.steps_KN]).to(device)
+    return both[0], both[1:]
 
 
 def backward_steps(
     backbone: Backbone,
-    sampler: Sampler,
+    schedule: Schedule,
     trajectory: Trajectory,
     micro: MicroBatch,
     old_SB: Tensor,
@@ -273,55 +291,66 @@ def backward_steps(
     clip_range: float,
     advantage_clip: float,
     kl_weight: float,
+    adapter_off: AdapterSwitch | None = None,
+    reuse_unconditional: bool = False,
 ) -> UpdateRecord:
     """Forward and backward of each step of one micro-batch, one graph at a time, so memory does not
     grow with the steps.
 
     Gradients of all micro-batches add up to the gradient of the mean over ``terms`` (sample, step)
     pairs of the clipped policy loss plus ``kl_weight`` times the KL to the base model (adapter
-    off). ``old_SB`` (S, B), ``advantage_B`` (B,) are the round's.
+    off). The record stays on the device of the trajectory: nothing is read back from there.
+
+    Args:
+        backbone, schedule, trajectory: the policy, and the samples that it learns from.
+        micro: which rows and steps.
+        old_SB, advantage_B: log-probabilities (S, B) and advantages (B,) of the round.
+        terms: (sample, step) pairs of the optimiser step, over all processes.
+        backward: ``backward(loss)`` adds gradients.
+        clip_range, advantage_clip: see ``clipped_policy_loss``.
+        kl_weight: above 0 only with ``adapter_off``.
+        adapter_off: of the backbone's adapter; without one there is no base model to compare with.
+        reuse_unconditional: see ``replay_step``.
     """
-    device = trajectory.latents_SB.device
-    rows = torch.tensor(micro.rows, device=device)
-    ratios, loss_sum, kl_sum = [], 0.0, 0.0
-    score = partial(step_log_prob, backbone.predict, backbone.path, sampler, trajectory)
-    for step_N in micro.steps_KN:
+    rows, steps_KN = _indices(micro, trajectory.latents_SB.device)
+    score = partial(replay_step, backbone.predict, schedule, trajectory)
+    ratios, losses, divergences = [], [], []
+    for step_N in steps_KN:
         base_mean = None
         if kl_weight > 0:
-            with torch.no_grad(), reference(backbone):
-                _, base_mean, _ = score(step_N, micro.rows)
-        log_prob, mean, std = score(step_N, micro.rows)
-        old, advantage = old_SB[step_N.to(device), rows], advantage_B[rows]
-        policy = clipped_policy_loss(log_prob, old, advantage, clip_range, advantage_clip)
+            with torch.no_grad(), adapter_off():
+                _, base_mean, _ = score(step_N, rows)
+        log_prob, mean, std = score(step_N, rows, reuse_unconditional)
+        policy = clipped_policy_loss(
+            log_prob, old_SB[step_N, rows], advantage_B[rows], clip_range, advantage_clip
+        )
         loss = policy.loss * len(micro.rows)
+        divergence = torch.zeros_like(loss)
         if base_mean is not None:
-            kl = kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)).sum()
-            loss, kl_sum = loss + kl_weight * kl, kl_sum + kl.item()
+            divergence = kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)).sum()
+            loss = loss + kl_weight * divergence
         backward(loss / terms)
-        loss_sum += loss.item()
-        ratios.append((log_prob.detach() - old).exp())
-    return UpdateRecord(torch.stack(ratios).cpu(), loss_sum, kl_sum)
+        ratios.append(policy.ratio)
+        losses.append(loss.detach())
+        divergences.append(divergence.detach())
+    return UpdateRecord(torch.stack(ratios), torch.stack(losses), torch.stack(divergences))
 
 
 @torch.no_grad()
 def recomputed_log_prob(
-    backbone: Backbone, sampler: Sampler, trajectory: Trajectory, plan: Sequence[MicroBatch]
+    backbone: Backbone, schedule: Schedule, trajectory: Trajectory, plan: Sequence[MicroBatch]
 ) -> tuple[Tensor, float]:
     """Old log-probabilities (S, B) scored again in the very batches of the update; the largest
     |ratio - 1| of the stored ones.
     """
-    old_SB, gap = trajectory.log_prob_SB.clone(), 0.0
+    old_SB, gaps = trajectory.log_prob_SB.clone(), []
     for micro in plan:
-        rows = torch.tensor(micro.rows)
-        for step_N in micro.steps_KN:
-            log_prob, _, _ = step_log_prob(
-                backbone.predict, backbone.path, sampler, trajectory, step_N, micro.rows
-            )
-            gap = max(
-                gap, (log_prob - trajectory.log_prob_SB[step_N, rows]).expm1().abs().max().item()
-            )
+        rows, steps_KN = _indices(micro, old_SB.device)
+        for step_N in steps_KN:
+            log_prob, _, _ = replay_step(backbone.predict, schedule, trajectory, step_N, rows)
+            gaps.append((log_prob - trajectory.log_prob_SB[step_N, rows]).expm1().abs().max())
             old_SB[step_N, rows] = log_prob
-    return old_SB, gap
+    return old_SB, torch.stack(gaps).max().item() if gaps else 0.0
 
 
 def update_metrics(
@@ -336,8 +365,8 @@ def update_metrics(
     """
     ratio = torch.cat([record.ratio_KN.flatten() for record in records]).double()
     return {
-        "loss": sum(record.loss for record in records) / terms,
-        "kl_to_base": sum(record.kl_to_base for record in records) / terms,
+        "loss": sum(record.loss_K.double().sum().item() for record in records) / terms,
+        "kl_to_base": sum(record.kl_to_base_K.double().sum().item() for record in records) / terms,
         "ratio/mean": ratio.mean().item(),
         "ratio/min": ratio.min().item(),
         "ratio/max": ratio.max().item(),

@@ -6,9 +6,9 @@ Used by training and evaluation alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.reward_queue import RewardError, RewardQueue, Stopwatch
 from zoo.backbones.lengths import one_latent_shape
-from zoo.diffusion import Sampler, noise_generator
-from zoo.rendering import encode_sides, render
+from zoo.diffusion import RolloutBuffers, Sampler, noise_generator
+from zoo.rendering import EncodedPrompts, encode_sides, render, roll_out
 from zoo.types import Backbone, Prompt, Reward, Trajectory
 
 __all__ = [
@@ -70,56 +70,69 @@ def sample_and_score(
     seed: int,
     sample_batch_size: int,
     device: torch.device,
-    keep: str = "trajectory",
+    keep: Literal["trajectory", "wave"] = "trajectory",
     report: Report | None = None,
     reward_workers: int = 0,
     drop_failed: bool = False,
 ) -> ScoredSamples:
     """Roll out, decode and score ``batch`` in micro-batches of ``sample_batch_size``.
 
-    ``keep`` is "trajectory" (for training) or "wave" (for listening). Noise is keyed by (seed,
-    round, prompt id, sample index). ``reward_workers``: threads that score while sampling goes on
-    (0: in line); the numbers are the same. ``drop_failed``: samples of a reward call that raised
-    get NaN scores instead of an error. A backbone may have a method ``scored_mask(prompts)`` that
-    returns what of the latents reaches the listener (bool, broadcast against (B, *latent)) or None.
-    Waves are cut to ``prompt.seconds``. Raises ``RewardError`` (bad reward) and ``UserError``
-    (prompts of different lengths).
+    Latents are written into the round's buffers as they are made, so a round's trajectory exists
+    once. Waves are cut to ``prompt.seconds``.
+
+    Args:
+        backbone: one with a method ``scored_mask(prompts)`` says what of the latents reaches the
+            listener (bool, broadcast against (B, *latent), or None for all).
+        reward, sampler, batch: what is sampled, how, and who scores it.
+        seed: noise is keyed by (seed, round, prompt id, sample index).
+        sample_batch_size: samples at a time.
+        device: of the latents.
+        keep: "trajectory" (for training; with ``sampler.detach_unconditional`` also the
+            unconditional outputs, which take as much memory as the latents again) or "wave" (for
+            listening; of the latents only the last ones are ever kept).
+        report: ``report(phase, done, total)`` shows progress.
+        reward_workers: threads that score while sampling goes on (0: in line); the numbers are the
+            same.
+        drop_failed: samples of a reward call that raised get NaN scores instead of an error.
+
+    Raises: ``RewardError`` (bad reward) and ``UserError`` (prompts of different lengths).
     """
     report = report or (lambda phase, done, total: None)
-    one_latent_shape(backbone, batch.prompts)  # refused before anything is encoded
+    shape = one_latent_shape(backbone, batch.prompts)  # refused before anything is encoded
     sampling = Stopwatch(device)
     with sampling():
-        encoded = encode_sides(backbone, sampler, batch.prompts, sample_batch_size)
-    trajectories, waves = [], []
+        encoded = encode_sides(backbone, sampler, batch.prompts, sample_batch_size).to(device)
+        buffers = None
+        if keep == "trajectory":
+            buffers = RolloutBuffers.empty(sampler, len(batch), shape, device, True)
+    part: Trajectory | None = None
     total = len(batch) * sampler.steps
     scored = partial(report, "reward", total=len(batch))
+    waves: list[Tensor] = []
     with RewardQueue(
         reward, backbone.sample_rate_hz, device, reward_workers, scored, drop_failed
     ) as queue:
         for start in range(0, len(batch), sample_batch_size):
-            rows = range(start, min(start + sample_batch_size, len(batch)))
-            prompts = [batch.prompts[i] for i in rows]
+            rows = slice(start, min(start + sample_batch_size, len(batch)))
+            prompts, count = batch.prompts[rows], rows.stop - start
+            generators = [
+                noise_generator(seed, batch.round_index, prompt.id, index)
+                for prompt, index in zip(prompts, batch.sample_index[rows], strict=True)
+            ]
 
-            def progress(done: int, steps: int, start: int = start, count: int = len(rows)) -> None:
+            def progress(done: int, steps: int, start: int = start, count: int = count) -> None:
                 report("rollout", start * steps + done * count, total)
 
             with sampling():
-                trajectory, wave_BCN = render(
-                    backbone,
-                    sampler,
-                    prompts,
-                    encoded.rows(rows),
-                    [
-                        noise_generator(
-                            seed, batch.round_index, batch.prompts[i].id, batch.sample_index[i]
-                        )
-                        for i in rows
-                    ],
-                    device=device,
-                    progress=progress,
-                )
-            trajectories.append(trajectory if keep == "trajectory" else None)
-            waves.append(wave_BCN.to("cpu", copy=True) if keep == "wave" else None)
+                arguments = (backbone, sampler, prompts, encoded.rows(rows), generators)
+                if buffers is None:
+                    wave_BCN = render(*arguments, device=device, progress=progress)
+                else:
+                    part, wave_BCN = roll_out(
+                        *arguments, buffers.rows(rows), device=device, progress=progress
+                    )
+            if keep == "wave":
+                waves.append(wave_BCN.to("cpu", copy=True))
             queue.put(wave_BCN, prompts)
         outputs = queue.collect()
     parts, vectors = (
@@ -129,12 +142,33 @@ def sample_and_score(
         prompts=batch.prompts,
         score_B=torch.cat([output.score_B for output in outputs]),
         parts=_joined(parts),
-        trajectory=Trajectory.cat(trajectories) if keep == "trajectory" else None,
+        trajectory=None if part is None else _whole(part, backbone, batch, encoded, buffers),
         wave_BCN=torch.cat(waves) if keep == "wave" else None,
         seconds_sampling=sampling.seconds,
         seconds_reward=queue.seconds,
         seconds_reward_waited=queue.seconds_waited,
         vectors=_joined(vectors),
+    )
+
+
+def _whole(
+    part: Trajectory,
+    backbone: Backbone,
+    batch: PromptBatch,
+    encoded: EncodedPrompts,
+    buffers: RolloutBuffers,
+) -> Trajectory:
+    """The trajectory of a round, of which ``part`` is one micro-batch."""
+    mask = backbone.scored_mask(batch.prompts) if hasattr(backbone, "scored_mask") else None
+    return replace(
+        part,
+        prompts=batch.prompts,
+        conditioning=encoded.conditioning,
+        negative=encoded.negative,
+        latents_SB=buffers.latents_SB,
+        log_prob_SB=buffers.log_prob_SB,
+        scored_mask=None if mask is None else mask.to(buffers.latents_SB.device),
+        unconditional_SB=buffers.unconditional_SB,
     )
 
 

@@ -15,12 +15,14 @@ from lightning_modules.rl.losses import rescaled_clip_range
 from lightning_modules.rl.ppo_update import (
     OptimiserStep,
     backward_steps,
+    on_cpu,
     recomputed_log_prob,
     scored_elements,
     update_metrics,
     worst_ratio,
 )
-from zoo.diffusion import Sampler
+from zoo.backbones.lora import AdapterSwitch
+from zoo.diffusion import Sampler, check_scorable, replay_schedule
 from zoo.types import Backbone, Trajectory
 
 
@@ -61,43 +63,58 @@ def update_round(
         clip_range = rescaled_clip_range(
             clip_range, s["clip_reference_elements"], min(gather(scored_elements(trajectory)))
         )
+    schedule = replay_schedule(backbone.path, sampler, trajectory)
+    every = [micro for plan in plans for micro in plan.micro]
+    for micro in every:
+        check_scorable(schedule, micro.steps_KN)
+    adapter_off = AdapterSwitch.of(backbone) if s["kl_weight"] > 0 else None
+    # As long as nothing was learned, the unconditional outputs are those of the rollout. The first
+    # round computes them all the same: so the check of its ratio sees both sides of guidance.
+    is_known = trajectory.unconditional_SB is not None and batch.round_index > 0
+    may_reuse = is_known and not s["recompute_old_log_prob"]
     old_SB, gap = trajectory.log_prob_SB, 0.0
     if s["recompute_old_log_prob"]:
-        old_SB, gap = recomputed_log_prob(
-            backbone, sampler, trajectory, [micro for plan in plans for micro in plan.micro]
-        )
+        old_SB, gap = recomputed_log_prob(backbone, schedule, trajectory, every)
     records, norms, done, counted = [], [], 0, 0
-    total = sum(len(plan.micro) for plan in plans)
     for plan in plans:
         terms = sum(gather(plan.terms))
         counted += terms
-        worst, same_shapes = (0.0, "nothing"), True
+        seen = []
         for micro in plan.micro:
-            record = backward_steps(
-                backbone,
-                sampler,
-                trajectory,
-                micro,
-                old_SB,
-                advantage_B,
-                terms,
-                backward,
-                clip_range=clip_range,
-                advantage_clip=s["advantage_clip"],
-                kl_weight=s["kl_weight"],
+            seen.append(
+                backward_steps(
+                    backbone,
+                    schedule,
+                    trajectory,
+                    micro,
+                    old_SB,
+                    advantage_B,
+                    terms,
+                    backward,
+                    clip_range=clip_range,
+                    advantage_clip=s["advantage_clip"],
+                    kl_weight=s["kl_weight"],
+                    adapter_off=adapter_off,
+                    reuse_unconditional=may_reuse and not norms,
+                )
             )
-            records.append(record)
-            worst = max(worst, worst_ratio(record, micro, batch.prompts), key=lambda pair: pair[0])
-            same_shapes = same_shapes and len(micro.rows) == s["sample_batch_size"]
             done += 1
-            report("update", done, total)
+            report("update", done, len(every))
+        seen = on_cpu(seen)
+        records += seen
         if terms:
+            off = [
+                worst_ratio(record, micro, batch.prompts)
+                for record, micro in zip(seen, plan.micro, strict=True)
+            ]
+            worst = max(off, key=lambda pair: pair[0], default=(0.0, "nothing"))
+            same_shapes = all(len(micro.rows) == s["sample_batch_size"] for micro in plan.micro)
             ranks = gather((*worst, same_shapes))
             deviation, where, _ = max(ranks, key=lambda rank: rank[0])
             check(deviation, where, clip_range, all(same for _, _, same in ranks))
             norms.append(step())
-    every = [record for rank in gather(records) for record in rank]
-    return update_metrics(every, clip_range, counted) | {
+    records = [record for rank in gather(records) for record in rank]
+    return update_metrics(records, clip_range, counted) | {
         "grad_norm": sum(norms) / len(norms),
         "clip_range": clip_range,
         "old_log_prob_gap": max(gather(gap)),

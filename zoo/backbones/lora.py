@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -18,6 +19,7 @@ from zoo.types import Backbone
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 # Of alpha / rank. More is a mistake, or made to do harm: the model gives noise then.
 LARGEST_SCALE = 1000.0
@@ -141,17 +143,49 @@ def adapted(backbone: Backbone) -> PeftModel:
     return backbone.denoiser
 
 
-@contextmanager
-def reference(backbone: Backbone) -> Iterator[None]:
+@dataclass(frozen=True)
+class AdapterSwitch:
+    """Turns a backbone's adapter off and on again: ``with adapter_off(): ...``.
+
+    Inside, the backbone is bitwise its base model. The modules are walked once, when the switch is
+    made; it does not know of adapters that are added later.
+    """
+
+    layers: tuple[BaseTunerLayer, ...]
+    frozen: tuple[nn.Parameter, ...]  # peft makes all of an adapter trainable when it comes back
+
+    @staticmethod
+    def of(backbone: Backbone) -> AdapterSwitch:
+        """Raises ``UserError`` without an adapter."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        model = adapted(backbone)
+        layers = tuple(layer for layer in model.modules() if isinstance(layer, BaseTunerLayer))
+        own = [
+            parameter
+            for layer in layers
+            for name in layer.adapter_layer_names
+            for parameter in getattr(layer, name).parameters()
+        ]
+        return AdapterSwitch(layers, tuple(p for p in own if not p.requires_grad))
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        on = [layer for layer in self.layers if not layer.disable_adapters]
+        try:
+            for layer in on:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in on:
+                layer.enable_adapters(True)
+            for parameter in self.frozen:
+                parameter.requires_grad_(False)
+
+
+def reference(backbone: Backbone) -> AbstractContextManager[None]:
     """Inside, the adapter is off: the backbone is bitwise its base model.
 
     Raises ``UserError`` without an adapter.
     """
-    model = adapted(backbone)
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for parameter in frozen:  # peft makes the adapter trainable when it comes back
-            parameter.requires_grad_(False)
+    return AdapterSwitch.of(backbone)()

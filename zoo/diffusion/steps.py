@@ -4,12 +4,17 @@ the denoising error.
 ``x``, ``output``, ``clean``, ``noise`` are (B, ...) of any rank; ``alpha``, ``sigma`` and their
 ``_next`` are (B,): every row may be at another step. Results are float32 whatever the dtype that
 comes in.
+
+Values are refused (an alpha of 0, a std of 0, an empty mask) only where the tensors lie on the CPU:
+to read them back from an accelerator would make it wait at every step. ``Schedule`` and
+``step_log_prob`` refuse the same values on the CPU, before the first step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,9 +29,33 @@ SOLVERS = (
 )  # several predictions a step: for sampling only, they have no log-probability of one step
 
 
+def _any(condition: Tensor) -> bool:
+    """Whether it holds anywhere, as far as that is free to know: False on an accelerator."""
+    return condition.device.type == "cpu" and bool(condition.any())
+
+
 def _like(coefficient_B: Tensor, x: Tensor) -> Tensor:
     """A coefficient shaped (B, 1, ...), float32, on the device of ``x``."""
     return coefficient_B.to(device=x.device, dtype=torch.float32).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def check_determined(alpha: Tensor, sigma: Tensor, prediction: str) -> None:
+    """Raises ``UserError`` where a prediction does not determine the pair (clean, noise).
+
+    That is "eps" at alpha 0 and "x0" at sigma 0.
+    """
+    require_known("prediction", prediction, PREDICTIONS)
+    if prediction == "eps" and _any(alpha == 0):
+        raise UserError(
+            "an 'eps' prediction at pure noise (alpha 0) says nothing about the clean latent;"
+            " start the path below pure noise (VPCosine spacing='exponential', VPDiscrete) or"
+            " let the network predict 'v', 'velocity' or 'x0'"
+        )
+    if prediction == "x0" and _any(sigma == 0):
+        raise UserError(
+            "an 'x0' prediction at sigma 0 says nothing about the noise; a step must start at"
+            " sigma > 0"
+        )
 
 
 def split(
@@ -37,27 +66,15 @@ def split(
 
     "eps" is the noise, "x0" the clean latent, "v" is alpha * noise - sigma * clean (Salimans & Ho,
     arXiv 2202.00512), "velocity" is noise - clean (rectified flow, arXiv 2209.03003). Raises
-    ``UserError`` where the prediction does not determine the pair: "eps" at alpha 0, "x0" at sigma
-    0.
+    ``UserError`` where the prediction does not determine the pair (``check_determined``).
     """
-    require_known("prediction", prediction, PREDICTIONS)
+    check_determined(alpha, sigma, prediction)
     x, output = x.float(), output.float()
-    if prediction == "eps":
-        if bool((alpha == 0).any()):
-            raise UserError(
-                "an 'eps' prediction at pure noise (alpha 0) says nothing about the clean latent;"
-                " start the path below pure noise (VPCosine spacing='exponential', VPDiscrete) or"
-                " let the network predict 'v', 'velocity' or 'x0'"
-            )
-        return (x - _like(sigma, x) * output) / _like(alpha, x), output
-    if prediction == "x0":
-        if bool((sigma == 0).any()):
-            raise UserError(
-                "an 'x0' prediction at sigma 0 says nothing about the noise; a step must start at"
-                " sigma > 0"
-            )
-        return output, (x - _like(alpha, x) * output) / _like(sigma, x)
     a, s = _like(alpha, x), _like(sigma, x)
+    if prediction == "eps":
+        return (x - s * output) / a, output
+    if prediction == "x0":
+        return output, (x - a * output) / s
     if prediction == "v":
         norm = a * a + s * s
         return (a * x - s * output) / norm, (s * x + a * output) / norm
@@ -107,6 +124,53 @@ def step_std(
     return eta * shrink * (sigma**2 - kept**2 * sigma_next**2).clamp(min=0).sqrt()
 
 
+@dataclass(frozen=True)
+class StepCoefficients:
+    """What a Gaussian step needs to know of its place on the path, float32, one per step or row.
+
+    ``x = alpha * clean + sigma * noise`` before the step; the next latent has the mean
+    ``alpha_next * clean + direction * noise`` and the deviation ``std``.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_next: Tensor
+    direction: Tensor
+    std: Tensor
+
+    @staticmethod
+    def between(
+        alpha: Tensor,
+        sigma: Tensor,
+        alpha_next: Tensor,
+        sigma_next: Tensor,
+        *,
+        eta: float | Tensor,
+        rule: str = "ddim",
+    ) -> StepCoefficients:
+        """Of steps from (alpha, sigma) to (alpha', sigma'), computed in float64; on the CPU."""
+        std = step_std(alpha, sigma, alpha_next, sigma_next, eta=eta, rule=rule)
+        direction = (exact(sigma_next) ** 2 - std**2).clamp(min=0).sqrt()
+        numbers = (exact(alpha), exact(sigma), exact(alpha_next), direction, std)
+        return StepCoefficients(*(number.float() for number in numbers))
+
+    def to(self, device: torch.device | str) -> StepCoefficients:
+        return StepCoefficients(*(number.to(device) for number in self._numbers()))
+
+    def at(self, index: Tensor) -> StepCoefficients:
+        """Those of some steps, in that order."""
+        return StepCoefficients(*(number[index] for number in self._numbers()))
+
+    def _numbers(self) -> tuple[Tensor, ...]:
+        return self.alpha, self.sigma, self.alpha_next, self.direction, self.std
+
+
+def step_mean(x: Tensor, output: Tensor, at_B: StepCoefficients, prediction: str) -> Tensor:
+    """Mean (B, ...) of the next latents; gradients flow through ``x`` and ``output``."""
+    clean, noise = split(output, x, at_B.alpha, at_B.sigma, prediction)
+    return _like(at_B.alpha_next, clean) * clean + _like(at_B.direction, clean) * noise
+
+
 def gaussian_step(
     x: Tensor,
     output: Tensor,
@@ -123,26 +187,21 @@ def gaussian_step(
     learning here.
 
     ``mean = alpha' * clean + sqrt(sigma'^2 - std^2) * noise`` with ``std`` from ``step_std``.
-    Gradients flow through ``x`` and ``output``.
+    Gradients flow through ``x`` and ``output``. Rollout and training take the same step from a
+    ``Schedule``, which holds the coefficients of all steps.
     """
-    clean, noise = split(output, x, alpha, sigma, prediction)
-    std = step_std(alpha, sigma, alpha_next, sigma_next, eta=eta, rule=rule)
-    direction = (exact(sigma_next) ** 2 - std**2).clamp(min=0).sqrt()
-    return _like(alpha_next, clean) * clean + _like(direction, clean) * noise, std.float().to(
-        clean.device
-    )
+    at_B = StepCoefficients.between(alpha, sigma, alpha_next, sigma_next, eta=eta, rule=rule)
+    return step_mean(x, output, at_B, prediction), at_B.std.to(x.device)
 
 
-def second_order_term(
-    clean: Tensor, clean_before: Tensor, alpha_next: Tensor, levels: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
-    """What DPM-Solver++(2M) SDE adds to the mean of a first-order step with eta 1 (arXiv
-    2211.01095; its midpoint form).
+def second_order_factor(alpha_next: Tensor, levels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """What DPM-Solver++(2M) SDE multiplies the change of the clean latents with, to add it to the
+    mean of a first-order step with eta 1 (arXiv 2211.01095; its midpoint form). Float64, CPU.
 
-    ``clean`` and ``clean_before`` (B, ...): the clean latents by this step's and the last step's
-    prediction. ``levels``: noise levels sigma / alpha (B,) before the last step, before this one
-    and after it. alpha' (1 - l'^2/l^2) h / (2 h0) times the change of the clean latents, with h =
-    log(l/l') and h0 = log(l0/l). Raises ``UserError`` for a step that ends at level 0.
+    ``levels``: noise levels sigma / alpha before the last step, before this one and after it.
+    alpha' (1 - l'^2/l^2) h / (2 h0), with h = log(l/l') and h0 = log(l0/l). The change is that
+    from the clean latents by the last step's prediction to those by this step's. Raises
+    ``UserError`` for a step that ends at level 0.
     """
     before, now, after = (exact(level) for level in levels)
     if bool((after <= 0).any()):
@@ -150,8 +209,7 @@ def second_order_term(
             "a step to noise level 0 is of first order; leave the second-order term out"
         )
     share = torch.log(now / after) / torch.log(before / now)
-    factor = exact(alpha_next) * 0.5 * (1 - (after / now) ** 2) * share
-    return _like(factor, clean) * (clean - clean_before)
+    return exact(alpha_next) * 0.5 * (1 - (after / now) ** 2) * share
 
 
 def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
@@ -178,7 +236,7 @@ def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
         .reshape(values.shape[0], -1)
     )
     count_B = mask.sum(dim=1)
-    if bool((count_B == 0).any()):
+    if _any(count_B == 0):
         raise UserError(
             f"rows {(count_B == 0).nonzero().flatten().tolist()} have no scored element; check"
             " scored_mask"
@@ -196,7 +254,7 @@ def log_prob(
     ``x_next`` is an action that was taken: no gradient flows into it.
     Raises ``UserError`` naming the rows whose std is 0.
     """
-    if bool((std_B <= 0).any()):
+    if _any(std_B <= 0):
         rows = (std_B <= 0).nonzero().flatten().tolist()
         raise UserError(
             f"rows {rows} have std 0: a deterministic step has no log-probability; leave such steps"
@@ -236,3 +294,29 @@ def denoising_error(
     return scored_mean(
         (output - target(clean, noise, alpha, sigma, path.prediction)) ** 2, scored_mask
     )
+
+
+def min_snr_weights(
+    alpha_B: Tensor, sigma_B: Tensor, prediction: str, gamma: float = 5.0
+) -> Tensor:
+    """Weights (B,) for ``denoising_error`` such that the error of the *clean* latent weighs
+    min(SNR, gamma).
+
+    SNR = alpha^2 / sigma^2 (min-SNR, arXiv 2303.09556). On VP paths: "x0" min(SNR, gamma), "eps"
+    min(1, gamma / SNR),
+    "v" min(SNR, gamma) / (SNR + 1); "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2.
+    Finite at alpha 0 and sigma 0.
+    Raises ``UserError`` for an unknown prediction or a gamma that is not positive and finite.
+    """
+    require_known("prediction", prediction, PREDICTIONS)
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise UserError(f"gamma must be a positive number, got {gamma}")
+    alpha, sigma = alpha_B.float(), sigma_B.float()
+    capped = torch.minimum(alpha**2, gamma * sigma**2)
+    if prediction == "x0":
+        return torch.where(
+            sigma > 0, capped / (sigma**2).clamp(min=1e-30), torch.full_like(sigma, gamma)
+        )
+    if prediction == "eps":
+        return torch.where(alpha > 0, capped / (alpha**2).clamp(min=1e-30), torch.ones_like(alpha))
+    return capped / ((alpha**2 + sigma**2) ** 2 if prediction == "v" else (alpha + sigma) ** 2)
