@@ -8,6 +8,7 @@ import pytest
 import torch
 from toys import ToyBackbone, ToyReward, prompt_round
 
+from benchmarks.live_bytes import peak_live_bytes
 from datamodules.batches import PromptBatch
 from lightning_modules.rl import round_scores
 from lightning_modules.rl.advantages import PromptTracker
@@ -40,13 +41,15 @@ def backbone_with_adapter() -> ToyBackbone:
     return backbone
 
 
-def scored(batch: PromptBatch, backbone=None, reward=None, size: int = 4, **options):
+def scored(
+    batch: PromptBatch, backbone=None, reward=None, size: int = 4, sampler=Sampler(4), **options
+):
     backbone = ToyBackbone() if backbone is None else backbone
     device = torch.device("cpu")
     return sample_and_score(
         backbone,
         reward or ToyReward(),
-        Sampler(4),
+        sampler,
         batch,
         seed=0,
         sample_batch_size=size,
@@ -56,10 +59,21 @@ def scored(batch: PromptBatch, backbone=None, reward=None, size: int = 4, **opti
 
 
 class Updated:
-    """``update_round`` of four steps without an optimiser: gradients, what was checked, metrics."""
+    """``update_round`` of four steps without an optimiser: gradients, what was checked, metrics,
+    and how many rows the network was given.
+    """
 
-    def __init__(self, batch, trajectory, plans, advantage_B, **changes) -> None:
+    def __init__(
+        self, batch, trajectory, plans, advantage_B, sampler=Sampler(4), **changes
+    ) -> None:
         backbone, self.checked, self.gradients = backbone_with_adapter(), [], []
+        predict, self.rows = backbone.predict, 0
+
+        def counted(latent_BCT, time_B, conditioning):
+            self.rows += len(latent_BCT)
+            return predict(latent_BCT, time_B, conditioning)
+
+        backbone.predict = counted
         trained = [
             parameter for parameter in backbone.denoiser.parameters() if parameter.requires_grad
         ]
@@ -72,7 +86,7 @@ class Updated:
 
         self.metrics = update_round(
             backbone,
-            Sampler(4),
+            sampler,
             batch,
             trajectory,
             plans,
@@ -173,6 +187,63 @@ def test_log_probabilities_of_all_updates_are_scored_again(sampled):
     found = Updated(batch, moved, plans, torch.ones(8), recompute_old_log_prob=True).metrics
     assert found["ratio/min"] == found["ratio/max"] == 1
     assert found["old_log_prob_gap"] == pytest.approx(torch.tensor(0.05).expm1().item(), rel=1e-3)
+
+
+DETACHED = Sampler(4, 3.0, detach_unconditional=True)
+
+
+def test_the_first_optimiser_step_takes_the_unconditional_outputs_of_the_rollout():
+    batch, advantage_B = prompt_round(8, round_index=1), torch.linspace(-1, 2, 8)
+    trajectory = scored(batch, backbone_with_adapter(), sampler=DETACHED).trajectory
+    arguments = (planned(4, 2), advantage_B, DETACHED)
+    reused = Updated(batch, trajectory, *arguments)
+    fresh = Updated(batch, replace(trajectory, unconditional_SB=None), *arguments)
+    assert fresh.rows == 2 * 3 * 8  # both sides of three steps of each sample
+    assert reused.rows == fresh.rows - 3 * 4  # but for one side of the first optimiser step
+    for one, other in zip(reused.gradients, fresh.gradients, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert reused.metrics == fresh.metrics and fresh.metrics["loss"] != 0
+    spoiled = replace(trajectory, unconditional_SB=trajectory.unconditional_SB + 0.1)
+    assert Updated(batch, spoiled, *arguments).checked[0][0] > 1e-3  # the numbers are read
+
+
+def test_the_first_round_and_recomputed_rounds_compute_every_side():
+    advantage_B = torch.linspace(-1, 2, 8)
+    for round_index, is_recomputed in ((0, False), (1, True)):
+        batch = prompt_round(8, round_index)
+        trajectory = scored(batch, backbone_with_adapter(), sampler=DETACHED).trajectory
+        spoiled = replace(trajectory, unconditional_SB=trajectory.unconditional_SB * torch.nan)
+        arguments = (planned(4, 2), advantage_B, DETACHED)
+        found = Updated(batch, spoiled, *arguments, recompute_old_log_prob=is_recomputed)
+        assert all(deviation < 1e-6 for deviation, *_ in found.checked)
+        assert found.rows == 2 * 3 * 8 * (1 + is_recomputed)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(4, 3.0), Sampler(4, detach_unconditional=True)])
+def test_nothing_is_kept_of_a_side_that_learns_or_is_not_there(sampler):
+    assert scored(prompt_round(8), sampler=sampler).trajectory.unconditional_SB is None
+
+
+@pytest.mark.parametrize(
+    ("sampler", "keep", "copies"),
+    [(Sampler(4), "trajectory", 1), (DETACHED, "trajectory", 2), (DETACHED, "wave", 0)],
+)
+def test_a_round_is_stored_once_and_an_evaluation_not_at_all(sampler, keep, copies):
+    """What 60 more steps add to the peak: latents, detached outputs, a few numbers per step."""
+    peaks = []
+    for steps in (20, 80):
+        with peak_live_bytes() as live:
+            scored(prompt_round(16), sampler=replace(sampler, steps=steps), keep=keep)
+        peaks.append(live())
+    latents = 60 * 16 * (2 * 8) * 4
+    assert copies <= (peaks[1] - peaks[0]) / latents < copies + 0.2
+
+
+def test_training_and_evaluation_sample_the_same():
+    batch, backbone = prompt_round(8), backbone_with_adapter()
+    waves = scored(batch, backbone, keep="wave", sampler=DETACHED).wave_BCN
+    trajectory = scored(batch, backbone, sampler=DETACHED).trajectory
+    assert torch.equal(waves, backbone.decode(trajectory.clean))
 
 
 class Heard(ToyBackbone):

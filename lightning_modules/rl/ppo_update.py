@@ -308,8 +308,8 @@ def backward_steps(
         terms: (sample, step) pairs of the optimiser step, over all processes.
         backward: ``backward(loss)`` adds gradients.
         clip_range, advantage_clip: see ``clipped_policy_loss``.
-        kl_weight: above 0 only with ``adapter_off``.
-        adapter_off: of the backbone's adapter; without one there is no base model to compare with.
+        kl_weight: what the KL is multiplied with.
+        adapter_off: turns the backbone into its base model for the KL; None leaves the KL out.
         reuse_unconditional: see ``replay_step``.
     """
     rows, steps_KN = _indices(micro, trajectory.latents_SB.device)
@@ -317,7 +317,7 @@ def backward_steps(
     ratios, losses, divergences = [], [], []
     for step_N in steps_KN:
         base_mean = None
-        if kl_weight > 0:
+        if adapter_off is not None:
             with torch.no_grad(), adapter_off():
                 _, base_mean, _ = score(step_N, rows)
         log_prob, mean, std = score(step_N, rows, reuse_unconditional)

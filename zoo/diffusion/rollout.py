@@ -151,8 +151,14 @@ def _drawing(
     return draw
 
 
-def _check_sides(sampler: Sampler, negative: Conditioning | None, counts: dict[str, int]) -> None:
-    counts |= {} if negative is None else {"negative": len(negative)}
+def _used_negative(
+    sampler: Sampler, negative: Conditioning | None, counts: dict[str, int]
+) -> Conditioning | None:
+    """The unconditional side where it is used; ``counts`` are of what comes per sample.
+
+    Raises ``UserError`` when counts differ, or guidance is asked for without ``negative``.
+    """
+    counts = counts | ({} if negative is None else {"negative": len(negative)})
     if len(set(counts.values())) > 1 or not all(counts.values()):
         raise UserError(
             "a rollout needs one prompt, conditioning row and generator per sample, at least one,"
@@ -163,6 +169,7 @@ def _check_sides(sampler: Sampler, negative: Conditioning | None, counts: dict[s
             f"guidance_scale {sampler.guidance_scale} needs a negative side; encode what"
             " Sampler.sides gives, or set the scale to 1"
         )
+    return negative if sampler.is_guided else None
 
 
 def sample_latents(
@@ -193,10 +200,10 @@ def sample_latents(
     Raises: ``UserError`` when counts differ, or guidance is asked for without ``negative``.
     """
     counts = {"conditioning": len(conditioning), "generators": len(generators)}
-    _check_sides(sampler, negative, counts)
+    used = _used_negative(sampler, negative, counts)
     schedule = Schedule.of(path, sampler, device)
     draw = _drawing(generators, latent_shape, device)
-    sides = conditioning.to(device), negative.to(device) if sampler.is_guided else None
+    sides = conditioning.to(device), None if used is None else used.to(device)
     x, done = draw(), 0
     for step in _walk(predict, schedule, x, *sides, draw):
         x, done = step.moved, done + 1
@@ -242,9 +249,9 @@ def rollout(
         mask does not fit.
     """
     counts = {"prompts": len(prompts), "conditioning": len(conditioning)}
-    _check_sides(sampler, negative, counts | {"generators": len(generators)})
+    used = _used_negative(sampler, negative, counts | {"generators": len(generators)})
     conditioning = conditioning.to(device)
-    negative = negative.to(device) if sampler.is_guided else None
+    negative = None if used is None else used.to(device)
     if scored_mask is not None:  # one that does not fit is refused before the first forward
         scored_mean(torch.zeros(len(prompts), *latent_shape), scored_mask.cpu())
     mask = None if scored_mask is None else scored_mask.to(device)
