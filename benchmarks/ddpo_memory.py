@@ -219,13 +219,11 @@ def growth(rows: Sequence[Memory]) -> float:
 
 
 def picture(rows: Sequence[Memory], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row.model for row in rows))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4.5 * len(names), 3.6), squeeze=False)
+    figure = Figure(figsize=(4.5 * len(names), 3.6))
+    axes = figure.subplots(1, len(names), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         own = [row for row in rows if row.model == name]
         for label, values in (
@@ -243,7 +241,6 @@ def picture(rows: Sequence[Memory], path: Path) -> None:
     figure.tight_layout()
     with written_beside(path) as temporary:
         figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
 
 
 def main(argv: Sequence[str]) -> None:

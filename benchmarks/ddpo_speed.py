@@ -241,10 +241,7 @@ def table(found: dict[str, list[Turn]], samples: int) -> str:
 
 def picture(found: dict[str, list[Turn]], samples: int, path: Path) -> None:
     """Bars of samples a second, with the range over the turns."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rates = [[samples / turn.seconds for turn in own] for own in found.values()]
     middle = [statistics.median(rate) for rate in rates]
@@ -256,14 +253,14 @@ def picture(found: dict[str, list[Turn]], samples: int, path: Path) -> None:
         "tab:grey" if name == "reference" else "tab:orange" if name in (OURS, HALF) else "tab:blue"
         for name in found
     ]
-    figure, axis = pyplot.subplots(figsize=(8, 0.45 * len(found) + 1.2))
+    figure = Figure(figsize=(8, 0.45 * len(found) + 1.2))
+    axis = figure.subplots()
     axis.barh(list(found), middle, xerr=spread, color=colours)
     axis.invert_yaxis()
     axis.set(xlabel="samples a second, whole round (median and range of turns)")
     figure.tight_layout()
     with written_beside(path) as temporary:
         figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
 
 
 def main(argv: Sequence[str]) -> None:

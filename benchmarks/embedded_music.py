@@ -95,10 +95,7 @@ def table(rows: dict[str, Measured]) -> str:
 
 def picture(rows: dict[str, Measured], path: Path) -> None:
     """Accuracy by classifier and judge, one group of bars a row of the table."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     measures = [
         name
@@ -110,7 +107,8 @@ def picture(rows: dict[str, Measured], path: Path) -> None:
         "judge_accuracy": "held-out judge",
         "in_tune": "share in tune",
     }
-    figure, axes = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
     for shift, name in enumerate(measures):
         found = [row.estimate(name) for row in rows.values()]
         places = [place + 0.27 * (shift - (len(measures) - 1) / 2) for place in range(len(rows))]
@@ -124,7 +122,6 @@ def picture(rows: dict[str, Measured], path: Path) -> None:
     axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.15))
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=150)
-    pyplot.close(figure)
 
 
 def run(

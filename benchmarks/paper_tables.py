@@ -147,20 +147,12 @@ def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
     """Paired differences on the prompts of Table 1, one point per seed with its 95 % interval, one
     panel per score.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     drawn = scored(bases)
     shown_titles = {condition: title for condition, title in titles.items() if condition in bases}
-    figure, panels = pyplot.subplots(
-        1,
-        len(drawn),
-        figsize=(13, 0.9 + 0.34 * len(shown_titles)),
-        sharey=True,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(13, 0.9 + 0.34 * len(shown_titles)), layout="constrained")
+    panels = figure.subplots(1, len(drawn), sharey=True)
     for axes, (score, title) in zip(panels, drawn.items(), strict=True):
         for place, condition in enumerate(shown_titles):
             rows = [row[TABLE1] for (name, _), row in runs.items() if name == condition]
@@ -179,4 +171,3 @@ def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
     )
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=150)
-    pyplot.close(figure)

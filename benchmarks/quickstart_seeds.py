@@ -209,12 +209,10 @@ def picture(
     """Paired differences with 95 % intervals over prompts, one point per seed and score that has a
     legend.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
     drawn = [score for score in scores if score.legend and score.name in before.values]
     for shift, score in enumerate(drawn):
         found = [differences(before, row, score.name) for row in after.values()]
@@ -229,7 +227,6 @@ def picture(
     axes.legend(fontsize=8)
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=150)
-    pyplot.close(figure)
 
 
 def option_parser(description: str, config: str, samples: int, out: str) -> argparse.ArgumentParser:

@@ -255,14 +255,10 @@ def picture(sets: Mapping[str, SetVerdicts], classes: Sequence[str], path: Path)
 
     Right: confusion of generated single sounds.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (bars, matrix) = pyplot.subplots(
-        1, 2, figsize=(13, 6.5), layout="constrained", width_ratios=(1, 1.2)
-    )
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    bars, matrix = figure.subplots(1, 2, width_ratios=(1, 1.2))
     for shift, measure in enumerate(("heard", "order", "class")):
         for place, rows in enumerate(sets.values()):
             values = {
@@ -304,4 +300,3 @@ def picture(sets: Mapping[str, SetVerdicts], classes: Sequence[str], path: Path)
     matrix.set_ylabel("asked for")
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=150)
-    pyplot.close(figure)
