@@ -15,10 +15,10 @@ from lightning_modules.rl.ddpo import DDPO
 from zoo import moved_names
 from zoo.configuration import read_configuration
 from zoo.errors import UserError
+from zoo.hub.run_facts import stated_facts
 from zoo.hub.run_models import code_named_by, run_settings
 from zoo.instantiate import check, instantiate, locate
 from zoo.moved_names import ARGUMENTS, MODULES, NAMES, current_name, with_current_names
-from zoo.sampling_settings import run_sampling
 
 # What YAML files name: every one of these must still be found.
 TARGETS = {
@@ -135,7 +135,8 @@ def test_an_old_run_goes_on_and_is_opened(tmp_path):
     assert released_by(old) == DDPO.MAY_CHANGE_ON_RESUME
     OmegaConf.save({"module": old}, tmp_path / "config.yaml")
     assert code_named_by(tmp_path) is None
-    assert run_sampling(run_settings(tmp_path)) == run_sampling({"module": new}) != {}
+    assert stated_facts(run_settings(tmp_path)) == stated_facts({"module": new})
+    assert stated_facts({"module": old}).algorithm == "DDPO"
 
 
 @pytest.mark.parametrize("old", ARGUMENTS)
