@@ -20,6 +20,8 @@ from lightning_modules.rl.advantages import PromptTracker
 from lightning_modules.rl.rollouts import RewardError, ScoredSamples
 from zoo.errors import UserError
 from zoo.hub.artifact import save_artifact
+from zoo.instantiate import check, instantiate
+from zoo.rewards.clap import ClapReward
 from zoo.rewards.ensemble import EnsembleReward, aggregate, prompt_z_scores
 from zoo.types import Prompt, RewardOutput
 
@@ -321,9 +323,14 @@ def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
 
 def test_members_by_zoo_name_and_a_round_trip_through_a_folder(tmp_path):
     members = {"mood": "embedded/mood", "clap": {"reward": "embedded/clap", "weight": 0.5}}
-    reward = EnsembleReward(
-        members, {"guards": {"reward": {"architecture": "guards", "arguments": {"diversity": 3.0}}}}
-    )
+    guards = {"reward": {"architecture": "guards", "arguments": {"diversity": 3.0}}}
+    node = {
+        "_target_": "zoo.rewards.ensemble.EnsembleReward",
+        "members": members,
+        "penalties": {"guards": guards},
+    }
+    check(node, "module.reward")
+    reward = instantiate(node, "module.reward")
     assert "embedded" not in json.dumps(
         {**reward.arguments["members"]["mood"]}
     )  # a saved one needs nothing but itself
@@ -344,6 +351,54 @@ def test_members_by_zoo_name_and_a_round_trip_through_a_folder(tmp_path):
     assert torch.equal(first.vectors["guards/diversity"], second.vectors["guards/diversity"])
     torch.nn.ModuleList([again]).train()
     assert not any(part.training for part in again.modules())
+
+
+def test_names_are_opened_by_who_builds_an_ensemble(tmp_path):
+    with pytest.raises(UserError, match="members.a: 'embedded/mood' is a name.*zoo.load"):
+        EnsembleReward({"a": "embedded/mood"})
+    inner = {"architecture": "ensemble", "arguments": {"members": {"mood": "embedded/mood"}}}
+    guards = {
+        "architecture": "guards",
+        "arguments": {"diversity": 0.1, "embedder": "embedded/clap"},
+    }
+    arguments = {"members": {"inner": inner}, "penalties": {"guards": guards}}
+    built = instantiate(
+        {"_target_": "zoo.rewards.ensemble.EnsembleReward", **arguments}, "module.reward"
+    )
+    (inner_member,), (guards_member,) = built.members[0].reward.members, built.penalties
+    assert type(inner_member.reward).__name__ == "EmotionReward"
+    assert guards_member.reward.embedder.name == "clap/embedded/clap"
+    save_artifact(
+        tmp_path / "e",
+        kind="reward",
+        architecture="ensemble",
+        arguments=built.arguments,
+        module=built,
+    )
+    config = json.loads((tmp_path / "e" / "config.json").read_text())
+    (tmp_path / "e" / "config.json").write_text(json.dumps({**config, "arguments": arguments}))
+    again = zoo.load(tmp_path / "e")  # its names are opened, its weights are those of the file
+    assert again.arguments == built.arguments
+    for name, tensor in built.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(UserError, match="reward.members.a.*did you mean 'embedded/mood'"):
+        node = {"_target_": "zoo.rewards.ensemble.EnsembleReward", "members": {"a": "embedded/mod"}}
+        instantiate(node, "module.reward")
+
+
+def test_a_configuration_names_the_files_of_a_clap(small_zoo):
+    clap = {
+        "_target_": "zoo.rewards.clap.ClapReward",
+        "checkpoint": "mine",
+        "arguments": {"pretrained": "clap-htsat-unfused"},
+    }
+    row = {"architecture": "clap", "arguments": {k: clap[k] for k in ("checkpoint", "arguments")}}
+    node = {"_target_": "zoo.rewards.ensemble.EnsembleReward", "members": {"a": row, "b": clap}}
+    check(node, "module.reward")
+    first, second = (member.reward for member in instantiate(node, "module.reward").members)
+    assert first.arguments == second.arguments and "pretrained" not in first.arguments["arguments"]
+    with pytest.raises(UserError, match="pretrained: 'clap-htsat-unfused' names files"):
+        ClapReward("mine", "transformers", {"pretrained": "clap-htsat-unfused"})
 
 
 def test_rewards_of_other_classes_take_part_but_cannot_be_saved(tmp_path):
@@ -374,7 +429,7 @@ def test_prompts_too_long_for_a_member_are_named_with_it():
     ("arguments", "said"),
     [
         ({"members": {}}, "at least one member"),
-        ({"members": {"a": "embedded_mod"}}, "members.a: there is no model 'embedded_mod'"),
+        ({"members": {"a": "embedded/mood"}}, "members.a: 'embedded/mood' is a name"),
         (
             {"members": {"a": {"architecture": "emotoin"}}},
             "members.a: architecture: unknown.*did you mean 'emotion'",

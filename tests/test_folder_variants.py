@@ -16,6 +16,7 @@ from transformers.utils import logging as of_transformers
 import zoo
 import zoo.importers.diffusers_folders as diffusers_folders
 from zoo.importers.diffusers_folders import quiet_libraries, weights_variant
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward
 
 
@@ -128,23 +129,23 @@ def clap_folder(folder: Path, collapsed: bool = False) -> Path:
 
 def test_a_clap_with_one_variant_gives_the_same_model(tmp_path):
     folder = clap_folder(tmp_path / "clap")
-    plain = ClapReward("x", "transformers", {"pretrained": str(folder)}).state_dict()
+    plain = ClapReward("x", "transformers", with_files({"pretrained": str(folder)})).state_dict()
     renamed(folder, ".safetensors", ".fp16.safetensors")
-    found = ClapReward("x", "transformers", {"pretrained": str(folder)}).state_dict()
+    found = ClapReward("x", "transformers", with_files({"pretrained": str(folder)})).state_dict()
     assert found.keys() == plain.keys() and all(
         torch.equal(found[name], plain[name]) for name in plain
     )
     (folder / "model.bf16.safetensors").touch()
     with pytest.raises(FileNotFoundError, match="model.bf16.safetensors, model.fp16.safetensors"):
-        ClapReward("x", "transformers", {"pretrained": str(folder)})
+        ClapReward("x", "transformers", with_files({"pretrained": str(folder)}))
 
 
 def test_a_clap_with_a_collapsed_text_tower_is_refused_with_its_numbers(tmp_path):
     folder = clap_folder(tmp_path / "clap", collapsed=True)
     with pytest.raises(ValueError, match=r"CLAP music .*cosine of 0\.99.*clap-music-audioset"):
-        ClapReward("music", "transformers", {"pretrained": str(folder)})
+        ClapReward("music", "transformers", with_files({"pretrained": str(folder)}))
     audio_only = {"pretrained": str(folder), "tokenizer": "none"}  # embeds no texts
-    assert ClapReward("music", "transformers", audio_only).towers.tokenizer is None
+    assert ClapReward("music", "transformers", with_files(audio_only)).towers.tokenizer is None
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from zoo.instantiate import instantiate
 from zoo.rewards.guards import (
     GuardReward,
     clipping_share,
@@ -200,7 +201,14 @@ def test_copies_within_a_prompt_are_punished_over_the_round():
 
 
 def test_diversity_of_an_embedding():
-    reward = GuardReward(diversity=0.5, embedder="embedded/clap")
+    reward = instantiate(
+        {
+            "_target_": "zoo.rewards.guards.GuardReward",
+            "diversity": 0.5,
+            "embedder": "embedded/clap",
+        },
+        "module.reward",
+    )
     wave, prompts = torch.cat([tone(440), tone(440), noise()]), asked("p", "p", "p")
     output = reward.combine(reward(wave, RATE_HZ, prompts), prompts)
     assert (
@@ -229,10 +237,10 @@ def test_diversity_of_an_embedding():
         ),
         ({"embedder": "embedded/clap"}, "only for diversity"),
         (
-            {"diversity": 1.0, "embedder": "embedded/mood"},
+            {"diversity": 1.0, "embedder": {"architecture": "emotion"}},
             "EmotionReward has no embed_audio; name a CLAP",
         ),
-        ({"diversity": 1.0, "embedder": "embedded_clap"}, "embedder: there is no model"),
+        ({"diversity": 1.0, "embedder": "embedded/clap"}, "embedder: 'embedded/clap' is a name"),
     ],
 )
 def test_settings_that_cannot_be_meant(arguments, said):

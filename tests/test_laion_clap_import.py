@@ -9,7 +9,7 @@ from toy_clap import AUDIO, CONFIG, TEXT, laion_state, random_clap, tokenizer_fi
 from transformers.audio_utils import mel_filter_bank
 
 from zoo.importers.laion_clap import converted, read_laion_clap
-from zoo.importers.pretrained_clap import load_clap_state
+from zoo.importers.pretrained_clap import load_clap_state, with_files
 from zoo.rewards.clap import ClapReward
 from zoo.rewards.transformers_clap import TransformersClapTowers
 from zoo.types import Prompt
@@ -57,7 +57,9 @@ def test_a_file_as_its_authors_wrote_it_scores_as_the_model_does(model, tmp_path
     )
     tokenizer = str(tokenizer_file(tmp_path))
     reward = ClapReward(
-        "630k-small", "transformers", {"pretrained": str(path), "tokenizer": tokenizer}
+        "630k-small",
+        "transformers",
+        with_files({"pretrained": str(path), "tokenizer": tokenizer}),
     )
     wave = 0.1 * torch.randn(1, 1, 480_000, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -153,7 +155,9 @@ def test_sizes_of_which_no_clap_can_be_made_are_an_error_that_names_the_file(mod
     }  # without a padding token
     torch.save(laion_state(model.state_dict()) | words, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt: ClapModel cannot be built"):
-        TransformersClapTowers(pretrained=str(tmp_path / "a.pt"), tokenizer="none")
+        TransformersClapTowers(
+            **with_files({"pretrained": str(tmp_path / "a.pt"), "tokenizer": "none"})
+        )
 
 
 def test_no_checkpoint_of_a_clap_is_said_to_be_none(tmp_path):

@@ -16,6 +16,7 @@ from torch import nn
 from toy_clap import SHORT, VOCABULARY, tokenizer_file
 
 from benchmarks.clap_speed import compared
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward
 from zoo.rewards.laion_package import LaionClapTowers
 from zoo.types import Prompt
@@ -70,7 +71,9 @@ def test_nothing_is_fetched_and_nothing_stays_changed(package, tmp_path):
     own = [
         kind.from_pretrained for kind in (transformers.RobertaTokenizer, transformers.RobertaModel)
     ]
-    towers = LaionClapTowers(text_config=SMALL, tokenizer=str(tokenizer_file(tmp_path)))
+    towers = LaionClapTowers(
+        **with_files({"text_config": SMALL, "tokenizer": str(tokenizer_file(tmp_path))})
+    )
     assert (
         towers.package.asked == (False, "cpu", "HTSAT-base", "roberta")
         and towers.package.tokenize is None
@@ -93,7 +96,7 @@ def test_it_is_a_reward_with_gradients_and_the_same_windows(package, tmp_path):
         "text_config": SMALL,
         "tokenizer": str(tokenizer_file(tmp_path)),
     }
-    reward = ClapReward("stand-in", "laion_clap", arguments)
+    reward = ClapReward("stand-in", "laion_clap", with_files(arguments, "laion_clap"))
     wave = torch.randn(2, 2, 16_000, generator=torch.Generator().manual_seed(1)).requires_grad_()
     output = reward(wave, 16_000, [Prompt("a", "a dog barks"), Prompt("b", "rain")])
     output.score_B.sum().backward()
@@ -115,13 +118,17 @@ def test_a_checkpoint_is_loaded_strictly(package, tmp_path):
     weight = torch.randn(4, 480_000)
     state = {"module.weight": weight, "module.text_branch.embeddings.position_ids": torch.arange(3)}
     torch.save({"state_dict": state}, tmp_path / "a.pt")
-    towers = LaionClapTowers(pretrained=str(tmp_path / "a.pt"), tokenizer="none", text_config=SMALL)
+    audio_only = {"tokenizer": "none", "text_config": SMALL}
+    found = with_files({"pretrained": str(tmp_path / "a.pt"), **audio_only}, "laion_clap")
+    towers = LaionClapTowers(**found)
     assert torch.equal(towers.package.model.weight, weight) and "pretrained" not in towers.arguments
     with pytest.raises(ValueError, match="no tokenizer"):
         towers.embed_text(["rain"])
     torch.save({"state_dict": state | {"module.bias": weight}}, tmp_path / "b.pt")
     with pytest.raises(ValueError, match=r"(?s)b\.pt do not fit laion_clap's HTSAT-base.*bias"):
-        LaionClapTowers(pretrained=str(tmp_path / "b.pt"), tokenizer="none", text_config=SMALL)
+        LaionClapTowers(
+            **with_files({"pretrained": str(tmp_path / "b.pt"), **audio_only}, "laion_clap")
+        )
 
 
 def test_a_missing_package_says_what_installs_it(monkeypatch):
@@ -134,7 +141,7 @@ def test_a_missing_package_says_what_installs_it(monkeypatch):
         FileNotFoundError,
         match="'roberta-nowhere' is not on this machine and HF_HUB_OFFLINE is set",
     ):
-        LaionClapTowers(tokenizer="roberta-nowhere")
+        with_files({"tokenizer": "roberta-nowhere"}, "laion_clap")
 
 
 def test_the_speed_benchmark_measures_both_sides_on_the_same_clips():

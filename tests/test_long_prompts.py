@@ -22,6 +22,7 @@ from zoo.backbones.tiny import TinyAudio
 from zoo.conditioners.tokenizer import refused
 from zoo.diffusion import Sampler
 from zoo.errors import UserError
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward
 from zoo.types import Prompt
 
@@ -242,7 +243,7 @@ def test_clap_knows_the_texts_that_it_would_refuse(tmp_path):
         "depth": 1,
         "text_depth": 1,
     }
-    arguments = {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}
+    arguments = with_files({**SHORT, "tokenizer": str(tokenizer_file(tmp_path))})
     rewards = [
         ClapReward("x", "tiny", {**small, "max_tokens": 20}),
         ClapReward("x", "transformers", {**arguments, "max_tokens": 20}),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from toy_clap import SHORT, tokenizer_file
 
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward
 from zoo.rewards.mood import EmotionReward
 from zoo.types import Prompt
@@ -44,7 +45,9 @@ def rewards(tmp_path):
         "clap": ClapReward("tiny", "tiny", SMALL),
         "clap/compat": ClapReward("tiny", "tiny", SMALL, compat=True),
         "clap/transformers": ClapReward(
-            "random", "transformers", {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}
+            "random",
+            "transformers",
+            with_files({**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}),
         ),
         "emotion": EmotionReward("log_odds", channels=[4] * 7, n_mels=32, chunk_s=0.5),
     }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_clap import SHORT, tokenizer_file
 
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards import REWARDS
 from zoo.types import Prompt, Reward, RewardOutput
 
@@ -60,7 +61,8 @@ def case(request, tmp_path):
     arguments, labels = CASES[request.param]
     assert json.loads(json.dumps(arguments)) == arguments  # config.json holds them
     if arguments.get("towers") == "transformers":
-        arguments = arguments | {"arguments": {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}}
+        files = {**SHORT, "tokenizer": str(tokenizer_file(tmp_path))}
+        arguments = arguments | {"arguments": with_files(files)}
     module, _, name = REWARDS[request.param.partition("/")[0]].partition(":")
     reward = getattr(importlib.import_module(module), name)(**arguments)
     prompts = [

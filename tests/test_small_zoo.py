@@ -13,6 +13,7 @@ import toy_zoo
 import zoo
 from zoo.backbones.tango import Tango
 from zoo.hub.table import ENTRIES
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward
 from zoo.types import Backbone, Prompt, Reward
 
@@ -66,7 +67,8 @@ def test_every_name_opens_by_the_one_door(small_zoo: Path) -> None:
     )
     assert isinstance(zoo.load("tango2"), Tango)
     assert isinstance(
-        ClapReward("630k", "transformers", {"pretrained": "clap-630k-audioset-best"}), ClapReward
+        ClapReward("630k", "transformers", with_files({"pretrained": "clap-630k-audioset-best"})),
+        ClapReward,
     )
 
 

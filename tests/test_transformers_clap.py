@@ -14,6 +14,7 @@ from transformers import ClapFeatureExtractor
 import zoo.hub.registry
 from zoo.hub import store
 from zoo.hub.artifact import load_artifact, save_artifact
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward
 from zoo.rewards.transformers_clap import ClapMel, TransformersClapTowers
 from zoo.types import Prompt
@@ -41,9 +42,9 @@ def folder(tmp_path_factory):
 def reward(tmp_path_factory):
     """A random one that hears 1.25 s."""
     tokenizer = str(tokenizer_file(tmp_path_factory.mktemp("tokenizer")))
-    return ClapReward("random", "transformers", {**SHORT, "tokenizer": tokenizer}).requires_grad_(
-        False
-    )
+    return ClapReward(
+        "random", "transformers", with_files({**SHORT, "tokenizer": tokenizer})
+    ).requires_grad_(False)
 
 
 def noise(count: int = 2, samples: int = 60_000, channels: int = 1, seed: int = 1) -> torch.Tensor:
@@ -105,7 +106,7 @@ def test_half_precision_leaves_the_front_end_s_tables(reward):
 
 def test_a_pretrained_folder_scores_as_the_library_does(folder):
     reward, library = (
-        ClapReward("small", "transformers", {"pretrained": str(folder)}),
+        ClapReward("small", "transformers", with_files({"pretrained": str(folder)})),
         random_clap(),
     )
     wave = noise(2, 480_000)
@@ -130,7 +131,7 @@ def test_a_pretrained_folder_scores_as_the_library_does(folder):
 def test_an_artefact_needs_neither_the_files_nor_a_network(folder, tmp_path):
     copy = tmp_path / "pretrained"
     shutil.copytree(folder, copy)
-    reward = ClapReward("small", "transformers", {"pretrained": str(copy)})
+    reward = ClapReward("small", "transformers", with_files({"pretrained": str(copy)}))
     save_artifact(
         tmp_path / "out",
         kind="reward",
@@ -161,15 +162,17 @@ def test_a_pulled_model_of_the_zoo_is_loaded_by_its_name(folder, tmp_path, monke
     store.write_record(place, store.PullRecord(entry.repo_id, entry.revision, entry.licence, {}))
     wave = noise(2, 480_000)
     scores = zoo.load(entry.name)(wave, 48_000, PROMPTS)
-    expected = ClapReward("x", "transformers", {"pretrained": str(folder)})(wave, 48_000, PROMPTS)
+    expected = ClapReward("x", "transformers", with_files({"pretrained": str(folder)}))(
+        wave, 48_000, PROMPTS
+    )
     assert list(scores.parts) == ["clap/clap-htsat-unfused"] and torch.equal(
         scores.score_B, expected.score_B.detach()
     )
-    assert TransformersClapTowers(pretrained=entry.name).tokenizer is not None
+    assert TransformersClapTowers(**with_files({"pretrained": entry.name})).tokenizer is not None
     with pytest.raises(ValueError, match="'clap_fusion' planned, cannot be loaded yet"):
         zoo.load("clap-htsat-fused")
     with pytest.raises(ValueError, match=r"'clap_fusion', expected 'clap'"):
-        TransformersClapTowers(pretrained="clap-htsat-fused")
+        TransformersClapTowers(**with_files({"pretrained": "clap-htsat-fused"}))
 
 
 def test_padding_and_company_do_not_change_a_text(reward):
@@ -187,8 +190,10 @@ def test_a_long_text_is_refused_or_cut_before_its_end_token(tmp_path):
     long = "rain and " * 60
     file = str(tokenizer_file(tmp_path))
     with pytest.raises(ValueError, match="122 tokens, at most 77"):
-        TransformersClapTowers(**SHORT, tokenizer=file).embed_text([long])
-    cutting = TransformersClapTowers(**SHORT, tokenizer=file, long_texts="cut").tokenizer
+        TransformersClapTowers(**with_files({**SHORT, "tokenizer": file})).embed_text([long])
+    cutting = TransformersClapTowers(
+        **with_files({**SHORT, "tokenizer": file, "long_texts": "cut"})
+    ).tokenizer
     assert cutting([long])[0].shape == (1, 77) and cutting([long])[0][0, -1] == 2
 
 
@@ -196,32 +201,34 @@ def test_missing_and_foreign_tokenizers_are_named(folder, tmp_path):
     with pytest.raises(
         FileNotFoundError, match="'nobody/nothing' is not on this machine and HF_HUB_OFFLINE is set"
     ):
-        TransformersClapTowers(**SHORT, tokenizer="nobody/nothing")
+        TransformersClapTowers(**with_files({**SHORT, "tokenizer": "nobody/nothing"}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json"):
-        TransformersClapTowers(**SHORT, tokenizer=str(tmp_path / "empty"))
+        TransformersClapTowers(**with_files({**SHORT, "tokenizer": str(tmp_path / "empty")}))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be read"):
-        TransformersClapTowers(**SHORT, tokenizer=str(tmp_path))
+        TransformersClapTowers(**with_files({**SHORT, "tokenizer": str(tmp_path)}))
     nothing = tokenizer_file(tmp_path / "nothing", {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3})
     with pytest.raises(
         ValueError, match="empty stand-in"
     ):  # the library gives such a one when files are missing
-        TransformersClapTowers(**SHORT, tokenizer=str(nothing))
+        TransformersClapTowers(**with_files({**SHORT, "tokenizer": str(nothing)}))
     large = tokenizer_file(
         tmp_path / "large", {**VOCABULARY, **{f"word{i}": 18 + i for i in range(40)}}
     )
     with pytest.raises(ValueError, match="58 tokens, the text tower knows 32"):
-        TransformersClapTowers(**SHORT, tokenizer=str(large))
+        TransformersClapTowers(**with_files({**SHORT, "tokenizer": str(large)}))
     with pytest.raises(ValueError, match="has no tokenizer"):
-        TransformersClapTowers(pretrained=str(folder), tokenizer="none").embed_text(["rain"])
+        TransformersClapTowers(
+            **with_files({"pretrained": str(folder), "tokenizer": "none"})
+        ).embed_text(["rain"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "one of the two"),
-        ({"config": CONFIG, "pretrained": "x"}, "one of the two"),
+        ({"config": CONFIG, "pretrained": "x"}, "pretrained: 'x' names files"),
         ({"config": {**CONFIG, "projection_dims": 8}}, "did you mean 'projection_dim'"),
         (
             {"config": {**CONFIG, "audio_config": {**AUDIO, "depth": [1]}}},
@@ -244,9 +251,9 @@ def test_wrong_arguments_are_named(arguments, message):
 
 def test_wrong_folders_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no CLAP 'nowhere'"):
-        TransformersClapTowers(pretrained="nowhere")
+        TransformersClapTowers(**with_files({"pretrained": "nowhere"}))
     with pytest.raises(FileNotFoundError, match=r"no config\.json and 0 \.pt"):
-        TransformersClapTowers(pretrained=str(tmp_path))
+        TransformersClapTowers(**with_files({"pretrained": str(tmp_path)}))
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     extractor = json.loads((copy / "preprocessor_config.json").read_text())
@@ -256,15 +263,16 @@ def test_wrong_folders_are_named(folder, tmp_path):
     }  # 2.5 GB a matrix
     (copy / "config.json").write_text(json.dumps(huge))
     with pytest.raises(ValueError, match="far larger than the weights"):
-        TransformersClapTowers(pretrained=str(copy))
+        TransformersClapTowers(**with_files({"pretrained": str(copy)}))
+    (copy / "config.json").write_text(json.dumps(config))
     (copy / "preprocessor_config.json").write_text(
         json.dumps(extractor | {"frequency_min": 0, "truncation": "fusion"})
     )
     with pytest.raises(ValueError, match=r"fmin_hz=50\.0 here, 0 there; feature fusion there"):
-        TransformersClapTowers(pretrained=str(copy))
+        TransformersClapTowers(**with_files({"pretrained": str(copy)}))
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     with pytest.raises(ValueError, match="'bert', expected 'clap'"):
-        TransformersClapTowers(pretrained=str(copy))
+        TransformersClapTowers(**with_files({"pretrained": str(copy)}))
 
 
 @pytest.mark.parametrize("rate", [None, 0, -1, 22_050.5, math.nan, math.inf, True, "48000"])

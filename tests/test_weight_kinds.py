@@ -20,6 +20,7 @@ from zoo.backbones.tiny import TinyAudio
 from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.hub.run_models import load_weights
 from zoo.hub.weights import wrong_numbers
+from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward
 
 HARMS = {
@@ -105,7 +106,7 @@ def test_in_models_of_others(harm, file, folders, tmp_path):
     name = harmed(tmp_path / file, harm)
     with pytest.raises(ValueError, match=name):
         if model == "clap":
-            ClapReward("x", "transformers", {"pretrained": str(tmp_path / model)})
+            ClapReward("x", "transformers", with_files({"pretrained": str(tmp_path / model)}))
         else:
             zoo.load(str(tmp_path / model))
 

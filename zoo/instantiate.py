@@ -321,13 +321,20 @@ def check(node: Any, where: str) -> Any:
             ):
                 raise UserError(f"{where}.{key}: did you mean '_target_'?")
     node = with_current_target(node)
-    items = {
-        key: check(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"
-    }
     if "_target_" not in node:
-        return items
-    bind(locate(node["_target_"], f"{where}._target_"), items, where)
+        return {key: check(value, f"{where}.{key}") for key, value in node.items()}
+    target = locate(node["_target_"], f"{where}._target_")
+    arguments = _arguments(target, node)
+    bind(target, {key: check(value, f"{where}.{key}") for key, value in arguments.items()}, where)
     return _Built()
+
+
+def _arguments(target: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node without its ``_target_``. A class with ``with_nodes`` says which of its arguments
+    stand for nodes, such as the name of a model for one of ``zoo.load``."""
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    with_nodes = getattr(target, "with_nodes", None)
+    return arguments if with_nodes is None else with_nodes(arguments)
 
 
 def instantiate(node: Any, where: str) -> Any:
@@ -345,15 +352,11 @@ def instantiate(node: Any, where: str) -> Any:
         return node
     remember_in(node)  # what it holds is not for messages
     node = with_current_target(node)
-    items = {
-        key: instantiate(value, f"{where}.{key}")
-        for key, value in node.items()
-        if key != "_target_"
-    }
     if "_target_" not in node:
-        return items
+        return {key: instantiate(value, f"{where}.{key}") for key, value in node.items()}
     target = locate(node["_target_"], f"{where}._target_")
-    arguments = bind(target, items, where)
+    items = _arguments(target, node).items()
+    arguments = bind(target, {k: instantiate(v, f"{where}.{k}") for k, v in items}, where)
     try:
         return target(**arguments)
     except (UserError, OSError, ImportError) as error:  # also of a package that it needs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from zoo.hub.weights import as_dtype
 from zoo.importers import IMPORTERS
 from zoo.importers.tango import tokenizer_text
 from zoo.instantiate import bind, locate
+from zoo.rewards.members import with_rewards
 from zoo.types import Backbone, lacking
 
 Stack = Sequence[tuple[Located, float]]
@@ -197,10 +199,13 @@ def _own(
     dtype: torch.dtype | None,
     options: Mapping[str, Any],
 ) -> Any:
-    """A model in our layout, by those options of ``_filled_own`` that its class has."""
+    """A model in our layout, by those options of ``_own_with`` that its class has."""
+    kind, architecture = located.config["kind"], located.config["architecture"]
+    if kind == "reward" and isinstance(located.config["arguments"], dict):
+        arguments = with_rewards(architecture, located.config["arguments"], load)
+        located = replace(located, config={**located.config, "arguments": arguments})
     if not options:
         return build_artifact(located.folder, located.config, device, dtype)
-    kind, architecture = located.config["kind"], located.config["architecture"]
     found = architecture_class(kind, architecture, str(located.folder / CONFIG_FILE))
     known = ["checkpoint_activations"] if hasattr(found, "set_checkpointing") else []
     known += ["tokenizer"] if "tokenizer" in inspect.signature(found).parameters else []

@@ -1,5 +1,5 @@
-"""Where the configuration, weights and tokenizer of a CLAP come from: transformers' layout, or
-LAION's file; never code.
+"""Pretrained CLAPs from files: weights, sizes and tokenizer, in transformers' layout or LAION's;
+never code.
 
 A name is a folder, a LAION .pt file, a zoo name, or ``owner/name`` on the Hub. What is on this
 machine is used as it is; nothing is asked of the Hub while ``HF_HUB_OFFLINE`` is set.
@@ -8,18 +8,21 @@ machine is used as it is; nothing is asked of the Hub while ``HF_HUB_OFFLINE`` i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.errors import UserError, did_you_mean
+from zoo.errors import UserError
+from zoo.hub.construction import build_within
 from zoo.hub.resolve import Located
 from zoo.hub.untrusted import read_json
 from zoo.hub.weights import read_state, refuse_wrong_numbers
 from zoo.importers import laion_clap
 from zoo.importers.pickles import load_pickle_weights
+from zoo.rewards.clap_text import NO_TOKENIZER
+from zoo.rewards.laion_package import LaionFile
+from zoo.rewards.transformers_clap import PretrainedClap, clap_config, known_config
 
 # What the library computes and some releases do not store. It must be what the library computes
 # where it is stored.
@@ -27,23 +30,34 @@ _COMPUTED = ("position_ids", "token_type_ids", "relative_position_index")
 _PICKLED = "pytorch_model.bin"
 
 
-@dataclass(frozen=True)
-class PretrainedClap:
-    """``config``: of ``transformers.ClapConfig``, shape-giving keys only.
+def with_files(arguments: Mapping[str, Any], towers: str = "transformers") -> dict[str, Any]:
+    """The ``arguments`` of a ``ClapReward``'s towers with the files read that they name.
 
-    ``state``: of ``ClapModel``. ``tokenizer``: where its tokenizer is. ``features``: what the
-    publisher says of the front end (preprocessor_config.json), ``{}`` where nothing is said.
+    Args:
+        arguments: as the towers take them. ``pretrained`` may be a name (see the module; for
+            "laion_clap" a LAION .pt file), ``tokenizer`` a folder or file with a tokenizer.json or
+            a repository on the Hub; by default it is the pretrained model's own ("roberta-base"
+            for LAION's files).
+        towers: a key of ``zoo.rewards.clap.CLAP_TOWERS``.
+
+    Raises: as ``open_clap`` and ``tokenizer_json``.
     """
+    found = dict(arguments)
+    name, tokenizer = found.get("pretrained"), found.get("tokenizer")
+    if isinstance(name, str) and towers == "laion_clap":
+        found["pretrained"] = LaionFile(name, laion_clap.laion_tensors(name))
+        tokenizer = laion_clap.TOKENIZER if tokenizer is None else tokenizer
+    elif isinstance(name, str):
+        found["pretrained"], own_tokenizer = open_clap(name)
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
+    if isinstance(tokenizer, str) and tokenizer != NO_TOKENIZER:
+        tokenizer = tokenizer_json(tokenizer)
+    return {**found, "tokenizer": tokenizer} if "tokenizer" in found or tokenizer else found
 
-    config: dict[str, Any]
-    state: Mapping[str, Tensor] = field(repr=False)
-    tokenizer: str
-    features: Mapping[str, Any]
 
-
-def open_clap(name: str) -> PretrainedClap:
+def open_clap(name: str) -> tuple[PretrainedClap, str]:
     """The CLAP of a folder in transformers' layout, a LAION .pt file, a zoo name or ``owner/name``
-    on the Hub.
+    on the Hub; and where its tokenizer is.
 
     Raises ``FileNotFoundError`` (nothing there, or not on this machine while offline),
     ``UserError`` (another model, code where weights are expected, tensors without a place), and
@@ -61,7 +75,7 @@ def open_clap(name: str) -> PretrainedClap:
         path = files[0]
     if path.is_file():
         found = laion_clap.read_laion_clap(path)
-        return PretrainedClap(found.config, found.state, laion_clap.TOKENIZER, {})
+        return _built(name, found.config, found.state, {}), laion_clap.TOKENIZER
     config = read_json(path / "config.json")
     if config.get("model_type") != "clap":
         raise UserError(
@@ -71,7 +85,21 @@ def open_clap(name: str) -> PretrainedClap:
     state = load_pickle_weights(path / _PICKLED) if pickled else read_state(path, variants=True)
     extractor = path / "preprocessor_config.json"
     features = read_json(extractor) if extractor.is_file() else {}
-    return PretrainedClap(known_config(config, refuse_others=False), state, str(path), features)
+    config = known_config(config, refuse_others=False)
+    return _built(name, config, state, features), str(path)
+
+
+def _built(
+    name: str,
+    config: dict[str, Any],
+    state: Mapping[str, Tensor],
+    features: Mapping[str, Any],
+) -> PretrainedClap:
+    from transformers import ClapModel
+
+    model = build_within(ClapModel, {"config": clap_config(config)}, state, name)
+    load_clap_state(model, state, name)
+    return PretrainedClap(name, model, config, features)
 
 
 def open_clap_reward(located: Located) -> nn.Module:
@@ -81,7 +109,7 @@ def open_clap_reward(located: Located) -> nn.Module:
     """
     from zoo.rewards.clap import ClapReward
 
-    return ClapReward(located.name, "transformers", {"pretrained": str(located.folder)})
+    return ClapReward(located.name, "transformers", with_files({"pretrained": str(located.folder)}))
 
 
 def _fetched(name: str) -> Path:
@@ -102,49 +130,6 @@ def _fetched(name: str) -> Path:
             " fusion)"
         )
     return newest(name, None if entry is None else entry.revision) or pull(name)
-
-
-def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[str, Any]:
-    """The keys of ``config`` that shape a ``ClapModel``, as plain values.
-
-    ``refuse_others``: other keys raise ``UserError`` with the nearest right one; else they are
-    left out (published files hold
-    many that belong to the library's saving and generation).
-    """
-    from transformers.models.clap.configuration_clap import (
-        ClapAudioConfig,
-        ClapConfig,
-        ClapTextConfig,
-    )
-
-    kept: dict[str, Any] = {}
-    for part, kind in (
-        ("", ClapConfig),
-        ("text_config", ClapTextConfig),
-        ("audio_config", ClapAudioConfig),
-    ):
-        given = config.get(part) or {} if part else config
-        if not isinstance(given, Mapping):
-            raise UserError(f"config.{part} of a CLAP must be an object, got {given!r}")
-        known = {
-            key
-            for base in kind.__mro__
-            if base.__name__.startswith("Clap")
-            for key in getattr(base, "__annotations__", {})
-        }
-        for key in given:
-            if refuse_others and key not in known:
-                where = f"config.{part}.{key}" if part else f"config.{key}"
-                raise UserError(
-                    f"{where}: transformers' CLAP has no such setting; {did_you_mean(key, known)}"
-                )
-        values = {
-            key: value
-            for key, value in given.items()
-            if key in known and key not in ("text_config", "audio_config")
-        }
-        kept |= {part: values} if part else values
-    return kept
 
 
 def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -16,7 +16,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from zoo.conditioners.tokenizer import refused
 from zoo.errors import UserError, did_you_mean
 from zoo.instantiate import bind, locate
-from zoo.rewards.clap_text import contents_key
+from zoo.rewards.clap_text import contents_key, refuse_names
 from zoo.rewards.waves import check_waves, finite_rows, mono_at
 from zoo.types import Prompt, RewardOutput
 
@@ -157,6 +157,7 @@ class ClapReward(nn.Module):
         for name, (given, known) in choices.items():
             if given not in known:
                 raise UserError(f"unknown {name} {given!r}; {did_you_mean(given, known)}")
+        refuse_names((arguments or {}).get("pretrained"), (arguments or {}).get("tokenizer"))
         found = locate(CLAP_TOWERS[towers].replace(":", "."), "CLAP_TOWERS")
         self.towers: ClapTowers = found(**bind(found, arguments or {}, "arguments"))
         self.checkpoint, self.windows, self.padding, self.int16 = (
@@ -195,6 +196,19 @@ class ClapReward(nn.Module):
         self.eval()
         if (arguments or {}).get("pretrained") is not None:
             self.self_test()
+
+    @staticmethod
+    def with_nodes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments in a configuration, with a node that reads the files which they name."""
+        found, towers = dict(arguments), arguments.get("towers", "transformers")
+        own = found.get("arguments")
+        if not isinstance(own, Mapping):
+            return found
+        names = [own.get("pretrained"), own.get("tokenizer")]
+        if any(isinstance(name, str) for name in names):
+            reader = "zoo.importers.pretrained_clap.with_files"
+            found["arguments"] = {"_target_": reader, "arguments": dict(own), "towers": towers}
+        return found
 
     def train(self, mode: bool = True) -> ClapReward:
         """Stays in evaluation mode (see the class)."""

@@ -17,6 +17,7 @@ from zoo.conditioners.tokenizer import check_vocabulary
 from zoo.errors import UserError, did_you_mean
 
 LONG_TEXTS = ("refuse", "cut")
+NO_TOKENIZER = "none"  # of towers that embed audio alone
 
 
 def contents_key(tensors: Iterable[Tensor]) -> tuple:
@@ -125,3 +126,13 @@ class ClapTokenizer(nn.Module):
         for i, row in enumerate(rows):
             ids_BL[i, : len(row)], mask_BL[i, : len(row)] = torch.tensor(row), 1
         return ids_BL.to(self.json.device), mask_BL.to(self.json.device)
+
+
+def refuse_names(pretrained: Any, tokenizer: Any) -> None:
+    """Raises ``UserError`` for names of files, which are read before towers are built."""
+    for key, given in (("pretrained", pretrained), ("tokenizer", tokenizer)):
+        if isinstance(given, str) and (key, given) != ("tokenizer", NO_TOKENIZER):
+            raise UserError(
+                f"{key}: {given!r} names files; read them first: "
+                "zoo.importers.pretrained_clap.with_files(arguments)"
+            )

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError, did_you_mean
-from zoo.rewards.members import Member, members_of, networks
+from zoo.rewards.members import GROUPS, Member, group_nodes, members_of, networks
 from zoo.rewards.waves import check_waves
 from zoo.types import Prompt, RewardOutput
 
@@ -99,12 +99,12 @@ def aggregate(
 class EnsembleReward(nn.Module):
     """``members`` that agree or not, and ``penalties`` that are added as they are.
 
-    ``members`` maps names to rewards: a zoo name or folder, ``{architecture: key of REWARDS,
-    arguments: {...}}``, an object, or ``{reward: one of these, weight: 1, mean:, std:}``. Weights
-    are above 0 and count relative to their sum. ``penalties`` are given alike; ``weight`` times
-    their scores is added to the members' result, in deviations: guards (``zoo.rewards.guards``)
-    belong here, because a z-score would forget how far out of bounds a sample is, and punish the
-    loudest of good ones.
+    ``members`` maps names to rewards: an object, ``{architecture: key of REWARDS, arguments:
+    {...}}``, or ``{reward: one of these, weight: 1, mean:, std:}``; in a configuration also a zoo
+    name or folder, which ``zoo.load`` opens. Weights are above 0 and count relative to their sum.
+    ``penalties`` are given alike; ``weight`` times their scores is added to the members' result, in
+    deviations: guards (``zoo.rewards.guards``) belong here, because a z-score would forget how far
+    out of bounds a sample is, and punish the loudest of good ones.
 
     ``aggregation`` "mean": less ``spread_weight`` (default 0.5) times the spread; "worst": the
     lowest member, without a ``spread_weight``. Mind that a ``spread_weight`` above sqrt(w / (1 -
@@ -180,6 +180,13 @@ class EnsembleReward(nn.Module):
         plain = all(value is not None for part in parts for value in part.values())
         self.arguments = {"members": parts[0], "penalties": parts[1], **settings} if plain else None
         self.eval()
+
+    @staticmethod
+    def with_nodes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments in a configuration, with nodes in place of names and architectures."""
+        return {
+            key: group_nodes(value) if key in GROUPS else value for key, value in arguments.items()
+        }
 
     def train(self, mode: bool = True) -> EnsembleReward:
         """Stays in evaluation mode: a reward must be deterministic."""

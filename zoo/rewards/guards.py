@@ -13,7 +13,7 @@ Shapes: ``F`` frames, ``D`` features of a clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.rewards.members import described, open_reward
+from zoo.rewards.members import described, reward_node, reward_of
 from zoo.rewards.waves import check_waves, finite_rows
 from zoo.types import Prompt, RewardOutput
 
@@ -159,7 +159,8 @@ class GuardReward(nn.Module):
     when it is their copy; so a round needs at least two samples of a prompt, and only ``combine``
     knows it: a single call counts the other guards alone. In dB of log-mel statistics
     (``mel_statistics``), or 1 - cosine of the audio embeddings of ``embedder``, a reward with
-    ``embed_audio`` such as a CLAP (a zoo name, ``{architecture:, arguments:}`` or an object).
+    ``embed_audio`` such as a CLAP (an object or ``{architecture:, arguments:}``; in a
+    configuration also a zoo name).
 
     Parts: what was measured (``level_dbfs``, ``silence_share``, ``clipping_share``, ``flatness``,
     ``diversity_db`` or ``diversity_cosine``) and ``<guard>_penalty`` in [-1, 0]. A wave that is not
@@ -168,6 +169,14 @@ class GuardReward(nn.Module):
 
     differentiable = False
     unit = "penalty; 0 is best"
+
+    @staticmethod
+    def with_nodes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments in a configuration, with a node in place of the name of an embedder."""
+        return {
+            key: reward_node(value) if key == "embedder" else value
+            for key, value in arguments.items()
+        }
 
     def __init__(
         self,
@@ -221,7 +230,7 @@ class GuardReward(nn.Module):
             raise UserError(
                 "embedder is only for diversity, which is off; give its smallest distance"
             )
-        self.embedder = None if embedder is None else open_reward(embedder, "embedder")
+        self.embedder = None if embedder is None else reward_of(embedder, "embedder")
         if self.embedder is not None and not hasattr(self.embedder, "embed_audio"):
             raise UserError(
                 f"embedder: a {type(self.embedder).__name__} has no embed_audio; name a CLAP"

@@ -9,16 +9,15 @@ the checkpoint holds RoBERTa, and the tokenizer is ours.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from zoo.errors import UserError, did_you_mean
-from zoo.importers.laion_clap import TOKENIZER, laion_tensors
-from zoo.importers.pretrained_clap import tokenizer_json
-from zoo.rewards.clap_text import ClapTokenizer
+from zoo.rewards.clap_text import ClapTokenizer, refuse_names
 
 AUDIO_MODELS = ("HTSAT-tiny", "HTSAT-base")
 _ROBERTA = {
@@ -35,14 +34,26 @@ _NOT_IN_PACKAGE = (  # in released files, not in current versions of RoBERTa
 )
 
 
+@dataclass(frozen=True)
+class LaionFile:
+    """The tensors of a LAION .pt file, by their names there."""
+
+    name: str
+    tensors: Mapping[str, Tensor] = field(hash=False, repr=False)
+
+
 class LaionClapTowers(nn.Module):
     """``zoo.rewards.clap.ClapTowers`` around ``laion_clap.CLAP_Module`` (fusion off), in evaluation
     mode. float32 only.
 
-    ``pretrained``: a LAION .pt file; without it the weights are random. ``audio_model``: of
-    ``AUDIO_MODELS``. ``tokenizer``, ``tokenizer_bytes``, ``max_tokens``, ``long_texts``: as
-    ``TransformersClapTowers`` has them (default "roberta-base" beside a file). ``text_config``:
-    settings of ``transformers.RobertaConfig`` that differ from roberta-base (its width stays 768).
+    Args:
+        pretrained: a LAION file that was read; in a configuration also its path, which
+            ``zoo.importers.pretrained_clap.with_files`` reads. Without it the weights are random.
+        audio_model: of ``AUDIO_MODELS``.
+        tokenizer, tokenizer_bytes, max_tokens, long_texts: as ``TransformersClapTowers`` has them.
+        text_config: settings of ``transformers.RobertaConfig`` that differ from roberta-base (its
+            width stays 768).
+
     Raises ``UserError`` for an unknown name, a package that is missing, or tensors that do not
     fit.
     """
@@ -53,9 +64,9 @@ class LaionClapTowers(nn.Module):
 
     def __init__(
         self,
-        pretrained: str | None = None,
+        pretrained: LaionFile | None = None,
         audio_model: str = "HTSAT-base",
-        tokenizer: str | None = None,
+        tokenizer: bytes | str | None = None,
         tokenizer_bytes: int = 0,
         max_tokens: int = 77,
         long_texts: str = "refuse",
@@ -66,20 +77,22 @@ class LaionClapTowers(nn.Module):
             raise UserError(
                 f"unknown audio_model {audio_model!r}; {did_you_mean(audio_model, AUDIO_MODELS)}"
             )
-        tensors = None if pretrained is None else laion_tensors(pretrained)
-        if pretrained is not None and tokenizer is None:
-            tokenizer = TOKENIZER
-        has_file = tokenizer is not None and tokenizer != "none"
-        content: bytes | int = tokenizer_json(str(tokenizer)) if has_file else tokenizer_bytes
+        refuse_names(pretrained, tokenizer)
+        content = tokenizer if isinstance(tokenizer, bytes) else tokenizer_bytes
         sizes = {**_ROBERTA, **(text_config or {})}
         self.package = package_module(audio_model, sizes)
-        if tensors is not None:
-            tensors.pop(_NOT_IN_PACKAGE, None)
+        if pretrained is not None:
+            tensors = {
+                name: tensor
+                for name, tensor in pretrained.tensors.items()
+                if name != _NOT_IN_PACKAGE
+            }
             try:
                 self.package.model.load_state_dict(tensors, strict=True)
             except RuntimeError as error:
                 raise UserError(
-                    f"the tensors of {pretrained} do not fit laion_clap's {audio_model}: {error}"
+                    f"the tensors of {pretrained.name} do not fit laion_clap's {audio_model}:"
+                    f" {error}"
                 ) from error
         self.tokenizer = (
             ClapTokenizer(

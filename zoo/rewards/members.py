@@ -1,24 +1,24 @@
-"""Rewards that another reward is made of: by zoo name, by a key of ``REWARDS`` with arguments, or
-as objects; with their weights.
+"""Rewards that another reward is made of, with their weights: objects, or keys of ``REWARDS`` with
+arguments.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from zoo.errors import UserError, did_you_mean
-from zoo.hub.artifact import architecture_class, identity_of
-from zoo.instantiate import bind
-from zoo.loading import load
+from zoo.instantiate import bind, locate
+from zoo.rewards import REWARDS
 from zoo.types import Reward, lacking
 
 RESERVED = ("z", "spread")  # parts of the ensemble itself
+GROUPS = ("members", "penalties")  # arguments of an ensemble that hold rewards
 _KEYS = ("reward", "weight", "mean", "std")
 
 
@@ -47,24 +47,30 @@ class Member:
         )
 
 
-def open_reward(given: Any, where: str) -> Reward:
-    """The reward of a zoo name or folder, of ``{"architecture": key of REWARDS, "arguments":
-    {...}}``, or ``given`` itself.
+def reward_of(given: Any, where: str) -> Reward:
+    """The reward of ``{"architecture": key of REWARDS, "arguments": {...}}``, or ``given`` itself.
 
-    Raises ``UserError`` beginning with ``where`` (and ``OSError`` where files are missing or
-    unreadable).
+    Raises ``UserError`` beginning with ``where``, also for names (see ``with_rewards``).
     """
+    if isinstance(given, str):
+        raise UserError(
+            f"{where}: {given!r} is a name; give the reward itself: zoo.load({given!r})"
+        )
     try:
-        if isinstance(given, str):
-            given = load(given)
-        elif isinstance(given, Mapping):
+        if isinstance(given, Mapping):
             unknown = [key for key in given if key not in ("architecture", "arguments")]
             if unknown or "architecture" not in given:
                 raise UserError(
                     "a reward is given by architecture and arguments, got"
                     f" {', '.join(map(str, given)) or 'nothing'}"
                 )
-            found = architecture_class("reward", given["architecture"], "architecture")
+            architecture = given["architecture"]
+            if architecture not in REWARDS:
+                raise UserError(
+                    f"architecture: unknown architecture {architecture!r}; "
+                    f"{did_you_mean(str(architecture), REWARDS)}"
+                )
+            found = locate(REWARDS[architecture].replace(":", "."), "architecture")
             given = found(**bind(found, dict(given.get("arguments") or {}), "arguments"))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
@@ -76,20 +82,72 @@ def open_reward(given: Any, where: str) -> Reward:
 
 
 def described(reward: Reward) -> dict[str, Any] | None:
-    """What ``open_reward`` builds the same class from, without its weights; None where no table
+    """What ``reward_of`` builds the same class from, without its weights; None where no table
     names it.
     """
-    try:
-        _, architecture, arguments = identity_of(reward)
-    except UserError:
+    place = f"{type(reward).__module__}:{type(reward).__name__}"
+    architecture = next((key for key, known in REWARDS.items() if known == place), None)
+    arguments = getattr(reward, "arguments", None)
+    if architecture is None or not isinstance(arguments, dict):
         return None
-    return {"architecture": architecture, "arguments": arguments}
+    return {"architecture": architecture, "arguments": dict(arguments)}
+
+
+def with_rewards(
+    architecture: str, arguments: Mapping[str, Any], opened: Callable[[str], Any]
+) -> dict[str, Any]:
+    """The arguments of a row of ``REWARDS``, ``opened(name)`` in place of each name of another
+    reward in them; what is not understood stays, for the reward to refuse."""
+    found = dict(arguments)
+    for key in GROUPS if architecture == "ensemble" else ():
+        if isinstance(found.get(key), Mapping):
+            members = found[key].items()
+            found[key] = {name: _with_reward(value, opened) for name, value in members}
+    if architecture == "guards" and "embedder" in found:
+        found["embedder"] = _with_reward(found["embedder"], opened)
+    return found
+
+
+def _with_reward(value: Any, opened: Callable[[str], Any]) -> Any:
+    if isinstance(value, str):
+        return opened(value)
+    if not isinstance(value, Mapping):
+        return value
+    if "reward" in value:
+        return {**value, "reward": _with_reward(value["reward"], opened)}
+    if isinstance(value.get("arguments"), Mapping):
+        arguments = with_rewards(str(value.get("architecture")), value["arguments"], opened)
+        return {**value, "arguments": arguments}
+    return value
+
+
+def reward_node(value: Any) -> Any:
+    """In a configuration: the ``_target_`` node that a name or an architecture with arguments
+    stands for, also below ``reward:``; other values stay."""
+    if isinstance(value, str):
+        return {"_target_": "zoo.load", "name": value}
+    if not isinstance(value, Mapping):
+        return value
+    if "reward" in value:
+        return {**value, "reward": reward_node(value["reward"])}
+    arguments = value.get("arguments") or {}
+    is_row = set(value) <= {"architecture", "arguments"} and value.get("architecture") in REWARDS
+    if is_row and isinstance(arguments, Mapping):
+        return {**arguments, "_target_": REWARDS[value["architecture"]].replace(":", ".")}
+    return value
+
+
+def group_nodes(given: Any) -> Any:
+    """``reward_node`` of each of ``members`` or ``penalties``."""
+    if not isinstance(given, Mapping) or "_target_" in given:
+        return given
+    return {name: reward_node(value) for name, value in given.items()}
 
 
 def members_of(given: Mapping[str, Any], kind: str) -> tuple[Member, ...]:
     """One ``Member`` a name.
 
-    A value is a reward as ``open_reward`` takes it, or ``{reward:, weight:, mean:, std:}``.
+    A value is a reward as ``reward_of`` takes it, or ``{reward:, weight:, mean:, std:}``.
 
     Raises ``UserError`` naming the member for bad names, unknown keys, weights that are not
     positive, ``mean`` without ``std``.
@@ -113,9 +171,7 @@ def _member(name: str, value: Any, where: str) -> Member:
         if key not in _KEYS:
             raise UserError(f"{where}.{key}: {did_you_mean(str(key), _KEYS)}")
     if settings.get("reward") is None:
-        raise UserError(
-            f"{where} needs a reward: a zoo name, architecture and arguments, or an object"
-        )
+        raise UserError(f"{where} needs a reward: an object, or architecture and arguments")
     weight, mean, std = (
         _number(settings, "weight", where, 1.0),
         _number(settings, "mean", where),
@@ -127,7 +183,7 @@ def _member(name: str, value: Any, where: str) -> Member:
         )
     if (mean is None) != (std is None) or (std is not None and not std > 0):
         raise UserError(f"{where}: mean and a std above 0 belong together, got {mean} and {std}")
-    return Member(name, open_reward(settings["reward"], where), weight, mean, std)
+    return Member(name, reward_of(settings["reward"], where), weight, mean, std)
 
 
 def _number(

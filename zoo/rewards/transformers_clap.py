@@ -12,18 +12,16 @@ Shapes: ``N`` samples, ``K`` frequencies, ``M`` mel bins, ``F`` frames (N // hop
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.errors import UserError
-from zoo.hub.construction import build_within
-from zoo.importers.pretrained_clap import known_config, load_clap_state, open_clap, tokenizer_json
-from zoo.rewards.clap_text import ClapTokenizer
+from zoo.errors import UserError, did_you_mean
+from zoo.rewards.clap_text import ClapTokenizer, refuse_names
 
-NO_TOKENIZER = "none"
 _FLOOR = 1e-10  # power of a mel bin that counts as silent: -100 dB
 # key of transformers' preprocessor_config.json -> our name of it
 _FEATURES = {
@@ -82,31 +80,51 @@ class ClapMel(nn.Module):
             return 10 * (power_BFK @ bank_KM).clamp(min=_FLOOR).log10()[:, None]
 
 
+@dataclass(frozen=True)
+class PretrainedClap:
+    """A CLAP read from files (``zoo.importers.pretrained_clap.open_clap``).
+
+    Args:
+        name: of the files, for messages.
+        model: a ``transformers.ClapModel`` with its weights.
+        config: of ``transformers.ClapConfig``, shape-giving keys only.
+        features: what the publisher says of the front end (preprocessor_config.json); ``{}`` where
+            nothing is said.
+    """
+
+    name: str
+    model: nn.Module
+    config: dict[str, Any] = field(hash=False)
+    features: Mapping[str, Any] = field(hash=False)
+
+
 class TransformersClapTowers(nn.Module):
     """Both towers as ``zoo.rewards.clap.ClapReward`` asks for them (``ClapTowers``), in evaluation
     mode.
 
-    Exactly one is given: ``pretrained`` (a folder in transformers' layout, a LAION .pt file, a zoo
-    name or ``owner/name``), or ``config`` (of ``transformers.ClapConfig``: ``text_config``,
-    ``audio_config``, ``projection_dim``) for random weights. ``tokenizer``: a folder or file with a
-    tokenizer.json, or a repository on the Hub; by default the pretrained model's own
-    ("roberta-base" for LAION's files); "none" for audio alone. ``tokenizer_bytes``: room for one
-    that comes with the weights. ``max_tokens``, ``long_texts``: see ``ClapTokenizer``. The rest is
-    the front end, in Hz, seconds and samples.
+    ``arguments`` builds towers of the same sizes without the files, for an artefact.
 
-    ``arguments`` builds towers of the same sizes without the files, for an artefact. Raises
-    ``UserError`` and
-    ``FileNotFoundError``: unknown or missing files, another model, feature fusion, or a front end
-    that is not the model's.
+    Args:
+        pretrained: a CLAP that was read from files; in a configuration also its name, which
+            ``zoo.importers.pretrained_clap.with_files`` reads. Give this or ``config``.
+        config: of ``transformers.ClapConfig`` (``text_config``, ``audio_config``,
+            ``projection_dim``), for random weights.
+        tokenizer: the content of a tokenizer.json; None or "none" for audio alone.
+        tokenizer_bytes: room for a tokenizer that comes with the weights.
+        max_tokens, long_texts: see ``ClapTokenizer``.
+        sample_rate_hz, window_s, n_fft, hop_samples, n_mels, fmin_hz, fmax_hz: the front end.
+
+    Raises: ``UserError`` for another model, feature fusion, and a front end that is not the
+        model's.
     """
 
     differentiable = True
 
     def __init__(
         self,
-        pretrained: str | None = None,
+        pretrained: PretrainedClap | None = None,
         config: dict[str, Any] | None = None,
-        tokenizer: str | None = None,
+        tokenizer: bytes | str | None = None,
         tokenizer_bytes: int = 0,
         max_tokens: int = 77,
         long_texts: str = "refuse",
@@ -119,7 +137,7 @@ class TransformersClapTowers(nn.Module):
         fmax_hz: float = 14_000.0,
     ) -> None:
         super().__init__()
-        from transformers import ClapConfig, ClapModel
+        from transformers import ClapModel
 
         if (pretrained is None) == (config is None):
             raise UserError(
@@ -134,25 +152,20 @@ class TransformersClapTowers(nn.Module):
             "fmin_hz": fmin_hz,
             "fmax_hz": fmax_hz,
         }
-        found = None if pretrained is None else open_clap(pretrained)
-        config = known_config(config) if found is None else found.config
-        if found is not None:
-            _check_features(found.features, {**front_end, "window_s": window_s}, str(pretrained))
-            tokenizer = found.tokenizer if tokenizer is None else tokenizer
-        try:
-            sizes = ClapConfig(**config)
-        except (TypeError, AttributeError) as error:
-            raise UserError(f"config is none of a CLAP: {str(error).splitlines()[0]}") from error
+        refuse_names(pretrained, tokenizer)
+        if pretrained is None:
+            config = known_config(config)
+        else:
+            config = pretrained.config
+            _check_features(
+                pretrained.features, {**front_end, "window_s": window_s}, pretrained.name
+            )
+        sizes = clap_config(config)
         self.sample_rate_hz, self.window_samples = sample_rate_hz, round(window_s * sample_rate_hz)
         _check_sizes(sizes.audio_config, n_mels, self.window_samples // hop_samples + 1)
         self.mel = ClapMel(**front_end)
-        if found is None:
-            self.clap = ClapModel(sizes)
-        else:
-            self.clap = build_within(ClapModel, {"config": sizes}, found.state, str(pretrained))
-            load_clap_state(self.clap, found.state, str(pretrained))
-        has_file = tokenizer is not None and tokenizer != NO_TOKENIZER
-        content: bytes | int = tokenizer_json(str(tokenizer)) if has_file else tokenizer_bytes
+        self.clap = ClapModel(sizes) if pretrained is None else pretrained.model
+        content = tokenizer if isinstance(tokenizer, bytes) else tokenizer_bytes
         text = sizes.text_config
         self.tokenizer = (
             ClapTokenizer(content, text.vocab_size, text.pad_token_id, max_tokens, long_texts)
@@ -219,12 +232,69 @@ def _check_features(published: Mapping[str, Any], ours: Mapping[str, Any], where
         )
 
 
-def _check_sizes(audio: Any, n_mels: int, frames: int) -> None:
-    if audio.enable_fusion:
+def known_config(config: Mapping[str, Any], refuse_others: bool = True) -> dict[str, Any]:
+    """The keys of ``config`` that shape a ``ClapModel``, as plain values.
+
+    ``refuse_others``: other keys raise ``UserError`` with the nearest right one; else they are
+    left out (published files hold
+    many that belong to the library's saving and generation).
+    """
+    from transformers.models.clap.configuration_clap import (
+        ClapAudioConfig,
+        ClapConfig,
+        ClapTextConfig,
+    )
+
+    kept: dict[str, Any] = {}
+    for part, kind in (
+        ("", ClapConfig),
+        ("text_config", ClapTextConfig),
+        ("audio_config", ClapAudioConfig),
+    ):
+        given = config.get(part) or {} if part else config
+        if not isinstance(given, Mapping):
+            raise UserError(f"config.{part} of a CLAP must be an object, got {given!r}")
+        known = {
+            key
+            for base in kind.__mro__
+            if base.__name__.startswith("Clap")
+            for key in getattr(base, "__annotations__", {})
+        }
+        for key in given:
+            if refuse_others and key not in known:
+                where = f"config.{part}.{key}" if part else f"config.{key}"
+                raise UserError(
+                    f"{where}: transformers' CLAP has no such setting; {did_you_mean(key, known)}"
+                )
+        values = {
+            key: value
+            for key, value in given.items()
+            if key in known and key not in ("text_config", "audio_config")
+        }
+        kept |= {part: values} if part else values
+    return kept
+
+
+def clap_config(config: Mapping[str, Any]) -> Any:
+    """``transformers.ClapConfig`` of plain values.
+
+    Raises ``UserError`` for values of another kind, and for feature fusion.
+    """
+    from transformers import ClapConfig
+
+    try:
+        sizes = ClapConfig(**config)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"config is none of a CLAP: {str(error).splitlines()[0]}") from error
+    if sizes.audio_config.enable_fusion:
         raise UserError(
             "this CLAP has feature fusion (enable_fusion), which is not supported; take one"
             " without, such as laion/clap-htsat-unfused"
         )
+    return sizes
+
+
+def _check_sizes(audio: Any, n_mels: int, frames: int) -> None:
     if audio.num_mel_bins != n_mels or audio.spec_size % n_mels:
         raise UserError(
             f"n_mels={n_mels}, but the audio tower has num_mel_bins={audio.num_mel_bins} and"
