@@ -131,7 +131,9 @@ def _repeatable() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that read golden numbers are parity tests, whether or not they say so."""
+    """Marks readers of golden numbers as parity, and all but long and slow tests as fast."""
     for item in items:
         if "golden_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.parity)
+        if not any(item.iter_markers("long")) and not any(item.iter_markers("slow")):
+            item.add_marker(pytest.mark.fast)

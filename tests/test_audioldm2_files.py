@@ -213,6 +213,7 @@ def test_another_call_of_the_library_is_refused(model):
         checkpoint_by_name(block, *[torch.zeros(1)] * 8)
 
 
+@pytest.mark.long
 def test_bytes_are_counted_without_computing():
     real, counted = (measure("small", 0.2, True, computed) for computed in (True, False))
     assert real == counted > 0

@@ -242,6 +242,7 @@ def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
 LONG_NEGATIVE = "noise and rain on a roof while a dog barks and a bird sings with strings"
 
 
+@pytest.mark.long
 def test_without_guidance_a_negative_has_no_effect(backbone):
     """Generation, evaluation, rollout and training on clean latents; with guidance it has one."""
     with_negative = [replace(prompt, negative=LONG_NEGATIVE) for prompt in PROMPTS]

@@ -76,6 +76,7 @@ def test_what_the_configuration_says_in_words_is_so(name: str) -> None:
     assert module["advantage"] == "group" and module["kl_weight"] > 0 and module["lora_rank"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_from_captions_to_adapter(name: str, small_zoo: Path) -> None:
     out = small_zoo / "run"

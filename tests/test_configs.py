@@ -117,6 +117,7 @@ def test_a_knob_without_explanation_is_seen() -> None:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_it_loads(path: Path) -> None:
     config = read_configuration([path])
@@ -129,6 +130,7 @@ def test_the_table_of_configs_names_it(path: Path) -> None:
     assert f"`{relative(path)}`" in (ROOT / "configs" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_it_builds(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if needs_small_zoo(read_configuration([path])):

@@ -200,6 +200,7 @@ def test_a_report_where_all_say_the_same():
     assert report.text_to_audio["r1"].value == report.metrics()["chance_r1"] == 1.0
 
 
+@pytest.mark.long
 def test_it_learns_which_tone_comes_first(tmp_path):
     module = Contrastive(
         small(), learning_rate=5e-3, total_steps=60, warmup_steps=5, ema_decay=0.8, noise_share=0.1

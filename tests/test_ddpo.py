@@ -89,6 +89,7 @@ def test_mixed_precision_samples_and_trains_in_one_dtype():
     assert abs(metrics["ratio/max"] - 1) < 0.05 and metrics["grad_norm"] > 1e-3
 
 
+@pytest.mark.long
 def test_reward_rises_on_a_toy_under_prompts_with_different_goals():
     sizes = {"sample_batch_size": 32, "train_batch_size": 32}
     ddpo = module(advantage="batch", learning_rate=2e-2, lora_rank=4, lora_targets="all", **sizes)

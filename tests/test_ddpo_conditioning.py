@@ -111,6 +111,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "side", "stream"), [*CASES, *((kind, "halves", "") for kind in MODELS)]
 )
@@ -124,6 +125,7 @@ def test_any_stream_of_another_sample_and_swapped_halves_stop_the_run(kind, side
         run(backbone, swapped if side == "halves" else lent(side, stream))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_precision(kind):
     _, full = run(MODELS[kind](), clip_range=1e-4)
@@ -143,6 +145,7 @@ def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_pre
     assert next(ddpo.backbone.denoiser.parameters()).dtype == torch.bfloat16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_unequal_batch_shapes_do_not_stop_a_correct_run(kind):
     """Sums in another order: AudioLDM 2 gives 1.7e-6 here, and 0 for equal shapes."""
@@ -152,6 +155,7 @@ def test_unequal_batch_shapes_do_not_stop_a_correct_run(kind):
     assert metrics["grad_norm"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sizes", "off", "is_stopped"),
     [

@@ -13,6 +13,8 @@ from benchmarks.live_bytes import peak_live_bytes, peak_saved_bytes
 from benchmarks.random_audioldm2 import RandomAudioLDM2
 from zoo.backbones.lora import add_lora
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def toy():

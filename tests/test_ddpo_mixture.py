@@ -80,6 +80,7 @@ class OnePrompt:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [{"clip_range": 0.2}, {"clip_range": 1e-4, "updates_per_round": 2}],

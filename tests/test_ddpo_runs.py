@@ -11,6 +11,7 @@ from lightning_modules.schedules import decay_rate
 from zoo.types import RewardOutput
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [{"ema_decay": 0.9}, {"advantage": "group", "inner_epochs": 2, "train_step_share": 0.5}],

@@ -51,6 +51,7 @@ def plain_network(model):
     return network
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("targets", ["cross", "all"])
 def test_our_adapter_on_the_plain_network(kind, model, tmp_path, targets):
     plain, predicting = plain_network(model), TOYS[kind].predicting
@@ -69,6 +70,7 @@ def test_our_adapter_on_the_plain_network(kind, model, tmp_path, targets):
     )
 
 
+@pytest.mark.long
 def test_an_adapter_of_the_plain_network_on_ours(kind, model, tmp_path):
     plain = plain_network(model)
     before = latents(model.predict, model, PROMPTS)
@@ -86,6 +88,7 @@ def test_an_adapter_of_the_plain_network_on_ours(kind, model, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_an_adapter_on_a_network_in_bfloat16_is_float32_and_comes_back(kind, model, tmp_path):
     backbone = model.to(torch.bfloat16)
     again = TOYS[kind].small_model(**WINDOW.get(kind, {})).to(torch.bfloat16)
@@ -101,6 +104,7 @@ def test_an_adapter_on_a_network_in_bfloat16_is_float32_and_comes_back(kind, mod
     )
 
 
+@pytest.mark.long
 def test_checkpointing_keeps_outputs_and_gradients_and_saves_memory(kind, model):
     """In train mode, with dropout in the adapter, guidance and texts of different lengths."""
     add_lora(model, rank=2, targets="all", dropout=0.2)

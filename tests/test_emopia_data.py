@@ -156,6 +156,7 @@ def test_a_song_in_two_splits_is_refused(emopia):
     check_song_disjoint({"train": [], "val": []})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [

@@ -127,6 +127,7 @@ def test_report_counts_both_ways():
     assert report.clip_vote_interval[0] < 0.75 < report.clip_vote_interval[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["cross_entropy", "softmax_of_sigmoids"])
 def test_learns_pitch_as_mood_under_degradation(loss):
     torch.manual_seed(1)

@@ -71,6 +71,7 @@ def latents(backbone) -> torch.Tensor:
     ).clean
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize(
     "name", ["audioldm-m-full", "audioldm2-music", "tango2", "stable-audio-open-1.0"]
@@ -104,6 +105,7 @@ def test_what_was_learned_is_what_is_loaded_again(name: str, reward: str, small_
     assert any(f"fits its base {name}" in fact for fact in verify_artifact(folder, zoo.load))
 
 
+@pytest.mark.long
 def test_a_merged_model_needs_neither_its_base_nor_the_run(
     small_zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ from zoo.hub.artifact import save_artifact
 from zoo.loading import open_model
 from zoo.rewards.mood import MOODS, EmotionReward
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
     "table1.md",

@@ -21,6 +21,7 @@ def rewards(tmp_path):
     return reward_file(tmp_path), reward_file(tmp_path, "similar", "Similarity")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "error"),
     [

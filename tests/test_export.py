@@ -25,6 +25,8 @@ from zoo.hub.artifact_check import verify_artifact
 from zoo.hub.export import export_run
 from zoo.types import Prompt
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

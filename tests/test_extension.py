@@ -41,6 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("whistles", None)
 
 
+@pytest.mark.long
 def test_the_tool_trains_it(project: Path, project_root: Path) -> None:
     """As the user starts it: the current folder on PYTHONPATH."""
     command = [

@@ -37,6 +37,7 @@ def renamed(folder: Path, old: str, new: str) -> None:
         path.rename(path.with_name(path.name.replace(old, new)))
 
 
+@pytest.mark.long
 def test_a_folder_with_one_variant_gives_the_same_model(folder, capfd):
     plain = zoo.load(str(folder)).state_dict()
     renamed(folder, ".safetensors", ".fp16.safetensors")

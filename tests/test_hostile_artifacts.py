@@ -231,6 +231,7 @@ def refused(action: Callable[[], object], said: str, tmp_path: Path, sentinel: P
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", MODELS)
 def test_from_a_folder(case: str, folder: Path, tmp_path: Path, sentinel: Path) -> None:
     harm, said = MODELS[case]
@@ -238,6 +239,7 @@ def test_from_a_folder(case: str, folder: Path, tmp_path: Path, sentinel: Path) 
     refused(lambda: zoo.load(folder), said, tmp_path, sentinel)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", MODELS)
 def test_from_a_hub(
     case: str,

@@ -23,6 +23,8 @@ from zoo.errors import reported
 from zoo.hub import requests
 from zoo.hub.pull import pull, push
 
+pytestmark = pytest.mark.long
+
 FILES = {"README.md": b"---\nlicense: mit\n---\n# x\n", "big.bin": bytes(range(256)) * 256}
 TREE = "/tree/"
 

@@ -64,6 +64,7 @@ def contents(path: str | Path) -> dict[str, bytes]:
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
 
 
+@pytest.mark.long
 def test_a_round_trip_of_another_process(hub: HubServer, tmp_path: Path) -> None:
     """Settings from the environment only, as a user has them."""
     script = [sys.executable, "-c", ROUND_TRIP, str(folder(tmp_path / "model", FILES))]

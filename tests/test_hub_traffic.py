@@ -18,6 +18,8 @@ from zoo.backbones.tiny import TinyAudio
 from zoo.hub.export import export_run
 from zoo.hub.pull import pull, push
 
+pytestmark = pytest.mark.long
+
 REPO = "tester/model"
 
 

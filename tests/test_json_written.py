@@ -8,6 +8,7 @@ import math
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from lightning_modules.audio_samples import played, write_samples
@@ -39,6 +40,7 @@ def _dumps_that_allow_nan(source: str) -> list[int]:
     ]
 
 
+@pytest.mark.long
 def test_every_writer_of_json_refuses_nan():
     assert _dumps_that_allow_nan("json.dumps(1)\njson.dump(1, f, allow_nan=False)") == [1]
     files = [

@@ -62,6 +62,7 @@ def test_what_is_shown(test: BlindTest) -> None:
     assert shown(test, View(None, 3, 3)) == (DONE, "", None, None)
 
 
+@pytest.mark.long
 def test_the_page_asks_saves_and_goes_on(gradio: Any, test: BlindTest) -> None:
     start, answer = handlers(build(test))
     listener, number, *_ = start("ann")
@@ -77,6 +78,7 @@ def test_the_page_asks_saves_and_goes_on(gradio: Any, test: BlindTest) -> None:
     ]
 
 
+@pytest.mark.long
 def test_nothing_on_the_page_tells_the_sides_apart(gradio: Any, test: BlindTest) -> None:
     page = build(test)
     components = page.get_config_file()["components"]

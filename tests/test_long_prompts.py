@@ -79,6 +79,7 @@ def never_sampled(ddpo):
     return ddpo
 
 
+@pytest.mark.long
 def test_three_of_two_hundred_stop_the_run_before_it_starts_and_are_named():
     ddpo = never_sampled(module(backbone=Limited()))
     with pytest.raises(
@@ -201,6 +202,7 @@ BACKBONES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(BACKBONES))
 def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
     make, text, message = BACKBONES[kind]

@@ -200,6 +200,7 @@ def test_snr_weights_by_hand_and_at_the_ends() -> None:
         min_snr_weights(alpha, sigma, "vv")
 
 
+@pytest.mark.long
 def test_ddpo_moves_a_toy_mixture_to_the_rewarded_mode() -> None:
     """Four modes in 2-D, their exact denoiser plus a small trainable network; reward: -squared
     distance to one mode.

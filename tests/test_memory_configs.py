@@ -70,6 +70,7 @@ def test_it_can_be_laid_over_a_row_and_its_rounds_divide(project_root, name):
     assert samples % (module["train_batch_size"] * module["updates_per_round"]) == 0
 
 
+@pytest.mark.long
 def test_the_whole_denoiser_with_eight_bits_builds(project_root, small_zoo, monkeypatch):
     monkeypatch.setitem(OPTIMIZERS, "adamw_8bit", ("torch.optim", "SGD", ""))
     text = (project_root / FOLDER / "24gb.yaml").read_text("utf-8")

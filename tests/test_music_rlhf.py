@@ -69,6 +69,7 @@ def test_every_file_is_a_row_or_what_rows_share() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*ROWS, *SHARED}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_that_of_the_paper(name: str) -> None:
     config = load(name)
@@ -159,6 +160,7 @@ def test_the_prompts_of_both() -> None:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("names", "overrides", "column"),
     [
@@ -182,6 +184,7 @@ def test_a_row_runs_when_made_small(
     assert zoo.open_model(str(tmp_path / "run")).sample_rate_hz == 16_000
 
 
+@pytest.mark.long
 def test_a_row_is_resumed_where_it_stopped(small_zoo: Path, tmp_path: Path) -> None:
     small = [f"out_dir={tmp_path / 'run'}", *SMALL, "trainer.num_sanity_val_steps=0"]
     run.fit(load("table2_19x10", overrides=[*small, "trainer.max_epochs=1"]))
@@ -206,6 +209,7 @@ def test_the_tables_are_evaluated_on_the_four_emotions(
     assert config.settings["module"]["sample_steps"] == steps
 
 
+@pytest.mark.long
 def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
     """The command in the head of table1_*.yaml, on the small models."""
     from zoo.commands import evaluate

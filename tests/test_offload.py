@@ -56,6 +56,7 @@ def ddpo(backbone, **changes):
     return module(backbone=backbone, **{**settings, **changes})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @pytest.mark.parametrize("away", ["offload", "drop"])
 def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, away):
@@ -86,6 +87,7 @@ def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, a
             saving.backbone.encode_prompts([Prompt("x", "sad piano")])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("scale", "eval_scale"), [(1.0, None), (1.0, 3.0), (3.0, 1.0)])
 def test_dropped_encoders_have_read_what_each_sampler_asks_for(tmp_path, scale, eval_scale):
     """AudioLDM 2 pads a prompt to its negative, but only under guidance."""

@@ -161,6 +161,7 @@ def test_a_condition_with_another_base_shows_it():
     assert rows == ["base", TITLES["clap"], TITLES["ensemble"], f"base of: {weak}", weak]
 
 
+@pytest.mark.long
 def test_the_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     import zoo
     from zoo.rewards.mood import EmotionReward

@@ -124,6 +124,7 @@ def judged(reward: EmotionReward, wave_N: Tensor, rule: str) -> tuple[Tensor, Te
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_emopia_classifier(golden_dir: Path, tmp_path: Path, task: str) -> None:
     case = Case(golden_dir, task, tmp_path / "best.ckpt")
@@ -180,6 +181,7 @@ def test_emopia_front_end(golden_dir: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_emopia_numbers_can_tell_the_settings_apart(golden_dir: Path, tmp_path: Path) -> None:
     """Other levels, chunk rules or activations give other numbers than the stored ones."""
     case = Case(golden_dir, "arousal", tmp_path / "best.ckpt")

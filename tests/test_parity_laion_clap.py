@@ -90,6 +90,7 @@ def assert_close(got: Tensor, expected: Any, tolerance: float, what: str) -> Non
     assert worst <= tolerance, f"{what}: off by {worst:.2e}, allowed {tolerance:.0e}"
 
 
+@pytest.mark.long
 def test_audio(case) -> None:
     """Embedding, tower, projection and class scores of every clip (one pass a clip), and the steps
     of the front end.
@@ -149,6 +150,7 @@ def test_front_end(case) -> None:
             )
 
 
+@pytest.mark.long
 def test_16_bits_and_the_padding_that_it_is_not(case) -> None:
     golden, found, reward = case
     arguments = {"config": found.config}

@@ -37,7 +37,7 @@ from zoo.diffusion import (
 from zoo.importers.tango import codec_state, main_state, vae_arguments
 from zoo.types import Conditioning, Prompt
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.long]
 PREDICTION = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 

@@ -94,6 +94,7 @@ def test_a_segment_is_mono_noisy_and_of_its_own_level() -> None:
     assert max(levels_db) - min(levels_db) > 1 and all(-32 < level < -17 for level in levels_db)
 
 
+@pytest.mark.long
 def test_the_set_is_read_as_emopia_is_and_repeats_to_the_byte(tmp_path: Path) -> None:
     clips = write_piano_demo(tmp_path / "a", **{**TINY, "segments": 2})
     assert clips == {"train": 8, "val": 8, "test": 8}

@@ -94,6 +94,7 @@ def test_warnings_about_what_is_meant_are_dropped():
     assert [str(one.message) for one in told] == ["something else"]
 
 
+@pytest.mark.long
 def test_the_end_of_a_run_says_what_it_made(tmp_path):
     _, ddpo = run(tmp_path, 2, sanity=-1)
     ddpo.reward.unit = UNITS["value"]
@@ -105,6 +106,7 @@ def test_the_end_of_a_run_says_what_it_made(tmp_path):
     assert "tools/generate.py" in lines[2] and "tools/zoo.py export" in lines[3]
 
 
+@pytest.mark.long
 def test_without_an_evaluation_before_it_speaks_of_its_samples(tmp_path):
     _, ddpo = run(tmp_path, 1)
     assert run_summary(tmp_path, ddpo)[0].startswith("reward of the samples")

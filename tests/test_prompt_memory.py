@@ -125,6 +125,7 @@ def loud(encoder):
     return encoder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @torch.no_grad()
 def test_in_float16_the_text_encoder_gives_what_it_gives_in_float32(kind):
@@ -144,6 +145,7 @@ def test_in_float16_the_text_encoder_gives_what_it_gives_in_float32(kind):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_a_text_encoder_in_float32_beside_a_model_in_bfloat16(kind):
     make, encoder_of, stream = MODELS[kind]
@@ -161,6 +163,7 @@ def test_a_text_encoder_in_float32_beside_a_model_in_bfloat16(kind):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["audioldm2", "tango"])
 def test_a_copy_of_a_model_reads_with_its_own_encoder(kind):
     make, encoder_of, stream = MODELS[kind]

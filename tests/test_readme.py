@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
 
 
+@pytest.mark.long
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = zoo.load("embedded/music")
     add_lora(backbone, rank=2)

@@ -34,6 +34,7 @@ def test_ordinary_rates_are_bitwise_as_torchaudio_has_them(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("old", "new"), [(441, 160), (160, 441), (7, 480), (3, 2), (2000, 1999), (1, 90)]
 )
@@ -51,6 +52,7 @@ def test_blocks_give_what_the_table_gives(
     assert resampled(wave[None, 0], old, new, **settings).shape == (1, found.shape[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("from_hz", [44_101, 22_254, 999_983, 2**31 - 1])
 def test_unusual_rates_take_bounded_memory(from_hz: int) -> None:
     """torchaudio's table would be 16,000 filters of ``from_hz`` numbers, 64 GB for 999,983 Hz."""

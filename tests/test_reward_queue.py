@@ -15,6 +15,8 @@ from lightning_modules.run_folder import every_epoch
 from zoo.diffusion import Sampler
 from zoo.types import RewardOutput
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 PATIENCE_S = 120.0  # until a test that hangs fails
 

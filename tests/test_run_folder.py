@@ -25,6 +25,8 @@ from zoo.errors import UserError
 from zoo.hub.adapters import load_adapter
 from zoo.types import RewardOutput
 
+pytestmark = pytest.mark.long
+
 
 def module(**changes) -> DDPO:
     torch.manual_seed(0)

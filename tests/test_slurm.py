@@ -103,6 +103,7 @@ def test_other_runs_and_knobs_go_through(project_root, tmp_path):
     assert config.module["learning_rate"] == 1e-5 and config.out_dir == "runs/other"
 
 
+@pytest.mark.long
 def test_it_builds_on_small_models(project_root, tmp_path, small_zoo):
     config = config_of(project_root, [*started(project_root, tmp_path), "trainer.accelerator=cpu"])
     built = run.build(config)

@@ -44,6 +44,7 @@ def test_it_holds_the_models_that_configurations_name() -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_a_name_is_a_small_model_of_its_class(name: str, small_zoo: Path) -> None:
     model = zoo.load(name)

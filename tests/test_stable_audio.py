@@ -16,6 +16,8 @@ from zoo.backbones.stable_audio import StableAudio, path_of
 from zoo.diffusion import Sampler, denoising_error, noise_generator, rollout, step_log_prob
 from zoo.types import Conditioning, Prompt
 
+pytestmark = pytest.mark.long
+
 LONG = "calm piano melody, warm strings"
 PROMPTS = (
     Prompt("a", "a dog barks", "rain on strings", 0.2),

@@ -65,6 +65,7 @@ def test_the_zoo_opens_a_pulled_folder(folder):
     assert isinstance(opened, StableAudio) and opened.codec.frame_window is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["missing", "left over", "scheduler", "no vae"])
 def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
     copied = tmp_path / "copy"
@@ -158,6 +159,7 @@ class Loudness:
         return RewardOutput(wave_BCN[:, 0].square().mean(dim=1).log())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", [None, "heard"])
 def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
     """Text, audio, reward, update, export, reload; at the full length with a mask, and in the

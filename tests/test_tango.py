@@ -21,6 +21,8 @@ from zoo.hub.adapters import load_adapter, save_adapter
 from zoo.hub.artifact import load_artifact, save_artifact
 from zoo.types import Prompt
 
+pytestmark = pytest.mark.long
+
 PROMPTS = (
     Prompt("a", "a dog barks", "", 0.2),
     Prompt("b", "rain falls on a roof and a bird", "", 0.2),

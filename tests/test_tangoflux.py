@@ -215,6 +215,7 @@ class Loudness:
         return RewardOutput(wave_BCN[:, 0].square().mean(dim=1).log())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", [None, "heard"])
 def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
     backbone = small_model(frame_window=window)

@@ -19,6 +19,8 @@ from zoo.rewards.clap import ClapReward
 from zoo.rewards.transformers_clap import ClapMel, TransformersClapTowers
 from zoo.types import Prompt
 
+pytestmark = pytest.mark.long
+
 EXTRACTOR = {
     "frequency_min": 50,
     "frequency_max": 14_000,

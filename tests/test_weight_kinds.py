@@ -67,6 +67,7 @@ def test_in_a_run_s_own_backbone(harm, tmp_path):
         load_weights(TinyAudio(**SMALL), path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", HARMS)
 def test_in_an_adapter(harm, tmp_path):
     backbone = TinyAudio(**SMALL)
@@ -91,6 +92,7 @@ def folders(tmp_path_factory):
     return place
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize(
     "file",

@@ -56,6 +56,7 @@ def base(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_importing_the_package_imports_no_model_library():
     code = (
         "import sys, zoo; names = zoo.names(); zoo.load; heavy = {'transformers', 'diffusers',"
@@ -82,6 +83,7 @@ def test_names_and_attributes():
         _ = zoo.lod
 
 
+@pytest.mark.long
 def test_a_folder_in_diffusers_layout_is_a_model(tmp_path):
     import toy_audioldm2
 
@@ -259,6 +261,7 @@ def sounds(model):
     return wave.samples_CN
 
 
+@pytest.mark.long
 def test_a_run_folder_is_loaded_with_its_adapter(base, tmp_path):
     run = a_run(tmp_path / "run", base)
     expected = sounds(zoo.open_model(str(run)))
