@@ -19,9 +19,9 @@ from zoo.audio_files import read_audio, write_audio
 from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
 from zoo.commands import generate
-from zoo.commands.generate import output_paths, parse_seeds
+from zoo.commands.generate import parse_seeds
 from zoo.errors import reported
-from zoo.generations import read_samples
+from zoo.generations import output_paths, read_samples
 from zoo.hub.adapters import save_adapter
 from zoo.hub.artifact import save_artifact
 from zoo.hub.run_models import run_settings

@@ -9,6 +9,9 @@ and where they are known ``seed`` and ``score``.
 from __future__ import annotations
 
 import json
+import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 from zoo.audio_files.folders import Listing, listed
 from zoo.errors import UserError, did_you_mean
-from zoo.files import finite, parsed_json, written_beside
+from zoo.files import AUDIO_FORMATS, finite, parsed_json, written_beside
 from zoo.hub.untrusted import safe_relative_path
 from zoo.types import Prompt
 
@@ -170,3 +173,50 @@ def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return Sample(path, prompt, **numbers)
+
+
+def output_paths(
+    prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str
+) -> list[Path]:
+    """One safe file name per sample, prompts in order and seeds in order within a prompt.
+
+    For one sample ``out`` may be the file itself.
+
+    Raises ``UserError`` for one file and several samples, for a file where a folder is expected,
+    and for a name that looks like a file in another format (``x.mp4``); a new folder of such a name
+    is given with a ``/`` at its end.
+    """
+    asked = str(out)
+    out = Path(out)
+    formats = ", ".join(AUDIO_FORMATS)
+    if out.suffix.lower() in AUDIO_FORMATS:
+        if len(prompts) * len(seeds) > 1:
+            raise UserError(
+                f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name"
+                " a folder"
+            )
+        return [out]
+    if (
+        re.fullmatch(r"\.[0-9]*[A-Za-z][A-Za-z0-9]{0,4}", out.suffix)
+        and not out.is_dir()
+        and not asked.endswith(("/", os.sep))
+    ):
+        raise UserError(
+            f"--out {out}: {out.suffix} is not written here; name a file that ends in one of "
+            f"{formats}, or a folder ({asked}/ if that is its name)"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(
+            f"--out {out} is a file without audio suffix; name a folder or one of {formats}"
+        )
+    width = max(3, len(str(len(prompts) - 1)))
+    plain = [
+        unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower()
+        for prompt in prompts
+    ]
+    slugs = [re.sub(r"[^a-z0-9]+", "-", text)[:60].strip("-") or "prompt" for text in plain]
+    return [
+        out / f"{i:0{width}d}_{slug}_seed{seed}.{suffix}"
+        for i, slug in enumerate(slugs)
+        for seed in seeds
+    ]

@@ -12,17 +12,16 @@ ear later = the source is on the left.
 
 from __future__ import annotations
 
-import base64
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from zoo.audio_files import Waveform as Waveform  # part of the records; lies with its files
 from zoo.errors import UserError
 
 
@@ -88,29 +87,6 @@ class Prompt:
     def samples(self, sample_rate_hz: int) -> int:
         """The fewest wave samples that cover ``seconds`` (at least 1): the length of every clip."""
         return max(1, math.ceil(self.seconds * sample_rate_hz - 1e-6))
-
-
-@dataclass(frozen=True)
-class Waveform:
-    """Audio: ``samples_CN`` in [-1, 1] (float32) and the rate in Hz; a player in a notebook."""
-
-    samples_CN: Tensor
-    sample_rate_hz: int
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes an audio file (``zoo.audio_files.write_audio``).
-
-        Raises ``UserError`` and ``OSError``.
-        """
-        from zoo.audio_files import write_audio
-
-        write_audio(fspath(path), self)
-
-    def _repr_html_(self) -> str:
-        from zoo.audio_files import encoded
-
-        sound = base64.b64encode(encoded(self, ".flac")).decode()
-        return f'<audio controls src="data:audio/flac;base64,{sound}"></audio>'
 
 
 @dataclass(frozen=True)

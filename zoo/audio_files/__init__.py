@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import mmap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
 import numpy
 import soundfile
 import torch
+from torch import Tensor
 
 from zoo.audio_files.headers import examined
 from zoo.audio_files.resampling import resampled
 from zoo.errors import UserError, did_you_mean
 from zoo.files import AUDIO_FORMATS as FORMATS
 from zoo.files import written_beside
-from zoo.types import Waveform
 
 # containers in which a cut-off end is detected
 _READ = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
@@ -27,6 +29,25 @@ _BLOCK = 2**20  # numbers decoded at a time
 _WRITTEN = 2**16
 # decoded and dropped: an mp3 frame needs up to 511 bytes before it, 20 frames of a quiet file
 _PRE_ROLL_S = 0.6
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Audio: ``samples_CN`` in [-1, 1] (float32) and the rate in Hz; a player in a notebook."""
+
+    samples_CN: Tensor
+    sample_rate_hz: int
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes an audio file (``zoo.audio_files.write_audio``).
+
+        Raises ``UserError`` and ``OSError``.
+        """
+        write_audio(fspath(path), self)
+
+    def _repr_html_(self) -> str:
+        sound = base64.b64encode(encoded(self, ".flac")).decode()
+        return f'<audio controls src="data:audio/flac;base64,{sound}"></audio>'
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
-import os
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +79,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     Raises ``UserError`` and ``OSError`` before anything is written.
     """
     options = parser().parse_intermixed_args(argv)
-    from zoo.generations import checked_entries
+    from zoo.generations import checked_entries, output_paths
     from zoo.hub.resolve import resolve
     from zoo.hub.run_facts import read_facts
     from zoo.hub.run_models import recorded_sampling, run_settings
@@ -214,50 +212,3 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {text!r} names a seed twice")
     return seeds
-
-
-def output_paths(
-    prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str
-) -> list[Path]:
-    """One safe file name per sample, prompts in order and seeds in order within a prompt.
-
-    For one sample ``out`` may be the file itself.
-
-    Raises ``UserError`` for one file and several samples, for a file where a folder is expected,
-    and for a name that looks like a file in another format (``x.mp4``); a new folder of such a name
-    is given with a ``/`` at its end.
-    """
-    asked = str(out)
-    out = Path(out)
-    formats = ", ".join(AUDIO_FORMATS)
-    if out.suffix.lower() in AUDIO_FORMATS:
-        if len(prompts) * len(seeds) > 1:
-            raise UserError(
-                f"--out {out} is one file, but there are {len(prompts) * len(seeds)} samples; name"
-                " a folder"
-            )
-        return [out]
-    if (
-        re.fullmatch(r"\.[0-9]*[A-Za-z][A-Za-z0-9]{0,4}", out.suffix)
-        and not out.is_dir()
-        and not asked.endswith(("/", os.sep))
-    ):
-        raise UserError(
-            f"--out {out}: {out.suffix} is not written here; name a file that ends in one of "
-            f"{formats}, or a folder ({asked}/ if that is its name)"
-        )
-    if out.exists() and not out.is_dir():
-        raise UserError(
-            f"--out {out} is a file without audio suffix; name a folder or one of {formats}"
-        )
-    width = max(3, len(str(len(prompts) - 1)))
-    plain = [
-        unicodedata.normalize("NFKD", prompt.text).encode("ascii", "ignore").decode().lower()
-        for prompt in prompts
-    ]
-    slugs = [re.sub(r"[^a-z0-9]+", "-", text)[:60].strip("-") or "prompt" for text in plain]
-    return [
-        out / f"{i:0{width}d}_{slug}_seed{seed}.{suffix}"
-        for i, slug in enumerate(slugs)
-        for seed in seeds
-    ]

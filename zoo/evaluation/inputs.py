@@ -17,13 +17,12 @@ from typing import Any
 from zoo.audio_files import audio_facts, write_audio
 from zoo.audio_files.folders import Listing
 from zoo.audio_files.folders import listed as files_of
-from zoo.commands.generate import output_paths
 from zoo.errors import UserError, did_you_mean
 from zoo.evaluation.options import BASE
 from zoo.evaluation.scores import Progress, fingerprint
 from zoo.files import parsed_json, written_beside
 from zoo.generation import generate_each
-from zoo.generations import INDEX, Sample, read_samples, write_index
+from zoo.generations import INDEX, Sample, output_paths, read_samples, write_index
 from zoo.hub.registry import find
 from zoo.hub.run_facts import RunFacts, read_facts, stated_facts
 from zoo.hub.run_models import built_from, run_settings
