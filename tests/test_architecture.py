@@ -5,7 +5,8 @@ habits.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,76 @@ FOREIGN = {
     "zoo": ("lightning", "pytorch_lightning", "tools", "benchmarks"),
     "datamodules": ("tools", "benchmarks"),
     "lightning_modules": ("tools", "benchmarks"),
+}
+
+
+# Rooms of zoo, from the ground up: room -> rooms that it may import, all of them above it in this
+# table. The package itself (zoo/__init__.py) is
+# the door to all rooms; from within, only its version is taken.
+GROUND = ("versions", "secrets", "errors", "files", "audio_files", "types")
+ROOMS: dict[str, tuple[str, ...]] = {
+    "versions": (),
+    "secrets": (),
+    "errors": ("versions", "secrets"),
+    "files": ("errors",),
+    "audio_files": ("errors", "files"),
+    "types": ("errors", "audio_files"),
+    "command_line": GROUND,
+    "moved_names": (),
+    "instantiate": (*GROUND, "moved_names"),
+    "configuration": (*GROUND, "command_line", "moved_names"),
+    "diffusion": GROUND,
+    "statistics": GROUND,
+    "language": GROUND,
+    "conditioners": GROUND,
+    "html_pages": GROUND,
+    "backbones": (*GROUND, "diffusion", "conditioners"),
+    "rewards": (*GROUND, "instantiate", "conditioners", "backbones"),
+    "hub": (
+        *GROUND,
+        "moved_names",
+        "instantiate",
+        "diffusion",
+        "language",
+        "backbones",
+        "rewards",
+    ),
+    "importers": (*GROUND, "conditioners", "backbones", "rewards", "hub"),
+    "loading": (
+        *GROUND,
+        "instantiate",
+        "conditioners",
+        "backbones",
+        "rewards",
+        "hub",
+        "importers",
+    ),
+    "rendering": (*GROUND, "diffusion", "backbones"),
+    "generation": (*GROUND, "instantiate", "diffusion", "backbones", "loading", "rendering"),
+    "generations": (*GROUND, "hub"),
+    "evaluation": (
+        *GROUND,
+        "moved_names",
+        "instantiate",
+        "configuration",
+        "statistics",
+        "html_pages",
+        "hub",
+        "loading",
+        "generation",
+        "generations",
+    ),
+    "listening": (*GROUND, "statistics", "html_pages", "generation", "generations"),
+    "commands": (
+        *GROUND,
+        "diffusion",
+        "hub",
+        "loading",
+        "generation",
+        "generations",
+        "evaluation",
+        "listening",
+    ),
 }
 
 
@@ -107,6 +178,52 @@ def broken_arrows(source: str, module: str, is_package: bool = False) -> list[st
     return wrong
 
 
+def file_of(name: str, files: Collection[str]) -> str:
+    """The module that an imported name lies in, "" for none of ``files``."""
+    while name and name not in files:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def broken_walls(source: str, module: str, files: Collection[str]) -> list[str]:
+    """Imports of a module of zoo that its room may not make."""
+    if module == "zoo":
+        return []
+    room = module.split(".")[1]
+    wrong = []
+    for line, name in imported(source, module, f"{module}.__init__" in files):
+        if not _under(name, ("zoo",)) or name == "zoo.__version__":
+            continue
+        found = file_of(name, files).split(".")
+        other = found[1] if len(found) > 1 else "zoo itself"
+        if other not in (room, *ROOMS[room]):
+            wrong.append(f"{module}:{line} imports {name}, but zoo.{room} may not import {other}")
+    return wrong
+
+
+def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Files that import each other in a ring, none if there is no such ring."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Every file of the three packages -> the files of them that it imports."""
+    files = {module_name(path): path for path in python_files(*OURS)}
+    return {
+        module: {
+            file_of(name, files)
+            for _, name in imported(path.read_text("utf-8"), module, path.name == "__init__.py")
+            if _under(name, OURS)
+        }
+        - {module, ""}
+        for module, path in files.items()
+    }
+
+
 def forbidden(source: str) -> list[str]:
     """Calls that hide errors. Blind excepts, pickles and heavy imports are for ruff.toml."""
     wrong = []
@@ -161,6 +278,45 @@ def test_file_is_short_and_forbids_nothing(path: Path) -> None:
         "common",
     ), "name a file after what it is about"
     assert forbidden(source) == []
+
+
+def test_the_rooms_of_zoo_are_those_of_the_table_and_each_stands_on_those_above_it() -> None:
+    there = {
+        path.stem
+        for path in (ROOT / "zoo").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert there - {"__init__"} == set(ROOMS)
+    order = list(ROOMS)
+    for room, others in ROOMS.items():
+        assert set(others) <= set(order[: order.index(room)]), room
+
+
+def test_imports_keep_within_the_walls_of_zoo() -> None:
+    files = {module_name(path): path for path in python_files("zoo")}
+    wrong = []
+    for module, path in files.items():
+        known = {*files, *([f"{module}.__init__"] if path.name == "__init__.py" else [])}
+        wrong += broken_walls(path.read_text("utf-8"), module, known)
+    assert wrong == []
+
+
+def test_no_files_import_each_other_in_a_ring() -> None:
+    assert circle(import_graph()) == []
+
+
+def test_a_ring_and_a_broken_wall_are_seen() -> None:
+    assert set(circle({"a": ["b"], "b": ["c"], "c": ["a"], "d": []})) == {"a", "b", "c"}
+    files = ("zoo", "zoo.hub", "zoo.hub.pull", "zoo.loading", "zoo.rewards.clap", "zoo.types")
+    for module, source in (
+        ("zoo.hub.pull", "def f():\n    from zoo.loading import load"),
+        ("zoo.rewards.clap", "from zoo.hub import pull"),
+        ("zoo.types", "from zoo import load"),
+        ("zoo.types", "import zoo"),
+    ):
+        assert len(broken_walls(source, module, files)) == 1
+    assert broken_walls("from zoo import __version__", "zoo.hub.pull", files) == []
+    assert broken_walls("from zoo.rewards import clap", "zoo.loading", files) == []
 
 
 def test_no_package_marker_in_tests() -> None:
