@@ -1,5 +1,4 @@
-"""Memory of AudioLDM 2 at its released sizes, counted on shapes: activations of a DDPO step, and
-what a whole run holds.
+"""Counts the memory of AudioLDM 2 at its released sizes: activations of a DDPO step, a whole run.
 
     # shapes only, without weights and arithmetic: about a minute
     python benchmarks/audioldm2_memory.py --size base --seconds 10
@@ -8,15 +7,14 @@ what a whole run holds.
 For one guided prediction (two rows, LoRA on cross-attention, text mask on), with and without
 gradient checkpointing:
 
-- *kept*: the bytes that autograd keeps for the backward pass, parameters not counted. The limit,
-  with checkpointing, is 0.2 GiB;
-- *peak*: the most bytes of tensors alive at once in forward and backward, what is computed again
-  among them.
+- *kept*: the bytes that autograd keeps for the backward pass, without parameters. The limit, with
+  checkpointing, is 0.2 GiB;
+- *peak*: the most bytes of tensors alive at once in forward and backward, including recomputation.
 
-By default on fake tensors, which have shapes and no contents; ``--real`` computes. float32; half of
-it in 16 bits. Then the sum for a run: weights, activations of so many samples at once, and the
-latents of a round. Not counted: the CUDA context, workspaces of its libraries and what the
-allocator leaves unused between blocks (1 to 2 GB).
+It uses fake tensors, which have shapes and no contents; ``--real`` computes. Numbers are for
+float32 and halve in 16 bits. Then it adds up a run: weights, activations of ``--samples`` samples,
+and the latents of a round. The CUDA context, workspaces of its libraries and unused space between
+blocks of the allocator (1 to 2 GB) are not counted.
 """
 
 from __future__ import annotations
@@ -41,13 +39,10 @@ from zoo.backbones.lora import attention_linears
 KEPT_LIMIT = 0.2 * 2**30  # bytes of one guided prediction of 10 s with checkpointing
 # weights in millions, by the published configurations: the denoiser, and the parts beside it
 DENOISER = {"base": 346.9, "large": 718.0}
-TEXT, CODEC, REWARD = (
-    592.1,
-    110.7,
-    193.9,
-)  # CLAP 125.3, T5 341.2, GPT-2 124.4, projection 1.2; VAE, vocoder; HTSAT-base, RoBERTa
-# checkpointing -> peak bytes of one guided sample of 10 s of the base size, as counted below (the
-# test counts again)
+TEXT = 592.1  # CLAP 125.3, T5 341.2, GPT-2 124.4, projection 1.2
+CODEC = 110.7  # VAE and vocoder
+REWARD = 193.9  # HTSAT-base and RoBERTa
+# checkpointing -> peak bytes of one guided sample of 10 s of the base size; a test counts again
 PEAK = {False: 1_449_244_000, True: 160_475_000}
 
 Predicting = tuple[nn.Module, Callable[[], torch.Tensor]]
@@ -55,8 +50,9 @@ Predicting = tuple[nn.Module, Callable[[], torch.Tensor]]
 
 @contextmanager
 def saved_bytes(module: nn.Module) -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the bytes of distinct storages, other than ``module``'s own,
-    that autograd kept inside.
+    """Yields a function that returns the bytes that autograd keeps, without ``module``'s own.
+
+    Each storage counts once.
     """
     own = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, torch.Tensor] = {}
@@ -64,7 +60,7 @@ def saved_bytes(module: nn.Module) -> Iterator[Callable[[], int]]:
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         key = tensor.untyped_storage()._cdata
         if key not in own:
-            kept.setdefault(key, tensor)  # held, so that no other storage takes its place
+            kept.setdefault(key, tensor)  # keeps it alive, so that no other storage reuses the key
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -72,9 +68,7 @@ def saved_bytes(module: nn.Module) -> Iterator[Callable[[], int]]:
 
 
 def without_contents(module: nn.Module) -> None:
-    """Puts fake tensors of the processor in the place of ``module``'s parameters: those of no
-    device take other kernels.
-    """
+    """Replaces ``module``'s parameters with fake CPU tensors, as meta tensors use other kernels."""
     for part in module.modules():
         for name, old in part.named_parameters(recurse=False):
             part._parameters[name] = nn.Parameter(
@@ -84,10 +78,7 @@ def without_contents(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes:
-
-    ``kept`` for the backward pass, ``peak`` of all tensors alive in forward and backward.
-    """
+    """Bytes kept for the backward pass, and the peak of all tensors in forward and backward."""
 
     kept: int
     peak: int
@@ -97,8 +88,15 @@ class Activations:
 def prediction(
     size: str, seconds: float, checkpointing: bool, real: bool, rank: int = 8, rows: int = 2
 ) -> Iterator[Predicting]:
-    """Yields the network with its adapter and what predicts ``rows`` of ``seconds`` (25 latent
-    frames a second, 16 bands).
+    """Yields the network with its adapter and a function that predicts.
+
+    Args:
+        size: a key of ``SIZES``.
+        seconds: length of the audio: 25 latent frames per second, of 16 bands.
+        checkpointing: whether activations are computed again.
+        real: computes with weights instead of counting shapes.
+        rank: of the adapter.
+        rows: of a forward.
     """
     from peft import LoraConfig, get_peft_model
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -123,7 +121,7 @@ def prediction(
 
 
 def measure(size: str, seconds: float, checkpointing: bool, real: bool) -> int:
-    """Bytes that autograd keeps for one guided prediction."""
+    """The bytes that autograd keeps for one guided prediction."""
     with (
         prediction(size, seconds, checkpointing, real) as (unet, predict),
         saved_bytes(unet) as kept,
@@ -135,16 +133,14 @@ def measure(size: str, seconds: float, checkpointing: bool, real: bool) -> int:
 
 
 def activations(size: str, seconds: float, checkpointing: bool, real: bool = False) -> Activations:
-    """Of one guided prediction and its backward pass."""
+    """The activations of one guided prediction and its backward pass."""
     with prediction(size, seconds, checkpointing, real) as (_, predict), peak_live_bytes() as peak:
         predict().sum().backward()
     return Activations(measure(size, seconds, checkpointing, real), peak())
 
 
 def latents_bytes(seconds: float, steps: int, samples: int) -> int:
-    """Bytes of the float32 trajectories of a round: one latent more than steps, (8, 25 frames a
-    second, 16).
-    """
+    """Bytes of the float32 trajectories of a round: steps + 1 latents (8, 25 per second, 16)."""
     return samples * (steps + 1) * 8 * round(seconds * 25) * 16 * 4
 
 
@@ -156,8 +152,15 @@ def run_parts(
     text_encoders: bool = True,
     bytes_each: int = 4,
 ) -> dict[str, float]:
-    """What a run holds, in GB: weights of ``bytes_each``, activations of ``samples`` a forward,
-    latents of a round.
+    """The memory of a run in GB, by part.
+
+    Args:
+        size: a key of ``DENOISER``.
+        peak_bytes: of the activations of one sample.
+        samples: per forward.
+        latents: bytes of the latents of a round.
+        text_encoders: whether they are in memory.
+        bytes_each: of a weight.
     """
     weights = {
         "denoiser": DENOISER[size],
@@ -176,7 +179,7 @@ def main() -> None:
         "--seconds",
         type=float,
         default=10.0,
-        help="length of the audio (25 latent frames a second)",
+        help="length of the audio (25 latent frames per second)",
     )
     parser.add_argument(
         "--real", action="store_true", help="compute with weights instead of counting shapes"
@@ -205,8 +208,9 @@ def main() -> None:
     latents = latents_bytes(options.seconds, options.steps, options.round)
     for name, one in (("plain", plain), ("checkpointed", less)) if options.size in DENOISER else ():
         parts = run_parts(options.size, one.peak, options.samples, latents)
-        said = ", ".join(f"{part} {gigabytes:.2f}" for part, gigabytes in parts.items())
-        print(f"{name}, {options.samples} samples a forward: {sum(parts.values()):.1f} GB = {said}")
+        terms = " + ".join(f"{part} {gigabytes:.2f}" for part, gigabytes in parts.items())
+        total = sum(parts.values())
+        print(f"{name}, {options.samples} samples per forward: {total:.1f} GB = {terms}")
     if less.kept > KEPT_LIMIT and options.seconds <= 10:
         raise SystemExit("more than the limit")
 

@@ -1,13 +1,12 @@
-"""Clips a second through CLAP's audio tower: our path against the laion_clap package's own, on the
-same random weights.
+"""Compares the speed of CLAP's audio tower with that of the laion_clap package, on equal weights.
 
     python benchmarks/clap_speed.py [clips] [repeats] [device] [HTSAT-tiny|HTSAT-base]
 
-Ours: waves on the device, batched front end there, transformers' ClapModel. Theirs:
+Ours: waves on the device, a batched front end there, transformers' ClapModel. Theirs:
 ``get_audio_embedding_from_data`` from numpy, as the package is used for scoring (16 bits and
-padding clip by clip on the CPU, its own front end). Both sides see the same 10 s clips at 48 kHz,
-in turns, in this one run; printed are the best of ``repeats`` of each, their ratio, the share that
-the front end has of each side's time, and how far the embeddings are apart.
+padding clip by clip on the CPU, its own front end). Both get the same 10 s clips at 48 kHz, in
+turns, in the same run. It prints the best of ``repeats`` of each, their ratio, the share of time of
+each front end, and the largest difference of the embeddings.
 """
 
 from __future__ import annotations
@@ -28,19 +27,14 @@ from zoo.rewards.clap import ClapReward
 from zoo.rewards.laion_package import AUDIO_MODELS, LaionClapTowers
 
 RATE_HZ, SECONDS = 48_000, 10
-TEXT = {
-    "num_hidden_layers": 1,
-    "intermediate_size": 64,
-    "vocab_size": 64,
-}  # the text tower plays no part here
+# the text tower is not used here
+TEXT = {"num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}
 
 
 def best_s(
     runs: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """The shortest of ``repeats`` times of each run in seconds, taken in turns after one that does
-    not count.
-    """
+    """The shortest of ``repeats`` times of each run in seconds, taken in turns after a warm-up."""
     best = dict.fromkeys(runs, float("inf"))
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -57,14 +51,25 @@ def best_s(
 def compared(
     theirs: LaionClapTowers, ours: ClapReward, clips: int, repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Seconds of ``ours``, ``theirs`` and their front ends for ``clips`` clips, and ``apart``: the
-    largest difference.
+    """Seconds of both sides and their front ends, and the largest difference of the embeddings.
+
+    Args:
+        theirs: the package's towers.
+        ours: the reward with the same weights.
+        clips: of 10 s, in a batch.
+        repeats: turns; the best counts.
+        device: of both.
+
+    Returns:
+        "ours", "theirs", "our front end", "their front end" in seconds, and "apart".
     """
     wave_BCN = 0.1 * torch.randn(
         clips, 1, SECONDS * RATE_HZ, generator=torch.Generator().manual_seed(0)
     )
-    on_device, array = wave_BCN.to(device), wave_BCN[:, 0].numpy()
-    package, branch = theirs.package, theirs.package.model.audio_branch
+    on_device = wave_BCN.to(device)
+    array = wave_BCN[:, 0].numpy()
+    package = theirs.package
+    branch = package.model.audio_branch
     runs: dict[str, Callable[[], object]] = {
         "ours": lambda: ours.embed_audio(on_device, RATE_HZ),
         "theirs": lambda: package.get_audio_embedding_from_data(array),
@@ -73,13 +78,8 @@ def compared(
             branch.spectrogram_extractor(on_device[:, 0])
         ),
     }
-    apart = (
-        (ours.embed_audio(on_device, RATE_HZ) - theirs.embed_audio(on_device[:, 0]))
-        .abs()
-        .max()
-        .item()
-    )
-    return {**best_s(runs, repeats, device), "apart": apart}
+    difference = ours.embed_audio(on_device, RATE_HZ) - theirs.embed_audio(on_device[:, 0])
+    return {**best_s(runs, repeats, device), "apart": difference.abs().max().item()}
 
 
 def main(clips: int, repeats: int, device: torch.device, audio_model: str) -> None:

@@ -1,10 +1,9 @@
-"""The table of the embedded model's card: do its generations carry the mood that was asked for,
-beside real clips?
+"""Measures whether generations of the embedded music model have the requested mood (card table).
 
     python benchmarks/embedded_music.py --out out/benchmarks/embedded_music
 
 Rows: real clips; the same through the codec; generations; generations for word-instrument pairs
-that training captions never used; the generations under one another's prompts (chance). Columns:
+that training captions never used; the generations with shuffled prompts (chance). Columns:
 the project's own mood classifier (all, and per mood), the held-out judge (``benchmarks/judges.py``,
 fitted on other real clips), share in tune, onsets per second per mood, stereo width. Values are
 means over prompts with their 95 % intervals over prompts (Student's t; a real clip is its own
@@ -94,7 +93,7 @@ def table(rows: dict[str, Measured]) -> str:
 
 
 def picture(rows: dict[str, Measured], path: Path) -> None:
-    """Accuracy by classifier and judge, one group of bars a row of the table."""
+    """Draws accuracy by classifier and judge, one group of bars per row of the table."""
     from matplotlib.figure import Figure
 
     measures = [
@@ -136,7 +135,7 @@ def run(
     seed: int,
     renderer: str = "soundfont",
 ) -> dict[str, Measured]:
-    """All rows. ``per_cell`` real clips a mood and instrument, ``repeats`` samples a prompt."""
+    """All rows: ``per_cell`` real clips per mood and instrument, ``repeats`` samples per prompt."""
     rate = backbone.sample_rate_hz
     judge = None
     if network is not None:
@@ -177,8 +176,10 @@ def main(argv: Sequence[str]) -> None:
         help="of the model's training data",
     )
     parser.add_argument("--seconds", type=float, default=4.096, help="length of a clip")
-    parser.add_argument("--per-cell", type=int, default=16, help="real clips a mood and instrument")
-    parser.add_argument("--repeats", type=int, default=6, help="samples a prompt")
+    parser.add_argument(
+        "--per-cell", type=int, default=16, help="real clips per mood and instrument"
+    )
+    parser.add_argument("--repeats", type=int, default=6, help="samples per prompt")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (DDIM)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
     parser.add_argument(

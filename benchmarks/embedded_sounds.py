@@ -1,15 +1,14 @@
-"""The table of the embedded sound model's card: are the sounds that were asked for heard, by a
-judge that it never met?
+"""Measures whether an independent judge hears the requested sounds (table of the sound card).
 
     python benchmarks/embedded_sounds.py --out out/benchmarks/embedded_sounds
 
 Protocol. Real test scenes: ``--per-class`` scenes of one sound of every class of the bank and
 ``--per-relation`` scenes of two sounds for each relation (together, overlap, then); recordings of
-the split "test", seeds that no training uses. A class with fewer than three recordings has none of
-its own to be tested on: its scenes are new, its recordings are not, and the column "heard" is given
-apart for both (other classes, so compare each with the row of shuffled captions, not with each
-other). Rows: the real scenes; the same through the codec; generations for their captions
-(``--repeats`` each); the same generations under one another's captions (what is right by chance).
+the split "test", seeds that no training uses. A class with fewer than three recordings has none to
+spare for testing: its scenes are new, its recordings are not, and the column "heard" is given
+separately for both (compare each with the row of shuffled captions, not with each other, as their
+classes differ). Rows: the real scenes; the same through the codec; generations for their captions
+(``--repeats`` each); the same generations with shuffled captions (what is right by chance).
 Columns, by YAMNet (``sound_judges.py``), whose prior and class centres come from other scenes
 (split "train", ``--reference-per-class`` of every class):
 
@@ -20,9 +19,8 @@ Columns, by YAMNet (``sound_judges.py``), whose prior and class centres come fro
   below the event's (chance 0.5);
 - order: share of "then" clips whose events come in the caption's order, where labels can tell them
   apart (chance 0.5);
-- class: share of clips of one sound that are nearest to their own class (chance: one in the number
-  of classes);
-- caption: share of the other clips' captions that fit worse than the own one, by YAMNet and MiniLM
+- class: share of clips of one sound that are nearest to their own class (chance: 1 / classes);
+- caption: share of other clips' captions that fit worse than a clip's own, by YAMNet and MiniLM
   (chance 0.5);
 - reward: the model named by ``--reward``, for example the project's own CLAP, which is no
   independent judge.
@@ -177,10 +175,9 @@ def run(
     repeats: int,
     seed: int,
 ) -> dict[str, SetVerdicts]:
-    """All rows.
+    """All rows; ``embed`` (sentences to vectors) and ``reward`` may be None.
 
-    ``embed`` (sentences to vectors) and ``reward`` may be None. Raises ``UserError`` for another
-    sample rate.
+    Raises ``UserError`` where the sample rates of bank and backbone differ.
     """
     if bank.sample_rate_hz != backbone.sample_rate_hz:
         rates = f"{bank.sample_rate_hz} Hz, the model at {backbone.sample_rate_hz} Hz"
@@ -204,7 +201,7 @@ def run(
 
 
 def opted_in(make: Callable[[], object], option: str):
-    """``make()``; a wheel that is absent becomes a message for the person who named ``option``."""
+    """Calls ``make``; a missing package becomes a ``UserError`` about ``option``."""
     try:
         return make()
     except ImportError as error:
@@ -241,7 +238,7 @@ def main(argv: Sequence[str]) -> None:
         "--classes",
         nargs="+",
         default=None,
-        help="of the model's training data; all of the bank by default",
+        help="those of the model's training data (default: all of the bank)",
     )
     parser.add_argument("--seconds", type=float, default=4.096, help="length of a clip")
     parser.add_argument(
@@ -257,9 +254,9 @@ def main(argv: Sequence[str]) -> None:
         "--reference-per-class",
         type=int,
         default=4,
-        help="scenes that the judges' priors are taken from",
+        help="scenes per class for the judges' priors",
     )
-    parser.add_argument("--repeats", type=int, default=1, help="samples a caption")
+    parser.add_argument("--repeats", type=int, default=1, help="samples per caption")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (DDIM)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
     parser.add_argument(
@@ -275,8 +272,8 @@ def main(argv: Sequence[str]) -> None:
     o = parser.parse_args(argv)
     if min(o.per_class, o.reference_per_class, o.repeats) < 1 or o.per_relation < 0:
         raise UserError(
-            "--per-class, --reference-per-class and --repeats are at least 1, --per-relation at"
-            " least 0"
+            "--per-class, --reference-per-class and --repeats must be at least 1, --per-relation"
+            " at least 0"
         )
     tagger = opted_in(YAMNetTagger, "the judge of this benchmark")
     embed = None if o.caption_judge == "none" else opted_in(MiniLM, "--caption-judge minilm")

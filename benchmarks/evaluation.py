@@ -1,6 +1,4 @@
-"""What the benchmarks share: clips with the moods asked for, and everything that is measured on
-them.
-"""
+"""Shared by the benchmarks: clips with their requested moods, and measurements of them."""
 
 from __future__ import annotations
 
@@ -26,18 +24,16 @@ from zoo.rewards.mood import MOODS
 from zoo.statistics.clustered import Clustered, clustered_mean
 from zoo.types import Backbone, Prompt, Reward
 
-REFERENCE_SEED, REAL_SEED = (
-    20_000_000,
-    21_000_000,
-)  # training renders seeds from 0, validation from 10,000,000
-Outputs = Callable[
-    [Tensor, int], np.ndarray
-]  # the held-out network: (wave_BCN, sample_rate_hz) -> (B, features)
+# training renders seeds from 0, validation from 10,000,000
+REFERENCE_SEED = 20_000_000
+REAL_SEED = 21_000_000
+# the held-out network: (wave_BCN, sample_rate_hz) -> (B, features)
+Outputs = Callable[[Tensor, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Clips:
-    """``wave_BCN`` in [-1, 1] and the prompt that each clip was made for or is called by."""
+    """Clips, with ``wave_BCN`` in [-1, 1], and the prompt or description of each."""
 
     wave_BCN: Tensor
     sample_rate_hz: int
@@ -70,7 +66,7 @@ def real_clips(
 
 
 def codec_round_trip(backbone: Backbone, clips: Clips, batch_size: int = 16) -> Clips:
-    """The clips through the backbone's encoder and decoder."""
+    """Passes the clips through the backbone's encoder and decoder."""
     with torch.no_grad():
         parts = [
             backbone.decode(backbone.encode(part)) for part in clips.wave_BCN.split(batch_size)
@@ -89,9 +85,7 @@ def generations(
     seed: int,
     batch_size: int = 16,
 ) -> Clips:
-    """``repeats`` samples of every prompt; the noise of sample i of a prompt depends on (seed,
-    prompt id, i) only.
-    """
+    """``repeats`` samples per prompt; the noise depends only on seed, prompt id and repeat."""
     batch = PromptBatch(
         tuple(prompt for prompt in prompts for _ in range(repeats)),
         tuple(index for _ in prompts for index in range(repeats)),
@@ -110,19 +104,19 @@ def generations(
 
 
 def shuffled(clips: Clips, seed: int = 0) -> Clips:
-    """The same clips under one another's prompts: what is right by chance or because every clip
-    sounds alike.
-    """
+    """The same clips with shuffled prompts, for what is right by chance."""
     order = np.random.default_rng(seed).permutation(len(clips.prompts))
     return Clips(clips.wave_BCN, clips.sample_rate_hz, tuple(clips.prompts[i] for i in order))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """``groups``: each clip's mood or relation.
+    """Measurements of clips.
 
-    ``prompts``: the id of the prompt that it was made for. ``values``: by name one number per clip,
-    or a shorter column (always of the same clips) where only some are asked; NaN nowhere.
+    - ``groups``: the mood or relation of each clip.
+    - ``prompts``: the id of its prompt.
+    - ``values``: name -> one number per clip, without NaN; a measure of some clips only has a
+      shorter column, always of the same clips.
     """
 
     groups: list[str]
@@ -134,9 +128,7 @@ class Measured:
         return clustered_mean(self.values[name], self.prompts)
 
     def mean(self, name: str, group: str | None = None) -> float:
-        """Over all numbers of a column, or over those of one group (of a column with one number per
-        clip).
-        """
+        """The mean of a column, or of one group in a column with one number per clip."""
         column = self.values[name]
         if group is not None:
             column = [value for value, own in zip(column, self.groups, strict=True) if own == group]
@@ -148,7 +140,7 @@ class Measured:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Measured:
-        """Raises ``KeyError`` for a record of before prompts were written."""
+        """Reads a record; ``KeyError`` for an old one without prompts."""
         values = {name: np.asarray(column) for name, column in record["values"].items()}
         return Measured(record["groups"], record["prompts"], values)
 
@@ -160,18 +152,16 @@ def measure(
     network: Outputs | None,
     batch_size: int = 32,
 ) -> Measured:
-    """Per clip:
+    """Measures clips.
 
-    ``reward``, ``accuracy`` (of the reward's classifier), ``in_tune``, ``onsets_per_s``,
-    ``side_to_mid_db``; with a judge also ``judge_quadrant``, ``judge_probability`` and
-    ``judge_accuracy``.
+    The columns are ``reward``, ``accuracy`` (of the reward's classifier), ``in_tune``,
+    ``onsets_per_s`` and ``side_to_mid_db``; with a judge also ``judge_quadrant``,
+    ``judge_probability`` and ``judge_accuracy``.
     """
     columns: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(clips.prompts), batch_size):
-        wave, prompts = (
-            clips.wave_BCN[start : start + batch_size],
-            clips.prompts[start : start + batch_size],
-        )
+        wave = clips.wave_BCN[start : start + batch_size]
+        prompts = clips.prompts[start : start + batch_size]
         with torch.no_grad():
             output = reward(wave, clips.sample_rate_hz, prompts)
         values = {
@@ -209,7 +199,7 @@ def shown(found: Clustered, digits: int = 2) -> str:
 
 
 def half_width(found: Clustered) -> float:
-    """Of the 95 % interval, for pictures; 0 without one."""
+    """Half the width of the 95 % interval, for pictures; 0 without an interval."""
     return 0.0 if found.high is None else found.high - found.value
 
 
@@ -229,14 +219,14 @@ def write_json(path: Path, record: dict) -> None:
 
 
 def loaded_network(name: str) -> Outputs | None:
-    """``vibenet`` or ``none``.
+    """The network ``vibenet``, or None for ``none``.
 
-    Raises ``UserError`` for another name, ``ImportError`` saying how to install the judge.
+    Raises ``UserError`` for another name; ``ImportError`` says how to install the judge.
     """
     if name == "none":
         return None
     if name != "vibenet":
-        raise UserError(f"--judge must be vibenet or none, got {name!r}")
+        raise UserError(f"invalid --judge {name!r}: expected vibenet or none")
     from benchmarks.judges import VibeNet
 
     return VibeNet()

@@ -1,8 +1,8 @@
-"""What `import zoo` costs beyond torch: python benchmarks/import_time.py [--repeats 5]
+"""Measures the time of `import zoo` beyond torch: python benchmarks/import_time.py [--repeats 5]
 
-In a fresh process, one after the other: `import torch`, then `import zoo` with its table, then the
-first look at `zoo.load` (the diffusion code, but no model library). The least of the repeats, wall
-and processor time: on a busy machine the second is truer.
+A fresh process runs `import torch`, then `import zoo` with its table, then the first access to
+`zoo.load` (the diffusion code, but no model library). It prints the least wall and processor time
+of the repeats; on a busy machine rely on the second.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ STEPS = ("import torch", "import zoo; zoo.entries()", "zoo.load, zoo.generate, z
 
 
 def seconds(steps: tuple[str, ...], repeats: int) -> list[tuple[float, float]]:
-    """(wall, processor) time in s of each statement, one after the other in one interpreter; the
-    least of the repeats.
-    """
+    """The least (wall, processor) time in s of each statement; one interpreter runs all of them."""
     clock = "(time.perf_counter(), time.process_time())"
     code = f"import time\nmarks = [{clock}]\n" + "".join(
         f"{step}\nmarks.append({clock})\n" for step in steps

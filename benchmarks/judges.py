@@ -1,19 +1,17 @@
-"""A judge that this project did not train:
+"""A mood judge that this project did not train: valence and energy of VibeNet, mapped to a mood.
 
-VibeNet's valence and energy of a clip, turned into a mood.
-
-VibeNet (GPL-3.0-or-later; an EfficientNet student whose weights are in its wheel) is opt-in and
+VibeNet (GPL-3.0-or-later; an EfficientNet student whose weights are in its wheel) is optional and
 never a dependency:
 
     pip install --no-deps vibenet==0.1.0 && pip install onnxruntime
 
 Only its ONNX file is read. Its front end (64 ms FFT, 40 ms Hann window every 20 ms, 128 Slaney mel
-bands, dB with an 80 dB range) is rebuilt here from its parameters. Clips are mixed to mono and
-brought to one level first: its energy leans on loudness.
+bands, dB with an 80 dB range) is rebuilt here from its parameters. Clips are mixed to mono at one
+level, because its energy depends on loudness.
 
-Two verdicts per clip, both fitted on *real* clips and then applied to generations:
-- ``quadrant``: valence and energy against the medians of the real clips (transparent, but it throws
-  information away);
+It gives two verdicts per clip, both fitted on *real* clips and then applied to generations:
+- ``quadrant``: valence and energy against the medians of the real clips (transparent, but it loses
+  information);
 - ``probability``: multinomial logistic regression from all seven outputs to the four moods.
 """
 
@@ -48,14 +46,14 @@ _INSTALL = "pip install --no-deps vibenet==0.1.0 && pip install onnxruntime"
 
 
 def vibenet_model_path() -> Path:
-    """The ONNX file inside the installed wheel. Raises ``ImportError`` saying how to install it."""
+    """The ONNX file in the installed wheel; ``ImportError`` says how to install it."""
     return wheel_path(
         "vibenet", "artifacts/efficientnet_model.onnx", "the held-out mood judge", _INSTALL
     )
 
 
 def mono_16khz(wave_BCN: Tensor, sample_rate_hz: int, rms: float) -> Tensor:
-    """(B, N) at 16 kHz, mixed to mono, every clip at one level: what the judges hear."""
+    """Waves (B, N) at 16 kHz, mono and at one level: the input of the judges."""
     mono_BN = resampled(wave_BCN.float().mean(dim=1), sample_rate_hz, RATE_HZ)
     return level_normalised(mono_BN, rms)
 
@@ -94,8 +92,9 @@ class VibeNet:
 def fit_logistic_regression(
     features: np.ndarray, classes: np.ndarray, count: int, penalty: float = 1e-3
 ) -> np.ndarray:
-    """(features + 1, count) weights (last row: bias) of a multinomial logistic regression with a
-    squared penalty, by L-BFGS.
+    """Fits a multinomial logistic regression with a squared penalty by L-BFGS.
+
+    Returns weights (features + 1, count); the last row is the bias.
     """
     x = torch.cat(
         [
@@ -130,16 +129,17 @@ def mood_indices(moods: Sequence[str]) -> np.ndarray:
     """Indices into ``MOODS``. Raises ``UserError`` for another word."""
     unknown = sorted(set(moods) - set(MOODS))
     if unknown:
-        raise UserError(f"unknown moods {unknown}; the judge knows {', '.join(MOODS)}")
+        raise UserError(f"unknown moods {unknown}: expected some of {', '.join(MOODS)}")
     return np.array([MOODS.index(mood) for mood in moods])
 
 
 @dataclass(frozen=True)
 class JudgeVerdict:
-    """Per clip:
+    """Verdicts per clip.
 
-    ``quadrant_right`` (0 or 1), ``probability`` of the wanted mood, ``probability_right`` (its
-    argmax, 0 or 1).
+    - ``quadrant_right``: 0 or 1.
+    - ``probability``: of the requested mood.
+    - ``probability_right``: whether that is the largest, 0 or 1.
     """
 
     quadrant_right: np.ndarray
@@ -147,7 +147,7 @@ class JudgeVerdict:
     probability_right: np.ndarray
 
     def summary(self) -> dict[str, tuple[float, float]]:
-        """Mean and standard error over clips of each."""
+        """Name -> mean and standard error over clips."""
         return {
             name: mean_and_error(getattr(self, name).tolist()) for name in self.__dataclass_fields__
         }
@@ -155,9 +155,7 @@ class JudgeVerdict:
 
 @dataclass(frozen=True)
 class MoodJudge:
-    """Thresholds and regression fitted on real clips; plain numbers, so that it can be saved and
-    read again.
-    """
+    """Thresholds and regression, fitted on real clips."""
 
     valence_median: float
     energy_median: float
@@ -167,19 +165,21 @@ class MoodJudge:
 
     @staticmethod
     def fit(outputs: np.ndarray, moods: Sequence[str]) -> MoodJudge:
-        """From VibeNet outputs (n, 7) of real clips and their moods. Every mood must occur.
+        """Fits the judge on VibeNet outputs (n, 7) of real clips and their moods.
 
-        Raises ``UserError`` when one does not, or for an unknown mood.
+        Raises ``UserError`` for a missing or unknown mood.
         """
         classes = mood_indices(moods)
         absent = [mood for index, mood in enumerate(MOODS) if index not in classes]
         if absent:
             raise UserError(
-                f"the judge needs real clips of every mood; none of {', '.join(absent)}"
+                f"the judge needs real clips of every mood; there are none of {', '.join(absent)}"
             )
-        mean, std = outputs.mean(axis=0), outputs.std(axis=0) + 1e-6
+        mean = outputs.mean(axis=0)
+        std = outputs.std(axis=0) + 1e-6
         weights = fit_logistic_regression((outputs - mean) / std, classes, len(MOODS))
-        valence, energy = outputs[:, OUTPUTS.index("valence")], outputs[:, OUTPUTS.index("energy")]
+        valence = outputs[:, OUTPUTS.index("valence")]
+        energy = outputs[:, OUTPUTS.index("energy")]
         return MoodJudge(float(np.median(valence)), float(np.median(energy)), mean, std, weights)
 
     def quadrants(self, outputs: np.ndarray) -> np.ndarray:
@@ -194,8 +194,9 @@ class MoodJudge:
         return softmax(scaled @ self.weights[:-1] + self.weights[-1])
 
     def verdict(self, outputs: np.ndarray, moods: Sequence[str]) -> JudgeVerdict:
-        """How well clips fit the moods that were asked for."""
-        classes, probabilities = mood_indices(moods), self.probabilities(outputs)
+        """How well clips fit the requested moods."""
+        classes = mood_indices(moods)
+        probabilities = self.probabilities(outputs)
         return JudgeVerdict(
             (self.quadrants(outputs) == classes).astype(float),
             probabilities[np.arange(len(classes)), classes],

@@ -1,8 +1,7 @@
-"""Counting memory without a GPU: what autograd holds for the backward pass, and all tensors alive,
-at the worst moment.
+"""Counts peak memory without a GPU: what autograd keeps for the backward pass, and all tensors.
 
-Storages are counted once however many tensors look at them, so the counts depend on shapes only:
-not on the machine, its allocator or its load.
+Each storage counts once, however many tensors view it, so the counts depend only on shapes, not on
+the machine, its allocator or its load.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Tally:
-    """Bytes of the distinct storages that are counted now, and the most there ever were.
-
-    ``own`` storages do not count.
-    """
+    """The bytes of distinct storages now, and their peak; storages of ``own`` do not count."""
 
     def __init__(self, own: Sequence[Tensor]) -> None:
         self.own = {tensor.untyped_storage()._cdata for tensor in own}
-        self.live = self.peak = 0
+        self.live = 0
+        self.peak = 0
         self.counts: dict[int, int] = {}
 
     def enter(self, key: int, size: int) -> None:
@@ -43,7 +40,7 @@ class _Tally:
 
 
 class _Saved:
-    """A tensor that a graph holds; counted until the graph lets it go."""
+    """A tensor that a graph holds; it counts until the graph releases it."""
 
     def __init__(self, tensor: Tensor, tally: _Tally) -> None:
         self.tensor = tensor
@@ -55,11 +52,11 @@ class _Saved:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts each storage that an operator makes until it dies."""
+    """Counts each storage that an operator creates until it is freed."""
 
     def __init__(self, tally: _Tally) -> None:
         super().__init__()
-        self.tally, self.seen = tally, weakref.WeakKeyDictionary()
+        self.tally = tally
 
     def __torch_dispatch__(
         self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None
@@ -84,9 +81,7 @@ class _Alive(TorchDispatchMode):
 
 @contextmanager
 def peak_saved_bytes(*modules: nn.Module) -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the most bytes that autograd held inside the block, weights of
-    ``modules`` not counted.
-    """
+    """Yields a function that returns the peak bytes that autograd held, without ``modules``."""
     tally = _Tally(
         [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     )
@@ -98,9 +93,7 @@ def peak_saved_bytes(*modules: nn.Module) -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def peak_live_bytes() -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the most bytes of tensors made inside the block that were alive
-    at once.
-    """
+    """Yields a function that returns the peak bytes of live tensors created in the block."""
     tally = _Tally([])
     with _Alive(tally):
         yield lambda: tally.peak

@@ -1,7 +1,4 @@
-"""Numbers that a musician could check: is it in tune, how many notes a second, how wide is it.
-
-Pure functions, no weights.
-"""
+"""Musical measures: share in tune, onsets per second and stereo width; pure functions."""
 
 from __future__ import annotations
 
@@ -21,12 +18,19 @@ def in_tune_share(
     high_hz: float = 4000.0,
     reference_hz: float = 440.0,
 ) -> Tensor:
-    """(B,) energy-weighted share of spectral peaks within ``tolerance_cents`` of the equal-tempered
-    semitone grid.
+    """The energy-weighted share (B,) of spectral peaks that are in tune.
 
     By chance it is 2 * tolerance / 100 = .30. Peaks are local maxima of an 8x zero-padded Hann
-    spectrum (256 ms frames, 64 ms apart) within 40 dB of their frame's strongest, refined by a
+    spectrum (256 ms frames, 64 ms apart) within 40 dB of the strongest in their frame, refined by a
     parabola through the log magnitudes. A clip without a peak scores 0.
+
+    Args:
+        wave_BN: mono waves.
+        sample_rate_hz: of the waves.
+        tolerance_cents: largest distance from a semitone of the equal temperament.
+        low_hz: lowest frequency of a peak.
+        high_hz: highest frequency of a peak.
+        reference_hz: of the temperament.
     """
     window = 2 ** round(math.log2(0.256 * sample_rate_hz))
     wave = torch.nn.functional.pad(wave_BN.double(), (0, max(0, window - wave_BN.shape[1])))
@@ -58,22 +62,25 @@ def _padded_spectra(wave_BN: Tensor, window: int) -> Tensor:
 def onset_rate(
     wave_BN: Tensor, sample_rate_hz: int, threshold: float = 0.2, gap_s: float = 0.05
 ) -> Tensor:
-    """(B,) note onsets per second by spectral flux.
+    """Note onsets per second (B,) by spectral flux.
 
-    Flux: the summed rise of log(1 + 100 magnitude) of 32 ms frames every 8 ms, clips brought to one
-    level first. An onset is the largest flux within ``gap_s`` on either side that exceeds the
-    median of the 0.4 s around it by ``threshold`` of the clip's 98th percentile, and is at least 5
-    % of the clip's mean summed magnitude (so that the ripple of a held tone does not count).
-    Against the scores of rendered piano, guitar and harp (1.6 to 10.6 onsets/s by mood): within 12
-    % for happy and tender, 10-20 % low for angry, 20-55 % high for sad, whose long chords beat.
+    Flux: the summed rise of log(1 + 100 magnitude) of 32 ms frames every 8 ms, after clips are
+    brought to one level. An onset is the largest flux within ``gap_s`` on either side that exceeds
+    the median of the 0.4 s around it by ``threshold`` of the clip's 98th percentile, and is at
+    least 5 % of the clip's mean summed magnitude (so that the ripple of a held tone does not
+    count). Against the scores of rendered piano, guitar and harp (1.6 to 10.6 onsets/s by mood):
+    within 12 % for happy and tender, 10-20 % low for angry, 20-55 % high for sad, whose long chords
+    beat.
     """
-    size, hop = round(0.032 * sample_rate_hz), round(0.008 * sample_rate_hz)
+    size = round(0.032 * sample_rate_hz)
+    hop = round(0.008 * sample_rate_hz)
     level = wave_BN.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-8)
     padded = torch.nn.functional.pad(wave_BN / level * 0.1, (size, size))
     frames = padded.unfold(1, size, hop) * torch.hann_window(size)
     log_BTF = torch.log1p(100 * torch.fft.rfft(frames).abs() / size)
     flux_BT = (log_BTF[:, 1:] - log_BTF[:, :-1]).clamp(min=0).sum(dim=2)
-    reach, around = max(1, round(gap_s * sample_rate_hz / hop)), round(0.2 * sample_rate_hz / hop)
+    reach = max(1, round(gap_s * sample_rate_hz / hop))
+    around = round(0.2 * sample_rate_hz / hop)
     pad = torch.nn.functional.pad
     highest_BT = pad(flux_BT, (reach, reach)).unfold(1, 2 * reach + 1, 1).amax(dim=2)
     around_BTK = (
@@ -90,8 +97,9 @@ def onset_rate(
 
 
 def side_to_mid_db(wave_B2N: Tensor) -> Tensor:
-    """(B,) level of the side (L - R) against the mid (L + R) signal in dB; -100 at most narrow,
-    also for mono and silence.
+    """Level (B,) of the side (L - R) against the mid (L + R) signal in dB, at least -100.
+
+    Mono and silence have -100.
     """
     if wave_B2N.shape[1] == 1:
         return torch.full((len(wave_B2N),), -100.0)

@@ -1,4 +1,4 @@
-"""Tables and picture of ``benchmarks/paper_questions.py``."""
+"""Tables and a picture for ``benchmarks/paper_questions.py``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ SCORES = {
     "clap": "CLAP cosine",
 }
 TABLE1, OWN = "table1", "own"  # the two sets of prompts
-Titles = Mapping[str, str]  # condition -> what the tables call it
-Runs = Mapping[
-    tuple[str, int], Mapping[str, Measured]
-]  # (condition, seed) -> set of prompts -> what was measured
+Titles = Mapping[str, str]  # condition -> its title in tables
+# (condition, seed) -> set of prompts -> measurements
+Runs = Mapping[tuple[str, int], Mapping[str, Measured]]
 Bases = Mapping[str, Mapping[str, Measured]]  # condition -> set of prompts
 
 
@@ -32,21 +31,20 @@ def verdict(before: Measured, after: Measured, name: str) -> str:
 
 
 def scored(bases: Bases) -> dict[str, str]:
-    """Those of ``SCORES`` that were measured: all, or without the judge's."""
+    """The measured ``SCORES``: all, or all but the judge's."""
     measured = next(iter(bases.values()))[TABLE1].values
     return {name: title for name, title in SCORES.items() if name in measured}
 
 
 def summary(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
-    """One row a condition: the base, the mean over seeds after, and on how many seeds each score
-    rose and fell.
-    """
+    """One row per condition: base, mean over seeds after, and how many seeds rose and fell."""
     lines = []
     for condition, title in titles.items():
         rows = [row[which] for (name, _), row in runs.items() if name == condition and which in row]
         if not rows:
             continue
-        before, line = bases[condition][which], [title]
+        before = bases[condition][which]
+        line = [title]
         for score in scored(bases):
             verdicts = [verdict(before, row, score) for row in rows]
             after = np.mean([row.values[score].mean() for row in rows])
@@ -61,9 +59,7 @@ def summary(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
 
 
 def over_seeds(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
-    """One row a condition: the mean over seeds of the differences ± its standard error over seeds
-    (of two or more).
-    """
+    """One row per condition with two or more seeds: mean difference ± standard error over seeds."""
     lines = []
     for condition, title in titles.items():
         rows = [row[which] for (name, _), row in runs.items() if name == condition and which in row]
@@ -79,9 +75,7 @@ def over_seeds(titles: Titles, bases: Bases, runs: Runs, which: str) -> str:
 
 
 def references(real: Mapping[str, Measured]) -> str:
-    """Accuracy, value reward and judge of clips that no run made, with 95 % intervals: how high the
-    scores can be.
-    """
+    """Scores of clips that no run made, with 95 % intervals: how high the scores can be."""
     columns = {
         name: title
         for name, title in SCORES.items()
@@ -103,7 +97,8 @@ def every_run(bases: Bases, runs: Runs, which: str) -> str:
     lines = []
     for (name, seed), row in runs.items():
         if which in row:
-            before, line = bases[name][which], [name, str(seed)]
+            before = bases[name][which]
+            line = [name, str(seed)]
             for score in scored(bases):
                 line += [
                     f"{row[which].values[score].mean():.3f}",
@@ -121,9 +116,7 @@ def every_run(bases: Bases, runs: Runs, which: str) -> str:
 
 
 def by_emotion(titles: Titles, bases: Bases, runs: Runs) -> str:
-    """Table 1 of the paper: accuracy of each emotion, each base and the mean over seeds of every
-    condition.
-    """
+    """Table 1 of the paper: accuracy per emotion, of each base and each condition (seed mean)."""
     moods = list(dict.fromkeys(next(iter(bases.values()))[TABLE1].groups))
     lines = []
 
@@ -144,9 +137,7 @@ def by_emotion(titles: Titles, bases: Bases, runs: Runs) -> str:
 
 
 def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
-    """Paired differences on the prompts of Table 1, one point per seed with its 95 % interval, one
-    panel per score.
-    """
+    """Draws paired differences on the prompts of Table 1: a panel per score, a point per seed."""
     from matplotlib.figure import Figure
 
     drawn = scored(bases)
@@ -159,7 +150,8 @@ def picture(titles: Titles, bases: Bases, runs: Runs, path: Path) -> None:
             for shift, row in enumerate(rows):
                 found = differences(bases[condition][TABLE1], row, score)
                 height = -place + 0.14 * ((len(rows) - 1) / 2 - shift)
-                half, colour = half_width(found), f"C{place % 10}"
+                half = half_width(found)
+                colour = f"C{place % 10}"
                 axes.errorbar(
                     found.value, height, xerr=half, fmt="o", markersize=4, capsize=2, color=colour
                 )

