@@ -12,19 +12,17 @@ Shapes: ``B`` samples (audio rows, text columns), ``E`` embedding, ``K`` wrong c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip
-from lightning_modules.ema import EMA
+from lightning_modules.ema import EMA, AveragedWeights
 from lightning_modules.optimizers import card_settings, check_rates
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
@@ -81,7 +79,7 @@ def wrong_captions(prompt: Prompt) -> list[str]:
     return [text for text in texts if text != prompt.text]
 
 
-class Contrastive(L.LightningModule):
+class Contrastive(AveragedWeights):
     """Trains ``reward.towers`` on ``AudioBatch`` whose prompts are captions; exports the reward.
 
     Labels of a prompt that it understands, all optional: ``events`` (classes in order) and
@@ -149,16 +147,10 @@ class Contrastive(L.LightningModule):
             self._codec[0].to(self.device).eval().requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        for module in (
-            self.reward.modules()
-        ):  # ClapReward.train() keeps evaluation mode, so the flag is set directly
-            module.training = True
+        self.reward.set_train_mode()
 
     def on_train_epoch_start(self) -> None:
         self.on_fit_start()
-
-    def on_train_start(self) -> None:
-        self._averaged_step = self.global_step
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), E); a text that comes twice is embedded once."""
@@ -245,18 +237,8 @@ class Contrastive(L.LightningModule):
         self.log_dict(logged, batch_size=len(batch), prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        if (
-            self.ema is not None and self.global_step != self._averaged_step
-        ):  # not while gradients are being accumulated
-            self._averaged_step = self.global_step
-            self.ema.update()
-
-    def _averaged(self):
-        return nullcontext() if self.ema is None else self.ema.swapped()
-
     def _evaluate(self, batch: AudioBatch) -> None:
-        with self._averaged():
+        with self.averaged():
             audio_BE = self.reward.embed_audio(batch.wave_BCN, batch.sample_rate_hz)
             text_BE = self._embed_texts([prompt.text for prompt in batch.prompts])
             swapped = [
@@ -299,9 +281,11 @@ class Contrastive(L.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        return adamw_with_cosine(
+        found = adamw_with_cosine(
             self.reward.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps
         )
+        self.follow(found["optimizer"])
+        return found
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
@@ -310,14 +294,6 @@ class Contrastive(L.LightningModule):
             optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.ema is not None:
-            checkpoint["ema"] = self.ema.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoint["ema"])
-
     def export(self, out_dir: str | Path) -> None:
         """Writes the reward (averaged weights) to ``out_dir``/model, an artefact that ``zoo.load``
         reads, in half precision.
@@ -325,7 +301,7 @@ class Contrastive(L.LightningModule):
         from zoo.hub.artifact import save_artifact
 
         facts = {} if self.report is None else {"evaluation": asdict(self.report)}
-        with self._averaged():
+        with self.averaged():
             save_artifact(
                 Path(out_dir) / "model",
                 kind="reward",

@@ -9,23 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from datamodules.batches import AudioBatch, LatentBatch
-from lightning_modules.ema import EMA
+from lightning_modules.ema import EMA, AveragedWeights
+from lightning_modules.latent_errors import (
+    error_weights,
+    latent_errors,
+    pair_margins,
+    weighted_mean,
+)
 from lightning_modules.optimizers import card_settings, check_rates, optimizer_class
 from lightning_modules.schedules import adamw_with_cosine, check_schedule
-from zoo.diffusion import denoising_error, min_snr_weights, noise_generator
+from zoo.diffusion import noise_generator
 from zoo.errors import UserError, did_you_mean
 from zoo.hub.run_facts import RunFacts
-from zoo.types import Backbone, Prompt
+from zoo.types import Backbone
 
 TRAINABLE = ("denoiser", "text", "duration", "spatial")  # parts that learn by default
 
 
-class Denoising(L.LightningModule):
+class Denoising(AveragedWeights):
     """Minimises the weighted denoising error of a backbone's network (Ho et al. 2020, eq. 14; v:
 
     Salimans and Ho 2022).
@@ -98,16 +103,6 @@ class Denoising(L.LightningModule):
         with torch.no_grad():
             return self.backbone.encode(batch.wave_BCN).float()
 
-    def _errors(
-        self, clean: Tensor, prompts: Sequence[Prompt], time_B: Tensor, noise: Tensor
-    ) -> Tensor:
-        said = [prompt.without_negative() for prompt in prompts]
-        conditioning = self.backbone.encode_prompts(said)
-        mask = self.backbone.scored_mask(prompts) if hasattr(self.backbone, "scored_mask") else None
-        return denoising_error(
-            self.backbone.predict, self.backbone.path, clean, time_B, noise, conditioning, mask
-        )
-
     def training_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> Tensor:
         clean = self._latents(batch)
         count = len(batch)
@@ -125,41 +120,32 @@ class Denoising(L.LightningModule):
             for p, drop in zip(batch.prompts, dropped, strict=True)
         ]
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
-        errors = self._errors(clean, prompts, time_B, noise)
-        weight_B = torch.ones_like(errors) if batch.weight_B is None else batch.weight_B
-        if self.hparams.min_snr_gamma is not None:
-            alpha, sigma = self.backbone.path.coefficients(time_B)
-            path = self.backbone.path
-            weight_B = weight_B * min_snr_weights(
-                alpha, sigma, path.prediction, self.hparams.min_snr_gamma
-            )
-        loss = (weight_B * errors).mean()
+        error_B = latent_errors(self.backbone, clean, prompts, time_B, noise)
+        weight_B = error_weights(
+            self.backbone.path, time_B, batch.weight_B, self.hparams.min_snr_gamma
+        )
+        loss = weighted_mean(error_B, weight_B)
         self.log("train/loss", loss, batch_size=count, prog_bar=True)
         return loss
 
-    def on_train_start(self) -> None:
-        self._averaged_step = self.global_step
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        if (
-            self.global_step != self._averaged_step
-        ):  # not after a batch whose gradients are still being accumulated
-            self._averaged_step = self.global_step
-            self.ema.update()
-
     def validation_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> None:
-        clean, count = self._latents(batch), len(batch)
+        clean = self._latents(batch)
+        count = len(batch)
         generator = torch.Generator().manual_seed(batch_index)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
-        time_B = self.backbone.path.sample_times(
-            (torch.arange(count, device=self.device) + 0.5) / count
-        )
-        others = [*batch.prompts[1:], batch.prompts[0]]
-        with self.ema.swapped():
-            right = self._errors(clean, batch.prompts, time_B, noise).mean()
-            wrong = self._errors(clean, others, time_B, noise).mean()
+        place_B = torch.arange(count, device=self.device)
+        time_B = self.backbone.path.sample_times((place_B + 0.5) / count)
+        # every clip under its own caption, then under the next clip's
+        rows = (place_B.repeat(2), torch.cat([place_B, place_B.roll(-1)]))
+        with self.averaged():
+            error_R = latent_errors(self.backbone, clean, batch.prompts, time_B, noise, rows)
+        margin_B = pair_margins(error_R, place_B, place_B + count)
         self.log_dict(
-            {"val/error": right, "val/error_shuffled": wrong},
+            {
+                "val/error": error_R[:count].mean(),
+                "val/error_shuffled": error_R[count:].mean(),
+                "val/own_caption_better": (margin_B > 0).float().mean(),
+            },
             batch_size=count,
             sync_dist=True,
             prog_bar=True,
@@ -167,7 +153,7 @@ class Denoising(L.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        return adamw_with_cosine(
+        found = adamw_with_cosine(
             self.ema.parameters,
             h.learning_rate,
             h.weight_decay,
@@ -175,6 +161,8 @@ class Denoising(L.LightningModule):
             h.total_steps,
             h.optimizer,
         )
+        self.follow(found["optimizer"])
+        return found
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
@@ -182,12 +170,6 @@ class Denoising(L.LightningModule):
         self.clip_gradients(
             optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema"] = self.ema.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.ema.load_state_dict(checkpoint["ema"])
 
     def export(self, out_dir: str | Path) -> None:
         """Writes the backbone with averaged weights as an artefact (``model/`` in ``out_dir``, half
@@ -202,7 +184,7 @@ class Denoising(L.LightningModule):
 
         here = f"{type(self.backbone).__module__}:{type(self.backbone).__name__}"
         architecture = next((key for key, place in BACKBONES.items() if place == here), None)
-        with self.ema.swapped():
+        with self.averaged():
             if architecture is None or not hasattr(self.backbone, "arguments"):
                 save_weights(self.backbone.state_dict(), Path(out_dir) / "backbone.safetensors")
                 return

@@ -1,30 +1,35 @@
-"""Exponential moving average of trainable weights."""
+"""Exponential moving average of trainable weights, and its place in a module.
+
+Lightning's ``WeightAveraging`` does not serve here: it copies the whole module, frozen base
+included, and counts one step per batch where a round of reinforcement learning takes several.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from zoo.errors import UserError
 
 
 class EMA:
-    """Averages of ``parameters``, kept on their device and in at least float32: average = decay *
-    average + (1 - decay) * weight.
+    """Averages of ``parameters``: average = decay * average + (1 - decay) * weight.
 
-    Early on the decay is capped at (1 + n) / (10 + n) after n updates, so that the start is
-    forgotten quickly.
+    They are kept on the parameters' device, in at least float32. After n updates the decay is at
+    most (1 + n) / (10 + n), so that the start is forgotten quickly.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
         if not 0 <= decay < 1:
-            raise UserError(f"the EMA decay lies in [0, 1), got {decay}")
+            raise UserError(f"invalid ema_decay {decay}: expected a number in [0, 1)")
         self.parameters = list(parameters)
-        self.decay, self.updates = float(decay), 0
+        self.decay = float(decay)
+        self.updates = 0
         self.average = [self._wide(parameter.detach()).clone() for parameter in self.parameters]
 
     @staticmethod
@@ -42,8 +47,8 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the parameters hold the averages; afterwards, also on an error, exactly what they
-        held before.
+        """Inside, the parameters hold the averages; afterwards, also after an error, exactly what
+        they held before.
         """
         held = [parameter.detach().clone() for parameter in self.parameters]
         try:
@@ -75,3 +80,37 @@ class EMA:
         self.updates = int(state["updates"])
         saved = zip(state["average"], self.average, strict=True)
         self.average = [average.to(own.device, own.dtype).clone() for average, own in saved]
+
+
+class AveragedWeights(LightningModule):
+    """A module whose weights are averaged in ``ema`` (None: they are not).
+
+    Averages are updated after every step of the optimiser, and saved in checkpoints.
+    """
+
+    ema: EMA | None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the parameters hold the averages, if there are any."""
+        return nullcontext() if self.ema is None else self.ema.swapped()
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Updates the averages after every step of ``optimizer``; for ``configure_optimizers``."""
+
+        def update(*_: Any) -> None:
+            if self.ema is not None:
+                self.ema.update()
+
+        optimizer.register_step_post_hook(update)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if ("ema" in checkpoint) != (self.ema is not None):
+            raise UserError(
+                "ema_decay must be given in the resumed run exactly when it was given before"
+            )
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint["ema"])

@@ -173,10 +173,7 @@ class Emotion(L.LightningModule):
             self._codec[0].to(self.device).eval().requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        for module in (
-            self.reward.modules()
-        ):  # EmotionReward.train() keeps evaluation mode, so the flag is set directly
-            module.training = True
+        self.reward.set_train_mode()
 
     def on_train_start(self) -> None:
         if self._saved_random_state is not None and self.trainer.world_size == 1:

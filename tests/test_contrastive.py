@@ -308,7 +308,7 @@ def test_data_without_labels_trains_and_bad_data_is_named(tmp_path):
         ({"codec_share": -0.1}, "codec_share is a share"),
         ({"snr_db": [30, 10]}, "lower and an upper"),
         ({"warmup_steps": 2000}, "warmup_steps"),
-        ({"ema_decay": 1.0}, "EMA decay"),
+        ({"ema_decay": 1.0}, "invalid ema_decay"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

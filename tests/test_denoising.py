@@ -15,6 +15,7 @@ from datamodules.cache import LatentCache
 from datamodules.music.music import MusicDataModule
 from lightning_modules.denoising import Denoising
 from lightning_modules.ema import EMA
+from lightning_modules.latent_errors import latent_errors
 from lightning_modules.run_folder import every_epoch
 from zoo.backbones.tiny import TinyAudio
 from zoo.types import Prompt, SourcePath
@@ -201,17 +202,26 @@ def test_dropped_conditions_keep_only_the_length(logged):
     assert 50 < sum(p.text == "" for p in seen_prompts(module(condition_dropout=0.25), many)) < 150
 
 
-def test_min_snr_weighs_errors_by_their_time(logged):
+@pytest.fixture
+def measured(monkeypatch):
+    """[(time_B, noise, errors)] of every call of ``latent_errors`` by the module."""
+    calls = []
+
+    def recording(backbone, clean, prompts, time_B, noise, rows=None):
+        error_B = latent_errors(backbone, clean, prompts, time_B, noise, rows)
+        calls.append((time_B, noise, error_B))
+        return error_B
+
+    monkeypatch.setattr("lightning_modules.denoising.latent_errors", recording)
+    return calls
+
+
+def test_min_snr_weighs_errors_by_their_time(logged, measured):
     model = stir(module(condition_dropout=0.0, min_snr_gamma=5.0))
-    seen, errors = [], model._errors
-    model._errors = lambda clean, prompts, time_B, noise: (
-        seen.append((time_B, errors(clean, prompts, time_B, noise))) or seen[0][1]
-    )
     loss = model.training_step(latents([1.0, 2.0, 3.0]), 0)
     expected = 0.0
-    for time, error, weight in zip(
-        *(values.tolist() for values in seen[0]), [1.0, 2.0, 3.0], strict=True
-    ):
+    time_B, _, error_B = measured[0]
+    for time, error, weight in zip(time_B.tolist(), error_B.tolist(), [1.0, 2.0, 3.0], strict=True):
         snr = 1 / math.tan(math.pi * time / 2) ** 2
         expected += weight * min(snr, 5.0) / (snr + 1) * error / 3
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
@@ -226,16 +236,12 @@ def test_the_draws_of_a_step_depend_on_seed_and_batch_alone(logged):
     assert not torch.equal(other.training_step(latents(), 0), first)
 
 
-def test_every_sample_meets_every_part_of_the_path(logged):
+def test_every_sample_meets_every_part_of_the_path(logged, measured):
     """Stratified times: one in each part, but never in the order of the batch."""
-    model, seen = module(), []
-    errors = model._errors
-    model._errors = lambda clean, prompts, time_B, noise: (
-        seen.append(time_B) or errors(clean, prompts, time_B, noise)
-    )
+    model = module()
     for step in range(40):
         model.training_step(latents(), step)
-    parts = (torch.stack(seen) * 3).long()
+    parts = (torch.stack([time_B for time_B, _, _ in measured]) * 3).long()
     assert parts.sort(dim=1).values.tolist() == [[0, 1, 2]] * 40
     assert all(set(column) == {0, 1, 2} for column in parts.T.tolist())
 
@@ -249,17 +255,28 @@ def test_draws_differ_by_step_and_process(logged, monkeypatch):
     assert len(set(found)) == 3
 
 
-def test_each_validation_batch_has_noise_of_its_own_that_stays(logged):
-    model, seen = module(), []
-    errors = model._errors
-    model._errors = lambda clean, prompts, time_B, noise: (
-        seen.append(noise) or errors(clean, prompts, time_B, noise)
-    )
+def test_each_validation_batch_has_noise_of_its_own_that_stays(logged, measured):
+    model = module()
     for batch_index in (0, 1, 0):
         model.validation_step(latents(), batch_index)
-    right = seen[::2]
-    assert torch.equal(right[0], right[2]) and not torch.equal(right[0], right[1])
-    assert all(torch.equal(one, other) for one, other in zip(right, seen[1::2], strict=True))
+    first, second, again = (noise for _, noise, _ in measured)
+    assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+def test_validation_measures_each_clip_under_its_own_and_the_next_caption(logged, measured):
+    model = stir(module())
+    model.ema = EMA(model.ema.parameters, 0.999)  # of the weights as they are now
+    batch = latents()
+    with torch.no_grad():
+        model.validation_step(batch, 0)
+        time_B, noise, _ = measured[0]
+        own, others = (
+            latent_errors(model.backbone, batch.latent_BCT, prompts, time_B, noise)
+            for prompts in (PROMPTS, [*PROMPTS[1:], PROMPTS[0]])
+        )
+    assert logged["val/error"] == pytest.approx(float(own.mean()), rel=1e-5)
+    assert logged["val/error_shuffled"] == pytest.approx(float(others.mean()), rel=1e-5)
+    assert logged["val/own_caption_better"] == float((others > own).float().mean())
 
 
 def test_only_what_is_heard_counts_in_the_error():
@@ -269,7 +286,7 @@ def test_only_what_is_heard_counts_in_the_error():
     clean, time_B = latents().latent_BCT, torch.tensor([0.2, 0.5, 0.9])
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        errors_B = model._errors(clean, PROMPTS, time_B, noise)
+        errors_B = latent_errors(model.backbone, clean, PROMPTS, time_B, noise)
     alpha_B, sigma_B = model.backbone.path.coefficients(time_B)
     for row, heard in enumerate((8, 3, 5)):
         target = (alpha_B[row] * noise[row] - sigma_B[row] * clean[row])[:, :heard]
@@ -300,7 +317,7 @@ def test_audio_is_encoded_without_gradients(logged):
         ({"condition_dropout": 1.0}, r"share in \[0, 1\), got 1.0"),
         ({"warmup_steps": 0}, "warmup_steps must be at least 1"),
         ({"warmup_steps": 50}, "less than total_steps, got 50 and 50"),
-        ({"ema_decay": 1.0}, "EMA decay"),
+        ({"ema_decay": 1.0}, "ema_decay 1.0"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.backbones import frozen_parts
+from zoo.backbones.frozen_parts import FrozenParts
 from zoo.backbones.mel_codec import MelCodec
 from zoo.backbones.settings import checked
 from zoo.conditioners.prompt_memory import PromptMemory
@@ -59,7 +59,7 @@ def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
     )
 
 
-class AudioLDM(nn.Module):
+class AudioLDM(FrozenParts):
     """Text to mono audio.
 
     All arguments are plain JSON values; ``zoo.load`` reads them from a released folder.
@@ -79,14 +79,6 @@ class AudioLDM(nn.Module):
     """
 
     parts = {"text": ("clap_text",), "decoder": ("codec",)}
-    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
-    too_long, remember = frozen_parts.too_long, frozen_parts.remember
-    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = (
-        frozen_parts.encode,
-        frozen_parts.decode,
-        frozen_parts.latent_shape,
-    )
 
     def __init__(
         self,
@@ -127,7 +119,6 @@ class AudioLDM(nn.Module):
             )
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
         self.memory = PromptMemory(self._encode, self._tokens)
-        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.backbones import frozen_parts
 from zoo.backbones.audioldm import path_of
+from zoo.backbones.frozen_parts import FrozenParts
 from zoo.backbones.mel_codec import MelCodec
 from zoo.backbones.settings import checked
 from zoo.conditioners.loa import loa_tokens
@@ -23,7 +23,7 @@ from zoo.errors import UserError
 from zoo.types import Conditioning, Prompt
 
 
-class AudioLDM2(nn.Module):
+class AudioLDM2(FrozenParts):
     """Text to mono audio.
 
     All arguments are plain JSON values; ``zoo.load`` reads them from a released folder.
@@ -43,14 +43,6 @@ class AudioLDM2(nn.Module):
     """
 
     parts = {"text": ("clap_text", "t5", "gpt2", "projection"), "decoder": ("codec",)}
-    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
-    too_long, remember = frozen_parts.too_long, frozen_parts.remember
-    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = (
-        frozen_parts.encode,
-        frozen_parts.decode,
-        frozen_parts.latent_shape,
-    )
 
     def __init__(
         self,
@@ -98,7 +90,6 @@ class AudioLDM2(nn.Module):
         self.t5_tokenizer = fitting_tokenizer(t5_tokenizer, t5_max_tokens, self.t5.config)
         self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
         self.memory = PromptMemory(self._encode, self._tokens, in_pairs=True)
-        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:

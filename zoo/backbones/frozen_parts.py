@@ -1,102 +1,98 @@
-"""What backbones around the networks of libraries have in common: functions that are methods of
-each of them.
-
-Such a backbone has ``denoiser``, the only part that learns; ``codec``, waves <-> latents;
-``memory``, a ``PromptMemory`` over its text encoders; and ``parts``, "text" and "decoder" -> names
-of its modules that may lie elsewhere or be dropped.
-"""
+"""What backbones around the networks of libraries have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from zoo.backbones import checkpointing
+from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.types import Prompt
 
 
-def train(backbone: nn.Module, mode: bool = True) -> nn.Module:
-    """Train mode for the denoiser; all other parts stay in eval mode."""
-    nn.Module.train(backbone, mode)
-    for name, part in backbone.named_children():
-        if name != "denoiser":
-            part.eval()
-    return backbone
+class FrozenParts(nn.Module):
+    """A backbone of which only ``denoiser`` learns; its other parts stay in eval mode.
 
-
-def set_checkpointing(backbone: nn.Module, enabled: bool = True) -> None:
-    """Keeps little of the denoiser's activations for the backward pass (AudioLDM 2: a tenth), for
-    one more forward.
-
-    Outputs and gradients stay the same.
+    A backbone sets ``denoiser``, ``codec`` (waves <-> latents), ``memory`` over its text encoders,
+    and ``parts``: "text" and "decoder" -> names of its modules that may lie on another device or be
+    dropped.
     """
-    checkpointing.set_checkpointing(backbone.denoiser, enabled)
 
+    parts: Mapping[str, tuple[str, ...]]
+    arguments: dict[str, Any] | None
+    denoiser: nn.Module
+    codec: Any
+    memory: PromptMemory
 
-def too_long(backbone: nn.Module, prompts: Sequence[Prompt]) -> dict[str, str]:
-    """Prompt id -> what an encoder says of a text that it does not take."""
-    return backbone.memory.too_long(prompts)
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_post_hook(FrozenParts.forget_texts)
 
+    def train(self, mode: bool = True) -> FrozenParts:
+        """Train mode for the denoiser; all other parts stay in eval mode."""
+        super().train(mode)
+        for name, part in self.named_children():
+            if name != "denoiser":
+                part.eval()
+        return self
 
-def remember(backbone: nn.Module, prompts: Sequence[Prompt]) -> None:
-    """Encodes ``prompts`` and their negatives, which are kept.
+    def set_checkpointing(self, enabled: bool = True) -> None:
+        """Keeps few of the denoiser's activations for the backward pass (AudioLDM 2: a tenth), at
+        the cost of one more forward pass.
 
-    Raises ``UserError`` for more texts than are kept.
-    """
-    backbone.memory.remember(prompts)
+        Outputs and gradients stay the same.
+        """
+        checkpointing.set_checkpointing(self.denoiser, enabled)
 
+    def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Prompt id -> why an encoder does not take its text; empty if they take all."""
+        return self.memory.too_long(prompts)
 
-def forget_texts(backbone: nn.Module, _: Any) -> None:
-    """A hook after ``load_state_dict``: what other weights made of texts is no longer theirs."""
-    backbone.memory.forget()
+    def remember(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes ``prompts`` and their negatives, and keeps the result.
 
+        Raises ``UserError`` for more texts than are kept.
+        """
+        self.memory.remember(prompts)
 
-def drop_text_encoders(backbone: nn.Module, prompts: Sequence[Prompt]) -> None:
-    """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be
-    encoded from then on.
+    def forget_texts(self, _: Any) -> None:
+        """A hook after ``load_state_dict``: other weights encode texts differently."""
+        self.memory.forget()
 
-    The model can no longer be saved whole (an adapter can). Raises ``UserError`` for more prompts
-    than are kept.
-    """
-    backbone.memory.remember(prompts)
-    backbone.memory.close()
-    backbone.arguments = None
-    for name in backbone.parts["text"]:
-        setattr(backbone, name, None)
+    def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be
+        encoded from then on.
 
+        The model can no longer be saved whole (an adapter can). Raises ``UserError`` for more
+        prompts than are kept.
+        """
+        self.memory.remember(prompts)
+        self.memory.close()
+        self.arguments = None
+        for name in self.parts["text"]:
+            setattr(self, name, None)
 
-def drop_decoder(backbone: nn.Module) -> None:
-    """Frees the codec's networks: latents can be sampled and learned from, but not heard.
+    def drop_decoder(self) -> None:
+        """Frees the codec's networks: latents can be sampled and trained on, but not decoded.
 
-    It cannot be saved whole.
-    """
-    backbone.arguments = None
-    backbone.codec.drop()
+        The model can no longer be saved whole.
+        """
+        self.arguments = None
+        self.codec.drop()
 
+    def encode(self, wave_BCN: Tensor) -> Tensor:
+        """Latents of waves at ``sample_rate_hz``: the codec's ``encode``."""
+        return self.codec.encode(wave_BCN)
 
-def encode(backbone: nn.Module, wave_BCN: Tensor) -> Tensor:
-    """Latents of waves at ``sample_rate_hz``: the codec's ``encode``."""
-    return backbone.codec.encode(wave_BCN)
+    def decode(self, latent_BCT: Tensor) -> Tensor:
+        """Waves (B, channels, N) of all frames, float32, a few clips at a time.
 
+        Gradients flow to the latents.
+        """
+        return self.codec.decode(latent_BCT)
 
-def decode(backbone: nn.Module, latent_BCT: Tensor) -> Tensor:
-    """Waves (B, channels, N) of all frames, float32, a few clips at a time; gradients flow to the
-    latents.
-    """
-    return backbone.codec.decode(latent_BCT)
-
-
-def latent_shape(backbone: nn.Module, seconds: float) -> tuple[int, ...]:
-    """The shape, without the batch, of what is denoised for ``seconds``: the codec's
-    ``latent_shape``.
-    """
-    return backbone.codec.latent_shape(seconds)
-
-
-def scored_mask(backbone: nn.Module, prompts: Sequence[Prompt]) -> Tensor | None:
-    """(B, 1, frames): the frames heard within a prompt's ``seconds``; None where all are: the
-    codec's ``scored_mask``.
-    """
-    return backbone.codec.scored_mask(prompts)
+    def latent_shape(self, seconds: float) -> tuple[int, ...]:
+        """The shape, without the batch, of the latents for ``seconds``: the codec's."""
+        return self.codec.latent_shape(seconds)

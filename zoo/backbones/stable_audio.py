@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones import frozen_parts
+from zoo.backbones.frozen_parts import FrozenParts
 from zoo.backbones.oobleck_codec import OobleckCodec
 from zoo.backbones.settings import checked
 from zoo.conditioners.prompt_memory import PromptMemory
@@ -54,7 +54,7 @@ def rotary_table(width: int, length: int, device: torch.device) -> tuple[Tensor,
     return table[0].to(device), table[1].to(device)
 
 
-class StableAudio(nn.Module):
+class StableAudio(FrozenParts):
     """Text and timing to stereo audio.
 
     Plain JSON values; ``zoo.load`` reads them from a released folder.
@@ -82,15 +82,6 @@ class StableAudio(nn.Module):
     """
 
     parts = {"text": ("text",), "decoder": ("codec",)}
-    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
-    too_long, remember = frozen_parts.too_long, frozen_parts.remember
-    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = (
-        frozen_parts.encode,
-        frozen_parts.decode,
-        frozen_parts.latent_shape,
-    )
-    scored_mask = frozen_parts.scored_mask
 
     def __init__(
         self,
@@ -134,7 +125,6 @@ class StableAudio(nn.Module):
             fitting_tokenizer(tokenizer, max_tokens, encoder.config), truncate=truncate_prompts
         )
         self.memory = PromptMemory(self._encode, words)
-        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     def _check_parts(self) -> None:
@@ -163,6 +153,10 @@ class StableAudio(nn.Module):
         ):
             if value is not None and not low <= value <= high:
                 raise UserError(f"{name} must lie in [{low}, {high}], got {value}")
+
+    def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """(B, 1, frames): the frames within a prompt's ``seconds``; None where all are heard."""
+        return self.codec.scored_mask(prompts)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (B, max_tokens + 2, D): text (0 beyond its end), start and total length;

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.backbones import frozen_parts
+from zoo.backbones.frozen_parts import FrozenParts
 from zoo.backbones.mel_codec import MelCodec
 from zoo.backbones.settings import checked
 from zoo.conditioners.prompt_memory import PromptMemory
@@ -93,7 +93,7 @@ VOCODER: dict[str, Any] = {
 }
 
 
-class Tango(nn.Module):
+class Tango(FrozenParts):
     """Text to mono 16 kHz audio of any length.
 
     All arguments are plain JSON values; None is the released size.
@@ -109,14 +109,6 @@ class Tango(nn.Module):
     """
 
     parts = {"text": ("text_encoder",), "decoder": ("codec",)}
-    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
-    too_long, remember = frozen_parts.too_long, frozen_parts.remember
-    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = (
-        frozen_parts.encode,
-        frozen_parts.decode,
-        frozen_parts.latent_shape,
-    )
 
     def __init__(
         self,
@@ -165,7 +157,6 @@ class Tango(nn.Module):
             else fitting_tokenizer(tokenizer, max_tokens, self.text_encoder.config)
         )
         self.memory = PromptMemory(self._encode, words)
-        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:

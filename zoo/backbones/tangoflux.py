@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones import frozen_parts
+from zoo.backbones.frozen_parts import FrozenParts
 from zoo.backbones.oobleck_codec import OobleckCodec
 from zoo.backbones.settings import checked
 from zoo.backbones.tango import TEXT_ENCODER
@@ -46,7 +46,7 @@ VAE: dict[str, Any] = {
 }
 
 
-class TangoFlux(nn.Module):
+class TangoFlux(FrozenParts):
     """Text and duration to stereo audio.
 
     All arguments are plain JSON values; None is the released size.
@@ -68,15 +68,6 @@ class TangoFlux(nn.Module):
     """
 
     parts = {"text": ("text",), "decoder": ("codec",)}
-    train, set_checkpointing = frozen_parts.train, frozen_parts.set_checkpointing
-    too_long, remember = frozen_parts.too_long, frozen_parts.remember
-    drop_text_encoders, drop_decoder = frozen_parts.drop_text_encoders, frozen_parts.drop_decoder
-    encode, decode, latent_shape = (
-        frozen_parts.encode,
-        frozen_parts.decode,
-        frozen_parts.latent_shape,
-    )
-    scored_mask = frozen_parts.scored_mask
 
     def __init__(
         self,
@@ -139,8 +130,11 @@ class TangoFlux(nn.Module):
             None if tokenizer is None else fitting_tokenizer(tokenizer, max_tokens, encoder.config)
         )
         self.memory = PromptMemory(self._encode, words, in_pairs=True)
-        self.register_load_state_dict_post_hook(frozen_parts.forget_texts)
         self.train(self.training)
+
+    def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """(B, 1, frames): the frames within a prompt's ``seconds``; None where all are heard."""
+        return self.codec.scored_mask(prompts)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """``tokens_BLD`` (duration, then text), ``mask_BL``, and ``pooled_BD``; each text is

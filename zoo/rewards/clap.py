@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.conditioners.tokenizer import refused
 from zoo.errors import UserError, did_you_mean
 from zoo.instantiate import bind, locate
 from zoo.rewards.clap_text import contents_key, refuse_names
-from zoo.rewards.waves import check_waves, finite_rows, mono_at
+from zoo.rewards.waves import StaysInEvalMode, check_waves, finite_rows, mono_at
 from zoo.types import Prompt, RewardOutput
 
 CLAP_TOWERS = {
@@ -113,7 +113,7 @@ def int16_round_trip(wave_BN: Tensor) -> Tensor:
     return (wave_BN.clamp(-1, 1) * 32767).trunc() / 32767
 
 
-class ClapReward(nn.Module):
+class ClapReward(StaysInEvalMode):
     """Scores clips by the cosine between clip and ``prompt.text``, in [-1, 1].
 
     All arguments are plain JSON values. ``checkpoint`` names the weights; it becomes part of the
@@ -209,10 +209,6 @@ class ClapReward(nn.Module):
             reader = "zoo.importers.pretrained_clap.with_files"
             found["arguments"] = {"_target_": reader, "arguments": dict(own), "towers": towers}
         return found
-
-    def train(self, mode: bool = True) -> ClapReward:
-        """Stays in evaluation mode (see the class)."""
-        return super().train(False)
 
     def cut(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, W, window_samples) mono windows at the towers' rate, on the wave's device.

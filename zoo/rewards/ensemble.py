@@ -28,11 +28,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import UserError, did_you_mean
 from zoo.rewards.members import GROUPS, Member, group_nodes, members_of, networks
-from zoo.rewards.waves import check_waves
+from zoo.rewards.waves import StaysInEvalMode, check_waves
 from zoo.types import Prompt, RewardOutput
 
 AGGREGATIONS = ("mean", "worst")
@@ -96,7 +96,7 @@ def aggregate(
     ), spread_B
 
 
-class EnsembleReward(nn.Module):
+class EnsembleReward(StaysInEvalMode):
     """``members`` that agree or not, and ``penalties`` that are added as they are.
 
     ``members`` maps names to rewards: an object, ``{architecture: key of REWARDS, arguments:
@@ -187,10 +187,6 @@ class EnsembleReward(nn.Module):
         return {
             key: group_nodes(value) if key in GROUPS else value for key, value in arguments.items()
         }
-
-    def train(self, mode: bool = True) -> EnsembleReward:
-        """Stays in evaluation mode: a reward must be deterministic."""
-        return super().train(False)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
         """Prompt id -> what is too long for which member's encoder."""

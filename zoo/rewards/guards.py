@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 import torchaudio
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.rewards.members import described, reward_node, reward_of
-from zoo.rewards.waves import check_waves, finite_rows
+from zoo.rewards.waves import StaysInEvalMode, check_waves, finite_rows
 from zoo.types import Prompt, RewardOutput
 
 SILENCE_FLOOR_DBFS = -120.0  # the level of digital silence, so that it is a number
@@ -144,7 +144,7 @@ def _beyond(value_B: Tensor, limit: float, worst: float) -> Tensor:
     return -((value_B - limit) / (worst - limit)).clamp(0, 1)
 
 
-class GuardReward(nn.Module):
+class GuardReward(StaysInEvalMode):
     """The sum of the guards that are on (a limit of None switches one off); 0 when all is well.
 
     Not differentiable.
@@ -267,10 +267,6 @@ class GuardReward(nn.Module):
                 None  # an object of a foreign class: this reward cannot be saved as an artefact
             )
         self.eval()
-
-    def train(self, mode: bool = True) -> GuardReward:
-        """Stays in evaluation mode: a reward must be deterministic."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(

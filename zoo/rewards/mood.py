@@ -14,11 +14,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import UserError, did_you_mean
 from zoo.rewards.short_chunk import CHUNK_RULES, ShortChunkResNet, chunk_starts, cut_chunks
-from zoo.rewards.waves import check_waves, finite_rows, mono_at
+from zoo.rewards.waves import StaysInEvalMode, check_waves, finite_rows, mono_at
 from zoo.types import Prompt, RewardOutput
 
 MOODS = ("happy", "angry", "sad", "tender")
@@ -121,7 +121,7 @@ def emotion_score(
     return (log_odds - mean_K[target_B]) / std_K[target_B]
 
 
-class EmotionReward(nn.Module):
+class EmotionReward(StaysInEvalMode):
     """Scores clips by the mood in ``prompt.labels[label_key]`` (see ``emotion_score``); mono,
     resampled and level-normalised.
 
@@ -226,10 +226,6 @@ class EmotionReward(nn.Module):
             "class_std": None if class_std is None else list(class_std),
         }
         self.eval()
-
-    def train(self, mode: bool = True) -> EmotionReward:
-        """Stays in evaluation mode (see the class)."""
-        return super().train(False)
 
     def targets(self, prompts: Sequence[Prompt]) -> Tensor:
         """(B,) index of the class that each prompt asks for.

@@ -1,5 +1,5 @@
-"""The door of every reward: batches of waves as callers have them are checked here, and brought to
-one channel and rate.
+"""What rewards share: they check the waves that they are given and bring them to one channel and
+rate, and they stay in eval mode.
 """
 
 from __future__ import annotations
@@ -9,10 +9,26 @@ import numbers
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.audio_files.resampling import resampled
 from zoo.errors import UserError
+
+
+class StaysInEvalMode(nn.Module):
+    """A reward, which is deterministic also inside a module that is in train mode.
+
+    Its trainer sets train mode by ``set_train_mode``.
+    """
+
+    def train(self, mode: bool = True) -> StaysInEvalMode:
+        """Eval mode, whatever ``mode`` is."""
+        return super().train(False)
+
+    def set_train_mode(self) -> None:
+        """Train mode for the reward and all its parts, until ``eval`` is called."""
+        for module in self.modules():
+            module.training = True
 
 
 def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | None = None) -> int:
