@@ -147,13 +147,14 @@ def _sample(
     return [Waveform(wave_CN.clamp(-1, 1), rate_hz) for wave_CN in wave_BCN.cpu()]
 
 
-@torch.no_grad()
 def score(
     reward: str | Path | Scorer,
     waves: Waveform | Sequence[Waveform],
     prompts: Prompt | str | Sequence[Prompt | str],
 ) -> RewardOutput:
     """Scores each wave for its prompt; waves of equal length and rate are scored together.
+
+    Where a wave needs a gradient and the reward is ``differentiable``, the scores carry it.
 
     Args:
         reward: a zoo name, a folder, or an object: a reward, or a metric of one clip.
@@ -191,10 +192,12 @@ def score(
     groups: dict[tuple[torch.Size, int], list[int]] = {}
     for i, wave in enumerate(waves):
         groups.setdefault((wave.samples_CN.shape, wave.sample_rate_hz), []).append(i)
+    is_asked = torch.is_grad_enabled() and any(wave.samples_CN.requires_grad for wave in waves)
     outputs = []
-    for (_, rate_hz), place in groups.items():
-        wave_BCN = torch.stack([waves[i].samples_CN for i in place])
-        outputs.append(reward(wave_BCN, rate_hz, [prompts[i] for i in place]))
+    with torch.set_grad_enabled(is_asked and getattr(reward, "differentiable", False)):
+        for (_, rate_hz), place in groups.items():
+            wave_BCN = torch.stack([waves[i].samples_CN for i in place])
+            outputs.append(reward(wave_BCN, rate_hz, [prompts[i] for i in place]))
     order = torch.tensor([i for place in groups.values() for i in place]).argsort()
     return RewardOutput(
         torch.cat([output.score_B for output in outputs])[order],

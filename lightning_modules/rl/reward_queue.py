@@ -61,7 +61,8 @@ def score(
 ) -> RewardOutput:
     """The reward's answer, checked, float32 on the CPU.
 
-    Raises ``RewardError`` naming the reward and what was wrong.
+    Where gradients are enabled and the reward is differentiable, they flow from the answer to the
+    wave. Raises ``RewardError`` naming the reward and what was wrong.
     """
     name, texts = type(reward).__name__, ", ".join(repr(prompt.text) for prompt in prompts[:3])
     try:
@@ -78,8 +79,10 @@ def score(
             " on_bad_reward=drop to leave such samples out, then go on with resume=true"
         ) from error
     check_answer(output, len(prompts), f"the reward {name} must return")
+    if not reward.differentiable:
+        output = _detached(output)
     return RewardOutput(
-        _plain(output.score_B), *(_all_plain(named) for named in (output.parts, output.vectors))
+        output.score_B.float().cpu(), _on_cpu(output.parts), _on_cpu(output.vectors)
     )
 
 
@@ -114,12 +117,16 @@ def check_answer(output: RewardOutput, count: int, who: str) -> None:
             raise RewardError(f"{who} {what} a sample: {name} needs {shape}, got {got}")
 
 
-def _plain(value: Tensor) -> Tensor:
-    return value.detach().float().cpu()
+def _detached(output: RewardOutput) -> RewardOutput:
+    parts, vectors = (
+        {name: value.detach() for name, value in named.items()}
+        for named in (output.parts, output.vectors)
+    )
+    return RewardOutput(output.score_B.detach(), parts, vectors)
 
 
-def _all_plain(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _plain(value) for name, value in named.items()}
+def _on_cpu(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float().cpu() for name, value in named.items()}
 
 
 def _filled(outputs: Sequence[RewardOutput | None], sizes: Sequence[int]) -> list[RewardOutput]:
