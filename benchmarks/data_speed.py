@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datamodules.audio import crop, prepare, read_crop
 from datamodules.cache import encode_clips
 from zoo.audio_files import read_audio
-from zoo.evaluation.scores import ScoreCache, Scorer, as_scorer, scored_clips
+from zoo.evaluation.scores import OpenScorer, ScoreCache, as_scorer, scored_clips
 from zoo.generations import Sample
 from zoo.loading import load
 from zoo.rewards.guards import GuardReward
@@ -138,7 +138,7 @@ def scores(repeats: int, clips: int = 40, seconds: float = 10.0) -> list[str]:
             soundfile.write(path, draw.uniform(-0.5, 0.5, round(seconds * RATE_HZ)), RATE_HZ)
             samples.append(Sample(path, Prompt(str(number), "noise")))
 
-        def scored(together: Sequence[Sequence[Scorer]]) -> None:
+        def scored(together: Sequence[Sequence[OpenScorer]]) -> None:
             (Path(folder) / "scores.json").unlink(missing_ok=True)
             for some in together:
                 scored_clips(samples, some, ScoreCache(Path(folder) / "scores.json"))

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from toys import ToyBackbone, ToyReward
 
 from datamodules.batches import AudioBatch, LatentBatch, PromptBatch
-from zoo.types import Conditioning, Prompt, RewardOutput, SourcePath, Trajectory, Waveform
+from zoo.types import (
+    Conditioning,
+    Prompt,
+    Reward,
+    RewardOutput,
+    SourcePath,
+    Trajectory,
+    Waveform,
+    is_scorer,
+    lacking,
+)
 
 
 def conditioning(rows, length, offset=0.0):
@@ -214,3 +225,14 @@ def test_small_records():
 def test_no_rows_are_an_empty_conditioning() -> None:
     conditioning = Conditioning({"tokens_BLD": torch.zeros(2, 3, 4)})
     assert len(conditioning.rows([])) == 0
+
+
+def test_a_metric_is_a_scorer_and_a_reward_is_differentiable_or_not() -> None:
+    def loudness(wave_BCN, sample_rate_hz, prompts):
+        return RewardOutput(wave_BCN.square().mean(dim=(1, 2)))
+
+    assert is_scorer(loudness) and lacking(loudness, Reward) == ["differentiable"]
+    assert is_scorer(ToyReward()) and not lacking(ToyReward(), Reward)
+    assert lacking("words", Reward) == ["__call__", "differentiable"]
+    for other in (ToyBackbone(), ToyReward, "words", None):
+        assert not is_scorer(other)

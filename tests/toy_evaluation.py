@@ -57,9 +57,8 @@ class LoudnessJudge:
 
 
 class Similarity:
-    """No classes: the root mean square itself. ``name`` as a CLAP has it."""
+    """A metric that no training can learn from: the root mean square. A CLAP has a name, too."""
 
-    differentiable = False
     name = "clap/toy"
     checkpoint = "toy"
 

@@ -38,8 +38,8 @@ from zoo.evaluation.results import (
     write_results,
 )
 from zoo.evaluation.scores import (
+    OpenScorer,
     ScoreCache,
-    Scorer,
     check_prompts,
     open_scorers,
     sample_numbers,
@@ -301,7 +301,7 @@ def _request(
 
 
 def _folders(
-    request: _Request, scorers: Sequence[Scorer], read_table: ReadTable
+    request: _Request, scorers: Sequence[OpenScorer], read_table: ReadTable
 ) -> dict[str, tuple[Sample, ...]]:
     """Role -> clips, of the sides that are folders."""
     label_keys = list(dict.fromkeys(one.label_key for one in scorers if one.label_key))

@@ -24,7 +24,7 @@ from zoo.hub.registry import ENTRIES
 from zoo.instantiate import check, instantiate
 from zoo.loading import load
 from zoo.moved_names import with_current_names
-from zoo.types import Prompt, Reward, RewardOutput, Waveform
+from zoo.types import Backbone, Prompt, RewardOutput, Scorer, Waveform, is_scorer
 
 _SAVED_EVERY_S = 5.0
 Progress = Callable[[int, int], None]  # (done, total)
@@ -32,75 +32,74 @@ Entry = dict[str, Any]  # what one scorer says of one clip, as plain values
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A reward and what results say of it.
+class OpenScorer:
+    """A scorer, and what results say about it.
 
     ``label_key``: the label that a classifier reads its class from.
     """
 
     facts: ScorerFacts
-    reward: Reward
+    opened: Scorer
     label_key: str | None = None
 
 
-def fingerprint(reward: Reward) -> str:
+def fingerprint(scorer: Scorer | Backbone) -> str:
     """12 hex digits over class, settings (its ``arguments``) and weights: equal fingerprints give
     equal numbers.
     """
-    digest = hashlib.sha256(type(reward).__qualname__.encode())
-    settings = getattr(reward, "arguments", None)
+    digest = hashlib.sha256(type(scorer).__qualname__.encode())
+    settings = getattr(scorer, "arguments", None)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    weights = reward.state_dict() if isinstance(reward, nn.Module) else {}
+    weights = scorer.state_dict() if isinstance(scorer, nn.Module) else {}
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 
-def as_scorer(name: str, reward: Reward) -> Scorer:
-    """A scorer of a reward, under the name of its checkpoint.
+def as_scorer(name: str, scorer: Scorer) -> OpenScorer:
+    """A scorer under the name of its checkpoint.
 
-    A reward with ``class_names`` is a classifier: it must give parts ``p_<class>`` and have
-    ``targets(prompts)``, the index of each prompt's class. A reward's own ``name`` heads its
-    columns.
+    A scorer with ``class_names`` is a classifier: it must give parts ``p_<class>`` and have
+    ``targets(prompts)``, the index of each prompt's class. Its own ``name`` heads its columns.
     """
-    classes = tuple(getattr(reward, "class_names", ()))
-    title = str(getattr(reward, "name", name))
+    classes = tuple(getattr(scorer, "class_names", ()))
+    title = str(getattr(scorer, "name", name))
     title = title if name in title else f"{title} ({name})"
-    facts = ScorerFacts(name, title, fingerprint(reward), classes)
-    return Scorer(facts, reward, getattr(reward, "label_key", None))
+    facts = ScorerFacts(name, title, fingerprint(scorer), classes)
+    return OpenScorer(facts, scorer, getattr(scorer, "label_key", None))
 
 
 def open_scorers(
     names: Sequence[str], config_reward: Mapping[str, Any] | None, device: str
-) -> tuple[Scorer, ...]:
+) -> tuple[OpenScorer, ...]:
     """Opens scorers by zoo name, model folder, ``.yaml`` file (a ``_target_``, or a run's
     configuration: its ``module.reward``), or ``config``: the reward of the configuration.
 
-    Raises ``UserError`` for an unknown name, one given twice, and what is not a reward.
+    Raises ``UserError`` for an unknown name, one given twice, and what is not a scorer.
     """
-    scorers: dict[str, Scorer] = {}
+    scorers: dict[str, OpenScorer] = {}
     for text in names:
-        name, reward = _opened(text, config_reward)
-        if not callable(reward) or not hasattr(reward, "differentiable"):
+        name, scorer = _opened(text, config_reward)
+        if not is_scorer(scorer):
             raise UserError(
-                f"--rewards: {text} is a {type(reward).__name__}, which scores nothing; name a"
-                " reward"
+                f"--rewards: {text} is a {type(scorer).__name__}, which scores nothing; name a"
+                " reward, or a metric of one clip"
             )
-        if isinstance(reward, nn.Module):
-            reward = reward.to(device).eval()
+        if isinstance(scorer, nn.Module):
+            scorer = scorer.to(device).eval()
         if Path(name).is_dir() and name not in ENTRIES:
-            name = str(getattr(reward, "checkpoint", "") or short_name(name))
+            name = str(getattr(scorer, "checkpoint", "") or short_name(name))
         if name in scorers:
             raise UserError(
                 f"--rewards names {name} twice; give each scorer once, or its folder another name"
             )
-        scorers[name] = as_scorer(name, reward)
+        scorers[name] = as_scorer(name, scorer)
     return tuple(scorers.values())
 
 
-def _opened(text: str, config_reward: Mapping[str, Any] | None) -> tuple[str, Reward]:
-    """(name, reward) of one word after ``--rewards``."""
+def _opened(text: str, config_reward: Mapping[str, Any] | None) -> tuple[str, Any]:
+    """(name, model) of one word after ``--rewards``."""
     if text == "config" and config_reward is None:
         raise UserError(
             "--rewards config is the reward of a configuration with module.reward; give --config"
@@ -146,13 +145,13 @@ def short_name(path: str) -> str:
     return "/".join(parts[-2:] if parts[-1] in ("model", "reward") else parts[-1:])
 
 
-def check_prompts(scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
+def check_prompts(scorers: Sequence[OpenScorer], prompts: Sequence[Prompt]) -> None:
     """Raises ``UserError`` when a classifier does not find the class that a prompt asks for."""
     for scorer in scorers:
         if not scorer.facts.class_names:
             continue
         try:
-            scorer.reward.targets(prompts)
+            scorer.opened.targets(prompts)
         except UserError as error:
             raise UserError(
                 f"{scorer.facts.name}: {error} (a column {scorer.label_key!r} or 'label' of the"
@@ -192,7 +191,7 @@ class ScoreCache:
 
 def scored_clips(
     samples: Sequence[Sample],
-    scorers: Sequence[Scorer],
+    scorers: Sequence[OpenScorer],
     cache: ScoreCache,
     batch_size: int = 16,
     device: str = "cpu",
@@ -239,7 +238,7 @@ def scored_clips(
 
 
 def _score_batch(
-    samples: Sequence[Sample], scorers: Sequence[Scorer], cache: ScoreCache, device: str
+    samples: Sequence[Sample], scorers: Sequence[OpenScorer], cache: ScoreCache, device: str
 ) -> list[list[str]]:
     """The keys of the numbers of every sample (by every scorer), which are in the cache then."""
     contents = [sample.path.read_bytes() for sample in samples]
@@ -269,7 +268,7 @@ def _decoded(path: Path, content: bytes, device: str) -> Waveform:
 
 
 def _of_the_set(
-    scorer: Scorer, entries: Sequence[Entry], samples: Sequence[Sample]
+    scorer: OpenScorer, entries: Sequence[Entry], samples: Sequence[Sample]
 ) -> list[dict[str, float]]:
     """The parts that a reward gives by looking at all clips of a prompt (its ``combine``), such as
     diversity; its score stays the one that it gives a single clip. ``{}`` for other rewards, and
@@ -284,7 +283,7 @@ def _of_the_set(
         for name in entries[0]["values"]
     }
     vectors = {name: torch.tensor([entry["vectors"][name] for entry in entries]) for name in names}
-    output = scorer.reward.combine(RewardOutput(parts.pop("score"), parts, vectors), prompts)
+    output = scorer.opened.combine(RewardOutput(parts.pop("score"), parts, vectors), prompts)
     more = {name: part.tolist() for name, part in output.parts.items() if name not in parts}
     for name, column in more.items():
         bad = [i for i, value in enumerate(column) if not math.isfinite(value)]
@@ -326,17 +325,19 @@ def _clip(sample: Sample, number: int, own: Mapping[str, Entry]) -> ScoredClip:
     )
 
 
-def _scored(scorer: Scorer, samples: Sequence[Sample], waves: Sequence[Waveform]) -> list[Entry]:
+def _scored(
+    scorer: OpenScorer, samples: Sequence[Sample], waves: Sequence[Waveform]
+) -> list[Entry]:
     if not samples:
         return []
-    output = score(scorer.reward, waves, [sample.prompt for sample in samples])
+    output = score(scorer.opened, waves, [sample.prompt for sample in samples])
     columns = {"score": output.score_B.tolist()}
     columns |= {name: part.tolist() for name, part in output.parts.items()}
     entries: list[Entry] = [
         {"values": {name: column[i] for name, column in columns.items()}}
         for i in range(len(samples))
     ]
-    if hasattr(scorer.reward, "combine") and output.vectors:
+    if hasattr(scorer.opened, "combine") and output.vectors:
         for i, entry in enumerate(entries):
             entry["vectors"] = {name: vector[i].tolist() for name, vector in output.vectors.items()}
     for entry, sample in zip(entries, samples, strict=True):
@@ -351,7 +352,7 @@ def _scored(scorer: Scorer, samples: Sequence[Sample], waves: Sequence[Waveform]
     return entries
 
 
-def _classify(scorer: Scorer, samples: Sequence[Sample], entries: Sequence[Entry]) -> None:
+def _classify(scorer: OpenScorer, samples: Sequence[Sample], entries: Sequence[Entry]) -> None:
     """Adds to the entries which class each sample asks for, and which it is called."""
     names = scorer.facts.class_names
     given = entries[0]["values"]
@@ -361,7 +362,7 @@ def _classify(scorer: Scorer, samples: Sequence[Sample], entries: Sequence[Entry
             f"{scorer.facts.name} has classes but gave no part {absent[0]!r}; its parts are"
             f" {', '.join(given)}"
         )
-    targets = scorer.reward.targets([sample.prompt for sample in samples]).tolist()
+    targets = scorer.opened.targets([sample.prompt for sample in samples]).tolist()
     for entry, target in zip(entries, targets, strict=True):
         entry["wanted"] = names[target]
         entry["predicted"] = max(names, key=lambda name: entry["values"][f"p_{name}"])
