@@ -1,6 +1,4 @@
-"""Settings and fixtures shared by all tests: no network, repeatable numbers, where the golden
-numbers lie.
-"""
+"""Settings and fixtures of all tests: no network, repeatable numbers, and golden numbers."""
 
 from __future__ import annotations
 
@@ -90,8 +88,9 @@ def project_root() -> Path:
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    """A Hub on 127.0.0.1; ``hub_server.connect`` lets this process talk to it,
-    ``hub_server.environment`` another one.
+    """A Hub on 127.0.0.1; ``hub_server.connect`` directs this process to it.
+
+    ``hub_server.environment`` directs another process to it.
     """
     import hub_server
 
@@ -111,8 +110,7 @@ def pulled_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_zoo(
     pulled_models: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """AudioLDM 2, Tango and CLAP by their names in the zoo, and EMOPIA by its path, are small
-    random models of their classes.
+    """Small random models under the zoo names of AudioLDM 2, Tango and CLAP, and EMOPIA's path.
 
     Gives the working directory, which is empty but for ``models/``.
     """

@@ -128,9 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(302, b"", Location=f"{self.hub.cdn_url}/objects/{sha256}", **head)
 
     def stored(self, body: bytes, sha256: str) -> None:
-        """The storage behind the Hub: objects by hash; a signed address there, so no token is asked
-        for.
-        """
+        """The storage behind the Hub: objects by hash, at signed addresses that need no token."""
         if self.command == "PUT":
             self.hub.lfs[sha256] = body
             return self._send(200, b"", ETag=f'"{sha256}"')

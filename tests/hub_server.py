@@ -1,5 +1,6 @@
-"""A Hub in this process, on 127.0.0.1, for an unmodified huggingface_hub client: create, push, list
-and pull model repos.
+"""A Hub in this process, on 127.0.0.1, for an unmodified huggingface_hub client.
+
+The client can create, push, list and pull model repositories.
 
 Two ports stand for two hosts: ``url`` is the Hub, ``cdn_url`` the storage of large files, where no
 token may go. Repos keep every commit, so a pull at a revision gives that revision. Tests make it
@@ -74,9 +75,7 @@ class HubServer:
         private: bool = False,
         gated: bool = False,
     ) -> str:
-        """Commit these files (any path, also a hostile one) as the Hub's own hand; gives the
-        revision.
-        """
+        """Commits these files (any path, also a hostile one) and returns the revision."""
         repo = self.create(repo_id, private=private, gated=gated)
         return self.commit(repo, {**repo.commits[-1][1], **files})
 
@@ -103,9 +102,7 @@ class HubServer:
         return next((commit for commit in repo.commits[1:] if commit[0] == revision), None)
 
     def break_off(self, content: bytes, *after_bytes: int) -> None:
-        """The next downloads of this content lose their connection after so many bytes each; then
-        it works again.
-        """
+        """Makes the next downloads of this content fail after so many bytes each."""
         self._broken[content] = list(after_bytes)
 
     def corrupt(self, content: bytes) -> None:
@@ -147,9 +144,7 @@ def serving() -> Iterator[HubServer]:
 def environment(
     hub: HubServer, home: Path, token: str | None = WRITER, offline: bool = False
 ) -> dict[str, str]:
-    """What a process needs in its environment (before it imports huggingface_hub) to talk to this
-    server only.
-    """
+    """The environment variables that direct a process to this server; set before the import."""
     found = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home),

@@ -1,6 +1,4 @@
-"""Adapters on disk, stacked with strengths, merged, and kept apart from bases they were not trained
-on.
-"""
+"""Adapters on disk: stacked with strengths, merged, and refused on another base."""
 
 from __future__ import annotations
 

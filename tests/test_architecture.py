@@ -1,6 +1,4 @@
-"""The layering and the manners that a machine can hold: who may import whom, file sizes, forbidden
-habits.
-"""
+"""Layers, file sizes and forbidden habits."""
 
 from __future__ import annotations
 
@@ -131,8 +129,9 @@ def module_name(path: Path) -> str:
 
 
 def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import, inside functions too; ``from a import b`` gives ``a.b``,
-    also for relative ones.
+    """(line, dotted name) of every import, also inside functions and relative ones.
+
+    ``from a import b`` gives ``a.b``.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -1,6 +1,4 @@
-"""Crops of long recordings: only the part around them is decoded, and they are bit for bit those of
-the whole file.
-"""
+"""Crops of long recordings decode only their part, and equal crops of the whole file bitwise."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""AudioCaps' CSV files as prompts: what a clip gives, what is held out, and every way in which a
-file can be wrong.
-"""
+"""AudioCaps' CSV files as prompts: chosen captions, held-out clips, and errors in files."""
 
 from __future__ import annotations
 

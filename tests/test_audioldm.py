@@ -1,6 +1,4 @@
-"""AudioLDM: its conditioning, its calls and its audio are those of the diffusers pipeline; released
-folders; DDPO on it.
-"""
+"""AudioLDM: conditioning, predictions and audio equal diffusers' pipeline; folders; DDPO."""
 
 import json
 import shutil
@@ -48,9 +46,7 @@ def sampled(model, sampler, prompts=PROMPTS):
 
 
 def test_conditioning_equals_the_pipeline(model):
-    """Padding, which the pipeline adds to 100 tokens and we do not, changes nothing; a longer
-    negative is no exception.
-    """
+    """The pipeline's padding to 100 tokens, which we omit, changes nothing."""
     texts, negatives = [prompt.text for prompt in PROMPTS], [prompt.negative for prompt in PROMPTS]
     with torch.no_grad():
         pipe = pipeline(model)

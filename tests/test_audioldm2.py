@@ -1,6 +1,4 @@
-"""AudioLDM 2: its conditioning and its calls are those of the diffusers pipeline, and its own
-promises hold.
-"""
+"""AudioLDM 2: conditioning and predictions equal diffusers' pipeline."""
 
 import dataclasses
 

@@ -1,6 +1,4 @@
-"""AudioLDM 2 and the world: released folders, saved artefacts, peft's adapters on the plain
-network, checkpointed gradients.
-"""
+"""AudioLDM 2's files: released folders, artefacts, peft adapters, checkpointed gradients."""
 
 import copy
 import json
@@ -155,9 +153,7 @@ def test_an_artefact_holds_the_whole_model(model, tmp_path):
 
 
 def library_checkpointing(model, conditioning, x):
-    """Output of the library's own checkpointing, which hands a shifted list of arguments to its
-    attention blocks.
-    """
+    """Output with the library's own checkpointing, which passes a shifted list of arguments."""
     unet = copy.deepcopy(model.denoiser)
     unet.enable_gradient_checkpointing()
     return predicting(unet)(x, torch.tensor([500] * len(x)), conditioning)
@@ -224,9 +220,7 @@ def test_bytes_are_counted_without_computing():
     [("base", 346_943_496, 128, 384), ("large", 718_012_296, 256, 1024)],
 )
 def test_the_benchmark_measures_the_released_sizes(size, parameters, cross, every):
-    """346.94 M is the released file's size in bytes over four; a third of the second attentions is
-    no cross-attention.
-    """
+    """346.94 M is the released file's bytes over four; not all second attentions are cross."""
     with torch.device("meta"):
         unet = AudioLDM2UNet2DConditionModel(**SIZES[size])
     assert sum(parameter.numel() for parameter in unet.parameters()) == parameters

@@ -68,9 +68,7 @@ def key(request):
 
 @pytest.fixture
 def backbone(key):
-    """In eval mode, and every tensor of the denoiser that starts at zero moved: what is tested is
-    not an identity.
-    """
+    """A backbone in eval mode; its zero-initialised tensors are moved: no layer is an identity."""
     model = build(key).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -212,9 +210,7 @@ def test_only_the_adapter_learns_and_off_it_is_the_base(backbone):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
-    """In float64 where the network can: rounding in float32 depends on the size of the batch, which
-    is not what is tested.
-    """
+    """In float64 where possible, because float32 rounding depends on the batch size."""
     # TinyAudio's embeddings of time and length are float32
     dtype = torch.float32 if isinstance(backbone, TinyAudio) else torch.float64
     sampler, backbone = Sampler(steps=3, guidance_scale=guidance_scale), backbone.to(dtype)

@@ -1,6 +1,4 @@
-"""The benchmarks at toy size: the judge's arithmetic, what they measure, and that both scripts run
-to their files.
-"""
+"""The benchmarks at toy size: arithmetic of the judge, measurements, and written files."""
 
 import json
 

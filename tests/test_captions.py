@@ -1,6 +1,4 @@
-"""Scenes of sounds: the truth against the audio itself, their captions, wrong captions,
-determinism.
-"""
+"""Scenes of sounds: truth against the audio, captions, wrong captions, determinism."""
 
 from __future__ import annotations
 
@@ -267,9 +265,7 @@ def test_captions_that_are_too_long_fall_back_to_class_names() -> None:
 
 
 def test_captions_fit_the_embedded_text_encoder() -> None:
-    """The longest allowed caption of unknown words fits 64 tokens, and the connectors have tokens
-    of their own.
-    """
+    """The longest caption of unknown words fits 64 tokens; connecting words have own tokens."""
     from zoo.conditioners.text import WORDS, tokenize
 
     assert (
@@ -288,9 +284,7 @@ def test_captions_fit_the_embedded_text_encoder() -> None:
 
 
 def test_class_names_of_the_permissive_sounds_are_words_of_the_vocabulary() -> None:
-    """One token each: the classes of sonic-pi-samples and opensfx, which the shipped weights are
-    trained on.
-    """
+    """Classes of the sources that trained the shipped weights have one token each."""
     from datamodules.sounds.bank import load_rules
     from zoo.conditioners.text import WORDS
 

@@ -1,6 +1,4 @@
-"""Cards: a header that the Hub takes, the licence that is inherited, numbers with their protocol,
-and code that runs.
-"""
+"""Cards: a header that the Hub accepts, the inherited licence, numbers with protocol, code."""
 
 from __future__ import annotations
 
@@ -51,8 +49,9 @@ def blocks(card: str) -> list[str]:
 
 
 def executed(card: str, where: Path, folder: Path, monkeypatch) -> list[dict]:
-    """Every python block of the card, run in ``folder`` with the place-holder standing for
-    ``where``; the names that it made.
+    """Runs every python block of the card in ``folder`` and returns the names that it defined.
+
+    ``where`` replaces the place-holder.
     """
     assert PLACE in card and PLACE not in placed_in(card, str(where))
     monkeypatch.chdir(folder)

@@ -1,6 +1,4 @@
-"""The CLAP reward: what is done to the audio, the cosine, cached texts, gradients, artefacts, what
-it refuses.
-"""
+"""The CLAP reward: preparation of audio, cosine, cached texts, gradients, artefacts, errors."""
 
 import json
 import math
@@ -151,9 +149,7 @@ def test_texts_are_embedded_once_until_the_weights_change(monkeypatch):
 
 
 def test_kept_texts_belong_to_the_weights_however_those_came():
-    """Weights that are put in the place of others count no writes, and those made in inference mode
-    count none at all.
-    """
+    """Replaced weights do not count writes, and those made in inference mode count none at all."""
     reward, other = small(), small()
     for source in (reward, other):
         weights = {name: tensor.clone() for name, tensor in source.state_dict().items()}

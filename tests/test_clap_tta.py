@@ -1,6 +1,4 @@
-"""configs/ddpo/clap_tta.yaml and its form for Tango: a CLAP rewards, another only watches, captions
-are an AudioCaps CSV.
-"""
+"""configs/ddpo/clap_tta.yaml and its Tango variant: a CLAP reward, a held-out CLAP, captions."""
 
 from __future__ import annotations
 

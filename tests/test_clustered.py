@@ -1,6 +1,4 @@
-"""Means over prompts: arithmetic that a reader can redo, and a simulation of how often the
-intervals hold.
-"""
+"""Means over prompts: arithmetic by hand, and a simulation of the coverage of intervals."""
 
 from __future__ import annotations
 
@@ -75,8 +73,7 @@ def test_what_has_no_mean_is_refused():
 
 
 def _covered(prompts: int, clips: int, simulations: int = 400) -> tuple[float, float, float]:
-    """Shares of simulations in which the true mean 0 lies in the interval: t over prompts,
-    bootstrap, t over clips.
+    """Share of simulations whose interval holds the true mean 0: t, bootstrap, and t over clips.
 
     Correlation within prompts .66, as the quickstart's clips have it.
     """

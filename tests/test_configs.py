@@ -68,9 +68,7 @@ def relative(path: Path) -> str:
 
 
 def needs_small_zoo(config: Run) -> bool:
-    """Whether it names a model that no checkout holds: an entry on the Hub, or a file below
-    models/.
-    """
+    """Whether it names a model outside the checkout: on the Hub, or below models/."""
     names = [
         value
         for value in flat({"module": config.module, "data": config.data}).values()
@@ -83,9 +81,7 @@ def needs_small_zoo(config: Run) -> bool:
 
 
 def uncommented(text: str) -> list[str]:
-    """The knob lines (``key: value``) without a comment on the same line or a comment line just
-    above.
-    """
+    """The lines ``key: value`` without a comment on the same line or just above."""
     found, above = [], ""
     for number, line in enumerate(text.splitlines(), 1):
         knob = re.match(r"\s*(?:- )?([A-Za-z_]\w*):\s+[^#\s]", line)
@@ -193,9 +189,7 @@ def test_the_rounds_of_the_quickstarts_fit_their_batches(name: str) -> None:
 
 
 def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:
-    """Its held-out pairs are those that the training captions of the music leave out, and every
-    mood has some.
-    """
+    """Its held-out pairs are those that the training captions leave out; every mood has some."""
     from datamodules.music.music import held_out_pairs
     from datamodules.music.score import WORDS as CAPTION_WORDS
 

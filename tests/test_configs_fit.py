@@ -1,6 +1,4 @@
-"""Every shipped configuration, made small, through the door that users take: fits two steps,
-resumes, exports, reloads.
-"""
+"""Every shipped configuration at toy size: it trains two steps, resumes, exports and reloads."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ def assert_whole_after_two_rounds(folder: Path) -> None:
 
 
 def assert_exports_and_reloads(tmp_path: Path) -> None:
-    """A run on ``embedded/music`` in ``tmp_path / "run"``: its export plays bitwise as the run
-    itself.
-    """
+    """The export of the run in ``tmp_path / "run"`` generates bitwise the same as the run."""
     folder = export_run(tmp_path / "run", tmp_path / "exported", card="ddpo_quickstart")
     assert any("fits its base embedded/music" in fact for fact in verify_artifact(folder, zoo.load))
     both = (zoo.load(folder), zoo.open_model(str(tmp_path / "run")))
@@ -261,9 +257,7 @@ SCENES = ["val_clips=4", "batch_size=4", "batches_per_epoch=2", "bank.cache_dir=
 
 @pytest.fixture(params=["packages written here", "installed packages"])
 def sound_packages(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """Knobs of the scenes: small packages of tones, or the real small set where it is installed (CI
-    installs it).
-    """
+    """Overrides for scenes: small packages of tones, or the real small set where installed."""
     if request.param == "installed packages":
         return [f"bank.root={request.getfixturevalue('sounds_root')}", *SCENES]
     return [

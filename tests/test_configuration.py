@@ -1,6 +1,4 @@
-"""Configuration files, overrides, ``_target_`` trees and the command: everything a person can get
-wrong has its message.
-"""
+"""Configuration files, overrides, ``_target_`` trees and the command; messages for mistakes."""
 
 from __future__ import annotations
 

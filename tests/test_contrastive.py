@@ -1,6 +1,4 @@
-"""The training of a CLAP: losses by arithmetic, wrong captions, order learned in seconds, reports,
-artefacts, refusals.
-"""
+"""Training of a CLAP: losses by hand, wrong captions, order, reports, artefacts, errors."""
 
 import math
 import random
@@ -35,9 +33,7 @@ def small() -> ClapReward:
 
 
 def tones(count: int, seed: int) -> AudioBatch:
-    """Clips of two tones one after the other, captioned "low then high", with the order swapped as
-    a wrong caption.
-    """
+    """Clips of two tones, captioned "low then high", with the swapped order as a wrong caption."""
     rng, waves, prompts = random.Random(seed), [], []
     for index in range(count):
         events = rng.sample(sorted(TONES), 2)

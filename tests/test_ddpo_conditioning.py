@@ -1,5 +1,4 @@
-"""Whatever is swapped, lent or rounded between rollout and update stops a run before anything is
-learned.
+"""A trajectory that changes between rollout and update stops a run before it learns.
 
 The checks that a reinforcement learner of diffusion models should have, and where each is held here
 (numbers of the literature notes; DDPO only):
@@ -67,9 +66,7 @@ STREAMS = {"audioldm2": ("loa_BLD", "t5_BLD", "t5_mask_BL"), "tango": ("tokens_B
 
 
 def run(backbone, change=lambda trajectory: trajectory, **changes):
-    """One round of three different prompts, the trajectory changed before the update; (module, what
-    the round logged).
-    """
+    """One round of three prompts, whose trajectory changes before the update: (module, metrics)."""
     sizes = {
         "sample_batch_size": 3,
         "train_batch_size": 3,
@@ -205,9 +202,7 @@ def test_log_probabilities_of_the_papers_settings_are_finite(kind, steps):
     "dtype", [torch.float32, torch.bfloat16], ids=["network-float32", "network-bfloat16"]
 )
 def test_a_trajectory_that_is_stored_in_half_precision_stops_the_run(monkeypatch, stored, dtype):
-    """Sampled in float32, kept in bfloat16 (as published code does): the ratio is off long before
-    anything was learned.
-    """
+    """Kept in bfloat16, as in published code, the ratio is wrong before anything is learned."""
 
     def rounded(*given, **settings):
         trajectory = rollout(*given, **settings)

@@ -1,6 +1,4 @@
-"""The whole DDPO module on a problem whose answer is known: four modes in the plane, the reward
-wants one of them.
-"""
+"""The whole DDPO module on a problem with a known answer: the reward prefers one of four modes."""
 
 import pytest
 import torch
@@ -17,9 +15,7 @@ SAMPLES = 256
 
 
 class Mixture(nn.Module):
-    """The exact denoiser of the mixture, plus a small network that starts at zero and is all that
-    learns.
-    """
+    """The exact denoiser of the mixture, plus a small trainable network that starts at zero."""
 
     sample_rate_hz, channels = 2, 1
 

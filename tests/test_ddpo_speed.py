@@ -1,6 +1,4 @@
-"""The reference's schedule, restated: it learns the same from the same samples, in its own order of
-work; the speed benchmark.
-"""
+"""The reference schedule learns the same as ours from the same samples; the speed benchmark."""
 
 import json
 from dataclasses import replace
@@ -50,9 +48,7 @@ def restated(ddpo, schedule, batch, step=None):
 
 @pytest.fixture(scope="module")
 def by_ddpo():
-    """DDPO's gradient of a round of four samples, both branches of guidance trained, by the same
-    advantages.
-    """
+    """DDPO's gradient of a round of four samples, with equal advantages and both branches."""
     recorder = Recorder()
     ddpo = module(
         backbone=ToyBackbone(dtype=torch.float64),

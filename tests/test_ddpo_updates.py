@@ -1,6 +1,4 @@
-"""What the optimiser steps of a DDPO round learn from: their own gradients, without dropout; and
-how evaluation samples.
-"""
+"""The optimiser steps of a DDPO round have their own gradients, without dropout; evaluation."""
 
 import lightning as L
 import torch

@@ -1,6 +1,4 @@
-"""Learning from clean audio: the objective, what learns, the averages, and that a resumed run is
-the same run.
-"""
+"""Learning from clean audio: the objective, trainable parts, averages, and exact resume."""
 
 import dataclasses
 import math

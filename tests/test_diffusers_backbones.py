@@ -1,6 +1,4 @@
-"""What holds for every backbone around a diffusers network: adapters are peft's own, and
-checkpointing changes no gradient.
-"""
+"""All backbones around diffusers networks: peft's adapters, and gradients with checkpointing."""
 
 import copy
 

@@ -92,9 +92,7 @@ def test_a_short_clip_is_padded_and_a_part_begins_where_it_is_told(emopia):
 
 
 def test_a_part_of_an_mp3_is_that_part_from_its_first_sample_on(tmp_path):
-    """Frames lean on those before them: decoded from the wanted place on, a part would begin with
-    another sound.
-    """
+    """Frames depend on earlier ones: decoding must begin before the requested part."""
     noise = np.convolve(
         np.random.default_rng(0).standard_normal(22_050 * 4) * 0.1, np.ones(8) / 8, "same"
     )
@@ -191,9 +189,7 @@ def test_spaces_and_files_of_other_kinds_do_no_harm(emopia):
 
 
 def test_a_bad_file_is_named_in_a_training_batch_too(emopia):
-    """Else a run stops with an error of the library's, or learns from silence or NaN under a mood's
-    name.
-    """
+    """Otherwise a run stops with an error of the library, or learns from silence or NaN."""
     path = emopia / "audio" / "Q1_ab_cd-efgh_0.wav"
     (emopia / "train.csv").write_text("fname,label\nQ1_ab_cd-efgh_0,Q1\n")
 

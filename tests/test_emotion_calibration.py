@@ -1,6 +1,4 @@
-"""Scores above a base model's own: statistics and scores by arithmetic, no favourite class, what is
-refused.
-"""
+"""Scores relative to the base model: statistics by hand, no preferred class, errors."""
 
 import math
 
@@ -15,9 +13,7 @@ RATE = 16_000
 
 
 def small(**settings) -> EmotionReward:
-    """With batch norms fitted to noise: an untrained network would hear no difference between
-    clips.
-    """
+    """A classifier whose batch norms are fitted to noise, so that it distinguishes clips."""
     torch.manual_seed(0)
     reward = EmotionReward(
         channels=(4, 4, 4, 8, 8, 8, 8), n_mels=32, chunk_s=0.25, **settings

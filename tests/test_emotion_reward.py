@@ -1,6 +1,4 @@
-"""The mood reward: architecture, chunk rules, the four score forms, invariances, gradients and what
-it refuses.
-"""
+"""The mood reward: architecture, chunk rules, four scores, invariances, gradients, errors."""
 
 import math
 

@@ -1,6 +1,4 @@
-"""EMOPIA's configurations, made small, through the door that users take: fit, stop early, resume,
-test, export, reload.
-"""
+"""EMOPIA's configurations at toy size: fit, early stop, resume, test, export and reload."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""EMOPIA's tasks: names of classes, untrained classifiers, and the trainer's knobs that its
-authors' settings need.
-"""
+"""EMOPIA's tasks: names of classes, untrained classifiers, and settings of the trainer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The trainer of the mood classifier: losses and degradations by arithmetic, learning, reports,
-what it refuses.
-"""
+"""The trainer of the mood classifier: losses and degradations by hand, learning, reports."""
 
 import math
 

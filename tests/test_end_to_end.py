@@ -1,6 +1,4 @@
-"""Text -> audio -> reward -> DDPO update -> export -> reload, on small random models of every
-backbone's real classes.
-"""
+"""From text to audio, reward, DDPO update, export and reload, for every backbone at toy size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The ensemble: z-scores and aggregation by arithmetic, the whole round, members' own parts, what
-it is built of and refuses.
-"""
+"""The ensemble: z-scores and aggregation by hand, whole rounds, parts of members, errors."""
 
 from __future__ import annotations
 
@@ -131,9 +129,7 @@ def test_aggregation_by_arithmetic():
 
 
 def test_the_stated_bound_of_the_spread_weight_is_the_bound():
-    """With four equal members a member that rises alone lifts the score up to sqrt(w / (1 - w)) =
-    0.577, and lowers it above.
-    """
+    """Of four equal members, one that rises alone lifts the score up to sqrt(w / (1 - w))."""
     far = torch.tensor([[0.0, 0.1]] * 3 + [[50.0, 51.0]])
     far[:3] = 0.0
     low, high = (aggregate(far, torch.ones(4), spread_weight)[0] for spread_weight in (0.57, 0.585))

@@ -1,6 +1,4 @@
-"""tools/evaluate.py: from folders and models to tables, pictures and page, and every way to ask
-wrongly.
-"""
+"""tools/evaluate.py: from folders and models to tables, pictures and the page, and errors."""
 
 from __future__ import annotations
 
@@ -293,9 +291,7 @@ def test_combine_puts_runs_into_one_table(tmp_path, rewards, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model, a run folder with an adapter on it, and a classifier, all small and random, saved as
-    training saves them.
-    """
+    """A model, a run folder with an adapter, and a classifier, as training saves them."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     from zoo.backbones.tiny import TinyAudio
@@ -549,9 +545,7 @@ def test_a_page_without_its_clips_says_so(tmp_path, rewards):
 
 
 def test_names_with_signs_of_other_languages_are_text_everywhere(tmp_path, rewards):
-    """A dollar sign begins a formula in matplotlib, which also leaves labels out that begin with a
-    line below.
-    """
+    """matplotlib reads $ as a formula, and drops labels that begin with an underscore."""
     folder, name = sines(tmp_path / "g", BASE), "a $ x^{ $ \\frac <script>"
     evaluate(
         "--generations",

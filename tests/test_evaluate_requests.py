@@ -1,6 +1,4 @@
-"""tools/evaluate.py: every way to ask wrongly says what was wrong and leaves no table; tables and
-labels of folders.
-"""
+"""tools/evaluate.py: an invalid request is explained and writes no table; tables of folders."""
 
 from __future__ import annotations
 

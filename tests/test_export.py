@@ -1,6 +1,4 @@
-"""A run folder becomes a model folder that anybody can load, finished or not, or nothing is left
-behind.
-"""
+"""A run folder, finished or not, becomes a model folder that loads, or nothing is written."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A backbone outside this project, named by dotted path in a local YAML: it trains, resumes and
-plays like one of ours.
-"""
+"""A backbone outside the project, named in a local YAML: it trains, resumes and generates."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ QUIET = ["trainer.enable_progress_bar=false", "trainer.enable_model_summary=fals
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Somebody's folder, not below ours and the current one: their module, their configuration,
-    three recordings.
-    """
+    """A user's folder elsewhere, with a module, a configuration and three recordings."""
     folder = tmp_path / "their_project"
     shutil.copytree(OUTSIDE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     time = torch.arange(8000) / 8000

@@ -1,6 +1,4 @@
-"""Model folders that are not plain: variants of the weights, pickles only, tokenizers without their
-vocabulary.
-"""
+"""Unusual model folders: variants of weights, only pickles, tokenizers without a vocabulary."""
 
 import shutil
 from pathlib import Path

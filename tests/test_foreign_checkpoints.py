@@ -1,6 +1,4 @@
-"""Files under the name of a checkpoint from which no run can go on: told in one line, and no older
-one is lost by them.
-"""
+"""Foreign files named like a checkpoint are refused in one line, and older checkpoints are used."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""tools/generate.py: from a model, a run folder or an adapter to files, and every way to ask
-wrongly.
-"""
+"""tools/generate.py: from a model, a run folder or an adapter to files, and errors."""
 
 from __future__ import annotations
 

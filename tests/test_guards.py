@@ -1,6 +1,4 @@
-"""Guards: each measure against what can be computed by hand, each penalty at its bounds, diversity
-over a round.
-"""
+"""Guards: measures by hand, penalties at their bounds, and diversity over a round."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The held-out scorer is only logged, and its callback acts when it falls while the reward rises;
-both survive a resume.
-"""
+"""The held-out scorer is only logged; its callback acts when it falls while the reward rises."""
 
 from __future__ import annotations
 
@@ -316,9 +314,7 @@ def learner(**changes):
 
 
 def test_a_run_is_stopped_or_annealed_and_a_resumed_one_knows_it(tmp_path):
-    """The toy learns, so a scorer that is the opposite of its reward falls; that is seen within a
-    few rounds.
-    """
+    """A scorer that is the opposite of the toy's reward falls within a few rounds."""
     watch = HeldOutWatch(compare_with="start")
     run = fitted(learner(), size=64, epochs=12, val=Given(prompt_round(32)), callbacks=[watch])
     assert watch.interventions == 1 and 1 < run.current_epoch < 12

@@ -1,6 +1,4 @@
-"""Model folders and repositories that were made to do harm: nothing runs, nothing leaves the
-folder, each is told plainly.
-"""
+"""Malicious model folders and repositories: nothing runs or leaves the folder, each is named."""
 
 from __future__ import annotations
 
@@ -71,9 +69,7 @@ def run_folder(folder: Path, sentinel: Path) -> None:
 
 
 def adapter(folder: Path, **changes: object) -> None:
-    """A small adapter in the place of the model, its adapter_config.json changed and its promise of
-    hashes with it.
-    """
+    """A small adapter in place of the model, with a changed adapter_config.json and its hash."""
     shutil.rmtree(folder)
     backbone = TinyAudio(**SMALL)
     add_lora(backbone, 2)
@@ -360,9 +356,7 @@ def test_a_card_that_calls_is_data(folder: Path, tmp_path: Path, sentinel: Path)
 
 
 def test_filling_weights_does_not_count_as_making_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libraries fill a weight several times before the file's numbers come; a large honest model
-    would be refused.
-    """
+    """Libraries fill a weight several times, so counting that would refuse large honest models."""
     monkeypatch.setattr("zoo.hub.construction.SLACK_BYTES", 0)
 
     class Refilled(torch.nn.Linear):

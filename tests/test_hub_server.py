@@ -1,6 +1,4 @@
-"""The tests' Hub against an unmodified huggingface_hub client: what the client sends, and what it
-makes of the answers.
-"""
+"""The tests' Hub against an unmodified huggingface_hub client: requests and answers."""
 
 from __future__ import annotations
 

@@ -215,9 +215,7 @@ print(folder)
 def test_the_quickstarts_adapter_goes_round_and_sounds_the_same(
     hub: HubServer, tmp_path: Path, project_root: Path
 ) -> None:
-    """Export, push; another process with an empty cache and only environment variables pulls, and
-    plays the same bits.
-    """
+    """Exports and pushes; another process pulls and generates the same bits."""
     run = quickstart_run(tmp_path / "runs/quickstart")
     (expected,) = zoo.generate(
         zoo.open_model(str(run)), "playful piano", seeds=11, steps=3, seconds=1.024

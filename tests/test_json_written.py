@@ -21,9 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _dumps_that_allow_nan(source: str) -> list[int]:
-    """Lines of calls of json.dump(s) without allow_nan=False, outside functions that hash the text
-    and do not write it.
-    """
+    """Lines that call json.dump(s) without allow_nan=False, except for text that is only hashed."""
     tree = ast.parse(source)
     hashing: set[int] = set()
     for node in ast.walk(tree):

@@ -1,6 +1,4 @@
-"""A prompt that a reward could not judge is named before anything is sampled, also inside an
-ensemble.
-"""
+"""A prompt that a reward cannot score is named before anything is sampled, also in an ensemble."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""LAION-CLAP's files into transformers' ClapModel: every tensor used, known to be unused, or named
-in an error.
-"""
+"""LAION-CLAP's files in transformers' ClapModel: every tensor is used, known or an error."""
 
 import numpy as np
 import pytest
@@ -46,9 +44,7 @@ def test_every_weight_arrives_where_it_was(model):
 
 
 def test_a_file_as_its_authors_wrote_it_scores_as_the_model_does(model, tmp_path):
-    """Prefix of the training, numbers of numpy in the optimiser's part, tables that the model
-    computes.
-    """
+    """With the training prefix, numpy numbers in the optimiser's part, and computed tables."""
     tensors = laion_state(model.state_dict()) | {MEL: mel_bank(50)}
     state = {f"module.{name}": tensor for name, tensor in tensors.items()}
     path = tmp_path / "630k-small.pt"

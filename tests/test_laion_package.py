@@ -1,6 +1,4 @@
-"""The laion_clap package as CLAP's towers, with a stand-in for the package (once with itself): on
-request, nothing fetched.
-"""
+"""The laion_clap package as CLAP's towers, with a stand-in and once with the package itself."""
 
 import os
 import re
@@ -23,9 +21,7 @@ from zoo.types import Prompt
 
 
 class StandIn(nn.Module):
-    """What the towers ask of ``laion_clap.CLAP_Module``; its constructor reaches for the Hub as the
-    real one does.
-    """
+    """The used part of ``laion_clap.CLAP_Module``; its constructor accesses the Hub."""
 
     def __init__(
         self, enable_fusion=False, device=None, amodel="HTSAT-tiny", tmodel="roberta"
@@ -166,9 +162,7 @@ def test_the_speed_benchmark_measures_both_sides_on_the_same_clips():
 
 @pytest.mark.slow
 def test_the_package_itself_imports_offline_and_agrees_with_our_towers():
-    """In a process of its own: its import takes half a minute and leaves modules named ``tests``
-    and ``training`` behind.
-    """
+    """In another process, as its import takes long and leaves modules ``tests``, ``training``."""
     root = str(Path(__file__).resolve().parents[1])
     command = [sys.executable, "-m", "benchmarks.clap_speed", "1", "1", "cpu", "HTSAT-tiny"]
     done = subprocess.run(

@@ -1,6 +1,4 @@
-"""The page of the blind test: what reaches the browser names no side, and answers of the page are
-answers of the test.
-"""
+"""The page of the blind test: it reveals no side to the browser, and saves answers of the test."""
 
 from __future__ import annotations
 
@@ -101,9 +99,7 @@ def test_nothing_on_the_page_tells_the_sides_apart(gradio: Any, test: BlindTest)
 def test_sounds_leave_without_the_names_of_their_files(
     gradio: Any, test: BlindTest, tmp_path: Path
 ) -> None:
-    """What Gradio makes of a sound for the browser: a file of its own with a neutral name, without
-    tags, at the level given.
-    """
+    """Gradio sends a file with a neutral name, without tags, at the given level."""
     import soundfile
 
     page = build(test)

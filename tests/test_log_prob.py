@@ -91,9 +91,7 @@ def test_log_prob_refuses_zero_std_and_bad_masks() -> None:
     ("prediction", "expected"), [("eps", 100.0), ("v", 6.8**2), ("velocity", 64.0), ("x0", 4.0)]
 )
 def test_denoising_error_by_hand(prediction: str, expected: float) -> None:
-    """clean 2, noise 10, alpha .8, sigma .6 and a network that says 0: the error is the target
-    squared.
-    """
+    """Clean 2, noise 10, alpha .8, sigma .6 and an output of 0: the error is the squared target."""
     path = VPDiscrete([0.64], prediction)
     clean, noise, time = torch.full((1, 3), 2.0), torch.full((1, 3), 10.0), torch.tensor([0])
     got = denoising_error(

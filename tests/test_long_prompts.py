@@ -1,6 +1,4 @@
-"""200 prompts of which 3 are longer than an encoder takes: named, or counted and dropped, before
-anything is sampled.
-"""
+"""3 of 200 prompts exceed an encoder: they are named, or dropped and counted, before sampling."""
 
 import warnings
 from functools import partial

@@ -202,9 +202,7 @@ def test_snr_weights_by_hand_and_at_the_ends() -> None:
 
 @pytest.mark.long
 def test_ddpo_moves_a_toy_mixture_to_the_rewarded_mode() -> None:
-    """Four modes in 2-D, their exact denoiser plus a small trainable network; reward: -squared
-    distance to one mode.
-    """
+    """Four modes in 2-D, the exact denoiser plus a small network; the reward prefers one mode."""
     path, sampler, sigma_data = VPDiscrete.from_betas(0.00085, 0.012, "x0"), Sampler(10), 0.2
     modes = torch.tensor([[1.5, 1.5], [1.5, -1.5], [-1.5, 1.5], [-1.5, -1.5]])
     network = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))

@@ -1,6 +1,4 @@
-"""Configurations per memory class: what they change, and that the arithmetic in their comments is
-that of the counts.
-"""
+"""Configurations per memory class: what they change, and the arithmetic in their comments."""
 
 import re
 

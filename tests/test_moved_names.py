@@ -1,5 +1,4 @@
-"""Names that configurations used before the code moved: each leads to the object of its new place,
-with one warning, or is refused with the new name."""
+"""Old names in configurations lead to the new object with one warning, or name the new place."""
 
 import importlib
 from importlib.util import find_spec

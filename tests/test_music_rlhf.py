@@ -1,6 +1,4 @@
-"""configs/ddpo/music_rlhf: every file is what its row of the paper was, and the rows run when made
-small.
-"""
+"""configs/ddpo/music_rlhf: every file matches its row of the paper and runs at toy size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Text encoders and decoder that lie elsewhere or are gone: the sound stays bitwise the same, and
-what is missing is named.
-"""
+"""With text encoders and decoder moved or dropped, audio stays bitwise equal; errors name them."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""Optimisers by name: the table, errors before anything is built, eight-bit moments and their
-resume.
-"""
+"""Optimisers by name: the table, early errors, eight-bit moments and their resume."""
 
 import sys
 import types
@@ -74,9 +72,7 @@ def test_a_missing_package_says_what_installs_it_before_a_run_starts(monkeypatch
 
 
 def whole_denoiser(**settings):
-    """Its attention has weights of 4096 numbers, whose moments take eight bits; those of smaller
-    tensors stay in 32.
-    """
+    """A denoiser with weights of 4096 numbers, whose moments take eight bits; others keep 32."""
     return module(
         backbone=ToyBackbone(width=64),
         optimizer="adamw_8bit",

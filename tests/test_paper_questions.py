@@ -1,6 +1,4 @@
-"""The paper's questions at toy size: conditions do what they say, verdicts, tables, and the
-protocol from runs to its files.
-"""
+"""The paper's questions at toy size: conditions, verdicts, tables, and the whole protocol."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Equal to the DDPO reference (kvablack/ddpo-pytorch) on its golden numbers; tolerances of
-golden/ddpo/FACTS.md.
-"""
+"""Parity with kvablack/ddpo-pytorch on golden numbers; tolerances in golden/ddpo/FACTS.md."""
 
 from __future__ import annotations
 

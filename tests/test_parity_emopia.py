@@ -1,6 +1,4 @@
-"""Equal to EMOPIA's audio classifier (SeungHeonDoh/EMOPIA_cls) on its golden numbers, by its
-importer; golden/emopia/FACTS.md.
-"""
+"""Parity with SeungHeonDoh/EMOPIA_cls on golden numbers, through the importer."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ def computed(manifest: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class Case:
-    """One task: facts, arrays by key, and the original's weights in a file as its authors'
-    Lightning wrote it.
-    """
+    """One task: facts, arrays by key, and the original's weights as its authors wrote them."""
 
     def __init__(self, folder: Path, task: str, file: Path) -> None:
         self.facts: dict[str, Any] = json.loads(

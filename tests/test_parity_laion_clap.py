@@ -1,6 +1,4 @@
-"""Equal to LAION-AI/CLAP on its golden numbers, through the importer and the reward; tolerances of
-golden/laion_clap/FACTS.md.
-"""
+"""Parity with LAION-AI/CLAP on golden numbers, through the importer and the reward."""
 
 from __future__ import annotations
 
@@ -92,9 +90,7 @@ def assert_close(got: Tensor, expected: Any, tolerance: float, what: str) -> Non
 
 @pytest.mark.long
 def test_audio(case) -> None:
-    """Embedding, tower, projection and class scores of every clip (one pass a clip), and the steps
-    of the front end.
-    """
+    """Embedding, tower, projection and class scores per clip, and the steps of the front end."""
     golden, found, reward = case
     clap, seen = reward.towers.clap, {}
     clap.audio_model.register_forward_hook(

@@ -1,6 +1,4 @@
-"""The rendered piano set: what a song is, songs apart, moods that overlap, files in EMOPIA's layout
-and nothing half-written.
-"""
+"""The rendered piano set: songs, overlapping moods, EMOPIA's layout, nothing half-written."""
 
 from __future__ import annotations
 

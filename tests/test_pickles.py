@@ -1,6 +1,4 @@
-"""Pickled checkpoints: weights and numpy numbers come in, what would call something does not; and
-nobody else reads pickles.
-"""
+"""Pickled checkpoints: weights and numpy numbers load, calls do not; one module reads them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What an update is made of, by itself: which steps and samples, in which micro-batches, with which
-weights; its metrics.
-"""
+"""Parts of an update: steps, samples, micro-batches, weights and metrics."""
 
 from dataclasses import replace
 

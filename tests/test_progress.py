@@ -1,6 +1,4 @@
-"""What a run shows: lines in a file, bars with labels in a terminal, and a last word on what it
-made.
-"""
+"""Progress of a run: lines in a file, labelled bars in a terminal, and a summary at the end."""
 
 import io
 import logging

@@ -1,6 +1,4 @@
-"""What text encoders made of prompts is kept (``zoo/conditioners/prompt_memory.py``), in whatever
-precision they run.
-"""
+"""The cache of encoded prompts (``zoo/conditioners/prompt_memory.py``), in any precision."""
 
 import copy
 import pickle

@@ -1,6 +1,4 @@
-"""Pulls that must not go through, and what they leave behind; entries of the table on a Hub of
-ours.
-"""
+"""Pulls that must fail and what they leave behind; entries of the table on a local Hub."""
 
 from __future__ import annotations
 

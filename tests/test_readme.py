@@ -1,6 +1,4 @@
-"""The README is a promise: its Python runs, the files it names exist, and so do the commands it
-shows.
-"""
+"""The README: its Python runs, and its files and commands exist."""
 
 from __future__ import annotations
 

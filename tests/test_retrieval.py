@@ -1,6 +1,4 @@
-"""Recall at k with ties and duplicates, chance, matched over random: by arithmetic that a reader
-can redo.
-"""
+"""Recall at k with ties and duplicates, chance, and matched over random, by hand."""
 
 import math
 

@@ -1,6 +1,4 @@
-"""Audio and prompts as they come: every reward gives a number that makes sense, or an error that
-says what was wrong.
-"""
+"""Unusual audio and prompts: every reward gives a sensible number or a clear error."""
 
 from __future__ import annotations
 
@@ -119,9 +117,7 @@ def test_a_wave_that_is_not_finite_has_no_score(reward):
     ],
 )
 def test_what_is_not_finite_counts_also_where_a_reward_does_not_hear_it(judge, value):
-    """The last chunk of the authors' rule, what follows the only window, an infinity that 16 bits
-    clip to full scale.
-    """
+    """The dropped last chunk, audio after the only window, an infinity that 16 bits clip."""
     wave = chord(16_000, seconds=1.24).repeat(2, 1, 1)
     wave[1, 0, -1] = value
     output = judge()(wave, 16_000, asked(2))

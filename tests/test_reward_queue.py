@@ -1,6 +1,4 @@
-"""Rewards in worker threads: the same numbers and the same errors as in line, while sampling goes
-on, in bounded memory.
-"""
+"""Rewards in worker threads: the same numbers and errors as in line, in bounded memory."""
 
 import threading
 
@@ -140,9 +138,7 @@ def test_sampling_goes_on_while_the_reward_works():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_few_waves_exist_at_a_time(workers):
-    """With the reward held up, exactly ``workers + WAITING`` waves are accepted; the next ``put``
-    waits for room.
-    """
+    """With a blocked reward, ``workers + WAITING`` waves are accepted; the next ``put`` waits."""
     gate, full = threading.Event(), threading.Event()
 
     class Held(ToyReward):
@@ -176,9 +172,7 @@ def test_few_waves_exist_at_a_time(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_reward_that_fails_in_a_later_round_costs_that_round_only(tmp_path, workers):
-    """What was learned lies in the last checkpoint; mended and resumed, the run ends as if nothing
-    had happened.
-    """
+    """Fixed and resumed from the last checkpoint, the run ends as if nothing had happened."""
 
     class FailsInThirdRound(ToyReward):
         calls = 0

@@ -1,6 +1,4 @@
-"""A reward hears a sound, not a file: the same tone at 16, 44.1 and 48 kHz gets the same score, and
-every time the same.
-"""
+"""A tone at 16, 44.1 and 48 kHz gets the same score, every time."""
 
 import math
 
@@ -30,9 +28,7 @@ SMALL = {
 
 
 def chord(rate_hz: int, channels: int = 1) -> torch.Tensor:
-    """Two clips (2, channels, N): an A and an A major chord, all far below 8 kHz, fading in and
-    out.
-    """
+    """Two clips (2, channels, N): an A and an A major chord, far below 8 kHz, with fades."""
     seconds = torch.arange(round(SECONDS * rate_hz), dtype=torch.float64) / rate_hz
     tone = lambda hz: torch.sin(2 * math.pi * hz * seconds)
     fade = torch.sin(math.pi * seconds / SECONDS) ** 2

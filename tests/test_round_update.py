@@ -1,6 +1,4 @@
-"""A round between sampling and the optimiser: what reaches the reward, how ranks come together,
-what is checked and counted.
-"""
+"""A round from sampling to the optimiser: input of the reward, ranks, checks and counts."""
 
 from dataclasses import replace
 
@@ -59,9 +57,7 @@ def scored(
 
 
 class Updated:
-    """``update_round`` of four steps without an optimiser: gradients, what was checked, metrics,
-    and how many rows the network was given.
-    """
+    """``update_round`` of four steps without an optimiser: gradients, checks, metrics, rows."""
 
     def __init__(
         self, batch, trajectory, plans, advantage_B, sampler=Sampler(4), **changes

@@ -1,6 +1,4 @@
-"""Where sampling settings come from: what is asked for, the run, the export, the default, in this
-order; and what a run states about itself.
-"""
+"""Sampling settings come from the request, the run, the export or the default, in this order."""
 
 from pathlib import Path
 

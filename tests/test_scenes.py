@@ -1,6 +1,4 @@
-"""Streams of scenes, their splits and bad settings; prompts of two sounds and what is held out of
-them.
-"""
+"""Streams of scenes, their splits and invalid settings; prompts of two sounds."""
 
 from __future__ import annotations
 

@@ -136,9 +136,7 @@ def test_a_message_holds_no_control_characters_and_is_cut() -> None:
 
 
 def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not under a key that says so, not under one that does not, not on the command line, not on a
-    second start.
-    """
+    """Not under a secret key, another key, on the command line, or in a second start."""
     monkeypatch.setenv("HF_TOKEN", "an-unusual-token")
     words = [f"data.token={OTHER}", "provenance=[an-unusual-token]"]
     settings = read_configuration([toy_config(tmp_path)], words[:1])
@@ -186,9 +184,7 @@ def test_failures_on_the_way_show_none(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The message, its traceback with all causes, every log line at the finest level, and what was
-    printed.
-    """
+    """In the message, the traceback with all causes, every log line, and the printed text."""
     model = model_folder(tmp_path / "made/model")
     token = OTHER if case == "wrong token" else WRITER
     connect(monkeypatch, hub, tmp_path / "home", token)

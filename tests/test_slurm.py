@@ -1,6 +1,4 @@
-"""The SLURM recipe: valid shell, and what it starts is a valid run whose round divides over the
-processes it asks for.
-"""
+"""The SLURM recipe is valid shell and starts a valid run that divides among its processes."""
 
 import os
 import re

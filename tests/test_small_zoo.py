@@ -1,6 +1,4 @@
-"""The small zoo that configurations are built with: every big model by its name, whole, and from
-nowhere but the cache.
-"""
+"""The small zoo for configurations: every big model by name, complete, from the cache only."""
 
 from __future__ import annotations
 

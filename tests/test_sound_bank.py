@@ -1,6 +1,4 @@
-"""The bank of recorded sounds: on small packages written here, on a user's folder, and on the real
-packages where they are.
-"""
+"""The bank of recorded sounds on packages written here, a user's folder, and real packages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The judges of sounds: their arithmetic on made-up probabilities; the card's table at toy size,
-heard by a stand-in.
-"""
+"""The judges of sounds: arithmetic on invented probabilities, and the card's table at toy size."""
 
 import importlib.util
 import json
@@ -43,9 +41,7 @@ needs_yamnet = pytest.mark.skipif(
 
 
 def tone_bank() -> SoundBank:
-    """Two tones a class, one for training and one for testing; the class "train" has a single one
-    for both.
-    """
+    """Two tones per class, for training and for testing; the class "train" has one for both."""
     clips, waves, time = [], {}, torch.arange(RATE_HZ) / RATE_HZ
     for name, pitch_hz in PITCH_HZ.items():
         for split in ("both",) if name == "train" else ("train", "test"):
@@ -58,9 +54,7 @@ def tone_bank() -> SoundBank:
 
 
 def hears_tones(wave_BCN, sample_rate_hz):
-    """A stand-in for YAMNet: in each eighth of a clip the share of its energy at every class's
-    pitch; 0.05 for fillers.
-    """
+    """A stand-in for YAMNet: per eighth of a clip, the share of energy at every class's pitch."""
     assert sample_rate_hz == RATE_HZ
     mono_BN = wave_BCN.mean(dim=1)
     parts_BPN = mono_BN[:, : mono_BN.shape[1] // 8 * 8].unflatten(1, (8, -1))

@@ -1,6 +1,4 @@
-"""The containers of recorded sounds, the licences in their packages' papers, and the command that
-fetches them.
-"""
+"""Containers of recorded sounds, licences of their packages, and the command that fetches them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Stable Audio: its conditions, its sampling and its timing are those of the diffusers pipeline;
-its window and mask hold.
-"""
+"""Stable Audio: conditions, sampling and timing equal diffusers' pipeline; window and mask."""
 
 import dataclasses
 
@@ -58,9 +56,7 @@ def sampled(model, sampler, prompts=PROMPTS, predict=None):
 @pytest.mark.parametrize("negative", ["rain", LONG, None])
 @pytest.mark.parametrize("start", [0.0, 3.5])
 def test_conditions_equal_the_pipelines(model, negative, start):
-    """A negative that is given is encoded; without one the pipeline's unconditional side has no
-    context but the timing.
-    """
+    """A given negative is encoded; otherwise the unconditional side has only the timing."""
     backbone, pipe = small_model(seconds_start=start), pipeline(model)
     prompts = [Prompt("p", "a dog barks", negative or "", 0.5)]
     both = Conditioning.cat(
@@ -109,9 +105,7 @@ def test_what_is_beyond_a_prompts_end_says_nothing_where_texts_are_projected():
     ],
 )
 def test_sampling_equals_the_pipeline(model, monkeypatch, rule, order, negative, guidance_scale):
-    """The same start and the same noise: the library's solver, and at first order the step that is
-    trained.
-    """
+    """From the same start and noise: the library's solver, and at first order the trained step."""
     from diffusers.schedulers import scheduling_cosine_dpmsolver_multistep as library
 
     prompt, steps = Prompt("p", LONG, negative, 0.5), 5

@@ -1,6 +1,4 @@
-"""Stable Audio and the world: released folders, artefacts, peft's adapters on the plain network,
-checkpointing, a DDPO run.
-"""
+"""Stable Audio's files: released folders, artefacts, peft adapters, checkpointing, a DDPO run."""
 
 import json
 import shutil
@@ -136,9 +134,7 @@ def test_the_released_size():
 
 
 def test_a_round_has_one_length_also_where_all_latents_have_one_shape():
-    """At the full length every prompt's latents have one shape; waves are cut to one length all the
-    same.
-    """
+    """At the full length all latents have one shape; waves are still cut to one length."""
     batch = PromptBatch((PROMPTS[0], Prompt("long", "rain", "", 0.4)), (0, 0), 0)
     with pytest.raises(ValueError, match=r"must have one length, got \[0.2, 0.4\] seconds"):
         trainer().fit(
@@ -162,9 +158,7 @@ class Loudness:
 @pytest.mark.long
 @pytest.mark.parametrize("window", [None, "heard"])
 def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
-    """Text, audio, reward, update, export, reload; at the full length with a mask, and in the
-    window that is heard.
-    """
+    """From text to audio, reward, update, export and reload; with the full length and a window."""
     backbone = small_model(frame_window=window)
     ddpo = module(backbone=backbone, reward=Loudness(), sample_steps=3)
     batch = PromptBatch(PROMPTS * 2, (0, 0, 1, 1), 0)

@@ -1,6 +1,4 @@
-"""What the first round would refuse is told by the start and by --dry-run, before there is a run
-folder.
-"""
+"""A start and --dry-run refuse what the first round would refuse, before there is a run folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Tango (``zoo/backbones/tango.py``): small random models of its classes, from text to sound, into
-and out of files.
-"""
+"""Tango at toy size, from text to sound, and to and from files."""
 
 import functools
 import json

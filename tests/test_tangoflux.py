@@ -74,9 +74,7 @@ def golden(golden_dir, topic):
 
 
 def told(model, ids_BL, mask_BL, seconds):
-    """The conditioning of given token ids, with the padding of their batch, as the original reads
-    it.
-    """
+    """The conditioning of given token ids, with the padding of their batch, as in the original."""
     states = model.text.encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
     duration = model.duration(seconds)
     pooled = model.fc((states * mask_BL[..., None]).sum(dim=1) / mask_BL.sum(dim=1, keepdim=True))

@@ -58,9 +58,7 @@ def test_what_is_no_tokenizer(packed, message):
 
 
 def words_alone(count):
-    """A stand-in for which every word is unknown, each by itself, so that captions differ in their
-    number of words only.
-    """
+    """A stand-in where every word is unknown: captions differ only in their number of words."""
     words = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", "a")[:count])}
     return pack_tokenizer(
         json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": words}})
@@ -74,9 +72,7 @@ def test_a_tokenizer_that_only_counts_words_is_refused(count):
 
 
 def test_captions_must_come_back_out_of_their_tokens():
-    """One word of the vocabulary was lost: captions still differ, but not all of their words are
-    known.
-    """
+    """One word is missing from the vocabulary: captions still differ, but do not decode."""
     words = {word: index for word, index in TOKENIZER["model"]["vocab"].items() if word != "barks"}
     with pytest.raises(ValueError, match="T5.*a dog barks"):
         PromptTokenizer(

@@ -1,6 +1,4 @@
-"""CLAP in transformers' classes: the front end against the library's, weights and tokenizer from
-folders, bad input.
-"""
+"""CLAP in transformers' classes: front end, weights and tokenizer from folders, invalid input."""
 
 import json
 import math

@@ -1,6 +1,4 @@
-"""Numbers that no model means: integers, booleans, complex numbers, NaN; and an adapter's absurd
-strength.
-"""
+"""Invalid weights: integers, booleans, complex numbers, NaN; and an absurd adapter strength."""
 
 import json
 import math

@@ -1,6 +1,4 @@
-"""The reader of TensorFlow checkpoints on bundles that are written here by the format's rules, and
-YAMNet on top of it.
-"""
+"""The reader of TensorFlow checkpoints, on bundles written here, and YAMNet on top of it."""
 
 import importlib.util
 import struct
@@ -33,9 +31,7 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def block(pairs) -> bytes:
-    """A LevelDB block with keys cut by what they share with the one before, its restart points,
-    type and checksum.
-    """
+    """A LevelDB block: keys with shared prefixes, restart points, type and checksum."""
     raw, last = b"", b""
     for key, value in pairs:
         shared = next(

@@ -1,6 +1,4 @@
-"""Model folders for tests: a whole small one, and the run folder of a quickstart that has just
-ended.
-"""
+"""Model folders for tests: a small complete one, and the run folder of a finished quickstart."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The smallest AudioLDM of the real classes: constructor arguments, and the same model as a folder
-in diffusers layout.
-"""
+"""The smallest AudioLDM of the real classes: constructor arguments, and a diffusers folder."""
 
 from pathlib import Path
 
@@ -11,9 +9,7 @@ from zoo.backbones.audioldm import AudioLDM
 
 
 def arguments() -> dict:
-    """Plain JSON values for ``AudioLDM``; the parts that both generations share are those of
-    ``toy_audioldm2``.
-    """
+    """JSON arguments for ``AudioLDM``; parts of both generations come from ``toy_audioldm2``."""
     shared = toy_audioldm2.arguments()
     unet = shared["unet"] | {
         "cross_attention_dim": [8, 16],

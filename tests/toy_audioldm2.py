@@ -1,6 +1,4 @@
-"""The smallest AudioLDM 2 of the real classes: constructor arguments, and the same model as a
-folder in diffusers layout.
-"""
+"""The smallest AudioLDM 2 of the real classes: constructor arguments, and a diffusers folder."""
 
 import json
 from functools import cache
@@ -139,9 +137,7 @@ def arguments() -> dict:
 
 
 def small_model(seed: int = 0):
-    """The same weights in every call; the denoiser listens to its conditions more than a random one
-    does.
-    """
+    """The same weights in every call; the denoiser depends on its conditions strongly."""
     from zoo.backbones.audioldm2 import AudioLDM2
 
     with torch.random.fork_rng():
@@ -200,9 +196,7 @@ def pipeline(model):
 
 
 def written_folder(model, folder: Path) -> Path:
-    """``model`` as its authors publish it: the parts of the pipeline, the language model without a
-    head.
-    """
+    """``model`` as its authors publish it: the parts of the pipeline."""
     made = pipeline(model)
     made.save_pretrained(str(folder))
     model.gpt2.config.max_new_tokens = 8

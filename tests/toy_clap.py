@@ -1,6 +1,4 @@
-"""A CLAP of transformers' classes small enough for tests, its tokenizer, and its weights under
-LAION's names.
-"""
+"""A small CLAP of transformers' classes, its tokenizer, and its weights under LAION's names."""
 
 from __future__ import annotations
 
@@ -76,9 +74,7 @@ def tokenizer_file(folder: Path, words: Mapping[str, int] = VOCABULARY) -> Path:
 
 
 def random_clap(seed: int = 0) -> Any:
-    """A ``ClapModel`` of ``CONFIG`` whose norms and biases are random too, so that none can be lost
-    unseen.
-    """
+    """A ``ClapModel`` with random norms and biases too, so that a lost one is noticed."""
     from transformers import ClapConfig, ClapModel
 
     model, generator = ClapModel(ClapConfig(**CONFIG)).eval(), torch.Generator().manual_seed(seed)

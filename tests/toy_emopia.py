@@ -1,6 +1,4 @@
-"""A tiny rendered piano set in EMOPIA's layout, and the knobs that make its configurations small,
-for tests.
-"""
+"""A tiny rendered piano set in EMOPIA's layout, and overrides for small configurations."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ TINY = {
 
 
 def write_tiny_set(folder: Path, **changes) -> list[str]:
-    """Writes the set to ``folder`` and returns the overrides that read it with a classifier of a
-    few thousand weights.
-    """
+    """Writes the set to ``folder`` and returns overrides for it and a small classifier."""
     write_piano_demo(folder, **{**TINY, **changes})
     reward = (
         "channels=[4,4,4,4,4,4,4]",

@@ -1,6 +1,4 @@
-"""A tiny base model with a name in the zoo, and a real DDPO run on it, for tests of exports and
-cards.
-"""
+"""A tiny base model with a zoo name, and a real DDPO run on it, for tests of exports and cards."""
 
 from __future__ import annotations
 
@@ -64,9 +62,7 @@ def random_model(seed: int) -> TinyAudio:
 
 @contextmanager
 def named_base(folder: Path, licence: str = "cc-by-nc-sa-4.0") -> Iterator[Path]:
-    """Inside, ``tiny-base`` is a zoo name: a random model in ``folder``, of a licence that is
-    inherited.
-    """
+    """Makes ``tiny-base`` a zoo name of a random model in ``folder`` with an inherited licence."""
     save_artifact(
         folder, kind="backbone", architecture="tiny_audio", arguments=SMALL, module=random_model(5)
     )

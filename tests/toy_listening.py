@@ -1,6 +1,4 @@
-"""Two folders of short clips from the same prompts, as a run or tools/generate.py leaves them, for
-the tests of listening.
-"""
+"""Two folders of short clips from the same prompts, like those of a run or tools/generate.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The paths from noise to sound that the tests of diffusion go through, with the betas of released
-models.
-"""
+"""The diffusion paths under test, with the betas of released models."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,4 @@
-"""The smallest module and data that a run can be made of, and a configuration that names them, for
-tests.
-"""
+"""The smallest module and data for a run, and a configuration that names them."""
 
 from __future__ import annotations
 

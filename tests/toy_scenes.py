@@ -29,9 +29,7 @@ def tone(frequency_hz: float, seconds: float) -> Tensor:
 def tone_bank(
     seconds: float = 6.0, classes: dict[str, int] | None = None, licence: str = "CC0-1.0"
 ) -> SoundBank:
-    """One tone for training and one for testing in every class; the recordings of "train" serve
-    both.
-    """
+    """One training tone and one test tone per class; those of "train" are the same."""
     clips, waves = [], {}
     for name, pitch in (CLASSES if classes is None else classes).items():
         for split in ("both",) if name == "train" else ("train", "test"):

@@ -1,6 +1,4 @@
-"""Small packages of recorded sounds, written by the tests: the containers, the papers, and tones in
-place of recordings.
-"""
+"""Small packages of sounds, written by the tests: containers, copyright files, and tones."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ def qt_bundle(files: dict[str, tuple[int, bytes]], version: int = 3) -> bytes:
 
 
 def catalogue(sounds: list[tuple[str, bytes]]) -> bytes:
-    """A .cat: offsets and sizes, then per sound its text with a length byte and the RIFF chunk,
-    little-endian.
-    """
+    """A .cat: offsets and sizes, then per sound the length of its text, the text and RIFF chunk."""
     table, body = b"", b""
     for text, wav in sounds:
         table += struct.pack("<II", 8 * len(sounds) + len(body), len(wav))
@@ -96,9 +92,10 @@ SONIC_PI_SENTENCE = (
 
 
 def write_packages(root: Path, drums: int = 5) -> Path:
-    """Three packages below ``root``: a cow, a horse and a damaged sheep of OpenSFX, a dog and a cat
-    of GCompris, ``drums`` bass drums, a door and a crow (an exact copy of the first drum) of Sonic
-    Pi. The catalogue's other sounds are empty.
+    """Writes three packages below ``root``.
+
+    OpenSFX: a cow, a horse and a damaged sheep; its other sounds are empty. GCompris: a dog and a
+    cat. Sonic Pi: ``drums`` bass drums, a door and a crow (an exact copy of the first drum).
     """
     cat = [("Unused", riff(b""))] * 39
     cat[36] = (CC0_CREDIT.format("Sheep"), riff(b"WAVE"))

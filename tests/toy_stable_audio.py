@@ -1,6 +1,4 @@
-"""The smallest Stable Audio of the real classes: constructor arguments, and the same model as a
-folder in diffusers layout.
-"""
+"""The smallest Stable Audio of the real classes: constructor arguments, and a diffusers folder."""
 
 from pathlib import Path
 

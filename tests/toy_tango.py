@@ -1,6 +1,4 @@
-"""A Tango of a few ten thousand weights: the classes of the real one at their smallest sizes, and a
-tokenizer of ten words.
-"""
+"""A small Tango: the smallest sizes of the real classes, and a tokenizer of ten words."""
 
 from __future__ import annotations
 
@@ -119,9 +117,7 @@ def small_model(seed: int = 0) -> Tango:
 
 
 def released_folder(tango: Tango, parent: Path) -> Path:
-    """A folder in the layout of the released Tangos, with the weights of ``tango`` under their
-    authors' names.
-    """
+    """A folder in the layout of the released Tangos, with ``tango``'s weights under their names."""
     from zoo.backbones.mel_codec import slaney_mel_bank
     from zoo.importers.tango import codec_name
 

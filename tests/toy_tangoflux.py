@@ -1,6 +1,4 @@
-"""The smallest TangoFlux of the real classes: constructor arguments, and the same model as its
-authors' folder.
-"""
+"""The smallest TangoFlux of the real classes: constructor arguments, and its authors' folder."""
 
 import json
 from pathlib import Path

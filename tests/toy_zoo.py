@@ -1,5 +1,4 @@
-"""The zoo's big models as tiny random ones of the real classes, pulled: what names them is built
-without a network.
+"""Tiny random versions of the zoo's big models, pulled, so that tests need no network.
 
 ``pulled`` writes them once into a cache; ``small_zoo`` (a fixture of conftest.py) makes a test see
 that cache and nothing else.
@@ -141,8 +140,9 @@ WRITERS: dict[tuple[str, str], Callable[[Path], None]] = {
 
 
 def pulled(root: Path) -> Path:
-    """Every entry that ``WRITERS`` knows, as a pull leaves it in the cache ``root``/cache; EMOPIA's
-    files and CLAP's tokenizer below ``root``. The same weights in every call.
+    """Writes every entry of ``WRITERS`` into the cache, as a pull would.
+
+    EMOPIA's files and CLAP's tokenizer are below ``root``. The weights are the same in every call.
     """
     with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTUNE_CACHE", str(root / "cache"))
@@ -163,9 +163,7 @@ def pulled(root: Path) -> Path:
 
 
 def use(patch: pytest.MonkeyPatch, root: Path, folder: Path) -> None:
-    """Inside the test the working directory is ``folder``, with EMOPIA's files in it, and the zoo's
-    names mean small models.
-    """
+    """Makes ``folder`` the working directory, and the zoo's names mean small models."""
     from toy_tango import SMALL
     from toy_tangoflux import ARGUMENTS
 

@@ -189,9 +189,7 @@ def shaken(network: nn.Module) -> nn.Module:
 
 
 def latents(predict, model: nn.Module, prompts: Sequence[Prompt]) -> Tensor:
-    """Clean latents (B, ...) of two guided steps by ``predict``, along the path and under the
-    conditions of ``model``.
-    """
+    """Clean latents (B, ...) of two guided steps by ``predict``, on the path of ``model``."""
     sides = [
         model.encode_prompts(side)
         for side in (prompts, [prompt.as_negative() for prompt in prompts])

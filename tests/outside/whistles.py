@@ -1,6 +1,4 @@
-"""A backbone of somebody else: it knows this project's records and path, and this project knows
-nothing of it.
-"""
+"""A backbone outside the project: it uses the project's records and paths."""
 
 from __future__ import annotations
 
