@@ -97,7 +97,7 @@ class Update:
             lambda loss: loss.backward(),
             clip_range=CLIP_RANGE,
             advantage_clip=5.0,
-            kl_weight=0.0,
+            kl_coef=0.0,
         )
 
     def reference(self) -> None:

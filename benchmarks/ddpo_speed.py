@@ -42,6 +42,13 @@ import zoo
 from benchmarks.reference_schedule import Phases, Schedule, sampled, updated
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.ddpo import DDPO
+from lightning_modules.rl.settings import (
+    AdapterSettings,
+    AdvantageSettings,
+    OptimizerSettings,
+    SamplerSettings,
+    UpdateSettings,
+)
 from zoo.files import written_beside
 from zoo.language import article_of
 from zoo.rewards.mood import MOODS
@@ -124,7 +131,7 @@ class _Given:
 def ours(module: DDPO, batch: PromptBatch, clock: Callable[[], float], share: float) -> Turn:
     """One round through Lightning; starting and stopping the trainer does not count."""
     timed = OursTimed(clock)
-    module.hparams.train_step_share = share
+    module.update = replace(module.update, timestep_fraction=share)
     quiet = {
         "logger": False,
         "enable_progress_bar": False,
@@ -163,19 +170,17 @@ def ddpo(backbone: Backbone, reward: Reward, samples: int, steps: int, rows: int
     module = DDPO(
         backbone,
         reward,
-        lora_rank=8,
-        lora_targets="all",
-        sample_steps=steps,
-        guidance_scale=GUIDANCE,
-        detach_unconditional=True,
-        sample_batch_size=rows,
-        train_batch_size=rows,
-        updates_per_round=samples // rows,
-        advantage="batch",
-        learning_rate=LEARNING_RATE,
-        clip_range=CLIP_RANGE,
-        clip_reference_elements=None,
-        skip_last_step=False,
+        SamplerSettings(steps, GUIDANCE, detach_unconditional=True, batch_size=rows),
+        UpdateSettings(
+            batch_size=rows,
+            per_round=samples // rows,
+            clip_range=CLIP_RANGE,
+            clip_reference_elements=None,
+            skip_last_step=False,
+        ),
+        AdvantageSettings("batch"),
+        AdapterSettings(rank=8, targets="all"),
+        OptimizerSettings(learning_rate=LEARNING_RATE),
         seed=SEED,
     )
     return module.eval()

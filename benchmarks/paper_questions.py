@@ -141,20 +141,24 @@ CONDITIONS = (
     Condition(
         "first_steps",
         "first 2 of 3 steps",
-        ("module.train_steps=[0, 2]", "module.train_step_share=1.0"),
+        ("module.update.window=[0, 2]", "module.update.timestep_fraction=1.0"),
     ),
     Condition(
         "last_steps",
         "last 2 of 3 steps",
-        ("module.train_steps=[1, 3]", "module.train_step_share=1.0"),
+        ("module.update.window=[1, 3]", "module.update.timestep_fraction=1.0"),
     ),
     Condition("clap", "CLAP reward", ("module.reward.name={clap}",)),
-    Condition("emotions_4_kl", "4 emotions, KL to the base", ("module.kl_weight=0.3",)),
+    Condition("emotions_4_kl", "4 emotions, KL to the base", ("module.update.kl_coef=0.3",)),
     Condition("ensemble", "emotion and CLAP rewards together", (BOTH,)),
     Condition("drawn_seeds", "4 emotions, seeds drawn at random", seeds=DRAWN),
     Condition("label", "4 emotions, label reward", ("module.reward.name={label}",)),
-    Condition("weak_guidance", "4 emotions, guidance 0.25", ("module.guidance_scale=0.25",)),
-    Condition("weak_ensemble", "both rewards, guidance 0.25", (BOTH, "module.guidance_scale=0.25")),
+    Condition(
+        "weak_guidance", "4 emotions, guidance 0.25", ("module.sampler.guidance_scale=0.25",)
+    ),
+    Condition(
+        "weak_ensemble", "both rewards, guidance 0.25", (BOTH, "module.sampler.guidance_scale=0.25")
+    ),
 )
 
 

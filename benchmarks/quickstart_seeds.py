@@ -30,7 +30,6 @@ Writes table.md, results.json (every value of every clip) and table.png.
 from __future__ import annotations
 
 import argparse
-import inspect
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -134,13 +133,10 @@ def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, .
 
 def evaluation_sampler(module_config: dict[str, Any]):
     """The sampler that the run itself evaluates with."""
-    from lightning_modules.rl.ddpo import DDPO
-    from lightning_modules.rl.ddpo_settings import samplers
+    from lightning_modules.rl.settings import EvaluationSettings, SamplerSettings
 
-    defaults = {
-        name: parameter.default for name, parameter in inspect.signature(DDPO).parameters.items()
-    }
-    return samplers({**defaults, **module_config})[1]
+    training = SamplerSettings(**module_config.get("sampler", {}))
+    return EvaluationSettings(**module_config.get("evaluation", {})).sampler(training)
 
 
 def differences(before: Measured, after: Measured, name: str) -> Clustered:

@@ -133,7 +133,7 @@ class AudioSamples(Callback):
     ``count`` held-out prompts, evenly spread, always with the noise of their evaluation; without
     held-out prompts, prompts of the first training round. The base model is the adapter switched
     off, so its ``before/`` can be made at any time; one of a whole denoiser or of a
-    ``start_adapter`` only before the first update. What an evaluation has just played at the same
+    ``adapter.start`` only before the first update. What an evaluation has just played at the same
     step is taken from it and not sampled again.
     """
 
@@ -173,14 +173,14 @@ class AudioSamples(Callback):
         self.batch = spread(
             self._held_out(trainer) or PromptBatch(batch.prompts, batch.sample_index, -1),
             self.count,
-            pl_module.hparams.class_label,
+            pl_module.scoring.class_label,
         )
         fresh = trainer.global_step == 0
         if fresh:
             self._forget()
         if fresh or not (self.folder / "before" / INDEX).is_file():
-            hparams = pl_module.hparams
-            from_base = bool(hparams.lora_rank) and hparams.get("start_adapter") is None
+            adapter = pl_module.adapter
+            from_base = adapter.rank > 0 and adapter.start is None
             if not fresh:
                 self.heard = {}  # of the trained model
             if from_base or fresh:  # what has learned since cannot be switched off
@@ -198,7 +198,7 @@ class AudioSamples(Callback):
         ):  # no round was left to train
             held_out = joined(trainer.datamodule.val_dataloader())
             if held_out is not None:
-                self.batch = spread(held_out, self.count, pl_module.hparams.class_label)
+                self.batch = spread(held_out, self.count, pl_module.scoring.class_label)
         if self.batch is not None:
             self._write(trainer, pl_module, "after")
 

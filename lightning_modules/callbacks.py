@@ -120,7 +120,7 @@ class AdapterExport(Callback):
         self.base_sha256 = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module.hparams.lora_rank:
+        if pl_module.adapter.rank:
             recorded = self.base_sha256
             self.base_sha256 = base_hashes(pl_module.backbone.denoiser)
             check_base(
@@ -146,7 +146,7 @@ class AdapterExport(Callback):
             return
         ema = getattr(pl_module, "ema", None)
         with nullcontext() if ema is None else ema.swapped():
-            if pl_module.hparams.lora_rank:
+            if pl_module.adapter.rank:
                 save_adapter(pl_module.backbone, self.out_dir / "adapter")
             else:
                 from safetensors.torch import save_model

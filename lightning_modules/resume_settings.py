@@ -7,13 +7,12 @@ as a reward that gave NaN. Trainer, loggers and callbacks may always change.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.instantiate import locate
+from zoo.instantiate import locate, plain_defaults
 from zoo.moved_names import with_current_names
 
 _ABSENT = object()
@@ -63,15 +62,34 @@ def released_by(module: Mapping[str, Any]) -> frozenset[str]:
         return frozenset()
 
 
+def translated(node: Mapping[str, Any], moved: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a module with those that have moved at their new places.
+
+    ``moved``: old key -> new dotted key (``MOVED_SETTINGS`` of the module's class).
+    """
+    new: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in moved and not isinstance(value, Mapping):
+            part, _, name = moved[key].partition(".")
+            new.setdefault(part, {})[name] = value
+        elif isinstance(value, Mapping) and isinstance(new.get(key), Mapping):
+            new[key] = {**new[key], **value}
+        else:
+            new[key] = value
+    return new
+
+
 def _changes(key: str, old: Any, new: Any) -> list[Change]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         target = new.get("_target_")
         if old.get("_target_") != target:
             return [Change(key, old, new)]
+        if target is not None:
+            old = translated(old, _moved(target))
         defaults = {} if target is None else _defaults(target)
         found = []
         for name in dict.fromkeys([*old, *new]):
-            sides = [side.get(name, defaults.get(name, _ABSENT)) for side in (old, new)]
+            sides = [_with_defaults(side, name, defaults) for side in (old, new)]
             found += _changes(f"{key}.{name}" if key else str(name), *sides)
         return found
     if _is_list(old) and _is_list(new) and len(old) == len(new):
@@ -86,12 +104,27 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
+def _with_defaults(side: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Any:
+    """The value at ``name``; of a node of settings also what it leaves at its default."""
+    default = defaults.get(name, _ABSENT)
+    value = side.get(name, default)
+    if isinstance(value, Mapping) and isinstance(default, Mapping):
+        return {**default, **value}
+    return value
+
+
+def _moved(target: str) -> Mapping[str, str]:
+    try:
+        return getattr(locate(target), "MOVED_SETTINGS", {})
+    except ValueError:
+        return {}
+
+
 def _defaults(target: str) -> dict[str, Any]:
     try:
-        parameters = inspect.signature(locate(target)).parameters.values()
+        return plain_defaults(locate(target))
     except (ValueError, TypeError):
         return {}
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +10,12 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo.errors import UserError
+from zoo.instantiate import argument_names
 
 _OURS = {  # trainer's setting -> (parameter of modules that have their own setting, what to use)
-    "gradient_clip_val": ("max_grad_norm", "module.max_grad_norm"),
-    "gradient_clip_algorithm": ("max_grad_norm", "module.max_grad_norm, which cuts the norm"),
-    "accumulate_grad_batches": (
-        "updates_per_round",
-        "module.train_batch_size and module.updates_per_round",
-    ),
+    "gradient_clip_val": ("max_grad_norm", "module.{key}"),
+    "gradient_clip_algorithm": ("max_grad_norm", "module.{key}, which cuts the norm"),
+    "accumulate_grad_batches": ("per_round", "module.update.batch_size and module.{key}"),
 }
 
 
@@ -40,12 +37,13 @@ def check_trainer(settings: Mapping[str, Any], target: Any) -> None:
             raise UserError(f"invalid trainer.{name} {value}: expected at least 1")
     if settings.get("limit_train_batches") == 0:
         raise UserError("invalid trainer.limit_train_batches 0: nothing would be trained")
-    own = inspect.signature(target).parameters
+    own = {name.rpartition(".")[2]: name for name in argument_names(target)}
     for name, (parameter, advice) in _OURS.items():
         value = settings.get(name)
         is_default = value is None or (name == "accumulate_grad_batches" and value == 1)
         if not is_default and parameter in own:
-            raise UserError(f"trainer.{name} has no effect on {target.__name__}; use {advice}")
+            use = advice.format(key=own[parameter])
+            raise UserError(f"trainer.{name} has no effect on {target.__name__}; use {use}")
     precision = str(settings.get("precision"))
     is_full = precision == "64" or (precision.endswith("-true") and precision != "32-true")
     if is_full and hasattr(target, "batch_types"):

@@ -65,7 +65,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "conditioners": GROUND,
     "html_pages": GROUND,
     "backbones": (*GROUND, "diffusion", "conditioners"),
-    "rewards": (*GROUND, "instantiate", "conditioners", "backbones"),
+    "rewards": (*GROUND, "instantiate", "statistics", "conditioners", "backbones"),
     "hub": (
         *GROUND,
         "moved_names",

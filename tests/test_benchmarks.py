@@ -177,8 +177,7 @@ def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
             "_target_": "lightning_modules.rl.ddpo.DDPO",
             "backbone": {"_target_": "toys.small_audio"},
             "reward": {"_target_": "zoo.rewards.mood.EmotionReward", **SMALL},
-            "sample_steps": 2,
-            "guidance_scale": 2.0,
+            "sampler": {"steps": 2, "guidance_scale": 2.0},
         },
         "data": {
             "_target_": "datamodules.prompts.PromptDataModule",

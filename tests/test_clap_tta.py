@@ -25,10 +25,10 @@ SMALL = [
     "data.repeats=2",
     "data.val_prompts=2",
     "data.val_repeats=1",
-    "module.sample_steps=3",
-    "module.sample_batch_size=2",
-    "module.train_batch_size=2",
-    "module.train_step_share=1.0",
+    "module.sampler.steps=3",
+    "module.sampler.batch_size=2",
+    "module.update.batch_size=2",
+    "module.update.timestep_fraction=1.0",
     "trainer.max_epochs=1",
     "trainer.check_val_every_n_epoch=1",
     "trainer.accelerator=cpu",
@@ -47,7 +47,8 @@ def test_tango_differs_in_what_it_says_alone() -> None:
         "audioldm2",
         "tango",
     ]
-    assert (first.module.pop("guidance_scale"), second.module.pop("guidance_scale")) == (3.5, 3.0)
+    guidance = [one.module["sampler"].pop("guidance_scale") for one in (first, second)]
+    assert guidance == [3.5, 3.0]
     assert (
         first.module == second.module
         and first.data == second.data
@@ -61,7 +62,8 @@ def test_what_the_configuration_says_in_words_is_so(name: str) -> None:
     module, data = config.module, config.data
     samples = data["prompts_per_round"] * data["repeats"]
     assert (
-        samples == 256 and samples % (module["train_batch_size"] * module["updates_per_round"]) == 0
+        samples == 256
+        and samples % (module["update"]["batch_size"] * module["update"]["per_round"]) == 0
     )
     assert data["prompts"]["count"] == config.trainer["max_epochs"] * data["prompts_per_round"], (
         "each caption comes up once"
@@ -71,7 +73,11 @@ def test_what_the_configuration_says_in_words_is_so(name: str) -> None:
     assert {judge.layout for judge in judges} == {"transformers"} and {
         judge.sample_rate_hz for judge in judges
     } == {48_000}
-    assert module["advantage"] == "group" and module["kl_weight"] > 0 and module["lora_rank"] > 0
+    assert (
+        module["advantages"]["kind"] == "group"
+        and module["update"]["kl_coef"] > 0
+        and module["adapter"]["rank"] > 0
+    )
 
 
 @pytest.mark.long

@@ -173,8 +173,8 @@ def test_the_smoke_run_is_the_quickstart_made_small() -> None:
         and whole.data["held_out"] == smoke.data["held_out"]
     )
     assert (
-        whole.module["guidance_scale"] == smoke.module["guidance_scale"]
-        and whole.module["eta"] == smoke.module["eta"]
+        whole.module["sampler"]["guidance_scale"] == smoke.module["sampler"]["guidance_scale"]
+        and whole.module["sampler"]["eta"] == smoke.module["sampler"]["eta"]
     )
     rounds = whole.data["rounds_per_epoch"] * whole.trainer["max_epochs"]
     assert rounds * whole.data["prompts_per_round"] * whole.data["repeats"] >= 1000
@@ -184,8 +184,8 @@ def test_the_smoke_run_is_the_quickstart_made_small() -> None:
 def test_the_rounds_of_the_quickstarts_fit_their_batches(name: str) -> None:
     config = read_configuration([ROOT / "configs" / "ddpo" / name])
     module, samples = config.module, config.data["prompts_per_round"] * config.data["repeats"]
-    assert samples % module["sample_batch_size"] == 0
-    assert samples % (module["train_batch_size"] * module.get("updates_per_round", 1)) == 0
+    assert samples % module["sampler"]["batch_size"] == 0
+    assert samples % (module["update"]["batch_size"] * module["update"].get("per_round", 1)) == 0
 
 
 def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:

@@ -136,12 +136,16 @@ def test_quickstarts(config: str, tmp_path: Path) -> None:
         "data.seconds=1.024",
     ]
     small += [
-        "module.sample_steps=4",
-        "module.sample_batch_size=2",
-        "module.train_batch_size=2",
-        "module.updates_per_round=2",
+        "module.sampler.steps=4",
+        "module.sampler.batch_size=2",
+        "module.update.batch_size=2",
+        "module.update.per_round=2",
     ]
-    small += ["module.train_steps=null", "module.backbone.name=embedded/music", "data.seconds=2.2"]
+    small += [
+        "module.update.window=null",
+        "module.backbone.name=embedded/music",
+        "data.seconds=2.2",
+    ]
     fit(config, tmp_path / "run", small, "trainer.max_epochs=1", "trainer.max_epochs=2")
     assert_whole_after_two_rounds(tmp_path / "run")
     assert_exports_and_reloads(tmp_path)
@@ -158,10 +162,10 @@ def test_the_ensemble_of_music(tmp_path: Path) -> None:
         "data.seconds=1.024",
     ]
     small += [
-        "module.sample_steps=3",
-        "module.sample_batch_size=4",
-        "module.train_batch_size=4",
-        "module.updates_per_round=2",
+        "module.sampler.steps=3",
+        "module.sampler.batch_size=4",
+        "module.update.batch_size=4",
+        "module.update.per_round=2",
     ]
     small += ["module.held_out_reward.name=embedded/clap", "trainer.check_val_every_n_epoch=1"]
     fit(
@@ -197,12 +201,12 @@ def test_the_quickstart_of_sounds(tmp_path: Path) -> None:
         "data.val_repeats=1",
     ]
     small += [
-        "module.sample_steps=3",
-        "module.sample_batch_size=2",
-        "module.train_batch_size=2",
-        "module.updates_per_round=2",
+        "module.sampler.steps=3",
+        "module.sampler.batch_size=2",
+        "module.update.batch_size=2",
+        "module.update.per_round=2",
     ]
-    small += ["module.train_steps=null", "data.prompts.seconds=1.024"]
+    small += ["module.update.window=null", "data.prompts.seconds=1.024"]
     fit(
         "ddpo/quickstart_sounds.yaml",
         tmp_path / "run",
@@ -233,12 +237,12 @@ def test_the_papers_questions_with_a_clap_of_music(tmp_path: Path) -> None:
         "data.prompts_per_round=2",
         "data.repeats=2",
         "data.seconds=2.2",
-        "module.train_steps=null",
+        "module.update.window=null",
     ]
     small += [
-        "module.sample_batch_size=2",
-        "module.train_batch_size=2",
-        "module.updates_per_round=2",
+        "module.sampler.batch_size=2",
+        "module.update.batch_size=2",
+        "module.update.per_round=2",
     ]
     small += [f"module.reward.name={tmp_path / 'clap' / 'model'}"]
     fit(

@@ -9,7 +9,9 @@ from zoo.types import Conditioning
 
 @pytest.mark.parametrize("detach", [False, True])
 def test_the_ratio_is_one_before_the_first_update(detach):
-    recorder = recorded(module(detach_unconditional=detach, learning_rate=1e-9), size=8)
+    recorder = recorded(
+        module({"sampler.detach_unconditional": detach, "optimizer.learning_rate": 1e-9}), size=8
+    )
     first = recorder.rounds[0]
     assert abs(first["ratio/min"] - 1) <= 1e-6 and abs(first["ratio/max"] - 1) <= 1e-6
     assert first["clip_fraction"] == 0 and first["approx_kl"] < 1e-12
@@ -60,7 +62,7 @@ def test_the_check_at_the_start_catches_the_known_bugs_before_anything_is_learne
 
 
 def test_half_precision_is_held_to_half_the_clip_range_and_recomputing_is_the_remedy(monkeypatch):
-    ddpo = module(backbone=ToyBackbone(dtype=torch.bfloat16), clip_range=0.5)
+    ddpo = module({"update.clip_range": 0.5}, backbone=ToyBackbone(dtype=torch.bfloat16))
     assert recorded(ddpo).rounds[0]["ratio/max"] < 1.25
     predicting = ToyBackbone.predict
 
@@ -73,26 +75,38 @@ def test_half_precision_is_held_to_half_the_clip_range_and_recomputing_is_the_re
 
     def run(**changes) -> Recorder:
         flags.clear()
-        ddpo = module(backbone=ToyBackbone(dtype=torch.bfloat16), clip_range=1e-4, **changes)
-        update = ddpo._update
-        ddpo._update = lambda *arguments: (flags.add("training"), update(*arguments))[1]
+        ddpo = module(
+            {"update.clip_range": 1e-4}, backbone=ToyBackbone(dtype=torch.bfloat16), **changes
+        )
+        learn = ddpo.learn
+        ddpo.learn = lambda *arguments: (flags.add("training"), learn(*arguments))[1]
         return recorded(ddpo)
 
     with pytest.raises(ValueError, match="recompute_old_log_prob=true is the remedy"):
         run()
-    metrics = run(recompute_old_log_prob=True).rounds[0]
+    metrics = run(**{"update.recompute_old_log_prob": True}).rounds[0]
     assert metrics["old_log_prob_gap"] > 1e-4 and abs(metrics["ratio/max"] - 1) < 1e-6
 
 
 def test_mixed_precision_samples_and_trains_in_one_dtype():
-    metrics = recorded(module(clip_range=0.1, max_grad_norm=1e-3), precision="bf16-mixed").rounds[0]
+    metrics = recorded(
+        module({"update.clip_range": 0.1, "optimizer.max_grad_norm": 1e-3}), precision="bf16-mixed"
+    ).rounds[0]
     assert abs(metrics["ratio/max"] - 1) < 0.05 and metrics["grad_norm"] > 1e-3
 
 
 @pytest.mark.long
 def test_reward_rises_on_a_toy_under_prompts_with_different_goals():
-    sizes = {"sample_batch_size": 32, "train_batch_size": 32}
-    ddpo = module(advantage="batch", learning_rate=2e-2, lora_rank=4, lora_targets="all", **sizes)
+    sizes = {"sampler.batch_size": 32, "update.batch_size": 32}
+    ddpo = module(
+        {
+            "advantages.kind": "batch",
+            "optimizer.learning_rate": 2e-2,
+            "adapter.rank": 4,
+            "adapter.targets": "all",
+        },
+        **sizes,
+    )
     recorder = recorded(ddpo, size=64, epochs=25)
     rewards = [metrics["reward/mean"] for metrics in recorder.rounds]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
@@ -105,18 +119,22 @@ def test_reward_rises_on_a_toy_under_prompts_with_different_goals():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"train_step_share": 0.5}, {"train_step_share": 0.5, "train_step_draw": "batch"}],
+    [
+        {},
+        {"update.timestep_fraction": 0.5},
+        {"update.timestep_fraction": 0.5, "update.timestep_draw": "batch"},
+    ],
 )
 def test_eight_samples_at_once_or_in_eight_micro_steps_give_one_gradient(changes):
     common = {
-        "sample_batch_size": 8,
-        "ratio_check": 1e-4,
-        "kl_weight": 0.1,
-        "max_grad_norm": 1e9,
+        "sampler.batch_size": 8,
+        "update.ratio_check": 1e-4,
+        "update.kl_coef": 0.1,
+        "optimizer.max_grad_norm": 1e9,
         **changes,
     }
-    at_once = recorded(module(train_batch_size=8, **common), size=8).gradients
-    in_steps = recorded(module(train_batch_size=1, **common), size=8).gradients
+    at_once = recorded(module({"update.batch_size": 8}, **common), size=8).gradients
+    in_steps = recorded(module({"update.batch_size": 1}, **common), size=8).gradients
     scale = max(gradient.abs().max() for gradient in at_once.values())
     assert scale > 0
     for name in at_once:
@@ -124,13 +142,16 @@ def test_eight_samples_at_once_or_in_eight_micro_steps_give_one_gradient(changes
 
 
 def test_kl_is_zero_with_an_untrained_adapter_and_grows_with_learning():
-    recorder = recorded(module(kl_weight=0.5, learning_rate=0.05, updates_per_round=1), epochs=2)
+    recorder = recorded(
+        module({"update.kl_coef": 0.5, "optimizer.learning_rate": 0.05, "update.per_round": 1}),
+        epochs=2,
+    )
     assert recorder.rounds[0]["kl_to_base"] == 0
     assert recorder.rounds[1]["kl_to_base"] > 0
 
 
 def test_adapter_off_is_the_base_bitwise_after_training():
-    base, ddpo = ToyBackbone(), module(learning_rate=0.05)
+    base, ddpo = ToyBackbone(), module({"optimizer.learning_rate": 0.05})
     fitted(ddpo)
     batch = prompt_round(4)
     conditioning = base.encode_prompts(batch.prompts)

@@ -68,17 +68,17 @@ STREAMS = {"audioldm2": ("loa_BLD", "t5_BLD", "t5_mask_BL"), "tango": ("tokens_B
 def run(backbone, change=lambda trajectory: trajectory, **changes):
     """One round of three prompts, whose trajectory changes before the update: (module, metrics)."""
     sizes = {
-        "sample_batch_size": 3,
-        "train_batch_size": 3,
-        "advantage": "batch",
-        "guidance_scale": 3.5,
+        "sampler.batch_size": 3,
+        "update.batch_size": 3,
+        "advantages.kind": "batch",
+        "sampler.guidance_scale": 3.5,
     }
     ddpo, recorder = (
-        module(backbone=backbone, reward=Level(), sample_steps=4, **{**sizes, **changes}),
+        module({"sampler.steps": 4}, backbone=backbone, reward=Level(), **{**sizes, **changes}),
         Recorder(),
     )
-    update = ddpo._update
-    ddpo._update = lambda batch, trajectory, *rest: update(batch, change(trajectory), *rest)
+    learn = ddpo.learn
+    ddpo.learn = lambda batch, trajectory, scores: learn(batch, change(trajectory), scores)
     trainer(1, callbacks=[recorder]).fit(ddpo, Given(PromptBatch(PROMPTS, (0, 0, 0))))
     return ddpo, recorder.rounds[0]
 
@@ -125,14 +125,14 @@ def test_any_stream_of_another_sample_and_swapped_halves_stop_the_run(kind, side
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_precision(kind):
-    _, full = run(MODELS[kind](), clip_range=1e-4)
+    _, full = run(MODELS[kind](), **{"update.clip_range": 1e-4})
     assert (
         abs(full["ratio/min"] - 1) <= 1e-6
         and abs(full["ratio/max"] - 1) <= 1e-6
         and full["grad_norm"] > 0
     )
     half = MODELS[kind]().to(torch.bfloat16)
-    ddpo, metrics = run(half, clip_range=1e-4, ratio_check=1e-4)
+    ddpo, metrics = run(half, **{"update.clip_range": 1e-4, "update.ratio_check": 1e-4})
     assert (
         abs(metrics["ratio/min"] - 1) <= 1e-4
         and abs(metrics["ratio/max"] - 1) <= 1e-4
@@ -146,8 +146,8 @@ def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_pre
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_unequal_batch_shapes_do_not_stop_a_correct_run(kind):
     """Sums in another order: AudioLDM 2 gives 1.7e-6 here, and 0 for equal shapes."""
-    sizes = {"sample_batch_size": 3, "train_batch_size": 1, "guidance_scale": 7.0}
-    _, metrics = run(MODELS[kind](), clip_range=1e-4, **sizes)
+    sizes = {"sampler.batch_size": 3, "update.batch_size": 1, "sampler.guidance_scale": 7.0}
+    _, metrics = run(MODELS[kind](), **sizes, **{"update.clip_range": 1e-4})
     assert abs(metrics["ratio/min"] - 1) <= 1e-5 and abs(metrics["ratio/max"] - 1) <= 1e-5
     assert metrics["grad_norm"] > 0
 
@@ -166,13 +166,18 @@ def test_what_unequal_shapes_may_be_off_by_is_refused_at_equal_ones(sizes, off, 
     def shifted(trajectory):
         return dataclasses.replace(trajectory, log_prob_SB=trajectory.log_prob_SB - off)
 
-    sizes = dict(zip(("sample_batch_size", "train_batch_size"), sizes, strict=True))
+    sizes = dict(zip(("sampler.batch_size", "update.batch_size"), sizes, strict=True))
     if is_stopped:
         with pytest.raises(ValueError, match="the importance ratio must be 1 within"):
-            run(tango(), shifted, clip_range=1e-4, **sizes)
+            run(tango(), shifted, **sizes, **{"update.clip_range": 1e-4})
     else:
-        assert run(tango(), shifted, clip_range=1e-4, **sizes)[1]["grad_norm"] > 0
-        again = run(tango(), shifted, clip_range=1e-4, recompute_old_log_prob=True, **sizes)[1]
+        assert run(tango(), shifted, **sizes, **{"update.clip_range": 1e-4})[1]["grad_norm"] > 0
+        again = run(
+            tango(),
+            shifted,
+            **sizes,
+            **{"update.clip_range": 1e-4, "update.recompute_old_log_prob": True},
+        )[1]
         assert again["ratio/max"] == again["ratio/min"] == 1
 
 
@@ -211,7 +216,7 @@ def test_a_trajectory_that_is_stored_in_half_precision_stops_the_run(monkeypatch
         return trajectory
 
     monkeypatch.setattr(rendering, "rollout", rounded)
-    ddpo = module(backbone=ToyBackbone(dtype=dtype), clip_range=1e-4)
+    ddpo = module({"update.clip_range": 1e-4}, backbone=ToyBackbone(dtype=dtype))
     before = weights(ddpo)
     with pytest.raises(
         ValueError, match="before the first update the importance ratio must be 1 within"

@@ -79,22 +79,22 @@ class OnePrompt:
 @pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
-    [{"clip_range": 0.2}, {"clip_range": 1e-4, "updates_per_round": 2}],
+    [{"update.clip_range": 0.2}, {"update.clip_range": 1e-4, "update.per_round": 2}],
     ids=["wide-clip", "narrow-clip"],
 )
 def test_the_mixture_moves_to_the_rewarded_mode(changes):
     """From about -5.8 to above -0.5 in 60 rounds."""
-    size = SAMPLES // changes.get("updates_per_round", 1)
+    size = SAMPLES // changes.get("update.per_round", 1)
     settings = {
-        "sample_steps": 10,
-        "guidance_scale": 1.0,
-        "lora_rank": 0,
-        "learning_rate": 1e-2,
-        "advantage": "batch",
-        "sample_batch_size": size,
-        "train_batch_size": size,
-        "max_grad_norm": 1e9,
-        "weight_decay": 0.0,
+        "sampler.steps": 10,
+        "sampler.guidance_scale": 1.0,
+        "adapter.rank": 0,
+        "optimizer.learning_rate": 1e-2,
+        "advantages.kind": "batch",
+        "sampler.batch_size": size,
+        "update.batch_size": size,
+        "optimizer.max_grad_norm": 1e9,
+        "optimizer.weight_decay": 0.0,
     }
     recorder = Recorder()
     run = trainer(60, callbacks=[recorder])
@@ -103,7 +103,7 @@ def test_the_mixture_moves_to_the_rewarded_mode(changes):
     )
     means = [metrics["reward/mean"] for metrics in recorder.rounds]
     assert means[0] < -5 and sum(means[-3:]) / 3 > -0.5, means[::10]
-    if changes["clip_range"] < 0.1:
+    if changes["update.clip_range"] < 0.1:
         assert (
             max(metrics["clip_fraction"] for metrics in recorder.rounds) > 0.1
         )  # the narrow range does bite

@@ -27,17 +27,17 @@ class Solved(ToyReward):
         return replace(output, score_B=torch.where(learns, output.score_B, 0.0))
 
 
-SHARED = {"ratio_check": 1e-4, "max_grad_norm": 1e9}
+SHARED = {"update.ratio_check": 1e-4, "optimizer.max_grad_norm": 1e9}
 CASES = {  # settings, and the samples of each process
     "divergence": (
         ToyReward,
-        {"train_step_share": 0.5, "kl_weight": 0.1},
+        {"update.timestep_fraction": 0.5, "update.kl_coef": 0.1},
         ([0, 1, 2, 3], [4, 5, 6, 7]),
     ),
     # the second process has one micro-batch of one step, the first one has four of four steps
     "solved": (
         Solved,
-        {"advantage": "group", "train_batch_size": 1},
+        {"advantages.kind": "group", "update.batch_size": 1},
         ([0, 1, 4, 5], [2, 3, 6, 7]),
     ),
 }

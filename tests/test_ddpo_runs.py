@@ -14,7 +14,10 @@ from zoo.types import RewardOutput
 @pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
-    [{"ema_decay": 0.9}, {"advantage": "group", "inner_epochs": 2, "train_step_share": 0.5}],
+    [
+        {"optimizer.ema_decay": 0.9},
+        {"advantages.kind": "group", "update.inner_epochs": 2, "update.timestep_fraction": 0.5},
+    ],
 )
 def test_a_resumed_run_ends_with_bitwise_the_same_adapter(tmp_path, changes):
     whole = module(**changes)
@@ -30,7 +33,7 @@ def test_a_resumed_run_ends_with_bitwise_the_same_adapter(tmp_path, changes):
     second = module(**changes)
     resumed = trainer(4)
     resumed.fit(second, Rounds(8, start=2), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert resumed.global_step == 4 * second.hparams.updates_per_round * second.hparams.inner_epochs
+    assert resumed.global_step == 4 * second.update.per_round * second.update.inner_epochs
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
     assert whole.tracker.state_dict() == second.tracker.state_dict()
@@ -46,7 +49,9 @@ def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of
     with pytest.raises(ValueError, match="round 0, but round 1 is next"):
         trainer(2).fit(module(), Rounds(8), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="does not fit this run"):
-        trainer(2).fit(module(lora_rank=3), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
+        trainer(2).fit(
+            module({"adapter.rank": 3}), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt"
+        )
     other = ToyBackbone(width=24)
     with pytest.raises(
         ValueError,
@@ -54,12 +59,16 @@ def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of
     ):
         trainer(2).fit(module(backbone=other), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="ema_decay"):
-        trainer(2).fit(module(ema_decay=0.5), Rounds(8, start=1), ckpt_path=tmp_path / "one.ckpt")
-    fitted(module(ema_decay=0.5)).save_checkpoint(tmp_path / "averaged.ckpt")
+        trainer(2).fit(
+            module({"optimizer.ema_decay": 0.5}),
+            Rounds(8, start=1),
+            ckpt_path=tmp_path / "one.ckpt",
+        )
+    fitted(module({"optimizer.ema_decay": 0.5})).save_checkpoint(tmp_path / "averaged.ckpt")
     with pytest.raises(
         ValueError, match="does not fit this run: .*same backbone"
     ):  # and not only its averages
-        wider = module(ema_decay=0.5, backbone=ToyBackbone(width=24))
+        wider = module({"optimizer.ema_decay": 0.5}, backbone=ToyBackbone(width=24))
         trainer(2).fit(wider, Rounds(8, start=1), ckpt_path=tmp_path / "averaged.ckpt")
     again = DDPO.load_from_checkpoint(
         tmp_path / "one.ckpt", backbone=ToyBackbone(), reward=ToyReward(), strict=False
@@ -110,21 +119,23 @@ def test_a_bad_reward_stops_with_one_message_and_nothing_learned(how, message):
 
 
 def test_bad_rewards_can_be_dropped_and_are_counted():
-    recorder = recorded(module(reward=Bad("nan"), on_bad_reward="drop"), epochs=2)
+    recorder = recorded(module({"scoring.on_bad_reward": "drop"}, reward=Bad("nan")), epochs=2)
     assert [metrics["dropped_samples"] for metrics in recorder.rounds] == [2, 2]
     assert all(torch.isfinite(gradient).all() for gradient in recorder.gradients.values())
     assert recorder.rounds[0]["grad_norm"] > 0
     with pytest.raises(ValueError, match="8 of 8 rewards"):
-        fitted(module(reward=Bad("all"), on_bad_reward="drop"))
+        fitted(module({"scoring.on_bad_reward": "drop"}, reward=Bad("all")))
 
 
 def test_an_update_whose_samples_were_all_dropped_is_left_out():
     ddpo = module(
+        {
+            "scoring.on_bad_reward": "drop",
+            "update.per_round": 8,
+            "update.batch_size": 1,
+            "optimizer.ema_decay": 0.9,
+        },
         reward=Bad("nan"),
-        on_bad_reward="drop",
-        updates_per_round=8,
-        train_batch_size=1,
-        ema_decay=0.9,
     )
     assert (
         fitted(ddpo).global_step == ddpo.ema.updates == 6
@@ -136,7 +147,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learned():
     before = weights(ddpo)
     next(iter(ddpo.trainable().values())).register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(
-        ValueError, match=r"the gradient is not finite \(its norm is nan\).*lower learning_rate"
+        ValueError,
+        match=r"the gradient is not finite \(its norm is nan\).*lower optimizer.learning_rate",
     ):
         fitted(ddpo)
     assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
@@ -146,9 +158,9 @@ def test_groups_of_one_sample_are_refused():
     for advantage in ("group", "group_global"):
         with pytest.raises(
             ValueError,
-            match=f"advantage={advantage} compares the samples of a prompt.*data.repeats",
+            match=f"advantages.kind={advantage} compares the samples of a prompt.*data.repeats",
         ):
-            trainer().fit(module(advantage=advantage), Given(prompt_round(8, repeats=1)))
+            trainer().fit(module({"advantages.kind": advantage}), Given(prompt_round(8, repeats=1)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
@@ -159,7 +171,14 @@ def test_masks_of_their_own_go_with_their_samples_whatever_the_batch_size(size):
             return torch.arange(8) < heard_B[:, None, None]
 
     row = recorded(
-        module(backbone=Masked(), sample_batch_size=size, train_batch_size=size, learning_rate=1e-9)
+        module(
+            {
+                "sampler.batch_size": size,
+                "update.batch_size": size,
+                "optimizer.learning_rate": 1e-9,
+            },
+            backbone=Masked(),
+        )
     ).rounds[0]
     assert abs(row["ratio/min"] - 1) <= 1e-6 and abs(row["ratio/max"] - 1) <= 1e-6
 
@@ -174,15 +193,15 @@ def test_dropping_a_sample_equals_a_round_without_it():
             )
 
     common = {
-        "ratio_check": 1e-4,
-        "max_grad_norm": 1e9,
-        "advantage": "batch",
-        "sample_batch_size": 1,
-        "train_batch_size": 1,
+        "update.ratio_check": 1e-4,
+        "optimizer.max_grad_norm": 1e9,
+        "advantages.kind": "batch",
+        "sampler.batch_size": 1,
+        "update.batch_size": 1,
     }
     dropped, absent = Recorder(), Recorder()
     trainer(callbacks=[dropped]).fit(
-        module(reward=Bad("nan"), on_bad_reward="drop", **common), Rounds(8)
+        module({"scoring.on_bad_reward": "drop"}, reward=Bad("nan"), **common), Rounds(8)
     )
     trainer(callbacks=[absent]).fit(module(**common), Without(8))
     for name, gradient in absent.gradients.items():
@@ -192,9 +211,9 @@ def test_dropping_a_sample_equals_a_round_without_it():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sample_batch_size": 3}, "no multiple of sample_batch_size=3"),
-        ({"train_batch_size": 3}, "train_batch_size=3; it must be a multiple of 3"),
-        ({"updates_per_round": 4}, "updates_per_round=4"),
+        ({"sampler.batch_size": 3}, "no multiple of sampler.batch_size=3"),
+        ({"update.batch_size": 3}, "update.batch_size=3; it must be a multiple of 3"),
+        ({"update.per_round": 4}, "update.per_round=4"),
     ],
 )
 def test_batch_sizes_that_do_not_divide_stop_before_anything_is_sampled(changes, message):
@@ -207,22 +226,22 @@ def test_batch_sizes_that_do_not_divide_stop_before_anything_is_sampled(changes,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"advantage": "promt"}, "did you mean 'prompt'"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"decay_rounds": 0}, "decay_rounds must be at least 1"),
-        ({"clip_reference_elements": 0}, "clip_reference_elements must be at least 1"),
-        ({"kl_weight": float("nan")}, "kl_weight must be at least 0, got nan"),
-        ({"ratio_check": -1.0}, "ratio_check must be auto, true, false or a tolerance"),
-        ({"train_steps": []}, r"a first step and the one after the last, \(lo, hi\), got \[\]"),
-        ({"train_step_share": 1.5}, "at most 1"),
-        ({"kl_weight": -1.0}, "kl_weight must be at least 0"),
-        ({"lora_rank": 0, "kl_weight": 0.1}, "set lora_rank >= 1"),
-        ({"train_steps": (0, 5), "skip_last_step": False}, r"steps \[4\] add no noise"),
-        ({"train_steps": (3, 9)}, "must lie inside the 5 sampling steps"),
-        ({"sample_steps": 1}, "none is left to train"),
-        ({"eta": (1.0, 1.0, 0.0, 0.0, 0.0), "eval_sample_steps": 8}, "give eval_eta"),
-        ({"ratio_check": "always"}, "ratio_check"),
-        ({"lora_rank": 0, "backbone": ToyBackbone(dtype=torch.bfloat16)}, "must be float32"),
+        ({"advantages.kind": "promt"}, "did you mean 'prompt'"),
+        ({"optimizer.learning_rate": 0.0}, "invalid learning_rate 0.0"),
+        ({"optimizer.decay_rounds": 0}, "invalid decay_rounds 0"),
+        ({"update.clip_reference_elements": 0}, "invalid clip_reference_elements 0"),
+        ({"update.kl_coef": float("nan")}, "invalid kl_coef nan"),
+        ({"update.ratio_check": -1.0}, "invalid ratio_check -1.0"),
+        ({"update.window": []}, r"a first step and the one after the last, \(lo, hi\), got \[\]"),
+        ({"update.timestep_fraction": 1.5}, "invalid timestep_fraction 1.5"),
+        ({"update.kl_coef": -1.0}, "invalid kl_coef -1.0"),
+        ({"adapter.rank": 0, "update.kl_coef": 0.1}, "adapter.rank"),
+        ({"update.window": (0, 5), "update.skip_last_step": False}, r"steps \[4\] add no noise"),
+        ({"update.window": (3, 9)}, r"update.window \(3, 9\)"),
+        ({"sampler.steps": 1}, "none is left to train"),
+        ({"sampler.eta": (1.0, 1.0, 0.0, 0.0, 0.0), "evaluation.steps": 8}, "give evaluation.eta"),
+        ({"update.ratio_check": "always"}, "invalid ratio_check 'always'"),
+        ({"adapter.rank": 0, "backbone": ToyBackbone(dtype=torch.bfloat16)}, "must be float32"),
     ],
 )
 def test_settings_that_cannot_be_meant(changes, message):
@@ -240,23 +259,23 @@ def test_only_the_window_is_trained_and_an_eta_window_leaves_an_ode_outside(monk
     monkeypatch.setattr(
         ppo_update, "replay_step", lambda *a: (scored.extend(a[3].tolist()), scoring(*a))[1]
     )
-    fitted(module(train_steps=(1, 3)))
+    fitted(module({"update.window": (1, 3)}))
     assert set(scored) == {1, 2} and len(scored) == 16
     scored.clear()
-    fitted(module(eta=(0.0, 1.0, 0.0, 0.0, 0.0)))
+    fitted(module({"sampler.eta": (0.0, 1.0, 0.0, 0.0, 0.0)}))
     assert set(scored) == {1}
     scored.clear()
-    fitted(module(train_step_share=0.5))
+    fitted(module({"update.timestep_fraction": 0.5}))
     assert len(scored) == 8 * 2 and set(scored) <= {0, 1, 2, 3}
 
 
 def test_updates_and_inner_epochs_make_optimiser_steps():
-    ddpo = module(updates_per_round=2, inner_epochs=3)
+    ddpo = module({"update.per_round": 2, "update.inner_epochs": 3})
     assert fitted(ddpo).global_step == 6
 
 
 def test_gradients_are_clipped_by_the_module():
-    ddpo = module(max_grad_norm=1e-3)
+    ddpo = module({"optimizer.max_grad_norm": 1e-3})
     optimizer_step = torch.optim.AdamW.step
     seen = []
 
@@ -286,12 +305,12 @@ def test_the_learning_rate_falls_linearly_to_a_tenth_whatever_round_a_run_resume
         decay_rate(optimizer, 0.2, 10, done)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.2, 0.11, 0.02, 0.02])
-    recorder = recorded(module(decay_rounds=2), epochs=3)
+    recorder = recorded(module({"optimizer.decay_rounds": 2}), epochs=3)
     assert [row["learning_rate"] for row in recorder.rounds] == pytest.approx([1e-2, 0.55e-2, 1e-3])
 
 
 def test_full_fine_tuning_trains_the_denoiser_alone():
-    ddpo = module(lora_rank=0)
+    ddpo = module({"adapter.rank": 0})
     before = weights(ddpo)
     assert all(name.startswith("backbone.denoiser.") for name in before)
     fitted(ddpo)
@@ -299,7 +318,14 @@ def test_full_fine_tuning_trains_the_denoiser_alone():
 
 
 def test_evaluation_is_repeatable_logs_each_class_and_uses_averaged_weights():
-    ddpo = module(ema_decay=0.9, eval_sample_steps=3, eval_guidance_scale=1.0, eval_eta=0.0)
+    ddpo = module(
+        {
+            "optimizer.ema_decay": 0.9,
+            "evaluation.steps": 3,
+            "evaluation.guidance_scale": 1.0,
+            "evaluation.eta": 0.0,
+        }
+    )
     recorder = recorded(ddpo, val=Given(prompt_round(6, repeats=1)))
     metrics = recorder.rounds[0] | ddpo.held_out
     assert {"held_out/mean", "held_out/std", "held_out/happy/mean", "held_out/sad/std"} <= set(
@@ -336,7 +362,7 @@ def test_rounds_are_refused_with_prompts_of_different_length_or_doubled_samples(
 
 
 def test_clip_range_is_rescaled_to_the_scored_elements(monkeypatch):
-    stated = {"clip_range": 1e-4, "clip_reference_elements": 16384}
+    stated = {"update.clip_range": 1e-4, "update.clip_reference_elements": 16384}
     assert recorded(module(**stated)).rounds[0]["clip_range"] == pytest.approx(1e-4 * 16384 / 16)
     mask = torch.ones(1, 1, 8, dtype=torch.bool)
     mask[..., 4:] = False

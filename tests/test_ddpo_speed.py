@@ -51,10 +51,12 @@ def by_ddpo():
     """DDPO's gradient of a round of four samples, with equal advantages and both branches."""
     recorder = Recorder()
     ddpo = module(
+        {
+            "advantages.kind": "batch",
+            "optimizer.max_grad_norm": 1e9,
+            "update.skip_last_step": False,
+        },
         backbone=ToyBackbone(dtype=torch.float64),
-        advantage="batch",
-        max_grad_norm=1e9,
-        skip_last_step=False,
     )
     trainer(callbacks=[recorder]).fit(ddpo, Given(prompt_round(4)))
     return recorder
@@ -63,7 +65,8 @@ def by_ddpo():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_its_gradient_is_that_of_ddpo(schedule, by_ddpo):
     ddpo = module(
-        backbone=ToyBackbone(dtype=torch.float64), advantage="batch", skip_last_step=False
+        {"advantages.kind": "batch", "update.skip_last_step": False},
+        backbone=ToyBackbone(dtype=torch.float64),
     )
     _, steps = restated(ddpo, schedule, prompt_round(4))
     scale = max(gradient.abs().max() for gradient in by_ddpo.gradients.values()).item()
@@ -73,7 +76,7 @@ def test_its_gradient_is_that_of_ddpo(schedule, by_ddpo):
 
 
 def test_one_sample_an_update_takes_as_many_steps_as_samples():
-    ddpo = module(advantage="batch")
+    ddpo = module({"advantages.kind": "batch"})
     samples, steps = restated(ddpo, Schedule(), prompt_round(6))
     assert (
         len(steps) == 6 and samples.latents_SB.shape[:2] == (6, 6) and samples.score_B.shape == (6,)
@@ -84,7 +87,7 @@ def test_one_sample_an_update_takes_as_many_steps_as_samples():
 
 
 def test_a_detached_branch_gives_another_gradient_of_the_same_samples():
-    ddpo = module(backbone=ToyBackbone(dtype=torch.float64), advantage="batch")
+    ddpo = module({"advantages.kind": "batch"}, backbone=ToyBackbone(dtype=torch.float64))
     (samples, [both]), (same, [one]) = (
         restated(ddpo, Schedule(per_update=4, detach=d), prompt_round(4)) for d in (False, True)
     )
@@ -93,7 +96,7 @@ def test_a_detached_branch_gives_another_gradient_of_the_same_samples():
 
 
 def test_texts_are_encoded_for_each_sample_or_once(monkeypatch):
-    ddpo, asked = module(advantage="batch"), []
+    ddpo, asked = module({"advantages.kind": "batch"}), []
     real = ddpo.backbone.encode_prompts
     monkeypatch.setattr(
         ddpo.backbone, "encode_prompts", lambda prompts: asked.append(len(prompts)) or real(prompts)

@@ -23,12 +23,12 @@ def test_each_update_learns_from_its_own_half_of_the_round():
     for updates in (1, 2):
         recorder = Gradients()
         still = {
-            "learning_rate": 1e-12,
-            "weight_decay": 0.0,
-            "max_grad_norm": 1e9,
-            "kl_weight": 0.1,
+            "optimizer.learning_rate": 1e-12,
+            "optimizer.weight_decay": 0.0,
+            "optimizer.max_grad_norm": 1e9,
+            "update.kl_coef": 0.1,
         }
-        fitted(module(updates_per_round=updates, **still), epochs=2, callbacks=[recorder])
+        fitted(module({"update.per_round": updates}, **still), epochs=2, callbacks=[recorder])
         found.append(recorder.steps)
     whole, halves = found
     assert len(whole) == 2 and len(halves) == 4
@@ -48,7 +48,9 @@ class Forgetful(ToyBackbone):
 
 
 def test_dropout_is_off_in_rollout_and_update():
-    row = recorded(module(backbone=Forgetful().train(), learning_rate=1e-9)).rounds[0]
+    row = recorded(module({"optimizer.learning_rate": 1e-9}, backbone=Forgetful().train())).rounds[
+        0
+    ]
     assert abs(row["ratio/min"] - 1) <= 1e-6 and abs(row["ratio/max"] - 1) <= 1e-6
 
 
@@ -64,14 +66,14 @@ def test_gradients_of_elsewhere_are_not_learned():
     found = []
     for before in ([], [Foreign()]):
         recorder = Gradients()
-        fitted(module(max_grad_norm=1e9), callbacks=[*before, recorder])
+        fitted(module({"optimizer.max_grad_norm": 1e9}), callbacks=[*before, recorder])
         found.append(recorder.steps[0])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_evaluation_samples_by_settings_of_its_own():
     batch = prompt_round(4)
-    own = module(eval_sample_steps=3, eval_guidance_scale=1.0).evaluate(batch)
-    wanted = module(sample_steps=3, guidance_scale=1.0).evaluate(batch)
+    own = module({"evaluation.steps": 3, "evaluation.guidance_scale": 1.0}).evaluate(batch)
+    wanted = module({"sampler.steps": 3, "sampler.guidance_scale": 1.0}).evaluate(batch)
     assert torch.equal(own.wave_BCN, wanted.wave_BCN)
     assert not torch.equal(own.wave_BCN, module().evaluate(batch).wave_BCN)

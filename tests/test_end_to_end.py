@@ -22,14 +22,11 @@ CONFIG = """
 module:
   _target_: lightning_modules.rl.ddpo.DDPO
   backbone: {_target_: zoo.load, name: NAME}
-  lora_rank: 2
-  learning_rate: 0.01
-  sample_steps: 3
-  guidance_scale: 2.0
-  sample_batch_size: 4
-  train_batch_size: 4
-  updates_per_round: 2
-  advantage: group_global
+  sampler: {steps: 3, guidance_scale: 2.0, batch_size: 4}
+  update: {batch_size: 4, per_round: 2}
+  advantages: {kind: group_global}
+  adapter: {rank: 2}
+  optimizer: {learning_rate: 0.01}
 data:
   _target_: datamodules.prompts.PromptDataModule
   template: "a {word} {instrument}"

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toy_ddpo import fitted, module, recorded
+from toy_ddpo import fitted, judged, module, recorded
 from toys import ToyReward
 
 import zoo
 from datamodules.batches import PromptBatch
 from lightning_modules.rl import round_scores
-from lightning_modules.rl.advantages import PromptTracker
 from lightning_modules.rl.rollouts import RewardError, ScoredSamples
 from zoo.errors import UserError
 from zoo.hub.artifact import save_artifact
@@ -220,7 +219,7 @@ def test_members_and_penalties_with_a_round_of_their_own_are_combined_first():
     assert output.parts["rank/seen"].tolist() == [4] * 4
 
 
-def judged(reward, levels, gathered=None, monkeypatch=None, **changes):
+def judged_levels(reward, levels):
     batch = PromptBatch(tuple(asked("p", "q") * 2), (0, 0, 1, 1), 0)
     output = reward(clips(*levels), 8, batch.prompts)
     trajectory = SimpleNamespace(clean=torch.ones(4, 2))
@@ -234,13 +233,12 @@ def judged(reward, levels, gathered=None, monkeypatch=None, **changes):
         0.0,
         vectors=output.vectors,
     )
-    settings = {"drop_bad": False, "class_label": "mood", **changes}
-    return round_scores.judge(batch, samples, reward, "group", PromptTracker(), **settings)
+    return judged(batch, samples, reward, "group")
 
 
 def test_judging_learns_from_the_combined_and_logs_the_single_calls():
     reward = EnsembleReward({"a": Level(), "b": Level(100.0)}, min_count=2)
-    found = judged(reward, (1.0, 11.0, 2.0, 12.0))
+    found = judged_levels(reward, (1.0, 11.0, 2.0, 12.0))
     assert found.advantage_B.tolist() == pytest.approx([-1, -1, 1, 1], abs=1e-3)
     assert found.metrics["reward/mean"] == pytest.approx(6.5 * 101 / 2)
     assert found.metrics["reward_combined/mean"] == pytest.approx(0, abs=1e-5)
@@ -250,11 +248,11 @@ def test_judging_learns_from_the_combined_and_logs_the_single_calls():
 def test_judging_is_the_same_on_two_processes(monkeypatch):
     """``gather`` brings the other process's rows: here halves of a round, in either order."""
     reward, alone = EnsembleReward({"a": Level(), "b": Ranked(-2.0)}, min_count=2), []
-    whole = judged(reward, (1.0, 11.0, 2.5, 12.0))
+    whole = judged_levels(reward, (1.0, 11.0, 2.5, 12.0))
     monkeypatch.setattr(
         round_scores, "gather", lambda rows: (alone.append(rows), [rows[2:], rows[:2]])[1]
     )
-    apart = judged(reward, (1.0, 11.0, 2.5, 12.0))
+    apart = judged_levels(reward, (1.0, 11.0, 2.5, 12.0))
     assert (
         alone
         and torch.equal(whole.advantage_B, apart.advantage_B)
@@ -284,7 +282,7 @@ class Spoilt(Level):
 )
 def test_a_combination_that_fails_is_named(how, said):
     with pytest.raises(RewardError, match=f"combining the rewards of round 0.*{said}"):
-        judged(Spoilt(how), (1.0, 2.0, 3.0, 4.0))
+        judged_levels(Spoilt(how), (1.0, 2.0, 3.0, 4.0))
 
 
 def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
@@ -295,7 +293,7 @@ def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
             min_count=2,
         )
 
-    row = recorded(module(reward=ensemble(), advantage="group"), size=8).rounds[0]
+    row = recorded(module({"advantages.kind": "group"}, reward=ensemble()), size=8).rounds[0]
     assert {
         "reward_part/near",
         "reward_part/near/level",
@@ -306,7 +304,9 @@ def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
     with pytest.raises(ValueError, match="2 of 8 rewards in round 0 are not finite: 'p1'"):
         fitted(module(reward=ensemble("nan")))
     assert (
-        recorded(module(reward=ensemble("nan"), on_bad_reward="drop")).rounds[0]["dropped_samples"]
+        recorded(module({"scoring.on_bad_reward": "drop"}, reward=ensemble("nan"))).rounds[0][
+            "dropped_samples"
+        ]
         == 2
     )
     for bad, said in (

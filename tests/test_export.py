@@ -264,7 +264,7 @@ def test_a_base_that_has_changed_since_training_is_refused(run, stopped, tmp_pat
 
 
 def test_the_whole_denoiser_of_a_run_without_adapter(place, tmp_path):
-    whole = trained(place / "whole", "module.lora_rank=0", "trainer.max_epochs=1")
+    whole = trained(place / "whole", "module.adapter.rank=0", "trainer.max_epochs=1")
     folder = export_run(whole, tmp_path / "out")
     model = zoo.load(folder)
     saved = load_file(whole / "denoiser.safetensors")

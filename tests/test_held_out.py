@@ -18,10 +18,11 @@ from lightning_modules.rl.held_out import (
     WithHeldOut,
     change,
     held_out_summary,
-    told_not_finite,
-    watched,
+    not_finite_warning,
+    with_held_out,
 )
 from lightning_modules.rl.rollouts import RewardError
+from lightning_modules.rl.settings import OptimizerSettings, UpdateSettings
 from zoo.rewards.mood import EmotionReward
 from zoo.types import Prompt, RewardOutput
 
@@ -48,7 +49,7 @@ def sample(
 
 def test_the_second_reward_is_a_part_and_the_one_that_fails_is_named():
     prompts = [Prompt("a", "x", labels={"mood": "sad"})]
-    both = watched(ToyReward(), Against())
+    both = with_held_out(ToyReward(), Against())
     output = both(torch.ones(1, 1, 8), 8, prompts)
     assert isinstance(both, WithHeldOut) and not both.differentiable
     assert (
@@ -60,7 +61,7 @@ def test_the_second_reward_is_a_part_and_the_one_that_fails_is_named():
         with pytest.raises(RewardError, match="the reward Broken raised KeyError"):
             WithHeldOut(*pair)(torch.ones(1, 1, 8), 8, prompts)
     reward = ToyReward()
-    assert watched(reward, None) is reward and watched(reward, Against(), is_asked=False) is reward
+    assert with_held_out(reward, None) is reward
 
 
 def test_the_summary_by_arithmetic():
@@ -89,10 +90,10 @@ def test_clips_without_a_score_are_told_with_their_prompts():
         sample("b", math.inf, index=1),
         sample("c", math.nan),
     ]
-    said = told_not_finite(samples)
+    said = not_finite_warning(samples)
     assert "3 of 4" in said and "'b', 'c'" in said and "'a'" not in said
-    assert told_not_finite(samples[:1]) is None
-    many = told_not_finite([sample(f"p{i}", math.nan) for i in range(9)])
+    assert not_finite_warning(samples[:1]) is None
+    many = not_finite_warning([sample(f"p{i}", math.nan) for i in range(9)])
     assert "9 of 9" in many and "6 more" in many
 
 
@@ -107,7 +108,7 @@ class NoScore(ToyReward):
 
 
 def test_an_evaluation_with_nan_says_so(recwarn):
-    ddpo = module(reward=NoScore(), on_bad_reward="drop")
+    ddpo = module({"scoring.on_bad_reward": "drop"}, reward=NoScore())
     ddpo.log_dict = lambda metrics: None
     ddpo.on_validation_epoch_start()
     ddpo.validation_step(prompt_round(4), 0)
@@ -159,10 +160,11 @@ def test_clips_of_one_prompt_are_one_change():
 class Stage:
     """A run as the callback sees it; ``says`` is an evaluation of four clips around means."""
 
-    def __init__(self, watch: HeldOutWatch, **settings: float) -> None:
+    def __init__(self, watch: HeldOutWatch, kl_coef: float = 0.0) -> None:
         self.watch, self.round = watch, 0
         self.module = SimpleNamespace(held_out_reward=Against(), held_out={}, held_out_samples=[])
-        self.module.hparams = {"learning_rate": 0.1, "kl_weight": 0.0, **settings}
+        self.module.optimizer = OptimizerSettings(learning_rate=0.1)
+        self.module.update = UpdateSettings(kl_coef=kl_coef)
         self.trainer = SimpleNamespace(
             sanity_checking=False, should_stop=False, enable_validation=True, callback_metrics={}
         )
@@ -225,23 +227,23 @@ def test_patience_counts_evaluations_in_a_row():
 
 
 @pytest.mark.parametrize(
-    ("action", "setting", "factor", "values"),
+    ("action", "setting_of", "factor", "values"),
     [
-        ("lower_rate", "learning_rate", None, (0.05, 0.025)),
-        ("raise_kl", "kl_weight", 3.0, (0.6, 1.8)),
+        ("lower_rate", lambda module: module.optimizer.learning_rate, None, (0.05, 0.025)),
+        ("raise_kl", lambda module: module.update.kl_coef, 3.0, (0.6, 1.8)),
     ],
 )
-def test_annealing_goes_on_from_where_a_checkpoint_was(action, setting, factor, values):
-    stage = Stage(HeldOutWatch(action, factor=factor), kl_weight=0.2)
+def test_annealing_goes_on_from_where_a_checkpoint_was(action, setting_of, factor, values):
+    stage = Stage(HeldOutWatch(action, factor=factor), kl_coef=0.2)
     assert not any(stage.says(*pair) for pair in ((0, 0), (1, -1)))
-    assert stage.module.hparams[setting] == pytest.approx(values[0])
+    assert setting_of(stage.module) == pytest.approx(values[0])
     again = HeldOutWatch(action, factor=factor)
     again.load_state_dict(stage.watch.state_dict())
-    resumed = Stage(again, kl_weight=0.2)
-    assert resumed.module.hparams[setting] == pytest.approx(values[0])
+    resumed = Stage(again, kl_coef=0.2)
+    assert setting_of(resumed.module) == pytest.approx(values[0])
     resumed.watch.on_fit_start(resumed.trainer, resumed.module)  # once more changes nothing
     resumed.says(2, -1)
-    assert resumed.module.hparams[setting] == pytest.approx(values[1]) and again.interventions == 2
+    assert setting_of(resumed.module) == pytest.approx(values[1]) and again.interventions == 2
     other = HeldOutWatch("stop")
     other.load_state_dict(stage.watch.state_dict())
     assert other.interventions == 0 and other.reference == stage.watch.reference
@@ -266,7 +268,7 @@ def test_settings_that_cannot_be_meant(settings, said):
 
 def test_what_it_needs_is_said_before_anything_is_sampled():
     with pytest.raises(
-        ValueError, match="multiplies kl_weight, which is 0.0; begin with a small one"
+        ValueError, match="multiplies update.kl_coef, which is 0.0; begin with a small one"
     ):
         Stage(HeldOutWatch("raise_kl"))
     with pytest.raises(ValueError, match="the run has none; give module.held_out_reward"):
@@ -274,7 +276,7 @@ def test_what_it_needs_is_said_before_anything_is_sampled():
     with pytest.raises(ValueError, match="needs evaluations: give held-out prompts"):
         fitted(module(held_out_reward=Against()), callbacks=[HeldOutWatch()])
     with pytest.raises(ValueError, match="held_out_on_training=true needs a held_out_reward"):
-        module(held_out_on_training=True)
+        module({"scoring.held_out_on_training": True})
 
 
 def test_the_scorer_is_logged_and_never_trained_on(tmp_path):
@@ -298,19 +300,21 @@ def test_the_scorer_is_logged_and_never_trained_on(tmp_path):
     assert table.rows[0]["held_out_scorer/mean"] == pytest.approx(
         -table.rows[0]["held_out/mean"], rel=1e-6
     )
-    row = recorded(module(held_out_reward=Against(), held_out_on_training=True)).rounds[0]
+    row = recorded(
+        module({"scoring.held_out_on_training": True}, held_out_reward=Against())
+    ).rounds[0]
     assert row["reward_part/held_out_scorer"] == pytest.approx(-row["reward/mean"], rel=1e-6)
 
 
 def learner(**changes):
     sizes = {
-        "sample_batch_size": 32,
-        "train_batch_size": 32,
-        "advantage": "batch",
-        "learning_rate": 2e-2,
-        "lora_rank": 4,
+        "sampler.batch_size": 32,
+        "update.batch_size": 32,
+        "advantages.kind": "batch",
+        "optimizer.learning_rate": 2e-2,
+        "adapter.rank": 4,
     }
-    return module(**sizes, lora_targets="all", held_out_reward=Against(), **changes)
+    return module({"adapter.targets": "all"}, **sizes, held_out_reward=Against(), **changes)
 
 
 def test_a_run_is_stopped_or_annealed_and_a_resumed_one_knows_it(tmp_path):

@@ -14,7 +14,7 @@ from toy_ddpo import Recorder, module, trainer
 from toys import SMALL, ToyBackbone, ToyReward, prompts
 
 from datamodules.prompts import PromptDataModule
-from lightning_modules.rl.prompt_checks import told, too_long
+from lightning_modules.rl.prompt_checks import prompts_to_encode, too_long
 from zoo.backbones.tango import Tango
 from zoo.backbones.tiny import TinyAudio
 from zoo.conditioners.tokenizer import refused
@@ -85,13 +85,14 @@ def test_three_of_two_hundred_stop_the_run_before_it_starts_and_are_named():
     ) as caught:
         trainer(1).fit(ddpo, datamodule=data())
     assert all(f"'p{i}'" in str(caught.value) for i in (11, 57, 140))
-    assert "set long_prompts=drop" in str(caught.value)
+    assert "set scoring.long_prompts=drop" in str(caught.value)
 
 
 def test_they_are_dropped_and_counted_where_the_knob_says_so_and_every_other_prompt_is_trained():
     recorder, source = Recorder(), data(prompts_per_round=197, rounds_per_epoch=1)
     ddpo = module(
-        backbone=Limited(), long_prompts="drop", sample_batch_size=197, train_batch_size=197
+        {"scoring.long_prompts": "drop", "sampler.batch_size": 197, "update.batch_size": 197},
+        backbone=Limited(),
     )
     asked = []
     encode = ddpo.backbone.encode_prompts
@@ -101,7 +102,7 @@ def test_they_are_dropped_and_counted_where_the_knob_says_so_and_every_other_pro
     )[1]
     with pytest.warns(
         UserWarning,
-        match=r"3 of 200 prompts are too long: .*They are left out \(long_prompts=drop\)",
+        match=r"3 of 200 prompts are too long: .*They are left out \(scoring.long_prompts=drop\)",
     ):
         trainer(1, callbacks=[recorder]).fit(ddpo, datamodule=source)
     assert recorder.rounds[0]["dropped_prompts"] == 3
@@ -113,7 +114,7 @@ def test_they_are_dropped_and_counted_where_the_knob_says_so_and_every_other_pro
 
 
 def test_a_run_that_drops_resumes_with_the_prompts_that_were_left(tmp_path):
-    changes = {"backbone": Limited(), "long_prompts": "drop"}
+    changes = {"backbone": Limited(), "scoring.long_prompts": "drop"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = trainer(1)
@@ -140,7 +141,7 @@ def test_negatives_count_when_there_is_guidance_and_the_reward_is_asked_too():
         trainer(1).fit(
             never_sampled(module(backbone=Limited())), datamodule=data(long=(), negative=LONG)
         )
-    quiet = module(backbone=Limited(), guidance_scale=1.0)
+    quiet = module({"sampler.guidance_scale": 1.0}, backbone=Limited())
     trainer(1).fit(quiet, datamodule=data(long=(), negative=LONG))
     with pytest.raises(
         ValueError, match="11 of 200 prompts are too long: 'p7': the reward takes no digits"
@@ -160,7 +161,9 @@ def test_held_out_prompts_are_looked_at_and_dropped_too():
         )
     source = data(long=(), held_out=held_out)
     with pytest.warns(UserWarning, match="1 of 202"):
-        trainer(1).fit(module(backbone=Limited(), long_prompts="drop"), datamodule=source)
+        trainer(1).fit(
+            module({"scoring.long_prompts": "drop"}, backbone=Limited()), datamodule=source
+        )
     assert [prompt.id for prompt in source.validation_prompts] == ["v1"] and len(
         source.train_prompts
     ) == 200
@@ -169,7 +172,7 @@ def test_held_out_prompts_are_looked_at_and_dropped_too():
 def test_dropping_never_leaves_nothing():
     with pytest.raises(ValueError, match="all 200 training prompts would be left out"):
         trainer(1).fit(
-            never_sampled(module(backbone=Limited(), long_prompts="drop")),
+            never_sampled(module({"scoring.long_prompts": "drop"}, backbone=Limited())),
             datamodule=data(long=range(200)),
         )
 
@@ -211,7 +214,7 @@ def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
         Prompt("negative", "a bird", text),
     ]
     rewards, guided, plain = (None, ToyReward()), Sampler(2, 3.0), Sampler(2)
-    found = too_long(backbone, rewards, told(asked, (plain, guided)))
+    found = too_long(backbone, rewards, prompts_to_encode(asked, (plain, guided)))
     assert (
         list(found) == ["long", "negative"]
         and message in found["long"]
@@ -221,7 +224,7 @@ def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
     for prompt in (asked[1], asked[2].as_negative()):
         with pytest.raises(ValueError, match=message):
             backbone.encode_prompts([prompt])
-    unguided = told(asked, (plain, plain))
+    unguided = prompts_to_encode(asked, (plain, plain))
     assert list(too_long(backbone, rewards, unguided)) == ["long"]
     backbone.encode_prompts(unguided[2:])
     in_pairs = kind in ("audioldm2", "tangoflux")  # these read the negative beside each prompt

@@ -14,7 +14,11 @@ FOLDER = "configs/ddpo/memory"
 CLASSES = {"16gb": 16, "24gb": 24, "80gb": 80}
 ROW = "configs/ddpo/music_rlhf/fig5d.yaml"
 OVERHEAD_GB = 3.0  # CUDA, its allocator, decoding and the reward's activations
-ONLY_MEMORY = {"module.backbone.checkpoint_activations", "module.text_encoders", "module.optimizer"}
+ONLY_MEMORY = {
+    "module.backbone.checkpoint_activations",
+    "module.memory.text_encoders",
+    "module.optimizer.name",
+}
 
 
 def changed(before: Run, after: Run) -> set[str]:
@@ -25,10 +29,14 @@ def changed(before: Run, after: Run) -> set[str]:
 def parts(config: Run) -> dict[str, float]:
     module, data = config.module, config.data
     samples = data["prompts_per_round"] * data["repeats"]
-    latents = audioldm2_memory.latents_bytes(data["seconds"], module["sample_steps"], samples)
+    latents = audioldm2_memory.latents_bytes(data["seconds"], module["sampler"]["steps"], samples)
     peak = audioldm2_memory.PEAK[module["backbone"]["checkpoint_activations"]]
     return audioldm2_memory.run_parts(
-        "base", peak, module["train_batch_size"], latents, module["text_encoders"] == "keep"
+        "base",
+        peak,
+        module["update"]["batch_size"],
+        latents,
+        module["memory"]["text_encoders"] == "keep",
     )
 
 
@@ -46,8 +54,8 @@ def test_the_sum_in_its_comment_is_counted_and_fits(project_root, name):
     }
     assert all(number in text for number in said), said
     assert (
-        f"activations: {config.module['train_batch_size']} x"
-        f" {found['activations'] / config.module['train_batch_size']:.2f} GB" in text
+        f"activations: {config.module['update']['batch_size']} x"
+        f" {found['activations'] / config.module['update']['batch_size']:.2f} GB" in text
     )
     assert "Not run on such a GPU" in text and config.module["backbone"]["dtype"] is None
 
@@ -62,10 +70,10 @@ def test_it_can_be_laid_over_a_row_and_its_rounds_divide(project_root, name):
     assert config.seed == row.seed and config.out_dir == row.out_dir
     module, samples = config.module, config.data["prompts_per_round"] * config.data["repeats"]
     assert (
-        samples % module["sample_batch_size"] == 0
-        and module["sample_batch_size"] == module["train_batch_size"]
+        samples % module["sampler"]["batch_size"] == 0
+        and module["sampler"]["batch_size"] == module["update"]["batch_size"]
     )
-    assert samples % (module["train_batch_size"] * module["updates_per_round"]) == 0
+    assert samples % (module["update"]["batch_size"] * module["update"]["per_round"]) == 0
 
 
 @pytest.mark.long
@@ -74,14 +82,14 @@ def test_the_whole_denoiser_with_eight_bits_builds(project_root, small_zoo, monk
     text = (project_root / FOLDER / "24gb.yaml").read_text("utf-8")
     overrides = re.findall(r"module\.[\w.]+=\S+", text)
     assert {
-        "module.lora_rank=0",
-        "module.optimizer=adamw_8bit",
+        "module.adapter.rank=0",
+        "module.optimizer.name=adamw_8bit",
         "module.backbone.checkpoint_activations=true",
     } <= set(overrides)
     module = run.build(read_configuration([project_root / FOLDER / "24gb.yaml"], overrides)).module
     weights = set(module.backbone.denoiser.parameters())
     assert weights == {parameter for parameter in module.parameters() if parameter.requires_grad}
-    assert module.hparams.optimizer == "adamw_8bit" and module.hparams.text_encoders == "offload"
+    assert module.optimizer.name == "adamw_8bit" and module.memory.text_encoders == "offload"
 
 
 @pytest.mark.slow

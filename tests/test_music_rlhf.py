@@ -44,10 +44,10 @@ ROWS = {
 }
 SHARED = ("base", "emopia", "seed_compat", "seed_compat_prompts")
 SMALL = [
-    "module.sample_steps=3",
-    "module.sample_batch_size=2",
-    "module.train_batch_size=2",
-    "module.updates_per_round=2",
+    "module.sampler.steps=3",
+    "module.sampler.batch_size=2",
+    "module.update.batch_size=2",
+    "module.update.per_round=2",
     "data.seconds=0.2",
     "data.prompts_per_round=2",
     "data.repeats=2",
@@ -77,18 +77,21 @@ def test_a_row_is_that_of_the_paper(name: str) -> None:
         module["reward"].get("name") or module["reward"]["path"],
         int(data["words"].split("_")[1]),
         int(data["instruments"].split("_")[1]),
-        module["sample_steps"],
+        module["sampler"]["steps"],
         data["seconds"],
-        samples // module["updates_per_round"],
-        module["train_steps"],
+        samples // module["update"]["per_round"],
+        module["update"]["window"],
     )
     assert found == ROWS[name]
-    assert (samples, samples % (module["train_batch_size"] * module["updates_per_round"])) == (
+    assert (
+        samples,
+        samples % (module["update"]["batch_size"] * module["update"]["per_round"]),
+    ) == (
         32,
         0,
     )
     assert (
-        samples % module["sample_batch_size"] == 0
+        samples % module["sampler"]["batch_size"] == 0
         and samples * config.trainer["max_epochs"] >= 3000
     )
     prompts = found[1] * found[2]
@@ -96,8 +99,8 @@ def test_a_row_is_that_of_the_paper(name: str) -> None:
     assert config.out_dir == f"runs/music_rlhf/{name}"
     assert (
         module["backbone"]["name"] == "audioldm2-music"
-        and module["guidance_scale"] == 3.5
-        and module["clip_range"] == 1e-4
+        and module["sampler"]["guidance_scale"] == 3.5
+        and module["update"]["clip_range"] == 1e-4
     )
 
 
@@ -163,7 +166,7 @@ def test_the_prompts_of_both() -> None:
     ("names", "overrides", "column"),
     [
         (("fig5d",), [], "reward/mean"),
-        (("fig7a",), ["module.train_steps=[1, 3]"], "reward/mean"),
+        (("fig7a",), ["module.update.window=[1, 3]"], "reward/mean"),
         (("fig8a",), [], "held_out_part/accuracy"),
         (("fig6b", "seed_compat"), [], f"held_out_part/clap/{CLAP}/compat/as-48000-hz"),
         (("transfer_clap_to_emopia",), [], "held_out_part/held_out_scorer/accuracy"),
@@ -204,7 +207,7 @@ def test_the_tables_are_evaluated_on_the_four_emotions(
     prompts = config.prompts("held_out")
     assert [prompt.labels["mood"] for prompt in prompts] == ["happy", "angry", "sad", "tender"]
     assert {prompt.seconds for prompt in prompts} == {seconds}
-    assert config.settings["module"]["sample_steps"] == steps
+    assert config.settings["module"]["sampler"]["steps"] == steps
 
 
 @pytest.mark.long

@@ -45,11 +45,11 @@ def data(tmp_path, texts=TEXTS, **changes):
 
 def ddpo(backbone, **changes):
     settings = {
-        "sample_steps": 3,
+        "sampler.steps": 3,
         "reward": Level(),
-        "lora_targets": "cross",
-        "clip_range": 0.5,
-        "tracker_min_count": 2,
+        "adapter.targets": "cross",
+        "update.clip_range": 0.5,
+        "advantages.min_count": 2,
     }
     return module(backbone=backbone, **{**settings, **changes})
 
@@ -60,7 +60,7 @@ def ddpo(backbone, **changes):
 def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, away):
     plain, saving = (
         ddpo(MODELS[kind]()),
-        ddpo(MODELS[kind](), text_encoders=away, decoder="offload"),
+        ddpo(MODELS[kind](), **{"memory.text_encoders": away, "memory.decoder": "offload"}),
     )
     seen = []
     for run in (plain, saving):
@@ -91,9 +91,11 @@ def test_dropped_encoders_have_read_what_each_sampler_asks_for(tmp_path, scale, 
     """AudioLDM 2 pads a prompt to its negative, but only under guidance."""
     quiet = ddpo(
         toy_audioldm2.small_model(),
-        text_encoders="drop",
-        guidance_scale=scale,
-        eval_guidance_scale=eval_scale,
+        **{
+            "memory.text_encoders": "drop",
+            "sampler.guidance_scale": scale,
+            "evaluation.guidance_scale": eval_scale,
+        },
     )
     source = data(tmp_path, negative="noise and rain on a roof and a bird", rounds_per_epoch=1)
     trainer(1).fit(quiet, datamodule=source)
@@ -166,12 +168,15 @@ def test_more_texts_than_are_kept_stop_before_the_encoders_go(kind, monkeypatch)
     ("changes", "message"),
     [
         (
-            {"text_encoders": "drop"},
+            {"memory.text_encoders": "drop"},
             "ToyBackbone has no part 'text' .*leave text_encoders and decoder at keep",
         ),
-        ({"decoder": "offload"}, "ToyBackbone has no part 'decoder'"),
-        ({"text_encoders": "ofload"}, "text_encoders 'ofload' is unknown; did you mean 'offload'"),
-        ({"decoder": "drop"}, "decoder 'drop' is unknown"),
+        ({"memory.decoder": "offload"}, "ToyBackbone has no part 'decoder'"),
+        (
+            {"memory.text_encoders": "ofload"},
+            "invalid text_encoders 'ofload'; did you mean 'offload'",
+        ),
+        ({"memory.decoder": "drop"}, "invalid decoder 'drop'"),
     ],
 )
 def test_what_cannot_be_put_away_is_said_before_training(tmp_path, changes, message):
@@ -184,4 +189,6 @@ def test_prompts_must_be_known_beforehand():
         ValueError,
         match="text_encoders=offload needs a data module that knows all its prompts beforehand",
     ):
-        trainer(1).fit(module(backbone=ToyBackbone(), text_encoders="offload"), Rounds(8))
+        trainer(1).fit(
+            module({"memory.text_encoders": "offload"}, backbone=ToyBackbone()), Rounds(8)
+        )

@@ -43,7 +43,7 @@ def test_adamw_is_torchs_with_the_values_given():
 
 
 def test_both_trainers_take_the_name(stand_in):
-    assert type(module(optimizer="adamw_8bit").configure_optimizers()) is Rounded
+    assert type(module({"optimizer.name": "adamw_8bit"}).configure_optimizers()) is Rounded
     assert type(module().configure_optimizers()) is torch.optim.AdamW
     for name, kind in (("adamw_8bit", Rounded), ("adamw", torch.optim.AdamW)):
         made = Denoising(small_audio(), optimizer=name).configure_optimizers()["optimizer"]
@@ -52,7 +52,7 @@ def test_both_trainers_take_the_name(stand_in):
 
 def test_a_name_that_is_none_is_refused_when_the_module_is_built():
     for make in (
-        lambda name: module(optimizer=name),
+        lambda name: module({"optimizer.name": name}),
         lambda name: Denoising(small_audio(), optimizer=name),
     ):
         with pytest.raises(
@@ -67,17 +67,15 @@ def test_a_missing_package_says_what_installs_it_before_a_run_starts(monkeypatch
     with pytest.raises(
         ValueError, match=r"needs the package bitsandbytes.*pip install 'bitsandbytes>=0\.50,<1'"
     ):
-        module(optimizer="adamw_8bit")
+        module({"optimizer.name": "adamw_8bit"})
     assert set(OPTIMIZERS) == {"adamw", "adamw_8bit"}
 
 
 def whole_denoiser(**settings):
     """A denoiser with weights of 4096 numbers, whose moments take eight bits; others keep 32."""
     return module(
+        {"optimizer.name": "adamw_8bit", "adapter.rank": 0, "sampler.steps": 3},
         backbone=ToyBackbone(width=64),
-        optimizer="adamw_8bit",
-        lora_rank=0,
-        sample_steps=3,
         **settings,
     )
 

@@ -30,10 +30,10 @@ def test_every_condition_is_the_same_amount_of_work(condition):
     config = read_configuration([CONFIG], pq.overrides(condition, Path("clap"), Path("label")))
     module, data = config.module, config.data
     assert data["prompts_per_round"] * data["repeats"] == 48
-    window = range(*module["train_steps"])
+    window = range(*module["update"]["window"])
     assert (
-        round(len(window) * module["train_step_share"]) == 2
-        and window.stop < module["sample_steps"]
+        round(len(window) * module["update"]["timestep_fraction"]) == 2
+        and window.stop < module["sampler"]["steps"]
     )
     assert len(pq.condition_prompts({"data": data})) == data["prompts_per_round"], (
         "every prompt comes up in every round"
@@ -60,11 +60,10 @@ def test_the_conditions_differ_in_what_their_names_say():
     assert {name: len(i) for name, i in instruments.items()} == {
         n: 3 if n == "instruments_3" else 1 for n in instruments
     }
-    assert loaded["first_steps"].module["train_steps"] == [0, 2] and loaded["last_steps"].module[
-        "train_steps"
-    ] == [1, 3]
+    assert loaded["first_steps"].module["update"]["window"] == [0, 2]
+    assert loaded["last_steps"].module["update"]["window"] == [1, 3]
     assert loaded["label"].module["reward"]["name"] == "label"
-    guided = {name: c.module["guidance_scale"] for name, c in loaded.items()}
+    guided = {name: c.module["sampler"]["guidance_scale"] for name, c in loaded.items()}
     assert guided == {name: 0.25 if name.startswith("weak") else 0.5 for name in guided}
     assert loaded["clap"].module["reward"]["name"] == "clap" != base.module["reward"]["name"]
 
@@ -177,7 +176,7 @@ def test_the_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     }
     data |= {"words": {mood: [mood] for mood in MOODS}, "instruments": ["piano"]}
     (tmp_path / "config.yaml").write_text(
-        json.dumps({"module": {**module, "sample_steps": 2}, "data": data})
+        json.dumps({"module": {**module, "sampler": {"steps": 2}}, "data": data})
     )  # JSON is YAML
     for name in ("emotions_4-0", "instruments_3-0"):
         backbone = small_audio()

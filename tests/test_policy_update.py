@@ -22,6 +22,7 @@ from lightning_modules.rl.ppo_update import (
     update_metrics,
     worst_ratio,
 )
+from lightning_modules.rl.settings import UpdateSettings
 from zoo.backbones.lora import AdapterSwitch, add_lora, reference
 from zoo.diffusion import Sampler, noise_generator, replay_schedule, rollout, step_log_prob
 
@@ -44,7 +45,7 @@ def test_steps_are_chosen_in_the_order_of_the_sampler():
     [
         ((2, 2), "0 <= lo < hi <= 5"),
         ((-1, 2), "0 <= lo < hi <= 5"),
-        ((3, 6), r"\(3, 6\) must lie inside the 5 sampling steps"),
+        ((3, 6), r"update.window \(3, 6\)"),
         ((1, 4), r"steps \[2\] add no noise"),
         ((4, 5), "none is left to train"),
     ],
@@ -114,19 +115,11 @@ def test_where_nobody_learns_one_step_of_one_kept_sample_is_computed():
     assert sum(update.terms for update in updates) == 2 * 3
 
 
-ROUND_SETTINGS = {
-    "inner_epochs": 2,
-    "seed": 3,
-    "train_step_share": 0.5,
-    "train_step_draw": "sample",
-    "train_batch_size": 8,
-    "updates_per_round": 1,
-    "kl_weight": 0.0,
-}
+ROUND = UpdateSettings(batch_size=8, inner_epochs=2, timestep_fraction=0.5)
 
 
 def test_each_inner_epoch_draws_its_order_and_its_steps_anew():
-    arguments = ([*range(10)], prompt_round(8), [True] * 8, ROUND_SETTINGS, torch.ones(8))
+    arguments = ([*range(10)], prompt_round(8), [True] * 8, ROUND, torch.ones(8), 3)
     first, second = (plan.micro[0] for plan in plan_round(*arguments))
     assert first.rows != second.rows
     by_row = [
@@ -140,8 +133,8 @@ def test_each_inner_epoch_draws_its_order_and_its_steps_anew():
 def test_a_sample_of_advantage_0_is_computed_only_for_the_divergence():
     advantage_B = torch.tensor([0.0, 1.0, -0.0, 1e-30, 0.0, -2.0, 0.0, 0.5])
     arguments = ([*range(10)], prompt_round(8), [True] * 8)
-    everyone = plan_round(*arguments, ROUND_SETTINGS | {"kl_weight": 0.1}, advantage_B)
-    few = plan_round(*arguments, ROUND_SETTINGS, advantage_B)
+    everyone = plan_round(*arguments, replace(ROUND, kl_coef=0.1), advantage_B, 3)
+    few = plan_round(*arguments, ROUND, advantage_B, 3)
     for all_rows, some in zip(everyone, few, strict=True):
         assert sorted(all_rows.micro[0].rows) == [*range(8)]
         wanted = [row for row in all_rows.micro[0].rows if row in (1, 3, 5, 7)]
@@ -173,7 +166,7 @@ def toy_round():
 
 
 def gradient_of(
-    toy_round, *micro: MicroBatch, advantages=(1.0, -2.0, 0.5, 3.0), kl_weight: float = 0.7
+    toy_round, *micro: MicroBatch, advantages=(1.0, -2.0, 0.5, 3.0), kl_coef: float = 0.7
 ) -> tuple[UpdateRecord, list[torch.Tensor]]:
     """The last record, and the summed gradients of all micro-batches."""
     backbone, sampler, trajectory = toy_round
@@ -191,7 +184,7 @@ def gradient_of(
             lambda loss: loss.backward(),
             clip_range=0.1,
             advantage_clip=5.0,
-            kl_weight=kl_weight,
+            kl_coef=kl_coef,
             adapter_off=AdapterSwitch.of(backbone),
         )
     return record, [parameter.grad.clone() for parameter in trained]
@@ -199,7 +192,7 @@ def gradient_of(
 
 def test_rows_of_advantage_0_have_no_gradient(toy_round):
     steps_KN = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 1]])
-    options = {"advantages": (1.0, 0.0, -3.0, 0.0), "kl_weight": 0.0}
+    options = {"advantages": (1.0, 0.0, -3.0, 0.0), "kl_coef": 0.0}
     whole = MicroBatch((2, 3, 0, 1), steps_KN)
     some = MicroBatch((2, 0), steps_KN[:, [0, 2]])
     (record, wanted), (few, got) = (
@@ -297,7 +290,7 @@ def test_the_ratio_may_be_off_by_what_rounding_explains(
     network = torch.nn.Linear(2, 2, dtype=dtype)
     found, why = ratio_tolerance(network, "cuda", same_shapes, clip_range=0.02)
     assert found == tolerance and "recompute_old_log_prob=true" in why
-    assert ("sample_batch_size" in why) == (tolerance == 1e-5)
+    assert ("sampler.batch_size" in why) == (tolerance == 1e-5)
     check_ratio(tolerance, "here", found, why)
     for off in (1.01 * tolerance, float("nan")):
         with pytest.raises(ValueError, match=f"within {tolerance:.3g}, .* at here; {why[:9]}"):

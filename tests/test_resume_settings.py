@@ -4,8 +4,10 @@ import pytest
 from toy_run import Line
 
 from lightning_modules import run_folder
-from lightning_modules.resume_settings import changes, may_change, released_by
+from lightning_modules.resume_settings import Change, changes, may_change, released_by
 from lightning_modules.rl.ddpo import DDPO
+
+DDPO_NAME = "lightning_modules.rl.ddpo.DDPO"
 
 
 def line(**settings):
@@ -57,13 +59,15 @@ def test_what_ddpo_releases():
     free = [
         "module.reward",
         "module.reward.name",
-        "module.on_bad_reward",
-        "module.decoder",
+        "module.scoring.on_bad_reward",
+        "module.memory.decoder",
+        "module.sampler.batch_size",
         "trainer.max_epochs",
     ]
     kept = [
         "module.rewards",
-        "module.learning_rate",
+        "module.optimizer.learning_rate",
+        "module.scoring.long_prompts",
         "module.backbone.name",
         "data.seconds",
         "seed",
@@ -81,13 +85,23 @@ def test_a_module_that_says_nothing_releases_nothing():
 def test_the_way_out_of_a_bad_reward_can_be_gone(tmp_path):
     """The message about a NaN says ``on_bad_reward=drop``: a resumed run takes it."""
     before = {
-        "module": {"_target_": "lightning_modules.rl.ddpo.DDPO", "learning_rate": 0.1},
+        "module": {"_target_": DDPO_NAME, "optimizer": {"learning_rate": 0.1}},
         "seed": 0,
     }
     run_folder.write_config(tmp_path, before, ["fit"], None)
-    after = {**before, "module": {**before["module"], "on_bad_reward": "drop"}}
+    after = {**before, "module": {**before["module"], "scoring": {"on_bad_reward": "drop"}}}
     _, notes = run_folder.starting_point(tmp_path, after, resume=True)
-    assert "module.on_bad_reward (stop -> drop)" in notes[0]
-    worse = {**before, "module": {**before["module"], "learning_rate": 0.2}}
-    with pytest.raises(ValueError, match=r"module\.learning_rate.*module\.on_bad_reward"):
+    assert "module.scoring.on_bad_reward (stop -> drop)" in notes[0]
+    worse = {**before, "module": {"_target_": DDPO_NAME, "optimizer": {"learning_rate": 0.2}}}
+    with pytest.raises(
+        ValueError, match=r"module\.optimizer\.learning_rate.*module\.scoring\.on_bad_reward"
+    ):
         run_folder.starting_point(tmp_path, worse, resume=True)
+
+
+def test_a_run_with_flat_settings_goes_on_with_nested_ones():
+    flat = {"_target_": DDPO_NAME, "learning_rate": 0.1, "sample_steps": 20, "ema_decay": 0.9}
+    nested = {"_target_": DDPO_NAME, "optimizer": {"learning_rate": 0.1, "ema_decay": 0.9}}
+    assert changes({"module": flat}, {"module": nested}) == []  # 20 steps are the default
+    other = {**nested, "sampler": {"steps": 10}}
+    assert changes({"module": flat}, {"module": other}) == [Change("module.sampler.steps", 20, 10)]

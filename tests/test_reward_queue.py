@@ -57,14 +57,14 @@ def test_the_numbers_do_not_depend_on_the_workers(workers):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_training_ends_with_bitwise_the_same_adapter_also_when_resumed(tmp_path, workers):
     in_line, threaded = (
-        module(sample_batch_size=2),
-        module(sample_batch_size=2, reward_workers=workers),
+        module({"sampler.batch_size": 2}),
+        module({"sampler.batch_size": 2, "scoring.workers": workers}),
     )
     recorded(in_line, epochs=4)
     run = trainer(2)
     run.fit(threaded, Rounds(8))
     run.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = module(sample_batch_size=2, reward_workers=workers)
+    resumed = module({"sampler.batch_size": 2, "scoring.workers": workers})
     trainer(4).fit(resumed, Rounds(8, start=2), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert all(
         torch.equal(value, weights(resumed)[name]) for name, value in weights(in_line).items()
@@ -96,7 +96,7 @@ class Modes(ToyReward):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_reward_does_not_notice_the_thread_it_is_in(workers):
-    ddpo = module(reward=Modes(), reward_workers=workers)
+    ddpo = module({"scoring.workers": workers}, reward=Modes())
     run = trainer(1, precision="bf16-mixed")
     run.fit(ddpo, Rounds(8))
     assert run.callback_metrics["reward_part/half"] == 1
@@ -184,7 +184,7 @@ def test_a_reward_that_fails_in_a_later_round_costs_that_round_only(tmp_path, wo
             return super().__call__(wave_BCN, sample_rate_hz, prompts)
 
     def made(reward):
-        return module(reward=reward, sample_batch_size=2, reward_workers=workers)
+        return module({"sampler.batch_size": 2, "scoring.workers": workers}, reward=reward)
 
     def run(epochs):
         return trainer(epochs, callbacks=[every_epoch(tmp_path)], enable_checkpointing=True)
@@ -302,7 +302,7 @@ def test_a_wrong_answer_of_a_thread_stops_the_run_and_nothing_is_learned(workers
         (Answer(parts=None), "parts by name .* got NoneType"),
         (Answer(vectors=[1.0]), "vectors by name .* got list"),
     ):
-        ddpo = module(reward=reward, reward_workers=workers, sample_batch_size=2)
+        ddpo = module({"scoring.workers": workers, "sampler.batch_size": 2}, reward=reward)
         before = weights(ddpo)
         with pytest.raises(RewardError, match=message):
             trainer(1).fit(ddpo, Rounds(8))
@@ -317,13 +317,13 @@ def test_progress_and_seconds_are_told():
     rewards = [done for phase, done, total in said if phase == "reward" and total == 8]
     assert rewards == sorted(rewards) and rewards[-1] == 8
     assert samples.seconds_reward_waited >= 0 < samples.seconds_sampling
-    metrics = recorded(module(reward_workers=1)).rounds[0]
+    metrics = recorded(module({"scoring.workers": 1})).rounds[0]
     assert (
         metrics["seconds/reward_waited"] >= 0
         and "seconds/reward_waited" not in recorded(module()).rounds[0]
     )
-    with pytest.raises(ValueError, match="reward_workers must be at least 0, got -1"):
-        module(reward_workers=-1)
+    with pytest.raises(ValueError, match="invalid workers -1"):
+        module({"scoring.workers": -1})
 
 
 class FailsOn(Vectors):
@@ -363,5 +363,5 @@ def test_a_wrong_shape_stops_also_when_failures_are_dropped():
 
 
 def test_a_run_drops_what_the_reward_could_not_score_and_counts_it():
-    rounds = recorded(module(reward=FailsOn(1), on_bad_reward="drop"), epochs=2).rounds
+    rounds = recorded(module({"scoring.on_bad_reward": "drop"}, reward=FailsOn(1)), epochs=2).rounds
     assert [metrics["dropped_samples"] for metrics in rounds] == [4, 0]

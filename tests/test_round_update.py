@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_ddpo import judged
 from toys import ToyBackbone, ToyReward, prompt_round
 
 from benchmarks.live_bytes import peak_live_bytes
@@ -13,18 +14,12 @@ from lightning_modules.rl.advantages import PromptTracker
 from lightning_modules.rl.ppo_update import OptimiserStep, plan_updates
 from lightning_modules.rl.rollouts import sample_and_score
 from lightning_modules.rl.round_update import update_round
+from lightning_modules.rl.settings import UpdateSettings
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler
 from zoo.types import RewardOutput
 
-SETTINGS = {
-    "clip_range": 0.1,
-    "clip_reference_elements": None,
-    "recompute_old_log_prob": False,
-    "advantage_clip": 5.0,
-    "kl_weight": 0.0,
-    "sample_batch_size": 4,
-}
+SETTINGS = UpdateSettings(clip_range=0.1, clip_reference_elements=None)
 
 
 def planned(size: int, updates: int, kept=(True,) * 8, learns=(True,) * 8) -> list[OptimiserStep]:
@@ -87,7 +82,9 @@ class Updated:
             trajectory,
             plans,
             advantage_B,
-            SETTINGS | changes,
+            replace(SETTINGS, **changes),
+            advantage_clip=5.0,
+            sampled_rows=4,
             backward=lambda loss: loss.backward(),
             step=step,
             check=lambda *found: self.checked.append(found),
@@ -310,15 +307,7 @@ SCORES = [1.0, 10.0, 0.0, 5.0, 3.0, 10.0, 4.0, 6.0]  # of four prompts, twice ea
 def judged_scores(advantage, reward=None, tracker=None):
     batch = prompt_round(8)
     samples = replace(scored(batch), score_B=torch.tensor(SCORES))
-    return round_scores.judge(
-        batch,
-        samples,
-        reward or ToyReward(),
-        advantage,
-        tracker or PromptTracker(),
-        drop_bad=False,
-        class_label="mood",
-    )
+    return judged(batch, samples, reward or ToyReward(), advantage, tracker)
 
 
 @pytest.mark.parametrize("advantage", ["batch", "group", "group_global"])
@@ -341,19 +330,20 @@ class Reversed(ToyReward):
 
 def test_running_statistics_are_of_what_is_learned_from():
     tracker = PromptTracker(4, 2)
-    judged = judged_scores("prompt", Reversed(), tracker)
+    found = judged_scores("prompt", Reversed(), tracker)
     assert {name: stats.mean for name, stats in tracker.stats().items()} == pytest.approx(
         {"p0": 98.0, "p1": 90.0, "p2": 98.0, "p3": 94.5}
     )
-    signs = judged.advantage_B.sign().tolist()
-    assert signs == [1, 0, 1, 1, -1, 0, -1, -1] and judged.metrics["reward/mean"] == sum(SCORES) / 8
+    signs = found.advantage_B.sign().tolist()
+    assert signs == [1, 0, 1, 1, -1, 0, -1, -1]
+    assert found.metrics["reward/mean"] == sum(SCORES) / 8
 
 
 @pytest.mark.parametrize("advantage", ["prompt", "batch", "group", "group_global"])
 def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monkeypatch, advantage):
     batch = prompt_round(8)
 
-    def judged(*ranks: list[int]) -> list[dict]:
+    def spread_over(*ranks: list[int]) -> list[dict]:
         """Three rounds of one tracker per process; (prompt, sample) -> advantage of each round."""
         trackers, found = [PromptTracker(3, 2) for _ in ranks], []
         parts = [
@@ -368,20 +358,17 @@ def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monke
                 [],
                 [replace(one, score_B=one.score_B * (1 + shift)) for one in samples],
             )
-            arguments = {"drop_bad": False, "class_label": "mood"}
             for part, one, tracker in zip(
                 parts, given, trackers, strict=True
             ):  # first what each brings, then all of it
                 monkeypatch.setattr(
                     round_scores, "gather", lambda own: gathered.append(own) or [own]
                 )
-                round_scores.judge(part, one, ToyReward(), "batch", tracker, **arguments)
+                judged(part, one, ToyReward(), "batch", tracker)
             monkeypatch.setattr(round_scores, "gather", lambda own: gathered)
             rounds = {}
             for part, one, tracker in zip(parts, given, trackers, strict=True):
-                values = round_scores.judge(
-                    part, one, ToyReward(), advantage, tracker, **arguments
-                ).advantage_B.tolist()
+                values = judged(part, one, ToyReward(), advantage, tracker).advantage_B.tolist()
                 rounds |= dict(
                     zip(
                         [(p.id, i) for p, i in zip(part.prompts, part.sample_index)],
@@ -392,9 +379,9 @@ def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monke
             found.append(rounds)
         return found
 
-    whole = judged([*range(8)])
+    whole = spread_over([*range(8)])
     for spread in (([4, 5, 6, 7], [0, 1, 2, 3]), ([0, 4, 2, 6], [7, 1, 5, 3])):
-        for got, wanted in zip(judged(*spread), whole, strict=True):
+        for got, wanted in zip(spread_over(*spread), whole, strict=True):
             assert got == pytest.approx(wanted, abs=1e-4)
     with pytest.raises(ValueError, match="two processes hold the same"):
-        judged([0, 1, 4, 5], [1, 2, 5, 6])
+        spread_over([0, 1, 4, 5], [1, 2, 5, 6])

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import soundfile
 import torch
+from toy_ddpo import settings as nested
 from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
 
 from datamodules.batches import PromptBatch
@@ -31,13 +32,17 @@ pytestmark = pytest.mark.long
 def module(**changes) -> DDPO:
     torch.manual_seed(0)
     settings = {
-        "sample_steps": 4,
-        "sample_batch_size": 4,
-        "train_batch_size": 4,
-        "lora_rank": 2,
-        "clip_reference_elements": None,
+        "sampler.steps": 4,
+        "sampler.batch_size": 4,
+        "update.batch_size": 4,
+        "adapter.rank": 2,
+        "update.clip_reference_elements": None,
     }
-    return DDPO(ToyBackbone(), ToyReward(), **{**settings, "learning_rate": 1e-2, **changes})
+    return DDPO(
+        ToyBackbone(),
+        ToyReward(),
+        **nested({**settings, "optimizer.learning_rate": 1e-2, **changes}),
+    )
 
 
 def run(folder, epochs, start=0, ckpt=None, sanity=0, val=True, every=1, **changes):
@@ -179,11 +184,11 @@ def test_a_run_on_captions_of_two_sounds_tells_relations_apart_and_plays_one_cli
         val_repeats=3,
     )
     settings = {
-        "sample_steps": 2,
-        "sample_batch_size": 4,
-        "train_batch_size": 4,
-        "lora_rank": 2,
-        "clip_reference_elements": None,
+        "sampler.steps": 2,
+        "sampler.batch_size": 4,
+        "update.batch_size": 4,
+        "adapter.rank": 2,
+        "update.clip_reference_elements": None,
     }
     trainer = L.Trainer(
         max_epochs=1,
@@ -195,7 +200,8 @@ def test_a_run_on_captions_of_two_sounds_tells_relations_apart_and_plays_one_cli
         num_sanity_val_steps=0,
         callbacks=default_callbacks(tmp_path, audio_count=4, progress=False),
     )
-    trainer.fit(DDPO(ToyBackbone(), Loudness(), class_label="relation", **settings), data)
+    settings["scoring.class_label"] = "relation"
+    trainer.fit(DDPO(ToyBackbone(), Loudness(), **nested(settings)), data)
     (row,) = read_rows(tmp_path / "metrics.csv")
     assert {"reward/then/mean", "held_out/together/mean", "held_out/then/mean"} <= set(row)
     samples = json.loads((tmp_path / "audio/after/samples.json").read_text())
@@ -237,9 +243,9 @@ def test_metrics_survive_a_resume_without_doubled_or_lost_rows(tmp_path):
 
 
 def test_before_is_the_base_model_even_when_made_late(tmp_path):
-    trainer, _ = run(tmp_path / "a", 2, learning_rate=0.1)
+    trainer, _ = run(tmp_path / "a", 2, **{"optimizer.learning_rate": 0.1})
     trainer.save_checkpoint(tmp_path / "two.ckpt")
-    run(tmp_path / "b", 3, start=2, ckpt=tmp_path / "two.ckpt", learning_rate=0.1)
+    run(tmp_path / "b", 3, start=2, ckpt=tmp_path / "two.ckpt", **{"optimizer.learning_rate": 0.1})
     first, late = (
         json.loads((tmp_path / name / "audio/before/samples.json").read_text()) for name in "ab"
     )
@@ -272,7 +278,7 @@ def test_what_an_evaluation_has_played_is_not_sampled_again(tmp_path, monkeypatc
 
 
 def test_without_held_out_prompts_training_prompts_are_played(tmp_path):
-    _, ddpo = run(tmp_path, 1, val=False, lora_rank=0)
+    _, ddpo = run(tmp_path, 1, val=False, **{"adapter.rank": 0})
     assert len(json.loads((tmp_path / "audio/after/samples.json").read_text())) == 3
     from safetensors.torch import load_file
 
@@ -285,13 +291,13 @@ def test_without_held_out_prompts_training_prompts_are_played(tmp_path):
 
 
 def test_a_run_that_cannot_train_writes_nothing(tmp_path):
-    with pytest.raises(ValueError, match="train_batch_size=5"):
-        run(tmp_path, 1, train_batch_size=5)
+    with pytest.raises(ValueError, match="update.batch_size=5"):
+        run(tmp_path, 1, **{"update.batch_size": 5})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_averaged_weights_are_exported(tmp_path):
-    _, ddpo = run(tmp_path, 3, ema_decay=0.9, learning_rate=0.1)
+    _, ddpo = run(tmp_path, 3, **{"optimizer.ema_decay": 0.9, "optimizer.learning_rate": 0.1})
     loaded = ToyBackbone()
     load_adapter(loaded, tmp_path / "adapter")
     adapter = {n: p for n, p in loaded.denoiser.named_parameters() if "lora_" in n}
@@ -337,7 +343,7 @@ def test_a_run_that_was_killed_before_its_results_were_written_gets_them_on_resu
 ):
     def smoke(*more):
         overrides = [
-            "module.sample_steps=2",
+            "module.sampler.steps=2",
             "data.seconds=0.512",
             "trainer.max_epochs=1",
             f"out_dir={tmp_path}",

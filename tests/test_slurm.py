@@ -82,8 +82,8 @@ def test_what_it_starts_loads_and_its_rounds_divide(project_root, tmp_path, gpus
     )
     samples = data["prompts_per_round"] * data["repeats"]
     own, left = divmod(samples, gpus)
-    assert left == 0 and own % module["sample_batch_size"] == 0
-    assert own % (module["train_batch_size"] * module["updates_per_round"]) == 0
+    assert left == 0 and own % module["sampler"]["batch_size"] == 0
+    assert own % (module["update"]["batch_size"] * module["update"]["per_round"]) == 0
     prompts = PromptDataModule(**{key: value for key, value in data.items() if key != "_target_"})
     assert (len(prompts.validation_prompts) * data["val_repeats"]) % gpus == 0
 
@@ -92,13 +92,13 @@ def test_other_runs_and_knobs_go_through(project_root, tmp_path):
     command = started(
         project_root,
         tmp_path,
-        "module.learning_rate=1e-5",
+        "module.optimizer.learning_rate=1e-5",
         CONFIG="configs/ddpo/quickstart.yaml",
         OUT="runs/other",
         MEMORY="configs/ddpo/quickstart_smoke.yaml",
     )
     config = config_of(project_root, command)
-    assert config.module["learning_rate"] == 1e-5 and config.out_dir == "runs/other"
+    assert config.module["optimizer"]["learning_rate"] == 1e-5 and config.out_dir == "runs/other"
 
 
 @pytest.mark.long
@@ -108,4 +108,4 @@ def test_it_builds_on_small_models(project_root, tmp_path, small_zoo):
     assert (
         type(built.trainer.strategy).__name__ == "DDPStrategy" and built.trainer.num_devices == GPUS
     )
-    assert built.module.hparams.text_encoders == "offload"
+    assert built.module.memory.text_encoders == "offload"

@@ -124,14 +124,14 @@ def test_it_cannot_be_trained():
 
 
 def test_a_run_is_evaluated_with_it_and_never_trained():
-    ddpo = module(eval_rule=SOLVER)
+    ddpo = module({"evaluation.rule": SOLVER})
     assert (ddpo.sampler.rule, ddpo.eval_sampler.rule) == ("ddim", SOLVER)
     fitted(ddpo, val=Rounds(2))
     assert ddpo.held_out
     with pytest.raises(
         ValueError, match="train with one of 'ddim', 'cps' and keep it for evaluation"
     ):
-        module(rule=SOLVER)
+        module({"sampler.rule": SOLVER})
 
 
 def test_generate_takes_it():

@@ -160,8 +160,7 @@ def test_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
             "_target_": "lightning_modules.rl.ddpo.DDPO",
             "backbone": {"_target_": "toys.small_audio"},
             "reward": {"_target_": "test_sound_benchmarks.Loudness"},
-            "sample_steps": 2,
-            "guidance_scale": 2.0,
+            "sampler": {"steps": 2, "guidance_scale": 2.0},
         },
         "data": DATA,
     }

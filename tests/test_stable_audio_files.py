@@ -139,7 +139,9 @@ def test_a_round_has_one_length_also_where_all_latents_have_one_shape():
     with pytest.raises(ValueError, match=r"must have one length, got \[0.2, 0.4\] seconds"):
         trainer().fit(
             module(
-                backbone=small_model(), reward=Loudness(), sample_batch_size=2, train_batch_size=2
+                {"sampler.batch_size": 2, "update.batch_size": 2},
+                backbone=small_model(),
+                reward=Loudness(),
             ),
             Given(batch),
         )
@@ -160,7 +162,7 @@ class Loudness:
 def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
     """From text to audio, reward, update, export and reload; with the full length and a window."""
     backbone = small_model(frame_window=window)
-    ddpo = module(backbone=backbone, reward=Loudness(), sample_steps=3)
+    ddpo = module({"sampler.steps": 3}, backbone=backbone, reward=Loudness())
     batch = PromptBatch(PROMPTS * 2, (0, 0, 1, 1), 0)
     trainer().fit(ddpo, Given(batch))
     save_adapter(backbone, tmp_path / "adapter")

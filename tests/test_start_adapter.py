@@ -29,7 +29,7 @@ def of(ddpo: DDPO, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_run_starts_from_an_adapter_and_its_reference_stays_the_base(adapter):
-    started, plain, x = module(start_adapter=adapter), module(), torch.ones(2, 2, 8)
+    started, plain, x = module({"adapter.start": adapter}), module(), torch.ones(2, 2, 8)
     saved = shaken(module().backbone.denoiser)
     own = dict(started.backbone.denoiser.named_parameters())
     learning = {name: p for name, p in saved.named_parameters() if "lora_" in name}
@@ -41,11 +41,11 @@ def test_a_run_starts_from_an_adapter_and_its_reference_stays_the_base(adapter):
 
 
 def test_its_resume_is_bitwise(adapter, tmp_path):
-    whole = module(start_adapter=adapter)
+    whole = module({"adapter.start": adapter})
     fitted(whole, epochs=4)
-    first = module(start_adapter=adapter)
+    first = module({"adapter.start": adapter})
     fitted(first, epochs=2).save_checkpoint(tmp_path / "half.ckpt")
-    second = module(start_adapter=adapter)
+    second = module({"adapter.start": adapter})
     half = tmp_path / "half.ckpt"
     trainer(4).fit(second, Rounds(8, start=2), ckpt_path=half, weights_only=True)
     ended = weights(second)
@@ -54,8 +54,8 @@ def test_its_resume_is_bitwise(adapter, tmp_path):
 
 def test_audio_before_is_where_the_run_started(adapter, tmp_path):
     def before(start):
-        ddpo, samples = module(start_adapter=start), AudioSamples(tmp_path / "audio", count=2)
-        untrained = module(start_adapter=start)
+        ddpo, samples = module({"adapter.start": start}), AudioSamples(tmp_path / "audio", count=2)
+        untrained = module({"adapter.start": start})
         fitted(ddpo, callbacks=[samples])
         told = json.loads((tmp_path / "audio" / "before" / "samples.json").read_text())
         assert [one["score"] for one in told] == pytest.approx(
@@ -69,27 +69,27 @@ def test_audio_before_is_where_the_run_started(adapter, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"lora_rank": 3}, "module.lora_rank=2"),
-        ({"lora_alpha": 5.0}, "module.lora_alpha=2"),
-        ({"lora_rank": 0}, "module.lora_rank=2"),
-        ({"lora_targets": "all"}, "differs"),
+        ({"adapter.rank": 3}, "module.adapter.rank=2"),
+        ({"adapter.alpha": 5.0}, "module.adapter.alpha=2"),
+        ({"adapter.rank": 0}, "module.adapter.rank=2"),
+        ({"adapter.targets": "all"}, "differs"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_told(adapter, changes, named):
     with pytest.raises(ValueError, match=named):
-        module(start_adapter=adapter, **changes)
+        module({"adapter.start": adapter}, **changes)
 
 
 def test_a_folder_without_an_adapter_is_told(tmp_path):
     with pytest.raises(ValueError, match="holds no adapter"):
-        module(start_adapter=str(tmp_path))
+        module({"adapter.start": str(tmp_path)})
 
 
 def test_the_export_names_what_a_run_started_from_without_a_local_path(tmp_path):
     done = tmp_path / "adapter"
     for start, said in (("/home/me/runs/one/adapter", "one/adapter"), (None, None)):
         settings = {"module": {"backbone": {"name": "embedded/music"}}}
-        facts = DDPO.export_facts({"start_adapter": start})
+        facts = DDPO.export_facts({"adapter": {"start": start}})
         record = export_record(tmp_path, settings, facts, done)
         assert record["training"].get("started_from") == said
         assert record["base"]["name"] == "embedded/music"

@@ -217,7 +217,11 @@ class Loudness:
 @pytest.mark.parametrize("window", [None, "heard"])
 def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
     backbone = small_model(frame_window=window)
-    ddpo = module(backbone=backbone, reward=Loudness(), sample_steps=3, rule="cps", eta=0.7)
+    ddpo = module(
+        {"sampler.steps": 3, "sampler.rule": "cps", "sampler.eta": 0.7},
+        backbone=backbone,
+        reward=Loudness(),
+    )
     trainer().fit(ddpo, Given(PromptBatch(PROMPTS * 2, (0, 0, 1, 1), 0)))
     save_adapter(backbone, tmp_path / "adapter")
     again = small_model(frame_window=window)

@@ -39,7 +39,9 @@ def quickstart_run(folder: Path) -> Path:
     config = read_configuration([QUICKSTART], [f"out_dir={folder}"])
     run_folder.write_config(folder, config.to_dict(), ["python", "tools/fit.py"], None)
     backbone = zoo.load(config.module["backbone"]["name"])
-    add_lora(backbone, config.module["lora_rank"], targets=config.module["lora_targets"])
+    add_lora(
+        backbone, config.module["adapter"]["rank"], targets=config.module["adapter"]["targets"]
+    )
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, weight in backbone.denoiser.named_parameters():

@@ -22,14 +22,10 @@ module:
   _target_: lightning_modules.rl.ddpo.DDPO
   backbone: {_target_: zoo.load, name: tiny-base}
   reward: {_target_: toys.ToyReward}
-  lora_rank: 2
-  learning_rate: 0.05
-  sample_steps: 3
-  guidance_scale: 1.5
-  sample_batch_size: 4
-  train_batch_size: 4
-  ema_decay: 0.5
-  ratio_check: false
+  sampler: {steps: 3, guidance_scale: 1.5, batch_size: 4}
+  update: {batch_size: 4, ratio_check: false}
+  adapter: {rank: 2}
+  optimizer: {learning_rate: 0.05, ema_decay: 0.5}
 data:
   _target_: datamodules.prompts.PromptDataModule
   template: "A {word} {instrument}"

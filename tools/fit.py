@@ -1,5 +1,5 @@
-"""Train: python tools/fit.py --config configs/ddpo/quickstart.yaml module.learning_rate=1e-4
-trainer.max_epochs=20
+"""Train: python tools/fit.py --config configs/ddpo/quickstart.yaml trainer.max_epochs=20
+module.optimizer.learning_rate=1e-4
 """
 
 import argparse

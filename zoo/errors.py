@@ -31,24 +31,27 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
-    """Ends a message about an unknown name: the nearest choice, or up to ``limit`` of all choices.
+    """Ends a message about an unknown name: the nearest choice, or up to ``limit`` choices."""
+    choices = sorted(set(choices))
+    if not choices:
+        return "there is nothing to choose from"
+    near = nearest(name, choices)
+    if near:
+        return f"did you mean {' or '.join(repr(choice) for choice in near)}?"
+    more = f" and {len(choices) - limit} more" if len(choices) > limit else ""
+    return f"choose from {', '.join(choices[:limit])}{more}"
 
-    A similar spelling comes first, then a choice that ``name`` abbreviates: ``lr`` for
-    ``learning_rate``, ``rank`` for ``lora_rank``.
-    """
+
+def nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """The choice spelled most like ``name``, else at most three choices that ``name`` abbreviates:
+    ``lr`` for ``learning_rate``, ``fraction`` for ``timestep_fraction``."""
     choices = sorted(set(choices))
     near = difflib.get_close_matches(
         str(name).lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6
     )
     if near:
-        return f"did you mean {next(choice for choice in choices if choice.lower() == near[0])!r}?"
-    if not choices:
-        return "there is nothing to choose from"
-    short = _abbreviated(str(name).lower(), choices)
-    if short:
-        return f"did you mean {' or '.join(repr(choice) for choice in short)}?"
-    more = f" and {len(choices) - limit} more" if len(choices) > limit else ""
-    return f"choose from {', '.join(choices[:limit])}{more}"
+        return [next(choice for choice in choices if choice.lower() == near[0])]
+    return _abbreviated(str(name).lower(), choices)
 
 
 def _abbreviated(name: str, choices: Sequence[str]) -> list[str]:

@@ -1,6 +1,9 @@
-"""From plain values to objects:
+"""From plain values to objects: ``{_target_: package.Class, key: value}``, checked against the
+signature before the class is called.
 
-``{_target_: package.Class, key: value}``, checked against the signature before it is called.
+Where a parameter is declared as a dataclass (settings), its node needs no ``_target_``: it is
+checked against the fields and built. A class whose settings have moved names the new places in
+``MOVED_SETTINGS`` (old key -> new dotted key), so that the old ones are refused with the new ones.
 
 Only configurations that the user wrote come here; the config.json of a model artefact never names
 code (``zoo/hub/artifact.py``).
@@ -9,6 +12,7 @@ code (``zoo/hub/artifact.py``).
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import difflib
 import enum
 import importlib
@@ -17,11 +21,11 @@ import os
 import pkgutil
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import UserError, did_you_mean, named_misfit
+from zoo.errors import UserError, did_you_mean, named_misfit, nearest
 from zoo.moved_names import with_current_name, with_current_target
 from zoo.secrets import remember_in
 from zoo.types import lacking
@@ -122,8 +126,9 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
     annotations.
 
     A list becomes a tuple where only a tuple is declared, also inside another list, tuple or
-    dictionary. Raises ``UserError`` that names ``where.key`` and the nearest right key for an
-    unknown key, a missing key or a value of the wrong type.
+    dictionary; a dictionary becomes settings where a dataclass is declared. Raises ``UserError``
+    that names ``where.key`` and the nearest right key for an unknown key, a missing key or a value
+    of the wrong type.
     """
     try:
         signature = inspect.signature(target)
@@ -135,12 +140,11 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
         for key, p in signature.parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
+    _refuse_moved(target, arguments, where)
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for key in arguments:
             if key not in parameters:
-                raise UserError(
-                    f"{_key(where, key)}: {name} takes no {key!r}; {did_you_mean(key, parameters)}"
-                )
+                raise UserError(_unknown(target, key, where))
     missing = [
         key for key, p in parameters.items() if p.default is p.empty and key not in arguments
     ]
@@ -154,7 +158,9 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
     for key, value in arguments.items():
         parameter = parameters.get(key)
         annotation = Any if parameter is None else _annotation(target, parameter)
-        if not _fits(value, annotation):
+        if _is_settings(annotation) and isinstance(value, dict):
+            value = _settings(annotation, value, _key(where, key), _places(target, where))
+        elif not _fits(value, annotation):
             value = _with_tuples(value, annotation)
         same_as_default = parameter is not None and value is None and parameter.default is None
         if not same_as_default and not _fits(value, annotation):
@@ -168,6 +174,97 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
 
 def _key(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
+
+
+def plain_defaults(target: Any) -> dict[str, Any]:
+    """Default of every optional argument of ``target``, as a configuration would write it: those of
+    settings (dataclasses) as nested dictionaries."""
+    return {
+        key: dataclasses.asdict(p.default) if dataclasses.is_dataclass(p.default) else p.default
+        for key, p in inspect.signature(target).parameters.items()
+        if p.default is not p.empty
+    }
+
+
+def argument_names(target: Any) -> list[str]:
+    """Names of the arguments of ``target``; those of settings (dataclasses) dotted, by field."""
+    names = []
+    for key, parameter in inspect.signature(target).parameters.items():
+        annotation = _annotation(target, parameter)
+        fields = dataclasses.fields(annotation) if _is_settings(annotation) else ()
+        names += [f"{key}.{field.name}" for field in fields] or [key]
+    return names
+
+
+def _is_settings(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and dataclasses.is_dataclass(annotation)
+
+
+def _settings(kind: type, node: dict[str, Any], where: str, near: Mapping[str, list[str]]) -> Any:
+    """The dataclass ``kind`` from the plain values of ``node``.
+
+    ``near``: last part of a name -> places in the owner of the settings, for hints.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in node:
+        if key not in names:
+            own = [f"{where}.{name}" for name in nearest(key, names)]
+            raise UserError(
+                f"{where}.{key}: {kind.__name__} has no {key!r};"
+                f" {_meant(near.get(key) or own, names)}"
+            )
+    values = bind(kind, node, where)
+    if any(isinstance(value, _Built) for value in values.values()):
+        raise UserError(f"{where}: {kind.__name__} takes plain values, not _target_ nodes")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _places(target: Any, where: str) -> dict[str, list[str]]:
+    """Last part of a name -> the arguments (whole dotted keys) of ``target`` that it may mean.
+
+    Names that have moved count with their new places.
+    """
+    named = [(name.rpartition(".")[2], name) for name in argument_names(target)]
+    places: dict[str, list[str]] = {}
+    for end, name in [*named, *getattr(target, "MOVED_SETTINGS", {}).items()]:
+        if _key(where, name) not in places.setdefault(end, []):
+            places[end].append(_key(where, name))
+    return places
+
+
+def _meant(places: Sequence[str], choices: Iterable[str]) -> str:
+    if places:
+        return f"did you mean {' or '.join(places)}?"
+    return f"choose from {', '.join(choices)}"
+
+
+def _unknown(target: Any, key: str, where: str) -> str:
+    """The message about a key that ``target`` does not take."""
+    name = getattr(target, "__qualname__", str(target))
+    parameters = inspect.signature(target).parameters
+    if any(_is_settings(_annotation(target, p)) for p in parameters.values()):
+        places = _places(target, where)
+        meant = [place for end in nearest(key, places) for place in places[end]]
+        hint = _meant(meant, parameters)
+    else:
+        hint = did_you_mean(key, parameters)
+    return f"{_key(where, key)}: {name} takes no {key!r}; {hint}"
+
+
+def _refuse_moved(target: Any, arguments: Mapping[str, Any], where: str) -> None:
+    """Raises ``UserError`` that names the new place of every setting that has moved."""
+    moved: Mapping[str, str] = getattr(target, "MOVED_SETTINGS", {})
+    gone = [
+        key
+        for key, value in arguments.items()
+        if key in moved and not (isinstance(value, dict) or dataclasses.is_dataclass(value))
+    ]
+    if gone:
+        told = "; ".join(f"{_key(where, key)} is now {_key(where, moved[key])}" for key in gone)
+        raise UserError(f"{told}. Please write the new name{'s' if len(gone) > 1 else ''}")
 
 
 def _annotation(target: Any, parameter: inspect.Parameter) -> Any:

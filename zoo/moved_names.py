@@ -34,7 +34,6 @@ MODULES = {
     "lightning_modules.comparison": "zoo.listening.comparison",
     "lightning_modules.config_files": "zoo.configuration",
     "lightning_modules.ddpo": "lightning_modules.rl.ddpo",
-    "lightning_modules.ddpo_settings": "lightning_modules.rl.ddpo_settings",
     "lightning_modules.distributed": "lightning_modules.rl.distributed",
     "lightning_modules.emotion": "lightning_modules.mood_classifier",
     "lightning_modules.evaluation.command": "zoo.commands.evaluate",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One node, all of its GPUs, one DDPO run. From the project's folder: sbatch configs/slurm/ddpo_node.sh   (not run on a cluster)
 # Another run, or other knobs:
-#   CONFIG=configs/ddpo/music_rlhf/fig8d.yaml OUT=runs/fig8d sbatch configs/slurm/ddpo_node.sh module.learning_rate=1e-4
+#   CONFIG=configs/ddpo/music_rlhf/fig8d.yaml OUT=runs/fig8d sbatch configs/slurm/ddpo_node.sh module.optimizer.learning_rate=1e-4
 # The login node must have the models (compute nodes often have no network):
 #   python tools/zoo.py pull audioldm2-music && python tools/zoo.py pull clap-music-audioset
 
@@ -27,7 +27,7 @@ export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
 # A round is shared out: repeats grow with the GPUs, so that every process keeps its 32 samples, batches of 8 and four updates.
 # An update then learns from 8 samples of every process. For the single GPU's run, only faster, keep data.repeats=8 and give
-# module.sample_batch_size=2 module.train_batch_size=2 instead. Evaluation is shared out, too: its 4 prompts * 25 divide over 1, 2
+# module.sampler.batch_size=2 module.update.batch_size=2 instead. Evaluation is shared out, too: its 4 prompts * 25 divide over 1, 2
 # and 4 GPUs; for 8 give data.val_repeats=26.
 srun python tools/fit.py --config "$config" --config "$memory" \
     trainer.accelerator=gpu trainer.devices="$gpus" trainer.num_nodes=1 trainer.strategy=ddp \

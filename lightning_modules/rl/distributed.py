@@ -25,7 +25,7 @@ def world_size() -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """One picklable value a rank, in rank order, on every rank."""
+    """One picklable value per rank, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -33,24 +33,21 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def together(action: Callable[[], T], kind: type[Exception]) -> T:
-    """What ``action`` returns here.
+def fail_together(action: Callable[[], T], kind: type[Exception]) -> T:
+    """Runs ``action`` and returns its result.
 
-    Where it raises ``kind`` on any process, all of them raise that, with the first one's message,
-    so that none is left waiting for the others.
+    Where it raises ``kind`` on any process, all processes raise that, with the message of the first
+    one, so that none is left waiting for the others.
     """
-    result, problem = None, None
+    problem: Exception | None = None
     try:
         result = action()
     except kind as error:
         problem = error
-    messages = [
-        message
-        for message in gather(None if problem is None else str(problem))
-        if message is not None
-    ]
-    if messages:
-        raise kind(messages[0]) from problem
+    messages = gather(None if problem is None else str(problem))
+    for message in messages:
+        if message is not None:
+            raise kind(message) from problem
     return result
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.reward_queue import score
@@ -27,12 +27,11 @@ from zoo.statistics.intervals import mean_and_error
 from zoo.types import Prompt, Reward, RewardOutput
 
 SCORER = "held_out_scorer"  # the part that holds its score, and the prefix of its metrics
-ACTIONS: dict[
-    str, tuple[str | None, float | None]
-] = {  # action -> (the module's setting that is multiplied, usual factor)
+# action -> (the module's setting that is multiplied, usual factor)
+ACTIONS: dict[str, tuple[str | None, float | None]] = {
     "stop": (None, None),
-    "lower_rate": ("learning_rate", 0.5),
-    "raise_kl": ("kl_weight", 2.0),
+    "lower_rate": ("optimizer.learning_rate", 0.5),
+    "raise_kl": ("update.kl_coef", 2.0),
 }
 
 
@@ -56,26 +55,9 @@ class WithHeldOut:
         return replace(output, parts={**output.parts, SCORER: second.score_B, **named})
 
 
-def scorers(
-    reward: Reward, held_out: Reward | None, on_training: bool
-) -> tuple[Reward, Reward | None]:
-    """Both with their weights frozen.
-
-    Raises ``UserError`` for ``held_out_on_training`` without a held-out reward.
-    """
-    if on_training and held_out is None:
-        raise UserError("held_out_on_training=true needs a held_out_reward, which is not given")
-    for one in (reward, held_out):
-        if isinstance(one, nn.Module):
-            one.requires_grad_(False)
-    return reward, held_out
-
-
-def watched(reward: Reward, held_out: Reward | None, is_asked: bool = True) -> Reward:
-    """``reward`` with ``held_out`` asked beside it, or ``reward`` itself where there is none or it
-    ``is_asked`` nothing.
-    """
-    return WithHeldOut(reward, held_out) if held_out is not None and is_asked else reward
+def with_held_out(reward: Reward, held_out: Reward | None) -> Reward:
+    """``reward`` with ``held_out`` asked beside it, or ``reward`` itself where there is none."""
+    return reward if held_out is None else WithHeldOut(reward, held_out)
 
 
 @dataclass(frozen=True)
@@ -133,7 +115,7 @@ def not_finite(samples: Sequence[HeldOutSample]) -> list[HeldOutSample]:
     return [sample for sample in samples if not math.isfinite(sample.score)]
 
 
-def told_not_finite(samples: Sequence[HeldOutSample]) -> str | None:
+def not_finite_warning(samples: Sequence[HeldOutSample]) -> str | None:
     """How many clips have no score, and of which prompts; None where all have one."""
     bad = not_finite(samples)
     if not bad:
@@ -144,7 +126,7 @@ def told_not_finite(samples: Sequence[HeldOutSample]) -> str | None:
     )
     return (
         f"the reward is NaN or infinite for {len(bad)} of {len(samples)} held-out clips ({shown});"
-        " held_out/mean is over the others. Mend the reward, or compare only evaluations with the"
+        " held_out/mean is over the others. Repair the reward, or compare only evaluations with the"
         " same clips"
     )
 
@@ -224,20 +206,29 @@ class HeldOutWatch(Callback):
     clips.
 
     After each evaluation the held-out score is compared, clip by clip (a prompt counts once), with
-    its best evaluation so far (``compare_with`` "start": with the first one). It has fallen when it
-    is lower by more than ``standard_errors`` of the paired difference while the trained reward is
-    higher. When that holds at ``patience`` evaluations in a row, ``action`` is taken: "stop" ends
-    the run (which then exports what it has; ModelCheckpoint with monitor=held_out_scorer/mean keeps
-    the best), "lower_rate" multiplies the learning rate by ``factor`` (default 0.5), "raise_kl" the
-    ``kl_weight`` (default 2; it must be above 0 to begin with). At 1 standard error and patience 1
-    noise alone fires at one evaluation in six or more (more, because the best of many is lucky):
-    cautious by choice; 2 errors or patience 2 are calmer.
+    an earlier one. It has fallen when it is lower by more than ``standard_errors`` of the paired
+    difference while the trained reward is higher. At 1 standard error and patience 1 noise alone
+    fires at one evaluation in six or more (more, because the best of many is lucky): cautious by
+    choice; 2 errors or patience 2 are calmer.
 
     Logged beside ``held_out_scorer/mean``: ``held_out_scorer/rise_errors`` (0 at the first
     evaluation) and ``held_out_scorer/interventions``. The comparison, its counts and what was
-    annealed travel in the checkpoint. A run that was stopped goes on with resume=true until the
-    next evaluation that calls for it. Raises ``UserError`` for settings that cannot be meant, and
-    for a run without a held-out scorer or without evaluations.
+    annealed are kept in the checkpoint. A run that was stopped goes on with resume=true until the
+    next evaluation that calls for it.
+
+    Args:
+        action: "stop" ends the run, which then exports what it has (ModelCheckpoint with
+            monitor=held_out_scorer/mean keeps the best); "lower_rate" multiplies
+            ``optimizer.learning_rate`` by ``factor``, "raise_kl" ``update.kl_coef``, which must be
+            above 0 to begin with.
+        standard_errors: how far the held-out score must have fallen.
+        compare_with: "best": the best evaluation so far; "start": the first one.
+        patience: evaluations in a row at which it must have fallen.
+        factor: None: 0.5 for "lower_rate", 2 for "raise_kl".
+
+    Raises:
+        UserError: for settings that do not fit together, and for a run without a held-out scorer or
+            without evaluations.
     """
 
     def __init__(
@@ -313,7 +304,7 @@ class HeldOutWatch(Callback):
         if self.setting is None:
             return
         if self._given is None:
-            self._given = float(pl_module.hparams[self.setting])
+            self._given = _setting(pl_module, self.setting)
         if not self._given > 0:
             raise UserError(
                 f"action {self.action!r} multiplies {self.setting}, which is {self._given}; begin"
@@ -322,7 +313,9 @@ class HeldOutWatch(Callback):
         self._anneal(pl_module)
 
     def _anneal(self, pl_module: LightningModule) -> None:
-        pl_module.hparams[self.setting] = self._given * self.factor**self.interventions
+        value = self._given * self.factor**self.interventions
+        node, name = self.setting.split(".")
+        setattr(pl_module, node, replace(getattr(pl_module, node), **{name: value}))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = Evaluation.of(
@@ -351,9 +344,14 @@ class HeldOutWatch(Callback):
             trainer.should_stop, done = True, "the run stops"
         else:
             self._anneal(pl_module)
-            done = f"{self.setting} becomes {pl_module.hparams[self.setting]:.3g}"
+            done = f"{self.setting} becomes {_setting(pl_module, self.setting):.3g}"
         rank_zero_info(
             f"round {now.round:.0f}: the held-out score has fallen by {-found.scorer:.3g}"
             f" ({-found.scorer_errors:.1f} standard errors) since round {self.reference.round:.0f}"
             f" while the reward rose by {found.reward:.3g}; {done}"
         )
+
+
+def _setting(pl_module: LightningModule, dotted: str) -> float:
+    node, name = dotted.split(".")
+    return float(getattr(getattr(pl_module, node), name))

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.losses import clipped_policy_loss, kl_to_reference
+from lightning_modules.rl.settings import UpdateSettings
 from zoo.backbones.lora import AdapterSwitch
 from zoo.diffusion import Schedule, replay_step
 from zoo.errors import UserError
@@ -68,13 +68,13 @@ def trainable_steps(
     count = len(std_S)
     if window is not None and len(window) != 2:
         raise UserError(
-            f"train_steps takes a first step and the one after the last, (lo, hi), got {window}"
+            f"update.window takes a first step and the one after the last, (lo, hi), got {window}"
         )
     lo, hi = (0, count) if window is None else window
     if not 0 <= lo < hi <= count:
         raise UserError(
-            f"train_steps ({lo}, {hi}) must lie inside the {count} sampling steps: 0 <= lo < hi <="
-            f" {count}"
+            f"invalid update.window ({lo}, {hi}): expected 0 <= lo < hi <= {count}, the sampling"
+            " steps"
         )
     steps = [step for step in range(lo, hi) if not (skip_last_step and step == count - 1)]
     silent = [step for step in steps if not std_S[step] > 0]
@@ -82,14 +82,14 @@ def trainable_steps(
         steps = [step for step in steps if std_S[step] > 0]
     elif silent:
         raise UserError(
-            f"train_steps ({lo}, {hi}): steps {silent} add no noise, so they have no"
-            " log-probability; leave them out, raise eta there, or set skip_last_step=true if it"
-            " is the last one"
+            f"update.window ({lo}, {hi}): steps {silent} add no noise, so they have no"
+            " log-probability; leave them out, raise sampler.eta there, or set"
+            " update.skip_last_step=true if it is the last one"
         )
     if not steps:
         raise UserError(
-            f"of {count} steps none is left to train (train_steps {window}); raise eta or"
-            " sample_steps"
+            f"of {count} steps none is left to train (update.window {window}); raise"
+            " sampler.eta or sampler.steps"
         )
     return steps
 
@@ -166,35 +166,33 @@ def plan_round(
     steps: Sequence[int],
     batch: PromptBatch,
     kept_B: Sequence[bool],
-    settings: Mapping[str, Any],
+    update: UpdateSettings,
     advantage_B: Tensor,
+    seed: int,
 ) -> list[OptimiserStep]:
-    """The optimiser steps of all inner epochs of a round, by the settings of ``DDPO``.
+    """The optimiser steps of all inner epochs of a round.
 
     Each inner epoch draws its order and its steps anew. A sample of advantage 0 has a gradient
     only where there is a KL to the base model.
     """
-    s, plans = settings, []
-    learns_B = [s["kl_weight"] > 0 or advantage != 0 for advantage in advantage_B.tolist()]
-    for epoch in range(s["inner_epochs"]):
-        key = (s["seed"], batch.round_index, epoch)
-        steps_KB = draw_steps(steps, s["train_step_share"], s["train_step_draw"], batch, *key)
-        plans += plan_updates(
-            steps_KB, kept_B, learns_B, s["train_batch_size"], s["updates_per_round"], *key
-        )
+    plans = []
+    learns_B = [update.kl_coef > 0 or advantage != 0 for advantage in advantage_B.tolist()]
+    for epoch in range(update.inner_epochs):
+        key = (seed, batch.round_index, epoch)
+        steps_KB = draw_steps(steps, update.timestep_fraction, update.timestep_draw, batch, *key)
+        plans += plan_updates(steps_KB, kept_B, learns_B, update.batch_size, update.per_round, *key)
     return plans
 
 
-def check_sizes(count: int, train_batch_size: int, updates: int) -> None:
-    """Raises ``UserError`` unless a round of ``count`` samples a rank splits into ``updates`` of
+def check_sizes(count: int, batch_size: int, updates: int) -> None:
+    """Raises ``UserError`` unless a round of ``count`` samples per rank splits into ``updates`` of
     whole training batches.
     """
-    if count % (train_batch_size * updates):
+    if count % (batch_size * updates):
         raise UserError(
             f"a round of {count} samples (per process) does not split into"
-            f" updates_per_round={updates} optimiser steps of batches of"
-            f" train_batch_size={train_batch_size}; it must be a multiple of"
-            f" {train_batch_size * updates}"
+            f" update.per_round={updates} optimiser steps of batches of"
+            f" update.batch_size={batch_size}; it must be a multiple of {batch_size * updates}"
         )
 
 
@@ -234,7 +232,7 @@ def ratio_tolerance(
     more elements average more out), 1e-5 is allowed. In half precision and with TF32 half of
     ``clip_range``: beyond that, clipping would act on rounding.
     """
-    remedy = "recompute_old_log_prob=true is the remedy"
+    remedy = "update.recompute_old_log_prob=true is the remedy"
     if not is_full_precision(network, device_type, convolutions=not same_shapes):
         return clip_range / 2, f"rounding of half precision (or TF32) is the likely cause; {remedy}"
     means = (
@@ -245,7 +243,7 @@ def ratio_tolerance(
         why = f"in float32 at equal shapes {means}. Only where other kernels are the cause {remedy}"
         return SAME_SHAPES, why
     why = f"in float32 {means}. Only where batch shapes or other kernels are the cause {remedy} "
-    return OTHER_SHAPES, why + "(or sample_batch_size equal to train_batch_size)"
+    return OTHER_SHAPES, why + "(or sampler.batch_size equal to update.batch_size)"
 
 
 @dataclass(frozen=True)
@@ -290,7 +288,7 @@ def backward_steps(
     *,
     clip_range: float,
     advantage_clip: float,
-    kl_weight: float,
+    kl_coef: float,
     adapter_off: AdapterSwitch | None = None,
     reuse_unconditional: bool = False,
 ) -> UpdateRecord:
@@ -298,7 +296,7 @@ def backward_steps(
     grow with the steps.
 
     Gradients of all micro-batches add up to the gradient of the mean over ``terms`` (sample, step)
-    pairs of the clipped policy loss plus ``kl_weight`` times the KL to the base model (adapter
+    pairs of the clipped policy loss plus ``kl_coef`` times the KL to the base model (adapter
     off). The record stays on the device of the trajectory: nothing is read back from there.
 
     Args:
@@ -308,7 +306,7 @@ def backward_steps(
         terms: (sample, step) pairs of the optimiser step, over all processes.
         backward: ``backward(loss)`` adds gradients.
         clip_range, advantage_clip: see ``clipped_policy_loss``.
-        kl_weight: what the KL is multiplied with.
+        kl_coef: what the KL is multiplied with.
         adapter_off: turns the backbone into its base model for the KL; None leaves the KL out.
         reuse_unconditional: see ``replay_step``.
     """
@@ -328,7 +326,7 @@ def backward_steps(
         divergence = torch.zeros_like(loss)
         if base_mean is not None:
             divergence = kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)).sum()
-            loss = loss + kl_weight * divergence
+            loss = loss + kl_coef * divergence
         backward(loss / terms)
         ratios.append(policy.ratio)
         losses.append(loss.detach())
@@ -360,7 +358,7 @@ def update_metrics(
 
     ``loss`` and ``kl_to_base`` are means over all ``terms`` (sample, step) pairs of the round's
     optimiser steps; the loss of a pair of advantage 0 is 0. ``ratio/*``,
-    ``clip_fraction`` and ``approx_kl`` are over the pairs that were computed: with ``kl_weight`` 0
+    ``clip_fraction`` and ``approx_kl`` are over the pairs that were computed: with ``kl_coef`` 0
     those whose advantage is not 0.
     """
     ratio = torch.cat([record.ratio_KN.flatten() for record in records]).double()

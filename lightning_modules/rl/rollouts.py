@@ -24,8 +24,8 @@ __all__ = [
     "RewardError",
     "ScoredSamples",
     "Stopwatch",
+    "eval_mode",
     "sample_and_score",
-    "settle",
 ]
 
 Report = Callable[[str, int, int], None]  # (phase, done, total)
@@ -53,8 +53,9 @@ class ScoredSamples:
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
 
-def settle(*models: Any) -> None:
-    """Rollout and training run the same networks: no dropout, no batch statistics."""
+def eval_mode(*models: Any) -> None:
+    """Switches off dropout and batch statistics, so that rollout and training run the same
+    networks."""
     for model in models:
         if isinstance(model, nn.Module):
             model.eval()

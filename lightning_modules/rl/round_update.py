@@ -4,8 +4,7 @@ next round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from lightning_modules.rl.ppo_update import (
     update_metrics,
     worst_ratio,
 )
+from lightning_modules.rl.settings import UpdateSettings
 from zoo.backbones.lora import AdapterSwitch
 from zoo.diffusion import Sampler, check_scorable, replay_schedule
 from zoo.types import Backbone, Trajectory
@@ -33,8 +33,10 @@ def update_round(
     trajectory: Trajectory,
     plans: Sequence[OptimiserStep],
     advantage_B: Tensor,
-    settings: Mapping[str, Any],
+    settings: UpdateSettings,
     *,
+    advantage_clip: float,
+    sampled_rows: int,
     backward: Callable[[Tensor], None],
     step: Callable[[], float],
     check: Callable[[float, str, float, bool], None],
@@ -49,7 +51,9 @@ def update_round(
         trajectory: the round's samples on this process.
         plans: the optimiser steps, of ``plan_round``.
         advantage_B: one per sample.
-        settings: those of ``DDPO``.
+        settings: of the update.
+        advantage_clip: advantages beyond it are cut.
+        sampled_rows: samples that were rolled out at once.
         backward: ``backward(loss)`` adds gradients.
         step: applies the gradients of all processes, clears them and returns their norm.
         check: ``check(deviation, where, clip_range, same_shapes)`` sees the worst |ratio - 1| of
@@ -58,22 +62,22 @@ def update_round(
             samples were all dropped is left out.
         report: ``report(phase, done, total)`` shows progress.
     """
-    s, clip_range = settings, settings["clip_range"]
-    if s["clip_reference_elements"] is not None:
+    clip_range = settings.clip_range
+    if settings.clip_reference_elements is not None:
         clip_range = rescaled_clip_range(
-            clip_range, s["clip_reference_elements"], min(gather(scored_elements(trajectory)))
+            clip_range, settings.clip_reference_elements, min(gather(scored_elements(trajectory)))
         )
     schedule = replay_schedule(backbone.path, sampler, trajectory)
     every = [micro for plan in plans for micro in plan.micro]
     for micro in every:
         check_scorable(schedule, micro.steps_KN)
-    adapter_off = AdapterSwitch.of(backbone) if s["kl_weight"] > 0 else None
+    adapter_off = AdapterSwitch.of(backbone) if settings.kl_coef > 0 else None
     # As long as nothing was learned, the unconditional outputs are those of the rollout. The first
     # round computes them all the same: so the check of its ratio sees both sides of guidance.
     is_known = trajectory.unconditional_SB is not None and batch.round_index > 0
-    may_reuse = is_known and not s["recompute_old_log_prob"]
+    may_reuse = is_known and not settings.recompute_old_log_prob
     old_SB, gap = trajectory.log_prob_SB, 0.0
-    if s["recompute_old_log_prob"]:
+    if settings.recompute_old_log_prob:
         old_SB, gap = recomputed_log_prob(backbone, schedule, trajectory, every)
     records, norms, done, counted = [], [], 0, 0
     for plan in plans:
@@ -92,8 +96,8 @@ def update_round(
                     terms,
                     backward,
                     clip_range=clip_range,
-                    advantage_clip=s["advantage_clip"],
-                    kl_weight=s["kl_weight"],
+                    advantage_clip=advantage_clip,
+                    kl_coef=settings.kl_coef,
                     adapter_off=adapter_off,
                     reuse_unconditional=may_reuse and not norms,
                 )
@@ -108,7 +112,7 @@ def update_round(
                 for record, micro in zip(seen, plan.micro, strict=True)
             ]
             worst = max(off, key=lambda pair: pair[0], default=(0.0, "nothing"))
-            same_shapes = all(len(micro.rows) == s["sample_batch_size"] for micro in plan.micro)
+            same_shapes = all(len(micro.rows) == sampled_rows for micro in plan.micro)
             ranks = gather((*worst, same_shapes))
             deviation, where, _ = max(ranks, key=lambda rank: rank[0])
             check(deviation, where, clip_range, all(same for _, _, same in ranks))

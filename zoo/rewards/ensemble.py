@@ -33,6 +33,7 @@ from torch import Tensor
 from zoo.errors import UserError, did_you_mean
 from zoo.rewards.members import GROUPS, Member, group_nodes, members_of, networks
 from zoo.rewards.waves import StaysInEvalMode, check_waves
+from zoo.statistics.z_scores import z_scores
 from zoo.types import Prompt, RewardOutput
 
 AGGREGATIONS = ("mean", "worst")
@@ -46,33 +47,31 @@ def prompt_z_scores(
     """(score - mean) / deviation, float64 (B,), with mean and population deviation over the samples
     of the same prompt.
 
-    ``deviation`` "round" takes that of all samples instead, so that prompts on which all samples
-    are about equal stay quiet. A prompt with fewer than ``min_count`` samples has the mean and
-    deviation of the whole round, as in DDPO's tracker. Where all scores are equal they are 0. A
-    score that is not finite is NaN, and counts for nothing among the others.
+    Where all scores are equal they are 0. A score that is not finite is NaN, and counts for nothing
+    among the others.
+
+    Args:
+        score_B: scores (B,).
+        prompt_ids: the prompt of each.
+        deviation: "prompt", or "round": that of all samples, so that prompts on which all samples
+            are about equal stay quiet.
+        min_count: a prompt with fewer samples has the mean and deviation of the whole round, as in
+            DDPO's tracker.
     """
     score_B = score_B.detach().double()
-    finite_B, rows_of = torch.isfinite(score_B), {}
-    for row in finite_B.nonzero().flatten().tolist():
-        rows_of.setdefault(prompt_ids[row], []).append(row)
     z_B = torch.full_like(score_B, torch.nan)
-    if not rows_of:
+    rows = torch.isfinite(score_B).nonzero().flatten()
+    if len(rows) == 0:
         return z_B
-    whole = score_B[finite_B].mean(), _deviation(score_B[finite_B])
-    for rows in rows_of.values():
-        own = score_B[rows]
-        mean, std = (
-            whole
-            if len(rows) < min_count
-            else (own.mean(), whole[1] if deviation == "round" else _deviation(own))
-        )
-        z_B[rows] = (own - mean) / (std + _EPSILON) if std > 0 else torch.zeros_like(own)
+    z = z_scores(
+        score_B[rows].cpu().numpy(),
+        [prompt_ids[row] for row in rows.tolist()],
+        deviation="all" if deviation == "round" else "group",
+        min_count=min_count,
+        epsilon=_EPSILON,
+    )
+    z_B[rows] = torch.from_numpy(z).to(z_B)
     return z_B
-
-
-def _deviation(score_B: Tensor) -> Tensor:
-    """Population deviation, exactly 0 when all are equal."""
-    return score_B.std(correction=0) if score_B.min() < score_B.max() else score_B.new_zeros(())
 
 
 def aggregate(
