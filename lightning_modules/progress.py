@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 PHASES = ("rollout", "reward", "update")
+LINE_EVERY_S = 30.0  # within a round or an evaluation, where there are no bars
 HELD_OUT = "held-out "  # before the phases of an evaluation
 
 _NOISE = re.compile(
@@ -63,7 +64,8 @@ class RoundProgress(Callback):
     """Shows rounds, and rollout, reward and update within a round; labels evaluations separately.
 
     In a terminal these are bars. In a file, a pipe or the log of a batch system, every round and
-    every evaluation is a line. Only the first process shows progress.
+    every evaluation is a line, and a long one has a line every 30 seconds. Only the first process
+    shows progress.
 
     Args:
         console: where to write; by default the standard output.
@@ -77,6 +79,7 @@ class RoundProgress(Callback):
         self._first = 0
         self._started = 0.0
         self._round_started = 0.0
+        self._last_line = 0.0
         self._is_evaluating = False
         self._is_on = False
 
@@ -106,6 +109,8 @@ class RoundProgress(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_evaluating = True
+        if self._is_on and self._bars is None and trainer.sanity_checking:
+            self._say("held-out prompts before training ...")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_evaluating = False
@@ -132,6 +137,7 @@ class RoundProgress(Callback):
         if self._is_on or not trainer.is_global_zero or not hasattr(pl_module, "report"):
             return
         self._is_on = True
+        self._last_line = time.monotonic()
         console = self.console or Console()
         self.console = console
         pl_module.report = self._report
@@ -152,9 +158,11 @@ class RoundProgress(Callback):
         self._bars.start()
 
     def _report(self, phase: str, done: int, total: int) -> None:
-        if self._bars is None:
-            return
         name = HELD_OUT + phase if self._is_evaluating else phase
+        if self._bars is None:
+            if self._is_on and time.monotonic() - self._last_line > LINE_EVERY_S:
+                self._say(f"  {name} {done}/{total}")
+            return
         task = self._bars.tasks[self._tasks[name]]
         if done < task.completed or task.finished:  # the next round starts at 0
             self._bars.reset(self._tasks[name], total=total)
@@ -174,6 +182,7 @@ class RoundProgress(Callback):
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
         self.console.file.flush()
+        self._last_line = time.monotonic()
 
     def _stop(self) -> None:
         if self._bars is not None:

@@ -296,3 +296,5 @@ def test_the_import_benchmark_measures_both_sides() -> None:
     )
     assert wall_s > 0 and processor_s > 0
     assert min(beyond) < benchmark.LIMIT_S
+    endless = ("-c", "print(1, flush=True); import time; time.sleep(60)")
+    assert all(0 < cost < 30 for cost in benchmark.command_seconds(endless, True, 1))

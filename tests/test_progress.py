@@ -10,6 +10,7 @@ from test_run_folder import run
 from toy_ddpo import module, trainer
 from toys import Given, Rounds, prompt_round
 
+from lightning_modules import progress
 from lightning_modules.progress import RoundProgress, quieten_lightning
 from lightning_modules.run_summary import run_summary
 from zoo.rewards.mood import UNITS
@@ -18,26 +19,27 @@ from zoo.rewards.mood import UNITS
 def shown(terminal: bool, epochs: int = 2, **changes):
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=120)
-    progress = RoundProgress(console)
+    display = RoundProgress(console)
     settings = {
         "max_epochs": epochs,
         "num_sanity_val_steps": -1,
         "limit_train_batches": 1,
         **changes,
     }
-    run = trainer(callbacks=[progress], **settings)
+    run = trainer(callbacks=[display], **settings)
     run.fit(module(), Rounds(8), Given(prompt_round(4, repeats=1)))
-    return file.getvalue(), progress
+    return file.getvalue(), display
 
 
 def test_a_file_gets_one_line_per_round_and_evaluation():
     lines = shown(terminal=False)[0].splitlines()
     kinds = [" ".join(line.split()[:2]) for line in lines]
     held_out = "held-out prompts"
-    assert kinds == [held_out, "round 1/2", held_out, "round 2/2", held_out]
-    assert "before training" in lines[0] and "after round 1" in lines[2]
-    assert all("reward" in line for line in lines)
-    assert "left" in lines[1]
+    assert kinds == [held_out, held_out, "round 1/2", held_out, "round 2/2", held_out]
+    assert lines[0] == "held-out prompts before training ..."  # at once
+    assert "before training" in lines[1] and "after round 1" in lines[3]
+    assert all("reward" in line for line in lines[1:])
+    assert "left" in lines[2]
     assert not any("\x1b" in line or "\r" in line for line in lines)
 
 
@@ -48,6 +50,20 @@ def test_a_file_gets_one_line_per_round_and_evaluation():
 def test_a_total_that_is_not_known_is_not_shown(changes, first):
     lines = shown(terminal=False, num_sanity_val_steps=0, **changes)[0].splitlines()
     assert lines[0].startswith(first) and not any("/-" in line for line in lines)
+
+
+def test_a_long_evaluation_and_a_long_round_have_lines_between(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)  # as if each step took half a minute
+    lines = shown(terminal=False, epochs=1)[0].splitlines()
+    first_round = next(i for i, line in enumerate(lines) if line.startswith("round 1"))
+    assert any(line.startswith("  held-out rollout ") for line in lines[:first_round])
+    for phase in ("rollout", "reward", "update"):
+        assert any(line.startswith(f"  {phase} ") for line in lines[:first_round])
+    assert all(int(done) <= int(total) for done, total in _counts(lines))
+
+
+def _counts(lines):
+    return [line.split()[-1].split("/") for line in lines if line.startswith("  ")]
 
 
 def test_bars_label_evaluations_and_start_anew_in_each_round(monkeypatch):

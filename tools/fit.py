@@ -36,13 +36,17 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_intermixed_args(normalized(argv))
     from omegaconf import OmegaConf
 
-    from lightning_modules import run, run_folder
-    from zoo.configuration import read_configuration
+    from zoo.configuration import announcement, read_configuration
+    from zoo.secrets import masked
 
     config = read_configuration(options.config, options.overrides)
     if options.print_config:
-        print(OmegaConf.to_yaml(run_folder.masked(config.to_dict())), end="")
-    elif options.dry_run:
+        print(OmegaConf.to_yaml(masked(config.to_dict())), end="")
+        return
+    print(announcement(config, options.config), end="", flush=True)
+    from lightning_modules import run  # takes seconds
+
+    if options.dry_run:
         print(run.dry_run(config))
     else:
         run.fit(config, ["python", "tools/fit.py", *argv])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -13,9 +14,9 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
 
 from zoo.command_line import split_override
-from zoo.errors import UserError, did_you_mean, parser_message, parsing
+from zoo.errors import UserError, did_you_mean, for_screen, parser_message, parsing
 from zoo.moved_names import with_current_names
-from zoo.secrets import masked_command, remember_in
+from zoo.secrets import masked_command, remember_in, without_secrets
 
 # the key of a file's base: one file or a list of files, relative to the folder of this one
 BASE = "base"
@@ -45,6 +46,20 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "provenance"}
+
+
+def announcement(run: Run, files: Sequence[str]) -> str:
+    """One line about what is started, to be printed before the libraries are imported.
+
+    Empty in all but the first of several processes that train together.
+    """
+    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    if ranks != ["0", "0", "0"]:
+        return ""
+    name = str(run.module.get("_target_", "")).rpartition(".")[2] or "module"
+    source = f" of {', '.join(files)}" if files else ""
+    line = f"starting {name}{source}; the run folder is {run.out_dir}"
+    return for_screen(without_secrets(line)) + "\n"
 
 
 def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
