@@ -33,7 +33,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from benchmarks.live_bytes import peak_live_bytes
 from benchmarks.random_audioldm2 import LOA, SIZES, TOKENS, random_unet
-from zoo.backbones.checkpointing import set_checkpointing
+from zoo.backbones.library_networks import set_checkpointing
 from zoo.backbones.lora import attention_linears
 
 KEPT_LIMIT = 0.2 * 2**30  # bytes of one guided prediction of 10 s with checkpointing

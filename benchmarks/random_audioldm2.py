@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones.audioldm2 import AudioLDM2
-from zoo.backbones.checkpointing import set_checkpointing
+from zoo.backbones.library_networks import set_checkpointing
 from zoo.diffusion import VPDiscrete
 from zoo.types import Conditioning, Prompt
 

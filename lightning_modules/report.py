@@ -11,7 +11,7 @@ from pathlib import Path
 from zoo.errors import parsing
 from zoo.files import parsed_json, written_beside
 from zoo.html_pages import LOUDEST_DB, QUIETEST_DB, clip, page, picture
-from zoo.hub.run_results import metrics_rows
+from zoo.hub.runs import metrics_rows
 from zoo.secrets import without_secrets
 
 INDEX = "samples.json"  # beside the wav files of a folder of samples
@@ -49,7 +49,7 @@ class Pair:
 
 
 def read_rows(path: str | Path) -> list[dict[str, float]]:
-    """As ``zoo.hub.run_results.metrics_rows``."""
+    """As ``zoo.hub.runs.metrics_rows``."""
     return metrics_rows(Path(path))
 
 

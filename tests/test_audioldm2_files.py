@@ -15,7 +15,7 @@ from toys import latents
 import zoo
 from benchmarks.audioldm2_memory import SIZES, measure
 from zoo.backbones.audioldm2 import AudioLDM2
-from zoo.backbones.checkpointing import checkpoint_by_name, set_checkpointing
+from zoo.backbones.library_networks import checkpoint_by_name, set_checkpointing
 from zoo.backbones.lora import attention_linears
 from zoo.hub import registry
 from zoo.hub.artifact import identity_of, load_artifact, save_artifact

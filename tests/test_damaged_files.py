@@ -12,7 +12,7 @@ from lightning_modules.run_summary import run_summary
 from zoo.evaluation.scores import open_scorers
 from zoo.hub.cards import check_card
 from zoo.hub.push import _front_matter
-from zoo.hub.run_results import held_out_numbers
+from zoo.hub.runs import held_out_numbers
 
 DAMAGED = [
     "[" * 100_000,

@@ -22,7 +22,7 @@ from zoo.errors import reported
 from zoo.generations import output_paths, read_samples
 from zoo.hub.adapters import save_adapter
 from zoo.hub.artifact import save_artifact
-from zoo.hub.run_models import run_settings
+from zoo.hub.runs import run_settings
 from zoo.loading import open_model
 from zoo.types import Prompt, Waveform
 

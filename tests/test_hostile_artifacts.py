@@ -19,7 +19,7 @@ import zoo
 from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
 from zoo.hub.adapters import load_adapter, save_adapter
-from zoo.hub.construction import build_within
+from zoo.hub.artifact import build_within
 from zoo.hub.pull import pull, push
 from zoo.hub.verify import verify_folder
 
@@ -357,7 +357,7 @@ def test_a_card_that_calls_is_data(folder: Path, tmp_path: Path, sentinel: Path)
 
 def test_filling_weights_does_not_count_as_making_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries fill a weight several times, so counting that would refuse large honest models."""
-    monkeypatch.setattr("zoo.hub.construction.SLACK_BYTES", 0)
+    monkeypatch.setattr("zoo.hub.artifact.SLACK_BYTES", 0)
 
     class Refilled(torch.nn.Linear):
         def reset_parameters(self) -> None:

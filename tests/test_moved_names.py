@@ -15,7 +15,7 @@ from zoo import moved_names
 from zoo.configuration import read_configuration
 from zoo.errors import UserError
 from zoo.hub.run_facts import stated_facts
-from zoo.hub.run_models import code_named_by, run_settings
+from zoo.hub.runs import code_named_by, run_settings
 from zoo.instantiate import check, instantiate, locate
 from zoo.moved_names import ARGUMENTS, MODULES, NAMES, current_name, with_current_names
 

@@ -207,7 +207,7 @@ def test_only_importers_read_pickles() -> None:
     readers = {path: readers_of_pickles(source) for path, source in files.items()}
     assert readers["zoo/importers/pickles.py"] == ["torch.load"]
     # checkpoints of the user's own runs, as plain data; nothing that was downloaded comes here
-    own_runs = "zoo/hub/run_results.py"
+    own_runs = "zoo/hub/runs.py"
     assert (
         readers[own_runs] == ["torch.load"]
         and 'torch.load(path, map_location="cpu", weights_only=True)' in files[own_runs]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.hub.run_results import Checkpoint, newest_result, read_checkpoint
+from zoo.hub.runs import Checkpoint, newest_result, read_checkpoint
 
 RIGHT = {"state_dict": {"weight": torch.ones(2)}, "global_step": 3}
 

@@ -16,7 +16,7 @@ import zoo
 from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
 from zoo.hub.adapters import load_adapter, save_adapter
-from zoo.hub.run_models import load_weights
+from zoo.hub.runs import load_weights
 from zoo.hub.weights import wrong_numbers
 from zoo.importers.pretrained_clap import with_files
 from zoo.rewards.clap import ClapReward

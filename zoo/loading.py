@@ -16,7 +16,7 @@ from zoo.hub.adapters import load_adapter, stack_adapters
 from zoo.hub.artifact import CONFIG_FILE, architecture_class, build_artifact
 from zoo.hub.registry import ENTRIES, looks_remote
 from zoo.hub.resolve import Located, adapter_in, in_folder, resolve
-from zoo.hub.run_models import code_named_by, of_run, refuse_downloaded
+from zoo.hub.runs import code_named_by, of_run, refuse_downloaded
 from zoo.hub.weights import as_dtype
 from zoo.importers import IMPORTERS
 from zoo.importers.tango import tokenizer_text

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.backbones.frozen_parts import FrozenParts
+from zoo.backbones.library_networks import checked
 from zoo.backbones.mel_codec import MelCodec
-from zoo.backbones.settings import checked
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.tokenizer import PromptTokenizer
 from zoo.diffusion import VPDiscrete

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from zoo.backbones.audioldm import path_of
 from zoo.backbones.frozen_parts import FrozenParts
+from zoo.backbones.library_networks import checked
 from zoo.backbones.mel_codec import MelCodec
-from zoo.backbones.settings import checked
 from zoo.conditioners.loa import loa_tokens
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import fitting_tokenizer, t5_states

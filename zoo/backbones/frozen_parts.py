@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.backbones import checkpointing
+from zoo.backbones import library_networks
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.types import Prompt
 
@@ -44,7 +44,7 @@ class FrozenParts(nn.Module):
 
         Outputs and gradients stay the same.
         """
-        checkpointing.set_checkpointing(self.denoiser, enabled)
+        library_networks.set_checkpointing(self.denoiser, enabled)
 
     def too_long(self, prompts: Sequence[Prompt]) -> dict[str, str]:
         """Prompt id -> why an encoder does not take its text; empty if they take all."""

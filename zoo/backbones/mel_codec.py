@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones.settings import checked, only_known
+from zoo.backbones.library_networks import checked, only_known
 from zoo.errors import UserError
 
 FFT = 1024  # samples: window and transform

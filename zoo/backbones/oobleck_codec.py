@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones.settings import checked
+from zoo.backbones.library_networks import checked
 from zoo.diffusion.paths import require_known
 from zoo.errors import UserError
 from zoo.types import Prompt

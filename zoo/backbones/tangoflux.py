@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones.frozen_parts import FrozenParts
+from zoo.backbones.library_networks import checked
 from zoo.backbones.oobleck_codec import OobleckCodec
-from zoo.backbones.settings import checked
 from zoo.backbones.tango import TEXT_ENCODER
 from zoo.conditioners.prompt_memory import PromptMemory
 from zoo.conditioners.t5 import fitting_tokenizer, t5_states

@@ -51,7 +51,7 @@ from zoo.files import check_writable, clear_after_killed, files_written_together
 from zoo.generations import Sample
 from zoo.hub.artifact import CONFIG_FILE, read_config
 from zoo.hub.registry import find
-from zoo.hub.run_models import is_run, recorded_sampling
+from zoo.hub.runs import is_run, recorded_sampling
 from zoo.hub.sampling_settings import PartialSampling, SamplingSettings, merged
 from zoo.loading import usable_device
 from zoo.types import Prompt

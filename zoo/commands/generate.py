@@ -82,7 +82,7 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     from zoo.generations import checked_entries, output_paths
     from zoo.hub.resolve import resolve
     from zoo.hub.run_facts import read_facts
-    from zoo.hub.run_models import recorded_sampling, run_settings
+    from zoo.hub.runs import recorded_sampling, run_settings
     from zoo.hub.sampling_settings import PartialSampling, merged
     from zoo.loading import open_model
     from zoo.types import Prompt

@@ -25,7 +25,7 @@ from zoo.generation import generate_each
 from zoo.generations import INDEX, Sample, output_paths, read_samples, write_index
 from zoo.hub.registry import find
 from zoo.hub.run_facts import RunFacts, read_facts, stated_facts
-from zoo.hub.run_models import built_from, run_settings
+from zoo.hub.runs import built_from, run_settings
 from zoo.hub.sampling_settings import SamplingSettings
 from zoo.instantiate import check, instantiate
 from zoo.loading import load, open_model

@@ -25,8 +25,7 @@ from zoo.hub.artifact import (
 )
 from zoo.hub.export_record import export_record
 from zoo.hub.run_facts import RunFacts, read_facts
-from zoo.hub.run_models import built_from, load_weights, run_settings
-from zoo.hub.run_results import Checkpoint, fill, newest_result
+from zoo.hub.runs import Checkpoint, built_from, fill, load_weights, newest_result, run_settings
 from zoo.hub.weights import as_dtype, read_state, save_state
 from zoo.types import Backbone, lacking
 

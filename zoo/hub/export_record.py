@@ -9,7 +9,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.hub.entry import UNKNOWN
 from zoo.hub.run_facts import RunFacts
-from zoo.hub.run_results import Checkpoint, held_out_numbers
+from zoo.hub.runs import Checkpoint, held_out_numbers
 from zoo.secrets import masked
 
 

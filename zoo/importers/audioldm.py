@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from zoo.backbones.settings import settings_of
+from zoo.backbones.library_networks import settings_of
 from zoo.errors import UserError
 from zoo.hub.resolve import Located
 from zoo.hub.untrusted import read_json

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.backbones.settings import settings_of
+from zoo.backbones.library_networks import settings_of
 from zoo.errors import UserError
 from zoo.hub.untrusted import check_safetensors_header, read_json
 from zoo.hub.weights import refuse_wrong_numbers

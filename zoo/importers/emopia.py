@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError, did_you_mean, parsing
-from zoo.hub.construction import build_within
+from zoo.hub.artifact import build_within
 from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
 from zoo.rewards.mood import EmotionReward
 from zoo.rewards.mood_tasks import CHUNK_S, RATE_HZ, TASKS, classes_of

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.hub.construction import build_within
+from zoo.hub.artifact import build_within
 from zoo.hub.resolve import Located
 from zoo.hub.untrusted import read_json
 from zoo.hub.weights import read_state, refuse_wrong_numbers

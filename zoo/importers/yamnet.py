@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,6 @@ from torch.nn import functional as F
 
 from zoo.errors import UserError
 from zoo.importers.tensorflow_bundle import read_bundle
-from zoo.importers.wheels import wheel_path
 
 RATE_HZ = 16_000
 CLASS_COUNT, WIDTH = 521, 1024
@@ -237,3 +237,21 @@ def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ..
     return network.requires_grad_(False).eval(), read_class_names(
         folder / "assets" / "yamnet_class_map.csv"
     )
+
+
+def wheel_path(package: str, inside: str, what: str, install: str) -> Path:
+    """The file or folder ``inside`` (``a/b``) of an installed top-level ``package``, whose code is
+    not run.
+
+    Raises ``ImportError`` that says ``what`` is missing and the command that brings it.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"{what} is not installed; it is optional: {install}")
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.exists():
+        raise ImportError(
+            f"the installed {package} has no {inside}, which {what} needs; take the version that"
+            f" has it: {install}"
+        )
+    return path
