@@ -188,9 +188,7 @@ def test_what_cannot_be_stacked(folders):
 def test_a_stack_has_no_folder_of_its_own(folders, tmp_path):
     backbone = ToyBackbone()
     stack_adapters(backbone, [(folder, 1.0) for folder in folders])
-    with pytest.raises(
-        ValueError, match="2 adapters are stacked here, a folder holds one; merge them"
-    ):
+    with pytest.raises(ValueError, match="^2 adapters.*merge"):
         save_adapter(backbone, tmp_path / "both")
     assert list(tmp_path.iterdir()) == []
 
@@ -246,9 +244,7 @@ def test_what_was_changed_after_it_was_written_is_refused(copy, folders):
     path = copy / "adapter_model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(
-        ValueError, match="adapter_model.safetensors is not the file that config.json describes"
-    ):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors.*config\.json"):
         read_adapter(copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"format": 2}))
@@ -271,7 +267,7 @@ def test_tensors_of_another_shape_or_name_are_refused(copy):
     for changed in (state | {first: torch.zeros(7, 7)}, others, state | {"x": state[first]}):
         save_weights(changed, copy / "adapter_model.safetensors")
         backbone = ToyBackbone()
-        with pytest.raises(ValueError, match="is for another denoiser or rank: .* differs"):
+        with pytest.raises(ValueError, match="another denoiser or rank"):
             load_adapter(backbone, copy)
         assert "lora" not in str(backbone.denoiser)
 

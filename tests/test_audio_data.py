@@ -130,7 +130,7 @@ def test_bad_tables_are_named(folder: Path, rows: list[dict], message: str) -> N
 
 
 def test_folders_without_audio_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no audio: expected files that end in .wav"):
+    with pytest.raises(ValueError, match=r"no audio.*\.wav"):
         find_clips(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         find_clips(tmp_path / "nothing")
@@ -141,7 +141,7 @@ def test_channels_are_repeated_or_averaged() -> None:
     assert mix_channels(stereo, 1).tolist() == [[2.0, 3.0]]
     assert mix_channels(stereo[:1], 2).tolist() == [[1.0, 2.0]] * 2
     assert mix_channels(stereo, 2) is stereo
-    with pytest.raises(ValueError, match="2 channels cannot be mixed to 4"):
+    with pytest.raises(ValueError, match="2 channels.* 4"):
         mix_channels(stereo, 4)
 
 
@@ -235,7 +235,7 @@ def test_values_that_are_not_finite_are_found_by_the_full_check(folder: Path) ->
     )
     assert set(ready(folder, check="full").quarantined) == {"nan.wav"}
     data = ready(folder, batch_size=7)
-    with pytest.raises(ValueError, match="nan.wav cannot be read .*data.check=full"):
+    with pytest.raises(ValueError, match=r"nan\.wav.*data\.check=full"):
         list(data.train_dataloader())
 
 

@@ -65,25 +65,21 @@ def test_resampling_keeps_pitch(tmp_path):
 
 def test_files_that_cannot_be_read(tmp_path):
     write_audio(tmp_path / "song.wav", tone())
-    with pytest.raises(
-        FileNotFoundError, match=r"no audio file .*sonh.wav; did you mean 'song.wav'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"sonh\.wav.*'song\.wav'"):
         read_audio(tmp_path / "sonh.wav")
     with pytest.raises(FileNotFoundError, match="nothing to choose from"):
         read_audio(tmp_path / "nowhere" / "song.wav")
     (tmp_path / "empty.wav").touch()
-    with pytest.raises(ValueError, match=r"empty.wav is empty \(0 bytes\)"):
+    with pytest.raises(ValueError, match=r"empty\.wav.*0 bytes"):
         read_audio(tmp_path / "empty.wav")
     (tmp_path / "text.wav").write_text("not audio at all " * 20)
-    with pytest.raises(
-        ValueError, match=r"text.wav cannot be read as audio .*expected one of .wav, .flac"
-    ):
+    with pytest.raises(ValueError, match=r"text\.wav.*\.wav, \.flac"):
         read_audio(tmp_path / "text.wav")
     soundfile.write(tmp_path / "none.wav", numpy.zeros((0, 1)), 8000)
-    with pytest.raises(ValueError, match="none.wav holds no samples"):
+    with pytest.raises(ValueError, match=r"none\.wav.*no samples"):
         read_audio(tmp_path / "none.wav")
     soundfile.write(tmp_path / "nan.wav", numpy.array([0.0, numpy.nan]), 8000, subtype="FLOAT")
-    with pytest.raises(ValueError, match="nan.wav holds NaN or infinite"):
+    with pytest.raises(ValueError, match=r"nan\.wav.*NaN"):
         read_audio(tmp_path / "nan.wav")
 
 
@@ -91,7 +87,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path):
     write_audio(tmp_path / "a.flac", tone(4.0))
     content = (tmp_path / "a.flac").read_bytes()
     (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"a.flac is cut off or damaged: \d+ of 64000 samples"):
+    with pytest.raises(ValueError, match=r"a\.flac.*\d+ of 64000"):
         read_audio(tmp_path / "a.flac")
 
 

@@ -114,7 +114,7 @@ def test_training_and_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         prompts=(prompts, held_out), prompts_per_round=4, repeats=2, val_prompts=3
     )
     assert len(next(iter(module.train_dataloader()))) == 8 and len(module.validation_prompts) == 3
-    with pytest.raises(ValueError, match="count is 99, but .*train.csv gives 20 training captions"):
+    with pytest.raises(ValueError, match=r"count.*99.*train\.csv.* 20"):
         audiocaps_prompts(train, val, "all", count=99)
 
 
@@ -227,11 +227,11 @@ def test_files_without_sense_always_stop(
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, VAL)
-    with pytest.raises(ValueError, match="captions 'firs' is unknown; did you mean 'first'"):
+    with pytest.raises(ValueError, match="captions.*'firs'.*'first'"):
         caption_prompts(path, "firs")
-    with pytest.raises(ValueError, match="bad_rows 'dropp' is unknown; did you mean 'drop'"):
+    with pytest.raises(ValueError, match="bad_rows.*'dropp'.*'drop'"):
         read_rows(path, "dropp")
-    with pytest.raises(ValueError, match="val.txt: expected a file that ends in .csv, got '.txt'"):
+    with pytest.raises(ValueError, match=r"val\.txt.*\.csv.*'\.txt'"):
         read_rows(tmp_path / "val.txt")
     with pytest.raises(ValueError, match="there is no such file"):
         read_rows(tmp_path / "absent.csv")

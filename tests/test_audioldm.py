@@ -165,9 +165,7 @@ def test_every_tensor_is_accounted_for(folder, tmp_path, damage):
     ):
         zoo.load(str(copied))
     shutil.rmtree(copied / "vae")
-    with pytest.raises(
-        FileNotFoundError, match="no AudioLDM in diffusers layout: it has no folder vae"
-    ):
+    with pytest.raises(FileNotFoundError, match="AudioLDM.* vae"):
         zoo.load(str(copied))
 
 

@@ -67,7 +67,7 @@ def test_the_loop_with_kept_keys_equals_the_loop_without(model):
     torch.testing.assert_close(
         loa_tokens(model.gpt2, inputs, mask, 8), long[:, -8:], atol=1e-6, rtol=1e-5
     )
-    with pytest.raises(ValueError, match="95 inputs and 8 tokens exceed the 99 positions"):
+    with pytest.raises(ValueError, match="95 .* 8 .* 99"):
         loa_tokens(model.gpt2, torch.randn(1, 95, 16), torch.ones(1, 95), 8)
 
 

@@ -85,9 +85,7 @@ def test_every_tensor_is_accounted_for(folder, tmp_path, damage):
     ):
         zoo.load(str(copied))
     shutil.rmtree(copied / "vae")
-    with pytest.raises(
-        FileNotFoundError, match="no AudioLDM 2 in diffusers layout: it has no folder vae"
-    ):
+    with pytest.raises(FileNotFoundError, match="AudioLDM 2.* vae"):
         zoo.load(str(copied))
 
 

@@ -260,7 +260,7 @@ def test_captions_that_are_too_long_fall_back_to_class_names() -> None:
         "bell",
         "siren",
     )
-    with pytest.raises(ValueError, match="longer than max_caption_bytes = 12; raise it"):
+    with pytest.raises(ValueError, match="max_caption_bytes.*12"):
         recaption(scene, random.Random(0), 12)
 
 

@@ -279,9 +279,7 @@ def test_verify_says_what_it_checked_and_refuses_what_is_wrong(adapter, place, t
     assert facts.endswith("licence cc-by-nc-sa-4.0")
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(card.replace("license: cc-by-nc-sa-4.0", "license: mit"))
-    with pytest.raises(
-        ValueError, match="says license mit, but this model has to keep cc-by-nc-sa-4.0"
-    ):
+    with pytest.raises(ValueError, match=r"license.* mit.*cc-by-nc-sa-4\.0"):
         verify_artifact(folder, zoo.load)
     (folder / "README.md").unlink()
     assert "card: none (README.md is written by an export" in "\n".join(
@@ -289,12 +287,12 @@ def test_verify_says_what_it_checked_and_refuses_what_is_wrong(adapter, place, t
     )
     (folder / "README.md").write_text(card)
     (folder / "train.py").write_text("print()")
-    with pytest.raises(ValueError, match="files that are no part of a model: train.py"):
+    with pytest.raises(ValueError, match=r"train\.py"):
         verify_artifact(folder, zoo.load)
     (folder / "train.py").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sha256": {}}))
-    with pytest.raises(ValueError, match="promises no hash of adapter_model.safetensors"):
+    with pytest.raises(ValueError, match=r"hash.*adapter_model\.safetensors"):
         verify_artifact(folder, zoo.load)
     (folder / "config.json").write_text(
         json.dumps(config | {"base": {**config["base"], "name": "someone/else"}})

@@ -187,7 +187,7 @@ def test_broken_files(copy):
     with pytest.raises(ValueError, match="is not the file that config.json describes"):
         load_artifact(copy)
     (copy / "model.safetensors").write_bytes(weights[:1000])
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be read.*cut off"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*cut off"):
         load_artifact(copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
@@ -197,7 +197,7 @@ def test_broken_files(copy):
         with pytest.raises(ValueError, match=message):
             load_artifact(copy)
     (copy / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="is no model: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_artifact(copy)
 
 
@@ -281,9 +281,7 @@ def test_large_weights_are_split_with_an_index_and_come_back_the_same(good, tmp_
     with pytest.raises(ValueError, match="leaves its folder"):
         load_artifact(folder)
     (folder / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match="holds both model.safetensors and model.safetensors.index.json"
-    ):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*model\.safetensors\.index\.json"):
         load_artifact(folder)
 
 
@@ -294,9 +292,7 @@ def test_shards_are_hashed_one_by_one(good, tmp_path):
         name for name in read_config(folder)["sha256"] if name.startswith("model-00002")
     )
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(
-        ValueError, match="model-00002-of-.* is not the file that config.json describes"
-    ):
+    with pytest.raises(ValueError, match=r"model-00002-of-.*config\.json"):
         load_artifact(folder)
 
 
@@ -312,7 +308,7 @@ def test_load_export_load_is_bitwise_equal(good, tmp_path):
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds other files \(thesis.tex\), which would be lost"):
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
         save(tmp_path)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "model.safetensors.first").touch()  # begins like a file of ours
@@ -332,7 +328,7 @@ def test_a_read_only_target(tmp_path, monkeypatch, number):
     monkeypatch.setattr(files.Path, "mkdir", refuse)
     with pytest.raises(
         OSError,
-        match=r"cannot write here \(as the system says\); name a folder that you may write to",
+        match="as the system says",
     ) as caught:
         save(tmp_path / "model")
     assert (

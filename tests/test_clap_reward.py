@@ -298,9 +298,7 @@ def test_an_assumed_rate_is_heard_instead_of_the_real_one_and_says_so(tmp_path):
     )
     assert torch.equal(load_artifact(tmp_path / "out")(wave, RATE, PROMPTS).score_B, output.score_B)
     for wrong in ({"assume_rate_hz": 48_000}, {"assume_rate_hz": 0, "compat": True}):
-        with pytest.raises(
-            ValueError, match="for comparison with published numbers: set compat and a rate in Hz"
-        ):
+        with pytest.raises(ValueError, match="compat.*Hz"):
             small(**wrong)
     with pytest.raises(ValueError, match="needs the sample rate"):
         reward(wave, None, PROMPTS)

@@ -190,9 +190,9 @@ def test_exported_weights_make_the_same_codec(tmp_path):
 
 
 def test_wrong_audio_and_settings_are_named(quiet):
-    with pytest.raises(ValueError, match=r"stereo audio, got 1 channel\(s\); set channels to 2"):
+    with pytest.raises(ValueError, match="1 channel.*channels.* 2"):
         module().training_step(batch(channels=1), 0)
-    with pytest.raises(ValueError, match="data has 44100 Hz, the codec 16000 Hz"):
+    with pytest.raises(ValueError, match="44100.*16000"):
         module().training_step(batch(rate=44_100), 0)
     for warmup in (0, 50):
         with pytest.raises(ValueError, match="warmup_steps"):

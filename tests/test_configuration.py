@@ -155,7 +155,7 @@ def test_bad_files(tmp_path, content, message):
 
 def test_a_missing_file_names_its_neighbour(tmp_path):
     config(tmp_path, name="quickstart.yaml")
-    with pytest.raises(FileNotFoundError, match=r"quickstrat.yaml; did you mean 'quickstart.yaml'"):
+    with pytest.raises(FileNotFoundError, match=r"quickstrat\.yaml.*'quickstart\.yaml'"):
         read_configuration([tmp_path / "quickstrat.yaml"])
     (tmp_path / "based.yaml").write_text("base: ???")
     with pytest.raises(FileNotFoundError, match=r"the base of .*based.yaml"):
@@ -246,9 +246,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import not_installed_here")
     (tmp_path / "broken_import.py").write_text("from os import not_there")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        ValueError, match="needs the package 'not_installed_here', which is not installed"
-    ):
+    with pytest.raises(ValueError, match="'not_installed_here'"):
         locate("needs_more.Thing")
     with pytest.raises(ValueError, match="cannot be imported: .*not_there"):
         locate("broken_import.Thing")

@@ -296,9 +296,7 @@ def test_audio_is_encoded_without_gradients(logged):
     audio = AudioBatch(0.1 * torch.randn(3, 2, 4096), 16_000, PROMPTS)
     latent = LatentBatch(model.backbone.encode(audio.wave_BCN).detach(), PROMPTS)
     assert torch.equal(model.training_step(audio, 0), model.training_step(latent, 0))
-    with pytest.raises(
-        ValueError, match="data has 44100 Hz, the backbone 16000 Hz; set data.sample_rate_hz"
-    ):
+    with pytest.raises(ValueError, match=r"44100.*16000.*data\.sample_rate_hz"):
         model.training_step(dataclasses.replace(audio, sample_rate_hz=44_100), 0)
     with pytest.raises(ValueError, match="stereo"):
         model.training_step(dataclasses.replace(audio, wave_BCN=audio.wave_BCN[:, :1]), 0)

@@ -220,9 +220,7 @@ def test_settings_must_agree_with_the_tensors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hparams\.yaml"):
         load_emopia(path)
     beside.unlink()
-    with pytest.raises(
-        ValueError, match=r"f_max = 8000, its tensors and EMOPIA's front end say 11025"
-    ):
+    with pytest.raises(ValueError, match="f_max.*8000.*11025"):
         load_emopia(
             saved(tmp_path / "ar_va", tensors(), hyper_parameters=SETTINGS | {"f_max": 8000})
         )
@@ -235,10 +233,10 @@ def _without_settings(path: Path) -> Path:
 def test_the_task_is_asked_for_only_where_it_is_ambiguous(tmp_path: Path) -> None:
     assert load_emopia(saved(tmp_path / "mine", tensors())).class_names == tuple(TASKS["ar_va"])
     path = saved(tmp_path / "mine", tensors(classes=2))
-    with pytest.raises(ValueError, match="2 classes: name its task, arousal or valence"):
+    with pytest.raises(ValueError, match="2 classes.*arousal.*valence"):
         load_emopia(path)
     assert load_emopia(path, "valence").class_names == ("HV", "LV")
-    with pytest.raises(ValueError, match="no EMOPIA task 'arousel'; did you mean 'arousal'"):
+    with pytest.raises(ValueError, match="'arousel'.*'arousal'"):
         load_emopia(path, "arousel")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         load_emopia(tmp_path / "none.ckpt")

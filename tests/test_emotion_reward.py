@@ -247,12 +247,12 @@ def test_labels_may_be_words_that_stand_for_classes():
     assert reward.targets(prompts("joyful", "Q3", "mournful", "angry")).tolist() == [0, 2, 2, 1]
     with pytest.raises(
         ValueError,
-        match=r"'joyfull'.*did you mean 'joyful'\? Its classes are happy, angry, sad, tender",
+        match="'joyfull'.*'joyful'.*happy, angry, sad, tender",
     ):
         reward.targets(prompts("joyfull"))
-    with pytest.raises(ValueError, match=r"mood \['sad'\], which the classifier does not know"):
+    with pytest.raises(ValueError, match=r"mood.*\['sad'\]"):
         reward.targets([Prompt("a", "x", labels={"mood": ["sad"]})])
-    with pytest.raises(ValueError, match="classes_of maps to merry; the classes are happy"):
+    with pytest.raises(ValueError, match="classes_of.*merry.*happy"):
         small(classes_of={"joyful": "merry"})
 
 

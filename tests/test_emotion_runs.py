@@ -107,9 +107,7 @@ def test_a_song_in_two_splits_stops_the_run_before_it_begins(tmp_path: Path) -> 
     small = write_tiny_set(tmp_path / "set")
     test = (tmp_path / "set" / "test.csv").read_text()
     (tmp_path / "set" / "val.csv").write_text(test)
-    with pytest.raises(
-        ValueError, match="has clips in the splits val and test; a song belongs to one split only"
-    ):
+    with pytest.raises(ValueError, match="val.*test"):
         fit("emopia.yaml", tmp_path / "run", *small, "trainer.max_epochs=1")
     assert not run_folder.holds_run(tmp_path / "run")
 

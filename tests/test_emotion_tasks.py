@@ -40,7 +40,7 @@ def test_quadrants_and_moods_are_classes_of_every_task(task: str, of_quadrants: 
 
 
 def test_an_unknown_task_is_named() -> None:
-    with pytest.raises(ValueError, match="'arousel'; did you mean 'arousal'"):
+    with pytest.raises(ValueError, match="'arousel'.*'arousal'"):
         classes_of("arousel")
     with pytest.raises(ValueError, match="no EMOPIA task 'x'"):
         untrained_classifier("x")
@@ -78,7 +78,7 @@ def test_bad_settings(settings: dict, message: str) -> None:
 
 
 def test_a_proper_loss_does_not_train_sigmoid_outputs() -> None:
-    with pytest.raises(ValueError, match="give the reward activation='softmax'"):
+    with pytest.raises(ValueError, match="activation='softmax'"):
         Emotion(small(activation="sigmoid"), "cross_entropy")
 
 

@@ -130,8 +130,6 @@ def test_a_prompt_without_a_mood_is_named_before_anything_is_sampled(small_zoo: 
     config = read_configuration(
         [small_zoo / "c.yaml"], [f"module.reward={REWARDS['emopia']}", data, "out_dir=run"]
     )
-    with pytest.raises(
-        ValueError, match=r"prompt 'a-happy-piano-\w+' has no label 'mood' \(its labels: none\)"
-    ):
+    with pytest.raises(ValueError, match=r"'a-happy-piano-\w+'.*'mood'"):
         run.fit(config)
     assert not (small_zoo / "run").exists()

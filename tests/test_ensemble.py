@@ -301,7 +301,7 @@ def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
         "reward_part/guards/level_dbfs",
     } <= set(row)
     assert row["reward_combined/std"] > 0 and row["grad_norm"] > 0
-    with pytest.raises(ValueError, match="2 of 8 rewards in round 0 are not finite: 'p1'"):
+    with pytest.raises(ValueError, match="2 of 8.*round 0.*'p1'"):
         fitted(module(reward=ensemble("nan")))
     assert (
         recorded(module({"scoring.on_bad_reward": "drop"}, reward=ensemble("nan"))).rounds[0][
@@ -350,7 +350,7 @@ def test_members_by_zoo_name_and_a_round_trip_through_a_folder(tmp_path):
 
 
 def test_names_are_opened_by_who_builds_an_ensemble(tmp_path):
-    with pytest.raises(UserError, match="members.a: 'embedded/mood' is a name.*zoo.load"):
+    with pytest.raises(UserError, match=r"members\.a.*'embedded/mood'.*zoo\.load"):
         EnsembleReward({"a": "embedded/mood"})
     inner = {"architecture": "ensemble", "arguments": {"members": {"mood": "embedded/mood"}}}
     guards = {
@@ -377,7 +377,7 @@ def test_names_are_opened_by_who_builds_an_ensemble(tmp_path):
     assert again.arguments == built.arguments
     for name, tensor in built.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
-    with pytest.raises(UserError, match="reward.members.a.*did you mean 'embedded/mood'"):
+    with pytest.raises(UserError, match=r"reward\.members\.a.*'embedded/mood'"):
         node = {"_target_": "zoo.rewards.ensemble.EnsembleReward", "members": {"a": "embedded/mod"}}
         instantiate(node, "module.reward")
 
@@ -393,7 +393,7 @@ def test_a_configuration_names_the_files_of_a_clap(small_zoo):
     check(node, "module.reward")
     first, second = (member.reward for member in instantiate(node, "module.reward").members)
     assert first.arguments == second.arguments and "pretrained" not in first.arguments["arguments"]
-    with pytest.raises(UserError, match="pretrained: 'clap-htsat-unfused' names files"):
+    with pytest.raises(UserError, match="pretrained.*'clap-htsat-unfused'"):
         ClapReward("mine", "transformers", {"pretrained": "clap-htsat-unfused"})
 
 

@@ -186,9 +186,9 @@ def test_entries_by_kind_and_pattern() -> None:
         entry.name for entry in zoo.entries(pattern="larger-*")
     }
     assert zoo.entries("backbone", "emopia") == () and zoo.entries(pattern="ango") != ()
-    with pytest.raises(ValueError, match="unknown kind 'rewards'; did you mean 'reward'"):
+    with pytest.raises(ValueError, match="kind.*'rewards'.*'reward'"):
         zoo.entries(kind="rewards")
-    with pytest.raises(ValueError, match="no zoo entry 'tango3'; did you mean 'tango2'"):
+    with pytest.raises(ValueError, match="'tango3'.*'tango2'"):
         registry.entry_of("tango3")
 
 

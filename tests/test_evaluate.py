@@ -133,7 +133,7 @@ def test_scored_clips_are_not_scored_again_and_a_killed_run_goes_on(tmp_path, re
     evaluate(*words, "--overwrite")
     assert LoudnessJudge.calls == 2 and (tmp_path / "o" / "table1.md").read_text() != text
     (tmp_path / "o" / "scores.json").write_text("{")
-    with pytest.raises(UserError, match=r"scores\.json cannot be read .*; remove it"):
+    with pytest.raises(UserError, match=r"scores\.json"):
         evaluate(*words, "--overwrite")
 
 
@@ -387,9 +387,7 @@ def test_a_run_folder_against_its_base_pairs_noise_and_goes_on(trained, tmp_path
         wavs[0].stat().st_mtime_ns == kept
     )  # the lost one is made again, alone in its batch: equal but for rounding
     assert torch.allclose(read_audio(wavs[5]).samples_CN, lost, atol=1e-3)
-    with pytest.raises(
-        ValueError, match=r"holds clips of another evaluation \(steps: 2 there, 3 now\)"
-    ):
+    with pytest.raises(ValueError, match="steps.* 2 .* 3"):
         evaluate(*words, "--steps", 3, "--overwrite")
     again = [
         "--generations",
@@ -418,7 +416,7 @@ def test_a_configuration_alone_evaluates_its_untrained_model(trained, tmp_path):
         "--players",
         1,
     ]
-    with pytest.raises(ValueError, match="no held_out prompts; take --which train"):
+    with pytest.raises(ValueError, match="held_out.*--which train"):
         evaluate(*words)
     evaluate(*words, "--which", "train")
     (one,) = json.loads((tmp_path / "o" / "results.json").read_text())["sets"]

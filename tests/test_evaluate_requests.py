@@ -181,7 +181,7 @@ def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
     ]
     (folder / "samples.json").write_text(json.dumps(entries))
     words = ["--generations", folder, "--rewards", rewards[0], "--out", tmp_path / "o"]
-    with pytest.raises(ValueError, match="prompt 'happy' has the mood None"):
+    with pytest.raises(ValueError, match="'happy'.*mood.*None"):
         evaluate(*words)
     (tmp_path / "p.csv").write_text("text,mood\na happy piano,happy\na sad piano,sad\n")
     evaluate(*words, "--prompts", tmp_path / "p.csv")
@@ -193,7 +193,7 @@ def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
         (3, "sad", "sad"),
     ]
     (folder / "samples.json").write_text(json.dumps([{**entry, "id": "one"} for entry in entries]))
-    with pytest.raises(ValueError, match="two clips answer prompt 'one' with seed 3"):
+    with pytest.raises(ValueError, match="'one'.*seed 3"):
         evaluate(*words, "--prompts", tmp_path / "p.csv", "--overwrite")
 
 
@@ -201,9 +201,9 @@ def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
 def test_records_of_an_evaluation_that_cannot_be_read_are_named(tmp_path, content):
     for name in ("source.json", "scores.json", "results.json"):
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=r"source\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"source\.json"):
         inputs._claim(tmp_path, {"steps": 2})
-    with pytest.raises(ValueError, match=r"scores\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"scores\.json"):
         ScoreCache(tmp_path / "scores.json")
-    with pytest.raises(ValueError, match=r"results\.json is not what"):
+    with pytest.raises(ValueError, match=r"results\.json"):
         read_results(tmp_path)

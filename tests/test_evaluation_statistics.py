@@ -220,7 +220,7 @@ def test_the_bootstrap_of_classes_is_that_of_their_mean():
 
 def test_confusion_refuses_strangers():
     assert confusion_matrix(["a", "b", "b"], ["a", "a", "b"], ["a", "b"]) == [[1, 0], [1, 1]]
-    with pytest.raises(ValueError, match="merry is none of the classes a, b"):
+    with pytest.raises(ValueError, match="merry.* a, b"):
         confusion_matrix(["a"], ["merry"], ["a", "b"])
 
 
@@ -326,7 +326,7 @@ def test_combining_keeps_each_set_once_and_refuses_other_scorers():
         JUDGE,
         CLAP,
     )
-    with pytest.raises(ValueError, match="b was scored by another judge .fingerprint other"):
+    with pytest.raises(ValueError, match=r"\bb .*fingerprint other"):
         combined(
             {
                 "a": Results((JUDGE,), (base,)),

@@ -305,18 +305,16 @@ def test_a_models_own_folder_is_copied_as_it_is_with_a_card(run, place, tmp_path
     assert "license: mit" in (folder / "README.md").read_text() and verify_artifact(
         folder, zoo.load
     )
-    with pytest.raises(ValueError, match="inherits its licence, cc-by-nc-sa-4.0; it cannot be mit"):
+    with pytest.raises(ValueError, match=r"cc-by-nc-sa-4\.0.*mit"):
         export_run(run, tmp_path / "no", licence="mit")
 
 
 def test_bad_input(run, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="is no run folder: it has no config.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml"):
         export_run(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="dtype must be float32, .*got 'int8'"):
         export_run(run, tmp_path / "out", dtype="int8")
-    with pytest.raises(
-        ValueError, match="there is no card .*embedded_musik.md; did you mean 'embedded_music'"
-    ):
+    with pytest.raises(ValueError, match=r"embedded_musik\.md.*'embedded_music'"):
         export_run(run, tmp_path / "out", card="embedded_musik")
     with pytest.raises(ValueError, match="holds other files .* which would be lost"):
         export_run(run, run)
@@ -363,7 +361,7 @@ def test_an_older_export_is_replaced_only_when_asked(run, tmp_path):
     export_run(run, folder, merge=True, overwrite=True)
     assert "adapter_config.json" in before and not (folder / "adapter_config.json").exists()
     (folder / "mine.txt").touch()
-    with pytest.raises(ValueError, match="holds other files .mine.txt"):
+    with pytest.raises(ValueError, match=r"mine\.txt"):
         export_run(run, folder, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -392,18 +390,16 @@ def test_a_live_adapter_is_not_saved_as_a_model(tmp_path):
 
 
 def test_loading_an_adapter_by_itself_needs_a_base_with_a_name(run, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"names None as its base, .*load it as zoo.load\(BASE, adapters=\[\("
-    ):
+    with pytest.raises(ValueError, match=r"None.*zoo\.load\(BASE, adapters="):
         zoo.load(run / "adapter")
     folder = export_run(run, tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps(config | {"base": {**config["base"], "name": "../../etc"}})
     )
-    with pytest.raises(ValueError, match="names '../../etc' as its base, which is no zoo name"):
+    with pytest.raises(ValueError, match=r"'\.\./\.\./etc'"):
         zoo.load(folder)
-    with pytest.raises(ValueError, match="is a EmotionReward, which takes no adapter"):
+    with pytest.raises(ValueError, match="EmotionReward.*adapter"):
         zoo.load("embedded/mood", adapters=[(folder, 1.0)])
 
 

@@ -84,8 +84,6 @@ def test_it_trains_resumes_and_plays(project: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_package_that_python_does_not_find_is_named(project: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"module.backbone._target_: there is no package 'whistles'"
-    ):
+    with pytest.raises(ValueError, match=r"module\.backbone\._target_.*'whistles'"):
         run.fit(read_configuration(["whistles.yaml"]))
     assert not (project / "runs").exists()

@@ -88,7 +88,7 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(folder, part, monkeypatch
 def test_stable_audio_without_its_vocabulary_is_refused(tmp_path):
     folder = toy_stable_audio.written_folder(toy_stable_audio.small_model(), tmp_path / "model")
     (folder / "tokenizer/tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="tokenizer has no vocabulary: tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         zoo.load(str(folder))
 
 
@@ -177,5 +177,5 @@ def test_an_artefact_with_a_collapsed_text_tower_is_refused(tmp_path, inside):
         save_artifact(tmp_path / folder, **said)
         clap.towers.text_pool.out.weight.data.zero_()  # what is left is the bias
     load_artifact(tmp_path / "right")  # random small towers tell captions apart
-    with pytest.raises(ValueError, match=r"text tower of the CLAP untrained.*1\.0000"):
+    with pytest.raises(ValueError, match=r"CLAP.*1\.0000"):
         load_artifact(tmp_path / "wrong")

@@ -85,6 +85,6 @@ def test_the_state_of_another_model_is_told_in_one_line(tmp_path):
             f"other.{name}": tensor for name, tensor in state["state_dict"].items()
         }
         torch.save(state, path)
-    with pytest.raises(ValueError, match="last.ckpt does not fit the model.*other\\.") as caught:
+    with pytest.raises(ValueError, match=r"last\.ckpt.*other\.") as caught:
         run.fit(load(tmp_path, "trainer.max_epochs=2", "resume=true"))
     assert "\n" not in str(caught.value)

@@ -102,7 +102,7 @@ def test_files_for_prompts_and_seeds(model, tmp_path, capsys):
     assert sound(tmp_path / "o" / names[0]).shape == (2, 8000)
     with pytest.raises(
         ValueError,
-        match=r"000_a-sad-piano_seed0.wav exists; give another --out, or --overwrite to replace",
+        match=r"000_a-sad-piano_seed0\.wav.*--out.*--overwrite",
     ):
         run(model, "A sad piano", "--out", tmp_path / "o")
     before = sound(tmp_path / "o" / names[0])
@@ -243,11 +243,9 @@ def test_bad_requests_say_so_and_write_nothing(model, tmp_path, words, message):
 def test_run_folders_that_cannot_generate(model, run_dir, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("module: {backbone: {_target_: zoo.load, name: embedded/music}}")
-    with pytest.raises(
-        ValueError, match=r"has left neither adapter/ nor model/; has it finished\?"
-    ):
+    with pytest.raises(ValueError, match="adapter/.*model/"):
         open_model(str(tmp_path))
-    with pytest.raises(ValueError, match="no module.backbone: this run trained no generator"):
+    with pytest.raises(ValueError, match=r"module\.backbone"):
         path.write_text("module: {learning_rate: 1}")
         open_model(str(tmp_path), adapter=run_dir / "adapter")
     path.write_text("a: [")
@@ -255,9 +253,7 @@ def test_run_folders_that_cannot_generate(model, run_dir, tmp_path):
         run_settings(tmp_path)
     (tmp_path / "eta").mkdir()
     (tmp_path / "eta" / "config.yaml").write_text("module: {sample_steps: 3, eta: [1, 1, 0]}")
-    with pytest.raises(
-        ValueError, match="one eta for each of its 3 steps; give --eta when --steps is 5"
-    ):
+    with pytest.raises(ValueError, match="eta.* 3 .*--eta.*--steps.* 5"):
         run(tmp_path / "eta", "piano", "--steps", 5)
 
 
@@ -272,7 +268,7 @@ def test_a_reward_generates_nothing(tmp_path):
         arguments=reward.arguments,
         module=reward,
     )
-    with pytest.raises(ValueError, match="is a EmotionReward, which generates nothing"):
+    with pytest.raises(ValueError, match="EmotionReward"):
         open_model(str(tmp_path / "r"))
 
 

@@ -267,11 +267,11 @@ def test_redirected_files_get_no_token_and_no_compression(hub: HubServer, tmp_pa
         302, b"", Location=f"{hub.cdn_url}/elsewhere"
     )
     hub.hostile["/elsewhere"] = sent(200, packed, Content_Encoding="gzip")
-    with pytest.raises(ValueError, match="big.bin of owner/model: .*compressed"):
+    with pytest.raises(ValueError, match=r"big\.bin.*owner/model.*compressed"):
         pull("owner/model", token=WRITER)
     assert {request.token for request in hub.requests if request.on_cdn} == {None}
     hub.hostile["/elsewhere"] = sent(200, b"less")
-    with pytest.raises(ValueError, match="did not arrive with the 65536 bytes"):
+    with pytest.raises(ValueError, match="65536 bytes"):
         pull("owner/model", token=WRITER)
     hub.hostile["/elsewhere"] = sent(200, FILES["big.bin"] + b"more")
     with pytest.raises(ValueError, match="longer than the 65536 bytes"):

@@ -135,7 +135,7 @@ def test_a_missing_package_says_what_installs_it(monkeypatch):
         LaionClapTowers(audio_model="HTSAT-bas")
     with pytest.raises(
         FileNotFoundError,
-        match="'roberta-nowhere' is not on this machine and HF_HUB_OFFLINE is set",
+        match="'roberta-nowhere'.*HF_HUB_OFFLINE",
     ):
         with_files({"tokenizer": "roberta-nowhere"}, "laion_clap")
 

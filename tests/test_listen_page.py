@@ -126,9 +126,7 @@ def test_mistakes_are_said_on_the_page(
         raise OSError(28, "No space left on device", "answers.csv")
 
     monkeypatch.setattr(app, "give_answer", full)
-    with pytest.raises(
-        gradio.Error, match="The answer was not saved: No space left on device: answers.csv"
-    ):
+    with pytest.raises(gradio.Error, match=r"No space left on device: answers\.csv"):
         answer[0]("ann", 1)
 
 
@@ -174,7 +172,5 @@ def test_without_gradio_the_way_out_is_named(
     import sys
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(
-        ValueError, match=r'needs Gradio; install it with: pip install -e "\.\[app\]"'
-    ):
+    with pytest.raises(ValueError, match=r'Gradio.*pip install -e "\.\[app\]"'):
         build(test)

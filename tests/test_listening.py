@@ -50,7 +50,7 @@ def test_pairs_are_of_one_prompt_and_seed(tmp_path: Path) -> None:
         "p0",
         "p0",
     ] and spread_pairs(found.pairs, None) == found.pairs
-    with pytest.raises(ValueError, match="count is 4, but there are 3 pairs"):
+    with pytest.raises(ValueError, match="count.* 4.* 3 pairs"):
         spread_pairs(found.pairs, 4)
 
 
@@ -77,7 +77,7 @@ def test_folders_that_do_not_belong_together(tmp_path: Path) -> None:
     (after / "samples.json").write_text(json.dumps([{**index[0], "text": "wind"}]))
     with pytest.raises(
         ValueError,
-        match="the id 'p0' stands for 'sound number 0' in .*before and for 'wind' in .*after",
+        match="'p0'.*'sound number 0'.*before.*'wind'.*after",
     ):
         read_pairs(before, after)
     (after / "samples.json").write_text(json.dumps([{**index[0], "seed": 7}]))
@@ -255,7 +255,7 @@ def test_mistakes_show_before_anybody_listens(tmp_path: Path) -> None:
     write_audio(pairs[1].second.path, Waveform(tone(0.5, 300).samples_CN[:, :-500], RATE_HZ))
     with pytest.raises(
         ValueError,
-        match=r"lasts .* s and .* s: players show that, so it would tell the sides apart",
+        match="lasts .* s and .* s",
     ):
         listening_test(pairs, tmp_path / "a.csv", NAMES)
     pairs[1].second.path.write_bytes(b"")

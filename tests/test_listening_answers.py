@@ -76,10 +76,10 @@ def test_broken_lines_are_never_counted_as_answers(tmp_path: Path, line: str, wh
 def test_files_that_are_not_ours_are_not_added_to(tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
     path.write_text("name,score\nann,3\n")
-    with pytest.raises(ValueError, match="is no answers file: expected the header time,test"):
+    with pytest.raises(ValueError, match="header.*time,test"):
         append_answer(path, an_answer())
     assert path.read_text() == "name,score\nann,3\n"
-    with pytest.raises(ValueError, match="ends in .csv or .jsonl"):
+    with pytest.raises(ValueError, match=r"\.csv.*\.jsonl"):
         read_answers(tmp_path / "answers.txt")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ValueError, match="is not a file"):

@@ -91,9 +91,9 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="at least 1"):
         add_lora(ToyBackbone(), 0)
     for alpha in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="LoRA alpha must be a positive number"):
+        with pytest.raises(ValueError, match="alpha"):
             add_lora(ToyBackbone(), 2, alpha)
-    with pytest.raises(ValueError, match=r"LoRA dropout must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout.*\[0, 1\)"):
         add_lora(ToyBackbone(), 2, dropout=1.0)
     with pytest.raises(ValueError, match="did you mean 'gaussian'"):
         add_lora(ToyBackbone(), 2, init="gausian")
@@ -150,7 +150,7 @@ def test_save_load_and_strength(tmp_path):
 
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"adapter_config.json, adapter_model.safetensors missing"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json, adapter_model\.safetensors"):
         load_adapter(ToyBackbone(), tmp_path)
     folder = save_adapter(trained(), tmp_path / "adapter")
     other = ToyBackbone()
@@ -159,10 +159,10 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
         load_adapter(other, folder)
     no_attention = ToyBackbone()
     no_attention.denoiser = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="another denoiser: Sequential has no"):
+    with pytest.raises(ValueError, match="another denoiser.*Sequential"):
         load_adapter(no_attention, folder)
     (folder / "adapter_model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="is not the file that config.json describes"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         load_adapter(ToyBackbone(), folder)
 
 
@@ -185,7 +185,7 @@ def test_ema_follows_the_formula_swaps_back_and_resumes():
     assert state["average"][0].item() == pytest.approx(29 / 11) != ema.average[0].item()
     with pytest.raises(ValueError, match="other parameters"):
         EMA([nn.Parameter(torch.zeros(2))], 0.5).load_state_dict(ema.state_dict())
-    with pytest.raises(ValueError, match=r"lies in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"ema_decay 1\.0"):
         EMA([weight], 1.0)
 
 

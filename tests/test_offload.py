@@ -80,7 +80,7 @@ def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, a
     if away == "drop":
         with pytest.raises(
             ValueError,
-            match="'sad piano'.* was not encoded before; give all prompts to drop_text_encoders",
+            match="'sad piano'.*drop_text_encoders",
         ):
             saving.backbone.encode_prompts([Prompt("x", "sad piano")])
 
@@ -146,7 +146,7 @@ def test_a_decoder_that_is_dropped_leaves_latents_and_is_named(kind):
     ):
         with pytest.raises(
             ValueError,
-            match="the autoencoder and the vocoder of this model were dropped; load it again",
+            match="autoencoder.*vocoder",
         ):
             call(tensor)
     x, time_B = torch.randn(2, *shape), torch.tensor([500, 100])
@@ -157,9 +157,7 @@ def test_a_decoder_that_is_dropped_leaves_latents_and_is_named(kind):
 def test_more_texts_than_are_kept_stop_before_the_encoders_go(kind, monkeypatch):
     backbone = MODELS[kind]()
     monkeypatch.setattr("zoo.conditioners.prompt_memory.CAPACITY", 2)
-    with pytest.raises(
-        ValueError, match=r"at most 2 are kept.*keep the text encoders for more prompts"
-    ):
+    with pytest.raises(ValueError, match="at most 2"):
         backbone.drop_text_encoders(PROMPTS)
     assert part_modules(backbone, "text") and backbone.arguments is not None
 
@@ -187,7 +185,7 @@ def test_what_cannot_be_put_away_is_said_before_training(tmp_path, changes, mess
 def test_prompts_must_be_known_beforehand():
     with pytest.raises(
         ValueError,
-        match="text_encoders=offload needs a data module that knows all its prompts beforehand",
+        match="text_encoders=offload",
     ):
         trainer(1).fit(
             module({"memory.text_encoders": "offload"}, backbone=ToyBackbone()), Rounds(8)

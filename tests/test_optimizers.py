@@ -55,9 +55,7 @@ def test_a_name_that_is_none_is_refused_when_the_module_is_built():
         lambda name: module({"optimizer.name": name}),
         lambda name: Denoising(small_audio(), optimizer=name),
     ):
-        with pytest.raises(
-            ValueError, match="unknown optimizer 'adamw_8bits'; did you mean 'adamw_8bit'"
-        ):
+        with pytest.raises(ValueError, match="'adamw_8bits'.*'adamw_8bit'"):
             make("adamw_8bits")
 
 

@@ -65,9 +65,7 @@ def test_as_many_texts_are_kept_as_there_is_room_for(monkeypatch):
     memory.remember(PROMPTS)
     memory.remember(PROMPTS)  # full, and nothing new
     assert len(asked) == 4
-    with pytest.raises(
-        ValueError, match="too many texts: at most 4 are kept; keep the text encoder"
-    ):
+    with pytest.raises(ValueError, match="at most 4"):
         memory.remember([Prompt("c", "one more")])
     assert memory(Prompt("c", "one more")) == (
         "one more",
@@ -85,7 +83,7 @@ def test_what_was_not_read_before_the_encoders_went_is_named():
     assert memory(PROMPTS[1].as_negative()) == ("", 3)
     with pytest.raises(
         ValueError,
-        match=r"dropped and 'sad piano' \(at 5 tokens\) was not encoded before; give all prompts",
+        match="'sad piano'.*5 tokens",
     ):
         memory(Prompt("x", "sad piano", "rain on a roof"))
 

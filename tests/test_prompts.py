@@ -68,7 +68,7 @@ def test_the_ranks_together_are_the_round(world_size: int) -> None:
 
 
 def test_samples_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="8 samples do not divide evenly among 3"):
+    with pytest.raises(ValueError, match="8 .* 3"):
         shard(round_prompts(template_prompts(TEMPLATE, WORDS, INSTRUMENTS), 4, 2, 0, 1), 0, 3)
 
 

@@ -214,7 +214,7 @@ def test_a_target_that_is_taken_or_cannot_be_written_to(
     for name in ("owner/model", "embedded/mood"):
         with pytest.raises(
             PermissionError,
-            match="cannot write here .Permission denied.; name a folder that you may write to",
+            match="Permission denied",
         ):
             pull(name, to=tmp_path / "locked/model")
     assert [name for name in leftovers(tmp_path) if name != "locked"] == before
@@ -234,9 +234,7 @@ def test_a_damaged_store_is_pulled_again_and_a_damaged_target_is_named(
     for place in (folder, target):
         (place / "sub/model.bin").write_bytes(BIG[:-1])
     assert (pull("owner/model") / "sub/model.bin").read_bytes() == BIG
-    with pytest.raises(
-        ValueError, match="target is not whole: sub/model.bin has sha256 .*the pull says"
-    ):
+    with pytest.raises(ValueError, match=r"sub/model\.bin.*sha256"):
         pull("owner/model", to="target")
 
 
@@ -284,7 +282,7 @@ def test_the_lock_file_rules_on_another_machine(
         ):
             pull("owner/model")
     assert (tmp_path / LOCK_FILE).read_text() == wrong
-    with pytest.raises(ValueError, match="pins owner/model at .*but .* was asked for or found"):
+    with pytest.raises(ValueError, match="pins owner/model"):
         pull("owner/model", "main")
 
 
@@ -299,7 +297,7 @@ def test_offline_pinned_files_come_from_the_clients_cache_or_are_named(
     connect(monkeypatch, there, tmp_path / "home", offline=True)
     with pytest.raises(
         FileNotFoundError,
-        match="the Hub client's cache lacks a.ckpt.*HF_HUB_OFFLINE is set: unset it",
+        match=r"a\.ckpt.*HF_HUB_OFFLINE",
     ):
         pull("owner/model")
     connect(monkeypatch, there, tmp_path / "home")
@@ -308,7 +306,7 @@ def test_offline_pinned_files_come_from_the_clients_cache_or_are_named(
     there.requests.clear()
     with pytest.raises(
         FileNotFoundError,
-        match="cannot be asked which commit 'main' of owner/model is; name the commit",
+        match="'main'.*owner/model",
     ):
         pull("owner/model", "main")
     folder = pull("owner/model")
@@ -335,9 +333,7 @@ def test_a_listing_that_names_a_file_twice_or_nothing(
     with pytest.raises(ValueError, match="its listing names a file twice"):
         pull("owner/model")
     monkeypatch.setattr(client.HubRepo, "files", lambda self, sha: [])
-    with pytest.raises(
-        FileNotFoundError, match="owner/model at [0-9a-f]{40} does not hold any file"
-    ):
+    with pytest.raises(FileNotFoundError, match="owner/model.*[0-9a-f]{40}"):
         pull("owner/model")
 
 

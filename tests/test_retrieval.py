@@ -71,7 +71,7 @@ def test_what_it_refuses():
         recall_at_k(torch.zeros(3, 2), own, 1)
     with pytest.raises(ValueError, match="finite"):
         recall_at_k(torch.full((3, 3), torch.nan), own, 1)
-    with pytest.raises(ValueError, match="query 1 has no right answer"):
+    with pytest.raises(ValueError, match="query 1"):
         recall_at_k(torch.zeros(3, 3), own & (torch.arange(3) != 1)[:, None], 1)
     with pytest.raises(ValueError, match="square"):
         matched_over_random(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))

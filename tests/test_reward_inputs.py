@@ -169,9 +169,9 @@ def test_a_label_reward_does_not_call_a_broken_clip_right_or_wrong():
 
 def test_a_prompt_without_a_mood_is_named_with_the_member_that_needs_it():
     bare = [Prompt("p7", "a piano")]
-    with pytest.raises(ValueError, match=r"^prompt 'p7' has no label 'mood'.*needs one of happy"):
+    with pytest.raises(ValueError, match="^prompt 'p7'.*'mood'.*happy"):
         EmotionReward(**EMOTION)(chord(16_000), 16_000, bare)
-    with pytest.raises(ValueError, match=r"^member 'mood': prompt 'p7' has no label 'mood'"):
+    with pytest.raises(ValueError, match="^member 'mood'.*'p7'.*'mood'"):
         ensemble()(chord(16_000), 16_000, bare)
     with pytest.raises(ValueError, match="'p0' asks for mood 'gloomy'"):
         ensemble()(chord(16_000), 16_000, asked(mood="gloomy"))

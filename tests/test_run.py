@@ -92,9 +92,7 @@ def test_masks():
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     run.fit(load(tmp_path, "trainer.max_epochs=1"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with pytest.raises(
-        ValueError, match=r"already holds a run; use another out_dir=\.\.\., or resume=true"
-    ):
+    with pytest.raises(ValueError, match=r"out_dir=\.\.\..*resume=true"):
         run.fit(load(tmp_path))
     with pytest.raises(ValueError, match="already holds a run"):
         run.dry_run(load(tmp_path))
@@ -164,9 +162,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_newest_intact_one(tmp_path):
     assert built.trainer.global_step == 8 and run_folder.is_intact(folder / "last.ckpt")
     for path in folder.glob("epoch*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(
-        ValueError, match="no checkpoint in .* is intact: .*start a new run in another out_dir"
-    ):
+    with pytest.raises(ValueError, match="checkpoint.*out_dir"):
         run.fit(load(tmp_path, "resume=true"))
 
 

@@ -86,25 +86,21 @@ def test_bad_indexes_are_named(tmp_path: Path, content: object, message: str) ->
 
 def test_absent_things_are_named(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
-    with pytest.raises(
-        FileNotFoundError, match="there is no folder .*befor; did you mean 'before'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"befor\b.*'before'"):
         read_samples(tmp_path / "befor")
-    with pytest.raises(
-        FileNotFoundError, match="has no samples.json.*tools/generate.py writes one"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"samples\.json.*tools/generate\.py"):
         read_samples(tmp_path / "before")
     (tmp_path / "before" / "samples.json").write_text(json.dumps([GOOD]))
-    with pytest.raises(FileNotFoundError, match="entry 1: there is no file .*a.wav"):
+    with pytest.raises(FileNotFoundError, match=r"entry 1: .*a\.wav"):
         read_samples(tmp_path / "before")
     (tmp_path / "audio").mkdir()
     (tmp_path / "before").rename(tmp_path / "audio" / "before")
-    with pytest.raises(FileNotFoundError, match="is a run folder: name audio/before in it"):
+    with pytest.raises(FileNotFoundError, match="audio/before"):
         read_samples(tmp_path)
 
 
 def test_an_index_of_something_else_is_not_added_to(tmp_path: Path) -> None:
     (tmp_path / "samples.json").write_text('[{"name": "mine"}]')
-    with pytest.raises(ValueError, match="entry 1: no 'file'; it is not an index of samples"):
+    with pytest.raises(ValueError, match="entry 1: .*'file'"):
         write_index(tmp_path, [Sample(audio(tmp_path / "a.wav"), Prompt("a", "rain"))])
     assert (tmp_path / "samples.json").read_text() == '[{"name": "mine"}]'

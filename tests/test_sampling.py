@@ -102,7 +102,7 @@ def test_detached_guidance_takes_no_gradient_from_the_unconditional_branch(
 
 def test_guidance_refuses_wrong_rows_and_shapes() -> None:
     x, time, two, three = randn(2, 3), torch.zeros(2), conditioning_of(2), conditioning_of(3)
-    with pytest.raises(ValueError, match="conditioning has 3 rows for 2 latents"):
+    with pytest.raises(ValueError, match="3 rows.* 2 latents"):
         guided_output(predict, x, time, three, None, 1.0)
     with pytest.raises(ValueError, match="negative has 3 rows"):
         guided_output(predict, x, time, two, three, 2.0)
@@ -357,9 +357,7 @@ def test_a_padded_conditioning_keeps_the_ratio() -> None:
 def test_steps_without_noise_are_refused_by_name() -> None:
     sampler = Sampler(4, eta=(1.0, 0.0, 1.0, 1.0))
     result = sample(VPCosine(), sampler)
-    with pytest.raises(
-        ValueError, match=r"step 3 \(time 0.25 -> 0, eta 1\).*leave it out of training"
-    ):
+    with pytest.raises(ValueError, match=r"step 3.*0\.25 -> 0.*eta 1"):
         step_log_prob(predict, VPCosine(), sampler, result, torch.tensor([0, 0, 3, 0]))
     with pytest.raises(ValueError, match=r"step 1 \(time 0.75 -> 0.5, eta 0\).*raise its eta"):
         step_log_prob(predict, VPCosine(), sampler, result, torch.ones(4, dtype=torch.long))

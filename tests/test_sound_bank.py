@@ -56,7 +56,7 @@ def test_waves_are_mono_at_the_banks_rate_and_keep_their_pitch(packages: Path) -
     wave.zero_()
     assert bank.wave(horse).abs().max() > 0.3  # a copy was handed out
     stranger = BankClip("x/1", "cow", "a cow", "animal", (), "CC0-1.0", "", "both", 1.0, False)
-    with pytest.raises(ValueError, match="this bank has no clip 'x/1'"):
+    with pytest.raises(ValueError, match="'x/1'"):
         bank.wave(stranger)
 
 
@@ -185,11 +185,9 @@ def test_absent_packages_are_named_with_the_command(packages: Path, tmp_path: Pa
         load_bank(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="lmms not found below .*install.* lmms-common`"):
         load_bank(packages, sources=["opensfx", "lmms"])
-    with pytest.raises(
-        ValueError, match="unknown source of sounds 'openfx'; did you mean 'opensfx'"
-    ):
+    with pytest.raises(ValueError, match="'openfx'.*'opensfx'"):
         load_bank(packages, sources=["openfx"])
-    with pytest.raises(ValueError, match="sample_rate_hz must be positive"):
+    with pytest.raises(ValueError, match="sample_rate_hz"):
         load_bank(packages, sample_rate_hz=0)
     shutil.copytree(
         packages / "usr/share/sonic-pi/samples", tmp_path / "alsa/usr/share/sounds/alsa"
@@ -200,9 +198,7 @@ def test_absent_packages_are_named_with_the_command(packages: Path, tmp_path: Pa
     (packages / ".packages/lmms-common.unpacking").touch()
     with pytest.raises(
         OSError,
-        match=(
-            "lmms-common below .* is only partly unpacked; .*`python tools/sounds.py fetch --to"
-        ),
+        match=(r"lmms-common.*`python tools/sounds\.py fetch --to"),
     ):
         load_bank(packages)
 

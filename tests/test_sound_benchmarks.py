@@ -92,7 +92,7 @@ def test_order_is_asked_of_clips_of_one_sound_after_another():
 
 
 def test_a_caption_that_cannot_be_compared_is_named():
-    with pytest.raises(ValueError, match="every other class shares a label with 'a cow, a crow'"):
+    with pytest.raises(ValueError, match="'a cow, a crow'"):
         seeds.measured(
             seeds.Listened(
                 torch.zeros(1), heard()[None], (Prompt("p", "a cow, a crow", labels=TOGETHER),)
@@ -131,7 +131,7 @@ def test_labels_come_from_the_prompts_and_are_known_before_anything_runs():
         "words": {"sad": ["sad"]},
         "instruments": ["piano"],
     }
-    with pytest.raises(ValueError, match="'a sad piano' lacks the labels events and audioset"):
+    with pytest.raises(ValueError, match="'a sad piano'.*events.*audioset"):
         seeds.class_labels({"_target_": DATA["_target_"], **moods}, NAMES)
     with pytest.raises(ValueError, match="no prompt of together, then"):
         seeds.held_out_prompts(

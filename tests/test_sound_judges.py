@@ -267,7 +267,7 @@ def test_silence_is_heard_as_nothing():
 
 def test_a_bank_at_another_rate_is_refused():
     bank = SoundBank(tone_bank().clips, {}, 8000)
-    with pytest.raises(ValueError, match="8000 Hz, the model at 16000 Hz"):
+    with pytest.raises(ValueError, match="8000 Hz.*16000 Hz"):
         embedded_sounds.run(
             TinyAudio(**SMALL), bank, hears_tones, NAMES, None, None, Sampler(2), 1.0, 1, 1, 1, 1, 0
         )

@@ -38,7 +38,7 @@ def test_a_qt_bundle_gives_zstandard_files(tmp_path: Path) -> None:
 def test_a_damaged_qt_bundle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.rcc"
     path.write_bytes(b"RIFF....")
-    with pytest.raises(ValueError, match="a.rcc is not a Qt resource bundle"):
+    with pytest.raises(ValueError, match=r"a\.rcc"):
         list(read_rcc(path))
     whole = qt_bundle({"one.ogg": (RAW, b"aaa")})
     path.write_bytes(whole[:40])
@@ -63,7 +63,7 @@ def test_a_catalogue_gives_sounds_with_their_credits(tmp_path: Path) -> None:
     found = [(index, credit, bytes(wav)) for index, credit, wav in read_cat(path)]
     assert found == [(0, '"Cow". License: X.', riff(b"moo!")), (1, '"Hen".', riff(b"cluck?"))]
     path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(ValueError, match="a.cat is not an OpenTTD sound catalogue"):
+    with pytest.raises(ValueError, match=r"a\.cat"):
         list(read_cat(path))
 
 

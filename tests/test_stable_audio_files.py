@@ -136,7 +136,7 @@ def test_the_released_size():
 def test_a_round_has_one_length_also_where_all_latents_have_one_shape():
     """At the full length all latents have one shape; waves are still cut to one length."""
     batch = PromptBatch((PROMPTS[0], Prompt("long", "rain", "", 0.4)), (0, 0), 0)
-    with pytest.raises(ValueError, match=r"must have one length, got \[0.2, 0.4\] seconds"):
+    with pytest.raises(ValueError, match=r"\[0\.2, 0\.4\]"):
         trainer().fit(
             module(
                 {"sampler.batch_size": 2, "update.batch_size": 2},

@@ -173,7 +173,7 @@ def test_prompts_without_a_tokenizer_or_too_long_or_after_the_encoder_is_gone(ta
         and tango.arguments is None
     )
     tango.encode_prompts([PROMPTS[0].as_negative()])
-    with pytest.raises(ValueError, match="'sad piano' was not encoded before"):
+    with pytest.raises(ValueError, match="'sad piano'"):
         tango.encode_prompts([Prompt("c", "sad piano")])
 
 

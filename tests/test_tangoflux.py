@@ -187,16 +187,14 @@ def test_a_released_folder_gives_the_same_model(tmp_path):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     state = load_file(folder / "tangoflux.safetensors")
     save_file({**state, "stray.weight": torch.zeros(1)}, folder / "tangoflux.safetensors")
-    with pytest.raises(
-        ValueError, match="the tensor 'stray.weight' is of none of transformer, text_encoder"
-    ):
+    with pytest.raises(ValueError, match=r"'stray\.weight'.*transformer, text_encoder"):
         load_tangoflux(folder, **PARTS)
     del state["fc.0.bias"]
     save_file(state, folder / "tangoflux.safetensors")
     with pytest.raises(ValueError, match="do not fit this TangoFlux"):
         load_tangoflux(folder, **PARTS)
     (folder / "config.json").write_text(json.dumps({"text_encoder_name": "t5-small"}))
-    with pytest.raises(ValueError, match="text_encoder_name is 't5-small'"):
+    with pytest.raises(ValueError, match="text_encoder_name.*'t5-small'"):
         load_tangoflux(folder, **PARTS)
 
 

@@ -24,7 +24,7 @@ def test_a_packed_tokenizer_reads_texts():
 
 def test_too_long_is_an_error_unless_it_is_cut():
     tokenizer = PromptTokenizer(PACKED, 3, "T5")
-    with pytest.raises(ValueError, match="'a dog barks'... has 4 tokens, T5 takes 3; shorten it"):
+    with pytest.raises(ValueError, match="'a dog barks'.* 4 tokens.* 3"):
         tokenizer("a dog barks")
     assert tokenizer("a dog barks", truncate=True) == [3, 4, 1]  # what ends a text stays
     with pytest.raises(ValueError, match="has 4 tokens"):

@@ -169,7 +169,7 @@ def test_a_pulled_model_of_the_zoo_is_loaded_by_its_name(folder, tmp_path, monke
         scores.score_B, expected.score_B.detach()
     )
     assert TransformersClapTowers(**with_files({"pretrained": entry.name})).tokenizer is not None
-    with pytest.raises(ValueError, match="'clap_fusion' planned, cannot be loaded yet"):
+    with pytest.raises(ValueError, match="'clap_fusion'"):
         zoo.load("clap-htsat-fused")
     with pytest.raises(ValueError, match=r"'clap_fusion', expected 'clap'"):
         TransformersClapTowers(**with_files({"pretrained": "clap-htsat-fused"}))
@@ -198,9 +198,7 @@ def test_a_long_text_is_refused_or_cut_before_its_end_token(tmp_path):
 
 
 def test_missing_and_foreign_tokenizers_are_named(folder, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="'nobody/nothing' is not on this machine and HF_HUB_OFFLINE is set"
-    ):
+    with pytest.raises(FileNotFoundError, match="'nobody/nothing'.*HF_HUB_OFFLINE"):
         TransformersClapTowers(**with_files({**SHORT, "tokenizer": "nobody/nothing"}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json"):
@@ -216,7 +214,7 @@ def test_missing_and_foreign_tokenizers_are_named(folder, tmp_path):
     large = tokenizer_file(
         tmp_path / "large", {**VOCABULARY, **{f"word{i}": 18 + i for i in range(40)}}
     )
-    with pytest.raises(ValueError, match="58 tokens, the text tower knows 32"):
+    with pytest.raises(ValueError, match="58 tokens.* 32"):
         TransformersClapTowers(**with_files({**SHORT, "tokenizer": str(large)}))
     with pytest.raises(ValueError, match="has no tokenizer"):
         TransformersClapTowers(
@@ -250,7 +248,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_wrong_folders_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no CLAP 'nowhere'"):
+    with pytest.raises(FileNotFoundError, match="'nowhere'"):
         TransformersClapTowers(**with_files({"pretrained": "nowhere"}))
     with pytest.raises(FileNotFoundError, match=r"no config\.json and 0 \.pt"):
         TransformersClapTowers(**with_files({"pretrained": str(tmp_path)}))

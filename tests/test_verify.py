@@ -119,9 +119,7 @@ def test_what_is_wrong_is_named(model: Path, harm, message: str) -> None:
 def test_a_hash_that_somebody_else_promised(model: Path) -> None:
     with pytest.raises(ValueError, match="config.json has sha256 .*the zoo's table says 0000"):
         verify_folder(model, {"config.json": "0" * 64})
-    with pytest.raises(
-        ValueError, match="more.safetensors is missing .promised by the zoo's table"
-    ):
+    with pytest.raises(ValueError, match=r"more\.safetensors"):
         verify_folder(model, {"more.safetensors": "0" * 64})
     with pytest.raises(OSError, match="is no folder"):
         verify_folder(model / "nowhere")

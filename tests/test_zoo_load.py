@@ -99,9 +99,7 @@ def test_a_folder_in_diffusers_layout_is_a_model(tmp_path):
     (folder / "model_index.json").write_text(
         json.dumps({**index, "_class_name": "MusicLDMPipeline"})
     )
-    with pytest.raises(
-        ValueError, match="holds a diffusers MusicLDMPipeline; did you mean .AudioLDMPipeline"
-    ):
+    with pytest.raises(ValueError, match="MusicLDMPipeline.*AudioLDMPipeline"):
         zoo.load(folder)
 
 
@@ -133,7 +131,7 @@ def test_a_name_without_its_files(monkeypatch, tmp_path):
     monkeypatch.setattr(entry, "PACKAGE", tmp_path)
     with pytest.raises(
         FileNotFoundError,
-        match="the weights of embedded/music are not in .*install the package again",
+        match="embedded/music",
     ):
         zoo.load("embedded/music")
 
@@ -213,11 +211,11 @@ def test_arguments_of_the_wrong_type_are_told_by_name(name, wrong):
 def test_what_is_no_backbone_prompt_or_wave_is_told():
     with pytest.raises(ValueError, match="backbone: a int"):
         zoo.generate(3, ["a"])
-    with pytest.raises(ValueError, match="expected words or a Prompt, got 3"):
+    with pytest.raises(ValueError, match="Prompt.* 3"):
         zoo.generate(ToyBackbone(), [3])
     with pytest.raises(ValueError, match="waves: expected Waveform.*Tensor"):
         zoo.score(Loudness(), [torch.zeros(1, 4)], ["a"])
-    with pytest.raises(ValueError, match="embedded/music is a TinyAudio, which scores nothing"):
+    with pytest.raises(ValueError, match="embedded/music.*TinyAudio"):
         zoo.score("embedded/music", [Waveform(torch.zeros(1, 400), 16_000)], ["a"])
 
 
@@ -236,7 +234,7 @@ def test_a_name_that_is_nearly_ours_is_told_before_the_network_is_asked(monkeypa
 def test_a_path_that_is_nearly_there_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    with pytest.raises(ValueError, match="no model 'runs/frist'.*did you mean 'runs/first'"):
+    with pytest.raises(ValueError, match="'runs/frist'.*'runs/first'"):
         zoo.load("runs/frist")
 
 
@@ -290,7 +288,7 @@ def test_a_run_folder_is_loaded_with_its_adapter(base, tmp_path):
 def test_a_run_without_an_adapter_gives_the_whole_denoiser_or_its_exported_model(base, tmp_path):
     run = a_run(tmp_path / "run", base)
     shutil.rmtree(run / "adapter")
-    with pytest.raises(ValueError, match="has left neither adapter/ nor model/"):
+    with pytest.raises(ValueError, match="adapter/.*model/"):
         zoo.load(run)
     changed = zoo.load(base)
     with torch.no_grad():
@@ -336,7 +334,7 @@ class Bomb:
     "wrong", [[3], [("a", "b")], ["a", 0.7], [("a", 1, 2)], None, [("a", True)]]
 )
 def test_adapters_that_are_none(artefact, wrong):
-    with pytest.raises(ValueError, match="adapters: expected names or .name, strength. pairs"):
+    with pytest.raises(ValueError, match="adapters.*strength"):
         zoo.load(artefact, adapters=wrong)
 
 
