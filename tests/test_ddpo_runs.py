@@ -46,7 +46,7 @@ def test_a_resumed_run_refuses_another_round_another_adapter_and_another_kind_of
 ):
     run = fitted(module(), epochs=1)
     run.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(ValueError, match="round 0, but round 1 is next"):
+    with pytest.raises(ValueError, match="round 0.*round 1"):
         trainer(2).fit(module(), Rounds(8), ckpt_path=tmp_path / "one.ckpt")
     with pytest.raises(ValueError, match="does not fit this run"):
         trainer(2).fit(
@@ -357,7 +357,7 @@ def test_rounds_are_refused_with_prompts_of_different_length_or_doubled_samples(
     mixed = PromptBatch((longer, *batch.prompts[1:]), batch.sample_index, 0)
     with pytest.raises(ValueError, match="one length, got"):
         trainer().fit(module(), Given(mixed))
-    with pytest.raises(ValueError, match="the same .prompt id, sample index. twice"):
+    with pytest.raises(ValueError, match="prompt id.*twice"):
         trainer().fit(module(), Given(PromptBatch(batch.prompts, (0,) * 8, 0)))
 
 

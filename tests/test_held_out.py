@@ -58,7 +58,7 @@ def test_the_second_reward_is_a_part_and_the_one_that_fails_is_named():
     )
     assert output.parts["level"] == 1
     for pair in ((Broken(), Against()), (ToyReward(), Broken())):
-        with pytest.raises(RewardError, match="the reward Broken raised KeyError"):
+        with pytest.raises(RewardError, match="Broken.*KeyError"):
             WithHeldOut(*pair)(torch.ones(1, 1, 8), 8, prompts)
     reward = ToyReward()
     assert with_held_out(reward, None) is reward
@@ -135,9 +135,7 @@ def test_changes_are_paired():
     alike = change(evaluation(0, (0.0, 1.0), (0.0, 2.0)), evaluation(1, (0.0, 0.0), (0.0, 1.0)))
     assert alike.scorer_errors == -math.inf  # all by the same: no doubt about the sign
     assert Evaluation.restored(now.state()) == now
-    with pytest.raises(
-        ValueError, match="round 0 and round 1 have 1 clips in common.*at least two"
-    ):
+    with pytest.raises(ValueError, match="round 0.*round 1.* 1 clip"):
         change(before, evaluation(1, (0.0, 1.0), (0.0, math.nan), (math.nan, 1.0)))
 
 
@@ -271,11 +269,11 @@ def test_what_it_needs_is_said_before_anything_is_sampled():
         ValueError, match="multiplies update.kl_coef, which is 0.0; begin with a small one"
     ):
         Stage(HeldOutWatch("raise_kl"))
-    with pytest.raises(ValueError, match="the run has none; give module.held_out_reward"):
+    with pytest.raises(ValueError, match=r"module\.held_out_reward"):
         fitted(module(), callbacks=[HeldOutWatch()], val=Given(prompt_round(4)))
     with pytest.raises(ValueError, match="needs evaluations: give held-out prompts"):
         fitted(module(held_out_reward=Against()), callbacks=[HeldOutWatch()])
-    with pytest.raises(ValueError, match="held_out_on_training=true needs a held_out_reward"):
+    with pytest.raises(ValueError, match="held_out_on_training=true.*held_out_reward"):
         module({"scoring.held_out_on_training": True})
 
 

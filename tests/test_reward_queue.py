@@ -191,9 +191,7 @@ def test_a_reward_that_fails_in_a_later_round_costs_that_round_only(tmp_path, wo
 
     whole = made(ToyReward())
     trainer(4).fit(whole, Rounds(8))
-    with pytest.raises(
-        RewardError, match="the reward FailsInThirdRound raised OSError: the server is gone"
-    ):
+    with pytest.raises(RewardError, match="FailsInThirdRound.*OSError: the server is gone"):
         run(4).fit(made(FailsInThirdRound()), Rounds(8))
     mended, last = made(ToyReward()), tmp_path / "checkpoints" / "last.ckpt"
     run(4).fit(mended, Rounds(8, start=2), ckpt_path=last, weights_only=True)
