@@ -218,7 +218,7 @@ def _settings(kind: type, node: dict[str, Any], where: str, near: Mapping[str, l
         raise UserError(f"{where}: {kind.__name__} takes plain values, not _target_ nodes")
     try:
         return kind(**values)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 

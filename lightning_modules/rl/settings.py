@@ -216,6 +216,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         optimizer_class(self.name)
         _require_positive(self, "learning_rate", "max_grad_norm")
+        _require_finite(self, "learning_rate")
         _require_positive(self, "decay_rounds", otherwise="null (a constant rate)")
         _require_not_negative(self, "weight_decay", "epsilon")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -274,9 +275,16 @@ def _require_positive(settings: Any, *names: str, otherwise: str | None = None) 
         value = getattr(settings, name)
         if value is None and otherwise is not None:
             continue
-        if value is None or not 0 < value < math.inf:
+        if value is None or not value > 0:
             expected = "a number > 0" + (f", or {otherwise}" if otherwise else "")
             raise UserError(f"invalid {name} {value}: expected {expected}")
+
+
+def _require_finite(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not math.isfinite(value):
+            raise UserError(f"invalid {name} {value}: expected a finite number")
 
 
 def _require_not_negative(settings: Any, *names: str) -> None:
