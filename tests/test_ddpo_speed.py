@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from toy_ddpo import Recorder, module, trainer
-from toys import Given, ToyBackbone, prompt_round
+from toys import Given, ToyBackbone, prompt_round, small_audio
 
-from benchmarks import ddpo_speed
+from benchmarks import ddpo_speed, ddpo_work
 from benchmarks.reference_schedule import Phases, Schedule, sampled, updated
 from zoo.types import RewardOutput
 
@@ -154,3 +154,13 @@ def test_ratios_are_taken_turn_by_turn():
     found = {"reference": turns(4.0, 9.0), "b": turns(2.0, 3.0)}
     assert ddpo_speed.ratios(found, "b") == [2.0, 3.0]
     assert "| b | 1.67 (1.33 to 2.00) | 2.50 (2.00 to 3.00) | 2.50 |" in ddpo_speed.table(found, 4)
+
+
+def test_what_an_update_need_not_do_is_measured_at_toy_size(tmp_path, capsys):
+    arguments = ["--samples", "4", "--learning", "0.5", "--turns", "1", "--out", str(tmp_path)]
+    ddpo_work.main(arguments, small_audio())
+    lines = json.loads((tmp_path / "work.json").read_text())
+    assert len(lines) == 6 and all(line["after"] > 0 for line in lines)
+    assert capsys.readouterr().out.count("\n") == 2 + 6
+    storage = lines[-1]
+    assert storage["before"] > 2 > 1.1 > storage["after"] >= 1
