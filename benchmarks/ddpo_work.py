@@ -95,7 +95,7 @@ class Round:
                     lambda loss: loss.backward(),
                     clip_range=1e-4,
                     advantage_clip=5.0,
-                    kl_weight=0.0,
+                    kl_coef=0.0,
                     reuse_unconditional=reuse_unconditional,
                 )
 

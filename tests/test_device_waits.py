@@ -46,9 +46,9 @@ def guided_round(detach: bool, is_masked: bool):
     return backbone, replay_schedule(backbone.path, sampler, trajectory), trajectory
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
 @pytest.mark.parametrize(("detach", "is_masked"), [(True, False), (False, True)])
-def test_a_micro_batch_waits_twice_whatever_its_steps(kl_weight, detach, is_masked):
+def test_a_micro_batch_waits_twice_whatever_its_steps(kl_coef, detach, is_masked):
     """Its rows and steps go there, what it saw comes back."""
     backbone, schedule, trajectory = guided_round(detach, is_masked)
     micro = MicroBatch((2, 0), torch.tensor([[0, 1], [1, 0]]))
@@ -68,8 +68,8 @@ def test_a_micro_batch_waits_twice_whatever_its_steps(kl_weight, detach, is_mask
                 lambda loss: loss.backward(),
                 clip_range=0.1,
                 advantage_clip=5.0,
-                kl_weight=kl_weight,
-                adapter_off=AdapterSwitch.of(backbone) if kl_weight else None,
+                kl_coef=kl_coef,
+                adapter_off=AdapterSwitch.of(backbone) if kl_coef else None,
             )
             assert record.loss_K.device.type == NAME and record.ratio_KN.shape == (2, 2)
             on_cpu([record])
