@@ -279,6 +279,7 @@ def test_long_prompts_are_refused_or_cut():
     assert model.encode_prompts([Prompt("x", text)])["t5_BLD"].shape[1] == 80
 
 
+@pytest.mark.long
 def test_half_precision_keeps_the_adapter_in_float32():
     model = small_model().to(torch.bfloat16)
     add_lora(model, rank=2)

@@ -127,6 +127,7 @@ def test_another_kind_of_model_is_refused(folder, tmp_path, file, key, value, me
         zoo.load(str(copied))
 
 
+@pytest.mark.long
 def test_a_language_model_with_its_head_is_read_too(model, tmp_path):
     """What the library itself saves of a pipeline that it can run:
 

@@ -111,6 +111,7 @@ def test_it_plays_the_role(backbone):
     assert "denoiser" in dict(backbone.named_children())
 
 
+@pytest.mark.long
 def test_arguments_are_plain_and_make_the_same_model(key, backbone):
     kept = json.loads(json.dumps(backbone.arguments, allow_nan=False))
     assert kept == backbone.arguments and kept.items() >= ARGUMENTS.get(key, {}).items()
@@ -271,6 +272,7 @@ def test_without_guidance_a_negative_has_no_effect(backbone):
     assert torch.equal(*errors)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [0.1, 1 / 3, 0.25001, 0.5])
 def test_generation_and_rollout_cut_a_clip_alike(backbone, seconds):
     prompt = replace(PROMPTS[0], seconds=seconds)

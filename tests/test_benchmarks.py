@@ -107,6 +107,7 @@ def test_shuffling_keeps_clips_and_prompts_but_not_their_pairing():
     assert torch.equal(other.wave_BCN, clips.wave_BCN)
 
 
+@pytest.mark.long
 def test_card_table_at_toy_size(tmp_path):
     torch.manual_seed(0)
     backbone, reward = TinyAudio(**TINY).eval(), EmotionReward(**SMALL)
@@ -212,6 +213,7 @@ def test_quickstart_needs_a_held_out_prompt_of_every_mood():
         quickstart_seeds.held_out_prompts(data, "mood")
 
 
+@pytest.mark.long
 def test_both_ways_of_reading_encoding_and_scoring_are_compared():
     rows = data_speed.crops(repeats=1, seconds=6.0)
     assert len(rows) == 3

@@ -62,6 +62,7 @@ def executed(card: str, where: Path, folder: Path, monkeypatch) -> list[dict]:
     return made
 
 
+@pytest.mark.long
 def test_the_adapters_card_runs_and_both_ways_of_loading_sound_the_same(
     adapter, tmp_path, monkeypatch
 ):

@@ -354,6 +354,7 @@ save_artifact(sys.argv[1], kind="backbone", architecture="tiny_audio", arguments
 """
 
 
+@pytest.mark.long
 def test_a_killed_export_leaves_the_old_artefact_and_the_next_one_clears_up(good, copy):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     here = Path(__file__).resolve().parent

@@ -115,6 +115,7 @@ class Loudness:
         return RewardOutput(wave_BCN.square().mean(dim=(1, 2)))
 
 
+@pytest.mark.long
 def test_the_benchmark_at_toy_size(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         ddpo_speed.zoo,

@@ -315,6 +315,7 @@ def learner(**changes):
     return module({"adapter.targets": "all"}, **sizes, held_out_reward=Against(), **changes)
 
 
+@pytest.mark.long
 def test_a_run_is_stopped_or_annealed_and_a_resumed_one_knows_it(tmp_path):
     """A scorer that is the opposite of the toy's reward falls within a few rounds."""
     watch = HeldOutWatch(compare_with="start")

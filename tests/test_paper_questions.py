@@ -25,6 +25,7 @@ def measured(shift: float) -> Measured:
     return Measured(list(MOODS) * 2, list("abcdefgh"), dict.fromkeys(pt.SCORES, base))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("condition", pq.CONDITIONS, ids=lambda condition: condition.name)
 def test_every_condition_is_the_same_amount_of_work(condition):
     config = read_configuration([CONFIG], pq.overrides(condition, Path("clap"), Path("label")))

@@ -127,6 +127,7 @@ def test_audio(case) -> None:
     assert_close(cosines, golden.audio["cosines"], 2e-5, "cosines")
 
 
+@pytest.mark.long
 def test_front_end(case) -> None:
     golden, _, reward = case
     for name, wave in golden.waves.items():

@@ -76,6 +76,7 @@ def test_unusual_rates_take_bounded_memory(from_hz: int) -> None:
     assert (found[0] - torch.sin(2 * torch.pi * 1000 * time_N)).abs()[middle].max() < 2e-3
 
 
+@pytest.mark.long
 def test_every_door_takes_unusual_rates() -> None:
     wave = noise(44_101)
     assert resample(Waveform(wave, 44_101), 16_000).samples_CN.shape == (2, 16_000)

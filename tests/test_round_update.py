@@ -217,6 +217,7 @@ def test_nothing_is_kept_of_a_side_that_learns_or_is_not_there(sampler):
     assert scored(prompt_round(8), sampler=sampler).trajectory.unconditional_SB is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sampler", "keep", "copies"),
     [(Sampler(4), "trajectory", 1), (DETACHED, "trajectory", 2), (DETACHED, "wave", 0)],

@@ -59,6 +59,7 @@ def test_a_name_is_a_small_model_of_its_class(name: str, small_zoo: Path) -> Non
         assert scores.isfinite().all() and scores[0] != scores[1]
 
 
+@pytest.mark.long
 def test_every_name_opens_by_the_one_door(small_zoo: Path) -> None:
     assert (
         zoo.load("audioldm2-music", dtype="bfloat16", checkpoint_activations=True).denoiser.dtype

@@ -149,6 +149,7 @@ def test_without_the_judge_nothing_starts(monkeypatch, tmp_path):
         seeds.main(["--out", str(tmp_path)])
 
 
+@pytest.mark.long
 def test_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(seeds, "YAMNetTagger", StubTagger)
     monkeypatch.setattr(

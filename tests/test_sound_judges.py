@@ -210,6 +210,7 @@ class Length:
         return RewardOutput(torch.tensor([float(len(prompt.text)) for prompt in prompts]))
 
 
+@pytest.mark.long
 def test_card_table_at_toy_size(tmp_path):
     torch.manual_seed(0)
     backbone, bank = TinyAudio(**SMALL).eval(), tone_bank()
