@@ -123,7 +123,7 @@ def small_zoo(
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
-    """Every test starts from the same seed, whichever tests ran before it."""
+    """Starts every test from the same seed, whatever ran before."""
     torch.manual_seed(0)
     numpy.random.seed(0)  # noqa: NPY002 - libraries that we call read the global state
 

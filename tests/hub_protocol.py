@@ -1,4 +1,4 @@
-"""What the Hub of tests answers, request by request: see ``hub_server.py``.
+"""The answers of the tests' Hub, request by request (see ``hub_server.py``).
 
 One method for each address that the client calls.
 """

@@ -116,7 +116,7 @@ class HubServer:
         self.requests.append(Request(*request))
 
     def served(self, content: bytes) -> tuple[bytes, int | None]:
-        """(what goes out, after how many bytes the connection is lost)."""
+        """(bytes to send, after how many the connection is lost)."""
         breaks = self._broken.get(content)
         return self._corrupt.get(content, content), breaks.pop(0) if breaks else None
 
@@ -163,7 +163,7 @@ def connect(
     token: str | None = WRITER,
     offline: bool = False,
 ) -> None:
-    """The same for this process, where huggingface_hub may have read its environment already."""
+    """Directs this process to the server, even if huggingface_hub has read its environment."""
     from huggingface_hub import constants, hf_api
 
     monkeypatch.delenv("HF_TOKEN", raising=False)

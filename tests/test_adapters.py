@@ -153,7 +153,7 @@ def test_another_base_is_refused_with_both_hashes_and_left_as_it_was(folders):
         load_adapter(live, folders[0])
 
 
-def test_a_base_loaded_in_less_precision_is_the_same_base(folders):
+def test_a_base_loaded_in_lower_precision_is_the_same_base(folders):
     for dtype in (torch.bfloat16, torch.float16):
         load_adapter(ToyBackbone(dtype=dtype), folders[0])
 
@@ -176,7 +176,7 @@ def test_bad_strengths(folders, strength):
         stack_adapters(ToyBackbone(), [(folders[0], strength)])
 
 
-def test_what_cannot_be_stacked(folders):
+def test_invalid_stacks_are_refused(folders):
     with pytest.raises(ValueError, match="no adapter is given"):
         stack_adapters(ToyBackbone(), [])
     with pytest.raises(ValueError, match="already has an adapter"):
@@ -185,7 +185,7 @@ def test_what_cannot_be_stacked(folders):
         merge_adapters(ToyBackbone())
 
 
-def test_a_stack_has_no_folder_of_its_own(folders, tmp_path):
+def test_a_stack_has_no_folder(folders, tmp_path):
     backbone = ToyBackbone()
     stack_adapters(backbone, [(folder, 1.0) for folder in folders])
     with pytest.raises(ValueError, match="^2 adapters.*merge"):

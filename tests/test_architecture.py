@@ -178,7 +178,7 @@ def broken_arrows(source: str, module: str, is_package: bool = False) -> list[st
 
 
 def file_of(name: str, files: Collection[str]) -> str:
-    """The module that an imported name lies in, "" for none of ``files``."""
+    """The module of an imported name, or "" if it is not in ``files``."""
     while name and name not in files:
         name = name.rpartition(".")[0]
     return name
@@ -201,7 +201,7 @@ def broken_walls(source: str, module: str, files: Collection[str]) -> list[str]:
 
 
 def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
-    """Files that import each other in a ring, none if there is no such ring."""
+    """Files that import each other in a ring; empty if there is none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -250,7 +250,7 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def test_there_is_something_to_check() -> None:
+def test_there_are_files_to_check() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in PACKAGE_FILES} == set(OURS)
 
 

@@ -1,4 +1,4 @@
-"""Users' recordings: which files are taken, how they are cut, what happens to broken ones."""
+"""Users' recordings: which files are used, how they are cropped, and broken ones."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_crop_reaches_both_ends_and_pads_with_silence() -> None:
     assert crop(wave, 10, 0.999).tolist() == wave.tolist()
 
 
-def test_prepare_resamples_and_refuses_what_cannot_be_learned_from() -> None:
+def test_prepare_resamples_and_refuses_unusable_waves() -> None:
     assert prepare(Waveform(torch.zeros(1, 16000), 16000), RATE_HZ, 2).shape == (2, 8000)
     with pytest.raises(ValueError, match="no samples"):
         prepare(Waveform(torch.zeros(1, 0), RATE_HZ), RATE_HZ, 1)
@@ -171,7 +171,7 @@ def test_split_is_by_name_and_seed() -> None:
         split_clips(clips, 1.0, 0)
 
 
-def test_batches_have_the_asked_shape(folder: Path) -> None:
+def test_batches_have_the_requested_shape(folder: Path) -> None:
     data = ready(folder, val_share=0.34, caption="a ramp")
     batches = list(data.train_dataloader())
     assert len(batches) == 2 and all(isinstance(batch, AudioBatch) for batch in batches)
@@ -279,7 +279,7 @@ class Listener(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def test_lightning_tells_the_crops_the_epoch(folder: Path, tmp_path: Path) -> None:
+def test_lightning_passes_the_epoch_to_the_crops(folder: Path, tmp_path: Path) -> None:
     listener = Listener()
     quiet = {
         "logger": False,

@@ -1,4 +1,4 @@
-"""Audio files: what goes in comes out, and what is broken is named."""
+"""Audio files: round trips, and errors that name broken files."""
 
 from __future__ import annotations
 

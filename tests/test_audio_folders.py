@@ -1,4 +1,4 @@
-"""Which files of a folder are sounds: one answer in training, sound banks and evaluations."""
+"""Which files of a folder are sounds, in training, sound banks and evaluations alike."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tone(path: Path, pitch: float = 0.1) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """``a.wav`` and ``sub/b.wav`` are sounds; everything else only has the name of one."""
+    """``a.wav`` and ``sub/b.wav`` are sounds; everything else only looks like one."""
     sounds = tmp_path / "sounds"
     tone(sounds / "a.wav")
     tone(sounds / "sub" / "b.wav", 0.2)
@@ -54,7 +54,7 @@ ASIDE = {
 }
 
 
-def test_what_is_no_sound_is_set_aside_by_name(folder: Path) -> None:
+def test_entries_that_are_not_sounds_are_set_aside_by_name(folder: Path) -> None:
     found = listed(folder, deep=True)
     assert list(found.files) == ["a.wav", "sub/b.wav"]
     assert found.set_aside == ASIDE | {".old/c.wav": "hidden"}
@@ -64,7 +64,7 @@ def test_what_is_no_sound_is_set_aside_by_name(folder: Path) -> None:
         listed(folder / "nowhere")
 
 
-def test_names_that_are_no_unicode_are_set_aside(tmp_path: Path) -> None:
+def test_names_that_are_not_unicode_are_set_aside(tmp_path: Path) -> None:
     tone(tmp_path / "a.wav")
     os.rename(tmp_path / "a.wav", os.fsencode(tmp_path) + b"/\xff.wav")
     found = listed(tmp_path)
@@ -147,7 +147,7 @@ def test_emopia_takes_regular_files_only(tmp_path: Path) -> None:
         read_split(tmp_path / "train.csv", tmp_path)
 
 
-def test_reading_what_is_no_file_does_not_wait(folder: Path) -> None:
+def test_reading_a_pipe_does_not_block(folder: Path) -> None:
     for name, what in (("pipe.wav", "a pipe"), ("folder.wav", "a folder")):
         with pytest.raises(ValueError, match=f"{name} is .*{what}"):
             read_audio(folder / name)

@@ -1,4 +1,4 @@
-"""A length that is only the header's word is not believed, in any container."""
+"""The length in a header is compared with the file, in any container."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_unknown_lengths_are_read_to_their_end(tmp_path: Path, name: str) -> Non
 
 
 def test_an_unknown_length_of_many_frames_is_found(tmp_path: Path) -> None:
-    """From frame 128 on its number takes two bytes, from 2048 on three."""
+    """Frame numbers take two bytes from 128 on, three from 2048 on."""
     for samples in (600_001, 9_000_000):
         data = bytearray(encoded("FLAC", "PCM_16", np.zeros((samples, 1), "float32")))
         data[21:26] = bytes([data[21] & 0xF0]) + bytes(4)
@@ -156,7 +156,7 @@ def test_a_wav_without_sound_is_empty_and_not_of_unknown_length(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kept", [242, None])
-def test_a_claim_of_hours_costs_no_memory(tmp_path: Path, kept: int | None) -> None:
+def test_a_header_that_claims_hours_costs_no_memory(tmp_path: Path, kept: int | None) -> None:
     (tmp_path / "a.flac").write_bytes(flac_of(2**36 - 1)[:kept])
     tracemalloc.start()
     for reader in (audio_facts, read_audio, duration_s, player):
@@ -167,7 +167,7 @@ def test_a_claim_of_hours_costs_no_memory(tmp_path: Path, kept: int | None) -> N
 
 
 def test_mp3_without_a_count_is_read_whole(tmp_path: Path) -> None:
-    """libsndfile guesses the length by the first frame: a loud one made it lose the quiet end."""
+    """libsndfile guesses the length from the first frame: a loud one loses the quiet end."""
     noise = 0.3 * np.random.default_rng(0).standard_normal(80_000)
     wave = np.concatenate([noise, np.zeros(160_000)]).astype("float32")
     options = {"bitrate_mode": "VARIABLE", "compression_level": 0.5}
@@ -182,7 +182,7 @@ def test_mp3_without_a_count_is_read_whole(tmp_path: Path) -> None:
 
 
 def frames_of(data: bytes) -> list[int]:
-    """Where the frames of an mp3 begin."""
+    """Positions of the frames of an mp3."""
     found, position = [], 0
     while (frame := _mp3_frame(data, position)) is not None:
         found.append(position)
@@ -191,7 +191,7 @@ def frames_of(data: bytes) -> list[int]:
 
 
 def pages_of(data: bytes) -> list[int]:
-    """Where the pages of an ogg begin."""
+    """Positions of the pages of an ogg."""
     found, position = [], data.find(b"OggS")
     while position >= 0:
         found.append(position)
@@ -222,13 +222,13 @@ def test_mp3_with_a_false_count_takes_no_more_than_it_has(tmp_path: Path) -> Non
     assert abs(read_audio(tmp_path / "a.mp3").samples_CN.shape[1] - SAMPLES) < 2000
 
 
-def test_containers_that_hide_a_cut_are_refused(tmp_path: Path) -> None:
+def test_containers_without_detectable_cuts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.voc").write_bytes(encoded("VOC", "PCM_16"))
     with pytest.raises(ValueError, match="a.voc .*convert it to wav or flac"):
         read_audio(tmp_path / "a.voc")
 
 
-def test_a_part_is_what_the_whole_has_there(tmp_path: Path) -> None:
+def test_a_part_equals_that_part_of_the_whole(tmp_path: Path) -> None:
     for kind, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")):
         (tmp_path / "a").write_bytes(encoded(kind, subtype))
         whole = read_audio(tmp_path / "a").samples_CN
@@ -251,7 +251,7 @@ def test_training_sets_cut_clips_aside_at_the_start(tmp_path: Path) -> None:
     assert len(list(data.train_dataloader())) == 2
 
 
-def test_damaged_headers_raise_what_is_for_people(tmp_path: Path) -> None:
+def test_damaged_headers_raise_a_user_error(tmp_path: Path) -> None:
     draw = random.Random(0)
     whole = [encoded(*kind, sound()[:2000]) for kind in KINDS]
     told = 0

@@ -57,7 +57,7 @@ def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
     ]
 
 
-def test_one_caption_a_clip(tmp_path: Path) -> None:
+def test_one_caption_per_clip(tmp_path: Path) -> None:
     path = written(tmp_path, VAL)
     assert [prompt.id for prompt in caption_prompts(path, "first")] == ["901", "911"]
     drawn = {
@@ -126,7 +126,7 @@ def test_training_and_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         ("1,clip9,30,barking", "holds every caption of"),
     ],
 )
-def test_what_is_trained_on_is_not_held_out(tmp_path: Path, row: str, message: str) -> None:
+def test_training_captions_are_not_held_out(tmp_path: Path, row: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         audiocaps_prompts(
             written(tmp_path, f"{HEADER}\n{row}\n", "train.csv"), written(tmp_path, VAL), "all"
@@ -218,7 +218,7 @@ def test_bad_rows_stop_or_are_counted(
         (b"a\x00b", "not a text file"),
     ],
 )
-def test_files_without_sense_always_stop(
+def test_broken_files_always_stop(
     tmp_path: Path, bad_rows: str, content: str | bytes, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

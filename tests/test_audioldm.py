@@ -194,7 +194,7 @@ def test_another_kind_of_model_is_refused(folder, tmp_path, file, key, value, me
         zoo.load(str(copied))
 
 
-def test_dropped_encoders_leave_what_was_read():
+def test_dropped_encoders_keep_encoded_prompts():
     model = small_model()
     before = model.encode_prompts(PROMPTS)["clap_BD"]
     model.drop_text_encoders(PROMPTS)
@@ -205,7 +205,7 @@ def test_dropped_encoders_leave_what_was_read():
 
 
 def test_no_attention_reads_the_text(model):
-    """So the marks of diffusers on its attentions say nothing here, as the docstring warns."""
+    """So diffusers' marks on its attentions mean nothing here, as the docstring warns."""
     x, time_B = torch.randn(1, *model.latent_shape(0.2)), torch.tensor([500])
     conditioning = model.encode_prompts(PROMPTS[:1])
     assert set(conditioning.streams) == {"clap_BD"}

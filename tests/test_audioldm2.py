@@ -130,7 +130,7 @@ def test_padding_of_the_batch_changes_nothing(model):
         assert (model.predict(x, time_B, Conditioning(streams)) - plain).abs().max() > 1e-3
 
 
-def test_each_text_is_encoded_once_and_never_stands_for_another(model, monkeypatch):
+def test_each_text_is_encoded_once_and_not_confused(model, monkeypatch):
     calls = []
     memory = PromptMemory(
         lambda text, length: calls.append((text, length)) or model._encode(text, length),
@@ -223,7 +223,7 @@ def test_text_to_audio(model):
 
 
 def test_latents_of_the_papers_lengths():
-    """The released sizes: hop 160, a factor of 4, 64 bands; nothing of that size is built."""
+    """The released sizes: hop 160, a factor of 4, 64 bands; without building such a network."""
     small = arguments()
     vae = {
         **small["vae"],
@@ -264,7 +264,7 @@ def test_another_schedule_is_refused(change, message):
 @pytest.mark.parametrize(
     "part", ["unet", "vae", "vocoder", "projection", "clap_text", "t5", "gpt2"]
 )
-def test_a_configuration_says_only_what_its_network_takes(part):
+def test_a_configuration_holds_only_arguments_of_its_network(part):
     given = arguments()
     with pytest.raises(ValueError, match="no setting 'attn_implementation'"):
         AudioLDM2(**{**given, part: {**given[part], "attn_implementation": "someone/kernel"}})

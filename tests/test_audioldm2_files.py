@@ -159,7 +159,7 @@ def library_checkpointing(model, conditioning, x):
 
 
 def test_where_the_library_alone_goes_wrong(model):
-    """Without a mask it is right; with one it stops, or is wrong without a word.
+    """Without a mask it is right; with one it stops or is silently wrong.
 
     If this fails, the library was repaired.
     """

@@ -1,4 +1,4 @@
-"""What every backbone of the table must keep to (``zoo/types.py``, ``Backbone``)."""
+"""The contract of every backbone of the table (``zoo/types.py``, ``Backbone``)."""
 
 import importlib
 import json
@@ -241,7 +241,7 @@ LONG_NEGATIVE = "noise and rain on a roof while a dog barks and a bird sings wit
 
 @pytest.mark.long
 def test_without_guidance_a_negative_has_no_effect(backbone):
-    """Generation, evaluation, rollout and training on clean latents; with guidance it has one."""
+    """In generation, evaluation, rollout and training on clean latents."""
     with_negative = [replace(prompt, negative=LONG_NEGATIVE) for prompt in PROMPTS]
     without = [replace(prompt, negative="") for prompt in PROMPTS]
 

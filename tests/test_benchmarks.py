@@ -28,7 +28,7 @@ CENTRES = {"happy": (1, 1), "angry": (-1, 1), "sad": (-1, -1), "tender": (1, -1)
 
 
 def outputs_of(moods, spread: float, seed: int = 0) -> np.ndarray:
-    """Made-up VibeNet outputs: valence and energy in the mood's quadrant, noise elsewhere."""
+    """Invented VibeNet outputs: valence and energy in the mood's quadrant, noise elsewhere."""
     outputs = np.random.default_rng(seed).normal(size=(len(moods), len(OUTPUTS))) * spread
     for row, mood in enumerate(moods):
         outputs[row, OUTPUTS.index("valence")] += CENTRES[mood][0]
@@ -37,7 +37,7 @@ def outputs_of(moods, spread: float, seed: int = 0) -> np.ndarray:
 
 
 def loudness_network(wave_BCN, sample_rate_hz):
-    """A stand-in for VibeNet: two numbers of the wave as valence and energy."""
+    """A stand-in for VibeNet: two statistics of the wave as valence and energy."""
     assert sample_rate_hz == 16_000
     outputs = np.zeros((len(wave_BCN), len(OUTPUTS)))
     outputs[:, OUTPUTS.index("valence")] = wave_BCN.abs().mean(dim=(1, 2))
@@ -76,7 +76,7 @@ def test_judge_is_calibrated_when_moods_overlap():
     )
 
 
-def test_judge_refuses_what_it_cannot_be_fitted_on():
+def test_judge_refuses_invalid_data():
     with pytest.raises(ValueError, match="none of sad, tender"):
         MoodJudge.fit(outputs_of(["happy", "angry"], 0.1), ["happy", "angry"])
     with pytest.raises(ValueError, match="unknown moods"):

@@ -25,7 +25,7 @@ from datamodules.sounds.scene_audio import compose, cut_event
 
 
 def heard(wave_CN: Tensor, frequency_hz: float, start_s: float, end_s: float) -> float:
-    """RMS of one pitch between two moments."""
+    """RMS of one pitch between two times."""
     part = wave_CN[:, round(start_s * RATE_HZ) : round(end_s * RATE_HZ)].double()
     if part.shape[-1] == 0:
         return 0.0
@@ -47,7 +47,7 @@ def overlap_s(first: SceneEvent, second: SceneEvent) -> float:
     ("relation", "sounds"),
     [("single", 1), ("together", 2), ("overlap", 3), ("then", 2), ("then", 3)],
 )
-def test_the_truth_is_what_sounds(relation: str, sounds: int, clip_seconds: float) -> None:
+def test_the_truth_matches_the_audio(relation: str, sounds: int, clip_seconds: float) -> None:
     bank = tone_bank(clip_seconds)
     for seed in range(6):
         wave_CN, scene = compose(bank, seed, relation=relation, sounds=sounds)
@@ -203,7 +203,7 @@ def test_captions_name_the_events_in_the_order_that_they_claim() -> None:
         assert dog_first == (" after " not in text), text
 
 
-def test_the_order_in_the_caption_says_nothing_of_sounds_together() -> None:
+def test_the_order_in_the_caption_is_free_for_simultaneous_sounds() -> None:
     scene = compose(tone_bank(), 0, relation="together", sounds=2)[1]
     first, second = (class_words(e.sound_class) for e in scene.events)
     captions = [recaption(scene, random.Random(i)).caption for i in range(200)]
@@ -241,7 +241,7 @@ def test_a_replaced_class_is_not_in_the_scene() -> None:
     )
 
 
-def test_every_template_has_one_field_an_event() -> None:
+def test_every_template_has_one_field_per_event() -> None:
     for relation, counts in TEMPLATES.items():
         for count, templates in counts.items():
             for template in templates:

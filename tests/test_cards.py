@@ -199,13 +199,13 @@ def test_what_a_body_leaves_out_is_appended(adapter, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted(CARDS.glob("*.md")), ids=lambda path: path.stem)
-def test_every_written_body_makes_a_valid_card(path, adapter, tmp_path):
+def test_every_body_makes_a_valid_card(path, adapter, tmp_path):
     config = json.loads((adapter / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"card": path.stem}))
     check_card(card_for(tmp_path), path.name)
 
 
-def test_a_card_name_is_no_path():
+def test_a_card_name_is_not_a_path():
     for name in ("../secrets", ".hidden", "", "a b"):
         with pytest.raises(ValueError, match="a card's name is letters"):
             body_path(name)
@@ -319,7 +319,7 @@ def test_the_embedded_family_is_whole():
 
 
 def test_a_card_holds_no_path_of_this_machine(tmp_path: Path) -> None:
-    """A base that lies in a folder, prompts from a folder, a reward's folder with a blank."""
+    """A base in a folder, prompts from a folder, a reward's folder with a blank."""
     base = "/home/somebody/models/my base"
     facts = {
         "base": {"name": base, "licence": "mit", "files": {}},
@@ -345,7 +345,7 @@ def test_a_card_holds_no_path_of_this_machine(tmp_path: Path) -> None:
     assert "path/to/my base" in card and "path/to/judge" in card and "path/to/sounds" in card
 
 
-def test_only_whole_paths_are_taken_for_paths() -> None:
+def test_only_whole_paths_count_as_paths() -> None:
     texts = ["and/or", "3/4", "https://host/a/b", "embedded/music", "a / b", "[UNK]"]
     assert portable(texts) == texts
     assert portable("/a/b/c") == "path/to/c"

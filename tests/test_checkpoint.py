@@ -1,4 +1,4 @@
-"""Artefacts: strict, atomic, and never code."""
+"""Artefacts are strict, atomic, and never code."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_broken_files(copy):
         load_artifact(copy)
 
 
-def test_what_cannot_be_saved_leaves_the_old_artefact(copy, good):
+def test_a_failed_save_leaves_the_old_artefact(copy, good):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     bad = TinyAudio(**SMALL)
     with torch.no_grad():

@@ -84,7 +84,7 @@ def test_windows_are_averaged_and_brought_to_unit_length():
     assert torch.allclose(first.embed_audio(wave, RATE), one, atol=1e-6)
 
 
-def test_the_rate_that_is_given_is_the_rate_that_is_heard():
+def test_the_given_rate_is_used():
     reward = small()
     seconds = torch.arange(int(1.024 * 48_000)) / 48_000
     tone = (0.1 * torch.sin(2 * math.pi * 440 * seconds))[None, None]
@@ -100,7 +100,7 @@ def test_the_rate_that_is_given_is_the_rate_that_is_heard():
     ).abs().argmax() * RATE / WINDOW == pytest.approx(440, abs=1)
 
 
-def test_stereo_is_mixed_and_the_level_earns_nothing():
+def test_stereo_is_mixed_and_the_level_has_no_effect():
     reward, wave = small(), noise(channels=2)
     assert torch.allclose(
         reward.embed_audio(wave, RATE),
@@ -148,7 +148,7 @@ def test_texts_are_embedded_once_until_the_weights_change(monkeypatch):
     assert reward.double().embed_text(["rain"]).shape == (1, 8) and len(asked) == 5
 
 
-def test_kept_texts_belong_to_the_weights_however_those_came():
+def test_cached_texts_belong_to_the_current_weights():
     """Replaced weights do not count writes, and those made in inference mode count none at all."""
     reward, other = small(), small()
     for source in (reward, other):
@@ -159,7 +159,7 @@ def test_kept_texts_belong_to_the_weights_however_those_came():
         assert small().embed_text(["rain"]).isfinite().all()
 
 
-def test_kept_texts_do_not_depend_on_who_asked_first():
+def test_cached_texts_do_not_depend_on_the_first_caller():
     reward = small()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         first = reward.embed_text(["rain"])
@@ -277,7 +277,7 @@ def test_the_towers_that_ship_are_small():
     )  # bytes in half precision
 
 
-def test_an_assumed_rate_is_heard_instead_of_the_real_one_and_says_so(tmp_path):
+def test_an_assumed_rate_replaces_the_real_one_with_a_warning(tmp_path):
     wave, plain, reward = noise(), small(compat=True), small(compat=True, assume_rate_hz=48_000)
     reward.load_state_dict(plain.state_dict())
     output = reward(wave, RATE, PROMPTS)

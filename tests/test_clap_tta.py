@@ -40,7 +40,7 @@ def load(name: str, *overrides: str) -> Run:
     return read_configuration([ROOT / f"configs/ddpo/{name}.yaml"], overrides)
 
 
-def test_tango_differs_in_what_it_says_alone() -> None:
+def test_tango_changes_only_its_own_settings() -> None:
     first, second = (load(name) for name in NAMES)
     backbones = [config.module.pop("backbone") for config in (first, second)]
     assert [ENTRIES[backbone["name"]].architecture for backbone in backbones] == [
@@ -57,7 +57,7 @@ def test_tango_differs_in_what_it_says_alone() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_configuration_says_in_words_is_so(name: str) -> None:
+def test_the_comments_of_the_configuration_are_true(name: str) -> None:
     config = load(name)
     module, data = config.module, config.data
     samples = data["prompts_per_round"] * data["repeats"]

@@ -24,7 +24,7 @@ def test_a_prompt_counts_once_however_many_clips_it_has():
     assert (found.clips, found.prompts) == (6, 2)
 
 
-def test_copies_of_a_clip_are_no_news():
+def test_copies_of_a_clip_add_no_information():
     once = clustered_mean([0.1, 0.4, 0.7], ["a", "b", "c"])
     often = clustered_mean([0.1, 0.4, 0.7] * 20, ["a", "b", "c"] * 20)
     assert (once.low, once.high) == pytest.approx((often.low, often.high))
@@ -63,7 +63,7 @@ def test_unpaired_arms_vary_each_for_itself():
     )
 
 
-def test_what_has_no_mean_is_refused():
+def test_values_without_a_mean_are_refused():
     with pytest.raises(ValueError, match="0 values"):
         clustered_mean([], [])
     with pytest.raises(ValueError, match="2 prompts"):
@@ -96,14 +96,14 @@ def _covered(prompts: int, clips: int, simulations: int = 400) -> tuple[float, f
 
 
 @pytest.mark.parametrize("prompts", [2, 3, 4, 12])
-def test_intervals_over_prompts_hold_as_often_as_they_say(prompts):
+def test_intervals_over_prompts_have_their_coverage(prompts):
     over_prompts, bootstrap, over_clips = _covered(prompts, clips=8)
     assert 0.92 <= over_prompts <= 0.98  # three standard errors of 400 simulations around .95
     assert over_clips < 0.75
     assert bootstrap < (0.92 if prompts <= 4 else 0.97)
 
 
-def test_unpaired_differences_hold_as_often_as_they_say():
+def test_unpaired_differences_have_their_coverage():
     random, hits = np.random.default_rng(0), 0
     for _ in range(400):
         arms = []

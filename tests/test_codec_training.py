@@ -1,4 +1,4 @@
-"""Training of the codec: what is learned, what is frozen, and resuming."""
+"""Training of the codec: trainable and frozen parts, and resuming."""
 
 import lightning as L
 import pytest
@@ -57,7 +57,7 @@ def fit(model, folder, epochs, checkpoint=None, **settings):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """Steps outside of a trainer have nowhere to log to."""
+    """Turns off logging, which needs a trainer."""
     for name in ("log", "log_dict"):
         monkeypatch.setattr(Codec, name, lambda self, *args, **settings: None)
 

@@ -1,4 +1,4 @@
-"""Habits at the command line: taken as they were meant, or answered with the right spelling."""
+"""Variants and mistakes at the command line: accepted, or answered with the right spelling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zoo.errors import did_you_mean
         ),
     ],
 )
-def test_what_can_be_meant_in_one_way_only_is_taken_so(words, meant):
+def test_unambiguous_variants_are_accepted(words, meant):
     assert normalized(words) == meant
 
 
@@ -58,7 +58,7 @@ QUOTED = "module.reward={_target_: zoo.load, name: embedded/mood}"
         (["-c", "--dry-run"], "-c needs a YAML file"),
     ],
 )
-def test_each_habit_gets_the_line_that_helps(words, advice):
+def test_each_mistake_gets_a_helpful_line(words, advice):
     with pytest.raises(
         ValueError, match=advice.replace("{", r"\{") if advice[0] == "'" else advice
     ):

@@ -36,7 +36,7 @@ def test_a_file_changes_its_base_and_overrides_change_both(tmp_path: Path) -> No
     assert "base" not in loaded.to_dict()
 
 
-def test_an_overlay_on_the_same_base_changes_only_what_it_says(tmp_path: Path) -> None:
+def test_an_overlay_on_the_same_base_changes_only_its_own_keys(tmp_path: Path) -> None:
     config(tmp_path, name="whole.yaml")
     written(
         tmp_path,

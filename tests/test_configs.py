@@ -1,4 +1,4 @@
-"""Every shipped YAML is a test: it loads, explains its knobs, and builds."""
+"""Every shipped YAML is a test: it loads, explains its settings, and builds."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def small_codec(folder: Path, config: str) -> Path:
     return path
 
 
-def test_the_smoke_run_is_the_quickstart_made_small() -> None:
+def test_the_smoke_run_is_a_small_quickstart() -> None:
     whole, smoke = (
         read_configuration([ROOT / "configs" / "ddpo" / name])
         for name in ("quickstart.yaml", "quickstart_smoke.yaml")
@@ -188,7 +188,7 @@ def test_the_rounds_of_the_quickstarts_fit_their_batches(name: str) -> None:
     assert samples % (module["update"]["batch_size"] * module["update"].get("per_round", 1)) == 0
 
 
-def test_the_quickstart_holds_out_what_the_backbone_never_read() -> None:
+def test_the_quickstart_holds_out_pairs_unknown_to_the_backbone() -> None:
     """Its held-out pairs are those that the training captions leave out; every mood has some."""
     from datamodules.music.music import held_out_pairs
     from datamodules.music.score import WORDS as CAPTION_WORDS

@@ -107,7 +107,7 @@ def test_overrides_come_before_interpolation_and_later_files_win(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, overrides, message):
+def test_mistakes_are_named_and_nothing_is_written(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         run.fit(load(tmp_path, *overrides))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
@@ -176,7 +176,7 @@ def of_many_types(
     i: Unseen = 0,
     j: tuple[int, int] = (1, 2),
 ) -> None:
-    """Annotations of every sort."""
+    """A function with annotations of every kind."""
 
 
 def test_types_of_plain_values():
@@ -214,7 +214,7 @@ def test_types_of_plain_values():
 @pytest.mark.parametrize(
     "wrong", ["embedded/mood", ["embedded/mood"], {"name": "embedded/mood"}, 3]
 )
-def test_a_role_is_not_filled_by_a_plain_value(wrong):
+def test_a_plain_value_does_not_play_a_role(wrong):
     def scored_by(reward: Reward, other: Reward | None = None):
         return reward
 
@@ -227,7 +227,7 @@ def test_a_role_is_not_filled_by_a_plain_value(wrong):
             bind(scored_by, {"reward": ToyReward(), key: wrong}, "x")
 
 
-def test_a_role_is_not_filled_by_an_object_that_does_not_play_it():
+def test_an_object_without_its_members_does_not_play_a_role():
     def made(
         backbone: Backbone, reward: Reward | None = None, watched: EmotionReward | None = None
     ):
@@ -282,8 +282,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         reported(scope["main"], ["--config", path])
 
 
-def test_a_value_that_a_library_refuses_is_named_and_a_bug_of_ours_is_not_hidden(monkeypatch):
-    """``ValueError`` is how torch refuses an argument; below our own code it is a bug."""
+def test_a_value_refused_by_a_library_is_named_and_our_bugs_are_not_hidden(monkeypatch):
+    """torch refuses arguments with ``ValueError``; from our own code it is a bug."""
     node = {"_target_": "torch.nn.Conv1d", "in_channels": 3, "out_channels": 4}
     with pytest.raises(UserError, match=r"^x \(torch\.nn\.Conv1d\): .*groups"):
         instantiate({**node, "kernel_size": 1, "groups": 2}, "x")
@@ -361,7 +361,7 @@ def test_lists_become_tuples_inside_other_types_too():
             bind(of_nested_tuples, {"pairs": [], key: wrong}, "x")
 
 
-def test_a_module_of_ones_own_says_how_it_is_found(tmp_path, monkeypatch):
+def test_a_missing_user_module_says_how_it_is_found(tmp_path, monkeypatch):
     (tmp_path / "mine_here.py").write_text("class Reward: ...")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"mine_here.*PYTHONPATH=\."):

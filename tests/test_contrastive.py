@@ -91,7 +91,7 @@ def test_info_nce_by_hand():
     ) == pytest.approx(math.log(8))
 
 
-def test_captions_of_the_same_truth_are_no_negatives():
+def test_captions_of_the_same_truth_are_not_negatives():
     similarity = torch.tensor([[0.5, 0.9], [0.9, 0.5]])
     assert float(info_nce(similarity, torch.ones(2, 2, dtype=torch.bool), 10.0)) == pytest.approx(0)
     assert float(info_nce(similarity, torch.eye(2, dtype=torch.bool), 10.0)) > 3
@@ -110,7 +110,7 @@ def test_wrong_captions_are_candidates_of_their_own_clip_only():
     assert torch.isfinite(scale.grad)
 
 
-def test_truth_is_events_and_their_order_where_it_is_told():
+def test_truth_is_events_and_their_order_if_known():
     def truth(events, relation):
         return caption_truth(Prompt("p", "x", labels={"events": events, "relation": relation}))
 
@@ -127,7 +127,7 @@ def test_truth_is_events_and_their_order_where_it_is_told():
     )
 
 
-def test_the_same_words_for_two_truths_are_no_negatives_either():
+def test_equal_words_for_two_truths_are_not_negatives():
     said = {"bird": "a bird", "bird_other": "A bird", "dog": "a dog"}
     asked = [
         Prompt(event, text, labels={"events": [event], "relation": "single"})
@@ -183,7 +183,7 @@ def test_a_report_by_hand():
     assert metrics["chance_r1"] == pytest.approx(6 / 16)
 
 
-def test_a_report_where_all_say_the_same():
+def test_a_report_of_equal_scores():
     report = retrieval_report(
         torch.zeros(2, 2), torch.full((2,), torch.nan), [Prompt("a", "x"), Prompt("b", "x")]
     )
@@ -267,7 +267,7 @@ class Halved:
         return latent
 
 
-def test_a_share_of_the_batch_goes_through_the_codec():
+def test_a_share_of_the_batch_passes_through_the_codec():
     codec = Halved()
     module = Contrastive(
         small(), codec=codec, codec_share=0.25, codec_latent_noise=0.0, noise_share=0.0
@@ -312,6 +312,6 @@ def test_wrong_settings_are_named(settings, message):
         Contrastive(small(), **settings)
 
 
-def test_a_reward_that_no_gradient_passes_is_refused():
+def test_a_reward_without_gradients_is_refused():
     with pytest.raises(ValueError, match="no gradient passes"):
         Contrastive(ClapReward("toy", "tiny", SMALL, int16=True))

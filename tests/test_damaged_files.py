@@ -1,4 +1,4 @@
-"""Files that a person or a killed process damaged are told in one line that names the file."""
+"""Files damaged by a person or a killed process are named in one line."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_keeps_a_table_that_it_cannot_read(tmp_path: Path, content
     assert path.read_bytes() == content.encode("latin-1")
 
 
-def test_a_row_that_a_kill_cut_short_is_made_again(tmp_path: Path) -> None:
+def test_a_row_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("loss,step\n1,0\n2,1\n3")
     _ = RunCSV(tmp_path, resumed_step=5).experiment
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["loss,step", "1,0", "2,1"]

@@ -19,7 +19,7 @@ def test_the_ratio_is_one_before_the_first_update(detach):
 
 
 def swapped_halves(monkeypatch):
-    """The published AudioLDM 2 code: after the rollout, the guidance halves change places."""
+    """As in the published AudioLDM 2 code: after the rollout, the guidance halves are swapped."""
     whole = Conditioning.cat
     predicting = ToyBackbone.predict
 
@@ -35,7 +35,7 @@ def swapped_halves(monkeypatch):
 
 
 def another_prompts_conditioning(monkeypatch):
-    """The same code's other mistake: every sample is trained under the last prompt."""
+    """The same code's other bug: every sample is trained under the last prompt."""
     predicting = ToyBackbone.predict
 
     def predict(self, latent, time, conditioning):
@@ -61,7 +61,7 @@ def test_the_check_at_the_start_catches_the_known_bugs_before_anything_is_learne
     assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
 
 
-def test_half_precision_is_held_to_half_the_clip_range_and_recomputing_is_the_remedy(monkeypatch):
+def test_half_precision_is_limited_to_half_the_clip_range_and_recomputing_helps(monkeypatch):
     ddpo = module({"update.clip_range": 0.5}, backbone=ToyBackbone(dtype=torch.bfloat16))
     assert recorded(ddpo).rounds[0]["ratio/max"] < 1.25
     predicting = ToyBackbone.predict
@@ -125,7 +125,7 @@ def test_reward_rises_on_a_toy_under_prompts_with_different_goals():
         {"update.timestep_fraction": 0.5, "update.timestep_draw": "batch"},
     ],
 )
-def test_eight_samples_at_once_or_in_eight_micro_steps_give_one_gradient(changes):
+def test_eight_samples_at_once_or_in_eight_micro_steps_give_the_same_gradient(changes):
     common = {
         "sampler.batch_size": 8,
         "update.ratio_check": 1e-4,

@@ -84,7 +84,7 @@ def run(backbone, change=lambda trajectory: trajectory, **changes):
 
 
 def lent(side: str, stream: str):
-    """One stream of one side of guidance moved on by a sample; everything else stays."""
+    """Shifts one stream of one side of guidance by a sample; everything else stays."""
 
     def change(trajectory):
         streams = dict(getattr(trajectory, side).streams)
@@ -145,7 +145,7 @@ def test_the_ratio_is_one_with_different_prompts_in_single_and_in_production_pre
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_unequal_batch_shapes_do_not_stop_a_correct_run(kind):
-    """Sums in another order: AudioLDM 2 gives 1.7e-6 here, and 0 for equal shapes."""
+    """Sums in another order: AudioLDM 2 differs by 1.7e-6 here, by 0 at equal shapes."""
     sizes = {"sampler.batch_size": 3, "update.batch_size": 1, "sampler.guidance_scale": 7.0}
     _, metrics = run(MODELS[kind](), **sizes, **{"update.clip_range": 1e-4})
     assert abs(metrics["ratio/min"] - 1) <= 1e-5 and abs(metrics["ratio/max"] - 1) <= 1e-5
@@ -162,7 +162,7 @@ def test_unequal_batch_shapes_do_not_stop_a_correct_run(kind):
         ((3, 3), 0.0, False),
     ],
 )
-def test_what_unequal_shapes_may_be_off_by_is_refused_at_equal_ones(sizes, off, is_stopped):
+def test_the_tolerance_for_unequal_shapes_is_refused_for_equal_ones(sizes, off, is_stopped):
     def shifted(trajectory):
         return dataclasses.replace(trajectory, log_prob_SB=trajectory.log_prob_SB - off)
 

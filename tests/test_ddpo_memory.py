@@ -1,4 +1,4 @@
-"""The memory of an update: flat in the number of trained steps, and the counters that say so."""
+"""The memory of an update is constant in the number of trained steps."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_activations_are_equal_at_10_50_and_200_steps(toy):
     assert rows[0].reference > 8 * rows[0].ours  # the count does see graphs that stay alive
 
 
-def test_what_an_update_makes_does_not_grow_with_the_steps(toy):
+def test_tensors_of_an_update_do_not_grow_with_the_steps(toy):
     few, many = measure(toy, 3), measure(toy, 30)  # also not by a copy of the latents
     assert (
         many.ours_live - few.ours_live < 27 * 2 * 24 < (many.latents - few.latents) / 2
@@ -85,7 +85,7 @@ def test_storages_are_counted_once_while_they_live(fake):
             del last
 
 
-def test_what_autograd_holds_is_counted_until_it_lets_go():
+def test_saved_tensors_count_until_the_graph_is_freed():
     weight, x = torch.nn.Linear(10, 10, bias=False), torch.ones(1, 10, requires_grad=True)
     with peak_saved_bytes(weight) as saved:
         loss = (

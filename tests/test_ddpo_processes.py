@@ -1,4 +1,4 @@
-"""One round over two processes is the round of one process.
+"""One round on two processes equals the round on one process.
 
 This file is also what each of the two runs.
 """
@@ -49,7 +49,7 @@ def ddpo_of(case: str):
 
 
 def one_of_two_ranks(folder: str, rank: int, case: str) -> None:
-    """Runs in a process of its own: half of the round, gradients and weights to a file."""
+    """Runs in another process: half of the round; writes gradients and weights to a file."""
     torch.set_num_threads(1)
     batch, mine = prompt_round(8), CASES[case][2][rank]
     prompts = tuple(batch.prompts[row] for row in mine)
@@ -71,7 +71,7 @@ def one_of_two_ranks(folder: str, rank: int, case: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one_with_the_double_batch(tmp_path, project_root, case):
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, project_root, case):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -164,7 +164,7 @@ def test_groups_of_one_sample_are_refused():
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
-def test_masks_of_their_own_go_with_their_samples_whatever_the_batch_size(size):
+def test_masks_stay_with_their_samples_at_any_batch_size(size):
     class Masked(ToyBackbone):
         def scored_mask(self, prompts):
             heard_B = torch.tensor([4 + int(prompt.id[1:]) for prompt in prompts])
@@ -244,7 +244,7 @@ def test_batch_sizes_that_do_not_divide_stop_before_anything_is_sampled(changes,
         ({"adapter.rank": 0, "backbone": ToyBackbone(dtype=torch.bfloat16)}, "must be float32"),
     ],
 )
-def test_settings_that_cannot_be_meant(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         module(**changes)
     with pytest.raises(ValueError, match="torch module"):
@@ -350,7 +350,7 @@ def test_evaluation_is_repeatable_logs_each_class_and_uses_averaged_weights():
     assert not torch.equal(ddpo.evaluate(prompt_round(6, repeats=1)).wave_BCN, first.wave_BCN)
 
 
-def test_rounds_are_refused_with_prompts_of_different_length_or_doubled_samples():
+def test_rounds_with_unequal_lengths_or_repeated_samples_are_refused():
     batch = prompt_round(8)
     longer = copy.copy(batch.prompts[0])
     object.__setattr__(longer, "seconds", 2.0)

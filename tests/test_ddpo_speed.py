@@ -21,7 +21,7 @@ SCHEDULES = [
 
 
 def restated(ddpo, schedule, batch, step=None):
-    """(samples, gradients of the first optimiser step, number of steps) of one restated round."""
+    """(samples, gradients of the first optimiser step, steps) of one round of the reference."""
     parameters, steps = list(ddpo.trainable().values()), []
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     sampler = replace(ddpo.sampler, detach_unconditional=schedule.detach)
@@ -63,7 +63,7 @@ def by_ddpo():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_its_gradient_is_that_of_ddpo(schedule, by_ddpo):
+def test_its_gradient_equals_ddpos(schedule, by_ddpo):
     ddpo = module(
         {"advantages.kind": "batch", "update.skip_last_step": False},
         backbone=ToyBackbone(dtype=torch.float64),
@@ -75,7 +75,7 @@ def test_its_gradient_is_that_of_ddpo(schedule, by_ddpo):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 * scale)
 
 
-def test_one_sample_an_update_takes_as_many_steps_as_samples():
+def test_one_sample_per_update_takes_one_step_per_sample():
     ddpo = module({"advantages.kind": "batch"})
     samples, steps = restated(ddpo, Schedule(), prompt_round(6))
     assert (

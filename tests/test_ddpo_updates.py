@@ -8,7 +8,7 @@ from toys import ToyBackbone, prompt_round
 
 
 class Gradients(L.Callback):
-    """Of each optimiser step, before it is clipped."""
+    """The gradients of each optimiser step, before clipping."""
 
     def __init__(self) -> None:
         self.steps = []
@@ -18,7 +18,7 @@ class Gradients(L.Callback):
 
 
 def test_each_update_learns_from_its_own_half_of_the_round():
-    """With weights that hardly move, the mean of both gradients is that of the whole round."""
+    """If weights hardly move, the mean of both gradients is that of the whole round."""
     found = []
     for updates in (1, 2):
         recorder = Gradients()
@@ -40,7 +40,7 @@ def test_each_update_learns_from_its_own_half_of_the_round():
 
 
 class Forgetful(ToyBackbone):
-    """In train mode half of its numbers are lost."""
+    """In train mode it loses half of its numbers."""
 
     def __init__(self):
         super().__init__()
@@ -55,14 +55,14 @@ def test_dropout_is_off_in_rollout_and_update():
 
 
 class Foreign(L.Callback):
-    """Leaves gradients at the weights just before a round."""
+    """Leaves gradients on the weights just before a round."""
 
     def on_train_batch_start(self, trainer, ddpo, batch, batch_idx) -> None:
         for parameter in ddpo.trainable().values():
             parameter.grad = torch.full_like(parameter, 5.0)
 
 
-def test_gradients_of_elsewhere_are_not_learned():
+def test_foreign_gradients_are_not_learned():
     found = []
     for before in ([], [Foreign()]):
         recorder = Gradients()
@@ -71,7 +71,7 @@ def test_gradients_of_elsewhere_are_not_learned():
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_evaluation_samples_by_settings_of_its_own():
+def test_evaluation_samples_with_its_own_settings():
     batch = prompt_round(4)
     own = module({"evaluation.steps": 3, "evaluation.guidance_scale": 1.0}).evaluate(batch)
     wanted = module({"sampler.steps": 3, "sampler.guidance_scale": 1.0}).evaluate(batch)

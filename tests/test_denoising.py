@@ -39,7 +39,7 @@ def module(**settings):
 
 
 class Given:
-    """A data loader of these batches. (Lightning takes a list for several loaders.)"""
+    """A data loader of these batches, as Lightning reads a list as several loaders."""
 
     def __init__(self, *batches):
         self.batches = batches
@@ -88,7 +88,7 @@ def fit_music(model, folder, epochs, checkpoint=None):
 
 @pytest.fixture
 def logged(monkeypatch):
-    """Steps outside of a trainer log into this."""
+    """Collects what steps log outside of a trainer."""
     values = {}
     monkeypatch.setattr(
         Denoising, "log", lambda self, name, value, **settings: values.update({name: value.item()})
@@ -111,7 +111,7 @@ def gradients(model, batch):
 
 
 def stir(model):
-    """Moves the layers that start at zero, so that the text matters from the first step."""
+    """Moves zero-initialised layers, so that the text matters from the first step."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.backbone.denoiser.parameters():
@@ -152,7 +152,7 @@ def test_the_untrained_network_is_off_by_its_target(logged):
     assert loss == pytest.approx(expected, abs=0.02)
 
 
-def test_a_sample_of_weight_zero_teaches_nothing(logged):
+def test_a_sample_of_weight_zero_has_no_effect(logged):
     model = stir(module(condition_dropout=0.0))
     batch = latents([1.0, 0.0, 2.0])
     other = batch.latent_BCT.clone()
@@ -340,14 +340,14 @@ def test_validation_scores_the_averages_and_puts_the_weights_back(logged):
 
 
 @pytest.mark.parametrize(("batches", "accumulated", "steps"), [(4, 1, 4), (4, 2, 2), (3, 2, 2)])
-def test_averages_move_once_an_optimiser_step(tmp_path, batches, accumulated, steps):
+def test_averages_move_once_per_optimiser_step(tmp_path, batches, accumulated, steps):
     model = module()
     fit = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=accumulated)
     fit.fit(model, Given(*[latents()] * batches))
     assert model.ema.updates == fit.global_step == steps
 
 
-def test_only_what_is_named_learns(tmp_path):
+def test_only_named_parts_learn(tmp_path):
     model = module(trainable=["denoiser"])
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     trainer(tmp_path, max_epochs=1).fit(model, Given(latents(), latents()))

@@ -1,4 +1,4 @@
-"""What a GPU would feel: how often training and sampling make the processor wait for the device."""
+"""How often training and sampling make the processor wait for the device."""
 
 from dataclasses import fields, replace
 
@@ -90,7 +90,7 @@ def test_a_micro_batch_waits_twice_whatever_its_steps(kl_coef, detach, is_masked
         (lambda x: x[x.long()] * 2.0 + torch.tensor(1.0), None),
     ],
 )
-def test_what_waits_is_seen(wait, name):
+def test_waits_are_counted(wait, name):
     with pretended_device():
         x = torch.ones(3).to(NAME)
         with waits() as counts:

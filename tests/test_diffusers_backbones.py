@@ -43,7 +43,7 @@ def model(kind):
 
 
 def plain_network(model):
-    """The library's own network with the same weights, built without our classes."""
+    """The library's network with the same weights, built without our classes."""
     network = type(model.denoiser).from_config(model.denoiser.config).eval().requires_grad_(False)
     network.load_state_dict(model.denoiser.state_dict())
     return network
@@ -146,7 +146,7 @@ def test_only_the_denoiser_is_ever_in_train_mode(model):
     assert not any(module.training for module in model.modules())
 
 
-def test_clips_are_decoded_each_by_itself(model):
+def test_clips_are_decoded_one_by_one(model):
     latent = torch.randn(5, *model.latent_shape(0.2)).requires_grad_()
     whole = model.decode(latent)
     whole.square().sum().backward()
@@ -157,7 +157,7 @@ def test_clips_are_decoded_each_by_itself(model):
     torch.testing.assert_close(latent.grad[4:], last.grad, atol=1e-3, rtol=1e-3)
 
 
-def test_what_was_dropped_is_named_and_the_rest_goes_on(model):
+def test_dropped_parts_are_named_and_the_rest_continues(model):
     sides = (PROMPTS, [prompt.as_negative() for prompt in PROMPTS])
     before = copy.deepcopy([dict(model.encode_prompts(side).streams) for side in sides])
     model.drop_text_encoders(PROMPTS)

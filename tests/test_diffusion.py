@@ -101,7 +101,7 @@ def test_training_times_cover_the_path() -> None:
         (lambda: Straight().times(0), "at least 1, got 0"),
     ],
 )
-def test_paths_refuse_what_cannot_be_meant(make, message: str) -> None:
+def test_paths_refuse_invalid_values(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -241,7 +241,7 @@ def test_step_equals_diffusers_first_order_cosine_sde(steps: int) -> None:
     assert std.item() == 0  # the last sigma is 0
 
 
-def test_tango_ddpm_step_equals_ours_but_for_the_last() -> None:
+def test_tango_ddpm_step_equals_ours_except_the_last() -> None:
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(
@@ -331,8 +331,8 @@ def test_degenerate_steps_are_finite() -> None:
     assert bool(mean.isfinite().all()) and std.item() == 0
 
 
-def test_rounding_never_takes_a_root_of_less_than_nothing() -> None:
-    """Levels that are equal but for their last bit, and full noise at the end of float64."""
+def test_rounding_never_takes_the_root_of_a_negative_number() -> None:
+    """Levels that differ only in the last bit, and full noise at the end of float64."""
     alpha, sigma = torch.full((1,), 0.6), torch.full((1,), 0.8)
     assert step_std(alpha, sigma, alpha, sigma * (1 + 1e-6), eta=1.0).tolist() == [0.0]
     sigmas = torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) + 0.01
@@ -345,7 +345,7 @@ def test_rounding_never_takes_a_root_of_less_than_nothing() -> None:
     torch.testing.assert_close(std_B, sigma_next)  # nothing of pure noise is kept
 
 
-def test_step_is_float32_whatever_comes_in() -> None:
+def test_step_is_float32_for_any_input() -> None:
     path = PATHS["discrete-v"]
     now, after = path.coefficients(torch.tensor([501])), path.coefficients(torch.tensor([401]))
     x, output = randn(1, *SHAPE).bfloat16(), randn(1, *SHAPE, seed=1).bfloat16()

@@ -73,7 +73,7 @@ def test_training_batches_are_crops_with_moods(emopia):
     }
 
 
-def test_a_short_clip_is_padded_and_a_part_begins_where_it_is_told(emopia):
+def test_a_short_clip_is_padded_and_a_part_begins_at_its_place(emopia):
     dataset = module(emopia, sample_rate_hz=22_050).train_dataloader().dataset
     short, _ = dataset[0, 0.5]
     assert (
@@ -91,7 +91,7 @@ def test_a_short_clip_is_padded_and_a_part_begins_where_it_is_told(emopia):
     assert torch.allclose(middle, whole[begin : begin + 44_100], atol=1e-5)
 
 
-def test_a_part_of_an_mp3_is_that_part_from_its_first_sample_on(tmp_path):
+def test_a_part_of_an_mp3_is_exact_from_its_first_sample(tmp_path):
     """Frames depend on earlier ones: decoding must begin before the requested part."""
     noise = np.convolve(
         np.random.default_rng(0).standard_normal(22_050 * 4) * 0.1, np.ones(8) / 8, "same"
@@ -179,7 +179,7 @@ def test_bad_split_files(emopia, content, error, message):
         read_split(emopia / "bad.csv", emopia / "audio")
 
 
-def test_spaces_and_files_of_other_kinds_do_no_harm(emopia):
+def test_spaces_and_other_files_are_harmless(emopia):
     """The authors' own preprocessing leaves a tensor beside each clip."""
     for suffix in ("pt", "mid", "txt"):
         (emopia / "audio" / f"Q1_ab_cd-efgh_0.{suffix}").write_bytes(b"no audio")

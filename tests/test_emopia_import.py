@@ -1,4 +1,4 @@
-"""EMOPIA checkpoints of small networks: what comes in, what is refused and how it is named."""
+"""EMOPIA checkpoints of small networks: what loads, what is refused, and messages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def saved(folder: Path, state: dict, **more) -> Path:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_folder_names_the_task_and_every_tensor_comes_in(tmp_path: Path, task: str) -> None:
+def test_the_folder_names_the_task_and_every_tensor_is_loaded(tmp_path: Path, task: str) -> None:
     original = network(len(TASKS[task])).eval()
     path = saved(
         tmp_path / task, {f"model.{name}": value for name, value in original.state_dict().items()}
@@ -68,7 +68,7 @@ def test_the_folder_names_the_task_and_every_tensor_comes_in(tmp_path: Path, tas
     assert torch.equal(reward.chunk_logits(wave, 22_050)[0], original(wave[0]))
 
 
-def test_arousal_and_valence_judge_prompts_that_ask_for_moods_or_quadrants(tmp_path: Path) -> None:
+def test_arousal_and_valence_score_prompts_with_moods_or_quadrants(tmp_path: Path) -> None:
     words = ("happy", "angry", "sad", "tender", "Q1", "Q2", "Q3", "Q4")
     asked = [Prompt(str(i), "x", labels={"mood": word}) for i, word in enumerate(words)]
     for task, expected in (
@@ -107,7 +107,7 @@ def test_an_imported_classifier_becomes_an_artefact(tmp_path: Path) -> None:
 
 @pytest.fixture
 def old_lightning(monkeypatch) -> type:
-    """Classes that pickle under the names of Lightning 1.3's."""
+    """Classes that pickle under the names of Lightning 1.3."""
     made = {}
     for place in (
         "pytorch_lightning",
@@ -230,7 +230,7 @@ def _without_settings(path: Path) -> Path:
     return saved(path.parent, tensors())
 
 
-def test_the_task_is_asked_for_only_where_it_is_ambiguous(tmp_path: Path) -> None:
+def test_the_task_is_needed_only_where_it_is_ambiguous(tmp_path: Path) -> None:
     assert load_emopia(saved(tmp_path / "mine", tensors())).class_names == tuple(TASKS["ar_va"])
     path = saved(tmp_path / "mine", tensors(classes=2))
     with pytest.raises(ValueError, match="2 classes.*arousal.*valence"):

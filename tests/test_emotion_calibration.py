@@ -128,7 +128,7 @@ def test_statistics_survive_saving_and_gradients_flow_through_them():
     assert torch.isfinite(wave.grad).all() and wave.grad.abs().sum() > 0
 
 
-def test_generations_that_tell_nothing_are_refused():
+def test_uninformative_generations_are_refused():
     reward = small()
     for batches in ([], [(generations(1), RATE)]):
         with pytest.raises(ValueError, match="at least two generations"):

@@ -135,7 +135,7 @@ def test_gradients_reach_the_wave(value):
     assert wave.grad.abs().sum() > 0
 
 
-def test_the_label_form_says_that_no_gradient_flows():
+def test_the_label_form_is_not_differentiable():
     reward = small(value="label")
     assert not reward.differentiable
     output = reward(torch.randn(1, 1, 16_000), 16_000, prompts("happy"))
@@ -159,7 +159,7 @@ def test_stays_in_evaluation_mode_inside_a_training_module():
     assert not any(module.training for module in reward.modules())
 
 
-def test_every_clip_is_judged_alone():
+def test_every_clip_is_scored_alone():
     reward, wave = small(chunk_rule="overlap", hop_s=0.1), torch.randn(3, 1, 20_000)
     moods = prompts("happy", "sad", "tender")
     together = reward(wave, 16_000, moods).parts["p_sad"]
@@ -194,13 +194,13 @@ def chord(rate_hz: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 44_100, 192_000])
-def test_any_rate_is_brought_to_its_own(rate_hz):
+def test_any_rate_is_resampled(rate_hz):
     heard = small(rms=None).prepare(chord(rate_hz), rate_hz)
     assert heard.shape == (1, 16_000)
     assert torch.allclose(heard[0, 400:-400], chord(16_000)[0, 0, 400:-400], atol=5e-3)
 
 
-def test_stereo_is_heard_as_the_mean_of_its_channels():
+def test_stereo_is_averaged():
     reward, wave = small(rms=None), torch.randn(2, 2, 16_000) * 0.1
     stereo, mono = (
         reward(one, 16_000, prompts("sad", "happy"))
@@ -241,7 +241,7 @@ def test_a_clip_without_samples_or_channels_is_refused():
             small()(torch.zeros(shape), 16_000, prompts("sad"))
 
 
-def test_labels_may_be_words_that_stand_for_classes():
+def test_labels_may_be_words_for_classes():
     words = {"joyful": "happy", "mournful": "sad", "Q3": "sad"}
     reward = small(classes_of=words)
     assert reward.targets(prompts("joyful", "Q3", "mournful", "angry")).tolist() == [0, 2, 2, 1]

@@ -91,7 +91,7 @@ def test_it_stops_after_epochs_without_a_new_best(tmp_path: Path) -> None:
     assert built.trainer.current_epoch == 3
 
 
-def test_validation_hears_parts_as_the_authors_or_whole_clips(tmp_path: Path) -> None:
+def test_validation_uses_crops_like_the_authors_or_whole_clips(tmp_path: Path) -> None:
     small = write_tiny_set(tmp_path / "set")
     lengths = {}
     for config in ("emopia.yaml", "piano_demo.yaml"):

@@ -121,7 +121,7 @@ def test_the_best_epoch_is_kept_not_the_last() -> None:
     ],
 )
 def test_chunks_of_a_clip_by_rule_and_no_nan(rule: str, seconds: float, chunks: int) -> None:
-    """One chunk at 5 s and three at 10 s; a clip shorter than a chunk is judged, too."""
+    """One chunk at 5 s and three at 10 s; a clip shorter than a chunk is also scored."""
     reward = untrained_classifier(channels=(4,) * 7, chunk_rule=rule)
     wave = torch.randn(1, 1, round(seconds * 22_050)) * 0.1
     assert reward.chunk_logits(wave, 22_050).shape == (1, chunks, 4)

@@ -30,7 +30,7 @@ def small(**settings) -> EmotionReward:
 
 
 def tones(count: int, seed: int) -> AudioBatch:
-    """Clips whose mood is their pitch: 200, 400, 800, 1600 Hz, give or take a semitone."""
+    """Clips whose mood is their pitch: 200, 400, 800 or 1600 Hz, within a semitone."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(RATE) / RATE
     waves, prompts = [], []
@@ -100,7 +100,7 @@ def test_low_pass_halves_the_power_at_its_cutoff():
     assert gain[0] > 0.99 and gain[1] == pytest.approx(0.5, abs=1e-3) and gain[2] < 1e-3
 
 
-def test_crop_starts_where_it_is_told_and_pads():
+def test_crop_starts_at_its_place_and_pads():
     wave = torch.arange(1.0, 11.0).view(2, 5)
     assert crop(wave, torch.tensor([0, 3]), 4).tolist() == [[1, 2, 3, 4], [9, 10, 0, 0]]
 

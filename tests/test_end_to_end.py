@@ -71,7 +71,7 @@ def latents(backbone) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name", ["audioldm-m-full", "audioldm2-music", "tango2", "stable-audio-open-1.0"]
 )
-def test_what_was_learned_is_what_is_loaded_again(name: str, reward: str, small_zoo: Path) -> None:
+def test_learned_weights_are_loaded_again(name: str, reward: str, small_zoo: Path) -> None:
     (small_zoo / "c.yaml").write_text(CONFIG.replace("NAME", name))
     config = read_configuration(
         [small_zoo / "c.yaml"], [f"module.reward={REWARDS[reward]}", "out_dir=run"]

@@ -49,7 +49,7 @@ class Level:
 
 
 class Ranked(Level):
-    """A member that judges by the others of the round: its rank among all samples."""
+    """A member that compares with the round: its score is the rank among all samples."""
 
     def combine(self, output, prompts):
         assert output.vectors["pair"].shape == (len(prompts), 2) and "twice" in output.parts
@@ -174,7 +174,7 @@ def test_a_single_call_in_one_unit_is_the_expression_itself():
     ).score_B.tolist() == [1]
 
 
-def test_the_round_is_judged_as_a_whole_and_difficulty_of_prompts_drops_out():
+def test_the_round_is_scored_as_a_whole_and_difficulty_of_prompts_cancels():
     reward = EnsembleReward({"a": Level(), "b": Level(100.0)}, min_count=2, spread_weight=1.0)
     prompts, wave = asked("p", "q", "p", "q"), clips(1.0, 11.0, 2.0, 12.0)
     whole = reward(wave, 8, prompts)
@@ -192,7 +192,7 @@ def test_the_round_is_judged_as_a_whole_and_difficulty_of_prompts_drops_out():
     assert {"a", "b/twice", "z/a", "z/b", "spread"} <= set(combined.parts)
 
 
-def test_a_member_that_alone_is_fooled_gains_little():
+def test_a_single_fooled_member_gains_little():
     reward = EnsembleReward({"a": Level(), "b": Level()}, spread_weight=1.0)
     parts = {
         "a": torch.tensor([0.0, 0, 0, 9]),
@@ -208,7 +208,7 @@ def test_a_member_that_alone_is_fooled_gains_little():
     )
 
 
-def test_members_and_penalties_with_a_round_of_their_own_are_combined_first():
+def test_members_with_their_own_round_are_combined_first():
     reward = EnsembleReward({"a": Level()}, penalties={"rank": Ranked(-1.0)})
     prompts, wave = asked(*["p"] * 4), clips(4.0, 1.0, 2.0, 3.0)
     output = reward.combine(reward(wave, 8, prompts), prompts)
@@ -246,7 +246,7 @@ def test_judging_learns_from_the_combined_and_logs_the_single_calls():
 
 
 def test_judging_is_the_same_on_two_processes(monkeypatch):
-    """``gather`` brings the other process's rows: here halves of a round, in either order."""
+    """``gather`` returns the rows of the other process: halves of a round, in either order."""
     reward, alone = EnsembleReward({"a": Level(), "b": Ranked(-2.0)}, min_count=2), []
     whole = judged_levels(reward, (1.0, 11.0, 2.5, 12.0))
     monkeypatch.setattr(
@@ -489,7 +489,7 @@ def test_prompts_too_long_for_a_member_are_named_with_it():
         ({"members": {"a": Level()}, "min_count": 1}, "min_count 2"),
     ],
 )
-def test_settings_that_cannot_be_meant(arguments, said):
+def test_invalid_settings_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         EnsembleReward(**arguments)
 

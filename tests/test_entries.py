@@ -1,4 +1,4 @@
-"""The zoo's table: what a row may say, that the rows say what is so, and how names are found."""
+"""The zoo's table: valid rows, true rows, and how names are found."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _empty_store(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
-def test_a_row_says_what_is_so(entry: ZooEntry) -> None:
+def test_a_row_is_true(entry: ZooEntry) -> None:
     assert ENTRIES[entry.name] is entry
     assert hash(entry) is not None
     assert (
@@ -125,7 +125,7 @@ def test_one_repository_serves_several_rows_file_by_file() -> None:
         ({"sample_rate_hz": 0}, "a sample rate in Hz"),
     ],
 )
-def test_a_row_that_cannot_be_meant(change, message) -> None:
+def test_an_invalid_row_is_refused(change, message) -> None:
     ZooEntry(**PLAIN)
     with pytest.raises(ValueError, match=message):
         ZooEntry(**{**PLAIN, **change})
@@ -149,7 +149,7 @@ def test_a_row_that_cannot_be_meant(change, message) -> None:
         ("a--b/c", False),
     ],
 )
-def test_what_reads_as_a_repository(text, expected) -> None:
+def test_names_that_count_as_repositories(text, expected) -> None:
     assert is_repo_id(text) is expected
 
 
@@ -171,7 +171,7 @@ def test_what_reads_as_a_repository(text, expected) -> None:
         (None, False, True, "unknown: no licence is known"),
     ],
 )
-def test_licences_that_are_shown_and_asked_for(licence, gated, consent, words) -> None:
+def test_licences_that_need_consent(licence, gated, consent, words) -> None:
     assert needs_consent(licence, gated) is consent
     assert words in licence_words(licence, gated)
 
@@ -223,7 +223,7 @@ def test_entries_by_kind_and_pattern() -> None:
         ("embedded/moos", ValueError, "did you mean 'embedded/mo"),
     ],
 )
-def test_what_cannot_be_found(monkeypatch, tmp_path, name, error, message) -> None:
+def test_missing_entries_are_named(monkeypatch, tmp_path, name, error, message) -> None:
     monkeypatch.chdir(tmp_path)
     (
         tmp_path / "folder"
@@ -257,7 +257,7 @@ def test_a_pulled_repository_is_found_and_the_newest_wins(monkeypatch, tmp_path)
         store.read_record(store.place("owner/model", "b" * 40))
 
 
-def test_where_pulled_models_lie(monkeypatch) -> None:
+def test_the_place_of_pulled_models(monkeypatch) -> None:
     monkeypatch.delenv("ATTUNE_CACHE")
     monkeypatch.setenv("HF_HOME", "/hub/home")
     assert store.place("o/n", "r") == Path("/hub/home/attune/models/o--n/r")
@@ -266,7 +266,7 @@ def test_where_pulled_models_lie(monkeypatch) -> None:
     assert store.cache_root() == Path("/caches/huggingface/attune")
 
 
-def test_no_module_takes_the_place_of_a_function() -> None:
+def test_no_module_shadows_a_function() -> None:
     modules = {module.name for module in pkgutil.iter_modules(zoo.__path__)}
     assert modules & set(zoo.__all__) == set()
 

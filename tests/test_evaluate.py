@@ -152,7 +152,7 @@ def test_tables_of_another_evaluation_are_not_replaced_unasked(tmp_path, rewards
     assert [one.name for one in read_results(tmp_path / "o").sets] == ["h"]
 
 
-def test_clips_alone_are_neither_original_nor_trained(tmp_path, rewards):
+def test_unpaired_clips_are_neither_original_nor_trained(tmp_path, rewards):
     folder = sines(tmp_path / "g", BASE)
     words = ["--generations", folder, "--rewards", *rewards]
     evaluate(*words, "--out", tmp_path / "o", "--players", 1)
@@ -217,14 +217,14 @@ def test_a_full_disk_leaves_the_whole_older_evaluation(tmp_path, rewards):
     }
 
 
-def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_scored(tmp_path, rewards):
+def test_an_unwritable_place_is_reported_before_anything_is_scored(tmp_path, rewards):
     LoudnessJudge.calls, folder = 0, sines(tmp_path / "g", BASE)
     with pytest.raises(OSError, match="cannot be written here .*results.json"):
         evaluate("--generations", folder, "--rewards", rewards[0], "--out", "/proc/evaluation")
     assert LoudnessJudge.calls == 0
 
 
-def test_leftovers_of_a_killed_evaluation_are_swept(tmp_path, rewards):
+def test_leftovers_of_a_killed_evaluation_are_removed(tmp_path, rewards):
     out, alive = tmp_path / "o", f".report.{os.getppid()}.part.html"
     dead = ".scores.999999999.part.json", ".together.999999999.part/table1.md"
     clips = "clips/trained/.000_x.999999999.part.wav", "clips/original/.a.999999999.part.wav"
@@ -437,7 +437,7 @@ def test_a_configuration_alone_evaluates_its_untrained_model(trained, tmp_path):
     assert other["role"] == "trained" and other["name"] == "base + adapter x 0.5"
 
 
-def test_a_model_that_nobody_trained_here_is_called_original(trained, tmp_path):
+def test_an_untrained_model_is_called_original(trained, tmp_path):
     from zoo.commands.evaluate import _role
 
     assert (
@@ -505,7 +505,7 @@ def test_diversity_within_a_prompt_is_measured_over_the_whole_set(tmp_path):
     assert "| diversity_db |" in (tmp_path / "o0" / "table2.md").read_text()
 
 
-def test_a_scorer_is_called_after_its_checkpoint(trained, tmp_path):
+def test_a_scorer_is_named_after_its_checkpoint(trained, tmp_path):
     (tmp_path / "overlay.yaml").write_text(
         f"{{base: {trained / 'run' / 'config.yaml'}, out_dir: x}}"
     )

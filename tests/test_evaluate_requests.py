@@ -173,7 +173,7 @@ def test_bad_requests_say_so_and_leave_no_table(tmp_path, words, error):
     assert not list(tmp_path.glob("o/table*")) and not list(tmp_path.glob("o/results.json"))
 
 
-def test_prompts_lend_their_labels_to_clips_of_the_same_text(tmp_path, rewards):
+def test_clips_take_the_labels_of_prompts_with_the_same_text(tmp_path, rewards):
     folder = sines(tmp_path / "g", {"happy": [0.9], "sad": [0.1]}, table="")
     entries = [
         {"file": f"{mood}_0.wav", "id": mood, "text": f"a {mood} piano", "seed": 3}

@@ -149,7 +149,7 @@ def test_differences_are_paired_clip_by_clip():
     assert accuracy_difference(old, only_happy, JUDGE) is None
 
 
-def test_no_change_is_no_certainty():
+def test_no_change_is_not_certainty():
     low, high = mean_of_shares_interval([(0, 25)] * 4)
     assert low == 0 and high == pytest.approx(wilson_interval(0, 25)[1] / 2)
     assert mean_of_shares_interval([(5, 20)]) == pytest.approx(wilson_interval(5, 20))
@@ -167,7 +167,7 @@ def test_no_change_is_no_certainty():
         mean_of_shares_interval([])
 
 
-def test_what_so_many_clips_can_show():
+def test_the_smallest_rise_that_clips_can_show():
     assert clips_needed(0.26, 0.36) == pytest.approx(
         334.6, abs=0.1
     )  # the paper's gain at 80 % power
@@ -218,7 +218,7 @@ def test_the_bootstrap_of_classes_is_that_of_their_mean():
         bootstrap_means([1.0, 2.0], ["p"])
 
 
-def test_confusion_refuses_strangers():
+def test_confusion_refuses_unknown_classes():
     assert confusion_matrix(["a", "b", "b"], ["a", "a", "b"], ["a", "b"]) == [[1, 0], [1, 1]]
     with pytest.raises(ValueError, match="merry.* a, b"):
         confusion_matrix(["a"], ["merry"], ["a", "b"])
@@ -284,7 +284,7 @@ def test_tables_pair_originals_with_trained_models_of_their_setting():
     )
 
 
-def test_every_table_says_of_how_many_clips_it_is():
+def test_every_table_counts_its_clips():
     base, trained = clip_set(BASE_HITS), clip_set(TRAINED_HITS, "trained")
     fewer = ClipSet(trained.name, trained.setting, trained.role, trained.clips[:50])
     both, uneven = Results((JUDGE, CLAP), (base, trained)), Results((JUDGE, CLAP), (base, fewer))
@@ -379,7 +379,7 @@ def test_the_share_of_a_class_is_over_its_prompts():
     )
 
 
-def test_many_prompts_per_class_keep_to_their_bounds():
+def test_many_prompts_per_class_stay_within_bounds():
     hits = {mood: [[1, 1, 1, int(place > 0)] for place in range(12)] for mood in ("sad", "angry")}
     found = accuracy(spread_set(hits), JUDGE).balanced
     assert found.value == pytest.approx(47 / 48) and found.high == 1.0 and 0.9 < found.low < 0.98

@@ -40,7 +40,7 @@ def run(place):
 
 @pytest.fixture
 def stopped(run, tmp_path):
-    """The same run as it looks when it was killed after its last checkpoint."""
+    """The same run as if killed after its last checkpoint."""
     copy = tmp_path / "stopped"
     shutil.copytree(run, copy, symlinks=True)
     shutil.rmtree(copy / "adapter")

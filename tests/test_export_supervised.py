@@ -17,7 +17,7 @@ from zoo.hub.export import export_run
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_what_a_supervised_run_has_learned(tmp_path, finished):
+def test_a_supervised_run_is_exported(tmp_path, finished):
     from lightning_modules.denoising import Denoising
 
     backbone = random_model(7)

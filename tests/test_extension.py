@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.long
 def test_the_tool_trains_it(project: Path, project_root: Path) -> None:
-    """As the user starts it: the current folder on PYTHONPATH."""
+    """As users start it, with the current folder on PYTHONPATH."""
     command = [
         sys.executable,
         str(project_root / "tools/fit.py"),

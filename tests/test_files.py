@@ -1,4 +1,4 @@
-"""Writing beside and moving: which file an error names, what is left after it and after a kill."""
+"""Atomic writing: names in errors, and leftovers after errors and kills."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [0, 100])
-def test_a_full_disk_names_the_file_that_was_to_be(tmp_path: Path, size: int) -> None:
+def test_a_full_disk_names_the_final_file(tmp_path: Path, size: int) -> None:
     (tmp_path / "a.txt").write_text("old")
     with (
         pytest.raises(OSError) as caught,
@@ -37,7 +37,7 @@ def test_a_full_disk_names_the_file_that_was_to_be(tmp_path: Path, size: int) ->
     assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
 
 
-def test_a_full_disk_names_the_file_inside_a_folder_that_was_to_be(tmp_path: Path) -> None:
+def test_a_full_disk_names_the_file_in_the_final_folder(tmp_path: Path) -> None:
     for writer in (folder_written_beside, files_written_together):
         with (
             pytest.raises(OSError) as caught,
@@ -92,7 +92,7 @@ def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
     ]
 
 
-def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_active_files_stay(tmp_path: Path) -> None:
     alive = os.getppid()
     gone = [f".one.{DEAD}.part.wav", f".two.{DEAD}.part", f"..attune.{DEAD}.part.json"]
     folders = [f".model.{DEAD}.part", f"..model.{DEAD}.part.{DEAD}.part", f".there.{DEAD}.old"]
@@ -124,8 +124,8 @@ def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_pat
     clear_after_killed(tmp_path / "no such folder")
 
 
-def test_an_earlier_process_of_the_same_number_is_another_one(tmp_path: Path) -> None:
-    """As in a container, where the process has number 1 each time."""
+def test_an_earlier_process_with_the_same_number_is_another_one(tmp_path: Path) -> None:
+    """As in a container, where the process always has number 1."""
     old, new = (tmp_path / f".{name}.{os.getpid()}.part.wav" for name in ("old", "new"))
     for path in (old, new):
         path.touch()
@@ -134,8 +134,8 @@ def test_an_earlier_process_of_the_same_number_is_another_one(tmp_path: Path) ->
     assert not old.exists() and new.exists()
 
 
-def test_a_folder_clears_what_was_written_into_its_killed_forerunner(tmp_path: Path) -> None:
-    """As an export does, whose adapter is itself a folder that is written beside."""
+def test_a_folder_removes_nested_leftovers_of_a_killed_writer(tmp_path: Path) -> None:
+    """As in an export, whose adapter is itself a folder written beside its place."""
     for name in (f".model.{DEAD}.part", f"..model.{DEAD}.part.{DEAD}.part", f".model2.{DEAD}.part"):
         (tmp_path / name).mkdir()
     with folder_written_beside(tmp_path / "model") as part:

@@ -61,7 +61,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_alone_it_is_refused_beside_an_older_one_it_is_passed_over(case, tmp_path, capfd):
+def test_alone_it_is_refused_and_beside_an_older_one_skipped(case, tmp_path, capfd):
     write, said = FOREIGN[case]
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -77,7 +77,7 @@ def test_alone_it_is_refused_beside_an_older_one_it_is_passed_over(case, tmp_pat
     assert "was run" not in capfd.readouterr().out
 
 
-def test_the_state_of_another_model_is_told_in_one_line(tmp_path):
+def test_the_state_of_another_model_is_reported_in_one_line(tmp_path):
     run.fit(load(tmp_path, "trainer.max_epochs=1"))
     for path in (tmp_path / "run/checkpoints").glob("*.ckpt"):
         state = torch.load(path, weights_only=True)

@@ -174,7 +174,7 @@ def test_batch_files(model, tmp_path, suffix, content):
     ]
 
 
-def test_a_latin_1_file_is_read_and_said_so(model, tmp_path, caplog):
+def test_a_latin_1_file_is_read_with_a_note(model, tmp_path, caplog):
     (tmp_path / "p.txt").write_bytes("Flöte\n".encode("latin-1"))
     run(
         model,
@@ -314,7 +314,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
 
 def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch):
-    """Two batches of two. The last file fails; the one before is not in the index and goes, too."""
+    """Two batches of two. The last file fails; the one before is not in the index and is gone."""
     written = []
 
     def write(path, wave: Waveform):
@@ -353,7 +353,7 @@ def test_finished_files_stay_when_a_later_one_fails(model, tmp_path, monkeypatch
     assert sound(tmp_path / "000_one_seed0.wav").shape == (2, 8000)
 
 
-def test_leftovers_of_a_killed_call_are_swept(model, tmp_path):
+def test_leftovers_of_a_killed_call_are_removed(model, tmp_path):
     (tmp_path / ".together.999999999.part").mkdir()
     kept = [f".a.{os.getppid()}.part.wav", ".notes.999999999.part.txt"]
     for name in (

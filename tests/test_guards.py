@@ -144,7 +144,7 @@ def test_a_wave_that_is_not_finite_has_no_score_whatever_is_on():
         ]
 
 
-def test_mel_statistics_hear_the_sound_and_not_its_level_or_rate():
+def test_mel_statistics_ignore_level_and_rate():
     wave = torch.cat([tone(440), tone(445), tone(3000), 0.01 * tone(440)])
     one, near, far, quiet = mel_statistics(wave, RATE_HZ)
     distance = lambda a, b: (a - b).square().mean().sqrt().item()
@@ -239,6 +239,6 @@ def test_diversity_of_an_embedding():
         ({"diversity": 1.0, "embedder": "embedded/clap"}, "embedder: 'embedded/clap' is a name"),
     ],
 )
-def test_settings_that_cannot_be_meant(arguments, said):
+def test_invalid_settings_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         GuardReward(**arguments)

@@ -83,7 +83,7 @@ def test_the_summary_by_arithmetic():
     assert held_out_summary([], "mood") == {}
 
 
-def test_clips_without_a_score_are_told_with_their_prompts():
+def test_clips_without_a_score_are_reported_with_their_prompts():
     samples = [
         sample("a", 1.0),
         sample("b", math.nan),
@@ -98,7 +98,7 @@ def test_clips_without_a_score_are_told_with_their_prompts():
 
 
 class NoScore(ToyReward):
-    """NaN for the first clip of every call, as a reward that cannot hear a clip."""
+    """NaN for the first clip of every call, like a reward that cannot score a clip."""
 
     def __call__(self, wave_BCN, sample_rate_hz, prompts):
         output = super().__call__(wave_BCN, sample_rate_hz, prompts)
@@ -156,7 +156,7 @@ def test_clips_of_one_prompt_are_one_change():
 
 
 class Stage:
-    """A run as the callback sees it; ``says`` is an evaluation of four clips around means."""
+    """A run as the callback sees it; ``says`` runs an evaluation of four clips around means."""
 
     def __init__(self, watch: HeldOutWatch, kl_coef: float = 0.0) -> None:
         self.watch, self.round = watch, 0
@@ -194,7 +194,7 @@ def test_it_stops_when_the_scorer_falls_below_its_best_while_the_reward_rises():
     )
 
 
-def test_it_goes_on_when_both_fall_or_noise_is_all_there_is_or_the_start_is_what_counts():
+def test_it_continues_when_both_fall_or_only_noise_or_the_start_counts():
     stage = Stage(HeldOutWatch())
     assert not any(stage.says(*pair) for pair in ((0, 0), (1, 1), (-1, 0.5)))
     stage = Stage(HeldOutWatch())
@@ -208,7 +208,7 @@ def test_it_goes_on_when_both_fall_or_noise_is_all_there_is_or_the_start_is_what
     ]
 
 
-def test_the_check_before_a_resumed_run_is_no_evaluation():
+def test_the_check_before_a_resumed_run_is_not_an_evaluation():
     stage = Stage(HeldOutWatch(patience=2))
     stage.says(0, 0), stage.says(1, -1)
     stage.trainer.sanity_checking = True
@@ -259,12 +259,12 @@ def test_annealing_goes_on_from_where_a_checkpoint_was(action, setting_of, facto
         ({"action": "raise_kl", "factor": 0.5}, "a factor above 1, got 0.5"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, said):
+def test_invalid_settings_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         HeldOutWatch(**settings)
 
 
-def test_what_it_needs_is_said_before_anything_is_sampled():
+def test_missing_settings_are_reported_before_anything_is_sampled():
     with pytest.raises(
         ValueError, match="multiplies update.kl_coef, which is 0.0; begin with a small one"
     ):

@@ -27,7 +27,7 @@ REPO = "mallory/model"
 
 
 class Calls:
-    """An object whose pickle makes a folder when it is read."""
+    """An object whose pickle creates a folder when it is read."""
 
     def __init__(self, sentinel: Path) -> None:
         self.sentinel = sentinel
@@ -60,7 +60,7 @@ def pickled(folder: Path, name: str, sentinel: Path) -> None:
 
 
 def run_folder(folder: Path, sentinel: Path) -> None:
-    """No model, but something that looks like a run whose configuration names code."""
+    """Not a model, but like a run folder whose configuration names code."""
     shutil.rmtree(folder)
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter/adapter_config.json").write_text("{}")
@@ -208,7 +208,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def files_of(tmp_path: Path) -> dict[str, bytes]:
-    """Everything outside the client's home, where pulled models lie."""
+    """All files outside the client's home, which holds pulled models."""
     return {
         str(p): p.read_bytes()
         for p in tmp_path.rglob("*")
@@ -217,7 +217,7 @@ def files_of(tmp_path: Path) -> dict[str, bytes]:
 
 
 def refused(action: Callable[[], object], said: str, tmp_path: Path, sentinel: Path) -> None:
-    """``action`` fails for a stated reason in little time, and changes no file."""
+    """``action`` fails quickly with a reason and changes no file."""
     before, start = files_of(tmp_path), time.process_time()
     with pytest.raises((ValueError, OSError), match=said) as caught:
         action()
@@ -334,7 +334,7 @@ def test_a_forged_record_of_a_pull_is_not_taken(
 def test_code_beside_the_weights_stays_a_file(
     folder: Path, sentinel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What transformers calls remote code: named in config.json, and not even looked at here."""
+    """transformers' remote code: named in config.json, and never read here."""
     monkeypatch.chdir(folder)
     for name in ("modeling_tiny.py", "zoo.py", "safetensors.py", "__init__.py", "conftest.py"):
         (folder / name).write_text(f"import os; os.mkdir({str(sentinel)!r})")
@@ -343,7 +343,7 @@ def test_code_beside_the_weights_stays_a_file(
     assert not sentinel.exists()
 
 
-def test_a_card_that_calls_is_data(folder: Path, tmp_path: Path, sentinel: Path) -> None:
+def test_a_card_with_code_is_data(folder: Path, tmp_path: Path, sentinel: Path) -> None:
     (folder / "README.md").write_text(
         f"---\nlicense: !!python/object/apply:os.mkdir ['{sentinel}']\n---\n# x\n"
     )

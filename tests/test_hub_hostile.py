@@ -1,4 +1,4 @@
-"""A Hub, or what sits in front of it, that answers with anything: each is refused in one line.
+"""A Hub, or a proxy before it, that answers with anything: each answer is refused in one line.
 
 Nothing lands outside the folder of pulled models, nothing is believed, no token goes elsewhere.
 """
@@ -48,7 +48,7 @@ def hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
 
 
 def listing(hub: HubServer, *entries: dict[str, Any]) -> None:
-    """The listing is that of README.md and these."""
+    """A listing of README.md and these files."""
     sha = hub.repos["owner/model"].commits[-1][0]
     readme = _entry("README.md", FILES["README.md"])
     hub.hostile[f"{TREE}{sha}"] = lambda asked: asked._json([readme, *entries])
@@ -61,7 +61,7 @@ def info(hub: HubServer, **change: Any) -> None:
 
 
 def pulled_files(tmp_path: Path) -> list[str]:
-    """What is anywhere below this test's folder, but locks and what waits for its download."""
+    """Files below the folder of this test, except locks and unfinished downloads."""
     found = (path for path in tmp_path.rglob("*") if path.is_file())
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     return [name for name in names if not name.startswith("home/attune/downloads/")]
@@ -116,7 +116,7 @@ def test_a_listing_is_checked(
 
 
 def test_a_hash_that_is_a_path_and_a_broken_connection(hub: HubServer, tmp_path: Path) -> None:
-    """What had arrived stayed at that path."""
+    """The partial download stayed at that path."""
     outside = tmp_path / "outside"
     lfs = {"oid": str(outside), "size": len(FILES["big.bin"]), "pointerSize": 130}
     listing(hub, _entry("big.bin", FILES["big.bin"]) | {"lfs": lfs})
@@ -136,7 +136,7 @@ def test_a_hash_that_is_a_path_and_a_broken_connection(hub: HubServer, tmp_path:
         ({"tags": "x"}, "tags"),
     ],
 )
-def test_what_is_said_of_a_repository_is_checked(
+def test_facts_about_a_repository_are_checked(
     hub: HubServer, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     info(hub, **change)
@@ -176,7 +176,7 @@ DEEP = b"[" * 100_000
         (sent(418, PAGE * 99, X_Error_Code="RepoNotFound; x"), ConnectionError, "answered 418"),
     ],
 )
-def test_no_answer_of_a_hub(
+def test_answers_that_are_not_of_a_hub(
     hub: HubServer, tmp_path: Path, where: str, answer: Any, error: type[Exception], message: str
 ) -> None:
     end = where if where != TREE else TREE + hub.repos["owner/model"].commits[-1][0]
@@ -249,7 +249,7 @@ def test_pages_of_one_listing_are_joined(hub: HubServer) -> None:
 
 @pytest.mark.parametrize("how", ["next page", "redirect"])
 def test_a_token_stays_at_home(hub: HubServer, how: str) -> None:
-    """The storage's port stands for another host."""
+    """The storage's port plays another host."""
     sha = hub.repos["owner/model"].commits[-1][0]
     if how == "next page":
         _paged(hub, lambda n: f"{hub.cdn_url}/more")

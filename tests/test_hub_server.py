@@ -64,7 +64,7 @@ def contents(path: str | Path) -> dict[str, bytes]:
 
 @pytest.mark.long
 def test_a_round_trip_of_another_process(hub: HubServer, tmp_path: Path) -> None:
-    """Settings from the environment only, as a user has them."""
+    """Settings come only from the environment, as for users."""
     script = [sys.executable, "-c", ROUND_TRIP, str(folder(tmp_path / "model", FILES))]
     done = subprocess.run(
         script, env=os.environ | environment(hub, tmp_path / "home"), capture_output=True, text=True
@@ -164,7 +164,7 @@ def test_what_is_missing_private_or_gated(
         HfApi(token="hf_wrong").whoami()
 
 
-def test_a_lost_connection_is_taken_up_where_it_broke(
+def test_a_lost_connection_resumes_where_it_broke(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, hub, tmp_path / "home")
@@ -180,10 +180,10 @@ def test_a_lost_connection_is_taken_up_where_it_broke(
     assert ranges[1:] == [f"bytes={100 * 1024}-", f"bytes={150 * 1024}-"]
 
 
-def test_a_changed_file_comes_through_the_client_unseen(
+def test_a_changed_file_is_not_noticed_by_the_client(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is why hashes are checked on our side."""
+    """So hashes are checked on our side."""
     connect(monkeypatch, hub, tmp_path / "home")
     hub.put("tester/model", FILES)
     hub.corrupt(BIG)

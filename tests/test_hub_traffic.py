@@ -38,13 +38,13 @@ def _client(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def put(hub: HubServer, model: Path, repo_id: str = REPO, **access: bool) -> bytes:
-    """The folder as a repository; gives the bytes of its weights."""
+    """Puts the folder into a repository and returns the bytes of its weights."""
     hub.put(repo_id, contents(model), **access)
     return (model / "model.safetensors").read_bytes()
 
 
 def kept(tmp_path: Path) -> list[Path]:
-    """Files that a refused pull left where models lie."""
+    """Files that a refused pull left among pulled models."""
     return [path for path in (tmp_path / "home/attune/models").rglob("*") if path.is_file()]
 
 
@@ -69,7 +69,7 @@ def test_a_round_trip(hub: HubServer, model: Path) -> None:
     ] == []  # nothing is downloaded twice
 
 
-def test_a_push_is_a_plan_until_it_is_meant(hub: HubServer, model: Path) -> None:
+def test_a_push_is_a_plan_without_yes(hub: HubServer, model: Path) -> None:
     words = push(model, REPO).describe()
     assert "Nothing was sent" in words
     assert all(name in words for name in contents(model))
@@ -116,7 +116,7 @@ def test_a_private_repository_needs_its_owner(
     assert {request.token for request in hub.requests if request.on_cdn} == {None}
 
 
-def test_a_missing_repository_is_said(tmp_path: Path) -> None:
+def test_a_missing_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no repository tester/nothing"):
         pull("tester/nothing")
     assert kept(tmp_path) == []
@@ -138,7 +138,7 @@ def test_a_gated_repository_says_where_to_agree(
     assert contents(pull(REPO, accept_licence=True)) == contents(model)
 
 
-def test_a_lost_connection_is_taken_up_again(hub: HubServer, model: Path) -> None:
+def test_a_lost_connection_resumes(hub: HubServer, model: Path) -> None:
     weights = put(hub, model)
     hub.break_off(weights, 10 * 1024, 20 * 1024)
     assert contents(pull(REPO)) == contents(model)
@@ -149,7 +149,7 @@ def test_a_lost_connection_is_taken_up_again(hub: HubServer, model: Path) -> Non
     ]
 
 
-def test_a_download_goes_on_in_a_later_pull(hub: HubServer, model: Path, tmp_path: Path) -> None:
+def test_a_download_continues_in_a_later_pull(hub: HubServer, model: Path, tmp_path: Path) -> None:
     weights = put(hub, model)
     hub.break_off(weights, 10 * 1024, *[0] * 200)
     with pytest.raises(ConnectionError, match="what arrived is kept"):
@@ -176,7 +176,7 @@ def test_a_file_with_another_hash_is_refused(
     assert contents(pull(REPO)) == contents(model)
 
 
-def test_offline_the_store_is_enough_and_what_is_missing_is_said(
+def test_offline_the_store_is_enough_and_missing_files_are_named(
     hub: HubServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(hub, model)
@@ -192,7 +192,7 @@ def test_offline_the_store_is_enough_and_what_is_missing_is_said(
     assert hub.requests == []
 
 
-def test_a_token_that_may_not_write_is_told_so(
+def test_a_token_without_write_access_is_named(
     hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     connect(monkeypatch, hub, tmp_path / "home", READER)
@@ -212,7 +212,7 @@ print(folder)
 
 
 @pytest.mark.slow
-def test_the_quickstarts_adapter_goes_round_and_sounds_the_same(
+def test_the_quickstarts_adapter_survives_a_round_trip(
     hub: HubServer, tmp_path: Path, project_root: Path
 ) -> None:
     """Exports and pushes; another process pulls and generates the same bits."""

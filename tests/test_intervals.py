@@ -35,7 +35,7 @@ def test_mean_and_error():
         mean_and_error([1.0])
 
 
-def test_only_clips_that_are_there_are_drawn():
+def test_only_existing_clips_are_drawn():
     prompts = ["a"] * 5 + ["b"] + ["c"] * 2
     assert np.array_equal(bootstrap_means([1.0] * 8, prompts, draws=200), np.ones(200))
     values = [0.0] * 5 + [6.0] + [2.0, 4.0]

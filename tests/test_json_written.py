@@ -1,4 +1,4 @@
-"""JSON knows no NaN: what is written says null, or is refused; every writer says so."""
+"""JSON has no NaN: it is written as null or refused, by every writer."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ CHANNELS = (4,) * 7
 
 
 class Silent(ToyBackbone):
-    """Nothing is asked of it."""
+    """A stand-in that is never called."""
 
     def encode_prompts(self, prompts):
         raise AssertionError("a prompt was encoded")
@@ -63,12 +63,12 @@ def test_a_file_without_moods_is_refused_under_an_emotion_reward(
         assert raised.match(begins)
 
 
-def test_the_held_out_reward_is_asked_too(tmp_path: Path) -> None:
+def test_the_held_out_reward_is_checked_too(tmp_path: Path) -> None:
     ddpo = module(backbone=Silent(), held_out_reward=EmotionReward(channels=CHANNELS))
     with pytest.raises(ValueError, match="has no label 'mood'"):
         trainer().fit(ddpo, data(tmp_path, {}))
 
 
-def test_rewards_that_need_no_label_are_not_asked_for_one(tmp_path: Path) -> None:
+def test_rewards_without_labels_are_not_checked(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="a prompt was encoded"):
         trainer().fit(module(backbone=Silent()), data(tmp_path, {}))

@@ -104,7 +104,7 @@ def test_the_class_head_and_the_tables_change_nothing(model):
         ({"audio_branch.norm.weight": None}, "it has no audio_model.audio_encoder.norm.weight"),
     ],
 )
-def test_what_does_not_belong_is_named(model, change, message):
+def test_foreign_tensors_are_named(model, change, message):
     state = laion_state(model.state_dict()) | change
     with pytest.raises(ValueError, match=message):
         converted({name: tensor for name, tensor in state.items() if tensor is not None})
@@ -145,7 +145,7 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded(model, chang
     )
 
 
-def test_sizes_of_which_no_clap_can_be_made_are_an_error_that_names_the_file(model, tmp_path):
+def test_impossible_sizes_are_an_error_that_names_the_file(model, tmp_path):
     words = {
         "text_branch.embeddings.word_embeddings.weight": torch.zeros(1, 64)
     }  # without a padding token
@@ -156,7 +156,7 @@ def test_sizes_of_which_no_clap_can_be_made_are_an_error_that_names_the_file(mod
         )
 
 
-def test_no_checkpoint_of_a_clap_is_said_to_be_none(tmp_path):
+def test_a_file_that_is_not_a_clap_is_named(tmp_path):
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt: not a LAION-CLAP checkpoint"):
         read_laion_clap(tmp_path / "a.pt")

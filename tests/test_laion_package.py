@@ -127,7 +127,7 @@ def test_a_checkpoint_is_loaded_strictly(package, tmp_path):
         )
 
 
-def test_a_missing_package_says_what_installs_it(monkeypatch):
+def test_a_missing_package_names_its_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "laion_clap", None)
     with pytest.raises(ValueError, match=r"pip install 'laion-clap>=1\.1\.7,<2'"):
         LaionClapTowers(text_config=SMALL)
@@ -174,7 +174,7 @@ def test_the_package_itself_imports_offline_and_agrees_with_our_towers():
 
 @pytest.mark.parametrize("missing", ["laion_clap", "torchvision"])
 def test_what_is_missing_is_named_with_the_command_for_it(missing, monkeypatch, tmp_path):
-    """Neither is a requirement on Python 3.13; the package imports torchvision unasked."""
+    """Neither is a requirement on Python 3.13; the package imports torchvision."""
     for name in [name for name in sys.modules if name.split(".")[0] == "laion_clap"]:
         monkeypatch.delitem(sys.modules, name)
     if missing == "torchvision":

@@ -41,7 +41,7 @@ def handlers(page: Any) -> tuple[Any, list[Any]]:
 
 
 def words(node: Any) -> list[str]:
-    """All text in what a handler gives (sounds are numbers)."""
+    """All text that a handler returns (sounds are numbers)."""
     if isinstance(node, str):
         return [node]
     if isinstance(node, dict):
@@ -77,7 +77,7 @@ def test_the_page_asks_saves_and_goes_on(gradio: Any, test: BlindTest) -> None:
 
 
 @pytest.mark.long
-def test_nothing_on_the_page_tells_the_sides_apart(gradio: Any, test: BlindTest) -> None:
+def test_nothing_on_the_page_reveals_the_sides(gradio: Any, test: BlindTest) -> None:
     page = build(test)
     components = page.get_config_file()["components"]
     content = json.dumps(components, default=str)
@@ -115,7 +115,7 @@ def test_sounds_leave_without_the_names_of_their_files(
     assert soundfile.SoundFile(str(path)).copy_metadata() == {}
 
 
-def test_mistakes_are_said_on_the_page(
+def test_mistakes_are_shown_on_the_page(
     gradio: Any, test: BlindTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, answer = handlers(build(test))
@@ -166,7 +166,7 @@ def test_it_is_served_on_this_machine_and_shares_no_folder(
         serve(Page(), [])
 
 
-def test_without_gradio_the_way_out_is_named(
+def test_without_gradio_the_install_command_is_named(
     monkeypatch: pytest.MonkeyPatch, test: BlindTest
 ) -> None:
     import sys

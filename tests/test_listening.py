@@ -1,4 +1,4 @@
-"""The blind test without its page: pairs, trials, and going on where a listener stopped."""
+"""The blind test without its page: pairs, trials, and continuing where a listener stopped."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_difference_counts_a_prompt_once() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
-def test_sides_are_balanced_and_every_pair_comes_once(count: int) -> None:
+def test_sides_are_balanced_and_every_pair_occurs_once(count: int) -> None:
     for listener in ("ann", "ben", "cem"):
         mine = trials(count, listener, seed=5)
         assert [trial.number for trial in mine] == list(range(1, count + 1))
@@ -156,7 +156,7 @@ def test_both_sides_are_equally_loud_unless_one_is_broken(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
-def test_answers_are_saved_at_once_and_a_test_goes_on_where_it_stopped(
+def test_answers_are_saved_at_once_and_a_test_continues_where_it_stopped(
     tmp_path: Path, name: str
 ) -> None:
     test = small_test(tmp_path, name=name)
@@ -194,7 +194,7 @@ def test_the_first_answer_to_a_trial_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("one", "two"), ("tuned", "base")])
-def test_a_test_goes_on_with_the_names_that_it_began_with(tmp_path: Path, names) -> None:
+def test_a_test_continues_with_its_original_names(tmp_path: Path, names) -> None:
     test = small_test(tmp_path)
     give_answer(test, "ann", 1, "A")
     with pytest.raises(ValueError, match=" and ".join(names)):
@@ -231,7 +231,7 @@ def test_other_sounds_are_another_test(tmp_path: Path) -> None:
         ("ann", 0, "A", "there is no trial 0"),
     ],
 )
-def test_answers_that_make_no_sense_are_not_saved(
+def test_invalid_answers_are_not_saved(
     tmp_path: Path, listener: str, number: int, answer: str, message: str
 ) -> None:
     test = small_test(tmp_path)
@@ -248,7 +248,7 @@ def test_names_are_of_any_language() -> None:
     )
 
 
-def test_mistakes_show_before_anybody_listens(tmp_path: Path) -> None:
+def test_mistakes_are_found_before_anyone_listens(tmp_path: Path) -> None:
     pairs = read_pairs(*folders(tmp_path)).pairs
     with pytest.raises(ValueError, match="at least one pair"):
         listening_test([], tmp_path / "a.csv", NAMES)

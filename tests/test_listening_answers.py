@@ -1,4 +1,4 @@
-"""Answers of a listening test: a file that loses none, and what they amount to."""
+"""Answers of a listening test: a file that loses none, and their summary."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def an_answer(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_line_that_was_cut_off_is_counted_and_joins_with_no_other(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_a_cut_off_line_is_counted_and_not_joined(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"answers{suffix}"
     strange = an_answer(pair=0, prompt_id='a "quoted", id')
     assert append_answer(path, strange) and append_answer(path, an_answer(pair=1))
@@ -73,7 +71,7 @@ def test_broken_lines_are_never_counted_as_answers(tmp_path: Path, line: str, wh
     assert len(found.answers) == 1 and found.bad_lines == (3,), why
 
 
-def test_files_that_are_not_ours_are_not_added_to(tmp_path: Path) -> None:
+def test_foreign_files_are_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
     path.write_text("name,score\nann,3\n")
     with pytest.raises(ValueError, match="header.*time,test"):
@@ -115,7 +113,7 @@ def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_it(
     assert read_answers(path).answers == (an_answer(),)
 
 
-def test_a_place_that_cannot_be_written_to_is_told_before_the_first_answer(tmp_path: Path) -> None:
+def test_an_unwritable_place_is_reported_before_the_first_answer(tmp_path: Path) -> None:
     append_answer(tmp_path / "there.csv", an_answer())
     before = (tmp_path / "there.csv").read_bytes()
     for name in ("there.csv", "new.csv", "deep/new.csv"):

@@ -1,4 +1,4 @@
-"""Trust on first use: what the lock file keeps, and what it refuses."""
+"""Trust on first use: what the lock file stores and refuses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_first_pull_is_kept_and_a_later_one_of_the_same_commit_adds(tmp_path
     assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_differs_is_refused_and_the_file_stays(tmp_path) -> None:
+def test_differences_are_refused_and_the_file_stays(tmp_path) -> None:
     path = tmp_path / "lock.json"
     write_pin("o/n", Pin(ONE, {"x": A}), path)
     text, pin = path.read_text(), read_lock(path)["o/n"]

@@ -24,7 +24,7 @@ def test_log_prob_equals_torch_normal() -> None:
 
 
 def test_half_precision_is_widened_before_it_is_compared() -> None:
-    """Squares of small differences and their means would be lost in the type itself."""
+    """Squares of small differences and their means would be lost in half precision."""
     x_next, mean = (randn(3, *SHAPE, seed=seed).to(torch.bfloat16) for seed in (0, 1))
     std = torch.full((3,), 0.3)
     found = log_prob(x_next, mean, std)

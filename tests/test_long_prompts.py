@@ -48,7 +48,7 @@ class Limited(ToyBackbone):
 
 
 class Deaf(ToyReward):
-    """A reward whose text encoder takes less than the backbone's."""
+    """A reward whose text encoder takes less than that of the backbone."""
 
     def too_long(self, prompts):
         return {
@@ -146,7 +146,7 @@ def test_negatives_count_when_there_is_guidance_and_the_reward_is_asked_too():
     assert quiet.trainer.global_step == 1
 
 
-def test_held_out_prompts_are_looked_at_and_dropped_too():
+def test_held_out_prompts_are_checked_and_dropped_too():
     held_out = [
         Prompt("v0", LONG, "noise", 1.0, labels={"mood": "sad"}),
         Prompt("v1", "ok", "", 1.0, labels={"mood": "sad"}),

@@ -189,7 +189,7 @@ def test_ema_follows_the_formula_swaps_back_and_resumes():
         EMA([weight], 1.0)
 
 
-def test_averages_of_half_precision_weights_move_by_less_than_these_can_say():
+def test_averages_of_half_precision_weights_are_more_precise():
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.bfloat16))
     ema, wanted = EMA([weight], 0.9999), 1.0
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Policy loss, KL, clip range and SNR weights by arithmetic that a reader can redo."""
+"""Policy loss, KL, clip range and SNR weights by hand."""
 
 from __future__ import annotations
 

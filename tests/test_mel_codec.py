@@ -1,4 +1,4 @@
-"""The codec of mel spectrograms by itself: lengths, and how many clips it works on at once."""
+"""The codec of mel spectrograms: lengths, and how many clips it handles at once."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def codec():
     return MelCodec(SMALL["vae"], SMALL["vocoder"]).eval().requires_grad_(False)
 
 
-def test_a_length_of_whole_latent_frames_has_no_frame_more(codec):
+def test_a_length_of_whole_latent_frames_has_no_extra_frame(codec):
     per_second = codec.sample_rate_hz / codec.samples_per_latent
     seconds = [frames / per_second for frames in range(1, 400)] + [
         0.04 * frames for frames in range(1, 400)
@@ -24,7 +24,7 @@ def test_a_length_of_whole_latent_frames_has_no_frame_more(codec):
 
 
 def test_the_frame_beyond_the_end_is_cut_and_no_other(codec, monkeypatch):
-    """A click at the centre of frame 5 lies in frame 5 of what the autoencoder is given."""
+    """A click at the centre of frame 5 is in frame 5 of the autoencoder's input."""
     given, posterior = [], codec.posterior
     monkeypatch.setattr(codec, "posterior", lambda mel: given.append(mel) or posterior(mel))
     wave = torch.zeros(1, 1, 8 * codec.samples_per_latent)

@@ -61,7 +61,7 @@ def test_the_sum_in_its_comment_is_counted_and_fits(project_root, name):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_it_can_be_laid_over_a_row_and_its_rounds_divide(project_root, name):
+def test_it_can_overlay_a_row_and_its_rounds_divide(project_root, name):
     row = read_configuration([project_root / ROW])
     config = read_configuration([project_root / ROW, project_root / FOLDER / f"{name}.yaml"])
     differs = changed(row, config)

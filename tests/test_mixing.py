@@ -14,7 +14,7 @@ def tone(hz, amplitude=0.1, seconds=0.5):
     return amplitude * torch.sin(2 * math.pi * hz * torch.arange(int(seconds * RATE)) / RATE)
 
 
-def test_the_ear_hears_1_khz_as_it_is_and_little_of_the_bass():
+def test_a_weighting_keeps_1_khz_and_lowers_the_bass():
     weights = a_weights_db(RATE)
     at = {hz: weights[round(hz * FFT / RATE)].item() for hz in (62.5, 1000, 7000)}
     assert (
@@ -53,6 +53,6 @@ def test_captions_are_joined():
         (torch.zeros(2, 4000), torch.zeros(2, 4000), "one channel"),
     ],
 )
-def test_what_cannot_be_mixed(first, second, message):
+def test_invalid_mixtures_are_refused(first, second, message):
     with pytest.raises(ValueError, match=message):
         mixed(first, second, RATE)

@@ -126,7 +126,7 @@ def test_a_setting_of_an_old_file_merges_with_a_new_one(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_an_old_run_goes_on_and_is_opened(tmp_path):
+def test_an_old_run_resumes_and_opens(tmp_path):
     old = {"_target_": "lightning_modules.ddpo.DDPO", "backbone": {"_target_": "zoo.loading.load"}}
     new = {"_target_": "lightning_modules.rl.ddpo.DDPO", "backbone": {"_target_": "zoo.load"}}
     assert changes({"module": old}, {"module": new}) == []

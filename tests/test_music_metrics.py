@@ -1,4 +1,4 @@
-"""Benchmark numbers on sounds whose answer is known."""
+"""Benchmark measures on sounds with known answers."""
 
 import math
 

@@ -116,13 +116,13 @@ def test_sections_without_a_figure_differ_in_one_knob() -> None:
     assert {key: less[key] for key in less if less[key] != both[key]} == {"negative": "Low quality"}
 
 
-def test_transfer_judges_by_the_other_reward() -> None:
+def test_transfer_evaluates_with_the_other_reward() -> None:
     for name, other in (("transfer_clap_to_emopia", "fig8d"), ("transfer_emopia_to_clap", "fig5d")):
         judge, reward = load(name).module["held_out_reward"], load(other).module["reward"]
         assert {key: reward[key] for key in judge} == judge
 
 
-def test_compat_brings_the_strings_and_the_rate_of_the_public_code_and_nothing_else() -> None:
+def test_compat_changes_only_strings_and_rate_to_those_of_the_public_code() -> None:
     plain, compat = load("fig6a"), load("fig6a", "seed_compat")
     assert compat.module["reward"].pop("arguments") == {"pretrained": CLAP}
     assert compat.module["reward"] == {
@@ -174,7 +174,7 @@ def test_the_prompts_of_both() -> None:
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_row_runs_when_made_small(
+def test_a_row_runs_at_toy_size(
     names: tuple[str, ...], overrides: list[str], column: str, small_zoo: Path, tmp_path: Path
 ) -> None:
     small = [f"out_dir={tmp_path / 'run'}", *SMALL, *overrides]
@@ -200,7 +200,7 @@ def test_a_row_is_resumed_where_it_stopped(small_zoo: Path, tmp_path: Path) -> N
 def test_the_tables_are_evaluated_on_the_four_emotions(
     name: str, steps: int, seconds: float
 ) -> None:
-    """What tools/evaluate.py --config asks: 4 prompts, of which it makes 25 clips each."""
+    """tools/evaluate.py --config: 4 prompts with 25 clips each."""
     from zoo.evaluation.inputs import configuration
 
     config = configuration([str(FOLDER / f"{name}.yaml")], None)
@@ -212,7 +212,7 @@ def test_the_tables_are_evaluated_on_the_four_emotions(
 
 @pytest.mark.long
 def test_a_trained_row_fills_both_tables(small_zoo: Path) -> None:
-    """The command in the head of table1_*.yaml, on the small models."""
+    """The command in the header of table1_*.yaml, on the small models."""
     from zoo.commands import evaluate
 
     run.fit(

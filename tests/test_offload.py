@@ -57,7 +57,7 @@ def ddpo(backbone, **changes):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @pytest.mark.parametrize("away", ["offload", "drop"])
-def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, away):
+def test_training_is_bitwise_the_same_with_everything_offloaded(tmp_path, kind, away):
     plain, saving = (
         ddpo(MODELS[kind]()),
         ddpo(MODELS[kind](), **{"memory.text_encoders": away, "memory.decoder": "offload"}),
@@ -87,7 +87,7 @@ def test_training_is_bitwise_the_same_with_everything_put_away(tmp_path, kind, a
 
 @pytest.mark.long
 @pytest.mark.parametrize(("scale", "eval_scale"), [(1.0, None), (1.0, 3.0), (3.0, 1.0)])
-def test_dropped_encoders_have_read_what_each_sampler_asks_for(tmp_path, scale, eval_scale):
+def test_dropped_encoders_have_encoded_all_prompts_of_each_sampler(tmp_path, scale, eval_scale):
     """AudioLDM 2 pads a prompt to its negative, but only under guidance."""
     quiet = ddpo(
         toy_audioldm2.small_model(),
@@ -177,7 +177,7 @@ def test_more_texts_than_are_kept_stop_before_the_encoders_go(kind, monkeypatch)
         ({"memory.decoder": "drop"}, "invalid decoder 'drop'"),
     ],
 )
-def test_what_cannot_be_put_away_is_said_before_training(tmp_path, changes, message):
+def test_parts_that_cannot_be_offloaded_are_named_before_training(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(1).fit(module(**changes), datamodule=data(tmp_path, seconds=1.0))
 

@@ -1,4 +1,4 @@
-"""Stable Audio and TangoFlux put their text encoder and decoder away as a run asks for it."""
+"""Stable Audio and TangoFlux offload their text encoder and decoder as a run requests."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ PROMPTS = (Prompt("a", "a dog barks", "rain", 0.2), Prompt("b", "sad piano and r
 
 @pytest.mark.parametrize("toy", [toy_stable_audio, toy_tangoflux])
 @pytest.mark.parametrize("drop", [False, True])
-def test_texts_that_were_encoded_are_all_that_is_needed(toy, drop):
+def test_encoded_texts_are_enough(toy, drop):
     backbone = toy.small_model(frame_window="heard")
     wanted = [
         backbone.encode_prompts(side) for side in (PROMPTS, [p.as_negative() for p in PROMPTS])

@@ -50,7 +50,7 @@ def test_both_trainers_take_the_name(stand_in):
         assert type(made) is kind and made.defaults["betas"] == (0.9, 0.98)
 
 
-def test_a_name_that_is_none_is_refused_when_the_module_is_built():
+def test_an_unknown_name_is_refused_when_the_module_is_built():
     for make in (
         lambda name: module({"optimizer.name": name}),
         lambda name: Denoising(small_audio(), optimizer=name),

@@ -1,4 +1,4 @@
-"""What an installed copy holds, and that the places that state a version agree."""
+"""The files of an installed copy, and equal versions in all places."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_requirement_has_its_reason(setup: configparser.ConfigParser) -> N
 
 
 def test_the_oldest_set_is_the_lower_bounds(setup: configparser.ConfigParser) -> None:
-    """CI installs constraints/oldest.txt: so a lower bound in setup.cfg is one that was tried."""
+    """CI installs constraints/oldest.txt, so the lower bounds in setup.cfg are tested."""
     wanted = [*lines(setup["options"]["install_requires"])]
     wanted += lines(setup["options.extras_require"]["dev"])
     bounds = {}
@@ -112,7 +112,7 @@ def test_the_oldest_set_is_the_lower_bounds(setup: configparser.ConfigParser) ->
 
 
 def test_no_requirement_is_one_version_only(setup: configparser.ConfigParser) -> None:
-    """A pin of one release stops resolving when a package beside it moves on."""
+    """A pin of one release stops resolving when another package moves on."""
     pins = [
         line for line in lines(setup["options"]["install_requires"]) if "==" in line.split(";")[0]
     ]

@@ -83,7 +83,7 @@ def test_the_label_reward_is_the_same_classifier_with_another_value(tmp_path):
     assert torch.equal(zero_one, (value == 0).float()) and 0 < zero_one.sum() < 4
 
 
-def test_drawn_seeds_stand_for_their_numbers():
+def test_drawn_seeds_are_labelled_by_their_numbers():
     conditions = {condition.name: condition for condition in pq.CONDITIONS}
     assert [pq.run_seed(conditions["emotions_4"], seed) for seed in range(7)] == list(range(7))
     drawn = [pq.run_seed(conditions["drawn_seeds"], seed) for seed in range(5)]

@@ -33,7 +33,7 @@ def seeds_of(golden_dir: Path) -> ModuleType:
 
 
 def computed(manifest: dict[str, Any]) -> dict[str, Tensor]:
-    """The window and filters that the original computes, by formulas of our own."""
+    """The window and filters of the original, by our own formulas."""
     settings, count = manifest["hyperparameters"], manifest["hyperparameters"]["n_fft"]
     window = 0.5 - 0.5 * torch.cos(2 * torch.pi * torch.arange(count, dtype=torch.float64) / count)
 

@@ -148,7 +148,7 @@ def test_front_end(case) -> None:
 
 
 @pytest.mark.long
-def test_16_bits_and_the_padding_that_it_is_not(case) -> None:
+def test_16_bits_and_padding(case) -> None:
     golden, found, reward = case
     arguments = {"config": found.config}
     rounded = ClapReward("x", "transformers", arguments, int16=True)

@@ -1,4 +1,4 @@
-"""Equal to Tango (declare-lab/tango) on its golden numbers; tolerances of golden/tango/FACTS.md."""
+"""Parity with declare-lab/tango on golden numbers; tolerances in golden/tango/FACTS.md."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def assert_close(got: Tensor, expected: Tensor, tolerance: float, what: str) -> 
 
 
 def small(golden: Golden) -> Tango:
-    """The shrunk network of a golden run under a codec of random weights that nothing here uses."""
+    """The small network of a golden run, with a codec of random weights that is not used."""
     config = read(golden.folder, Path(golden.facts["weights"]["manifest"]).stem)["config"]
     vae = {**VAE, "block_out_channels": [8, 16, 32], "norm_num_groups": 8}
     vocoder = {**VOCODER, "upsample_initial_channel": 32}

@@ -28,7 +28,7 @@ class Calls:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["archive", "before torch 1.6"])
-def test_weights_come_in_bitwise(tmp_path: Path, zipped: bool) -> None:
+def test_weights_load_bitwise(tmp_path: Path, zipped: bool) -> None:
     torch.save(
         {"state_dict": WEIGHTS, "epoch": 3},
         tmp_path / "x.pt",
@@ -51,7 +51,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
-def test_numpy_numbers_come_in(tmp_path: Path, number: np.generic) -> None:
+def test_numpy_numbers_load(tmp_path: Path, number: np.generic) -> None:
     torch.save({"state_dict": WEIGHTS, "optimizer": {"lr": number}}, tmp_path / "x.pt")
     with pytest.raises(Exception, match="numpy"):  # torch's own reader refuses them
         torch.load(tmp_path / "x.pt", weights_only=True)
@@ -85,7 +85,9 @@ def test_names_of_numpy_2_are_known(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_call_is_refused_and_not_made(tmp_path: Path, function, name: str, zipped: bool) -> None:
+def test_a_call_is_refused_and_not_executed(
+    tmp_path: Path, function, name: str, zipped: bool
+) -> None:
     sentinel = tmp_path / "was_here"
     argument = {"eval": f"open({str(sentinel)!r}, 'w')", "posix.system": f"touch {sentinel}"}.get(
         name, str(sentinel)
@@ -101,7 +103,7 @@ def test_a_call_is_refused_and_not_made(tmp_path: Path, function, name: str, zip
 
 
 def test_the_sentinel_would_see_it(tmp_path: Path) -> None:
-    """The same file read without the guard does make the call."""
+    """The same file without the guard does make the call."""
     torch.save({"c": Calls(os.mkdir, str(tmp_path / "was_here"))}, tmp_path / "x.pt")
     torch.load(tmp_path / "x.pt", weights_only=False)
     assert (tmp_path / "was_here").exists()
@@ -144,7 +146,7 @@ def test_damaged_empty_and_other_files(tmp_path: Path) -> None:
         load_pickle_weights(tmp_path / "gone.pt")
 
 
-def test_an_archive_that_swells_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_unpacks_too_large_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2**20)}, tmp_path / "x.pt")
     with (
         zipfile.ZipFile(tmp_path / "x.pt") as read,

@@ -50,12 +50,12 @@ def test_steps_are_chosen_in_the_order_of_the_sampler():
         ((4, 5), "none is left to train"),
     ],
 )
-def test_windows_that_cannot_be_meant(window, message):
+def test_invalid_windows_are_refused(window, message):
     with pytest.raises(ValueError, match=message):
         trainable_steps(NOISY, window, True)
 
 
-def test_a_subset_of_steps_is_drawn_for_each_sample_whatever_the_batch_it_is_in():
+def test_a_subset_of_steps_is_drawn_per_sample_in_any_batch():
     steps, batch = [2, 4, 5, 7, 8, 9], prompt_round(6)
     drawn_KB = draw_steps(steps, 0.5, "sample", batch, 1, 0, 0)
     assert drawn_KB.shape == (3, 6) and all(
@@ -73,7 +73,7 @@ def test_a_subset_of_steps_is_drawn_for_each_sample_whatever_the_batch_it_is_in(
     assert draw_steps(steps, 0.01, "sample", batch, 1, 0, 0).shape == (1, 6)  # at least one
 
 
-def test_each_sample_takes_its_steps_in_an_order_of_its_own():
+def test_each_sample_has_its_own_order_of_steps():
     drawn_KB = draw_steps([*range(6)], 1.0, "sample", prompt_round(8), 1, 0, 0)
     assert all(sorted(column) == [*range(6)] for column in drawn_KB.T.tolist())
     assert len({tuple(column) for column in drawn_KB.T.tolist()}) > 4  # times of a batch are mixed
@@ -104,7 +104,7 @@ def test_every_kept_sample_that_learns_is_in_one_micro_batch():
     assert nothing == [OptimiserStep((), 0)] * 2
 
 
-def test_where_nobody_learns_one_step_of_one_kept_sample_is_computed():
+def test_if_no_sample_learns_one_step_of_one_kept_sample_is_computed():
     steps_KB, nobody = torch.arange(2)[:, None] + 10 * torch.arange(4), [False] * 4
     kept = [row != 2 for row in range(4)]
     for update in plan_updates(steps_KB, kept, nobody, 2, 2, 0, 0):
@@ -220,7 +220,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(toy_round):
 
 
 def test_the_divergence_is_of_what_is_heard(toy_round):
-    """Each sample has a mask of its own; by hand from the means with the adapter and without."""
+    """Each sample has its own mask; by hand from the means with and without the adapter."""
     backbone, sampler, trajectory = toy_round
     heard = torch.tensor([8, 3, 5, 2])
     mask = (torch.arange(8) < heard[:, None])[:, None]
@@ -297,7 +297,7 @@ def test_the_ratio_may_be_off_by_what_rounding_explains(
             check_ratio(off, "here", found, why)
 
 
-def test_tf32_is_a_matter_of_graphics_processors(monkeypatch):
+def test_tf32_matters_only_on_gpus(monkeypatch):
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert ratio_tolerance(torch.nn.Linear(2, 2), "cpu", True, 0.02)[0] == 1e-6
     with torch.autocast("cpu", torch.bfloat16):

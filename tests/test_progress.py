@@ -99,7 +99,7 @@ def test_lightnings_advertisements_are_dropped(caplog):
     assert [record.message for record in caplog.records] == ["something that matters"]
 
 
-def test_warnings_about_what_is_meant_are_dropped():
+def test_warnings_about_intended_states_are_dropped():
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         quieten_lightning()
@@ -121,7 +121,7 @@ def test_the_end_of_a_run_says_what_it_made(tmp_path):
 
 
 @pytest.mark.long
-def test_without_an_evaluation_before_it_speaks_of_its_samples(tmp_path):
+def test_without_an_earlier_evaluation_it_describes_its_samples(tmp_path):
     _, ddpo = run(tmp_path, 1)
     assert run_summary(tmp_path, ddpo)[0].startswith("reward of the samples")
     assert run_summary(tmp_path / "nothing", ddpo) == []

@@ -101,11 +101,11 @@ def test_the_largest_grid_asks_for_its_class_in_every_prompt() -> None:
         ("", "a"),
     ],
 )
-def test_the_article_goes_by_the_sound(word: str, article: str) -> None:
+def test_the_article_follows_the_sound(word: str, article: str) -> None:
     assert article_of(word) == article
 
 
-def test_the_article_is_that_of_the_word_behind_it() -> None:
+def test_the_article_fits_the_next_word() -> None:
     prompts = template_prompts(
         "{word}: {article} {instrument}", {"sad": ["sad", "angry"]}, ["harp", "organ", "ukulele"]
     )

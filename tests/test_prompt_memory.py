@@ -33,7 +33,7 @@ def counting(in_pairs=False):
     )
 
 
-def test_every_text_is_read_once_at_the_length_of_its_pair():
+def test_every_text_is_encoded_once_at_the_length_of_its_pair():
     asked, memory = counting(in_pairs=True)
     assert [memory(side) for side in (PROMPTS[0], PROMPTS[0].as_negative(), PROMPTS[0])] == [
         ("a dog barks", 5),
@@ -75,7 +75,7 @@ def test_as_many_texts_are_kept_as_there_is_room_for(monkeypatch):
     assert asked[4:] == [("one more", None), ("a dog barks", None)]
 
 
-def test_what_was_not_read_before_the_encoders_went_is_named():
+def test_texts_not_encoded_before_the_encoders_were_dropped_are_named():
     _, memory = counting(in_pairs=True)
     memory.remember(PROMPTS)
     memory.close()
@@ -112,7 +112,7 @@ MODELS = {
 
 
 def loud(encoder):
-    """FLAN-T5's trouble: what its feed-forward blocks give is beyond the 65 504 of float16."""
+    """FLAN-T5's problem: its feed-forward outputs exceed the 65 504 of float16."""
     for block in encoder.encoder.block:
         block.layer[-1].DenseReluDense.wo.weight.mul_(2e4)
         for name, inner in block.layer[-1].DenseReluDense.named_children():
@@ -124,7 +124,7 @@ def loud(encoder):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @torch.no_grad()
-def test_in_float16_the_text_encoder_gives_what_it_gives_in_float32(kind):
+def test_in_float16_the_text_encoder_equals_float32(kind):
     make, encoder_of, stream = MODELS[kind]
     model = make()
     loud(encoder_of(model))

@@ -32,7 +32,7 @@ def module(**changes) -> PromptDataModule:
     return PromptDataModule(**(settings | changes))
 
 
-def test_rounds_deal_every_prompt_before_any_comes_again() -> None:
+def test_rounds_deal_every_prompt_before_any_repeats() -> None:
     prompts = template_prompts(TEMPLATE, WORDS, INSTRUMENTS)
     dealt = [p.id for r in range(8) for p in round_prompts(prompts, 3, 1, 0, r).prompts]
     assert [set(Counter(dealt[i : i + 8]).values()) for i in range(0, 24, 8)] == [{1}] * 3
@@ -59,7 +59,7 @@ def test_a_prompt_dealt_twice_in_a_round_gets_its_own_noise() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_ranks_together_are_the_round(world_size: int) -> None:
+def test_all_ranks_together_are_the_round(world_size: int) -> None:
     whole = round_prompts(template_prompts(TEMPLATE, WORDS, INSTRUMENTS), 4, 2, 0, 1)
     parts = [shard(whole, rank, world_size) for rank in range(world_size)]
     assert tuple(p for part in parts for p in part.prompts) == whole.prompts
@@ -178,7 +178,7 @@ def test_files_for_training_and_validation(tmp_path: Path) -> None:
     assert [p.text for p in next(iter(data.val_dataloader())).prompts] == ["hail"]
 
 
-def test_words_that_are_trained_on_are_validated_in_other_wording_or_other_noise() -> None:
+def test_training_words_are_validated_with_other_wording_or_noise() -> None:
     data = module(
         held_out=[],
         val_template="a recording of {article} {word} {instrument}",
@@ -226,7 +226,7 @@ def test_a_checkpoint_of_other_prompts_is_refused() -> None:
 
 
 class Recorder(L.LightningModule):
-    """Learns nothing; writes down which rounds it saw, and in which epoch."""
+    """Learns nothing and records the rounds it gets, with their epochs."""
 
     def __init__(self) -> None:
         super().__init__()

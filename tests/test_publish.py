@@ -1,4 +1,4 @@
-"""What a push would send, and what it refuses to send; nothing here talks to a server."""
+"""What a push would send and refuses to send; nothing here connects to a server."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_record_of_a_pull_stays_here(model: Path) -> None:
         ),
     ],
 )
-def test_what_is_not_sent(model: Path, name: str, content: str | None, message: str) -> None:
+def test_files_that_are_not_sent(model: Path, name: str, content: str | None, message: str) -> None:
     plan_push(model, "me/model")
     if content is None:
         (model / name).unlink()
@@ -105,7 +105,7 @@ def test_what_is_not_sent(model: Path, name: str, content: str | None, message: 
 @pytest.mark.parametrize(
     "repo_id", ["model", "a/b/c", "../model", "embedded/music", "https://hub/a/b"]
 )
-def test_a_repository_that_cannot_be_meant(model: Path, repo_id: str) -> None:
+def test_an_invalid_repository_is_refused(model: Path, repo_id: str) -> None:
     with pytest.raises(ValueError, match="owner/name"):
         zoo.push(model, repo_id)
 
@@ -118,7 +118,7 @@ def test_a_licence_that_the_hub_has_no_name_for(model: Path) -> None:
     assert plan_push(model, "me/model").licence == "stable-audio-community"
 
 
-def test_only_who_derives_from_nothing_chooses_a_licence(model: Path) -> None:
+def test_only_a_model_without_a_base_chooses_a_licence(model: Path) -> None:
     sys.modules["zoo.hub.cards"].licence_of = lambda folder: "unknown"
     with pytest.raises(ValueError, match="demands unknown"):
         plan_push(model, "me/model")

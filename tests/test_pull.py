@@ -41,7 +41,7 @@ def server():
 
 @pytest.fixture
 def there(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A repository of FILES, an empty home and working folder. Gives the server."""
+    """A repository of FILES, an empty home and working folder; returns the server."""
     server.repos.clear()
     connect(monkeypatch, server, tmp_path / "home")
     monkeypatch.delenv("ATTUNE_CACHE", raising=False)
@@ -51,7 +51,7 @@ def there(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def leftovers(tmp_path: Path) -> list[str]:
-    """Files and folders of this test, but what waits for a download to go on."""
+    """Files and folders of this test, except unfinished downloads."""
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*")]
     return sorted(
         str(path)
@@ -61,16 +61,14 @@ def leftovers(tmp_path: Path) -> list[str]:
 
 
 def entry(monkeypatch: pytest.MonkeyPatch, **change: object) -> None:
-    """The row "tango2" says something else for this test."""
+    """Replaces the row "tango2" for this test."""
     row = dataclasses.replace(
         ENTRIES["tango2"], **{"repo_id": "owner/model", "licence": "mit", **change}
     )
     monkeypatch.setitem(ENTRIES, "tango2", row)
 
 
-def test_an_entry_takes_the_files_that_it_means(
-    there: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_pulls_only_its_files(there: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     entry(monkeypatch, skip=("*.ckpt",))
     folder = pull("tango2")
     assert (
@@ -110,7 +108,7 @@ def test_an_entry_takes_the_files_that_it_means(
         ({"gated": True}, ValueError, "gated: access is granted on its Hub page.*Not pulled"),
     ],
 )
-def test_what_the_table_says_is_held(there, monkeypatch, tmp_path, change, error, message) -> None:
+def test_the_table_is_enforced(there, monkeypatch, tmp_path, change, error, message) -> None:
     entry(monkeypatch, **change)
     with pytest.raises(error, match=message):
         pull("tango2")
@@ -188,7 +186,7 @@ def test_a_second_pull_to_the_same_folder_is_fine(
         pull(name, to="target")
 
 
-def test_a_target_that_is_taken_or_cannot_be_written_to(
+def test_an_occupied_or_unwritable_target_is_refused(
     there: HubServer, monkeypatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -238,7 +236,7 @@ def test_a_damaged_store_is_pulled_again_and_a_damaged_target_is_named(
         pull("owner/model", to="target")
 
 
-def test_another_project_pins_what_is_here_without_a_download(
+def test_another_project_pins_stored_files_without_a_download(
     there: HubServer, tmp_path: Path
 ) -> None:
     folder = pull("owner/model")
@@ -316,7 +314,7 @@ def test_offline_pinned_files_come_from_the_clients_cache_or_are_named(
     assert registry.find("owner/model") == folder and there.requests == []
 
 
-def test_what_the_client_has_already_is_not_downloaded(there: HubServer) -> None:
+def test_cached_files_are_not_downloaded(there: HubServer) -> None:
     import huggingface_hub
 
     huggingface_hub.snapshot_download("owner/model")

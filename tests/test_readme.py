@@ -28,12 +28,12 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!https?:)[^)#]+)\)", README))))
-def test_its_links_lead_somewhere(link: str) -> None:
+def test_its_links_exist(link: str) -> None:
     assert (ROOT / link).exists()
 
 
 @pytest.mark.parametrize(
     "script", sorted(set(re.findall(r"python ((?:tools|benchmarks)/\w+\.py)", README)))
 )
-def test_its_commands_are_there(script: str) -> None:
+def test_its_commands_exist(script: str) -> None:
     assert (ROOT / script).is_file()

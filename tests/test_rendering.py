@@ -1,4 +1,4 @@
-"""Generation and training make samples the same way."""
+"""Generation and training render samples the same way."""
 
 from __future__ import annotations
 

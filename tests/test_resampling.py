@@ -77,7 +77,7 @@ def test_unusual_rates_take_bounded_memory(from_hz: int) -> None:
 
 
 @pytest.mark.long
-def test_every_door_takes_unusual_rates() -> None:
+def test_every_entry_point_takes_unusual_rates() -> None:
     wave = noise(44_101)
     assert resample(Waveform(wave, 44_101), 16_000).samples_CN.shape == (2, 16_000)
     assert mono_at(wave[None], 44_101, 48_000, "x", **KAISER).shape == (1, 48_000)
@@ -93,7 +93,7 @@ def test_gradients_pass() -> None:
     ("from_hz", "to_hz", "message"),
     [(0, 8000, "rate 0"), (8000, -1, "rate -1"), (1, 16_000, "1 Hz")],
 )
-def test_rates_without_sense_are_named(from_hz: int, to_hz: int, message: str) -> None:
+def test_invalid_rates_are_named(from_hz: int, to_hz: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resampled(noise(10), from_hz, to_hz)
     with pytest.raises(ValueError, match="resampling_method 'x'"):

@@ -1,4 +1,4 @@
-"""What a resumed run may do differently, and which settings differ in truth."""
+"""What a resumed run may change, and which settings really differ."""
 
 import pytest
 from toy_run import Line
@@ -82,8 +82,8 @@ def test_a_module_that_says_nothing_releases_nothing():
     assert not hasattr(Line, "MAY_CHANGE_ON_RESUME")
 
 
-def test_the_way_out_of_a_bad_reward_can_be_gone(tmp_path):
-    """The message about a NaN says ``on_bad_reward=drop``: a resumed run takes it."""
+def test_the_advice_about_a_bad_reward_can_be_followed(tmp_path):
+    """The message about a NaN advises ``on_bad_reward=drop``, which a resumed run accepts."""
     before = {
         "module": {"_target_": DDPO_NAME, "optimizer": {"learning_rate": 0.1}},
         "seed": 0,

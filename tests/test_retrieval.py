@@ -39,7 +39,7 @@ def test_ties_are_broken_at_random_in_expectation():
     assert float(recall_at_k(tied, two, 2)) == pytest.approx(2 / 3)
 
 
-def test_a_scorer_that_says_the_same_of_everything_gets_chance():
+def test_a_constant_scorer_gets_chance():
     relevant = torch.eye(20, dtype=torch.bool)
     relevant[0, 1] = relevant[1, 0] = True
     for k in (1, 5, 10):

@@ -116,7 +116,7 @@ def test_a_wave_that_is_not_finite_has_no_score(reward):
         "clap of 16 bits",
     ],
 )
-def test_what_is_not_finite_counts_also_where_a_reward_does_not_hear_it(judge, value):
+def test_values_that_are_not_finite_count_also_in_unused_parts(judge, value):
     """The dropped last chunk, audio after the only window, an infinity that 16 bits clip."""
     wave = chord(16_000, seconds=1.24).repeat(2, 1, 1)
     wave[1, 0, -1] = value
@@ -127,7 +127,7 @@ def test_what_is_not_finite_counts_also_where_a_reward_does_not_hear_it(judge, v
 
 
 @pytest.mark.parametrize("rate_hz", [None, 0, -1, True, 16_000.5, math.nan, math.inf, "16000"])
-def test_a_rate_that_is_none_is_refused_and_not_rounded(reward, rate_hz):
+def test_an_invalid_rate_is_refused_and_not_rounded(reward, rate_hz):
     with pytest.raises(ValueError, match="sample rate of the waves, a whole number of Hz"):
         reward(chord(16_000), rate_hz, asked())
 
@@ -153,7 +153,7 @@ def test_rates_without_a_common_divisor_are_heard_as_their_neighbours_are(name):
     ],
     ids=["int16", "numpy", "empty batch", "no batch"],
 )
-def test_what_is_no_batch_of_waves_is_refused(reward, wave, message):
+def test_an_invalid_batch_of_waves_is_refused(reward, wave, message):
     with pytest.raises(ValueError, match=message):
         reward(wave, 16_000, asked(len(wave)))
 
@@ -179,7 +179,7 @@ def test_a_prompt_without_a_mood_is_named_with_the_member_that_needs_it():
 
 
 def test_the_whole_round_of_unusual_clips_is_combined():
-    """Silence, clipping and copies in one round: finite, and the sound clip is first."""
+    """Silence, clipping and copies in one round: finite, and the good clip is first."""
     wave = torch.cat(
         [
             chord(16_000),

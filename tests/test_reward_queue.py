@@ -73,7 +73,7 @@ def test_training_ends_with_bitwise_the_same_adapter_also_when_resumed(tmp_path,
 
 
 class Modes(ToyReward):
-    """Notes what torch keeps for each thread, and computes in the precision that is on."""
+    """Records what torch keeps per thread, and computes in the active precision."""
 
     def __init__(self) -> None:
         self.seen = set()
@@ -95,7 +95,7 @@ class Modes(ToyReward):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_reward_does_not_notice_the_thread_it_is_in(workers):
+def test_a_reward_does_not_depend_on_its_thread(workers):
     ddpo = module({"scoring.workers": workers}, reward=Modes())
     run = trainer(1, precision="bf16-mixed")
     run.fit(ddpo, Rounds(8))
@@ -110,7 +110,7 @@ def test_a_reward_does_not_notice_the_thread_it_is_in(workers):
 
 
 class NextWave(ToyReward):
-    """Answers to all waves but the last only after another wave has been decoded."""
+    """Answers, except to the last wave, only after another wave has been decoded."""
 
     def __init__(self, waves: int) -> None:
         self.decoded, self.calls, self.waves = threading.Semaphore(0), 0, waves
@@ -171,7 +171,7 @@ def test_few_waves_exist_at_a_time(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_reward_that_fails_in_a_later_round_costs_that_round_only(tmp_path, workers):
+def test_a_reward_that_fails_in_a_later_round_loses_only_that_round(tmp_path, workers):
     """Fixed and resumed from the last checkpoint, the run ends as if nothing had happened."""
 
     class FailsInThirdRound(ToyReward):
@@ -307,7 +307,7 @@ def test_a_wrong_answer_of_a_thread_stops_the_run_and_nothing_is_learned(workers
         assert all(torch.equal(before[name], value) for name, value in weights(ddpo).items())
 
 
-def test_progress_and_seconds_are_told():
+def test_progress_and_seconds_are_reported():
     said = []
     samples = scored(
         ToyReward(), 2, report=lambda phase, done, total: said.append((phase, done, total))

@@ -1,4 +1,4 @@
-"""What every reward of the table must keep to (``zoo/types.py``, ``Reward``)."""
+"""The contract of every reward of the table (``zoo/types.py``, ``Reward``)."""
 
 import importlib
 import json
@@ -75,7 +75,7 @@ def waves(count: int, channels: int = 2, samples: int = 16_000) -> torch.Tensor:
     return torch.randn(count, channels, samples, generator=torch.Generator().manual_seed(1)) * 0.1
 
 
-def test_one_finite_float32_score_a_sample(case):
+def test_one_finite_float32_score_per_sample(case):
     reward, prompts = case
     assert isinstance(reward, Reward)
     output = reward(waves(3), 16_000, prompts)

@@ -156,7 +156,7 @@ def test_an_update_of_nothing_but_advantage_0_has_gradients_of_0(sampled):
 
 
 def test_the_rescaled_range_is_what_is_clipped_at(sampled):
-    """All ratios are 1.05; rising further teaches nothing beyond a range of 0.1 * 1 / 16."""
+    """All ratios are 1.05; beyond a range of 0.1 * 1 / 16 rising further has no effect."""
     batch, trajectory = sampled
     moved = replace(trajectory, log_prob_SB=trajectory.log_prob_SB - 0.05)
     plans = planned(4, 1)
@@ -213,7 +213,7 @@ def test_the_first_round_and_recomputed_rounds_compute_every_side():
 
 
 @pytest.mark.parametrize("sampler", [Sampler(4, 3.0), Sampler(4, detach_unconditional=True)])
-def test_nothing_is_kept_of_a_side_that_learns_or_is_not_there(sampler):
+def test_outputs_of_a_trainable_or_absent_side_are_not_kept(sampler):
     assert scored(prompt_round(8), sampler=sampler).trajectory.unconditional_SB is None
 
 
@@ -223,7 +223,7 @@ def test_nothing_is_kept_of_a_side_that_learns_or_is_not_there(sampler):
     [(Sampler(4), "trajectory", 1), (DETACHED, "trajectory", 2), (DETACHED, "wave", 0)],
 )
 def test_a_round_is_stored_once_and_an_evaluation_not_at_all(sampler, keep, copies):
-    """What 60 more steps add to the peak: latents, detached outputs, a few numbers per step."""
+    """60 more steps add latents, detached outputs and a few numbers per step to the peak."""
     peaks = []
     for steps in (20, 80):
         with peak_live_bytes() as live:
@@ -241,7 +241,7 @@ def test_training_and_evaluation_sample_the_same():
 
 
 class Heard(ToyBackbone):
-    """Of each prompt another part is heard."""
+    """A different part of each prompt's clip counts."""
 
     def scored_mask(self, prompts):
         heard_B = torch.tensor([4 + int(prompt.id[1:]) for prompt in prompts])
@@ -272,13 +272,13 @@ def test_masks_and_negatives_stay_with_their_samples_whatever_the_batch_size():
 
 
 class Long(ToyBackbone):
-    """Decodes three samples more than were asked for, as codecs of whole frames do."""
+    """Decodes three samples too many, like codecs of whole frames."""
 
     def decode(self, latent_BCT):
         return torch.nn.functional.pad(super().decode(latent_BCT), (0, 3), value=9.0)
 
 
-def test_the_reward_hears_the_seconds_that_were_asked_for():
+def test_the_reward_gets_the_requested_seconds():
     lengths = []
 
     def listen(wave_BCN, sample_rate_hz, prompts):

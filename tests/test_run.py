@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves, how it is resumed, and what a kill or a full disk may do."""
+"""The run folder: its files, resuming, and what a kill or a full disk may do."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_newest_intact_one(tmp_path):
         run.fit(load(tmp_path, "resume=true"))
 
 
-def test_what_a_killed_run_was_writing_is_no_checkpoint_and_is_swept_away(tmp_path):
+def test_leftovers_of_a_killed_run_are_not_checkpoints_and_are_removed(tmp_path):
     half = (
         tmp_path / "run/checkpoints/.epoch=0-step=4.4194305.part.ckpt"
     )  # (no process has such a number)
@@ -182,7 +182,7 @@ def test_what_a_killed_run_was_writing_is_no_checkpoint_and_is_swept_away(tmp_pa
     assert not half.exists() and mine.exists()
 
 
-def test_one_flipped_bit_is_noticed(tmp_path):
+def test_one_flipped_bit_is_detected(tmp_path):
     path = tmp_path / "a.ckpt"
     lists = {"optimizer_states": [], "lr_schedulers": [], "epoch": 0, "global_step": 1}
     torch.save({"state_dict": {"weights": torch.arange(1000)}, "loops": {}, **lists}, path)
@@ -249,7 +249,7 @@ def test_other_errors_of_saving_are_not_called_a_full_disk(tmp_path, monkeypatch
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_a_checkpoint_callback_of_ones_own_replaces_ours(tmp_path):
+def test_a_users_checkpoint_callback_replaces_ours(tmp_path):
     own = (
         "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, every_n_train_steps: 3,"
         " save_top_k: -1}"

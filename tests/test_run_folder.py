@@ -149,7 +149,7 @@ def test_pairs_are_ranked_by_the_size_of_their_change():
 
 
 def test_a_report_of_samples_on_one_side_or_without_a_score(tmp_path):
-    """A killed run has no audio/after; a reward may have given NaN, which JSON holds as null."""
+    """A killed run has no audio/after; JSON stores the NaN of a reward as null."""
     run(tmp_path, 1)
     shutil.rmtree(tmp_path / "audio" / "after")
     index = tmp_path / "audio" / "before" / "samples.json"
@@ -172,7 +172,7 @@ class Loudness:
         return RewardOutput(wave_BCN.square().mean(dim=(1, 2)))
 
 
-def test_a_run_on_captions_of_two_sounds_tells_relations_apart_and_plays_one_clip_a_caption(
+def test_a_run_on_captions_of_two_sounds_separates_relations_and_shows_one_clip_per_caption(
     tmp_path,
 ):
     data = PromptDataModule(
@@ -242,7 +242,7 @@ def test_metrics_survive_a_resume_without_doubled_or_lost_rows(tmp_path):
     assert json.loads((parts / "audio/before/samples.json").read_text()) == base
 
 
-def test_before_is_the_base_model_even_when_made_late(tmp_path):
+def test_before_is_the_base_model_even_when_rendered_late(tmp_path):
     trainer, _ = run(tmp_path / "a", 2, **{"optimizer.learning_rate": 0.1})
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     run(tmp_path / "b", 3, start=2, ckpt=tmp_path / "two.ckpt", **{"optimizer.learning_rate": 0.1})
@@ -252,7 +252,7 @@ def test_before_is_the_base_model_even_when_made_late(tmp_path):
     assert first == late
 
 
-def test_what_an_evaluation_has_played_is_not_sampled_again(tmp_path, monkeypatch):
+def test_samples_of_an_evaluation_are_not_sampled_again(tmp_path, monkeypatch):
     asked = []
     evaluate = DDPO.evaluate
     monkeypatch.setattr(
@@ -277,7 +277,7 @@ def test_what_an_evaluation_has_played_is_not_sampled_again(tmp_path, monkeypatc
     assert asked == [4, 4, 3]  # the last evaluation is a round old at the end
 
 
-def test_without_held_out_prompts_training_prompts_are_played(tmp_path):
+def test_without_held_out_prompts_training_prompts_are_rendered(tmp_path):
     _, ddpo = run(tmp_path, 1, val=False, **{"adapter.rank": 0})
     assert len(json.loads((tmp_path / "audio/after/samples.json").read_text())) == 3
     from safetensors.torch import load_file
@@ -399,7 +399,7 @@ def test_samples_are_spread_and_counted():
         AudioSamples("x", 0)
 
 
-def test_a_rare_class_is_heard():
+def test_a_rare_class_is_included():
     batch = prompt_round(20, repeats=1)
     rare = tuple(
         replace(prompt, labels={"mood": "rare" if i == 13 else "common"})

@@ -1,4 +1,4 @@
-"""A run's checkpoints read for export: what is damaged or foreign is told in one line."""
+"""Checkpoints read for export: damaged or foreign ones are named in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("write", WRONG.values(), ids=WRONG)
-def test_what_is_no_checkpoint_is_told_in_one_line_with_its_name(write, tmp_path, capsys):
+def test_a_file_that_is_not_a_checkpoint_is_named_in_one_line(write, tmp_path, capsys):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     write(path)

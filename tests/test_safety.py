@@ -1,4 +1,4 @@
-"""What zoo.hub.untrusted accepts and what it refuses: names, folders, headers, indexes."""
+"""Names, folders, headers and indexes that zoo.hub.untrusted accepts and refuses."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_links_into_the_cache_are_files(tmp_path: Path) -> None:
         untrusted.check_folder(snapshot, links_into=blobs)
 
 
-def test_missing_things_are_said(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
         untrusted.file_inside(tmp_path, "model.safetensors")
     with pytest.raises(NotADirectoryError, match="is no folder"):
@@ -167,12 +167,12 @@ def test_a_true_header_passes(tmp_path: Path) -> None:
         (b'{"a":' + b"[" * 50 + b"]" * 50 + b"}", b"", "nested"),
     ],
 )
-def test_a_lying_header_is_refused(tmp_path: Path, header: object, data: bytes, said: str) -> None:
+def test_a_false_header_is_refused(tmp_path: Path, header: object, data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         untrusted.check_safetensors_header(with_header(tmp_path / "x.safetensors", header, data))
 
 
-def test_a_header_longer_than_its_file_or_than_sense(tmp_path: Path) -> None:
+def test_an_overlong_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="claims a header of 10000000000"):
         untrusted.check_safetensors_header(with_header(tmp_path / "a", {}, length=10_000_000_000))
     (tmp_path / "b").write_bytes(b"\1\0")

@@ -1,4 +1,4 @@
-"""The index of a folder of generations, and every way in which one can be wrong."""
+"""The index of a folder of generations, and its possible errors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_bad_indexes_are_named(tmp_path: Path, content: object, message: str) ->
         read_samples(folder)
 
 
-def test_absent_things_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     with pytest.raises(FileNotFoundError, match=r"befor\b.*'before'"):
         read_samples(tmp_path / "befor")

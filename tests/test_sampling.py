@@ -23,7 +23,7 @@ from zoo.types import Conditioning, Path, Prompt, Trajectory
 
 
 def predict(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-    """A toy network that listens to its conditioning and its time."""
+    """A toy network that depends on its conditioning and time."""
     tokens = conditioning["tokens"].mean(dim=(1, 2))
     if "mask" in conditioning.streams:
         tokens = tokens + conditioning["mask"].float().mean(dim=1)
@@ -338,7 +338,7 @@ def test_ratio_shows_another_prompts_conditioning_and_swapped_guidance_halves() 
 
 
 def test_a_padded_conditioning_keeps_the_ratio() -> None:
-    """Negatives that are shorter than the prompts are padded alike in rollout and training."""
+    """Negatives shorter than the prompts are padded alike in rollout and training."""
     sampler, prompts = Sampler(4, guidance_scale=3.0), [Prompt(f"p{i}", "") for i in range(3)]
     conditioning = Conditioning(
         {"tokens": randn(3, 6, 2), "mask": torch.ones(3, 6, dtype=torch.bool)}

@@ -33,7 +33,7 @@ def test_a_recorded_value_of_the_wrong_type_is_named() -> None:
         PartialSampling.read({"steps": "many"}, "here")
 
 
-def test_facts_are_what_was_written(tmp_path: Path) -> None:
+def test_recorded_facts_are_read_back(tmp_path: Path) -> None:
     facts = RunFacts(
         "DDPO",
         ("denoiser",),

@@ -50,7 +50,7 @@ def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
     assert next(iter(later.train_dataloader())).prompts != first[0].prompts
 
 
-def test_truth_and_wrong_captions_travel_beside_the_caption() -> None:
+def test_truth_and_wrong_captions_are_in_the_labels() -> None:
     for prompt in (p for batch in scenes().train_dataloader() for p in batch.prompts):
         labels, count = prompt.labels, len(prompt.labels["events"])
         assert [

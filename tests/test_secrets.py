@@ -1,4 +1,4 @@
-"""Tokens and passwords stay out of messages, logs, run configurations, cards and what is sent."""
+"""Tokens and passwords stay out of messages, logs, run configurations, cards and uploads."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_which_keys_hold_secrets(key: str, is_secret: bool) -> None:
     assert is_secret_key(key) == is_secret
 
 
-def test_what_a_masked_key_held_is_masked_wherever_it_turns_up(
+def test_the_value_of_a_masked_key_is_masked_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the command line below a mapping; then in files, messages and a reward's exception."""
+    """First on the command line, then in files, messages and a reward's exception."""
     words = ["trainer.x={api_key: zap!zap}", "data.password=hunt3r", "data.note=with zap!zap"]
     settings = read_configuration([toy_config(tmp_path)], words)
     run_folder.write_config(tmp_path / "run", settings.to_dict(), ["fit.py", *words], None)
@@ -176,7 +176,7 @@ def test_a_trained_run_holds_none(
     "case",
     ["missing", "private", "gated", "wrong hash", "wrong token", "nobody there", "refused push"],
 )
-def test_failures_on_the_way_show_none(
+def test_failures_show_no_secret(
     case: str,
     hub: HubServer,
     tmp_path: Path,

@@ -22,7 +22,7 @@ def directives(text: str) -> dict[str, str]:
 def started(
     root: Path, folder: Path, *arguments: str, gpus: int = GPUS, **variables: str
 ) -> list[str]:
-    """What the script hands to ``srun``, run by bash with a stand-in for it."""
+    """The command that the script passes to ``srun``, run by bash with a stand-in."""
     stand_in = folder / "srun"
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)

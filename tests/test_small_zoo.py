@@ -60,7 +60,7 @@ def test_a_name_is_a_small_model_of_its_class(name: str, small_zoo: Path) -> Non
 
 
 @pytest.mark.long
-def test_every_name_opens_by_the_one_door(small_zoo: Path) -> None:
+def test_every_name_opens_with_zoo_load(small_zoo: Path) -> None:
     assert (
         zoo.load("audioldm2-music", dtype="bfloat16", checkpoint_activations=True).denoiser.dtype
         == torch.bfloat16
@@ -72,7 +72,7 @@ def test_every_name_opens_by_the_one_door(small_zoo: Path) -> None:
     )
 
 
-def test_emopia_lies_below_the_working_directory(small_zoo: Path) -> None:
+def test_emopia_is_below_the_working_directory(small_zoo: Path) -> None:
     from zoo.importers.emopia import load_emopia
 
     reward = load_emopia(toy_zoo.EMOPIA_FILE.format("ar_va"))

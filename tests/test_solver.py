@@ -23,7 +23,7 @@ SOLVER = "dpmpp_2m_sde"
 
 
 def predict(x, time_B, conditioning):
-    """A network that is no straight line in ``x``: the second order has something to correct."""
+    """A network that is not linear in ``x``, so that the second order makes a difference."""
     return torch.tanh(2 * x) + conditioning["shift_B"].reshape(-1, 1, 1) * time_B.reshape(-1, 1, 1)
 
 

@@ -91,7 +91,7 @@ def test_unusable_clips_and_copies_are_named_with_the_reason(packages: Path) -> 
     assert len(bank) == 10
 
 
-def test_a_licence_that_nobody_states_stays_unknown(packages: Path) -> None:
+def test_a_licence_that_is_not_stated_stays_unknown(packages: Path) -> None:
     for papers in (
         "usr/share/doc/gcompris-qt-data/copyright",
         "usr/share/sonic-pi/samples/README.md",
@@ -171,7 +171,7 @@ def test_a_selection_draws_its_splits_over_what_the_licences_leave(packages: Pat
         ({"families": ["music"], "classes": ["cow"]}, "no recorded sound is left"),
     ],
 )
-def test_a_filter_that_cannot_be_met_says_what_there_is(
+def test_a_filter_without_results_lists_what_exists(
     packages: Path, filters: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -258,7 +258,7 @@ def test_the_command_lists_classes_with_their_licences(
     assert rows["bass_drum"] == ("bass_drum", "5", "1.2", "4 / 1", "CC0-1.0")
 
 
-def test_the_real_small_set_has_what_its_papers_say(sounds_root: Path) -> None:
+def test_the_real_small_set_matches_its_copyright_files(sounds_root: Path) -> None:
     bank = load_bank(
         sounds_root, sources=["opensfx", "gcompris", "sonic-pi", "simutrans"], sample_rate_hz=11_025
     )

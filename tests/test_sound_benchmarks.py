@@ -1,4 +1,4 @@
-"""The protocol of the quickstart on sounds at toy size, heard by a stand-in for the judge."""
+"""The protocol of the quickstart on sounds at toy size, with a stand-in for the judge."""
 
 import json
 
@@ -27,7 +27,7 @@ PRIOR_K = torch.full((16,), 0.1)
 
 
 class Loudness:
-    """A reward that hears how loud a clip is, and a judge whose labels follow it."""
+    """A reward that scores loudness, and a judge whose labels follow it."""
 
     differentiable = True
 
@@ -73,7 +73,7 @@ def test_a_clip_is_the_mean_over_its_two_events():
     assert "in_order" not in found.values
 
 
-def test_what_the_judge_always_hears_does_not_count():
+def test_the_judges_bias_does_not_count():
     usual_K = PRIOR_K.clone()
     usual_K[3] = 0.9  # explosions everywhere
     clip = heard((1, 1, 0.8), (5, 2, 0.2), (3, 3, 0.6))
@@ -86,7 +86,7 @@ def test_what_the_judge_always_hears_does_not_count():
     )
 
 
-def test_order_is_asked_of_clips_of_one_sound_after_another():
+def test_order_is_measured_on_successive_sounds_only():
     found = of(THEN, heard((1, 1, 0.8), (5, 2, 0.8)), heard((5, 1, 0.8), (1, 2, 0.8)))
     assert found.values["in_order"].tolist() == [1, 0] and found.mean("in_order") == 0.5
 

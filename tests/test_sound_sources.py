@@ -175,7 +175,7 @@ def test_the_last_matching_paragraph_of_a_copyright_file_counts() -> None:
 
 
 class Shell:
-    """Stands in for apt-get and dpkg-deb; ``broken`` programs fail."""
+    """A stand-in for apt-get and dpkg-deb; ``broken`` programs fail."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
@@ -199,9 +199,7 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
     return fake
 
 
-def test_fetch_unpacks_what_is_not_there_and_goes_on_after_a_break(
-    tmp_path: Path, shell: Shell
-) -> None:
+def test_fetch_unpacks_missing_packages_and_resumes(tmp_path: Path, shell: Shell) -> None:
     shell.broken = {"dpkg-deb -x": "dpkg-deb: error: no space left"}
     with pytest.raises(OSError, match="no space left"):
         fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)

@@ -76,8 +76,8 @@ def test_conditions_equal_the_pipelines(model, negative, start):
     assert both["tokens_BLD"].shape == (2, TOKENS + 2, 16)
 
 
-def test_what_is_beyond_a_prompts_end_says_nothing_where_texts_are_projected():
-    """Texts of another width go through a linear layer, whose bias would fill the padding."""
+def test_padding_has_no_effect_where_texts_are_projected():
+    """Texts of another width pass a linear layer, whose bias would fill the padding."""
     plain = arguments()
     model = small_model(
         text_encoder={**plain["text_encoder"], "d_model": 24},
@@ -131,7 +131,7 @@ def test_sampling_equals_the_pipeline(model, monkeypatch, rule, order, negative,
     assert trajectory.log_prob_SB.any() == (rule == "ddim")
 
 
-def test_the_lengths_that_are_told_are_heard_by_the_network(model):
+def test_the_network_depends_on_the_given_lengths(model):
     x, time_B = torch.randn(1, 4, FRAMES), torch.tensor([0.7])
     told = [model.encode_prompts([Prompt("p", "techno", "", seconds)]) for seconds in (0.2, 1.0)]
     told.append(small_model(seconds_total=47.0).encode_prompts([Prompt("p", "techno", "", 0.2)]))
@@ -153,7 +153,7 @@ def test_the_lengths_that_are_told_are_heard_by_the_network(model):
 
 
 def test_frames_of_the_papers_lengths():
-    """The released sizes; nothing of that size is built."""
+    """The released sizes, without building such a network."""
     codec = OobleckCodec(
         {
             "encoder_hidden_size": 8,
@@ -175,7 +175,7 @@ def test_frames_of_the_papers_lengths():
 
 
 @pytest.mark.parametrize(("window", "frames"), [(None, FRAMES), ("heard", 26), ("bewo", 25)])
-def test_the_window_is_what_is_denoised(window, frames):
+def test_only_the_window_is_denoised(window, frames):
     backbone = small_model(frame_window=window)
     assert backbone.latent_shape(0.203) == (4, frames)  # 25.4 frames
     wave = 0.1 * torch.randn(2, 2, round(0.203 * RATE_HZ))
@@ -195,7 +195,7 @@ def test_the_window_is_what_is_denoised(window, frames):
     assert made.samples_CN.shape == (2, min(3248, frames * HOP)) and made.sample_rate_hz == RATE_HZ
 
 
-def test_what_is_not_heard_does_not_count(model):
+def test_inaudible_frames_do_not_count(model):
     """At the full length: neither in log-probability and KL, nor in the denoising error."""
     sampler = Sampler(3, guidance_scale=2.0)
     trajectory = sampled(model, sampler)
@@ -335,7 +335,7 @@ def test_too_long_prompts():
         ),
     ],
 )
-def test_settings_that_cannot_be_meant(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         StableAudio(**{**arguments(), **changes})
     assert path_of({}).spacing == "exponential"
@@ -350,7 +350,7 @@ def test_silence_comes_after_a_clip(model):
     )
 
 
-def test_waves_that_cannot_be_meant(model):
+def test_invalid_waves_are_refused(model):
     for wave, message in (
         (torch.zeros(1, 1, 800), r"takes waves \(batch, 2, samples\).*expand"),
         (torch.full((1, 2, 800), torch.nan), "NaN or infinity"),

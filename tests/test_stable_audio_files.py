@@ -175,7 +175,7 @@ def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
     assert torch.equal(trained, reloaded) and not torch.allclose(base, reloaded, atol=1e-6)
 
 
-def test_learning_from_clean_audio_counts_what_is_heard():
+def test_learning_from_clean_audio_counts_audible_frames():
     backbone = small_model()
     denoising = Denoising(backbone, trainable=("denoiser",))
     clean = backbone.encode(0.1 * torch.randn(2, 2, round(0.2 * RATE_HZ)))

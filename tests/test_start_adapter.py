@@ -1,4 +1,4 @@
-"""A run that begins with the adapter of another one."""
+"""A run that starts from the adapter of another run."""
 
 import json
 
@@ -75,12 +75,12 @@ def test_audio_before_is_where_the_run_started(adapter, tmp_path):
         ({"adapter.targets": "all"}, "differs"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_told(adapter, changes, named):
+def test_an_adapter_that_does_not_fit_is_named(adapter, changes, named):
     with pytest.raises(ValueError, match=named):
         module({"adapter.start": adapter}, **changes)
 
 
-def test_a_folder_without_an_adapter_is_told(tmp_path):
+def test_a_folder_without_an_adapter_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no adapter"):
         module({"adapter.start": str(tmp_path)})
 

@@ -66,7 +66,7 @@ SMOKE = ROOT / "configs" / "ddpo" / "quickstart_smoke.yaml"
         ("trainer.limit_train_batches=0", "limit_train_batches 0"),
     ],
 )
-def test_what_cannot_work_is_refused_before_there_is_a_folder(tmp_path, override, word):
+def test_impossible_runs_are_refused_before_there_is_a_folder(tmp_path, override, word):
     for start in (run.dry_run, run.fit):
         with pytest.raises(ValueError, match=word) as refused:
             start(read_configuration([SMOKE], [f"out_dir={tmp_path / 'run'}", override]))
@@ -103,7 +103,7 @@ def test_no_place_for_a_run(tmp_path, place):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_not_there_is_told_with_one_that_is(tmp_path):
+def test_a_missing_device_is_named_with_an_existing_one(tmp_path):
     with pytest.raises(ValueError, match="trainer.accelerator=cuda: .*trainer.accelerator=cpu"):
         run.fit(load(tmp_path, "trainer.accelerator=cuda"))
 
@@ -130,7 +130,7 @@ def test_old_checkpoints_are_deleted_after_a_move_or_a_copy(tmp_path, move):
 
 
 def test_a_dry_run_finds_missing_clips(tmp_path):
-    """Both ways to lack a clip: no folder at all, and a row of a table without its file."""
+    """Both cases: a missing folder, and a row of a table without its file."""
     folder = tmp_path / "clips"
     node = (
         f"data={{_target_: datamodules.audio.AudioDataModule, folder: {folder}, "

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line that says how to go on, wherever the program is."""
+"""Ctrl-C and SIGTERM print one line that says how to continue, at any moment."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ def test_generate_says_what_was_written(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["fit", "generate", "listen"])
 def test_a_stop_while_importing_is_one_line(tool, tmp_path):
-    """A tool that is stopped at whichever moment of its start prints no traceback."""
+    """A tool that is stopped during its start prints no traceback."""
     arguments = {
         "fit": ["--config", "configs/ddpo/quickstart_smoke.yaml", "--print-config"],
         "generate": ["embedded/music", "a", "--out", str(tmp_path / "g"), "--steps", "500"],

@@ -1,4 +1,4 @@
-"""Tables that people write: where lines end, what a cell may be, what is told by file and row."""
+"""Tables that people write: line ends, cells, and errors with file and row."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_cells_of_any_size_and_with_line_ends(
         ("two.csv", "Text,TEXT\nrain,a\n", "two.csv: 'Text' or 'TEXT'"),
     ],
 )
-def test_what_cannot_be_read_is_told_by_file_and_row(
+def test_unreadable_rows_are_named_by_file_and_row(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_told_by_file_and_row(
 
 
 @pytest.mark.parametrize("name", ["text", "prompt", "caption", "Caption", "TEXT"])
-def test_the_names_that_people_have_are_accepted(tmp_path: Path, name: str) -> None:
+def test_common_column_names_are_accepted(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, "a.csv", f"{name},mood\nrain,sad\n")
     (prompt,) = file_prompts(path)
     assert (prompt.text, prompt.labels) == ("rain", {"mood": "sad"})
@@ -123,7 +123,7 @@ def test_the_names_that_people_have_are_accepted(tmp_path: Path, name: str) -> N
     assert file_prompts(path) == (prompt,)
 
 
-def test_the_column_itself_goes_before_its_other_names(tmp_path: Path) -> None:
+def test_the_exact_column_name_comes_first(tmp_path: Path) -> None:
     (prompt,) = file_prompts(written(tmp_path, "a.csv", "caption,text\nold,new\n"))
     assert (prompt.text, prompt.labels) == ("new", {"caption": "old"})
     path = written(tmp_path, "b.csv", "file_name,Text,\na.wav,rain,7\n")
@@ -135,7 +135,7 @@ def test_a_txt_has_one_column(tmp_path: Path) -> None:
         read_table(written(tmp_path, "a.txt", "rain\n"), "file", "caption")
 
 
-def test_what_a_cell_holds_is_asked_by_kind() -> None:
+def test_cells_are_read_by_kind() -> None:
     values = {
         "t": " rain ",
         "e": "",

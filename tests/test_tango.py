@@ -190,7 +190,7 @@ def test_prompts_without_a_tokenizer_or_too_long_or_after_the_encoder_is_gone(ta
         ("unet", "quantization_config", "the U-Net has no setting 'quantization_config'"),
     ],
 )
-def test_settings_of_no_part_are_refused(part, key, message):
+def test_unknown_settings_of_parts_are_refused(part, key, message):
     with pytest.raises(ValueError, match=message):
         Tango(**{**SMALL, part: {**SMALL[part], key: 1}})
 

@@ -1,4 +1,4 @@
-"""TangoFlux: equal to the original on its golden numbers, and its own promises."""
+"""TangoFlux: parity with the original on golden numbers, and its own properties."""
 
 import importlib.util
 import json
@@ -146,7 +146,7 @@ def test_inference_equals_the_originals(golden_dir):
 
 @pytest.mark.parity
 def test_the_released_names_are_ours(golden_dir):
-    """Names and shapes of the released file, at full size, without its memory."""
+    """Names and shapes of the released file, at full size, without allocating it."""
     manifest = json.loads((golden_dir / "dpo" / "manifest_tangoflux.json").read_text())
     with torch.device("meta"):
         model = TangoFlux()

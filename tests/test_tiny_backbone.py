@@ -63,7 +63,7 @@ def test_known_words_are_one_token_and_others_are_spelled():
 
 
 def test_words_keep_their_token_when_the_list_grows():
-    """Weights that were trained with a shorter list stay valid: new words stand at the end."""
+    """Weights trained with a shorter list stay valid, as new words are added at the end."""
     places = {"a": 0, "music": 47, "happy": 61, "knocking": 183, "joined": 184, "whoosh": 245}
     assert {word: WORDS.index(word) for word in places} == places
     digest = hashlib.sha256(" ".join(WORDS[:184]).encode()).hexdigest()
@@ -171,7 +171,7 @@ def test_decoding_is_of_the_codecs_own_precision_under_autocast():
     )
 
 
-def test_stereo_level_and_delay_survive_the_parameters():
+def test_stereo_level_and_delay_survive_the_codec():
     codec = SpectralCodec(width=8, encoder_depth=1, decoder_depth=1)
     wave = tone(500.0, left=1.0, right=0.5)[None]
     made = codec.synthesize(*codec.features(wave))
@@ -198,7 +198,7 @@ def test_codec_shapes_and_refusals(backbone):
 
 
 def test_the_shipped_weights_are_read_as_they_were_trained():
-    """Nothing but their numbers tells a network from one whose time, gates or lengths are other.
+    """Only its numbers distinguish a network with another time, gate or length.
 
     Measured when they were shipped; other weights need new numbers here.
     """

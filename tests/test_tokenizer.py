@@ -52,7 +52,7 @@ def empty_stand_in():
         (empty_stand_in(), "an empty stand-in"),
     ],
 )
-def test_what_is_no_tokenizer(packed, message):
+def test_a_file_that_is_not_a_tokenizer_is_refused(packed, message):
     with pytest.raises(ValueError, match=message):
         PromptTokenizer(packed, 8, "T5")
 

@@ -1,4 +1,4 @@
-"""What all command lines in ``tools/`` have in common."""
+"""Common properties of all command lines in ``tools/``."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reward(tmp_path_factory):
-    """A random one that hears 1.25 s."""
+    """A random one with a window of 1.25 s."""
     tokenizer = str(tokenizer_file(tmp_path_factory.mktemp("tokenizer")))
     return ClapReward(
         "random", "transformers", with_files({**SHORT, "tokenizer": tokenizer})
@@ -175,7 +175,7 @@ def test_a_pulled_model_of_the_zoo_is_loaded_by_its_name(folder, tmp_path, monke
         TransformersClapTowers(**with_files({"pretrained": "clap-htsat-fused"}))
 
 
-def test_padding_and_company_do_not_change_a_text(reward):
+def test_padding_and_batch_do_not_change_a_text(reward):
     texts = ["rain", "a dog barks and rain falls on leaves"]
     together = reward.towers.embed_text(texts)
     assert torch.allclose(together, reward.embed_text(texts), atol=1e-6)
@@ -274,7 +274,7 @@ def test_wrong_folders_are_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [None, 0, -1, 22_050.5, math.nan, math.inf, True, "48000"])
-def test_a_rate_that_is_none_is_refused(reward, rate):
+def test_an_invalid_rate_is_refused(reward, rate):
     with pytest.raises(ValueError, match="sample rate"):
         reward(noise(), rate, PROMPTS)
 

@@ -121,7 +121,7 @@ def test_a_wave_saves_itself_and_plays_in_a_notebook(tmp_path):
     assert base64.b64decode(data) == (tmp_path / "a.flac").read_bytes()
 
 
-def test_conditioning_needs_one_row_a_sample():
+def test_conditioning_needs_one_row_per_sample():
     with pytest.raises(ValueError, match=r"got rows \{'a': 2, 'b': 3\}"):
         Conditioning({"a": torch.zeros(2), "b": torch.zeros(3)})
 
@@ -180,7 +180,7 @@ def test_cat_refuses_other_streams():
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_rows_of_a_trajectory_keep_what_belongs_together(guided):
+def test_rows_of_a_trajectory_stay_together(guided):
     part = trajectory(3, guided=guided).rows([2, 0])
     assert [prompt.id for prompt in part.prompts] == ["p2.0", "p0.0"] and len(part) == 2
     assert part.conditioning["seconds_B"].tolist() == [2.0, 0.0]

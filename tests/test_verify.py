@@ -116,7 +116,7 @@ def test_what_is_wrong_is_named(model: Path, harm, message: str) -> None:
         verify_folder(model)
 
 
-def test_a_hash_that_somebody_else_promised(model: Path) -> None:
+def test_a_hash_from_another_source(model: Path) -> None:
     with pytest.raises(ValueError, match="config.json has sha256 .*the zoo's table says 0000"):
         verify_folder(model, {"config.json": "0" * 64})
     with pytest.raises(ValueError, match=r"more\.safetensors"):
@@ -138,5 +138,5 @@ def test_a_hash_that_somebody_else_promised(model: Path) -> None:
         ("a.part/model.safetensors", False),
     ],
 )
-def test_what_an_interruption_leaves(name: str, unfinished: bool) -> None:
+def test_leftovers_of_an_interruption(name: str, unfinished: bool) -> None:
     assert is_unfinished(name) is unfinished

@@ -1,4 +1,4 @@
-"""A torchaudio that does not fit torch is told in one line with the command that mends it."""
+"""A torchaudio that does not fit torch is named in one line, with the command that fixes it."""
 
 import importlib
 

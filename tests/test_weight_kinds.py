@@ -31,7 +31,7 @@ HARMS = {
 
 
 def harmed(path, harm):
-    """``path`` with its first tensor of two dimensions changed; returns that tensor's name."""
+    """Changes the first two-dimensional tensor of ``path`` and returns its name."""
     state = load_file(path)
     name = next(
         name
@@ -111,7 +111,7 @@ def test_in_models_of_others(harm, file, folders, tmp_path):
             zoo.load(str(tmp_path / model))
 
 
-def test_what_counts_as_wrong():
+def test_invalid_weights():
     wanted = {"a": torch.zeros(2), "n": torch.tensor(0)}
     assert (
         wrong_numbers(

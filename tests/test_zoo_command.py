@@ -1,4 +1,4 @@
-"""``tools/zoo.py``: what each command prints, and the one line that each mistake gets."""
+"""``tools/zoo.py``: what each command prints, and one line for each mistake."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_wrong_command_line_shows_the_right_ones(
     assert caught.value.code == 2 and "usage: python tools/zoo.py" in capsys.readouterr().err
 
 
-def test_export_hands_over_what_was_asked(monkeypatch: pytest.MonkeyPatch, run) -> None:
+def test_export_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, run) -> None:
     seen = []
     module = SimpleNamespace(export_run=lambda *args, **settings: seen.append((args, settings)))
     monkeypatch.setitem(sys.modules, "zoo.hub.export", module)
@@ -232,7 +232,7 @@ def test_a_licence_is_asked_for_at_a_terminal_only(
         assert asked[2]("terms") is agreed
 
 
-def test_verify_holds_a_pulled_folder_against_the_lock_file(run, refused, tmp_path: Path) -> None:
+def test_verify_compares_a_pulled_folder_with_the_lock_file(run, refused, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"kind": "reward"}))

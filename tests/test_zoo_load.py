@@ -1,4 +1,4 @@
-"""The front door: names, laziness, generating and scoring with models by name or as objects."""
+"""The public interface: names, lazy imports, and generating and scoring with models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def artefact(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A model whose gates are not zero: an adapter changes what it says."""
+    """A model whose gates are not zero, so that an adapter has an effect."""
     folder = tmp_path_factory.mktemp("zoo") / "base"
     torch.manual_seed(0)
     model = TinyAudio(**SMALL)
@@ -201,14 +201,14 @@ def test_generate_uses_guidance_negative_and_eta():
         ("progress", "yes"),
     ],
 )
-def test_arguments_of_the_wrong_type_are_told_by_name(name, wrong):
+def test_arguments_of_the_wrong_type_are_named(name, wrong):
     with pytest.raises(
         ValueError, match=rf"\b{name}\b.*{re.escape(repr(wrong))}|steps must be a whole number.*2.5"
     ):
         zoo.generate(ToyBackbone(), ["a"], **{name: wrong})
 
 
-def test_what_is_no_backbone_prompt_or_wave_is_told():
+def test_invalid_backbones_prompts_and_waves_are_named():
     with pytest.raises(ValueError, match="backbone: a int"):
         zoo.generate(3, ["a"])
     with pytest.raises(ValueError, match="Prompt.* 3"):
@@ -219,7 +219,7 @@ def test_what_is_no_backbone_prompt_or_wave_is_told():
         zoo.score("embedded/music", [Waveform(torch.zeros(1, 400), 16_000)], ["a"])
 
 
-def test_a_name_that_is_nearly_ours_is_told_before_the_network_is_asked(monkeypatch):
+def test_a_misspelled_name_is_named_before_the_network_is_used(monkeypatch):
     asked = []
     monkeypatch.setattr("zoo.hub.pull.pull", lambda name: asked.append(name) or 1 / 0)
     for name in ("embeded/music", "Embedded/Music", "embedded/moods"):
@@ -231,7 +231,7 @@ def test_a_name_that_is_nearly_ours_is_told_before_the_network_is_asked(monkeypa
     assert asked == ["somebody/music"]
 
 
-def test_a_path_that_is_nearly_there_is_told(tmp_path, monkeypatch):
+def test_a_misspelled_path_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)
     with pytest.raises(ValueError, match="'runs/frist'.*'runs/first'"):
@@ -239,7 +239,7 @@ def test_a_path_that_is_nearly_there_is_told(tmp_path, monkeypatch):
 
 
 def a_run(folder, base, code="", seed=1):
-    """As a run of DDPO leaves it: its configuration, and an adapter trained on ``base``."""
+    """A folder like that of a DDPO run: its configuration, and an adapter trained on ``base``."""
     torch.manual_seed(seed)
     model = zoo.load(base)
     add_lora(model, rank=2)
@@ -333,7 +333,7 @@ class Bomb:
 @pytest.mark.parametrize(
     "wrong", [[3], [("a", "b")], ["a", 0.7], [("a", 1, 2)], None, [("a", True)]]
 )
-def test_adapters_that_are_none(artefact, wrong):
+def test_invalid_adapters_are_refused(artefact, wrong):
     with pytest.raises(ValueError, match="adapters.*strength"):
         zoo.load(artefact, adapters=wrong)
 

@@ -20,7 +20,7 @@ CARD = "---\nlicense: apache-2.0\nlibrary_name: attune\n---\n# A model\n"
 
 
 def model_folder(folder: Path, seed: int = 0, **facts: object) -> Path:
-    """A backbone of a few thousand weights with a card, as an export leaves it."""
+    """A backbone of a few thousand weights with a card, like an export."""
     torch.manual_seed(seed)
     what = {
         "kind": "backbone",

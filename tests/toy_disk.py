@@ -1,4 +1,4 @@
-"""A disk that is full, for tests of what is left then."""
+"""A full disk, for tests of what remains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_file_above(size_bytes: int) -> Iterator[None]:
-    """Inside, the system takes what fits and refuses the rest (EFBIG), as a full disk does."""
+    """Makes the system accept what fits and refuse the rest (EFBIG), like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

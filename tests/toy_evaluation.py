@@ -1,4 +1,4 @@
-"""Scorers by loudness, and folders of sine waves for them to score, for tests of the evaluation."""
+"""Scorers by loudness, and folders of sine waves, for tests of the evaluation."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def sines(
     prompts: int = 1,
     table: str = "prompts.csv",
 ) -> Path:
-    """One file per amplitude of each mood, ``prompts`` prompts per mood in turn, and a CSV."""
+    """One file per amplitude of each mood, with ``prompts`` prompts per mood, and a CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["file,prompt,label"]
     for mood, levels in amplitudes.items():

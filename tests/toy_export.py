@@ -46,7 +46,7 @@ trainer:
 
 
 def random_model(seed: int) -> TinyAudio:
-    """A new model's gates are zero, so that no adapter would change anything: here they are not."""
+    """A model with random gates: those of a new model are zero, and hide any adapter."""
     torch.manual_seed(seed)
     model = TinyAudio(**SMALL)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A bank of recordings that a test can tell apart by their pitch."""
+"""A bank of recordings that differ in pitch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text-to-audio model of a few hundred weights, with everything that DDPO touches, for tests."""
+"""A text-to-audio model of a few hundred weights with all parts that DDPO uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def small_audio():
-    """``SMALL`` with the same weights in every call: a base that adapters can be loaded on."""
+    """``SMALL`` with the same weights in every call: a base for adapters."""
     from zoo.backbones.tiny import TinyAudio
 
     with torch.random.fork_rng():
@@ -73,7 +73,7 @@ class ToyDenoiser(nn.Module):
 
 
 class ToyBackbone(nn.Module):
-    """Latents (2, 8) at 8 frames a second; the wave is the latent's first channel."""
+    """Latents (2, 8) at 8 frames per second; the wave is the first channel of the latent."""
 
     sample_rate_hz = 8
     channels = 1
@@ -117,7 +117,7 @@ class ToyBackbone(nn.Module):
 
 
 class ToyReward:
-    """Minus the squared distance of the wave's mean to the level of the prompt's mood."""
+    """Minus the squared distance between the wave's mean and the level of the prompt's mood."""
 
     differentiable = True
 
@@ -130,7 +130,7 @@ class ToyReward:
 
 
 def prompts(count: int, seconds: float = 1.0) -> tuple[Prompt, ...]:
-    """Different prompts of different length in words, moods taking turns, with a negative."""
+    """Different prompts of different lengths in words, with moods in turn and a negative."""
     moods = list(LEVELS)
     return tuple(
         Prompt(
@@ -166,7 +166,7 @@ class Rounds:
 
 
 class Given:
-    """A data loader of these batches. (Lightning takes a list for several loaders.)"""
+    """A data loader of these batches, as Lightning reads a list as several loaders."""
 
     def __init__(self, *batches: PromptBatch) -> None:
         self.batches = batches
@@ -179,7 +179,7 @@ class Given:
 
 
 def shaken(network: nn.Module) -> nn.Module:
-    """The weights of its adapters moved away from zero, always the same way."""
+    """Moves the weights of its adapters away from zero, always in the same way."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -12,7 +12,7 @@ from zoo.types import Conditioning, Prompt
 
 
 class Network(nn.Module):
-    """Noise-level and text in, one convolution over time, v out."""
+    """From noise level and text to v, by one convolution over time."""
 
     def __init__(self, channels: int, width: int, words: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Network(nn.Module):
 
 
 class Whistles(nn.Module):
-    """Mono at 8 kHz; a latent is 64 samples a frame, so "encoding" is a reshape.
+    """Mono at 8 kHz; a latent frame is 64 samples, so "encoding" is a reshape.
 
     Meets ``zoo.types.Backbone``.
     """
