@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.batches import PromptBatch
-from lightning_modules.report import INDEX
+from lightning_modules.report import INDEX, UNCHANGED
 from lightning_modules.rl.rollouts import ScoredSamples
 from zoo.audio_files import write_audio
 from zoo.backbones.lora import reference
 from zoo.errors import UserError
 from zoo.files import finite, folder_written_beside
 from zoo.types import Prompt, Waveform
+
+LARGEST = 4  # samples that changed most, kept for the report
 
 
 def spread(batch: PromptBatch, count: int, class_label: str = "mood") -> PromptBatch:
@@ -135,15 +137,20 @@ class AudioSamples(Callback):
     off, so its ``before/`` can be made at any time; one of a whole denoiser or of a
     ``adapter.start`` only before the first update. What an evaluation has just played at the same
     step is taken from it and not sampled again.
+
+    Where evaluations came first and last, ``largest/before`` and ``largest/after`` hold those of
+    all their samples whose scores changed most. They are chosen by their scores, so they are for
+    the report and not for a listening test.
     """
 
-    def __init__(self, folder: str | Path, count: int = 12, every_evaluation: bool = True) -> None:
+    def __init__(self, folder: str | Path, count: int = 8, every_evaluation: bool = True) -> None:
         if count < 1:
             raise UserError(f"the number of audio samples must be at least 1, got {count}")
         self.folder, self.count, self.every_evaluation = Path(folder), count, every_evaluation
         self.batch: PromptBatch | None = None
         self.heard: dict[tuple[str, int], Played] = {}  # (prompt id, sample index), last evaluation
         self.heard_step = -1
+        self.first: dict[tuple[str, int], Played] = {}  # as heard, before the first update
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.heard = {}
@@ -159,10 +166,7 @@ class AudioSamples(Callback):
     ) -> None:
         if not trainer.is_global_zero:
             return
-        wanted = None if self.batch is None else set(_keys(self.batch))
-        for key, sample in zip(_keys(batch), played(outputs), strict=True):
-            if wanted is None or key in wanted:
-                self.heard[key] = replace(sample, wave_CN=sample.wave_CN.clone())
+        self.heard.update(zip(_keys(batch), played(outputs), strict=True))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
@@ -178,6 +182,8 @@ class AudioSamples(Callback):
         fresh = trainer.global_step == 0
         if fresh:
             self._forget()
+            if self.heard_step == trainer.global_step:
+                self.first = self.heard
         if fresh or not (self.folder / "before" / INDEX).is_file():
             adapter = pl_module.adapter
             from_base = adapter.rank > 0 and adapter.start is None
@@ -201,6 +207,8 @@ class AudioSamples(Callback):
                 self.batch = spread(held_out, self.count, pl_module.scoring.class_label)
         if self.batch is not None:
             self._write(trainer, pl_module, "after")
+            if self.heard_step == trainer.global_step:
+                self._write_largest(pl_module.backbone.sample_rate_hz)
 
     def _held_out(self, trainer: Trainer) -> PromptBatch | None:
         loaders: Any = trainer.val_dataloaders
@@ -210,7 +218,10 @@ class AudioSamples(Callback):
         return joined(batch for loader in loaders for batch in loader)
 
     def _forget(self) -> None:
-        for old in (self.folder / "before", self.folder / "after", *self.folder.glob("round_*")):
+        for old in (
+            *(self.folder / name for name in ("before", "after", "largest")),
+            *self.folder.glob("round_*"),
+        ):
             shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
@@ -221,6 +232,23 @@ class AudioSamples(Callback):
         else:
             samples = played(pl_module.evaluate(self.batch))
         write_samples(self.folder / name, samples, pl_module.backbone.sample_rate_hz)
+
+    def _write_largest(self, sample_rate_hz: int) -> None:
+        """The samples of the first and the last evaluation whose scores changed most, one per
+        prompt.
+        """
+        changes: dict[str, tuple[float, Played, Played]] = {}
+        for key in sorted(self.first.keys() & self.heard.keys()):
+            first, last = self.first[key], self.heard[key]
+            size = abs(last.score - first.score)
+            known = changes.get(first.prompt.id)
+            if size > (UNCHANGED if known is None else known[0]):  # NaN is not greater
+                changes[first.prompt.id] = (size, first, last)
+        largest = sorted(changes.values(), key=lambda change: -change[0])[:LARGEST]
+        for name, place in (("before", 1), ("after", 2)):
+            if largest:
+                samples = [change[place] for change in largest]
+                write_samples(self.folder / "largest" / name, samples, sample_rate_hz)
 
 
 def _keys(batch: PromptBatch) -> list[tuple[str, int]]:

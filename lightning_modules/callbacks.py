@@ -22,7 +22,7 @@ FIRST_COLUMNS = ("round", "epoch", "step")
 
 
 def default_callbacks(
-    out_dir: str | Path, audio_count: int = 12, progress: bool = True
+    out_dir: str | Path, audio_count: int = 8, progress: bool = True
 ) -> list[Callback]:
     """metrics.csv, adapter/, audio/before and audio/after, curve.png, report.html in ``out_dir``,
     and a progress display.

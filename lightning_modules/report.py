@@ -15,7 +15,7 @@ from zoo.hub.runs import metrics_rows
 from zoo.secrets import without_secrets
 
 INDEX = "samples.json"  # beside the wav files of a folder of samples
-_UNCHANGED = 5e-4  # scores that differ by less are the same on the page
+UNCHANGED = 5e-4  # scores that differ by less are the same on the page
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,12 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
 def _signed(value: float) -> str:
     if not _finite(value):
         return "n/a"
-    return f"{value:+.3f}" if abs(value) >= _UNCHANGED else "0.000"
+    return f"{value:+.3f}" if abs(value) >= UNCHANGED else "0.000"
 
 
 def _change_cell(change: float) -> str:
     kind = ""
-    if _finite(change) and abs(change) >= _UNCHANGED:
+    if _finite(change) and abs(change) >= UNCHANGED:
         kind = " up" if change > 0 else " down"
     return f'<td class="number{kind}">{_signed(change)}</td>'
 
@@ -227,16 +227,10 @@ def _prompt_cell(sample: Sample) -> str:
     return f"<td>{'<br>'.join(lines)}</td>"
 
 
-def _samples_table(audio: Path) -> str:
-    pairs = ranked_pairs(read_samples(audio / "before"), read_samples(audio / "after"))
-    if not pairs:
-        return '<p class="note">No samples were written.</p>'
-    changes = [pair.change for pair in pairs if _finite(pair.change)]
-    up = sum(change >= _UNCHANGED for change in changes)
-    down = sum(change <= -_UNCHANGED for change in changes)
+def _pairs_table(folder: Path, pairs: Sequence[Pair]) -> str:
     rows = [
         f'<tr><td class="number">{rank}</td>{_prompt_cell(pair.either)}'
-        f"{_clip_cell(audio / 'before', pair.before)}{_clip_cell(audio / 'after', pair.after)}"
+        f"{_clip_cell(folder / 'before', pair.before)}{_clip_cell(folder / 'after', pair.after)}"
         f"{_change_cell(pair.change)}</tr>"
         for rank, pair in enumerate(pairs, 1)
     ]
@@ -244,17 +238,45 @@ def _samples_table(audio: Path) -> str:
         '<tr><th class="number">#</th><th>prompt</th><th>before</th><th>after</th>'
         '<th class="number">change</th></tr>'
     )
-    return f"""<p>Each prompt was played with the same noise before and after training. The largest
-change comes first: {up} went up, {down} down, {len(changes) - up - down} stayed.</p>
+    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _pairs(folder: Path) -> list[Pair]:
+    return ranked_pairs(read_samples(folder / "before"), read_samples(folder / "after"))
+
+
+def _samples(audio: Path) -> str:
+    """What changed most, then samples spread over the prompts; each with its players."""
+    largest, pairs = _pairs(audio / "largest"), _pairs(audio)
+    if not pairs:
+        return '<p class="note">No samples were written.</p>'
+    changes = [pair.change for pair in pairs if _finite(pair.change)]
+    up = sum(change >= UNCHANGED for change in changes)
+    down = sum(change <= -UNCHANGED for change in changes)
+    parts = [
+        f"""<p>Before and after: the same prompt with the same noise.</p>
 <p class="note">The reward is what training raises. A higher number says that training worked, not
 that it sounds better: listen. Spectrograms: brightness is the level, from {QUIETEST_DB} dB (black)
-to {LOUDEST_DB} dB of full scale, the same in every picture.</p>
-<div class="wide"><table>{head}{"".join(rows)}</table></div>"""
+to {LOUDEST_DB} dB of full scale, the same in every picture.</p>"""
+    ]
+    if largest:
+        parts.append(
+            f"""<h2>Largest changes</h2>
+<p>The samples of the evaluation whose reward changed most, one per prompt.</p>
+{_pairs_table(audio / "largest", largest)}"""
+        )
+    parts.append(
+        f"""<h2>A spread of prompts</h2>
+<p>Chosen before training, evenly over the prompts: {up} went up, {down} down,
+{len(changes) - up - down} stayed.</p>
+{_pairs_table(audio, pairs)}"""
+    )
+    return "\n".join(parts)
 
 
 def write_report(out_dir: str | Path, unit: str = "") -> Path:
-    """``report.html`` in a run folder, from its metrics.csv, audio/before, audio/after and
-    config.yaml. What is missing is said.
+    """``report.html`` in a run folder, from its metrics.csv, config.yaml, audio/before, audio/after
+    and audio/largest. What is missing is said.
 
     Everything is inside the file: no script, no link to elsewhere. ``unit`` says how the reward is
     read (``Reward.unit``), such as "cosine similarity of clip and prompt; 1 is best".
@@ -274,8 +296,7 @@ def write_report(out_dir: str | Path, unit: str = "") -> Path:
     if config.is_file():
         settings = without_secrets(config.read_text(encoding="utf-8"))
     body = f"""{meaning}
-<h2>Before and after</h2>
-{_samples_table(out_dir / "audio")}
+{_samples(out_dir / "audio")}
 <h2>Rewards</h2>
 {numbers}
 {curve}

@@ -164,16 +164,18 @@ def test_known_hacks_come_from_the_rewards_own_card(adapter, tmp_path):
     config["training"]["reward"] = "embedded/mood"
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "Known weakness: it has heard four moods of one generator only" in card_for(tmp_path)
+    config["training"]["reward"] = "embedded/clap"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "Known hacks: an optimiser" in card_for(tmp_path)
 
 
 def test_a_run_of_another_name_gets_the_template(run, place, tmp_path):
     folder = export_run(run, tmp_path / "mine", card="_template")
     card = (folder / "README.md").read_text()
-    assert (
-        "# mine" in card
-        and "Nobody has yet written down what this model is good for" in card
-        and len(blocks(card)) == 2
-    )
+    assert "# mine" in card
+    intended = (CARDS / "_template.md").read_text().split("## Intended use\n\n")[1]
+    assert intended.split("\n\n")[0] in card
+    assert len(blocks(card)) == 2
 
 
 def test_what_a_body_leaves_out_is_appended(adapter, tmp_path, monkeypatch):

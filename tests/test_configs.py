@@ -121,11 +121,6 @@ def test_it_loads(path: Path) -> None:
     assert config.out_dir and not Path(config.out_dir).is_absolute()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=relative)
-def test_the_table_of_configs_names_it(path: Path) -> None:
-    assert f"`{relative(path)}`" in (ROOT / "configs" / "README.md").read_text("utf-8")
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_it_builds(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:

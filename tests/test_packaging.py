@@ -69,10 +69,12 @@ def test_the_version_is_the_same_everywhere(setup: configparser.ConfigParser) ->
         r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE
     )
     assert citation and citation[1].strip("\"'") == version
-    newest = re.search(
-        r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    sections = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    released = re.search(
+        r"^date-released: (\d{4}-\d\d-\d\d)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M
     )
-    assert newest and newest[1] == version
+    assert released and sections[:2] == ["Unreleased", f"{version} ({released[1]})"]
 
 
 def test_the_licence_is_the_same_everywhere(setup: configparser.ConfigParser) -> None:

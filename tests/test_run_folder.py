@@ -16,7 +16,7 @@ from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, prompts
 from datamodules.batches import PromptBatch
 from datamodules.prompts import PromptDataModule
 from datamodules.sounds.scene_prompts import scene_prompts
-from lightning_modules.audio_samples import AudioSamples, spread
+from lightning_modules.audio_samples import AudioSamples, Played, spread
 from lightning_modules.callbacks import MetricsCSV, default_callbacks
 from lightning_modules.report import Sample, ranked_pairs, read_rows, read_samples, write_report
 from lightning_modules.rl.ddpo import DDPO
@@ -132,7 +132,7 @@ def test_a_report_of_an_empty_folder_is_a_page(tmp_path):
     page = Page()
     page.feed(write_report(tmp_path).read_text())
     assert not {"table", "audio", "img"} & set(page.tags)
-    assert page.tags.count("h2") == 3
+    assert page.tags.count("h2") == 2
 
 
 def sample(name: str, score: float) -> Sample:
@@ -275,6 +275,25 @@ def test_samples_of_an_evaluation_are_not_sampled_again(tmp_path, monkeypatch):
     asked.clear()
     run(tmp_path / "gap", 3, sanity=-1, every=2)
     assert asked == [4, 4, 3]  # the last evaluation is a round old at the end
+    assert (tmp_path / "audio" / "largest").is_dir()
+    assert not (tmp_path / "late" / "audio" / "largest").exists()
+    assert not (tmp_path / "gap" / "audio" / "largest").exists()
+
+
+def test_the_largest_changes_are_of_all_samples_of_the_evaluation(tmp_path):
+    callback = AudioSamples(tmp_path, count=1)
+    wave, scores = torch.zeros(1, 8), {0: 0.5, 1: -0.25, 2: 0.0, 3: float("nan"), 4: 2.0, 5: 1.0}
+    for prompt in prompts(6):
+        key = (prompt.id, 0)
+        callback.first[key] = Played(prompt, wave, 0.0)
+        callback.heard[key] = Played(prompt, wave, scores[int(prompt.id[1:])])
+    again = prompts(5)[4]  # a second sample of p4, which changed less
+    callback.first[again.id, 1] = Played(again, wave, 0.0)
+    callback.heard[again.id, 1] = Played(again, wave, 1.5)
+    callback._write_largest(8)
+    pairs = ranked_pairs(*(read_samples(tmp_path / "largest" / n) for n in ("before", "after")))
+    assert [pair.change for pair in pairs] == [2.0, 1.0, 0.5, -0.25]
+    assert [pair.either.text for pair in pairs] == [prompts(6)[i].text for i in (4, 5, 0, 1)]
 
 
 def test_without_held_out_prompts_training_prompts_are_rendered(tmp_path):

@@ -348,7 +348,7 @@ def _training_text(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
             ("reward", "Reward"),
             ("data", "Data module"),
             ("seed", "Seed"),
-            ("optimiser_steps", "Optimiser steps so far"),
+            ("optimiser_steps", "Optimiser steps"),
             ("taken_from", "Weights taken from"),
         )
         if training.get(key) is not None
@@ -377,8 +377,8 @@ def _reward_text(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
     known = "\n".join(f"- {' '.join(item.split())}" for item in weak)
     return f"Trained to raise `{reward}`.\n\n" + (
         known
-        or "- No way to fool this reward is on record, which is not to say that there is none:"
-        " judge by another network and by ear."
+        or "- No way to fool this reward is known yet. There may well be one: judge by another"
+        " network and by ear."
     )
 
 
