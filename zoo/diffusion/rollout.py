@@ -117,7 +117,7 @@ def _walk(
         mean = step_mean(x, output, at_B, path.prediction)
         if is_solver:  # it remembers the clean latents of its last step
             clean = split(output, x, at_B.alpha, at_B.sigma, path.prediction)[0]
-            if step in factors:
+            if before is not None and step in factors:
                 mean = mean + factors[step] * (clean - before)
             before = clean
         moved = mean + at_B.std.reshape(-1, *[1] * (mean.ndim - 1)) * draw()
@@ -265,6 +265,7 @@ def rollout(
         for number, step in enumerate(walk):
             buffers.latents_SB[number + 1] = step.moved
             if buffers.unconditional_SB is not None:
+                assert step.unconditional is not None  # a buffer exists only where it is made
                 buffers.unconditional_SB[number] = step.unconditional
             if schedule.stds[number] > 0:
                 buffers.log_prob_SB[number] = log_prob(step.moved, step.mean, step.std_B, mask)
