@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import zoo
 from zoo.hub.artifact import load_artifact, save_artifact
 from zoo.rewards.clap import ClapReward, int16_round_trip, padded, window_starts
 from zoo.types import Prompt
@@ -164,6 +165,20 @@ def test_cached_texts_do_not_depend_on_the_first_caller():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         first = reward.embed_text(["rain"])
     assert torch.equal(first, reward.towers.embed_text(["rain"]).detach())
+
+
+def test_the_embedded_clap_in_bfloat16_turns_no_embedding():
+    full, half = (zoo.load("embedded/clap", dtype=dtype) for dtype in (None, "bfloat16"))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    wave_BCN = noise(4, 65_536)
+    assert torch.equal(half.towers.log_mel(wave_BCN[:, 0]), full.towers.log_mel(wave_BCN[:, 0]))
+    turned_B = (full.embed_audio(wave_BCN, RATE) * half.embed_audio(wave_BCN, RATE)).sum(dim=-1)
+    assert turned_B.min() > 0.9998
+    captions = [prompt.text for prompt in PROMPTS]
+    assert (full.embed_text(captions) * half.embed_text(captions)).sum(dim=-1).min() > 0.9998
+    scores = [reward(wave_BCN[:2], RATE, PROMPTS).score_B for reward in (full, half)]
+    assert scores[1].dtype == torch.float32
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0.01)
 
 
 def test_the_cache_of_texts_is_bounded(monkeypatch):

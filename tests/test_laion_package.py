@@ -156,7 +156,14 @@ def test_the_speed_benchmark_measures_both_sides_on_the_same_clips():
     )
     result = compared(theirs, ours, 1, 2, torch.device("cpu"))
     assert seen == [(1, 480_000)] * 3 and result.pop("apart") == pytest.approx(0.5, abs=1e-3)
-    assert set(result) == {"ours", "theirs", "our front end", "their front end"}
+    assert result.pop("cosine") > 0.999
+    assert set(result) == {
+        "ours",
+        "ours in bfloat16",
+        "theirs",
+        "our front end",
+        "their front end",
+    }
     assert 0 < result["our front end"] < result["ours"] < 60
 
 

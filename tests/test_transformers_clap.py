@@ -104,6 +104,20 @@ def test_half_precision_leaves_the_front_end_s_tables(reward):
     assert embedding.dtype == torch.float32 and torch.allclose(embedding.norm(dim=1), torch.ones(2))
 
 
+def test_a_clap_opened_in_bfloat16_hears_the_same(reward, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.rewards.clap._COLLAPSED", 1.1)  # its weights are random
+    about = {"kind": "reward", "architecture": "clap", "arguments": reward.arguments}
+    save_artifact(tmp_path / "clap", **about, module=reward)
+    full, half = (zoo.load(tmp_path / "clap", dtype=dtype) for dtype in (None, "bfloat16"))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    wave_BCN = noise(3)
+    turned_B = (full.embed_audio(wave_BCN, 48_000) * half.embed_audio(wave_BCN, 48_000)).sum(dim=-1)
+    assert turned_B.min() > 0.999
+    output = half(wave_BCN, 48_000, [Prompt(str(i), "a dog barks") for i in range(3)])
+    assert output.score_B.dtype == torch.float32
+    assert all(part.dtype == torch.float32 for part in output.parts.values())
+
+
 def test_a_pretrained_folder_scores_as_the_library_does(folder):
     reward, library = (
         ClapReward("small", "transformers", with_files({"pretrained": str(folder)})),

@@ -126,6 +126,10 @@ class ClapReward(StaysInEvalMode):
     this rate whatever they have, which the number's name says too (16 kHz audio heard as 48 kHz is
     a third as long and 19 semitones higher; published rewards were made so).
 
+    ``zoo.load(name, dtype="bfloat16")`` (``dtype: bfloat16`` in a YAML) casts the towers: the front
+    end and the scores stay float32, the embeddings turn by a cosine of about .9999, and on a CPU
+    that computes in bfloat16 the audio tower is two to three times as fast.
+
     Embeddings of texts are kept and made again when weights, device or precision change. The module
     stays in evaluation mode even inside a module that is switched to training. Raises
     ``UserError`` for unknown names, and as ``self_test`` does for weights that were read

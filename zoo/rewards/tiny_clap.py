@@ -36,6 +36,8 @@ MAX_SCALE = 100.0  # of the cosines, as in CLIP: the temperature stays above 0.0
 class LogMel(nn.Module):
     """Waves (B, N) to (B, 1, M, F) with F = N // hop: power in dB, floored at ``floor_db``, roughly
     standardised. Float32.
+
+    The tables are no buffers: a cast of the model to half precision leaves them.
     """
 
     def __init__(
@@ -46,21 +48,23 @@ class LogMel(nn.Module):
         bank = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1, 0.0, sample_rate_hz / 2, n_mels, sample_rate_hz
         )
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        self.register_buffer("bank_KM", bank, persistent=False)
+        self._tables = (torch.hann_window(n_fft), bank)
 
     def forward(self, wave_BN: Tensor) -> Tensor:
+        if self._tables[0].device != wave_BN.device:
+            self._tables = tuple(table.to(wave_BN.device) for table in self._tables)
+        window, bank_KM = self._tables
         with torch.autocast(wave_BN.device.type, enabled=False):
             wave_BN = wave_BN.float()
             spectrum = torch.stft(
                 wave_BN,
                 self.n_fft,
                 self.hop_samples,
-                window=self.window.float(),
+                window=window,
                 return_complex=True,
             )
             power_BFK = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
-            power_BFM = power_BFK[:, : wave_BN.shape[1] // self.hop_samples] @ self.bank_KM.float()
+            power_BFM = power_BFK[:, : wave_BN.shape[1] // self.hop_samples] @ bank_KM
             decibel = 10 * power_BFM.clamp(min=10 ** (self.floor_db / 10)).log10()
             return ((decibel - _DB_CENTRE) / _DB_SCALE).transpose(1, 2).unsqueeze(1)
 
