@@ -197,7 +197,7 @@ class Emotion(L.LightningModule):
             self.report, self._split = ClassificationReport(**self._best["report"]), "val"
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
-        target_B = self.reward.targets(batch.prompts).to(batch.wave_BCN.device)
+        target_B = self.reward.wanted_classes(batch.prompts).to(batch.wave_BCN.device)
         logits_BK = self.reward.classifier(self._training_chunks(batch))
         loss = emotion_loss(logits_BK, target_B, self.hparams.loss)
         accuracy = (logits_BK.argmax(dim=1) == target_B).float().mean()
@@ -237,7 +237,7 @@ class Emotion(L.LightningModule):
         )
 
     def _evaluate(self, batch: AudioBatch, name: str) -> None:
-        target_B = self.reward.targets(batch.prompts).to(batch.wave_BCN.device)
+        target_B = self.reward.wanted_classes(batch.prompts).to(batch.wave_BCN.device)
         logits = self.reward.chunk_logits(batch.wave_BCN, batch.sample_rate_hz)
         loss = emotion_loss(
             logits.flatten(0, 1), target_B.repeat_interleave(logits.shape[1]), self.hparams.loss

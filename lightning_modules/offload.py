@@ -24,7 +24,7 @@ def part_modules(backbone: Backbone, part: str) -> list[nn.Module]:
 
     Raises ``UserError`` for a backbone without such a part.
     """
-    names = getattr(backbone, "parts", {}).get(part, ())
+    names = getattr(backbone, "offloadable", {}).get(part, ())
     if not names:
         raise UserError(
             f"{type(backbone).__name__} has no part {part!r} to move or drop (it is small, or has"

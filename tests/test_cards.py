@@ -16,7 +16,7 @@ import zoo
 from zoo.hub.artifact import save_artifact
 from zoo.hub.artifact_check import verify_artifact
 from zoo.hub.card_snippets import PLACE
-from zoo.hub.cards import CARDS, body_path, card_for, check_card, licence_of, placed_in, portable
+from zoo.hub.cards import CARDS, body_path, card_for, check_card, licence_of, portable, with_place
 from zoo.hub.export import export_run
 from zoo.hub.table import ENTRIES
 
@@ -53,10 +53,10 @@ def executed(card: str, where: Path, folder: Path, monkeypatch) -> list[dict]:
 
     ``where`` replaces the place-holder.
     """
-    assert PLACE in card and PLACE not in placed_in(card, str(where))
+    assert PLACE in card and PLACE not in with_place(card, str(where))
     monkeypatch.chdir(folder)
     made = []
-    for code in blocks(placed_in(card, str(where))):
+    for code in blocks(with_place(card, str(where))):
         made.append({})
         exec(compile(code, "README.md", "exec"), made[-1])
     return made
@@ -220,9 +220,9 @@ def test_a_card_name_is_not_a_path():
         (("---\n", ""), "has no header"),
         (
             ("license: cc-by-nc-sa-4.0", "license: cc-nc"),
-            "license 'cc-nc' is none that the Hub knows",
+            "license 'cc-nc' is not one that the Hub knows",
         ),
-        (("license: cc-by-nc-sa-4.0\n", ""), "license None is none that the Hub knows"),
+        (("license: cc-by-nc-sa-4.0\n", ""), "license None is not one that the Hub knows"),
         (("license: cc-by-nc-sa-4.0", "license: other"), "license other needs a license_name"),
         (
             ("pipeline_tag: text-to-audio", "pipeline_tag: text-to-music"),

@@ -165,7 +165,7 @@ def test_dropped_parts_are_named_and_the_rest_continues(model):
         found = model.encode_prompts(side)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert (
-        not any(name.split(".")[0] in model.parts["text"] for name in model.state_dict())
+        not any(name.split(".")[0] in model.offloadable["text"] for name in model.state_dict())
         and model.arguments is None
     )
     with pytest.raises(

@@ -77,8 +77,8 @@ def test_arousal_and_valence_score_prompts_with_moods_or_quadrants(tmp_path: Pat
         ("ar_va", "happy angry sad tender"),
     ):
         reward = load_emopia(saved(tmp_path / task, tensors(classes=len(TASKS[task]))))
-        assert [reward.class_names[i] for i in reward.targets(asked)] == expected.split() * 2
-    assert load_emopia(tmp_path / "arousal" / "best.ckpt").targets(
+        assert [reward.class_names[i] for i in reward.wanted_classes(asked)] == expected.split() * 2
+    assert load_emopia(tmp_path / "arousal" / "best.ckpt").wanted_classes(
         [Prompt("a", "x", labels={"mood": "LA"})]
     ).tolist() == [1]
 

@@ -244,14 +244,19 @@ def test_a_clip_without_samples_or_channels_is_refused():
 def test_labels_may_be_words_for_classes():
     words = {"joyful": "happy", "mournful": "sad", "Q3": "sad"}
     reward = small(classes_of=words)
-    assert reward.targets(prompts("joyful", "Q3", "mournful", "angry")).tolist() == [0, 2, 2, 1]
+    assert reward.wanted_classes(prompts("joyful", "Q3", "mournful", "angry")).tolist() == [
+        0,
+        2,
+        2,
+        1,
+    ]
     with pytest.raises(
         ValueError,
         match="'joyfull'.*'joyful'.*happy, angry, sad, tender",
     ):
-        reward.targets(prompts("joyfull"))
+        reward.wanted_classes(prompts("joyfull"))
     with pytest.raises(ValueError, match=r"mood.*\['sad'\]"):
-        reward.targets([Prompt("a", "x", labels={"mood": ["sad"]})])
+        reward.wanted_classes([Prompt("a", "x", labels={"mood": ["sad"]})])
     with pytest.raises(ValueError, match="classes_of.*merry.*happy"):
         small(classes_of={"joyful": "merry"})
 

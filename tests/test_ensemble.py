@@ -310,7 +310,7 @@ def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
         == 2
     )
     for bad, said in (
-        ("shape", r"member 'level' must return one number a sample, \(4,\), got shape \(4, 1\)"),
+        ("shape", r"member 'level' must return one number per sample, \(4,\), got shape \(4, 1\)"),
         ("raises", "the reward EnsembleReward raised UserError: member 'level': no such mood"),
     ):
         with pytest.raises(RewardError, match=said):
@@ -443,7 +443,7 @@ def test_prompts_too_long_for_a_member_are_named_with_it():
             r"members.a.wieght: did you mean 'weight'",
         ),
         ({"members": {"a": {"weight": 1}}}, "members.a needs a reward"),
-        ({"members": {"a": 3}}, "a int is no reward"),
+        ({"members": {"a": 3}}, "a int is not a reward"),
         (
             {"members": {"a": {"reward": Level(), "weight": -1}}},
             "members.a.weight must be above 0, got -1",

@@ -234,7 +234,7 @@ def test_diversity_of_an_embedding():
         ({"embedder": "embedded/clap"}, "only for diversity"),
         (
             {"diversity": 1.0, "embedder": {"architecture": "emotion"}},
-            "EmotionReward has no embed_audio; name a CLAP",
+            "EmotionReward has no embed_audio; expected a CLAP",
         ),
         ({"diversity": 1.0, "embedder": "embedded/clap"}, "embedder: 'embedded/clap' is a name"),
     ],

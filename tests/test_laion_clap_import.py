@@ -164,7 +164,7 @@ def test_a_file_that_is_not_a_clap_is_named(tmp_path):
     with pytest.raises(ValueError, match="state_dict is a list"):
         read_laion_clap(tmp_path / "b.pt")
     torch.save({"weight": 3}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="weight is no tensor"):
+    with pytest.raises(ValueError, match="weight is not a tensor"):
         read_laion_clap(tmp_path / "c.pt")
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
         read_laion_clap(tmp_path / "nothing.pt")

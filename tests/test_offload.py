@@ -75,7 +75,7 @@ def test_training_is_bitwise_the_same_with_everything_offloaded(tmp_path, kind, 
     assert seen[0] == seen[1] and len(seen[0]) == 2
     assert all(torch.equal(value, weights(saving)[name]) for name, value in weights(plain).items())
     names = {name.split(".")[0] for name, _ in saving.backbone.named_parameters()}
-    text = set(saving.backbone.parts["text"])
+    text = set(saving.backbone.offloadable["text"])
     assert text & names == (set() if away == "drop" else text)
     if away == "drop":
         with pytest.raises(
@@ -107,7 +107,7 @@ def test_dropped_encoders_have_encoded_all_prompts_of_each_sampler(tmp_path, sca
 def test_each_part_goes_where_it_is_sent_alone(kind):
     backbone = MODELS[kind]()
     names = {name.split(".")[0] for name, _ in backbone.named_parameters()}
-    assert {name for part in backbone.parts.values() for name in part} | {"denoiser"} == names
+    assert {name for part in backbone.offloadable.values() for name in part} | {"denoiser"} == names
     for part in ("text", "decoder"):
         backbone = MODELS[kind]()
         move(backbone, part, "meta")  # a device without memory: everything here has only the CPU
@@ -116,7 +116,7 @@ def test_each_part_goes_where_it_is_sent_alone(kind):
             for name, tensor in backbone.named_parameters()
             if tensor.device.type == "meta"
         }
-        assert moved == set(backbone.parts[part])
+        assert moved == set(backbone.offloadable[part])
 
 
 def test_the_decoder_is_there_for_sampling_and_away_for_the_update(monkeypatch):

@@ -77,7 +77,7 @@ def test_the_record_of_a_pull_stays_here(model: Path) -> None:
             "---\nlicense: mit\n---\n",
             "says license mit, but what this model is derived from demands cc-by-nc-4.0",
         ),
-        ("config.json", None, "is no model"),
+        ("config.json", None, "is not a model"),
         ("model.safetensors", None, "there are no weights in it"),
         ("model.bin", "x", "holds model.bin, which a model's repository does not get"),
         ("last.ckpt", "x", "holds last.ckpt"),

@@ -126,7 +126,7 @@ def test_links_into_the_cache_are_files(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
         untrusted.file_inside(tmp_path, "model.safetensors")
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
         untrusted.check_folder(tmp_path / "nowhere")
 
 

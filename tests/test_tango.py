@@ -359,7 +359,7 @@ def test_every_tensor_is_accounted_for(tango, tmp_path, file, change, message):
             "other/schedule",
             "scheduler_name is 'other/schedule'",
         ),
-        (importer.VAE_CONFIG, "ddconfig", None, "is no configuration of AudioLDM's autoencoder"),
+        (importer.VAE_CONFIG, "ddconfig", None, "is not a configuration of AudioLDM's autoencoder"),
         (importer.VAE_CONFIG, "subband", 4, "subband and time_shuffle"),
     ],
 )

@@ -99,7 +99,7 @@ def shard_missing(model: Path) -> None:
         ),
         (
             lambda model: (model / "config.json").unlink(),
-            "is no model: it has neither config.json nor adapter_config.json",
+            "is not a model: it has neither config.json nor adapter_config.json",
         ),
         (lambda model: (model / "config.json").write_text("{"), "not valid JSON"),
         (
@@ -121,7 +121,7 @@ def test_a_hash_from_another_source(model: Path) -> None:
         verify_folder(model, {"config.json": "0" * 64})
     with pytest.raises(ValueError, match=r"more\.safetensors"):
         verify_folder(model, {"more.safetensors": "0" * 64})
-    with pytest.raises(OSError, match="is no folder"):
+    with pytest.raises(OSError, match="is not a folder"):
         verify_folder(model / "nowhere")
 
 

@@ -143,7 +143,7 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
     [
         (
             ["pull", "tango3"],
-            "no zoo entry 'tango3', and it is no owner/name on the Hub; did you mean 'tango2'",
+            "no zoo entry 'tango3', and it is not an owner/name on the Hub; did you mean 'tango2'",
         ),
         (
             ["pull", "embedded/musik"],
@@ -157,8 +157,8 @@ def test_an_embedded_entry_is_verified_and_copied_whole(run, refused, tmp_path: 
         (["pull", "owner/model"], "owner/model is not in .*cache, and HF_HUB_OFFLINE is set"),
         (["verify", "nowhere"], "there is no folder nowhere; name a model folder, or a zoo name"),
         (["verify", "tango2"], "there is no folder tango2; pull tango2 first"),
-        (["verify", "."], "is no model"),
-        (["push", ".", "me/x"], "is no model"),
+        (["verify", "."], "is not a model"),
+        (["push", ".", "me/x"], "is not a model"),
     ],
 )
 def test_mistakes_get_one_line(refused, argv: list[str], message: str) -> None:

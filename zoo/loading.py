@@ -16,7 +16,7 @@ from zoo.hub.adapters import load_adapter, stack_adapters
 from zoo.hub.artifact import CONFIG_FILE, architecture_class, build_artifact
 from zoo.hub.registry import ENTRIES, looks_remote
 from zoo.hub.resolve import Located, adapter_in, in_folder, resolve
-from zoo.hub.runs import code_named_by, of_run, refuse_downloaded
+from zoo.hub.runs import backbone_of_run, code_named_by, refuse_downloaded
 from zoo.hub.weights import as_dtype
 from zoo.importers import IMPORTERS
 from zoo.importers.tango import tokenizer_text
@@ -120,7 +120,7 @@ def open_model(
     if exported is not None:
         backbone = build(exported, device)
     elif located.layout == "run":
-        backbone, own = of_run(located.folder, adapter)
+        backbone, own = backbone_of_run(located.folder, adapter)
         backbone = backbone.to(device)
         adapter = own[0][0] if own else None
     elif located.is_adapter and adapter is None:
@@ -182,7 +182,7 @@ def _stack(adapters: Any) -> Stack:
 def _with_stack(model: Any, stack: Stack, name: str) -> Any:
     """``model`` with the adapters on it.
 
-    Raises ``UserError`` for adapters on what is no backbone.
+    Raises ``UserError`` for adapters on something other than a backbone.
     """
     if stack:
         if lacking(model, Backbone):
@@ -263,7 +263,7 @@ def _built_run(run: Located, stack: Stack) -> Any:
             f"{run.folder} is a run, and {code} builds its backbone; if the run is your own, "
             f"open it with zoo.open_model({str(run.folder)!r})"
         )
-    model, own = of_run(run.folder)
+    model, own = backbone_of_run(run.folder)
     if own and not stack:
         load_adapter(model, *own[0])
     else:
@@ -281,8 +281,7 @@ def _base_of(adapter: Located) -> str:
     name = base.get("name") if isinstance(base, dict) else None
     if not isinstance(name, str) or not (name in ENTRIES or looks_remote(name)):
         raise UserError(
-            f"the adapter in {adapter.folder} names {name!r} as its base, which is no zoo name or "
-            "owner/name; "
-            f"load it as zoo.load(BASE, adapters=[({str(adapter.folder)!r}, 1.0)])"
+            f"the adapter in {adapter.folder} names {name!r} as its base, which is not a zoo name "
+            f"or owner/name; load it as zoo.load(BASE, adapters=[({str(adapter.folder)!r}, 1.0)])"
         )
     return name

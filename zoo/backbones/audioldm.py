@@ -60,25 +60,30 @@ def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
 
 
 class AudioLDM(FrozenParts):
-    """Text to mono audio.
-
-    All arguments are plain JSON values; ``zoo.load`` reads them from a released folder.
-
-    ``unet``, ``vae``, ``vocoder``, ``clap_text``, ``scheduler``: the configurations of
-    ``UNet2DConditionModel``, ``AutoencoderKL``, ``SpeechT5HifiGan``,
-    ``ClapTextModelWithProjection`` and ``DDIMScheduler`` as their libraries write them.
-    ``clap_tokenizer``: by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``). ``max_tokens``: what
-    the text encoder takes; ``truncate_prompts`` cuts longer texts instead of refusing them.
+    """Text to mono audio at 16 kHz. ``zoo.load`` reads the arguments, plain JSON values, from a
+    released folder.
 
     The whole text is one vector beside the diffusion time: no attention reads it. So the attentions
     that diffusers marks as cross-attention read the latent itself, and "cross" and "all" adapters
     (``zoo.backbones.lora``) both learn there. Latents are (channels, frames, bands): (8, 128, 16)
-    for 5.12 s. Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode
-    whatever ``train`` says. Raises ``UserError`` for settings that a part does not have, and for a
-    U-Net that takes another vector than CLAP's.
+    for 5.12 s.
+
+    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    ``train`` says.
+
+    Args:
+        unet, vae, vocoder, clap_text, scheduler: the configurations of ``UNet2DConditionModel``,
+            ``AutoencoderKL``, ``SpeechT5HifiGan``, ``ClapTextModelWithProjection`` and
+            ``DDIMScheduler`` as their libraries write them.
+        clap_tokenizer: by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``).
+        max_tokens: the most tokens that the text encoder takes.
+        truncate_prompts: longer texts are cut instead of refused.
+
+    Raises: ``UserError`` for settings that a part does not have, and for a U-Net that takes another
+        vector than CLAP's.
     """
 
-    parts = {"text": ("clap_text",), "decoder": ("codec",)}
+    offloadable = {"text": ("clap_text",), "decoder": ("codec",)}
 
     def __init__(
         self,

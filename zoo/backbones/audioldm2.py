@@ -24,25 +24,29 @@ from zoo.types import Conditioning, Prompt
 
 
 class AudioLDM2(FrozenParts):
-    """Text to mono audio.
+    """Text to mono audio at 16 kHz. ``zoo.load`` reads the arguments, plain JSON values, from a
+    released folder.
 
-    All arguments are plain JSON values; ``zoo.load`` reads them from a released folder.
+    Latents are (channels, frames, bands): (8, 250, 16) for 10 s. ``clap_text``, ``t5`` and ``gpt2``
+    run on the device they lie on: ``t5.to("cpu")`` keeps it off the accelerator.
 
-    ``unet``, ``vae``, ``vocoder``, ``projection``, ``clap_text``, ``t5``, ``gpt2``, ``scheduler``:
-    the configurations of ``AudioLDM2UNet2DConditionModel``, ``AutoencoderKL``, ``SpeechT5HifiGan``,
-    ``AudioLDM2ProjectionModel``, ``ClapTextModel``, ``T5EncoderModel``, ``GPT2Model`` and
-    ``DDIMScheduler`` as their libraries write them. ``clap_tokenizer``, ``t5_tokenizer``: by
-    ``pack_tokenizer`` (``zoo.conditioners.tokenizer``). ``loa_count``: vectors that the language
-    model writes. ``*_max_tokens``: what the encoders take; ``truncate_prompts`` cuts longer texts
-    instead of refusing them.
+    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    ``train`` says.
 
-    Latents are (channels, frames, bands): (8, 250, 16) for 10 s. Only ``denoiser`` learns:
-    everything else is frozen by use, and stays in eval mode whatever ``train`` says. ``clap_text``,
-    ``t5`` and ``gpt2`` run on the device they lie on: ``t5.to("cpu")`` keeps it off the
-    accelerator.
+    Args:
+        unet, vae, vocoder, projection, clap_text, t5, gpt2, scheduler: the configurations of
+            ``AudioLDM2UNet2DConditionModel``, ``AutoencoderKL``, ``SpeechT5HifiGan``,
+            ``AudioLDM2ProjectionModel``, ``ClapTextModel``, ``T5EncoderModel``, ``GPT2Model`` and
+            ``DDIMScheduler`` as their libraries write them.
+        clap_tokenizer, t5_tokenizer: by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``).
+        clap_max_tokens, t5_max_tokens: the most tokens that the encoders take.
+        loa_count: how many vectors the language model writes.
+        truncate_prompts: longer texts are cut instead of refused.
+
+    Raises: ``UserError`` for settings that a part does not have.
     """
 
-    parts = {"text": ("clap_text", "t5", "gpt2", "projection"), "decoder": ("codec",)}
+    offloadable = {"text": ("clap_text", "t5", "gpt2", "projection"), "decoder": ("codec",)}
 
     def __init__(
         self,

@@ -16,11 +16,11 @@ class FrozenParts(nn.Module):
     """A backbone of which only ``denoiser`` learns; its other parts stay in eval mode.
 
     A backbone sets ``denoiser``, ``codec`` (waves <-> latents), ``memory`` over its text encoders,
-    and ``parts``: "text" and "decoder" -> names of its modules that may lie on another device or be
-    dropped.
+    and ``offloadable``: "text" and "decoder" -> names of its modules that may lie on another device
+    or be dropped.
     """
 
-    parts: Mapping[str, tuple[str, ...]]
+    offloadable: Mapping[str, tuple[str, ...]]
     arguments: dict[str, Any] | None
     denoiser: nn.Module
     codec: Any
@@ -71,7 +71,7 @@ class FrozenParts(nn.Module):
         self.memory.remember(prompts)
         self.memory.close()
         self.arguments = None
-        for name in self.parts["text"]:
+        for name in self.offloadable["text"]:
             setattr(self, name, None)
 
     def drop_decoder(self) -> None:

@@ -89,7 +89,7 @@ def add_lora(
     (cross-attention), "all" (every attention) or names of linear layers. ``init``: "default"
     (Kaiming, zero) or "gaussian" (Gaussian, zero): the adapter changes nothing at first. Adapter
     weights are float32 also on a half-precision denoiser. ``dropout`` other than 0 makes importance
-    ratios leave 1 in train mode. Raises ``UserError`` for numbers that cannot be meant, when
+    ratios leave 1 in train mode. Raises ``UserError`` for invalid numbers, when
     nothing matches, or an adapter is there already.
     """
     from peft import LoraConfig, PeftModel, get_peft_model

@@ -55,33 +55,36 @@ def rotary_table(width: int, length: int, device: torch.device) -> tuple[Tensor,
 
 
 class StableAudio(FrozenParts):
-    """Text and timing to stereo audio.
+    """Text and timing to stereo audio at 44.1 kHz. ``zoo.load`` reads the arguments, plain JSON
+    values, from a released folder.
 
-    Plain JSON values; ``zoo.load`` reads them from a released folder.
+    An empty text is the unconditional side of the model's training: no text, no timing tokens. The
+    training sampler is the first-order SDE step, eta 1; ``rule="dpmpp_2m_sde"`` is the library's
+    solver, for listening. Latents are (channels, frames): (64, 216) for 10 s.
 
-    ``transformer``, ``vae``, ``text_encoder``, ``projection``, ``scheduler``: the configurations of
-    ``StableAudioDiTModel``, ``AutoencoderOobleck``, ``T5EncoderModel``,
-    ``StableAudioProjectionModel`` and ``CosineDPMSolverMultistepScheduler`` as their libraries
-    write them. ``tokenizer``: by ``pack_tokenizer``. ``max_tokens``: every prompt is padded to so
-    many; ``truncate_prompts`` cuts longer ones instead of refusing them.
+    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    ``train`` says.
 
-    ``frame_window``: which latent frames (21.5 a second) are denoised. None: always all of the
-    model's, 1024 for 47.6 s, as it was trained and as diffusers samples it; what is not heard is
-    not scored (``scored_mask``). "heard": those that cover the clip, 216 for 10 s, a fifth of the
-    work but another length than in training. "bewo": one less where the last is not whole, 215 for
-    10 s (the wave then ends up to 46 ms before the clip).
+    Args:
+        transformer, vae, text_encoder, projection, scheduler: the configurations of
+            ``StableAudioDiTModel``, ``AutoencoderOobleck``, ``T5EncoderModel``,
+            ``StableAudioProjectionModel`` and ``CosineDPMSolverMultistepScheduler`` as their
+            libraries write them.
+        tokenizer: by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``).
+        max_tokens: every prompt is padded to this many tokens.
+        frame_window: which latent frames (21.5 per second) are denoised. None: always all of the
+            model's, 1024 for 47.6 s, as it was trained and as diffusers samples it; what is not
+            heard is not scored (``scored_mask``). "heard": those that cover the clip, 216 for 10 s,
+            a fifth of the work but another length than in training. "bewo": one less where the last
+            is not whole, 215 for 10 s (the wave then ends up to 46 ms before the clip).
+        seconds_start: where in a longer piece the clip begins, as the model reads it.
+        seconds_total: the length of that piece (None: it ends with the clip).
+        truncate_prompts: longer texts are cut instead of refused.
 
-    ``seconds_start``: where in a longer piece the clip is said to begin. ``seconds_total``: how
-    long the piece is said to be (None: it ends with the clip). An empty text is the unconditional
-    side of the model's training: no text, no timing tokens. The training sampler is the first-order
-    SDE step, eta 1; ``rule="dpmpp_2m_sde"`` is the library's solver, for listening.
-
-    Latents are (channels, frames): (64, 216) for 10 s. Only ``denoiser`` learns: everything else is
-    frozen by use and stays in eval mode whatever ``train`` says. Raises ``UserError`` for settings
-    that cannot be meant and parts that do not fit.
+    Raises: ``UserError`` for invalid settings and for parts that do not fit each other.
     """
 
-    parts = {"text": ("text",), "decoder": ("codec",)}
+    offloadable = {"text": ("text",), "decoder": ("codec",)}
 
     def __init__(
         self,
@@ -189,10 +192,10 @@ class StableAudio(FrozenParts):
         tokens_BLD = torch.cat(
             [made.text_hidden_states * mask_BL[..., None], start_B1D, total_B1D], dim=1
         )
-        told_B = weight.new_tensor([float(bool(prompt.text.strip())) for prompt in prompts])
+        has_text_B = weight.new_tensor([float(bool(prompt.text.strip())) for prompt in prompts])
         timing_BD = torch.cat([start_B1D, total_B1D], dim=2)[:, 0]
         return Conditioning(
-            {"tokens_BLD": tokens_BLD * told_B[:, None, None], "timing_BD": timing_BD}
+            {"tokens_BLD": tokens_BLD * has_text_B[:, None, None], "timing_BD": timing_BD}
         )
 
     def _encode(self, text: str, _: None) -> Tensor:

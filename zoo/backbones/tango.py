@@ -94,21 +94,26 @@ VOCODER: dict[str, Any] = {
 
 
 class Tango(FrozenParts):
-    """Text to mono 16 kHz audio of any length.
+    """Text to mono audio at 16 kHz, of any length. All arguments are plain JSON values; None is
+    the released size.
 
-    All arguments are plain JSON values; None is the released size.
-
-    ``unet``, ``text_encoder``, ``vae``, ``vocoder``: settings of ``UNet2DConditionModel``,
-    ``T5Config``, ``AutoencoderKL`` and ``SpeechT5HifiGanConfig``. ``tokenizer``: the text
-    encoder's, by ``zoo.conditioners.tokenizer.pack_tokenizer``; without one prompts cannot be read.
-    ``max_tokens``: of a prompt. Latents are (8, frames, 16), 25 frames a second.
+    Latents are (8, frames, 16), 25 frames per second. Every part runs on the device it lies on.
 
     Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
-    ``train`` says. Every part runs on the device it lies on. Raises ``UserError`` for settings
-    that a part does not have, and parts that do not fit each other.
+    ``train`` says.
+
+    Args:
+        unet, text_encoder, vae, vocoder: settings of ``UNet2DConditionModel``, ``T5Config``,
+            ``AutoencoderKL`` and ``SpeechT5HifiGanConfig``.
+        tokenizer: that of the text encoder, by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``);
+            without one prompts cannot be read.
+        max_tokens: the longest prompt.
+
+    Raises: ``UserError`` for settings that a part does not have, and for parts that do not fit each
+        other.
     """
 
-    parts = {"text": ("text_encoder",), "decoder": ("codec",)}
+    offloadable = {"text": ("text_encoder",), "decoder": ("codec",)}
 
     def __init__(
         self,
@@ -163,7 +168,7 @@ class Tango(FrozenParts):
         """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and
         kept in main memory.
 
-        The model is told neither lengths in seconds nor sources. Raises ``UserError`` without a
+        Lengths in seconds and sources do not reach the model. Raises ``UserError`` without a
         tokenizer, for a prompt of too many tokens, and for a text that was not encoded before the
         encoder was dropped.
         """

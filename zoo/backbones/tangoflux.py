@@ -47,27 +47,32 @@ VAE: dict[str, Any] = {
 
 
 class TangoFlux(FrozenParts):
-    """Text and duration to stereo audio.
-
-    All arguments are plain JSON values; None is the released size.
-
-    ``transformer``, ``text_encoder``, ``vae``: settings of ``FluxTransformer2DModel``, ``T5Config``
-    and ``AutoencoderOobleck``. ``tokenizer``: the text encoder's, by ``pack_tokenizer``; without
-    one prompts cannot be read. ``max_tokens``: of a prompt (it was trained on 64 at most).
-    ``frames``: of its clips, 645 for 29.95 s. ``max_seconds``: the longest duration it can be told.
-
-    ``frame_window``: which latent frames (21.5 a second) are denoised. None: always ``frames`` of
-    them, as it was trained and is sampled by its authors; what is not heard is not scored
-    (``scored_mask``). "heard": those that cover the clip, 216 for 10 s, less work but another
-    length than in training. "bewo": one less where the last is not whole.
+    """Text and duration to stereo audio at 44.1 kHz. All arguments are plain JSON values; None is
+    the released size.
 
     "cross" of ``add_lora`` means the joint attention of the double blocks, where text has
-    projections of its own. Latents are (channels, frames). Only ``denoiser`` learns: everything
-    else is frozen by use and stays in eval mode whatever ``train`` says. Raises ``UserError`` for
-    settings that cannot be meant and parts that do not fit.
+    projections of its own. Latents are (channels, frames).
+
+    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    ``train`` says.
+
+    Args:
+        transformer, text_encoder, vae: settings of ``FluxTransformer2DModel``, ``T5Config`` and
+            ``AutoencoderOobleck``.
+        tokenizer: that of the text encoder, by ``pack_tokenizer`` (``zoo.conditioners.tokenizer``);
+            without one prompts cannot be read.
+        max_tokens: the longest prompt (the model was trained on 64 at most).
+        frames: of its clips, 645 for 29.95 s.
+        max_seconds: the longest duration that the model takes as input.
+        frame_window: which latent frames (21.5 per second) are denoised. None: always ``frames`` of
+            them, as it was trained and as its authors sample it; what is not heard is not scored
+            (``scored_mask``). "heard": those that cover the clip, 216 for 10 s, less work but
+            another length than in training. "bewo": one less where the last is not whole.
+
+    Raises: ``UserError`` for invalid settings and for parts that do not fit each other.
     """
 
-    parts = {"text": ("text",), "decoder": ("codec",)}
+    offloadable = {"text": ("text",), "decoder": ("codec",)}
 
     def __init__(
         self,
@@ -144,9 +149,9 @@ class TangoFlux(FrozenParts):
         as in training; what pads a batch beyond that is masked: what a prompt means does not depend
         on the others of its batch. Raises ``UserError`` for a prompt of too many tokens.
         """
-        return Conditioning.cat([self._told(prompt) for prompt in prompts])
+        return Conditioning.cat([self._conditioned(prompt) for prompt in prompts])
 
-    def _told(self, prompt: Prompt) -> Conditioning:
+    def _conditioned(self, prompt: Prompt) -> Conditioning:
         weight = self.fc[0].weight
         text_LD = self.memory(prompt).to(weight)
         duration_1D = self.duration(torch.tensor([prompt.seconds], device=weight.device))[0]

@@ -61,7 +61,8 @@ def as_scorer(name: str, scorer: Scorer) -> OpenScorer:
     """A scorer under the name of its checkpoint.
 
     A scorer with ``class_names`` is a classifier: it must give parts ``p_<class>`` and have
-    ``targets(prompts)``, the index of each prompt's class. Its own ``name`` heads its columns.
+    ``wanted_classes(prompts)``, the index of each prompt's class. Its own ``name`` heads its
+    columns.
     """
     classes = tuple(getattr(scorer, "class_names", ()))
     title = str(getattr(scorer, "name", name))
@@ -151,7 +152,7 @@ def check_prompts(scorers: Sequence[OpenScorer], prompts: Sequence[Prompt]) -> N
         if not scorer.facts.class_names:
             continue
         try:
-            scorer.opened.targets(prompts)
+            scorer.opened.wanted_classes(prompts)
         except UserError as error:
             raise UserError(
                 f"{scorer.facts.name}: {error} (a column {scorer.label_key!r} or 'label' of the"
@@ -362,7 +363,7 @@ def _classify(scorer: OpenScorer, samples: Sequence[Sample], entries: Sequence[E
             f"{scorer.facts.name} has classes but gave no part {absent[0]!r}; its parts are"
             f" {', '.join(given)}"
         )
-    targets = scorer.opened.targets([sample.prompt for sample in samples]).tolist()
+    targets = scorer.opened.wanted_classes([sample.prompt for sample in samples]).tolist()
     for entry, target in zip(entries, targets, strict=True):
         entry["wanted"] = names[target]
         entry["predicted"] = max(names, key=lambda name: entry["values"][f"p_{name}"])

@@ -256,7 +256,7 @@ class _Bounded(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        given = (*args, *(kwargs or {}).values())  # initialisers are told by name what they fill
+        given = (*args, *(kwargs or {}).values())  # initialisers get what they fill by keyword
         if isinstance(made, Tensor) and not any(isinstance(value, Tensor) for value in given):
             self.made_bytes += made.nbytes
             if self.made_bytes > self.limit_bytes:
@@ -326,7 +326,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG_FILE
     if not path.exists():
-        raise FileNotFoundError(f"{folder} is no model: it has no {CONFIG_FILE}")
+        raise FileNotFoundError(f"{folder} is not a model: it has no {CONFIG_FILE}")
     config = read_json(file_inside(folder, CONFIG_FILE, blobs_of(folder)))
     if _holds_target(config):
         raise UserError(
@@ -335,9 +335,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     _refuse_newer(config, path)
     missing = [key for key in ("kind", "architecture", "arguments") if key not in config]
     if missing and (missing != ["arguments"] or config["kind"] != "adapter"):
-        raise UserError(
-            f"{path} has no {', '.join(missing)}: it is of no model that was written here"
-        )
+        raise UserError(f"{path} has no {', '.join(missing)}: not an Attune config.json")
     for key in ("kind", "architecture"):
         if not isinstance(config[key], str):
             raise UserError(f"{path}: {key} must be a name, got {str(config[key])[:80]}")

@@ -27,7 +27,7 @@ def is_artifact(folder: str | Path) -> bool:
 
 
 def verify_artifact(folder: str | Path, load: Callable[[str], Any]) -> list[str]:
-    """Facts about an artefact, one a line, each of them checked.
+    """Checked facts about an artefact, one per line.
 
     Files have the hashes that config.json promises, none is there that does not belong, every
     tensor is used and none is missing (an adapter: put on its base, where that base is on this

@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.language import with_articles
 
-PLACE = (  # stands for the folder, or owner/name on the Hub; see ``zoo.hub.cards.placed_in``
+PLACE = (  # stands for the folder, or owner/name on the Hub; see ``zoo.hub.cards.with_place``
     "path/to/this/folder"
 )
 

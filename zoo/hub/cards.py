@@ -136,7 +136,7 @@ def licence_of(folder: str | Path) -> str:
     )
 
 
-def placed_in(card: str, where: str) -> str:
+def with_place(card: str, where: str) -> str:
     """The card with ``where`` (a folder, or ``owner/name`` on the Hub) in the snippets, instead of
     the place-holder.
     """
@@ -147,7 +147,7 @@ def check_card(content: str, what: str) -> None:
     """Whether the Hub would take this card, as far as that can be known offline.
 
     Raises ``UserError``: header missing or not readable by ``huggingface_hub.ModelCard``, no
-    licence or an unknown one, a pipeline tag or base that cannot be meant, a model-index that does
+    licence or an unknown one, an invalid pipeline tag or base, a model-index that does
     not come back as it was written, an empty body.
     """
     from huggingface_hub import ModelCard
@@ -163,7 +163,7 @@ def check_card(content: str, what: str) -> None:
     licence = data.get("license")
     if licence not in (*_HUB_LICENCES, "other"):
         raise UserError(
-            f"{what}: license {licence!r} is none that the Hub knows;"
+            f"{what}: license {licence!r} is not one that the Hub knows;"
             f" {did_you_mean(str(licence), _HUB_LICENCES)}"
         )
     if licence == "other" and not data.get("license_name"):

@@ -125,7 +125,9 @@ class HubRepo:
         found: list[RemoteFile] = []
         for page in pages(self.asker, f"{where}?recursive=true&expand=false"):
             if not isinstance(page, list):
-                raise UserError(f"{self.repo_id}: the Hub's listing is no list but {_kind(page)}")
+                raise UserError(
+                    f"{self.repo_id}: the Hub's listing is not a list but {_kind(page)}"
+                )
             found += [_listed(item, self.repo_id) for item in page if _is_file(item, self.repo_id)]
             if len(found) > FILES:
                 raise UserError(f"{self.repo_id} lists more than {FILES:,} files; it is not pulled")
@@ -209,7 +211,7 @@ def client_answers(endpoint: str) -> Iterator[None]:
         raise ConnectionError(
             f"{without_secrets(endpoint)} answered with something that is not a Hub's "
             f"({type(error).__name__}): is there a login page of this network (hotel, company) to "
-            "pass, or does HF_ENDPOINT name something that is no Hub?"
+            "pass, or does HF_ENDPOINT name something other than a Hub?"
         ) from error
 
 
@@ -299,7 +301,7 @@ def fetch(
         hub, sha: the repository and its commit.
         file: what is wanted, as it was listed.
         waiting: the folder below ``cache_root()`` in which it waits.
-        report: told how many bytes of it are there.
+        report: called with how many bytes of it are there.
 
     Raises ``UserError`` for links at the waiting place and for another size, and what
     ``zoo.hub.requests.download`` raises.

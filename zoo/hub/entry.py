@@ -60,7 +60,7 @@ class ZooEntry:
     that opens its authors' file,
     for models whose files must be brought by hand.
 
-    Raises ``UserError`` for a field that cannot be meant.
+    Raises ``UserError`` for an invalid field.
     """
 
     name: str

@@ -58,7 +58,7 @@ def export_run(
     settings = run_settings(run)
     if not settings:
         raise FileNotFoundError(
-            f"{run} is no run folder: it has no config.yaml (name the out_dir of a run)"
+            f"{run} is not a run folder: it has no config.yaml (name the out_dir of a run)"
         )
     clear_after_killed(to.parent, glob.escape(to.name))
     refuse_foreign_files(to)

@@ -52,7 +52,7 @@ class Pin:
 def read_lock(path: str | Path = LOCK_FILE) -> Mapping[str, Pin]:
     """repository id -> pin; empty when there is no such file.
 
-    Raises ``UserError`` for one that cannot be meant.
+    Raises ``UserError`` for an invalid one.
     """
     path = Path(path)
     if not path.is_file():

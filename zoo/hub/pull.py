@@ -124,7 +124,7 @@ def pull(
                 f"{name} is on this machine already; `python tools/zoo.py verify {name}` checks it"
             )
         raise UserError(
-            f"there is no zoo entry {name!r}, and it is no owner/name on the Hub;"
+            f"there is no zoo entry {name!r}, and it is not an owner/name on the Hub;"
             f" {did_you_mean(name, ENTRIES)}"
         )
     lock = Path(lock)

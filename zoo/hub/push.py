@@ -73,7 +73,7 @@ class PushPlan:
 def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPlan:
     """What ``push`` would send; reads the folder, asks nobody.
 
-    Raises ``UserError`` for a repository id that cannot be meant, a folder that is unfinished or
+    Raises ``UserError`` for an invalid repository id, a folder that is unfinished or
     not whole, has no card or a card without licence or with another one than the base demands,
     holds files that are not sent (pickles, code, hidden files) or something that looks like a
     token. ``OSError`` when it cannot be read.

@@ -72,11 +72,11 @@ class Asker:
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """(scheme, host, port) of an address. Raises ``UserError`` for what is no plain http(s)."""
+    """(scheme, host, port) of an address. Raises ``UserError`` for anything but plain http(s)."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-    except ValueError:  # a port that is no number, a bracket that is not closed
+    except ValueError:  # a port that is not a number, a bracket that is not closed
         host = ""
     if (
         len(url) > 8192
@@ -117,7 +117,7 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
             raise ConnectionError(
                 f"{asker} answered with a page ({kind}) instead of JSON: is there a "
                 "login page of this network (hotel, company) to pass, or does "
-                "HF_ENDPOINT name something that is no Hub?"
+                "HF_ENDPOINT name something other than a Hub?"
             )
         found = response.links.get("next", {}).get("url")
     return parse_json(bytes(content), f"the answer of {asker}"), _next_page(asker, url, found)
@@ -155,7 +155,7 @@ def download(
         asker, url: who asks, and for which file.
         path: where the bytes go; links are not followed.
         size_bytes: how many the Hub listed.
-        report: told how many bytes are there.
+        report: called with how many bytes are there.
 
     Raises ``HubAnswerError``, ``UserError`` for another number of bytes than ``size_bytes``,
     ``OSError`` of the disk, and the client's ``HTTPError`` after five attempts that brought next to

@@ -117,7 +117,7 @@ def write_facts(run: Path, facts: RunFacts) -> None:
 def read_facts(
     run: str | Path, settings: Mapping[str, Any], saved: Mapping[str, Any] | None = None
 ) -> RunFacts:
-    """The facts of a run folder; those of a folder that is no run are empty.
+    """The facts of a run folder; empty for a folder that is not a run.
 
     Args:
         run: its folder.

@@ -24,7 +24,7 @@ from zoo.moved_names import with_current_names
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a config.yaml, and is no model itself."""
+    """Whether a folder is a run's: it has a config.yaml, and is not a model itself."""
     return (folder / "config.yaml").is_file() and not (folder / CONFIG_FILE).is_file()
 
 
@@ -62,7 +62,9 @@ def refuse_downloaded(folder: Path) -> None:
         )
 
 
-def of_run(folder: Path, adapter: str | Path | None = None) -> tuple[Any, list[tuple[Path, float]]]:
+def backbone_of_run(
+    folder: Path, adapter: str | Path | None = None
+) -> tuple[Any, list[tuple[Path, float]]]:
     """The backbone of a run without an exported model, and (folder, strength) of its adapter.
 
     ``adapter`` takes the place of the run's own; a run that trained all weights has none.
@@ -214,7 +216,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"write?) or holds code ({type(error).__name__}: {said})"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{path} is no checkpoint of a run: it has no state_dict")
+        raise UserError(f"{path} is not the checkpoint of a run: it has no state_dict")
     try:
         content = {**_old_keys(content), **content}
         ema = content.get("ema")
@@ -282,7 +284,7 @@ def fill(
 def metrics_rows(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv; empty cells are left out. An absent file is no rows.
 
-    Raises ``UserError`` naming a file that is no table of numbers.
+    Raises ``UserError`` naming a file that is not a table of numbers.
     """
     if not path.is_file():
         return []

@@ -74,7 +74,7 @@ def write_record(folder: Path, record: PullRecord) -> None:
 def read_record(folder: Path) -> PullRecord | None:
     """The record of a pulled folder, None where there is none.
 
-    Raises ``UserError`` for one that cannot be meant.
+    Raises ``UserError`` for an invalid one.
     """
     from zoo.hub.untrusted import read_json, safe_relative_path
 

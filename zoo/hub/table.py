@@ -272,7 +272,7 @@ ENTRIES: dict[str, ZooEntry] = {
             ),
         ),
         # LAION-CLAP (arXiv 2211.06687): checkpoints in their authors' layout (pickled), then their
-        # transformers twins.
+        # converted copies for transformers.
         ZooEntry(
             "clap-630k-best",
             "reward",
@@ -354,7 +354,7 @@ ENTRIES: dict[str, ZooEntry] = {
             "clap-htsat-unfused",
             "reward",
             "clap",
-            "transformers twin of clap-630k-audioset-best",
+            "the same weights for transformers as clap-630k-audioset-best",
             licence="apache-2.0",
             sample_rate_hz=48_000,
             repo_id="laion/clap-htsat-unfused",
@@ -365,7 +365,7 @@ ENTRIES: dict[str, ZooEntry] = {
             "clap-htsat-fused",
             "reward",
             "clap_fusion",
-            "transformers twin of clap-630k-audioset-fusion-best",
+            "the same weights for transformers as clap-630k-audioset-fusion-best",
             licence="apache-2.0",
             sample_rate_hz=48_000,
             repo_id="laion/clap-htsat-fused",
@@ -375,7 +375,7 @@ ENTRIES: dict[str, ZooEntry] = {
             "larger-clap-general",
             "reward",
             "clap",
-            "transformers twin of clap-music-speech-audioset",
+            "the same weights for transformers as clap-music-speech-audioset",
             licence="apache-2.0",
             sample_rate_hz=48_000,
             repo_id="laion/larger_clap_general",
@@ -389,7 +389,7 @@ ENTRIES: dict[str, ZooEntry] = {
             "larger-clap-music",
             "reward",
             "clap",
-            "meant as the transformers twin of clap-music-audioset",
+            "meant as the the same weights for transformers as clap-music-audioset",
             licence="apache-2.0",
             sample_rate_hz=48_000,
             repo_id="laion/larger_clap_music",
@@ -404,7 +404,7 @@ ENTRIES: dict[str, ZooEntry] = {
             "larger-clap-music-and-speech",
             "reward",
             "clap",
-            "transformers twin of clap-music-speech",
+            "the same weights for transformers as clap-music-speech",
             licence="apache-2.0",
             sample_rate_hz=48_000,
             repo_id="laion/larger_clap_music_and_speech",

@@ -93,11 +93,11 @@ def check_folder(folder: str | Path, links_into: str | Path | None = None) -> tu
     ``links_into``: links to regular files below this folder count as files (the Hub's cache links
     snapshots to blobs).
     Raises ``UserError`` naming every link or special file (pipe, socket, device),
-    ``NotADirectoryError`` when it is no folder.
+    ``NotADirectoryError`` when it is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder")
+        raise NotADirectoryError(f"{folder} is not a folder")
     files, links, special = [], [], []
     for parent, subfolders, names in os.walk(folder, followlinks=False, onerror=_raise):
         for name in [*subfolders, *names]:
@@ -163,7 +163,7 @@ def read_json(path: str | Path, limit_bytes: int = JSON_BYTES) -> dict[str, Any]
 def parse_json(content: bytes, where: str) -> Any:
     """What JSON of bounded length holds. ``where``: what it is, for the message.
 
-    Raises ``UserError`` for what is no JSON in UTF-8, is deeper than ``JSON_DEPTH`` or has a key
+    Raises ``UserError`` for what is not JSON in UTF-8, is deeper than ``JSON_DEPTH`` or has a key
     twice in one object.
     """
     try:
@@ -176,7 +176,7 @@ def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int
     """name -> (dtype as safetensors writes it, shape) of every tensor, after the header's claims
     were held against the file.
 
-    Raises ``UserError`` when the header is longer than the file or ``HEADER_BYTES``, is no JSON,
+    Raises ``UserError`` when the header is longer than the file or ``HEADER_BYTES``, is not JSON,
     names an unknown dtype, or when ranges do not fit their shapes, overlap, leave a gap or pass the
     end of the file. ``FileNotFoundError`` when it is missing.
     """

@@ -58,8 +58,8 @@ def verify_folder(
     }
     if not {CONFIG, ADAPTER_CONFIG} & paths.keys() and record is None and not promised:
         raise UserError(
-            f"{folder} is no model: it has neither {CONFIG} nor {ADAPTER_CONFIG}, and no record of"
-            " a pull"
+            f"{folder} is not a model: it has neither {CONFIG} nor {ADAPTER_CONFIG}, and no"
+            " record of a pull"
         )
     wrong, files = [], []
     for who, hashes in promises.items():

@@ -37,7 +37,7 @@ def check_folders(folder: Path, names: Iterable[str], what: str) -> None:
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} is no {what} in diffusers layout: it has no folder {', '.join(missing)}"
+            f"{folder} is not a {what} in diffusers layout: it has no folder {', '.join(missing)}"
         )
 
 

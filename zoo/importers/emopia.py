@@ -90,7 +90,7 @@ def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in state:
             raise UserError(
-                f"{where} is no EMOPIA audio classifier: it has no tensor {PREFIX}{name}"
+                f"{where} is not an EMOPIA audio classifier: it has no tensor {PREFIX}{name}"
             )
         if state[name].ndim != dimensions:
             raise UserError(
@@ -173,7 +173,7 @@ def _unprefixed(state: Any, path: Path) -> dict[str, Tensor]:
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The authors' settings:
 
-    ``hparams.yaml`` beside the checkpoint, and over them those inside it; none is no error.
+    ``hparams.yaml`` beside the checkpoint, and over them those inside it; having none is fine.
     """
     import yaml
 

@@ -122,7 +122,7 @@ def laion_tensors(path: str | Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor)
     ]
     if wrong:
-        raise UserError(f"not a LAION-CLAP checkpoint: {_listed(wrong)} is no tensor")
+        raise UserError(f"not a LAION-CLAP checkpoint: {_listed(wrong)} is not a tensor")
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 

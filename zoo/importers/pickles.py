@@ -50,8 +50,8 @@ def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[st
 
     ``blanks``: names of classes that the file may hold; each is read as an empty class that keeps
     and does nothing. Raises ``FileNotFoundError``, and ``UserError`` when the file names anything
-    else than data (the name is told, nothing was run), is damaged, unpacks to more than it weighs,
-    or holds no dictionary.
+    else than data (the error gives the name; nothing was run), is damaged, unpacks to more than it
+    weighs, or holds no dictionary.
     """
     path = Path(path)
     if not path.is_file():

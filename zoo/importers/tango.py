@@ -216,7 +216,8 @@ def vae_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where} is no configuration of AudioLDM's autoencoder: {type(error).__name__} {error}"
+            f"{where} is not a configuration of AudioLDM's autoencoder:"
+            f" {type(error).__name__} {error}"
         ) from error
     fixed = {
         "double_z": True,

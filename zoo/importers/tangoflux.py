@@ -119,7 +119,9 @@ def main_state(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part not in _PREFIXES:
-            raise UserError(f"{where}: the tensor {name!r} is of none of {', '.join(_PREFIXES)}")
+            raise UserError(
+                f"{where}: the tensor {name!r} belongs to none of {', '.join(_PREFIXES)}"
+            )
         state[f"{_PREFIXES[part]}.{rest}"] = tensor
     return with_both_names(state, "text.encoder", where)
 

@@ -258,7 +258,7 @@ class ClapReward(StaysInEvalMode):
 
     def self_test(self) -> None:
         """Raises ``UserError`` when the text tower gives unrelated captions the same embedding
-        (their mean cosine is told).
+        (the error gives their mean cosine).
 
         Asked of weights that were read from files, by the constructor and by
         ``zoo.hub.artifact.load_artifact``. Towers without a tokenizer embed no texts and pass.

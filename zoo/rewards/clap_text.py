@@ -43,7 +43,7 @@ class ClapTokenizer(nn.Module):
     At most ``max_tokens`` tokens a text, start and end included. ``long_texts``: longer ones raise
     ``UserError`` (``refuse``) or lose what is too much before the end token (``cut``, as
     laion_clap does). ``vocab_size``: of the text tower. Raises ``UserError`` for an unknown rule,
-    and for a tokenizer that is none or another tower's.
+    and for an invalid tokenizer or that of another tower.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ClapTokenizer(nn.Module):
     def _tokenizer(self) -> Any:
         """The tokenizer, read again when the bytes have changed.
 
-        Raises ``UserError`` for one that cannot be meant.
+        Raises ``UserError`` for an invalid one.
         """
         key = contents_key([self.json])
         if self._parsed_of == key:

@@ -38,7 +38,7 @@ from zoo.types import Prompt, RewardOutput
 
 AGGREGATIONS = ("mean", "worst")
 DEVIATIONS = ("prompt", "round")
-_EPSILON = 1e-6  # added to deviations; scores that are all equal are 0 whatever it is
+_EPSILON = 1e-6  # added to deviations; scores that are all equal are 0 in any case
 
 
 def prompt_z_scores(
@@ -199,7 +199,7 @@ class EnsembleReward(StaysInEvalMode):
         return found
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ``UserError`` beginning with the member that could not judge one of them."""
+        """Raises ``UserError`` beginning with the member that cannot score one of them."""
         for one in self._everyone:
             try:
                 getattr(one.reward, "check_prompts", lambda prompts: None)(prompts)
@@ -213,7 +213,7 @@ class EnsembleReward(StaysInEvalMode):
         ``<member>/<name>``.
 
         Raises ``UserError`` beginning with the member that refused, or that did not return one
-        number a sample.
+        number per sample.
         """
         check_waves(wave_BCN, sample_rate_hz, "the ensemble", len(prompts))
         scores, parts, vectors = {}, {}, {}
@@ -292,7 +292,7 @@ def _asked(
     if not isinstance(given, Tensor) or tuple(given.shape) != (len(prompts),):
         got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(output).__name__
         raise UserError(
-            f"member {one.name!r} must return one number a sample, ({len(prompts)},), got {got}"
+            f"member {one.name!r} must return one number per sample, ({len(prompts)},), got {got}"
         )
     return output
 

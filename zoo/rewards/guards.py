@@ -164,7 +164,7 @@ class GuardReward(StaysInEvalMode):
 
     Parts: what was measured (``level_dbfs``, ``silence_share``, ``clipping_share``, ``flatness``,
     ``diversity_db`` or ``diversity_cosine``) and ``<guard>_penalty`` in [-1, 0]. A wave that is not
-    finite scores NaN. Raises ``UserError`` for limits that cannot be meant.
+    finite scores NaN. Raises ``UserError`` for invalid limits.
     """
 
     differentiable = False
@@ -233,7 +233,7 @@ class GuardReward(StaysInEvalMode):
         self.embedder = None if embedder is None else reward_of(embedder, "embedder")
         if self.embedder is not None and not hasattr(self.embedder, "embed_audio"):
             raise UserError(
-                f"embedder: a {type(self.embedder).__name__} has no embed_audio; name a CLAP"
+                f"embedder: a {type(self.embedder).__name__} has no embed_audio; expected a CLAP"
             )
         self.loudness_dbfs = (
             None if loudness_dbfs is None else tuple(float(value) for value in loudness_dbfs)

@@ -168,8 +168,8 @@ def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
             import laion_clap
         except ImportError as error:
             raise UserError(
-                f"the laion_clap package cannot be imported ({error}); {_mend(error)}, or set "
-                "towers=transformers, which needs neither"
+                f"the laion_clap package cannot be imported ({error}); {_pip_command(error)}, or "
+                "set towers=transformers, which needs neither"
             ) from error
         finally:
             sys.path[:] = before
@@ -178,7 +178,7 @@ def package_module(audio_model: str, text_sizes: dict[str, Any]) -> nn.Module:
         )
 
 
-def _mend(error: ImportError) -> str:
+def _pip_command(error: ImportError) -> str:
     """The pip command for what is missing: laion_clap imports torchvision without asking for it."""
     missing = (error.name or "").partition(".")[0]
     if missing and missing not in ("laion_clap", "torchvision"):

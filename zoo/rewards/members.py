@@ -76,7 +76,8 @@ def reward_of(given: Any, where: str) -> Reward:
         raise UserError(f"{where}: {error}") from error
     if lacking(given, Reward):
         raise UserError(
-            f"{where}: a {type(given).__name__} is no reward (it needs __call__ and differentiable)"
+            f"{where}: a {type(given).__name__} is not a reward (it needs __call__ and"
+            " differentiable)"
         )
     return given
 

@@ -122,21 +122,27 @@ def emotion_score(
 
 
 class EmotionReward(StaysInEvalMode):
-    """Scores clips by the mood in ``prompt.labels[label_key]`` (see ``emotion_score``); mono,
-    resampled and level-normalised.
+    """Scores clips by the mood in ``prompt.labels[label_key]`` (see ``emotion_score``).
 
-    All arguments are plain JSON values. Units: ``sample_rate_hz`` of the classifier, ``chunk_s``
-    and ``hop_s`` in seconds, ``hop_samples`` of the spectrogram in samples, ``rms`` the level every
-    clip is brought to (None: as it comes, as EMOPIA). ``activation``: ``softmax`` for a classifier
-    trained by cross-entropy, ``sigmoid`` for released EMOPIA weights. Probabilities and logits are
-    means over chunks. ``classes_of``: words that labels may also hold, with the class of each.
-    ``class_mean``, ``class_std``: of each class's log-odds (nats) over the base model's
-    generations, as ``zoo.rewards.mood_calibration`` measures them; only ``calibrated`` needs
-    them.
+    Clips are heard in mono, resampled and brought to one level. Probabilities and logits are means
+    over chunks. All arguments are plain JSON values. ``Emotion``
+    (lightning_modules/mood_classifier.py) trains ``classifier`` itself.
 
-    The module stays in evaluation mode even inside a module that is switched to training: a reward
-    must be deterministic. ``Emotion`` (lightning_modules/mood_classifier.py) trains ``classifier``
-    itself.
+    Args:
+        value: which number is the score, as ``emotion_score`` takes it.
+        class_names: the moods, in the order of the classifier's outputs.
+        sample_rate_hz: of the classifier.
+        chunk_s, hop_s: seconds per chunk, and between the starts of overlapping chunks.
+        chunk_rule: see ``chunk_starts``.
+        n_fft, hop_samples, n_mels: of the spectrogram.
+        channels, dropout: of the network.
+        activation: "softmax" for a classifier trained by cross-entropy, "sigmoid" for released
+            EMOPIA weights.
+        rms: the level that every clip is brought to (None: unchanged, as EMOPIA).
+        label_key: the label of a prompt that asks for a mood.
+        classes_of: words that labels may also hold, with the class of each.
+        class_mean, class_std: of each class's log-odds (nats) over the base model's generations, as
+            ``zoo.rewards.mood_calibration`` measures them; only ``calibrated`` needs them.
     """
 
     def __init__(
@@ -227,7 +233,7 @@ class EmotionReward(StaysInEvalMode):
         }
         self.eval()
 
-    def targets(self, prompts: Sequence[Prompt]) -> Tensor:
+    def wanted_classes(self, prompts: Sequence[Prompt]) -> Tensor:
         """(B,) index of the class that each prompt asks for.
 
         Raises ``UserError`` (see ``class_indices``).
@@ -238,7 +244,7 @@ class EmotionReward(StaysInEvalMode):
         """Raises ``UserError`` for a prompt whose class is missing or unknown, as ``forward``
         would after sampling.
         """
-        self.targets(prompts)
+        self.wanted_classes(prompts)
 
     def prepare(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
         """(B, N) mono at the classifier's rate and level.
@@ -273,7 +279,7 @@ class EmotionReward(StaysInEvalMode):
         missing or unknown.
         """
         check_waves(wave_BCN, sample_rate_hz, _WHO, len(prompts))
-        target_B = self.targets(prompts).to(wave_BCN.device)
+        target_B = self.wanted_classes(prompts).to(wave_BCN.device)
         logits = self.chunk_logits(wave_BCN, sample_rate_hz)
         probability_BK, logits_BK = self.probabilities(logits).mean(dim=1), logits.mean(dim=1)
         statistics = (

@@ -116,7 +116,7 @@ class ShortChunkResNet(nn.Module):
 
 
 def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = None) -> list[int]:
-    """First samples of the chunks that are judged in a clip of ``length`` samples.
+    """First samples of the chunks that are scored in a clip of ``length`` samples.
 
     ``full``: every whole chunk (a shorter clip is one padded chunk). ``upstream``: as the released
     EMOPIA code, which leaves out the last one. ``overlap``: one every ``hop`` samples, and one that

@@ -89,7 +89,7 @@ class PretrainedClap:
         model: a ``transformers.ClapModel`` with its weights.
         config: of ``transformers.ClapConfig``, shape-giving keys only.
         features: what the publisher says of the front end (preprocessor_config.json); ``{}`` where
-            nothing is said.
+            it says nothing.
     """
 
     name: str
@@ -285,7 +285,7 @@ def clap_config(config: Mapping[str, Any]) -> Any:
     try:
         sizes = ClapConfig(**config)
     except (TypeError, AttributeError) as error:
-        raise UserError(f"config is none of a CLAP: {str(error).splitlines()[0]}") from error
+        raise UserError(f"not the config of a CLAP: {str(error).splitlines()[0]}") from error
     if sizes.audio_config.enable_fusion:
         raise UserError(
             "this CLAP has feature fusion (enable_fusion), which is not supported; take one"
