@@ -1,6 +1,6 @@
-"""Losses and weights of the algorithms, as pure functions.
+"""Losses of policy-gradient methods, as pure functions.
 
-Log-probabilities are nats per scored latent element.
+Log-probabilities are in nats per scored latent element.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from zoo.errors import UserError
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """``loss`` () carries the gradient.
-
-    Detached: ``ratio`` (B,), ``clip_fraction`` () and ``approx_kl`` ().
+    """``loss`` () carries the gradient; ``ratio`` (B,), ``clip_fraction`` () and ``approx_kl`` ()
+    are detached.
     """
 
     loss: Tensor
@@ -35,17 +34,25 @@ def clipped_policy_loss(
     advantage_clip: float = 5.0,
 ) -> PolicyLoss:
     """Clipped importance-sampled policy loss (PPO, arXiv 1707.06347 eq. 7; DDPO-IS, arXiv
-    2305.13301), all inputs (B,).
+    2305.13301).
 
-    loss = mean(max(-A r, -A clip(r, 1 - clip_range, 1 + clip_range))), r = exp(log_prob -
-    old_log_prob), with A first clamped to +-``advantage_clip``. ``clip_fraction`` is the share of
-    rows with |r - 1| > clip_range, whatever the sign of A; ``approx_kl`` = mean((log_prob -
-    old_log_prob)^2) / 2. Gradient flows into ``log_prob`` only. Raises ``UserError`` when shapes
-    differ or a range is not positive.
+    loss = mean(max(-A r, -A clip(r, 1 - clip_range, 1 + clip_range))) with r = exp(log_prob -
+    old_log_prob). ``clip_fraction`` is the share of rows with |r - 1| > clip_range, whatever the
+    sign of A; ``approx_kl`` = mean((log_prob - old_log_prob)^2) / 2.
+
+    Args:
+        log_prob: under the trained policy, (B,). Gradients flow into it alone.
+        old_log_prob: under the policy that sampled, (B,).
+        advantage: A, (B,).
+        clip_range: of the ratio, around 1.
+        advantage_clip: A is first cut to +-``advantage_clip``.
+
+    Raises:
+        UserError: when shapes differ or a range is not positive.
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
         raise UserError(
-            "log_prob, old_log_prob and advantage need one value a sample each, got shapes "
+            "log_prob, old_log_prob and advantage need one value per sample each, got shapes "
             f"{tuple(log_prob.shape)}, {tuple(old_log_prob.shape)}, {tuple(advantage.shape)}"
         )
     if not (clip_range > 0 and advantage_clip > 0):
@@ -67,12 +74,11 @@ def clipped_policy_loss(
 def kl_to_reference(
     mean: Tensor, reference_mean: Tensor, std_B: Tensor, scored_mask: Tensor | None = None
 ) -> Tensor:
-    """KL(policy || reference) of one step (B,), nats per scored element:
+    """KL(policy || reference) of one step, (B,), in nats per scored element.
 
-    (mean - reference_mean)^2 / (2 std^2).
-
-    Both Gaussians share ``std_B`` (B,), so this is exact (DPOK, arXiv 2305.16381). No gradient
-    flows into ``reference_mean``. Raises ``UserError`` naming the rows whose std is 0.
+    It is (mean - reference_mean)^2 / (2 std^2): exact, because both Gaussians share ``std_B`` (B,)
+    (DPOK, arXiv 2305.16381). No gradient flows into ``reference_mean``. On the CPU, rows whose std
+    is 0 raise ``UserError``.
     """
     if std_B.device.type == "cpu" and bool((std_B <= 0).any()):
         rows = (std_B <= 0).nonzero().flatten().tolist()
@@ -85,11 +91,10 @@ def kl_to_reference(
 
 
 def rescaled_clip_range(clip_range: float, reference_elements: int, scored_elements: int) -> float:
-    """The clip range for a latent with ``scored_elements``, when ``clip_range`` was tuned on
-    ``reference_elements``.
+    """A clip range that was tuned on ``reference_elements``, for a latent of ``scored_elements``.
 
-    The log-ratio is a mean over elements, so clip_range * elements (nats of the true log-ratio) is
-    kept constant: 1e-4 at 16,384 elements is 1.6384 nats. Raises ``UserError`` unless all three
+    The log-ratio is a mean over elements, so clip_range * elements (nats of the true log-ratio)
+    stays constant: 1e-4 at 16,384 elements is 1.6384 nats. Raises ``UserError`` unless all three
     are positive.
     """
     if not (clip_range > 0 and reference_elements > 0 and scored_elements > 0):

@@ -1,8 +1,7 @@
-"""What a policy-gradient update is made of: which steps, in which order, in which micro-batches;
-and the check of the ratio.
+"""The parts of a policy-gradient update: its plan, its backward passes, its metrics, and the check
+of the importance ratio.
 
-Everything random here is keyed by (seed, round, inner epoch, ...), so a resumed run makes the same
-choices.
+All random choices are keyed by (seed, round, inner epoch, ...), so a resumed run makes them again.
 """
 
 from __future__ import annotations
@@ -24,14 +23,16 @@ from zoo.diffusion import Schedule, replay_step
 from zoo.errors import UserError
 from zoo.types import Backbone, Prompt, Trajectory
 
-SAME_SHAPES, OTHER_SHAPES = 1e-6, 1e-5  # |ratio - 1| that float32 leaves before the first update
+# |ratio - 1| that float32 leaves before the first update, at equal and at other batch shapes
+SAME_SHAPES = 1e-6
+OTHER_SHAPES = 1e-5
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward's worth of work, K times.
+    """Samples that are computed at once, at K steps one after the other.
 
-    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps.
+    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps, on the CPU.
     """
 
     rows: tuple[int, ...]
@@ -42,8 +43,8 @@ class MicroBatch:
 class OptimiserStep:
     """The micro-batches of one optimiser step on this process.
 
-    ``terms`` counts the (sample, step) pairs of its mean. It may be more than the micro-batches
-    hold: pairs whose gradient is known to be zero are not computed.
+    ``terms`` counts the (sample, step) pairs that the loss is a mean over. The micro-batches may
+    hold fewer: pairs whose gradient is known to be zero are left out.
     """
 
     micro: tuple[MicroBatch, ...]
@@ -51,7 +52,7 @@ class OptimiserStep:
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator that is a function of the key only."""
+    """A CPU generator whose numbers depend on the key only."""
     digest = hashlib.sha256(json.dumps(["update", *key]).encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -59,11 +60,16 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 def trainable_steps(
     std_S: Tensor, window: tuple[int, int] | None, skip_last_step: bool
 ) -> list[int]:
-    """Steps that may be trained, in sampler order. ``std_S`` (S,) is the noise of each step.
+    """The steps that may be trained, in sampler order.
 
-    ``window`` (lo, hi) takes steps lo..hi-1; None takes every step that adds noise.
-    ``skip_last_step`` leaves out the last step of the sampler. Raises ``UserError`` for a window
-    outside the sampler, steps without noise in it, or when nothing is left.
+    Args:
+        std_S: the noise that each step adds, (S,).
+        window: (lo, hi) takes steps lo to hi - 1; None takes every step that adds noise.
+        skip_last_step: leaves out the last step of the sampler.
+
+    Raises:
+        UserError: for a window outside the sampler, a window with steps that add no noise, and when
+            no step is left.
     """
     count = len(std_S)
     if window is not None and len(window) != 2:
@@ -95,16 +101,22 @@ def trainable_steps(
 
 
 def draw_steps(
-    steps: Sequence[int], share: float, draw: str, batch: PromptBatch, *key: int
+    steps: Sequence[int], fraction: float, draw: str, batch: PromptBatch, *key: int
 ) -> Tensor:
-    """Steps to train, (K, B) long with K = max(1, round(share * len(steps))), without repeats in a
-    column.
+    """Draws the steps to train of each sample, without repeats.
 
-    ``draw`` "sample": each sample has its own random subset in random order; "batch": one for all.
-    ``key`` names the draw: seed, round, inner epoch; with "sample" also the sample, so that its
-    steps do not depend on the process it is on.
+    Args:
+        steps: those that may be trained.
+        fraction: the share of them that is drawn.
+        draw: "sample" gives each sample its own random subset in random order, "batch" one to all.
+        batch: the samples.
+        key: seed, round and inner epoch. With "sample" the draw also depends on the sample, and not
+            on the process that the sample is on.
+
+    Returns:
+        (K, B) long, K = max(1, round(fraction * len(steps))).
     """
-    kept = max(1, round(share * len(steps)))
+    kept = max(1, round(fraction * len(steps)))
     choices = torch.tensor(list(steps))
 
     def one(*name: int | str) -> Tensor:
@@ -127,12 +139,12 @@ def plan_updates(
     updates: int,
     *key: int,
 ) -> list[OptimiserStep]:
-    """The round's samples in random order, dealt to ``updates`` optimiser steps.
+    """Deals the round's samples, in random order, to ``updates`` optimiser steps.
 
-    Of the samples of an optimiser step only those that are kept and learn something are computed,
-    in micro-batches of ``size`` (the last one may be smaller). Where nothing is left, one step of
-    one kept sample is computed: it gives every weight the gradient 0, as all of them would, so the
-    optimiser's momentum and decay go on. Without any kept sample there is nothing to compute.
+    An optimiser step computes only those of its samples that are kept and have a gradient, in
+    micro-batches of ``size`` (the last one may be smaller). If there is none, it computes one step
+    of one kept sample: that gives every weight a gradient of 0, as all samples together would, so
+    momentum and weight decay still act. Without a kept sample it computes nothing.
 
     Args:
         steps_KB: the steps to train of each sample, (K, B).
@@ -140,9 +152,10 @@ def plan_updates(
         learns_B: False for samples whose gradient is zero; they count in the mean.
         size: samples per micro-batch.
         updates: optimiser steps of the round.
-        key: seed, round and inner epoch, which name the order.
+        key: seed, round and inner epoch; the order depends on nothing else.
 
-    Raises: ``UserError`` when the sizes do not divide.
+    Raises:
+        UserError: when the sizes do not divide.
     """
     count = steps_KB.shape[1]
     check_sizes(count, size, updates)
@@ -170,10 +183,18 @@ def plan_round(
     advantage_B: Tensor,
     seed: int,
 ) -> list[OptimiserStep]:
-    """The optimiser steps of all inner epochs of a round.
+    """Plans the optimiser steps of all inner epochs of a round.
 
-    Each inner epoch draws its order and its steps anew. A sample of advantage 0 has a gradient
-    only where there is a KL to the base model.
+    Each inner epoch draws a new order and new steps. Samples of advantage 0 have no gradient unless
+    there is a KL to the base model.
+
+    Args:
+        steps: the steps that may be trained.
+        batch: the round's samples on this process.
+        kept_B: False for samples that were dropped.
+        update: settings of the update.
+        advantage_B: one per sample.
+        seed: of the order and of the drawn steps.
     """
     plans = []
     learns_B = [update.kl_coef > 0 or advantage != 0 for advantage in advantage_B.tolist()]
@@ -185,8 +206,8 @@ def plan_round(
 
 
 def check_sizes(count: int, batch_size: int, updates: int) -> None:
-    """Raises ``UserError`` unless a round of ``count`` samples per rank splits into ``updates`` of
-    whole training batches.
+    """Raises ``UserError`` unless ``count`` samples per process split into ``updates`` optimiser
+    steps of whole batches.
     """
     if count % (batch_size * updates):
         raise UserError(
@@ -197,7 +218,7 @@ def check_sizes(count: int, batch_size: int, updates: int) -> None:
 
 
 def scored_elements(trajectory: Trajectory) -> int:
-    """Latent elements that count in one sample's log-probability (the fewest of all samples)."""
+    """The number of latent elements in one sample's log-probability: the fewest of all samples."""
     shape = trajectory.latents_SB.shape[2:]
     if trajectory.scored_mask is None:
         return shape.numel()
@@ -206,9 +227,9 @@ def scored_elements(trajectory: Trajectory) -> int:
 
 
 def is_full_precision(network: nn.Module, device_type: str, convolutions: bool = False) -> bool:
-    """Whether the network computes in float32 (or float64): no half weights, autocast or TF32.
+    """Whether the network computes in float32 or float64: no half weights, autocast or TF32.
 
-    ``convolutions``: cuDNN's convolutions count, too, where TF32 is PyTorch's default.
+    ``convolutions``: whether cuDNN's convolutions count, for which TF32 is PyTorch's default.
     """
     halves = any(
         p.is_floating_point() and p.dtype not in (torch.float32, torch.float64)
@@ -224,13 +245,21 @@ def is_full_precision(network: nn.Module, device_type: str, convolutions: bool =
 def ratio_tolerance(
     network: nn.Module, device_type: str, same_shapes: bool, clip_range: float
 ) -> tuple[float, str]:
-    """How far from 1 rounding may bring the ratio before the first update; what to do beyond it.
+    """The largest |ratio - 1| that rounding explains before the first update.
 
-    ``same_shapes``: old and new log-probabilities come from batches of one shape. Then the same
-    kernels run twice and the ratio is 1 to the last bit or two: 1e-6. Batches of another shape
-    are summed in another order: up to 2.2e-6 was measured in float32 (AudioLDM 2 at toy size;
-    more elements average more out), 1e-5 is allowed. In half precision and with TF32 half of
-    ``clip_range``: beyond that, clipping would act on rounding.
+    In float32 it is 1e-6 at equal batch shapes: the same kernels run twice, so the ratio is 1 to
+    the last bit or two. Batches of another shape are summed in another order: up to 2.2e-6 was
+    measured (AudioLDM 2 at toy size; more elements average more out), and 1e-5 is allowed. In half
+    precision and with TF32 it is half of ``clip_range``: beyond that, rounding would be clipped.
+
+    Args:
+        network: whose precision counts.
+        device_type: that it runs on.
+        same_shapes: old and new log-probabilities come from batches of one shape.
+        clip_range: as the update uses it.
+
+    Returns:
+        The tolerance, and what to look for beyond it.
     """
     remedy = "update.recompute_old_log_prob=true is the remedy"
     if not is_full_precision(network, device_type, convolutions=not same_shapes):
@@ -248,9 +277,9 @@ def ratio_tolerance(
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """What one micro-batch saw:
+    """What to log of one micro-batch.
 
-    ``ratio_KN`` (K, n); ``loss_K`` and ``kl_to_base_K`` (K,), each summed over its rows.
+    ``ratio_KN`` (K, n); ``loss_K`` and ``kl_to_base_K`` (K,), each summed over the rows.
     """
 
     ratio_KN: Tensor
@@ -259,7 +288,7 @@ class UpdateRecord:
 
 
 def on_cpu(records: Sequence[UpdateRecord]) -> list[UpdateRecord]:
-    """The same records on the CPU, fetched at once: an accelerator is waited for one time."""
+    """The same records on the CPU, in one transfer, so that the processor waits once."""
     if not records:
         return []
     kinds = ("ratio_KN", "loss_K", "kl_to_base_K")
@@ -271,7 +300,7 @@ def on_cpu(records: Sequence[UpdateRecord]) -> list[UpdateRecord]:
 
 
 def _indices(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows (n) and steps (K, n) of a micro-batch on ``device``, moved at once."""
+    """Rows (n) and steps (K, n) of a micro-batch on ``device``, in one transfer."""
     both = torch.cat([torch.tensor([micro.rows]), micro.steps_KN]).to(device)
     return both[0], both[1:]
 
@@ -292,12 +321,12 @@ def backward_steps(
     adapter_off: AdapterSwitch | None = None,
     reuse_unconditional: bool = False,
 ) -> UpdateRecord:
-    """Forward and backward of each step of one micro-batch, one graph at a time, so memory does not
-    grow with the steps.
+    """Runs forward and backward of one step of a micro-batch after the other.
 
-    Gradients of all micro-batches add up to the gradient of the mean over ``terms`` (sample, step)
-    pairs of the clipped policy loss plus ``kl_coef`` times the KL to the base model (adapter
-    off). The record stays on the device of the trajectory: nothing is read back from there.
+    Only one graph exists at a time, so memory does not grow with the steps. The gradients of all
+    micro-batches add up to that of the mean, over ``terms`` (sample, step) pairs, of the clipped
+    policy loss plus ``kl_coef`` times the KL to the base model (adapter off). Nothing is read back
+    from the device of the trajectory; the record lies there, too.
 
     Args:
         backbone, schedule, trajectory: the policy, and the samples that it learns from.
@@ -306,7 +335,7 @@ def backward_steps(
         terms: (sample, step) pairs of the optimiser step, over all processes.
         backward: ``backward(loss)`` adds gradients.
         clip_range, advantage_clip: see ``clipped_policy_loss``.
-        kl_coef: what the KL is multiplied with.
+        kl_coef: weight of the KL.
         adapter_off: turns the backbone into its base model for the KL; None leaves the KL out.
         reuse_unconditional: see ``replay_step``.
     """
@@ -338,8 +367,10 @@ def backward_steps(
 def recomputed_log_prob(
     backbone: Backbone, schedule: Schedule, trajectory: Trajectory, plan: Sequence[MicroBatch]
 ) -> tuple[Tensor, float]:
-    """Old log-probabilities (S, B) scored again in the very batches of the update; the largest
-    |ratio - 1| of the stored ones.
+    """Scores the rollout again, in the batches of the update.
+
+    Returns the old log-probabilities (S, B) to use, and the largest |ratio - 1| that the stored
+    ones would have given.
     """
     old_SB, gaps = trajectory.log_prob_SB.clone(), []
     for micro in plan:
@@ -357,9 +388,9 @@ def update_metrics(
     """What to log of a round's micro-batches, from all processes.
 
     ``loss`` and ``kl_to_base`` are means over all ``terms`` (sample, step) pairs of the round's
-    optimiser steps; the loss of a pair of advantage 0 is 0. ``ratio/*``,
-    ``clip_fraction`` and ``approx_kl`` are over the pairs that were computed: with ``kl_coef`` 0
-    those whose advantage is not 0.
+    optimiser steps; the loss of a pair of advantage 0 is 0. ``ratio/*``, ``clip_fraction`` and
+    ``approx_kl`` cover the pairs that were computed: with ``kl_coef`` 0 those whose advantage is
+    not 0.
     """
     ratio = torch.cat([record.ratio_KN.flatten() for record in records]).double()
     return {
@@ -387,10 +418,10 @@ def worst_ratio(
 
 
 def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> None:
-    """Before the first update the policy that is trained is the one that sampled: ratio 1.
+    """Raises ``UserError`` where the ratio is further from 1 than ``tolerance``, also on NaN.
 
-    ``tolerance``: how far it may be off; ``why``: what to look for (``ratio_tolerance``).
-    Raises ``UserError`` otherwise (also on NaN).
+    Before the first update the trained policy is the one that sampled, so the ratio is 1.
+    ``why``: what to look for, from ``ratio_tolerance``.
     """
     if deviation <= tolerance:
         return

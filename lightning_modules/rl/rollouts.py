@@ -1,6 +1,6 @@
-"""Prompts in, scored samples out: encode, roll out, decode, reward, in micro-batches.
+"""From prompts to scored samples: encode, roll out, decode and score, in micro-batches.
 
-Used by training and evaluation alike.
+Training and evaluation share it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Report = Callable[[str, int, int], None]  # (phase, done, total)
 class ScoredSamples:
     """B samples in the order of their prompts.
 
-    ``score_B``, ``parts`` and ``vectors`` (the reward's) are float32 on the CPU and may hold NaN.
-
-    ``trajectory`` or ``wave_BCN`` (CPU) are None unless asked for. Times in seconds:
-    ``seconds_reward`` is spent in the reward, summed over its threads; ``seconds_reward_waited`` of
-    it (all, without threads) held up the round.
+    - ``score_B``, ``parts`` and ``vectors``: the reward's, float32 on the CPU; may hold NaN.
+    - ``trajectory`` and ``wave_BCN`` (on the CPU): None unless asked for.
+    - ``seconds_sampling``: encoding, rollout and decoding.
+    - ``seconds_reward``: in the reward, summed over its threads.
+    - ``seconds_reward_waited``: the part of it that held up the round; all of it without threads.
     """
 
     prompts: tuple[Prompt, ...]
@@ -76,27 +76,31 @@ def sample_and_score(
     reward_workers: int = 0,
     drop_failed: bool = False,
 ) -> ScoredSamples:
-    """Roll out, decode and score ``batch`` in micro-batches of ``sample_batch_size``.
+    """Rolls out, decodes and scores ``batch`` in micro-batches of ``sample_batch_size``.
 
-    Latents are written into the round's buffers as they are made, so a round's trajectory exists
-    once. Waves are cut to ``prompt.seconds``.
+    The trajectory of a round exists once: its latents are written into its buffers as they are
+    made. Waves are cut to ``prompt.seconds``.
 
     Args:
-        backbone: one with a method ``scored_mask(prompts)`` says what of the latents reaches the
-            listener (bool, broadcast against (B, *latent), or None for all).
-        reward, sampler, batch: what is sampled, how, and who scores it.
+        backbone: makes the samples. Where it has a method ``scored_mask(prompts)``, only the latent
+            elements in that mask count in log-probabilities.
+        reward: scores the waves.
+        sampler: how they are sampled.
+        batch: the prompts.
         seed: noise is keyed by (seed, round, prompt id, sample index).
         sample_batch_size: samples at a time.
         device: of the latents.
-        keep: "trajectory" (for training; with ``sampler.detach_unconditional`` also the
-            unconditional outputs, which take as much memory as the latents again) or "wave" (for
-            listening; of the latents only the last ones are ever kept).
+        keep: "trajectory" for training; with guidance and ``sampler.detach_unconditional`` it holds
+            the unconditional outputs too, which take as much memory as the latents. "wave" for
+            listening; only the last latents are made then.
         report: ``report(phase, done, total)`` shows progress.
         reward_workers: threads that score while sampling goes on (0: in line); the numbers are the
             same.
         drop_failed: samples of a reward call that raised get NaN scores instead of an error.
 
-    Raises: ``RewardError`` (bad reward) and ``UserError`` (prompts of different lengths).
+    Raises:
+        RewardError: for a reward that raised or gave something else than scores.
+        UserError: for prompts of different lengths.
     """
     report = report or (lambda phase, done, total: None)
     shape = one_latent_shape(backbone, batch.prompts)  # refused before anything is encoded
@@ -174,6 +178,6 @@ def _whole(
 
 
 def _joined(named: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What all waves have, one after the other."""
+    """The columns that every micro-batch has, joined."""
     names = sorted(set(named[0]).intersection(*named))
     return {name: torch.cat([wave[name] for wave in named]) for name in names}

@@ -1,6 +1,4 @@
-"""All optimiser steps of one round of DDPO, from its plan: what happens between the rewards and the
-next round.
-"""
+"""All optimiser steps of one round of DDPO: what happens between its rewards and the next round."""
 
 from __future__ import annotations
 
@@ -44,10 +42,13 @@ def update_round(
 ) -> dict[str, float]:
     """Learns from a round's samples; returns what to log.
 
-    Ranks may hold different numbers of micro-batches: collectives are called once per optimiser
-    step only.
+    Processes may hold different numbers of micro-batches, so they meet only once per optimiser
+    step.
 
     Args:
+        backbone: the policy.
+        sampler: of the rollout.
+        batch: the round's prompts on this process.
         trajectory: the round's samples on this process.
         plans: the optimiser steps, of ``plan_round``.
         advantage_B: one per sample.
@@ -58,8 +59,8 @@ def update_round(
         step: applies the gradients of all processes, clears them and returns their norm.
         check: ``check(deviation, where, clip_range, same_shapes)`` sees the worst |ratio - 1| of
             all processes before each optimiser step; ``same_shapes`` says whether every
-            micro-batch had as many rows as the batches that were sampled. An optimiser step whose
-            samples were all dropped is left out.
+            micro-batch had as many rows as the batches that were sampled. Optimiser steps whose
+            samples were all dropped are left out.
         report: ``report(phase, done, total)`` shows progress.
     """
     clip_range = settings.clip_range
@@ -72,8 +73,8 @@ def update_round(
     for micro in every:
         check_scorable(schedule, micro.steps_KN)
     adapter_off = AdapterSwitch.of(backbone) if settings.kl_coef > 0 else None
-    # As long as nothing was learned, the unconditional outputs are those of the rollout. The first
-    # round computes them all the same: so the check of its ratio sees both sides of guidance.
+    # Until the first optimiser step the unconditional outputs are those of the rollout. The first
+    # round computes them again, so that the check of its ratio covers both sides of guidance.
     is_known = trajectory.unconditional_SB is not None and batch.round_index > 0
     may_reuse = is_known and not settings.recompute_old_log_prob
     old_SB, gap = trajectory.log_prob_SB, 0.0

@@ -36,7 +36,9 @@ class SamplerSettings(Sampler):
         guidance_scale: classifier-free guidance, in rollout and training alike; 1: none.
         eta: share of fresh noise, 0 to 1: one number, or one per step.
         rule: "ddim" or "cps".
-        detach_unconditional: no gradient flows through the unconditional side of guidance.
+        detach_unconditional: no gradient flows through the unconditional side of guidance. The
+            first optimiser step of a round takes its outputs from the rollout, which keeps them:
+            as much memory as the latents of the round.
         batch_size: samples rolled out at once, per process; a round must be a multiple of it.
     """
 
@@ -106,8 +108,8 @@ class UpdateSettings:
         recompute_old_log_prob: scores the rollout again before the update, in the batches of the
             update.
         ratio_check: whether the ratio is 1 before the first update: "auto" (1e-6 in float32, 1e-5
-            where sampler and update have other batch sizes, half the clip range otherwise), False
-            (not checked), or a tolerance.
+            where the update computes other numbers of samples at once than the sampler, half the
+            clip range otherwise), False (not checked), or a tolerance.
     """
 
     batch_size: int = 16
