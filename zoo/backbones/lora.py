@@ -145,10 +145,10 @@ def adapted(backbone: Backbone) -> PeftModel:
 
 @dataclass(frozen=True)
 class AdapterSwitch:
-    """Turns a backbone's adapter off and on again: ``with adapter_off(): ...``.
+    """Turns a backbone's adapter off for a while: ``with adapter_off(): ...``.
 
-    Inside, the backbone is bitwise its base model. The modules are walked once, when the switch is
-    made; it does not know of adapters that are added later.
+    Inside, the backbone is bitwise its base model. The modules are searched once, when the switch
+    is made, so it leaves adapters that are added later as they are.
     """
 
     layers: tuple[BaseTunerLayer, ...]

@@ -1,12 +1,14 @@
-"""Paths from noise to clean:
+"""Paths from noise to clean latents: ``x = alpha * clean + sigma * noise`` at a time.
 
-``x = alpha * clean + sigma * noise``, with alpha and sigma as functions of a time.
+Every path has
 
-Every path has ``prediction`` (what its network puts out), ``times(steps)`` (the sampling grid,
-noisy to clean, steps + 1 values), ``coefficients(time)`` and ``sample_times(uniform_B)`` (training
-times). Continuous grids are float64 and coefficients are computed in float64 on the CPU, because
-near pure noise a float32 time cannot tell two alphas apart; what comes out is float32. All samplers
-start from unit Gaussian noise.
+- ``prediction``: what its network puts out;
+- ``times(steps)``: the sampling grid, noisy to clean, steps + 1 values;
+- ``coefficients(time)``: alpha and sigma, float32;
+- ``sample_times(uniform_B)``: times for training.
+
+Grids of continuous times are float64, and coefficients are computed in float64 on the CPU: near
+pure noise a float32 time cannot tell two alphas apart. All samplers start from unit Gaussian noise.
 """
 
 from __future__ import annotations
@@ -25,9 +27,7 @@ SPACINGS = ("linear", "exponential")
 
 
 def require_known(what: str, name: str, choices: Sequence[str]) -> str:
-    """``name`` if it is one of ``choices``; else ``UserError`` with all choices and the nearest
-    one.
-    """
+    """Returns ``name``. Raises ``UserError`` with all choices, unless it is one of them."""
     if name in choices:
         return name
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.3)
@@ -38,7 +38,7 @@ def require_known(what: str, name: str, choices: Sequence[str]) -> str:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """A detached float64 copy on the CPU (some accelerators have no float64)."""
+    """A detached float64 copy on the CPU; some accelerators have no float64."""
     return tensor.detach().to(device="cpu", dtype=torch.float64)
 
 
@@ -61,11 +61,17 @@ class VPDiscrete:
     """Variance-preserving path in whole steps (AudioLDM 2, Tango): alpha^2 = alphas_cumprod[t],
     sigma^2 = 1 - alpha^2.
 
-    ``alphas_cumprod`` has one value a training step (usually 1000, float32 as in released
-    schedulers). Grids use "leading" spacing: t = k * (count // steps) + ``steps_offset``, and the
-    time after the last is clamped to 0, so a final alpha of 1 is never used and, with an offset of
-    1, every step keeps some noise. ``ends_clean``: the time after the last is -1, where alpha is 1
-    and no noise is left (DDPM sampling, as Tango's).
+    Grids use "leading" spacing: t = k * (count // steps) + ``steps_offset``. The time after the
+    last is clamped to 0, so a final alpha of 1 is never used and, with an offset of 1, every step
+    keeps some noise.
+
+    Args:
+        alphas_cumprod: one value per training step, usually 1000; float32, as in released
+            schedulers.
+        prediction: what the network puts out.
+        steps_offset: see above.
+        ends_clean: the time after the last is -1 instead, where alpha is 1 and no noise is left
+            (DDPM sampling, as Tango's).
     """
 
     def __init__(
@@ -97,8 +103,13 @@ class VPDiscrete:
         steps_offset: int = 1,
         ends_clean: bool = False,
     ) -> VPDiscrete:
-        """The "scaled_linear" schedule: sqrt(beta) runs linearly (float32, as released networks
-        were trained with).
+        """The "scaled_linear" schedule: sqrt(beta) runs linearly from start to end, in float32 as
+        released networks were trained with.
+
+        Args:
+            beta_start, beta_end: of the first and the last training step.
+            count: training steps.
+            prediction, steps_offset, ends_clean: see ``VPDiscrete``.
         """
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, count, dtype=torch.float32) ** 2
         return cls(torch.cumprod(1.0 - betas, dim=0), prediction, steps_offset, ends_clean)
@@ -112,7 +123,7 @@ class VPDiscrete:
     def times(self, steps: int) -> Tensor:
         """(steps + 1,) long, descending, the last 0 or -1.
 
-        ``UserError`` when the grid does not fit into the training steps.
+        Raises ``UserError`` when the grid does not fit into the training steps.
         """
         steps, count = _require_steps(steps), len(self.alphas_cumprod)
         stride = count // steps
@@ -127,7 +138,7 @@ class VPDiscrete:
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), float32, shaped like ``time`` (whole numbers).
 
-        ``UserError`` outside the training steps.
+        Raises ``UserError`` outside the training steps.
         """
         index = exact(time)
         lowest, highest = self._last_time, len(self.alphas_cumprod) - 1
@@ -145,18 +156,21 @@ class VPDiscrete:
         )
 
     def sample_times(self, uniform_B: Tensor) -> Tensor:
-        """Training times, long: every training step equally likely for ``uniform_B`` in [0, 1)."""
+        """Training times, long; every step is equally likely for ``uniform_B`` in [0, 1)."""
         count = len(self.alphas_cumprod)
         return (exact(uniform_B) * count).long().clamp(max=count - 1).to(uniform_B.device)
 
 
 class VPCosine:
     """Variance-preserving path by angle (Stable Audio): alpha = cos(pi t / 2), sigma = sin(pi t /
-    2), t in [0, 1], 1 is noise.
+    2), t in [0, 1]; 1 is noise.
 
-    ``spacing`` "linear": t from 1 to 0 in equal parts. "exponential": Stable Audio Open's grid,
-    sigma/alpha from ``sigma_max`` to ``sigma_min`` in equal ratios, then 0; t = 2 atan(sigma/alpha)
-    / pi.
+    Args:
+        prediction: what the network puts out.
+        spacing: "linear": t goes from 1 to 0 in equal parts. "exponential": Stable Audio Open's
+            grid, sigma / alpha from ``sigma_max`` to ``sigma_min`` in equal ratios, then 0; t = 2
+            atan(sigma / alpha) / pi.
+        sigma_min, sigma_max: of the exponential grid.
     """
 
     def __init__(
@@ -188,9 +202,7 @@ class VPCosine:
         )
 
     def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma), float32, shaped like ``time``; alpha is exactly 0 at 1 and sigma exactly
-        0 at 0.
-        """
+        """(alpha, sigma), float32, shaped like ``time``: exactly (0, 1) at 1 and (1, 0) at 0."""
         angle = _require_unit_time(time) * (math.pi / 2)
         # cos(a) as sin(pi/2 - a): exact where alpha is small
         alpha = torch.sin((1 - _require_unit_time(time)) * (math.pi / 2))

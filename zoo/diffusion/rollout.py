@@ -1,7 +1,7 @@
-"""Walking a path: samples, rollouts, and the log-probability of what was walked.
+"""Walking a path: samples, rollouts, and the log-probability of their steps.
 
-Sampling, rollout and training take the same step of the same ``Schedule``, so all of them follow
-the same policy. Nothing here reads a number back from the device of the latents while it walks.
+Sampling, rollout and training take the steps of the same ``Schedule``, so all of them follow the
+same policy. No number is read back from the device of the latents on the way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]  # (steps done, of how many)
 
 @dataclass(frozen=True)
 class RolloutBuffers:
-    """Where a rollout of B samples in S steps writes, float32; views of a round's buffers will do.
+    """Where a rollout of B samples in S steps writes, float32.
 
     - ``latents_SB``: (S + 1, B, *latent).
     - ``log_prob_SB``: (S, B).
@@ -55,7 +55,7 @@ class RolloutBuffers:
         device: torch.device | str,
         keep_unconditional: bool = False,
     ) -> RolloutBuffers:
-        """For ``count`` samples. Only a detached unconditional side can be kept."""
+        """For ``count`` samples; unconditional outputs are kept only where they are detached."""
         steps, shape = int(sampler.steps), tuple(latent_shape)
         is_kept = keep_unconditional and sampler.is_guided and sampler.detach_unconditional
         return RolloutBuffers(
@@ -65,7 +65,7 @@ class RolloutBuffers:
         )
 
     def rows(self, rows: slice) -> RolloutBuffers:
-        """The places of some samples."""
+        """Views of the places of some samples."""
         kept = self.unconditional_SB
         return RolloutBuffers(
             self.latents_SB[:, rows],
@@ -76,8 +76,10 @@ class RolloutBuffers:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of a walk: ``moved`` are the next latents (B, ...), drawn from ``mean`` and
-    ``std_B``; ``unconditional`` is what a detached side of guidance put out.
+    """One step of a walk.
+
+    ``moved`` are the next latents (B, ...), drawn from ``mean`` and ``std_B``; ``unconditional`` is
+    the output of a detached unconditional side.
     """
 
     moved: Tensor
@@ -94,7 +96,7 @@ def _walk(
     negative: Conditioning | None,
     draw: Callable[[], Tensor],
 ) -> Iterator[_Step]:
-    """All steps from the start noise ``x``. Every step draws, also one that adds no noise."""
+    """Yields all steps from the start noise ``x``. Steps that add no noise draw it, too."""
     sampler, path, count = schedule.sampler, schedule.path, x.shape[0]
     is_solver = sampler.rule in SOLVERS
     factors, before = _second_order_factors(schedule) if is_solver else {}, None
@@ -126,7 +128,7 @@ def _walk(
 
 
 def _second_order_factors(schedule: Schedule) -> dict[int, float]:
-    """Step -> what the change of the clean latents is multiplied with, where a solver adds it."""
+    """Step -> its ``second_order_factor``, for the steps that have one."""
     alpha, sigma = schedule.path.coefficients(schedule.path.times(schedule.sampler.steps))
     levels = sigma.double() / alpha.double()
     return {
@@ -141,7 +143,7 @@ def _second_order_factors(schedule: Schedule) -> dict[int, float]:
 def _drawing(
     generators: Sequence[torch.Generator], latent_shape: Sequence[int], device: torch.device | str
 ) -> Callable[[], Tensor]:
-    """Noise (B, *latent): every sample draws on the CPU in float32 from its own generator."""
+    """A function that draws noise (B, *latent): each sample from its own generator, on the CPU."""
     shape = tuple(latent_shape)
 
     def draw() -> Tensor:
@@ -154,9 +156,10 @@ def _drawing(
 def _used_negative(
     sampler: Sampler, negative: Conditioning | None, counts: dict[str, int]
 ) -> Conditioning | None:
-    """The unconditional side where it is used; ``counts`` are of what comes per sample.
+    """``negative`` where the sampler is guided, else None.
 
-    Raises ``UserError`` when counts differ, or guidance is asked for without ``negative``.
+    Raises ``UserError`` when the ``counts`` of what comes per sample differ or are 0, and for
+    guidance without ``negative``.
     """
     counts = counts | ({} if negative is None else {"negative": len(negative)})
     if len(set(counts.values())) > 1 or not all(counts.values()):
@@ -190,14 +193,17 @@ def sample_latents(
 
     Args:
         predict: the network, ``Backbone.predict``.
-        path, sampler: what is walked, and how.
-        conditioning, negative: one row per sample; ``negative`` is the unconditional side.
+        path: that is walked.
+        sampler: how it is walked.
+        conditioning: one row per sample.
+        negative: the unconditional side of guidance, one row per sample.
         latent_shape: of one sample, without the batch axis.
         generators: one per sample, on the CPU: its start noise and then one noise per step.
         device: of the latents.
         progress: called after each step.
 
-    Raises: ``UserError`` when counts differ, or guidance is asked for without ``negative``.
+    Raises:
+        UserError: when counts differ, and for guidance without ``negative``.
     """
     counts = {"conditioning": len(conditioning), "generators": len(generators)}
     used = _used_negative(sampler, negative, counts)
@@ -229,24 +235,27 @@ def rollout(
 ) -> Trajectory:
     """Samples B latents and keeps everything that training needs, without gradient.
 
-    A sample's noise does not depend on the batch it is in. A solver's trajectory has ``std_S`` and
-    ``log_prob_SB`` 0: it is for listening.
+    A sample's noise does not depend on its batch. The trajectory of a solver cannot be trained: its
+    ``std_S`` and ``log_prob_SB`` are 0.
 
     Args:
         predict: the network, ``Backbone.predict``.
-        path, sampler: what is walked, and how.
+        path: that is walked.
+        sampler: how it is walked.
         prompts: of the B samples.
-        conditioning, negative: one row per sample; ``negative`` is the unconditional side.
+        conditioning: one row per sample.
+        negative: the unconditional side of guidance, one row per sample.
         latent_shape: of one sample, without the batch axis.
         generators: one per sample, on the CPU: its start noise and then one noise per step, also
             where the step is deterministic.
-        scored_mask: what is heard of the latents; broadcasts against (B, *latent).
+        scored_mask: the elements that count; broadcasts against (B, *latent).
         device: of the latents.
         progress: called after each step.
         buffers: where to write (None: new ones, without unconditional outputs).
 
-    Raises: ``UserError`` when counts differ, guidance is asked for without ``negative``, or the
-        mask does not fit.
+    Raises:
+        UserError: when counts differ or the mask does not fit, and for guidance without
+            ``negative``.
     """
     counts = {"prompts": len(prompts), "conditioning": len(conditioning)}
     used = _used_negative(sampler, negative, counts | {"generators": len(generators)})
@@ -285,7 +294,7 @@ def rollout(
 
 
 def replay_schedule(path: Path, sampler: Sampler, trajectory: Trajectory) -> Schedule:
-    """The schedule of a trajectory, on its device, for any number of ``replay_step``.
+    """The schedule of a trajectory, on its device: checked once, used for every ``replay_step``.
 
     Raises ``UserError`` when the trajectory was sampled with other steps, eta, rule or guidance.
     """
@@ -308,7 +317,7 @@ def replay_schedule(path: Path, sampler: Sampler, trajectory: Trajectory) -> Sch
 
 
 def check_scorable(schedule: Schedule, steps: Tensor) -> None:
-    """Raises ``UserError`` for steps (long, CPU) out of range or without noise."""
+    """Raises ``UserError`` for steps (long, on the CPU) that are out of range or add no noise."""
     sampler = schedule.sampler
     if bool(((steps < 0) | (steps >= sampler.steps)).any()):
         raise UserError(f"steps lie in [0, {sampler.steps - 1}], got {steps.tolist()}")
@@ -330,18 +339,22 @@ def replay_step(
     row_B: Tensor,
     reuse_unconditional: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probability (B,), mean (B, ...), std (B,)) of stored next latents under the present
-    network.
+    """Scores stored steps under the present network.
 
-    Sample ``row_B[i]`` is scored at step ``step_B[i]``; of the latents only its two are read. With
+    Sample ``row_B[i]`` is scored at step ``step_B[i]``; only its two latents are read. With
     unchanged weights, dtype and batch shape the log-probability equals the stored one.
 
     Args:
         predict: the network, ``Backbone.predict``.
-        schedule: of ``replay_schedule``.
-        step_B, row_B: long, on the device of the trajectory; steps that ``check_scorable`` allows.
-        reuse_unconditional: takes the trajectory's ``unconditional_SB`` in place of a forward. That
-            is right as long as the weights are those of the rollout.
+        schedule: from ``replay_schedule``.
+        trajectory: holds the steps.
+        step_B: long, on the device of the trajectory; ``check_scorable`` allows them.
+        row_B: long, on the device of the trajectory.
+        reuse_unconditional: takes the trajectory's ``unconditional_SB`` in place of a forward,
+            which is right as long as the weights are those of the rollout.
+
+    Returns:
+        Log-probability (B,), mean (B, ...) and std (B,) of the next latents.
     """
     sampler = schedule.sampler
     x, x_next = trajectory.latents_SB[step_B, row_B], trajectory.latents_SB[step_B + 1, row_B]
@@ -369,11 +382,22 @@ def step_log_prob(
     step_B: Tensor,
     rows: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``replay_step`` of one step of each of some samples, with all its checks.
+    """``replay_step`` with all its checks.
 
-    ``rows``: the B samples to score (None: all). ``step_B``: long (B,). Raises ``UserError`` when
-    a step is out of range or has no noise, or when the trajectory was sampled with other steps or
-    eta.
+    Args:
+        predict: the network, ``Backbone.predict``.
+        path: that the trajectory was sampled along.
+        sampler: that it was sampled with.
+        trajectory: holds the steps.
+        step_B: the step to score of each sample, long.
+        rows: the samples to score; None: all.
+
+    Returns:
+        Log-probability (B,), mean (B, ...) and std (B,) of the next latents.
+
+    Raises:
+        UserError: for a step out of range or without noise, and when the trajectory was sampled in
+            another way.
     """
     step_B = step_B.detach().to(device="cpu", dtype=torch.long)
     row_B = torch.arange(len(trajectory)) if rows is None else torch.tensor([*rows])

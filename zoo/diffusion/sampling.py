@@ -26,13 +26,19 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 class Sampler:
     """How a path is walked.
 
-    ``eta`` in [0, 1] is the share of fresh noise: one number, or one a step (a window of 1s among
-    0s is stochastic there and an ODE elsewhere). ``guidance_scale`` 1 is no guidance.
-    ``detach_unconditional`` keeps gradients out of the unconditional branch, at the price of two
-    forwards instead of one of double size; the first optimiser step of a round then takes the
-    unconditional outputs of its rollout. ``rule``: "ddim" or "cps" (see ``step_std``), or a
-    solver for sampling only, which cannot be trained: "dpmpp_2m_sde", Stable Audio Open's own, of
-    second order, with eta 1. Raises ``UserError`` on values that cannot be meant.
+    Args:
+        steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 is none.
+        eta: share of fresh noise, 0 to 1: one number, or one per step (1s among 0s are stochastic
+            there and an ODE elsewhere).
+        rule: "ddim" or "cps" (see ``step_std``), or a solver, which samples and cannot be trained:
+            "dpmpp_2m_sde", Stable Audio Open's own, of second order, with eta 1.
+        detach_unconditional: keeps gradients out of the unconditional side of guidance, by two
+            forwards instead of one of double size. The first optimiser step of a round then takes
+            the unconditional outputs of its rollout.
+
+    Raises:
+        UserError: for a value out of range, an unknown rule, or etas that are not one per step.
     """
 
     steps: int
@@ -44,18 +50,16 @@ class Sampler:
     def __post_init__(self) -> None:
         if int(self.steps) != self.steps or self.steps < 1:
             raise UserError(
-                f"Sampler: steps must be a whole number of at least 1, got {self.steps}"
+                f"invalid sampling steps {self.steps}: steps must be a whole number >= 1"
             )
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise UserError(
-                f"Sampler: guidance_scale must be a number of at least 0, got {self.guidance_scale}"
-            )
+            raise UserError(f"invalid guidance_scale {self.guidance_scale}: expected a number >= 0")
         require_known("Sampler: rule", self.rule, (*RULES, *SOLVERS))
         if not isinstance(self.eta, (int, float)):
             object.__setattr__(self, "eta", tuple(float(eta) for eta in self.eta))
             if len(self.eta) != self.steps:
                 raise UserError(
-                    f"Sampler: eta needs one number a step, expected {self.steps}, got"
+                    f"Sampler: eta needs one number per step, expected {self.steps}, got"
                     f" {len(self.eta)}"
                 )
         outside = [eta for eta in self.etas if not 0 <= eta <= 1]
@@ -71,7 +75,7 @@ class Sampler:
 
     @property
     def etas(self) -> tuple[float, ...]:
-        """One eta a step."""
+        """One eta per step."""
         return self.eta if isinstance(self.eta, tuple) else (float(self.eta),) * int(self.steps)
 
     @property
@@ -79,10 +83,10 @@ class Sampler:
         return self.guidance_scale != 1
 
     def sides(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt] | None]:
-        """What a backbone encodes of ``prompts``: the prompts and their negatives.
+        """The prompts that a backbone encodes, and their negatives.
 
-        Without guidance the negatives are left out of the prompts, too, and there is no second
-        side (None): nothing that a negative says has an effect then.
+        Without guidance negatives have no effect: there is no second side (None), and they are
+        removed from the prompts.
         """
         if not self.is_guided:
             return [prompt.without_negative() for prompt in prompts], None
@@ -92,8 +96,9 @@ class Sampler:
 def noise_generator(
     seed: int, round_index: int, prompt_id: str, sample_index: int
 ) -> torch.Generator:
-    """The CPU generator of one sample's noise: a function of these four values only, whatever the
-    batch size or rank.
+    """The CPU generator of one sample's noise.
+
+    It depends on these four values only, not on the batch or the process.
     """
     key = json.dumps([int(seed), int(round_index), str(prompt_id), int(sample_index)]).encode()
     return torch.Generator("cpu").manual_seed(
@@ -102,7 +107,7 @@ def noise_generator(
 
 
 def network_time(time: Tensor) -> Tensor:
-    """A time as networks get it: whole steps stay whole, continuous times become float32."""
+    """A time as networks take it: whole steps stay whole, continuous times become float32."""
     return time.float() if time.is_floating_point() else time
 
 
@@ -124,13 +129,25 @@ def guided_output(
     detach_unconditional: bool = False,
     unconditional: Tensor | None = None,
 ) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598), float32: unconditional + scale * (conditional -
-    unconditional).
+    """Classifier-free guidance (arXiv 2207.12598): unconditional + scale * (conditional -
+    unconditional), float32.
 
-    ``negative`` None or scale 1: one plain forward. Else one forward of 2B rows, the unconditional
-    B first; with ``detach_unconditional`` two forwards of B rows, the unconditional first and
-    without gradient. Where that one is known already (``unconditional``), it is not computed.
-    Raises ``UserError`` when row counts differ or the network's output is not shaped like ``x``.
+    Without ``negative`` or at scale 1 it is one plain forward; else one forward of 2B rows, the
+    unconditional B first.
+
+    Args:
+        predict: the network.
+        x: noisy latents (B, ...).
+        time_B: their times.
+        conditioning: one row per latent.
+        negative: the unconditional side, one row per latent.
+        guidance_scale: see above.
+        detach_unconditional: two forwards of B rows instead, the unconditional first and without
+            gradient.
+        unconditional: its output where it is known, in place of that forward.
+
+    Raises:
+        UserError: when row counts differ or an output is not shaped like ``x``.
     """
     for name, side in (("conditioning", conditioning), ("negative", negative)):
         if side is not None and len(side) != x.shape[0]:
@@ -166,12 +183,10 @@ def _checked(output: Tensor, x: Tensor) -> Tensor:
 
 
 def step_stds(path: Path, sampler: Sampler) -> Tensor:
-    """(steps,) float32: the standard deviation of every step, 0 where it is deterministic.
+    """The standard deviation of every step, (steps,) float32; 0 where it is deterministic.
 
-    No network is needed.
-
-    Raises ``UserError`` for a solver, whose steps are not those of a policy: they look at earlier
-    predictions too.
+    Raises ``UserError`` for a solver, whose steps depend on earlier predictions too and so are not
+    those of a policy.
     """
     if sampler.rule in SOLVERS:
         raise UserError(
@@ -183,7 +198,7 @@ def step_stds(path: Path, sampler: Sampler) -> Tensor:
 
 
 def _coefficients(path: Path, sampler: Sampler) -> StepCoefficients:
-    """Of all steps, (steps,), on the CPU; the first-order part of a solver's."""
+    """The coefficients of all steps, (steps,), on the CPU; of a solver the first-order part."""
     alpha, sigma = path.coefficients(path.times(sampler.steps))
     check_determined(alpha[:-1], sigma[:-1], path.prediction)
     eta = torch.tensor(sampler.etas, dtype=torch.float64)
@@ -195,13 +210,13 @@ def _coefficients(path: Path, sampler: Sampler) -> StepCoefficients:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All numbers of a sampler's walk along a path, computed once, on the device of the latents.
+    """All numbers of a sampler's steps along a path, computed once, on the device of the latents.
 
     - ``times_S``: (S + 1,), the network's times.
     - ``at_S``: the coefficients of each step, (S,).
-    - ``std_S``: (S,), what a trajectory of these steps stores: 0 where a step has no
+    - ``std_S``: (S,), the deviations that a trajectory stores: 0 where a step has no
       log-probability (it is deterministic, or a solver's).
-    - ``stds``: the same numbers for decisions on the CPU.
+    - ``stds``: the same numbers, to be read without waiting for the device.
     """
 
     path: Path
@@ -213,7 +228,7 @@ class Schedule:
 
     @staticmethod
     def of(path: Path, sampler: Sampler, device: torch.device | str) -> Schedule:
-        """Raises ``UserError`` where the path's prediction does not determine a step."""
+        """Computes them. Raises ``UserError`` where the prediction does not determine a step."""
         at_S = _coefficients(path, sampler)
         std_S = torch.zeros_like(at_S.std) if sampler.rule in SOLVERS else at_S.std
         times_S = network_time(path.times(sampler.steps))

@@ -5,9 +5,9 @@ the denoising error.
 ``_next`` are (B,): every row may be at another step. Results are float32 whatever the dtype that
 comes in.
 
-Values are refused (an alpha of 0, a std of 0, an empty mask) only where the tensors lie on the CPU:
-to read them back from an accelerator would make it wait at every step. ``Schedule`` and
-``step_log_prob`` refuse the same values on the CPU, before the first step.
+Values that make no sense (an alpha of 0, a std of 0, an empty mask) are refused only where the
+tensors lie on the CPU: reading them back from an accelerator would make it wait at every step.
+``Schedule``, ``rollout`` and ``step_log_prob`` refuse them on the CPU before the first step.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from zoo.errors import UserError
 from zoo.types import Conditioning, Path
 
 RULES = ("ddim", "cps")
-SOLVERS = (
-    "dpmpp_2m_sde",
-)  # several predictions a step: for sampling only, they have no log-probability of one step
+# They use the predictions of several steps, so a step has no log-probability: for sampling only.
+SOLVERS = ("dpmpp_2m_sde",)
 
 
 def _any(condition: Tensor) -> bool:
-    """Whether it holds anywhere, as far as that is free to know: False on an accelerator."""
+    """Whether it holds anywhere; False on an accelerator, where the answer would have to wait."""
     return condition.device.type == "cpu" and bool(condition.any())
 
 
@@ -105,12 +104,17 @@ def step_std(
     rule: str = "ddim",
 ) -> Tensor:
     """Standard deviation (B,) of the step, float64 on the CPU; 0 where the step is deterministic.
-    ``eta`` in [0, 1], one or (B,).
 
     "ddim": eta * (sigma'/sigma) * sqrt(sigma^2 - (alpha/alpha')^2 sigma'^2), DDIM (arXiv
     2010.02502, eq. 16) for VP paths; on the cosine path with eta 1 it is the first-order
     SDE-DPM-Solver++ step (arXiv 2211.01095). "cps": sigma' * sin(eta * pi / 2),
     coefficient-preserving sampling (arXiv 2509.05952); eta 1 is ping-pong sampling.
+
+    Args:
+        alpha, sigma: before the step, (B,).
+        alpha_next, sigma_next: after it, (B,); alpha' and sigma' above.
+        eta: share of fresh noise in [0, 1], one number or (B,).
+        rule: "ddim" or "cps".
     """
     require_known("rule", rule, RULES)
     alpha, sigma, alpha_next, sigma_next = (
@@ -126,10 +130,10 @@ def step_std(
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    """What a Gaussian step needs to know of its place on the path, float32, one per step or row.
+    """The numbers of Gaussian steps, float32, one per step or row.
 
-    ``x = alpha * clean + sigma * noise`` before the step; the next latent has the mean
-    ``alpha_next * clean + direction * noise`` and the deviation ``std``.
+    Before a step ``x = alpha * clean + sigma * noise``; the next latent has the mean ``alpha_next *
+    clean + direction * noise`` and the standard deviation ``std``.
     """
 
     alpha: Tensor
@@ -148,7 +152,10 @@ class StepCoefficients:
         eta: float | Tensor,
         rule: str = "ddim",
     ) -> StepCoefficients:
-        """Of steps from (alpha, sigma) to (alpha', sigma'), computed in float64; on the CPU."""
+        """The coefficients of steps from (alpha, sigma) to (alpha_next, sigma_next), on the CPU.
+
+        They are computed in float64. ``eta`` and ``rule``: see ``step_std``.
+        """
         std = step_std(alpha, sigma, alpha_next, sigma_next, eta=eta, rule=rule)
         direction = (exact(sigma_next) ** 2 - std**2).clamp(min=0).sqrt()
         numbers = (exact(alpha), exact(sigma), exact(alpha_next), direction, std)
@@ -158,7 +165,7 @@ class StepCoefficients:
         return StepCoefficients(*(number.to(device) for number in self._numbers()))
 
     def at(self, index: Tensor) -> StepCoefficients:
-        """Those of some steps, in that order."""
+        """The coefficients of some steps, in the order of ``index``."""
         return StepCoefficients(*(number[index] for number in self._numbers()))
 
     def _numbers(self) -> tuple[Tensor, ...]:
@@ -183,25 +190,33 @@ def gaussian_step(
     eta: float | Tensor,
     rule: str = "ddim",
 ) -> tuple[Tensor, Tensor]:
-    """Mean (B, ...) and standard deviation (B,) of the next latent: the policy of all reinforcement
-    learning here.
+    """Mean (B, ...) and standard deviation (B,) of the next latents: the policy of all
+    reinforcement learning here.
 
     ``mean = alpha' * clean + sqrt(sigma'^2 - std^2) * noise`` with ``std`` from ``step_std``.
-    Gradients flow through ``x`` and ``output``. Rollout and training take the same step from a
-    ``Schedule``, which holds the coefficients of all steps.
+    Rollout and training take the same step with the coefficients of a ``Schedule``.
+
+    Args:
+        x: latents before the step; gradients flow through it.
+        output: the network's output at ``x``; gradients flow through it.
+        alpha, sigma: before the step, (B,).
+        alpha_next, sigma_next: after it, (B,); alpha' and sigma' above.
+        prediction: what ``output`` is.
+        eta, rule: see ``step_std``.
     """
     at_B = StepCoefficients.between(alpha, sigma, alpha_next, sigma_next, eta=eta, rule=rule)
     return step_mean(x, output, at_B, prediction), at_B.std.to(x.device)
 
 
 def second_order_factor(alpha_next: Tensor, levels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """What DPM-Solver++(2M) SDE multiplies the change of the clean latents with, to add it to the
-    mean of a first-order step with eta 1 (arXiv 2211.01095; its midpoint form). Float64, CPU.
+    """The factor of the second-order term of DPM-Solver++(2M) SDE, float64 on the CPU.
 
-    ``levels``: noise levels sigma / alpha before the last step, before this one and after it.
-    alpha' (1 - l'^2/l^2) h / (2 h0), with h = log(l/l') and h0 = log(l0/l). The change is that
-    from the clean latents by the last step's prediction to those by this step's. Raises
-    ``UserError`` for a step that ends at level 0.
+    The term is this factor times the change of the clean latents since the last step's prediction;
+    it is added to the mean of a first-order step with eta 1 (arXiv 2211.01095, the midpoint form).
+    The factor is alpha' (1 - l'^2 / l^2) h / (2 h0), with h = log(l / l') and h0 = log(l0 / l).
+
+    ``levels``: sigma / alpha before the last step (l0), before this one (l) and after it (l').
+    Raises ``UserError`` for a step that ends at level 0.
     """
     before, now, after = (exact(level) for level in levels)
     if bool((after <= 0).any()):
@@ -213,12 +228,11 @@ def second_order_factor(alpha_next: Tensor, levels: tuple[Tensor, Tensor, Tensor
 
 
 def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
-    """Mean (B,) of ``values`` (B, ...) over the elements where ``scored_mask`` is true (all when
-    None).
+    """Mean (B,) of ``values`` (B, ...) over the elements in ``scored_mask``; all when None.
 
-    The mask has as many axes as ``values`` and sizes equal to it or 1. What is masked out cannot
-    spoil the mean, not even NaN. Raises ``UserError`` when the mask does not fit, or a row has
-    nothing scored.
+    The mask has as many axes as ``values``, each of the same size or 1. Elements outside it do not
+    change the mean, not even NaN. Raises ``UserError`` when the mask does not fit and, on the CPU,
+    when a row has no scored element.
     """
     if scored_mask is None:
         return values.reshape(values.shape[0], -1).mean(dim=1)
@@ -248,11 +262,10 @@ def scored_mean(values: Tensor, scored_mask: Tensor | None = None) -> Tensor:
 def log_prob(
     x_next: Tensor, mean: Tensor, std_B: Tensor, scored_mask: Tensor | None = None
 ) -> Tensor:
-    """Log density (B,) of ``x_next`` under N(mean, std^2), mean over scored elements: nats per
-    element.
+    """Log density (B,) of ``x_next`` under N(mean, std^2), in nats per scored element.
 
-    ``x_next`` is an action that was taken: no gradient flows into it.
-    Raises ``UserError`` naming the rows whose std is 0.
+    ``x_next`` is an action that was taken: no gradient flows into it. On the CPU, rows whose std is
+    0 raise ``UserError``.
     """
     if _any(std_B <= 0):
         rows = (std_B <= 0).nonzero().flatten().tolist()
@@ -278,12 +291,19 @@ def denoising_error(
     conditioning: Conditioning,
     scored_mask: Tensor | None = None,
 ) -> Tensor:
-    """Per-sample mean squared error (B,) of the network's output to its target at ``time_B``, over
-    scored elements.
+    """Mean squared error (B,) of the network's output to its target, per sample.
 
-    ``clean`` and ``noise`` are (B, ...); ``time_B`` comes from ``path.sample_times``. Every
-    algorithm that learns from clean latents (pre-training, reward-weighted likelihood,
-    Diffusion-DPO, NFT, AWM) weighs or compares these numbers.
+    Every algorithm that learns from clean latents weights or compares these numbers: pre-training,
+    reward-weighted likelihood, Diffusion-DPO, NFT, AWM.
+
+    Args:
+        predict: the network.
+        path: that it was made for.
+        clean: latents (B, ...).
+        time_B: one per latent, from ``path.sample_times``.
+        noise: unit Gaussian, shaped like ``clean``.
+        conditioning: one row per latent.
+        scored_mask: the elements that count; all when None.
     """
     alpha, sigma = path.coefficients(time_B)
     clean, noise = clean.float(), noise.float()
@@ -299,18 +319,16 @@ def denoising_error(
 def min_snr_weights(
     alpha_B: Tensor, sigma_B: Tensor, prediction: str, gamma: float = 5.0
 ) -> Tensor:
-    """Weights (B,) for ``denoising_error`` such that the error of the *clean* latent weighs
-    min(SNR, gamma).
+    """Weights (B,) for ``denoising_error`` that give the error of the *clean* latent the weight
+    min(SNR, gamma), with SNR = alpha^2 / sigma^2 (min-SNR, arXiv 2303.09556).
 
-    SNR = alpha^2 / sigma^2 (min-SNR, arXiv 2303.09556). On VP paths: "x0" min(SNR, gamma), "eps"
-    min(1, gamma / SNR),
-    "v" min(SNR, gamma) / (SNR + 1); "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2.
-    Finite at alpha 0 and sigma 0.
+    On VP paths: "x0" min(SNR, gamma), "eps" min(1, gamma / SNR), "v" min(SNR, gamma) / (SNR + 1);
+    for "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2. Finite at alpha 0 and sigma 0.
     Raises ``UserError`` for an unknown prediction or a gamma that is not positive and finite.
     """
     require_known("prediction", prediction, PREDICTIONS)
     if not (math.isfinite(gamma) and gamma > 0):
-        raise UserError(f"gamma must be a positive number, got {gamma}")
+        raise UserError(f"invalid gamma {gamma}: expected a positive number")
     alpha, sigma = alpha_B.float(), sigma_B.float()
     capped = torch.minimum(alpha**2, gamma * sigma**2)
     if prediction == "x0":
