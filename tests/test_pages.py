@@ -5,6 +5,7 @@ so that a page cannot go stale unseen.
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib
 import inspect
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
+from test_architecture import ROOMS
 
 from zoo.configuration import read_configuration
 from zoo.errors import UserError
@@ -68,7 +70,7 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-ROOMS = (
+FOLDERS = (
     "zoo", "datamodules", "lightning_modules", "configs", "tools", "hub_cards", "benchmarks",
     "docs", "tests", "constraints", ".ci", ".github",
 )  # fmt: skip
@@ -77,7 +79,7 @@ ROOMS = (
 @cache
 def tracked() -> frozenset[str]:
     """Files and folders of the project; not those that a run or a tool has left in a checkout."""
-    files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     files += [path for path in ROOT.iterdir() if path.is_file()]
     found = {name(path) for path in files if "__pycache__" not in path.parts}
     folders = {parent.as_posix() for file in found for parent in Path(file).parents}
@@ -130,6 +132,39 @@ def test_its_paths_exist(page: Path) -> None:
 def test_its_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(((?!https?:|mailto:)[^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def drawn_names(drawing: str) -> list[str]:
+    """The names in the code font of a drawing, from top to bottom; several may share a row."""
+    text = (ROOT / "docs/images" / drawing).read_text("utf-8")
+    return [
+        html.unescape(found).replace("\u00a0", " ")
+        for found in re.findall(r"<text [^>]*font-family='ui-monospace[^>]*>([^<]+)</text>", text)
+    ]
+
+
+def test_the_drawing_of_the_floors_agrees_with_the_walls() -> None:
+    """A room imports from rows below its own only, and no room of zoo's main line is forgotten."""
+    rows = [row.split() for row in drawn_names("floors.svg")]
+    rows = rows[next(i for i, row in enumerate(rows) if row == ["zoo/"]) + 1 :]
+    floor = {room: len(rows) - i for i, row in enumerate(rows) for room in row}
+    assert floor.keys() <= ROOMS.keys()
+    wrong = [
+        (room, lower)
+        for room, allowed in ROOMS.items()
+        for lower in allowed
+        if room in floor and floor.get(lower, -1) > floor[room]
+    ]
+    assert wrong == []
+    packages = {path.name for path in (ROOT / "zoo").iterdir() if (path / "__init__.py").is_file()}
+    assert packages <= floor.keys()
+
+
+def test_the_drawing_of_a_round_names_files_that_exist() -> None:
+    files = [name for row in drawn_names("round.svg") for name in row.split(", ")]
+    assert len(files) >= 7
+    for file in files:
+        assert any((ROOT / folder / file).is_file() for folder in ("", "lightning_modules")), file
 
 
 def dotted_exists(dotted: str) -> bool:
