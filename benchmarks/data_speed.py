@@ -1,11 +1,11 @@
-"""What reading and encoding audio costs, the short way and the long way in one run:
+"""Compares the cost of reading and encoding audio in two ways.
 
-python benchmarks/data_speed.py crops|latents|scores [--repeats 5]
+    python benchmarks/data_speed.py crops|latents|scores [--repeats 5]
 
 ``crops``: crops of 4 s at 16 kHz from recordings of 60 s, the whole file decoded and resampled, or
 only the part around the crop. ``latents``: clips encoded by the embedded codec, 32 or 4 at a time.
 ``scores``: clips of 10 s read once for each of three cheap scorers, or once for all.
-Wall and processor time, the least of the repeats: on a busy machine the second is truer.
+It prints the least wall and processor time of the repeats; on a busy machine rely on the second.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ class Cost:
 
 
 def measured(call: Callable[[], object], repeats: int) -> Cost:
-    """The least of the repeats, after one that is not counted."""
+    """The least cost of the repeats, after a warm-up."""
     call()
     costs = []
     for _ in range(repeats):
-        wall_s, processor_s = time.perf_counter(), time.process_time()
+        wall_s = time.perf_counter()
+        processor_s = time.process_time()
         call()
         costs.append((time.perf_counter() - wall_s, time.process_time() - processor_s))
     return Cost(min(wall_s for wall_s, _ in costs), min(busy_s for _, busy_s in costs))

@@ -1,21 +1,19 @@
-"""Memory of a DDPO update as the number of trained steps grows: ours against the schedule of the
-reference.
+"""Compares the memory of a DDPO update with the reference's, as the number of steps grows.
 
     # some minutes on one core; writes JSON and PNG to runs/ddpo_memory
     python benchmarks/ddpo_memory.py
     python benchmarks/ddpo_memory.py --steps 2 4 8
 
-Ours runs forward and backward of one step after the other. The reference (the DDPO loop of the
-music RLHF experiments) calls backward at every step, too, but with ``retain_graph=True``, and keeps
-each step's loss for its log, so no graph is freed before the last step is done. Both give the same
-gradient. Counted on random weights, on the real class of AudioLDM 2's denoiser (made narrow) and on
-the embedded architecture:
+Ours runs forward and backward one step after the other. The reference (the DDPO loop of the music
+RLHF experiments) also calls backward at every step, but with ``retain_graph=True``, and keeps each
+step's loss for its log, so no graph is freed before the last step. Both give the same gradient. It
+counts on random weights of a narrow AudioLDM 2 denoiser (the real class) and of the embedded
+architecture:
 
-- *activations*: the most bytes that autograd held for backward passes, weights not counted;
-- *live*: the most bytes of tensors alive at once that the update made, beside the *latents* of its
-  samples (float32, one more
-  than steps), which the rollout made and which grow with the steps by their definition. Ours reads
-  them where they lie.
+- *activations*: the peak bytes that autograd holds for backward passes, without weights;
+- *live*: the peak bytes of live tensors that the update creates. The *latents* of its samples
+  (float32, one more than steps) are not among them: the rollout creates them, they grow with the
+  steps by definition, and ours reads them in place.
 
 The counts depend on shapes only, not on the machine.
 """
@@ -52,15 +50,15 @@ from zoo.diffusion import (
 from zoo.files import written_beside
 from zoo.types import Backbone, Prompt, Trajectory
 
-STEPS, SECONDS, CLIP_RANGE = (10, 50, 200), 1.024, 1e-4
-TOLERANCE = 0.01  # activations at the most steps are at most this share above those at the fewest
+STEPS = (10, 50, 200)
+SECONDS = 1.024
+CLIP_RANGE = 1e-4
+TOLERANCE = 0.01  # allowed growth of activations from the fewest to the most steps
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one update of ``steps`` steps: activations of both schedules, all live tensors of
-    both, latents of its samples.
-    """
+    """Bytes of one update of ``steps`` steps: activations, live tensors, and latents."""
 
     model: str
     steps: int
@@ -83,7 +81,8 @@ class Update:
     advantage_B: Tensor
 
     def ours(self) -> None:
-        count, trajectory = len(self.trajectory), self.trajectory
+        trajectory = self.trajectory
+        count = len(trajectory)
         steps_KN = torch.arange(self.steps)[:, None].expand(self.steps, count)
         micro = MicroBatch(tuple(range(count)), steps_KN)
         backward_steps(
@@ -102,7 +101,8 @@ class Update:
 
     def reference(self) -> None:
         latents = self.trajectory.latents_SB
-        now, after = latents[:-1].clone(), latents[1:].clone()  # its two copies
+        now = latents[:-1].clone()  # its two copies
+        after = latents[1:].clone()
         kept = []
         for step in range(self.steps):
             part = self.trajectory
@@ -122,7 +122,7 @@ class Update:
 
 
 def prepared(backbone: Backbone, steps: int, samples: int) -> Update:
-    """A rollout of ``samples`` different prompts with guidance, one step longer than is trained."""
+    """An update on a guided rollout of ``samples`` prompts, one step longer than is trained."""
     prompts = [
         Prompt(f"p{i}", f"sad piano {i}", negative="low quality", seconds=SECONDS)
         for i in range(samples)
@@ -143,9 +143,9 @@ def prepared(backbone: Backbone, steps: int, samples: int) -> Update:
 def measure(
     backbone: Backbone, steps: int, samples: int = 2, name: str = "", live: bool = True
 ) -> Memory:
-    """Both schedules on the same rollout; gradients are cleared before each.
+    """Measures both schedules on the same rollout; gradients are cleared before each.
 
-    Without ``live`` only activations are counted, which is faster. Raises ``AssertionError`` if the
+    Without ``live`` it counts only activations, which is faster. Raises ``AssertionError`` if the
     gradients differ.
     """
     update = prepared(backbone, steps, samples)
@@ -186,7 +186,7 @@ def models() -> dict[str, Backbone]:
 
 
 def table(rows: Sequence[Memory]) -> str:
-    """Markdown; MiB."""
+    """A Markdown table in MiB."""
     lines = [
         (
             "| model | trained steps | ours, activations | reference, activations | ratio | ours,"
@@ -208,9 +208,7 @@ def table(rows: Sequence[Memory]) -> str:
 
 
 def growth(rows: Sequence[Memory]) -> float:
-    """How much more activations ours has at any number of steps than at the fewest steps of the
-    same model, as a share.
-    """
+    """The largest growth of our activations over those at the fewest steps, as a share."""
     fewest = {
         row.model: min((r for r in rows if r.model == row.model), key=lambda r: r.steps).ours
         for row in rows

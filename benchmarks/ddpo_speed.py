@@ -1,5 +1,4 @@
-"""DDPO samples a second: ours against the reference's schedule of work, and where the difference
-comes from.
+"""Compares DDPO samples per second with the reference's schedule, change by change.
 
     # two minutes on one idle core; writes JSON and PNG to runs/ddpo_speed
     python benchmarks/ddpo_speed.py
@@ -7,17 +6,17 @@ comes from.
 
 One round on `embedded/music` with the mood reward: encode, roll out, decode, score, update (LoRA of
 rank 8 on all attention, as the reference has it). The first side is the schedule of the reference
-(``reference_schedule.py``: one sample at a time, both branches of guidance trained, an optimiser
-step a sample); its habits are then exchanged for ours one after another, and the last side is
-``DDPO`` itself. All sides run the same model, prompts, noise and steps in this one process, in
-turns; the first turn does not count. On a machine that others use, too, ``--clock cpu`` counts this
-process's processor time. Printed: the median of the turns and their range, and the ratio to the
-reference turn by turn.
+(``reference_schedule.py``: one sample at a time, both branches of guidance trained, one optimiser
+step per sample). Its properties are then replaced by ours one by one, and the last side is ``DDPO``
+itself. All sides run the same model, prompts, noise and steps in the same process, in turns; the
+first turn does not count. On a shared machine ``--clock cpu`` counts the processor time of this
+process. It prints the median of the turns with their range, and the ratio to the reference turn by
+turn.
 
-The last line, half of the steps trained, is an option that learns less from a sample; it stands
-apart and is not in the headline. Encoding a text costs this model next to nothing. With AudioLDM 2
-it would be about an eighth of one guided denoising step of 10 s (by operations: 45 GFLOP for T5,
-CLAP and GPT-2 on prompt and negative, 334 for the step), so it is small there, too.
+The last line trains half of the steps, which learns less from a sample, so it is not part of the
+headline. Encoding a text costs this model almost nothing. With AudioLDM 2 it would be about an
+eighth of one guided denoising step of 10 s (by operations: 45 GFLOP for T5, CLAP and GPT-2 on
+prompt and negative, 334 for the step), which is also small.
 """
 
 from __future__ import annotations
@@ -54,13 +53,18 @@ from zoo.language import article_of
 from zoo.rewards.mood import MOODS
 from zoo.types import Backbone, Prompt, Reward
 
-GUIDANCE, SECONDS, CLIP_RANGE, LEARNING_RATE, SEED = 2.0, 4.096, 1e-4, 1e-6, 0
+GUIDANCE = 2.0
+SECONDS = 4.096
+CLIP_RANGE = 1e-4
+LEARNING_RATE = 1e-6
+SEED = 0
 CLOCKS = {"wall": perf_counter, "cpu": process_time}
-OURS, HALF = "ours (DDPO)", "ours, half of the steps trained"
+OURS = "ours (DDPO)"
+HALF = "ours, half of the steps trained"
 
 
 def prompt_round(samples: int) -> PromptBatch:
-    """``samples`` requests: four prompts, one a mood, in turns."""
+    """A round of ``samples`` samples of four prompts in turns, one per mood."""
     texts = {
         mood: f"A recording of {article_of(mood)} {mood} piano solo, high quality" for mood in MOODS
     }
@@ -74,16 +78,17 @@ def prompt_round(samples: int) -> PromptBatch:
 
 
 def ladder(rows: int) -> dict[str, Schedule]:
-    """From the reference's schedule to ours, one change a line."""
+    """From the reference's schedule to ours, one change per line."""
     changes = {
         "reference": {},
         "+ texts encoded once": {"encode_once": True},
         "+ latents kept once": {"one_copy": True},
-        f"+ {rows} samples an optimiser step": {"per_update": rows},
-        f"+ {rows} samples a forward": {"rows": rows},
+        f"+ {rows} samples per optimiser step": {"per_update": rows},
+        f"+ {rows} samples per forward": {"rows": rows},
         "+ unconditional branch detached": {"detach": True},
     }
-    lines, schedule = {}, Schedule()
+    lines = {}
+    schedule = Schedule()
     for name, change in changes.items():
         lines[name] = schedule = replace(schedule, **change)
     return lines
@@ -91,14 +96,14 @@ def ladder(rows: int) -> dict[str, Schedule]:
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of one round: all of it, and its phases."""
+    """Seconds of one round, in total and per phase."""
 
     seconds: float
     phases: dict[str, float]
 
 
 class OursTimed(L.Callback):
-    """Times ``DDPO.training_step`` and what belongs to it, by ``clock``."""
+    """Times ``DDPO.training_step`` with its hooks, by ``clock``."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -129,7 +134,7 @@ class _Given:
 
 
 def ours(module: DDPO, batch: PromptBatch, clock: Callable[[], float], share: float) -> Turn:
-    """One round through Lightning; starting and stopping the trainer does not count."""
+    """Times one round in Lightning; starting and stopping the trainer does not count."""
     timed = OursTimed(clock)
     module.update = replace(module.update, timestep_fraction=share)
     quiet = {
@@ -147,8 +152,10 @@ def ours(module: DDPO, batch: PromptBatch, clock: Callable[[], float], share: fl
 def restated(
     module: DDPO, batch: PromptBatch, clock: Callable[[], float], schedule: Schedule
 ) -> Turn:
-    parameters, phases = list(module.trainable().values()), Phases(clock)
-    optimizer, start = torch.optim.AdamW(parameters, lr=LEARNING_RATE), clock()
+    parameters = list(module.trainable().values())
+    phases = Phases(clock)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+    start = clock()
     sampler = replace(module.sampler, detach_unconditional=schedule.detach)
     samples = sampled(module.backbone, module.reward, sampler, batch, schedule, SEED, phases)
     updated(
@@ -166,7 +173,7 @@ def restated(
 
 
 def ddpo(backbone: Backbone, reward: Reward, samples: int, steps: int, rows: int) -> DDPO:
-    """Ours with an adapter that moves by next to nothing, so that every turn does the same work."""
+    """Ours with an adapter that hardly moves, so that every turn does the same work."""
     module = DDPO(
         backbone,
         reward,
@@ -189,7 +196,7 @@ def ddpo(backbone: Backbone, reward: Reward, samples: int, steps: int, rows: int
 def sides(
     module: DDPO, batch: PromptBatch, rows: int, clock: Callable[[], float]
 ) -> dict[str, Callable[[], Turn]]:
-    """Name -> what runs one round; all share the model and its adapter."""
+    """Name -> a function that runs one round; all share the model and its adapter."""
     lines = {
         name: partial(restated, module, batch, clock, schedule)
         for name, schedule in ladder(rows).items()
@@ -202,7 +209,7 @@ def sides(
 
 
 def turns(runs: dict[str, Callable[[], Turn]], repeats: int) -> dict[str, list[Turn]]:
-    """``repeats`` turns of every side, in turns, after one that does not count."""
+    """``repeats`` turns of every side, in turns, after a warm-up."""
     found: dict[str, list[Turn]] = {name: [] for name in runs}
     with Progress(transient=True) as progress:
         task = progress.add_task("rounds", total=(repeats + 1) * len(runs))
@@ -224,16 +231,15 @@ def ratios(found: dict[str, list[Turn]], name: str) -> list[float]:
 
 
 def table(found: dict[str, list[Turn]], samples: int) -> str:
-    """Markdown: samples a second, ratio to the reference with its range over the turns, ratio to
-    the line above.
-    """
+    """A Markdown table of samples per second, and ratios to the reference and the line above."""
     lines = [
         "| schedule | samples/s (range) | times the reference (range) | times the line above |",
         "| --- | --- | --- | --- |",
     ]
     above = None
     for name, own in found.items():
-        rate, times = [samples / turn.seconds for turn in own], ratios(found, name)
+        rate = [samples / turn.seconds for turn in own]
+        times = ratios(found, name)
         median = statistics.median(times)
         step = "" if above is None else f"{median / above:.2f}"
         lines.append(
@@ -245,7 +251,7 @@ def table(found: dict[str, list[Turn]], samples: int) -> str:
 
 
 def picture(found: dict[str, list[Turn]], samples: int, path: Path) -> None:
-    """Bars of samples a second, with the range over the turns."""
+    """Draws bars of samples per second, with the range over the turns."""
     from matplotlib.figure import Figure
 
     rates = [[samples / turn.seconds for turn in own] for own in found.values()]
@@ -262,7 +268,7 @@ def picture(found: dict[str, list[Turn]], samples: int, path: Path) -> None:
     axis = figure.subplots()
     axis.barh(list(found), middle, xerr=spread, color=colours)
     axis.invert_yaxis()
-    axis.set(xlabel="samples a second, whole round (median and range of turns)")
+    axis.set(xlabel="samples per second, whole round (median and range of turns)")
     figure.tight_layout()
     with written_beside(path) as temporary:
         figure.savefig(temporary, dpi=120)
@@ -277,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
         "--rows",
         type=int,
         default=8,
-        help="samples in one of our forwards and in one of our optimiser steps",
+        help="samples per forward and per optimiser step of ours",
     )
     parser.add_argument(
         "--steps",
@@ -290,7 +296,7 @@ def main(argv: Sequence[str]) -> None:
         "--clock",
         choices=list(CLOCKS),
         default="wall",
-        help="cpu: of this process, where others run beside it",
+        help="cpu: processor time of this process, for shared machines",
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument(
@@ -301,7 +307,7 @@ def main(argv: Sequence[str]) -> None:
     )
     options = parser.parse_args(argv)
     if options.samples % options.rows:
-        raise SystemExit(f"--samples {options.samples} is no multiple of --rows {options.rows}")
+        raise SystemExit(f"--samples {options.samples} is not a multiple of --rows {options.rows}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
     module = ddpo(
@@ -321,10 +327,8 @@ def main(argv: Sequence[str]) -> None:
         " clock"
     )
     print(table(found, options.samples))
-    for name in (
-        "reference",
-        list(found)[-3],
-    ):  # the last of the restated ones: DDPO's own phases are of the wall's clock
+    # the reference and the last restated schedule; phases of DDPO are always wall time
+    for name in ("reference", list(found)[-3]):
         phases = {
             phase: statistics.median(turn.phases[phase] for turn in found[name])
             for phase in found[name][0].phases

@@ -1,5 +1,4 @@
-"""The questions of "RLHF on conditional music generation", asked again on the embedded music model,
-five seeds.
+"""Repeats the questions of "RLHF on conditional music generation" on the embedded music model.
 
     # once: the CLAP of condition "clap"
     python tools/fit.py --config configs/embedded/clap_music.yaml
@@ -7,46 +6,35 @@ five seeds.
 
 Protocol
 1. For every condition below and every seed k in 0..4: ``configs/ddpo/paper_questions.yaml`` with
-  that condition's overrides,
-   ``seed=k``, nothing else changed: always 20 rounds of 48 rollouts and 2 trained steps a sample. A
-   run that holds an adapter
-   is not run again.
-2. Base and adapters play the prompts of Table 1 of the paper (4 emotions, piano), ``--samples``
-  clips each (32, n = 128), and
-   the grid that their condition was trained on (n = 128 or close), with the configuration's
-   evaluation sampler and noise
-   keyed by (1000003, prompt id, sample index): the same noise before and after, and for all runs.
-   Training never uses that
-   seed. The prompts themselves are those that are trained on, as in the paper.
+   that condition's overrides and ``seed=k``, with nothing else changed: always 20 rounds of 48
+   rollouts and 2 trained steps per sample. A run that holds an adapter is not run again.
+2. Base and adapters generate for the prompts of Table 1 of the paper (4 emotions, piano) with
+   ``--samples`` clips each (32, n = 128), and for the grid of their condition (n = 128 or close),
+   with the configuration's evaluation sampler and noise keyed by (1000003, prompt id, sample
+   index): the same noise before and after, and for all runs. Training never uses that seed. The
+   prompts are those of training, as in the paper.
 3. Scores: accuracy of the emotion classifier (its mean over classes of equal size is the balanced
-  accuracy), its value reward,
-   CLAP cosine, and the held-out judge (VibeNet, ``benchmarks/judges.py``), fitted once on real
-   clips: its probability of the
-   asked mood. Neither VibeNet nor, but for condition "clap", the CLAP is ever trained on.
-4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before
-  with its 95 % interval over
-   prompts (Student's t). *Rose* / *fell*: the interval lies above / below 0. (The published runs of
-   2026-11-21 were judged by 2
-   standard errors over clips, which speaks for those four prompts only. Changed afterwards.)
-   The aim for "4 emotions": balanced accuracy rose on at least 4 of 5 seeds, and the judge's
-   probability with it.
-5. Conditions "emotions_4_kl" and "ensemble" were added when the scores of the first six had been
-  seen (the judge did not follow
-   them), the KL's weight chosen by the training reward of one trial seed; they are no questions of
-   the paper.
-6. Condition "weak_guidance" was added when all of these had been seen: at guidance 0.5 the base
-  already scores what the judge
-   gives to real clips through the codec (0.707 and 0.722), so the judge could not rise. Guidance
-   0.25 was chosen by scores of
-   the base alone (accuracy 0.44, judge 0.52); nothing was trained with it before its five seeds.
-   "weak_ensemble" was added
-   when those had been seen (judge up on three seeds), and with it "label" (section 5.1 of the
-   paper), again without a trial.
-   "drawn_seeds" came with it: the paper's random seeds, five numbers that the operating system drew
+   accuracy), its value reward, CLAP cosine, and the held-out judge (VibeNet,
+   ``benchmarks/judges.py``), fitted once on real clips: its probability of the requested mood.
+   VibeNet is never trained on, and the CLAP only in condition "clap".
+4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before,
+   with its 95 % interval over prompts (Student's t). *Rose* / *fell*: the interval is above / below
+   0. (The published runs of 2026-11-21 used 2 standard errors over clips, which holds only for
+   those four prompts. This was changed afterwards.) The aim for "4 emotions": balanced accuracy
+   rises on at least 4 of 5 seeds, and so does the judge's probability.
+5. Conditions "emotions_4_kl" and "ensemble" were added when the scores of the first six were known
+   (the judge had not followed them). The KL weight was chosen by the training reward of one trial
+   seed. They are not questions of the paper.
+6. Condition "weak_guidance" was added when all of these were known: at guidance 0.5 the base
+   already scores what the judge gives to real clips through the codec (0.707 and 0.722), so the
+   judge could not rise. Guidance 0.25 was chosen by scores of the base alone (accuracy 0.44, judge
+   0.52), without any training before its five seeds. "weak_ensemble" was added when those were
+   known (judge up on three seeds), and with it "label" (section 5.1 of the paper), again without a
+   trial, and "drawn_seeds": the paper's random seeds, five numbers that the operating system drew
    once (``DRAWN``).
-7. All runs are published, whatever they say. No seed, prompt or clip is left out.
+7. All runs are published, whatever the result. No seed, prompt or clip is left out.
 
-Writes table.md (summary and every run), results.json (every value of every clip) and table.png.
+It writes table.md (summary and every run), results.json (every value of every clip) and table.png.
 """
 
 from __future__ import annotations
@@ -115,9 +103,11 @@ DRAWN = (915201464, 118275046, 2035218846, 789371167, 2129212926)
 
 @dataclass(frozen=True)
 class Condition:
-    """``overrides`` of the configuration; ``{clap}`` in them is the folder of the trained CLAP,
-    ``{label}`` that of the label reward. ``seeds``: the seeds that stand for 0, 1, ... (none:
-    themselves).
+    """A condition of the experiment.
+
+    - ``overrides``: of the configuration; ``{clap}`` is the folder of the trained CLAP, ``{label}``
+      that of the label reward.
+    - ``seeds``: replace the seeds 0, 1, ...; empty: no replacement.
     """
 
     name: str
@@ -170,9 +160,7 @@ def overrides(condition: Condition, clap: Path, label: Path) -> list[str]:
 
 
 def write_label_reward(folder: Path) -> None:
-    """``embedded/mood`` with the reward of section 5.1: 1 where the classifier hears the asked
-    emotion, else 0.
-    """
+    """Writes ``embedded/mood`` with the label reward: 1 for the requested emotion, else 0."""
     import zoo
     from zoo.hub.artifact import identity_of, save_artifact
 
@@ -191,7 +179,7 @@ def write_label_reward(folder: Path) -> None:
 
 
 def run_seed(condition: Condition, seed: int) -> int:
-    """The seed of a run. Raises ``UserError`` when a condition has its own and not so many."""
+    """The seed of a run. Raises ``UserError`` when a condition has fewer seeds of its own."""
     if condition.seeds and seed not in range(len(condition.seeds)):
         raise UserError(
             f"--seeds: condition {condition.name} has the seeds 0 to {len(condition.seeds) - 1},"
@@ -208,7 +196,7 @@ def condition_prompts(config: Mapping[str, Any]) -> tuple[Prompt, ...]:
 
 
 def clap_scores(clap: Reward, clips: Clips) -> np.ndarray:
-    """(clips,) cosines of each clip with its prompt."""
+    """Cosines (clips,) of each clip with its prompt."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(clips.prompts), 16):
@@ -247,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
         "--reference-clips",
         type=int,
         default=25,
-        help="real clips a mood and instrument to fit the judge",
+        help="real clips per mood and instrument, to fit the judge",
     )
     parser.add_argument(
         "--train-only",
@@ -255,11 +243,10 @@ def main(argv: Sequence[str]) -> None:
         help="stop before the evaluation (to spread seeds over processes)",
     )
     options = parser.parse_args(argv)
-    network, clap = (
-        loaded_network(options.judge),
-        zoo.load(str(options.clap.resolve())),
-    )  # before any hour is spent
-    out, chosen = options.out.resolve(), [c for c in CONDITIONS if c.name in options.conditions]
+    network = loaded_network(options.judge)  # errors before the long runs
+    clap = zoo.load(str(options.clap.resolve()))
+    out = options.out.resolve()
+    chosen = [c for c in CONDITIONS if c.name in options.conditions]
     label = out / "label_reward"
     write_label_reward(label)
     for seed in options.seeds:
@@ -275,7 +262,8 @@ def main(argv: Sequence[str]) -> None:
         return
     config = read_config(options.config)
     mood = zoo.load("embedded/mood")
-    instruments, seconds = ["guitar", "harp", "piano"], config["data"]["seconds"]
+    instruments = ["guitar", "harp", "piano"]
+    seconds = config["data"]["seconds"]
     judge = None
     if network is not None:
         reference = real_clips(
@@ -286,21 +274,21 @@ def main(argv: Sequence[str]) -> None:
             REFERENCE_SEED,
         )
         judge = fitted_judge(reference, network)
-    table1, grids, sampler = condition_prompts(config), {}, {}
+    table1 = condition_prompts(config)
+    grids = {}
+    sampler = {}
     for condition in chosen:
         dotted = OmegaConf.from_dotlist(overrides(condition, options.clap.resolve(), label))
         own = OmegaConf.to_container(OmegaConf.merge(config, dotted), resolve=True)
-        grids[condition.name], sampler[condition.name] = (
-            condition_prompts(own),
-            evaluation_sampler(own["module"]),
-        )
+        grids[condition.name] = condition_prompts(own)
+        sampler[condition.name] = evaluation_sampler(own["module"])
 
     def evaluated(
         run_dir: Path | None, condition: str, prompts: Sequence[Prompt], file: Path
     ) -> Measured:
-        """What was measured is kept beside the run, so that a stopped evaluation goes on."""
+        """Measures a set and keeps the result in ``file``, where a stopped evaluation resumes."""
         if file.is_file():
-            with suppress(KeyError):  # measured before prompts were written: once more
+            with suppress(KeyError):  # an old file without prompts is measured again
                 return Measured.from_json(json.loads(file.read_text(encoding="utf-8")))
         repeats = max(1, options.samples * len(table1) // len(prompts))
         with torch.no_grad():
@@ -330,9 +318,7 @@ def main(argv: Sequence[str]) -> None:
     ):
         runs[name, seed] = both(out / f"{name}-{seed}", name, out / f"{name}-{seed}")
     real = {}
-    if (
-        judge is not None
-    ):  # what the judge gives to real clips of the four emotions, as they are and through the codec
+    if judge is not None:  # the judge's scores of real clips, as they are and through the codec
         with torch.no_grad():
             clips = real_clips(
                 options.samples,

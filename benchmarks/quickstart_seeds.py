@@ -1,30 +1,26 @@
-"""Does the quickstart learn? Five seeds, one protocol, fixed before any of them was run.
+"""Tests on five seeds whether the quickstart learns, by a protocol fixed in advance.
 
     python benchmarks/quickstart_seeds.py --out out/benchmarks/quickstart
 
 Protocol
 1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart.yaml seed=k
-  out_dir=<out>/seed<k>``,
-   nothing else changed. A seed whose run folder already holds an adapter is not run again.
+   out_dir=<out>/seed<k>``, with nothing else changed. A seed whose run folder already holds an
+   adapter is not run again.
 2. Base model and adapter are evaluated on all *held-out* prompts of that configuration
-  (word-instrument pairs that fine-tuning
-   never sees), ``--samples`` clips each (16), with the configuration's evaluation sampler and noise
-   keyed by (1000003, prompt id,
-   sample index): the same noise before and after, and for all seeds. Training never uses that seed.
+   (word-instrument pairs that fine-tuning never uses), with ``--samples`` clips each (16), the
+   configuration's evaluation sampler, and noise keyed by (1000003, prompt id, sample index): the
+   same noise before and after, and for all seeds. Training never uses that seed.
 3. Scores: (a) the training reward; (b) the held-out judge (VibeNet, ``benchmarks/judges.py``),
-  fitted once on real clips, its
-   probability of the mood that was asked for. Beside them accuracy, share in tune and onsets per
-   second, as guards.
-4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before
-  with its 95 % interval over
-   prompts (Student's t). A seed *learned* when the reward's interval lies above 0; the judge *fell*
-   when its interval lies
-   below. (The published runs of 2026-11-21 were judged by 2 standard errors over clips, which takes
-   the clips of one prompt
-   for independent: too narrow by a factor of about five. Changed afterwards, for all seeds alike.)
-5. The whole table is published, whatever it says. No seed, prompt or clip is left out.
+   fitted once on real clips: its probability of the requested mood. Accuracy, share in tune and
+   onsets per second are reported as guards.
+4. Each comparison is paired by clip, and a prompt counts once: mean over prompts of after - before,
+   with its 95 % interval over prompts (Student's t). A seed *learned* when the reward's interval is
+   above 0; the judge *fell* when its interval is below 0. (The published runs of 2026-11-21 used 2
+   standard errors over clips, which treats the clips of one prompt as independent: too narrow by a
+   factor of about five. This was changed afterwards, for all seeds alike.)
+5. The whole table is published, whatever the result. No seed, prompt or clip is left out.
 
-Writes table.md, results.json (every value of every clip) and table.png.
+It writes table.md, results.json (every value of every clip) and table.png.
 """
 
 from __future__ import annotations
@@ -68,10 +64,11 @@ JUDGE = "judge_probability"
 
 @dataclass(frozen=True)
 class Score:
-    """A column of the table:
+    """A column of the table.
 
-    ``name`` in ``Measured.values``; ``paired`` adds the difference with its interval; with a
-    ``legend`` it is in the picture.
+    - ``name``: in ``Measured.values``.
+    - ``paired``: adds the difference with its interval.
+    - ``legend``: puts it into the picture.
     """
 
     name: str
@@ -92,7 +89,7 @@ SCORES = (
 
 
 def train(seed: int, config: Path, run_dir: Path, overrides: Sequence[str] = ()) -> None:
-    """One quickstart run in its own process; returns at once when its adapter is there.
+    """Runs one training in another process; returns at once if its adapter exists.
 
     Raises ``subprocess.CalledProcessError`` when the run fails.
     """
@@ -132,7 +129,7 @@ def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, .
 
 
 def evaluation_sampler(module_config: dict[str, Any]):
-    """The sampler that the run itself evaluates with."""
+    """The sampler with which the run evaluates."""
     from lightning_modules.rl.settings import EvaluationSettings, SamplerSettings
 
     training = SamplerSettings(**module_config.get("sampler", {}))
@@ -140,23 +137,21 @@ def evaluation_sampler(module_config: dict[str, Any]):
 
 
 def differences(before: Measured, after: Measured, name: str) -> Clustered:
-    """Mean over prompts of after - before of clips with the same prompt and noise, with its
-    interval over prompts.
-    """
+    """Mean over prompts of after - before (same prompt and noise), with its interval."""
     return clustered_mean(after.values[name] - before.values[name], before.prompts)
 
 
 def direction(found: Clustered) -> str:
-    """``rose`` or ``fell`` where the whole interval lies on one side of 0; ``unchanged`` else, and
-    without an interval.
-    """
+    """``rose`` or ``fell`` where the whole interval is on one side of 0, else ``unchanged``."""
     if found.low is None or found.high is None:
         return "unchanged"
-    return "rose" if found.low > 0 else "fell" if found.high < 0 else "unchanged"
+    if found.low > 0:
+        return "rose"
+    return "fell" if found.high < 0 else "unchanged"
 
 
 def table(before: Measured, after: dict[int, Measured], scores: Sequence[Score], judge: str) -> str:
-    """One row a seed: before -> after of every score that was measured, and the verdict."""
+    """One row per seed: before -> after of every measured score, and the verdict."""
     scores = [score for score in scores if score.name in before.values]
     header = [
         "seed",
@@ -180,31 +175,28 @@ def table(before: Measured, after: dict[int, Measured], scores: Sequence[Score],
 
 
 def verdict(before: Measured, after: Measured, judge: str) -> str:
-    """In words, by rule 4 of the protocol. ``judge`` names the held-out score."""
-    words = (
-        "learned" if direction(differences(before, after, "reward")) == "rose" else "not certain"
-    )
+    """The result in words, by rule 4 of the protocol; ``judge`` names the held-out score."""
+    rose = direction(differences(before, after, "reward")) == "rose"
+    words = "learned" if rose else "not certain"
     if judge in before.values:
         words += f", judge {direction(differences(before, after, judge))}"
     return words
 
 
-def whom(before: Measured) -> str:
-    """What stands below a table: what its intervals are over, and for which prompts they speak."""
+def footnote(before: Measured) -> str:
+    """The note below a table about its intervals and prompts."""
     prompts = len(set(before.prompts))
     return (
         f"\nDifferences: mean over {prompts} prompts ({len(before.prompts)} clips), in brackets the"
-        " 95 % interval over prompts (Student's t). They speak for prompts like these, not for"
-        " other wordings.\n"
+        " 95 % interval over prompts (Student's t). They hold for prompts like these, not for other"
+        " wordings.\n"
     )
 
 
 def picture(
     before: Measured, after: dict[int, Measured], scores: Sequence[Score], path: Path
 ) -> None:
-    """Paired differences with 95 % intervals over prompts, one point per seed and score that has a
-    legend.
-    """
+    """Draws paired differences with 95 % intervals, one point per seed and score with a legend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
@@ -226,33 +218,34 @@ def picture(
 
 
 def option_parser(description: str, config: str, samples: int, out: str) -> argparse.ArgumentParser:
-    """The options of every protocol of seeds, with its defaults; paths are relative to the project
-    and the working folder.
+    """The options of every protocol of seeds, with these defaults.
+
+    ``config`` is relative to the project, ``out`` to the working folder.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, default=ROOT / config)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--samples", type=int, default=samples, help="clips a held-out prompt")
+    parser.add_argument("--samples", type=int, default=samples, help="clips per held-out prompt")
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument(
         "overrides",
         nargs="*",
-        help="key=value for tools/fit.py (a departure from the protocol: it is recorded)",
+        help="key=value for tools/fit.py (recorded as a departure from the protocol)",
     )
     return parser
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A configuration with its references filled in."""
+    """A configuration with resolved references."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
 
 
 def built(config: dict[str, Any], run_dir: Path | None = None) -> Backbone:
-    """The base model of a configuration, with the adapter of a run if one is given."""
+    """The base model of a configuration, with the adapter of ``run_dir`` if given."""
     from zoo.hub.adapters import load_adapter
     from zoo.instantiate import instantiate
 
@@ -270,9 +263,15 @@ def publish(
     scores: Sequence[Score],
     judge: str,
 ) -> None:
-    """Writes results.json, table.md and table.png into ``options.out`` and prints the table.
+    """Writes results.json, table.md and table.png into ``options.out``, and prints the table.
 
-    Raises ``OSError``.
+    Args:
+        options: of ``option_parser``.
+        prompts: the evaluated ones.
+        before: measurements of the base model.
+        after: seed -> measurements of its run.
+        scores: the columns.
+        judge: name of the held-out score.
     """
     record = {
         "config": str(options.config),
@@ -283,7 +282,7 @@ def publish(
         "after": {str(seed): row.to_json() for seed, row in after.items()},
     }
     write_json(options.out / "results.json", record)
-    text = table(before, after, scores, judge) + whom(before)
+    text = table(before, after, scores, judge) + footnote(before)
     write_text(options.out / "table.md", text)
     picture(before, after, scores, options.out / "table.png")
     print(text)
@@ -297,25 +296,22 @@ def main(argv: Sequence[str]) -> None:
         "--reference-clips",
         type=int,
         default=24,
-        help="real clips a mood and instrument, for the judge",
+        help="real clips per mood and instrument, for the judge",
     )
     parser.add_argument("--judge", default="vibenet", help="vibenet or none")
     options = parser.parse_args(argv)
-    network = loaded_network(options.judge)  # before any hour is spent
+    network = loaded_network(options.judge)  # a missing judge is an error before the long runs
     out = options.out.resolve()
     config = read_config(options.config)
-    prompts, sampler = (
-        held_out_prompts(config["data"], "mood"),
-        evaluation_sampler(config["module"]),
-    )
+    prompts = held_out_prompts(config["data"], "mood")
+    sampler = evaluation_sampler(config["module"])
     for seed in options.seeds:
         train(seed, options.config.resolve(), out / f"seed{seed}", options.overrides)
     reward = instantiate(config["module"]["reward"], "module.reward")
     base = built(config)
     judge = None
     if network is not None:
-        # real clips exist of the instruments that can be rendered; the base plays those whatever
-        # else is asked for
+        # only these instruments can be rendered, and the base model plays no others
         instruments = sorted({prompt.labels["instrument"] for prompt in prompts} & set(PROGRAMS))
         reference = real_clips(
             options.reference_clips,

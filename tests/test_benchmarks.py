@@ -168,7 +168,7 @@ def test_paired_differences_and_verdicts():
     rose = evaluation.Measured(few.groups, few.prompts, {"reward": some})
     assert quickstart_seeds.differences(few, rose, "reward").error == pytest.approx(1 / 3)
     assert quickstart_seeds.verdict(few, rose, "none") == "not certain"
-    assert "over 3 prompts (8 clips)" in quickstart_seeds.whom(few)
+    assert "over 3 prompts (8 clips)" in quickstart_seeds.footnote(few)
 
 
 def test_quickstart_protocol_at_toy_size(tmp_path, capsys):

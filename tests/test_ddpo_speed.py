@@ -144,7 +144,7 @@ def test_the_benchmark_at_toy_size(tmp_path, capsys, monkeypatch):
         and f"| {ddpo_speed.OURS} |" in said
         and (tmp_path / "speed.png").stat().st_size > 5000
     )
-    with pytest.raises(SystemExit, match="no multiple"):
+    with pytest.raises(SystemExit, match="not a multiple"):
         ddpo_speed.main(["--samples", "5", "--rows", "2"])
 
 

@@ -188,7 +188,7 @@ def test_the_first_answer_to_a_trial_stays(tmp_path: Path) -> None:
     view = give_answer(test, "ann", 1, "B")
     assert (
         view.done == 1
-        and "answered already" in view.message
+        and "first answer counts" in view.message
         and test.answers.stat().st_size == size
     )
 

@@ -1,6 +1,4 @@
-"""Train: python tools/fit.py --config configs/ddpo/quickstart.yaml trainer.max_epochs=20
-module.optimizer.learning_rate=1e-4
-"""
+"""Trains: python tools/fit.py --config configs/ddpo/quickstart.yaml trainer.max_epochs=20"""
 
 import argparse
 import sys
@@ -25,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, print sizes, run and write nothing",
+        help="build everything and print sizes, but train and write nothing",
     )
     parser.add_argument(
         "overrides",

@@ -1,6 +1,4 @@
-"""The command line of ``tools/listen.py``: a page to compare by ear, a blind test, and a summary of
-its answers.
-"""
+"""The command line of ``tools/listen.py``: comparison page, blind test, and summary of answers."""
 
 from __future__ import annotations
 
@@ -14,19 +12,19 @@ from zoo.errors import UserError
 from zoo.files import check_writable, clear_after_killed
 from zoo.listening.answers import SUFFIXES, check_systems, described, read_answers
 
-if TYPE_CHECKING:  # what needs torch is imported after the arguments were read: quick --help
+if TYPE_CHECKING:  # imports of torch wait until the arguments are parsed, for a quick --help
     from zoo.listening.pairs import Pairing
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/listen.py",
-        description="Hear what fine-tuning changed.",
+        description="Compares original and fine-tuned sounds by ear.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser(
-        "page", help="one HTML file: prompt, original, fine-tuned, scores", allow_abbrev=False
+        "page", help="write one HTML file with prompts, sounds and scores", allow_abbrev=False
     )
     _add_folders(add)
     add.add_argument(
@@ -36,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--out", default="comparison.html", help="the file (default: %(default)s)")
     add.add_argument("--device", default="cpu", help="of the scorer, such as cpu, cuda, mps")
-    add.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    add.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add.set_defaults(run=_page)
     add = commands.add_parser(
         "blind",
@@ -47,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--answers",
         required=True,
-        help=f"file that ends in {' or '.join(SUFFIXES)}; a test goes on where it stopped",
+        help=f"file that ends in {' or '.join(SUFFIXES)}; a test continues where it stopped",
     )
     add.add_argument(
         "--names",
@@ -65,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--own-level",
         action="store_true",
-        help="play files as loud as they are, not both as the quieter one",
+        help="play files at their own level, not both at that of the quieter one",
     )
     add.add_argument(
         "--host", default="127.0.0.1", help="address to serve at; the default is this machine only"
@@ -73,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     add.set_defaults(run=_blind)
     add = commands.add_parser(
-        "summary", help="what the answers say, with intervals", allow_abbrev=False
+        "summary", help="summarise the answers, with intervals", allow_abbrev=False
     )
     add.add_argument("answers")
     add.set_defaults(run=_summary)
@@ -91,11 +89,11 @@ def _add_folders(add: argparse.ArgumentParser) -> None:
         required=True,
         help="folder of the fine-tuned model's files, from the same prompts and seeds",
     )
-    add.add_argument("--count", type=int, help="of the pairs, evenly spread (default: all)")
+    add.add_argument("--count", type=int, help="how many pairs, evenly spread (default: all)")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises ``UserError`` and ``OSError`` for mistakes in what was given."""
+    """Runs a command. Raises ``UserError`` and ``OSError`` for mistakes in its arguments."""
     options = parser().parse_args(argv)
     options.run(options)
 
@@ -128,7 +126,7 @@ def _page(options: argparse.Namespace) -> None:
     scorer = load(options.scorer, options.device)
     if not is_scorer(scorer):
         raise UserError(
-            f"{options.scorer} is a {type(scorer).__name__}, which scores nothing; name a reward"
+            f"{options.scorer} is a {type(scorer).__name__}, which gives no scores; name a reward"
         )
     with Progress(transient=True) as bar:
         task = bar.add_task("scoring", total=len(pairing.pairs))

@@ -1,4 +1,1 @@
-"""Pages for listeners.
-
-Their logic is plain functions; Gradio (extra ``app``) is imported when a page is built.
-"""
+"""Pages for listeners; Gradio (extra ``app``) is imported only when a page is built."""

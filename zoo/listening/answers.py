@@ -2,8 +2,8 @@
 
 A ``.csv`` file has a header and one line per answer; a ``.jsonl`` file has one object per line. A
 line is written by a single append under a lock and synced to the disk before the listener goes on,
-so a killed server loses no answer. A line that was cut off all the same is counted as broken and is
-never joined to the next one.
+so a killed server loses no answer. A line that is cut off anyway counts as broken and is never
+joined to the next one.
 """
 
 from __future__ import annotations
@@ -103,21 +103,20 @@ class Answers:
 
 
 def read_answers(path: str | Path) -> Answers:
-    """The answers in a file; none where there is no file yet.
+    """The answers in a file; empty where there is no file yet.
 
-    Raises ``UserError`` for another suffix and a CSV that has another header (it is not ours to
-    add to); ``OSError``.
+    Raises ``UserError`` for another suffix, and for a CSV with another header, which may belong to
+    something else; ``OSError``.
     """
     path = _checked(path)
     return _parsed(path.read_bytes() if path.exists() else b"", path)
 
 
 def append_answer(path: str | Path, answer: Answer) -> bool:
-    """Adds one line and syncs it; False, and no line, when the listener answered to this pair of
-    this test before.
+    """Adds one line and syncs it; returns False if the listener already answered for this pair.
 
-    Raises ``UserError`` as ``read_answers`` does, and ``OSError`` when the line could not be
-    written whole.
+    Then nothing is added. Raises ``UserError`` as ``read_answers``, and ``OSError`` when the line
+    could not be written completely.
     """
     path = _checked(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,31 +128,29 @@ def append_answer(path: str | Path, answer: Answer) -> bool:
         line = _line(answer, path)
         if path.suffix == ".csv" and not content:
             line = ",".join(COLUMNS) + "\n" + line
-        elif content and not content.endswith(
-            b"\n"
-        ):  # what a killed writer left is a line of its own
+        elif content and not content.endswith(b"\n"):  # a killed writer left part of a line
             line = "\n" + line
         try:
             left = line.encode()
-            while left:  # once, unless the disk is full: then the next try says so
+            while left:  # once, unless the disk is full: then the next write raises
                 left = left[os.write(handle, left) :]
             os.fsync(handle)
         except OSError as error:
-            os.ftruncate(handle, len(content))  # no half line stays
+            os.ftruncate(handle, len(content))  # removes a partial line
             raise OSError(error.errno, error.strerror, str(path)) from error
     return True
 
 
 def check_answers_place(path: str | Path) -> None:
-    """Raises ``OSError`` where answers could not be added to ``path``; writes nothing to it.
+    """Raises ``OSError`` where answers could not be added to ``path``; writes nothing.
 
-    Raises also what ``read_answers`` raises for a name that it does not take.
+    Raises ``UserError`` as ``read_answers``.
     """
     path = _checked(path)
     if path.exists():
         with path.open("ab"):
             return
-    check_writable(path)  # the file itself is made by the first answer
+    check_writable(path)  # the first answer creates the file
 
 
 def _checked(path: str | Path) -> Path:
@@ -207,10 +204,12 @@ def _parsed(content: bytes, path: Path) -> Answers:
         and tuple(lines[0].lstrip("\ufeff").rstrip("\r").split(",")) != COLUMNS
     ):
         raise UserError(
-            f"{path} is no answers file: expected the header {','.join(COLUMNS)}, got"
+            f"{path} is not a file of answers: expected the header {','.join(COLUMNS)}, got"
             f" {lines[0][:120]!r}"
         )
-    answers, bad_lines, repeated = {}, [], 0
+    answers: dict[tuple[str, str, int], Answer] = {}
+    bad_lines = []
+    repeated = 0
     for number, line in enumerate(lines, 1):
         if not line.strip() or (path.suffix == ".csv" and number == 1):
             continue
@@ -226,8 +225,10 @@ def _parsed(content: bytes, path: Path) -> Answers:
 
 
 def _answer(line: str, suffix: str) -> Answer:
-    """Raises ``UserError``, ``TypeError``, ``KeyError`` or ``csv.Error`` for a line that is no
-    whole answer.
+    """The answer in a line.
+
+    Raises ``UserError``, ``TypeError``, ``KeyError`` or ``csv.Error`` for an incomplete or invalid
+    one.
     """
     if suffix == ".jsonl":
         row = parsed_json(line)
@@ -255,7 +256,7 @@ class Summary:
         share: wins of the second system as a share of both; None without any win.
         interval: Wilson's 95 % interval of ``share``.
         p_value: of ``share`` against one half, by the two-sided exact binomial test.
-        a_share: share of the wins that were for side A. Far from one half, the side decided and not
+        a_share: share of the wins that were for side A. Far from one half, the side decided, not
             the sound.
         by_listener: listener -> (wins of the first, wins of the second, no difference).
     """

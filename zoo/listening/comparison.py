@@ -1,6 +1,4 @@
-"""A page to hear what fine-tuning changed: prompt, original and fine-tuned sound, and the score of
-each.
-"""
+"""A page to compare by ear: prompt, original and fine-tuned sound, and their scores."""
 
 from __future__ import annotations
 
@@ -25,13 +23,11 @@ Progress = Callable[[int, int], None]  # (done, total)
 def scored(
     pairs: Sequence[Pair], scorer: Scorer, called: str = "score", progress: Progress | None = None
 ) -> tuple[str, list[float], list[float]]:
-    """The scores of both systems.
+    """Scores both systems.
 
-    Returns the name of the score (the scorer's own ``name`` if it has one, else ``called``), the
-    first system's scores and the second system's, in the order of ``pairs``.
-
-    Raises ``UserError`` and ``OSError`` for audio that cannot be read and prompts that the scorer
-    cannot judge.
+    Returns the name of the score (the scorer's own ``name`` if it has one, else ``called``), and
+    the scores of the first and of the second system, in the order of ``pairs``. Raises
+    ``UserError`` and ``OSError`` for unreadable audio and prompts that the scorer cannot score.
     """
     name = str(getattr(scorer, "name", called))
     first: list[float] = []
@@ -70,7 +66,7 @@ def summary_lines(name: str, found: Difference) -> list[str]:
 def comparison_page(
     pairing: Pairing, name: str, first: Sequence[float], second: Sequence[float], title: str
 ) -> str:
-    """The whole HTML document, with the sounds in it.
+    """The complete HTML document, with the sounds in it.
 
     Raises ``UserError`` and ``OSError`` for audio that cannot be read.
     """
@@ -112,9 +108,9 @@ def _row(pair: Pair, before: float, after: float) -> str:
 def write_comparison(
     path: str | Path, pairing: Pairing, name: str, first: Sequence[float], second: Sequence[float]
 ) -> Path:
-    """``comparison_page`` in a file.
+    """Writes ``comparison_page`` to a file.
 
-    Raises as it does, and ``OSError`` when it cannot be written.
+    Raises like it, and ``OSError`` when the file cannot be written.
     """
     path = Path(path)
     content = comparison_page(pairing, name, first, second, "Original and fine-tuned")

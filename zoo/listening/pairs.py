@@ -31,21 +31,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """``pairs`` in the order of the first folder; ``alone``: count of samples of either folder that
-    have no partner in the other.
-    """
+    """``pairs`` in the order of the first folder, and the number of samples without a partner."""
 
     pairs: tuple[Pair, ...]
     alone: int
 
 
 def read_pairs(first: str | Path, second: str | Path) -> Pairing:
-    """The samples of both folders (``zoo.generations``) that answer the same prompt with the same
-    seed.
+    """Pairs the samples of both folders (``zoo.generations``) with the same prompt and seed.
 
-    Repeats of a prompt without seeds are paired in their order. Raises what ``read_samples``
-    raises, and ``UserError`` for one folder given twice, an id that stands for different texts,
-    and folders without any pair.
+    Repeats of a prompt without seeds are paired in their order. Raises as ``read_samples``, and
+    ``UserError`` for one folder given twice, an id with different texts, and folders without any
+    pair.
     """
     if Path(first).resolve() == Path(second).resolve():
         raise UserError(f"{first} is given for both sides; name the folders of two systems")
@@ -55,7 +52,7 @@ def read_pairs(first: str | Path, second: str | Path) -> Pairing:
         own, other = ours[key].prompt.text, theirs[key].prompt.text
         if own != other:
             raise UserError(
-                f"the id {key[0]!r} stands for {own!r} in {first} and for {other!r} in {second};"
+                f"the id {key[0]!r} has the text {own!r} in {first} and {other!r} in {second};"
                 " generate both from the same prompts"
             )
     if not both:
@@ -79,9 +76,9 @@ def _keyed(samples: Sequence[Sample]) -> dict[_Key, Sample]:
 
 
 def spread_pairs(pairs: Sequence[Pair], count: int | None) -> tuple[Pair, ...]:
-    """``count`` of them, evenly spread (None: all).
+    """``count`` pairs, evenly spread (None: all).
 
-    Raises ``UserError`` below 1 or above what there is.
+    Raises ``UserError`` for fewer than 1 or more than there are.
     """
     if count is None:
         return tuple(pairs)
@@ -93,8 +90,9 @@ def spread_pairs(pairs: Sequence[Pair], count: int | None) -> tuple[Pair, ...]:
 
 
 def pairs_fingerprint(pairs: Sequence[Pair]) -> str:
-    """12 hex digits over prompts and audio: answers to other sounds are never counted as answers to
-    these. Raises ``OSError``.
+    """A hash of prompts and audio (12 hex digits), which separates answers of different tests.
+
+    Raises ``OSError``.
     """
     digest = hashlib.sha256()
     for pair in pairs:
@@ -113,7 +111,7 @@ def pairs_fingerprint(pairs: Sequence[Pair]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """What the scores of two systems amount to, each prompt counted once (its seeds averaged).
+    """The comparison of two systems; each prompt counts once, with its seeds averaged.
 
     Args:
         first, second: mean score of each system.
@@ -136,9 +134,9 @@ class Difference:
 def paired_difference(
     prompt_ids: Sequence[str], first: Sequence[float], second: Sequence[float]
 ) -> Difference:
-    """The difference of the second scores from the first ones, which are of the same prompts.
+    """Compares the scores of two systems on the same prompts.
 
-    Seeds of one prompt resemble each other, so that a prompt counts once. Raises ``UserError`` for
+    Seeds of one prompt resemble each other, so a prompt counts once. Raises ``UserError`` for
     no or unequal numbers of clips, and for scores that are NaN or infinite.
     """
     if not prompt_ids or not len(prompt_ids) == len(first) == len(second):

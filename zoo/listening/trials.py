@@ -1,10 +1,8 @@
-"""A blind listening test, without its page: what a listener hears in which order, what comes next,
-and what an answer means.
+"""A blind listening test without its page: order of trials, next trial, and meaning of answers.
 
-Each trial plays one prompt twice, A and B, by two systems, and asks which fits the text better.
-Order and sides are drawn for each listener from the test's seed: in half of the trials (of an odd
-number, one more or less) the second system is A. Nothing that is shown depends on which side is
-which.
+Each trial plays one prompt by two systems, as A and B, and asks which fits the text better. The
+test's seed draws order and sides for each listener: in half of the trials (one more or less of an
+odd number) the second system is A. Nothing on the page depends on which side is which.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from zoo.listening.pairs import Pair, pairs_fingerprint
 from zoo.types import Waveform
 
 MAX_NAME = 64
-_ALIKE_S = 0.05  # lengths that no player shows as different
+_ALIKE_S = 0.05  # players do not show a smaller difference in length
 _SILENT = 1e-4  # RMS, -80 dB
 _MAX_GAIN_RATIO = 10.0  # 20 dB
 
@@ -93,8 +91,7 @@ def listening_test(
     seed: int = 0,
     equal_level: bool = True,
 ) -> BlindTest:
-    """Opens a test. Every clip and the answers so far are read, so that mistakes show before
-    anybody listens.
+    """Opens a test and reads every clip and answer, so that errors show before anyone listens.
 
     Args:
         pairs: the sounds.
@@ -120,8 +117,8 @@ def listening_test(
         if abs(lengths_s[0] - lengths_s[1]) > _ALIKE_S:
             raise UserError(
                 f"{pair.first.path} lasts {lengths_s[0]:g} s and {pair.second.path}"
-                f" {lengths_s[1]:g} s: players show that, so it would tell the sides apart;"
-                " generate both with the same --seconds"
+                f" {lengths_s[1]:g} s: players show that, which would reveal the sides; generate"
+                " both with the same --seconds"
             )
     name = pairs_fingerprint(pairs)
     test = BlindTest(name, tuple(pairs), systems, Path(answers), seed, equal_level)
@@ -132,7 +129,7 @@ def listening_test(
 
 
 def _check_names(test: BlindTest, answer: Answer) -> None:
-    """Raises ``UserError`` when an earlier answer to this test names its systems otherwise."""
+    """Raises ``UserError`` when an earlier answer to this test has other systems or sides."""
     own = trials(len(test.pairs), answer.listener, test.seed)[: answer.trial][-1]
     is_same_trial = (own.number, own.pair) == (answer.trial, answer.pair)
     if set(answer.systems) != set(test.systems) or (
@@ -141,7 +138,7 @@ def _check_names(test: BlindTest, answer: Answer) -> None:
         raise UserError(
             f"{test.answers}: earlier answers to this test are about"
             f" {' and '.join(answer.systems)}, with other names or sides than"
-            f" {' and '.join(test.systems)} and seed {test.seed} give; to go on, give the same"
+            f" {' and '.join(test.systems)} and seed {test.seed} give; to continue, use the same"
             " names, in the same order, and the same seed"
         )
 
@@ -186,9 +183,9 @@ def listener_name(text: str) -> str:
 
 
 def next_view(test: BlindTest, listener: str) -> View:
-    """Where the listener stopped: the first trial without a saved answer.
+    """The view of the first trial without a saved answer of this listener.
 
-    Raises ``UserError`` for a bad name; ``OSError``.
+    Raises ``UserError`` for an invalid name; ``OSError``.
     """
     name = listener_name(listener)
     own = {
@@ -201,11 +198,10 @@ def next_view(test: BlindTest, listener: str) -> View:
 
 
 def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> View:
-    """Saves the answer to trial ``number`` and says what comes next; an answer that is there
-    already stays (a double click).
+    """Saves the answer to trial ``number`` and returns the next view.
 
-    Raises ``UserError`` for an unknown answer or trial, and ``OSError`` when it could not be
-    saved: then nothing has moved on.
+    An existing answer stays (a double click). Raises ``UserError`` for an unknown answer or trial,
+    and ``OSError`` when it could not be saved; the listener then stays at this trial.
     """
     name = listener_name(listener)
     if answer not in ANSWERS:
@@ -221,24 +217,17 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
         test.answers, Answer(now, test.name, name, number, trial.pair, prompt, a, b, answer)
     )
     view = next_view(test, name)
-    return (
-        view
-        if saved
-        else View(
-            view.trial,
-            view.done,
-            view.total,
-            "That one was answered already; the first answer counts.",
-        )
-    )
+    if saved:
+        return view
+    message = "You had already answered that one; the first answer counts."
+    return View(view.trial, view.done, view.total, message)
 
 
 def equally_loud(first: Waveform, second: Waveform) -> tuple[Waveform, Waveform]:
-    """Both with the root mean square of the quieter one, because listeners prefer the louder of two
-    sounds.
+    """Lowers the louder sound to the level of the quieter one, as listeners prefer louder sounds.
 
-    Nothing is amplified, so nothing clips. Sides that are silent or 20 dB apart stay as they are:
-    that difference should be heard.
+    Nothing is amplified, so nothing clips. Sounds that are silent or 20 dB apart stay as they are,
+    because that difference should be heard.
     """
     levels = [float(wave.samples_CN.square().mean().sqrt()) for wave in (first, second)]
     low, high = min(levels), max(levels)
@@ -251,7 +240,7 @@ def equally_loud(first: Waveform, second: Waveform) -> tuple[Waveform, Waveform]
 
 
 def heard(test: BlindTest, trial: Trial) -> tuple[Waveform, Waveform]:
-    """What is played as A and as B. Raises what ``zoo.audio_files.read_audio`` raises."""
+    """The sounds to play as A and as B. Raises as ``zoo.audio_files.read_audio``."""
     pair = test.pairs[trial.pair]
     first, second = (read_audio(sample.path) for sample in (pair.first, pair.second))
     if test.equal_level:
