@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from zoo.errors import UserError
 from zoo.hub import untrusted
 
 TENSORS = {
@@ -142,46 +143,44 @@ def test_a_true_header_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "data", "said"),
     [
-        ({"a": entry()}, b"", "claims 8 bytes of tensors, but 0 follow"),
-        (
-            {"a": entry(shape=[2**31 + 4], offsets=[0, 4 * (2**31 + 4)])},
-            bytes(8),
-            "claims 8589934608 bytes",
-        ),
-        ({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12), "range of b .* overlaps"),
-        ({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20), "range of b .* gap"),
-        ({"a": entry()}, bytes(9), "claims 8 bytes of tensors, but 9 follow"),
-        ({"a": entry(dtype="PICKLE")}, bytes(8), "unknown dtype 'PICKLE'"),
-        ({"a": entry(dtype=["F32"])}, bytes(8), "unknown dtype"),
-        ({"a": entry(shape=[3])}, bytes(8), "takes 12 bytes, but has 8"),
-        ({"a": entry(shape=[-2])}, bytes(8), "shape of a"),
-        ({"a": entry(shape=[True, 2])}, bytes(8), "shape of a"),
-        ({"a": entry(offsets=[8, 0])}, bytes(8), "data_offsets of a"),
-        ({"a": entry(offsets=8)}, bytes(8), "data_offsets of a"),
-        ({"a": [1]}, b"", "a needs dtype"),
-        ({"__metadata__": {"format": {}}}, b"", "__metadata__"),
-        ([], b"", "must hold an object"),
-        (b'{"a": 1, "a": 2}', b"", "'a' occurs twice"),
-        (b"\xff\xfe", b"", "not valid JSON"),
-        (b'{"a":' * 100_000, b"", "nested"),
-        (b'{"a":' + b"[" * 50 + b"]" * 50 + b"}", b"", "nested"),
+        ({"a": entry()}, b"", ""),
+        ({"a": entry(shape=[2**31 + 4], offsets=[0, 4 * (2**31 + 4)])}, bytes(8), ""),
+        ({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12), "`[ab]`"),  # overlaps
+        ({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20), "`[ab]`"),  # leaves a gap
+        ({"a": entry()}, bytes(9), ""),
+        ({"a": entry(dtype="PICKLE")}, bytes(8), "PICKLE"),
+        ({"a": entry(dtype=["F32"])}, bytes(8), ""),
+        ({"a": entry(shape=[3])}, bytes(8), "shape"),
+        ({"a": entry(shape=[-2])}, bytes(8), "-2"),
+        ({"a": entry(shape=[True, 2])}, bytes(8), "true"),
+        ({"a": entry(shape=[2**62, 2**62])}, bytes(8), "overflow"),
+        ({"a": entry(shape=[2**63, 0], offsets=[0, 0])}, b"", "9223372036854775808"),
+        ({"a": entry(shape=[2] + [1] * 64)}, bytes(8), "at most 64"),
+        ({"a": entry(offsets=[8, 0])}, bytes(8), ""),
+        ({"a": entry(offsets=8)}, bytes(8), ""),
+        ({"a": [1]}, b"", ""),
+        ({"__metadata__": {"format": {}}}, b"", "string"),
+        ([], b"", ""),
+        (b"\xff\xfe", b"", ""),
+        (b'{"a":' * 100_000, b"", ""),
+        (b'{"a":' + b"[" * 50 + b"]" * 50 + b"}", b"", ""),
     ],
 )
 def test_a_false_header_is_refused(tmp_path: Path, header: object, data: bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=rf"x\.safetensors.*{said}"):
         untrusted.check_safetensors_header(with_header(tmp_path / "x.safetensors", header, data))
 
 
 def test_an_overlong_header_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="claims a header of 10000000000"):
+    with pytest.raises(UserError, match=r"a cannot be read"):
         untrusted.check_safetensors_header(with_header(tmp_path / "a", {}, length=10_000_000_000))
     (tmp_path / "b").write_bytes(b"\1\0")
-    with pytest.raises(ValueError, match="it has 2 bytes"):
+    with pytest.raises(UserError, match=r"b cannot be read"):
         untrusted.check_safetensors_header(tmp_path / "b")
     with (tmp_path / "c").open("wb") as file:
         file.write((50 * 2**20).to_bytes(8, "little"))
         file.truncate(60 * 2**20)
-    with pytest.raises(ValueError, match="is not read"):
+    with pytest.raises(UserError, match=f"c: .*52428800.*{untrusted.HEADER_BYTES}"):
         untrusted.check_safetensors_header(tmp_path / "c")
 
 
