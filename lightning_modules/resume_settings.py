@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.instantiate import locate, plain_defaults
+from zoo.instantiate import locate
 from zoo.moved_names import with_current_names
+from zoo.signatures import plain_defaults
 
 _ABSENT = object()
 _NEVER_COMPARED = ("out_dir", "resume", "provenance")

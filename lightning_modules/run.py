@@ -36,7 +36,8 @@ from zoo.configuration import Run
 from zoo.errors import Stopped, UserError, is_disk_full
 from zoo.files import clear_after_killed
 from zoo.hub.run_facts import stated_facts, write_facts
-from zoo.instantiate import bind, check, instantiate, locate
+from zoo.instantiate import check, instantiate, locate
+from zoo.signatures import bind
 
 
 @dataclass(frozen=True)

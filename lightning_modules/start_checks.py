@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo.errors import UserError
-from zoo.instantiate import argument_names
+from zoo.signatures import argument_names
 
 _OURS = {  # trainer's setting -> (parameter of modules that have their own setting, what to use)
     "gradient_clip_val": ("max_grad_norm", "module.{key}"),

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("zoo", "datamodules", "lightning_modules")
-LINES, TOOL_LINES = 480, 60
+LINES, TOOL_LINES = 450, 60
 
 # importer -> what it may import of ours (a prefix allows all below it); lightning_modules reaches
 # data modules only through three doors, so that modules know no data sets.
@@ -57,7 +57,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "types": ("errors", "audio_files"),
     "command_line": GROUND,
     "moved_names": (),
-    "instantiate": (*GROUND, "moved_names"),
+    "signatures": GROUND,
+    "instantiate": (*GROUND, "moved_names", "signatures"),
     "configuration": (*GROUND, "command_line", "moved_names"),
     "diffusion": GROUND,
     "statistics": GROUND,
@@ -65,10 +66,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "conditioners": GROUND,
     "html_pages": GROUND,
     "backbones": (*GROUND, "diffusion", "conditioners"),
-    "rewards": (*GROUND, "instantiate", "statistics", "conditioners", "backbones"),
+    "rewards": (*GROUND, "signatures", "instantiate", "statistics", "conditioners", "backbones"),
     "hub": (
         *GROUND,
         "moved_names",
+        "signatures",
         "instantiate",
         "diffusion",
         "language",
@@ -78,6 +80,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "importers": (*GROUND, "conditioners", "backbones", "rewards", "hub"),
     "loading": (
         *GROUND,
+        "signatures",
         "instantiate",
         "conditioners",
         "backbones",
@@ -86,7 +89,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "importers",
     ),
     "rendering": (*GROUND, "diffusion", "backbones"),
-    "generation": (*GROUND, "instantiate", "diffusion", "backbones", "loading", "rendering"),
+    "generation": (*GROUND, "signatures", "diffusion", "backbones", "loading", "rendering"),
     "generations": (*GROUND, "hub"),
     "evaluation": (
         *GROUND,

@@ -20,8 +20,9 @@ from lightning_modules import run
 from zoo import files
 from zoo.configuration import read_configuration
 from zoo.errors import UserError, describe, did_you_mean, is_disk_full, reported
-from zoo.instantiate import bind, instantiate, locate
+from zoo.instantiate import instantiate, locate
 from zoo.rewards.mood import EmotionReward
+from zoo.signatures import bind
 from zoo.types import Backbone, Reward
 
 if TYPE_CHECKING:

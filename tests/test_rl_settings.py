@@ -24,7 +24,8 @@ from lightning_modules.rl.settings import (
 from zoo.configuration import read_configuration
 from zoo.diffusion import Sampler
 from zoo.errors import UserError
-from zoo.instantiate import argument_names, bind, check, instantiate, plain_defaults
+from zoo.instantiate import check, instantiate
+from zoo.signatures import argument_names, bind, plain_defaults
 
 NAME = "lightning_modules.rl.ddpo.DDPO"
 MODELS = {"backbone": {"_target_": "toys.ToyBackbone"}, "reward": {"_target_": "toys.ToyReward"}}

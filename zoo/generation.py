@@ -11,9 +11,9 @@ from torch import Tensor
 from zoo.backbones.lengths import check_lengths
 from zoo.diffusion import Sampler, noise_generator
 from zoo.errors import UserError
-from zoo.instantiate import bind_types
 from zoo.loading import load, open_model
 from zoo.rendering import encode_sides, render
+from zoo.signatures import bind_types
 from zoo.types import Backbone, Prompt, RewardOutput, Scorer, Waveform, is_scorer, lacking
 
 

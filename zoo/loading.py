@@ -20,8 +20,9 @@ from zoo.hub.runs import backbone_of_run, code_named_by, refuse_downloaded
 from zoo.hub.weights import as_dtype
 from zoo.importers import IMPORTERS
 from zoo.importers.tango import tokenizer_text
-from zoo.instantiate import bind, locate
+from zoo.instantiate import locate
 from zoo.rewards.members import with_rewards
+from zoo.signatures import bind
 from zoo.types import Backbone, lacking
 
 Stack = Sequence[tuple[Located, float]]

@@ -109,6 +109,8 @@ NAMES = {
     "zoo.backbones.lora.save_adapter": "zoo.hub.adapters.save_adapter",
     "zoo.devices.usable_device": "zoo.loading.usable_device",
     "zoo.loading.load": "zoo.load",
+    "zoo.targets.bind": "zoo.signatures.bind",
+    "zoo.targets.bind_types": "zoo.signatures.bind_types",
     "lightning_modules.run.load": "zoo.configuration.read_configuration",
     "lightning_modules.run.Run": "zoo.configuration.Run",
     "datamodules.music.Clip": "datamodules.music.music.Clip",

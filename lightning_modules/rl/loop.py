@@ -65,7 +65,7 @@ from lightning_modules.schedules import decay_rate
 from zoo.backbones.lengths import check_lengths
 from zoo.diffusion import Sampler
 from zoo.errors import UserError
-from zoo.instantiate import bind
+from zoo.signatures import bind
 from zoo.types import Backbone, Reward, Trajectory
 
 

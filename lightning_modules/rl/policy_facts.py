@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.hub.run_facts import AdapterFacts, RunFacts
 from zoo.hub.sampling_settings import PartialSampling
-from zoo.instantiate import plain_defaults
+from zoo.signatures import plain_defaults
 
 _ON_CARD = (
     "adapter.rank",

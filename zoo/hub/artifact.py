@@ -33,8 +33,9 @@ from zoo.hub.weights import (
     save_state,
     save_weights,
 )
-from zoo.instantiate import bind, locate
+from zoo.instantiate import locate
 from zoo.rewards import REWARDS
+from zoo.signatures import bind
 
 __all__ = [
     "CARD_FILE",

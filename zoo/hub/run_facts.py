@@ -128,7 +128,7 @@ def read_facts(
     Raises:
         UserError: for a ``facts.json`` that cannot be read.
     """
-    from zoo.instantiate import bind
+    from zoo.signatures import bind
 
     path = Path(run) / FACTS_FILE
     if not path.is_file():

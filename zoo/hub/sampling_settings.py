@@ -52,7 +52,7 @@ class PartialSampling:
 
         Raises ``UserError``, which begins with ``where``, for a value of the wrong type.
         """
-        from zoo.instantiate import bind
+        from zoo.signatures import bind
 
         known = {field.name for field in fields(PartialSampling)}
         stated = {name: value for name, value in values.items() if name in known}

@@ -1,20 +1,16 @@
 """``ENTRIES``: every model that goes by a name. A literal table: what is not here is not a name.
 
-Where a commit, hash, size or licence could not be read from its publisher, the field says None or
-"unknown" and is never guessed; the first pull pins commit and hashes in a lock file
-(``zoo.hub.lock``).
+A commit, hash, size or licence that its publisher does not state is None or "unknown", never a
+guess; the first pull pins commit and hashes in a lock file (``zoo.hub.lock``).
 """
 
 from __future__ import annotations
 
 from zoo.hub.entry import UNKNOWN, ZooEntry
 
-_TANGO_NOTE = (
-    "text encoder google/flan-t5-large and the U-Net's configuration are not in this repository"
-)
+_TANGO_NOTE = "not in this repository: google/flan-t5-large and the U-Net's configuration"
 _BEWO_NOTE = (
-    "its authors name no licence; it was trained from stabilityai/stable-audio-open-1.0, whose"
-    " terms go with it"
+    "its authors name no licence; the terms of stabilityai/stable-audio-open-1.0, its base, apply"
 )
 _CLAP = "lukewys/laion_clap"
 _EMOPIA_NOTE = (
@@ -29,8 +25,7 @@ _SAFE_ONLY = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.onnx", "*.msgpack", "*.h5")
 ENTRIES: dict[str, ZooEntry] = {
     entry.name: entry
     for entry in (
-        # The embedded family: package data, works with no network. `python tools/zoo.py verify
-        # NAME` prints the hashes.
+        # The embedded family: package data. `python tools/zoo.py verify NAME` prints the hashes.
         ZooEntry(
             "embedded/music",
             "backbone",

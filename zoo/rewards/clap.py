@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from zoo.conditioners.tokenizer import refused
 from zoo.errors import UserError, did_you_mean
-from zoo.instantiate import bind, locate
+from zoo.instantiate import locate
 from zoo.rewards.clap_text import contents_key, refuse_names
 from zoo.rewards.waves import StaysInEvalMode, check_waves, finite_rows, mono_at
+from zoo.signatures import bind
 from zoo.types import Prompt, RewardOutput
 
 CLAP_TOWERS = {

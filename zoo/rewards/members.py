@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from zoo.errors import UserError, did_you_mean
-from zoo.instantiate import bind, locate
+from zoo.instantiate import locate
 from zoo.rewards import REWARDS
+from zoo.signatures import bind
 from zoo.types import Reward, lacking
 
 RESERVED = ("z", "spread")  # parts of the ensemble itself
