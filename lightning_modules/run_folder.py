@@ -101,11 +101,11 @@ def write_config(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # YAML errors of several kinds
-        raise UserError(
-            f"{path} cannot be read ({error}); choose another out_dir or fix the file"
-        ) from error
+        with parsing(path, "YAML"):
+            read = OmegaConf.create(path.read_text(encoding="utf-8"))
+            content = OmegaConf.to_container(read, resolve=False)
+    except UserError as error:
+        raise UserError(f"{error}; choose another out_dir or fix the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not the configuration of a run; choose another out_dir")
     return content

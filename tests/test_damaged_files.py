@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from datamodules.sounds.bank import load_rules
+from datamodules.sounds.clips import BankClip, read_cache
 from lightning_modules.report import read_rows, write_report
-from lightning_modules.run_folder import RunCSV
+from lightning_modules.run_folder import RunCSV, changed_settings
 from lightning_modules.run_summary import run_summary
+from zoo.errors import UserError
 from zoo.evaluation.scores import open_scorers
 from zoo.hub.cards import check_card
 from zoo.hub.push import _front_matter
 from zoo.hub.runs import held_out_numbers
+from zoo.importers.yamnet import read_class_names
 
 DAMAGED = [
     "[" * 100_000,
@@ -76,3 +84,60 @@ def test_a_row_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("loss,step\n1,0\n2,1\n3")
     _ = RunCSV(tmp_path, resumed_step=5).experiment
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["loss,step", "1,0", "2,1"]
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "a: [1\nb: 2", "a: *b", "7", "\x00"])
+def test_the_configuration_of_a_run(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml.*another out_dir") as told:
+        changed_settings(tmp_path, {})
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'a,"\nb' + b"c" * 200_000, b""])
+def test_tables_that_come_with_models_and_rules(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(content)
+    for reader in (load_rules, read_class_names):
+        with pytest.raises(UserError, match="table"):
+            reader(path)
+
+
+def test_a_class_without_a_name(tmp_path: Path) -> None:
+    rows = [f"{i},/m/{i},{'' if i == 7 else 'x'}\n" for i in range(521)]
+    (tmp_path / "map.csv").write_text("index,mid,display_name\n" + "".join(rows))
+    with pytest.raises(UserError, match="class 7 "):
+        read_class_names(tmp_path / "map.csv")
+
+
+CLIP = asdict(BankClip("a/b", "dog", "a dog", "animal", ("Dog",), "MIT", "", "both", 1.0, False))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clips": [CLIP, CLIP]},
+        {"clips": [{**CLIP, "unknown": 1}]},
+        {"clips": ["text"]},
+        {"clips": 7},
+        {"lengths": [2, 2]},
+        {"lengths": "ab"},
+        {"quarantined": 3},
+        {"quarantined": ["ab", 1]},
+        None,
+    ],
+    ids=str,
+)
+def test_a_cache_of_sounds(tmp_path: Path, changes: dict | None) -> None:
+    path = tmp_path / "bank.safetensors"
+    about = {"clips": [CLIP], "lengths": [4], "quarantined": {"c": "is silent"}}
+
+    def write(about: object) -> None:
+        metadata = None if about is None else {"bank": json.dumps(about)}
+        save_file({"samples": torch.zeros(4)}, str(path), metadata=metadata)
+
+    write(about)
+    assert read_cache(path).quarantined == {"c": "is silent"}
+    write(None if changes is None else about | changes)
+    with pytest.raises(UserError, match=r"bank\.safetensors.*delete the file"):
+        read_cache(path)

@@ -207,7 +207,7 @@ def test_resume_of_nothing_starts_at_the_beginning(tmp_path):
         "no checkpoint yet" in run_folder.starting_point(tmp_path / "stub", {"seed": 3}, True)[1][0]
     )
     for broken, message in (
-        ("a: [", "cannot be read"),
+        ("a: [", r"config\.yaml is not valid YAML"),
         ("- 1", "is not the configuration of a run"),
     ):
         (tmp_path / "stub" / "config.yaml").write_text(broken)

@@ -38,7 +38,7 @@ from datamodules.sounds.licences import (
     stanza_for,
 )
 from datamodules.sounds.sources import SMALL_SET, SOURCES, Entry, Source, original_recording
-from zoo.errors import UserError, did_you_mean
+from zoo.errors import UserError, did_you_mean, parsing
 
 __all__ = [
     "PERMISSIVE",
@@ -71,9 +71,9 @@ def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
     """Reads the rule table.
 
     Raises ``UserError``, which names the line, for a wrong header, a missing cell or an unknown
-    source.
+    source, and for a file that is not UTF-8.
     """
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file, parsing(path, "TSV"):
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or rows[0] != COLUMNS:
         raise UserError(

@@ -247,15 +247,13 @@ def read_cache(path: Path) -> Bundle:
             for c in about["clips"]
         )
         parts = flat_N.split(about["lengths"])
+        waves = {clip.id: part for clip, part in zip(clips, parts, strict=True)}
+        quarantined = {str(name): str(why) for name, why in dict(about["quarantined"]).items()}
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise UserError(
             f"the cached sounds {path} are damaged ({error}); delete the file to rebuild it"
         ) from error
-    return Bundle(
-        clips,
-        {clip.id: part for clip, part in zip(clips, parts, strict=True)},
-        about["quarantined"],
-    )
+    return Bundle(clips, waves, quarantined)
 
 
 def write_cache(path: Path, bundle: Bundle) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.errors import UserError
+from zoo.errors import UserError, parsing
 from zoo.importers.tensorflow_bundle import read_bundle
 
 RATE_HZ = 16_000
@@ -194,10 +194,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """The 521 display names in the order of the logits, from ``yamnet_class_map.csv`` (index, mid,
     display_name).
 
-    Raises ``UserError`` when the indices are not 0..520 in order, ``OSError`` when there is no
-    such file.
+    Raises ``UserError`` for a file that is not CSV in UTF-8, indices that are not 0..520 in order,
+    and a row without a name; ``OSError`` when there is no such file.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8") as file, parsing(path, "CSV"):
         rows = list(csv.DictReader(file))
     if not rows or not {"index", "display_name"} <= set(rows[0]):
         raise UserError(f"{path} should have the columns index, mid, display_name")
@@ -205,6 +205,9 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
         raise UserError(
             f"{path} should name the classes 0..{CLASS_COUNT - 1} in order; it has {len(rows)} rows"
         )
+    nameless = [row["index"] for row in rows if not row["display_name"]]
+    if nameless:
+        raise UserError(f"{path} gives class {nameless[0]} no display_name; unpack the model again")
     return tuple(row["display_name"] for row in rows)
 
 
