@@ -83,14 +83,22 @@ def add_lora(
     init: str = "default",
     dropout: float = 0.0,
 ) -> None:
-    """Wraps ``backbone.denoiser`` in place; only the adapter's weights need gradients afterwards.
+    """Puts a new adapter on ``backbone.denoiser`` in place; only its weights need gradients
+    afterwards.
 
-    ``alpha`` scales the adapter by alpha / rank (None: alpha = rank). ``targets``: "cross"
-    (cross-attention), "all" (every attention) or names of linear layers. ``init``: "default"
-    (Kaiming, zero) or "gaussian" (Gaussian, zero): the adapter changes nothing at first. Adapter
-    weights are float32 also on a half-precision denoiser. ``dropout`` other than 0 makes importance
-    ratios leave 1 in train mode. Raises ``UserError`` for invalid numbers, when
-    nothing matches, or an adapter is there already.
+    Adapter weights are float32 also on a half-precision denoiser. The adapter changes nothing at
+    first.
+
+    Args:
+        backbone: whose denoiser is wrapped.
+        rank: width of the two thin matrices.
+        alpha: scales the adapter by alpha / rank (None: alpha = rank).
+        targets: "cross" (cross-attention), "all" (every attention) or names of linear layers.
+        init: "default" (Kaiming, zero) or "gaussian" (Gaussian, zero).
+        dropout: other than 0 it makes importance ratios leave 1 in train mode.
+
+    Raises: ``UserError`` for invalid numbers, when no layer matches, or when an adapter is there
+        already.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 

@@ -45,13 +45,18 @@ class ConvNeXtBlock(nn.Module):
 
 
 class SpectralCodec(nn.Module):
-    """Stereo waves to latents and back:
+    """Stereo waves to latents and back: (B, 2, N) <-> (B, latent_channels, ceil(N /
+    (frames_per_latent * hop))).
 
-    (B, 2, N) <-> (B, latent_channels, ceil(N / (frames_per_latent * hop))).
+    Args:
+        sample_rate_hz: of the waves.
+        window, hop: of the spectrogram, in samples.
+        frames_per_latent: frames that one latent frame stands for.
+        bands: stereo bands.
+        latent_channels, width, encoder_depth, decoder_depth: sizes of the networks.
+        phase_iterations: Griffin-Lim projections at decoding (0: the integrated phase alone).
 
-    ``window`` and ``hop`` in samples; ``bands`` is the number of stereo bands; ``phase_iterations``
-    the Griffin-Lim projections at decoding (0 = the integrated phase alone). Raises ``UserError``
-    for waves that are not stereo.
+    Raises: ``UserError`` for waves that are not stereo.
     """
 
     def __init__(

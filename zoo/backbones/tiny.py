@@ -26,13 +26,19 @@ _DECODE_BATCH = 4  # clips; 2.5 times faster than 48 at once on two cores
 
 
 class TinyAudio(nn.Module):
-    """Text (and length, and directions) to stereo audio.
+    """Text (and length, and directions) to stereo audio. All arguments are plain JSON values; the
+    defaults are the shipped size.
 
-    All arguments are plain JSON values; the defaults are the shipped size.
+    v-prediction on the cosine-angle path; latents are (latent_channels, frames), ``sample_rate_hz /
+    512`` frames per second.
 
-    ``width``/``depth``/``heads``/``patch`` shape the denoiser, ``text_*`` the text encoder,
-    ``codec_*`` and ``latent_channels`` the codec. v-prediction on the cosine-angle path; latents
-    (latent_channels, frames), ``sample_rate_hz / 512`` frames a second.
+    Args:
+        sample_rate_hz: of the audio.
+        latent_channels: of the codec.
+        width, depth, heads, patch: of the denoiser.
+        text_width, text_depth: of the text encoder.
+        codec_width, codec_encoder_depth, codec_decoder_depth, codec_window, phase_iterations: of
+            the codec (``SpectralCodec``).
     """
 
     channels = 2
@@ -127,12 +133,16 @@ def from_codec(
     latent_channels: int = 32,
     text_width: int = 128,
 ) -> TinyAudio:
-    """A ``TinyAudio`` with an untrained denoiser and the codec weights of the file ``codec``
-    (safetensors, strict).
+    """A ``TinyAudio`` with an untrained denoiser and the weights of a trained codec.
 
-    ``codec_*`` and ``latent_channels`` as the codec was trained; a wrong window shows only in the
-    sound (it has no weights). Raises ``FileNotFoundError`` when the file is missing and
-    ``UserError`` when its tensors do not fit.
+    Args:
+        codec: its safetensors file, loaded strictly.
+        width, depth, heads, patch, text_width: of the denoiser and the text encoder.
+        codec_width, codec_window, latent_channels: as the codec was trained; a wrong window shows
+            only in the sound (it has no weights).
+
+    Raises: ``FileNotFoundError`` when the file is missing, ``UserError`` when its tensors do not
+        fit.
     """
     from safetensors.torch import load_file
 

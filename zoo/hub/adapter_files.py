@@ -96,11 +96,19 @@ def check_base(
     trained_on: str | None,
     here: str | None = None,
 ) -> None:
-    """Raises ``UserError`` naming both bases and both hashes when ``denoiser`` is not the one that
-    ``recorded`` was taken from.
+    """Refuses a base that an adapter was not trained on, by the hash of the denoiser.
 
-    Hashes are compared in the denoiser's own dtype, or else in the one that was recorded (training
-    in half precision).
+    Hashes are compared in the denoiser's own dtype, or else in the recorded one (training in half
+    precision).
+
+    Args:
+        denoiser: of the base that is here.
+        recorded: ``base_hashes`` of the base at training time; empty: nothing is compared.
+        what: the adapter, for the message.
+        trained_on: the name of the recorded base, for the message.
+        here: the name of this base, for the message.
+
+    Raises: ``UserError`` with both bases and both hashes.
     """
     if not recorded:
         return
@@ -124,13 +132,21 @@ def write_adapter(
     dtype: torch.dtype | None = None,
     **facts: Any,
 ) -> Path:
-    """Writes the one adapter of ``model`` beside ``folder`` and moves it there; an older folder is
-    replaced.
+    """Writes the one adapter of ``model`` and returns its folder.
 
-    ``recorded``: ``base_hashes`` of the base it was trained on (default: of the base below it now).
-    ``base``: more about that base, such as its name. ``facts``: plain values for config.json. Equal
-    weights give equal bytes. Raises ``UserError`` for several adapters at once or weights that are
-    not finite, ``OSError`` when writing fails.
+    It is written beside ``folder`` and moved there; an older folder is replaced. Equal weights give
+    equal bytes.
+
+    Args:
+        model: the denoiser with its live adapter.
+        folder: where to write.
+        recorded: ``base_hashes`` of the base it was trained on (default: of the base below it now).
+        base: more about that base, such as its name.
+        dtype: of the weights on disk (default: as they are).
+        facts: plain values for config.json.
+
+    Raises: ``UserError`` for several adapters at once or weights that are not finite, ``OSError``
+        when writing fails.
     """
     from peft import get_peft_model_state_dict
 

@@ -113,13 +113,20 @@ def save_artifact(
 ) -> None:
     """Writes ``module`` as an artefact that ``load_artifact`` reads.
 
-    ``facts`` (plain values) are kept in config.json.
+    The folder is written beside its place and moved, so that it is never half there; an older
+    artefact is replaced. config.json holds the hash of each file of weights.
 
-    ``dtype``: of floating-point weights on disk. ``shard_bytes``: size above which the weights are
-    split into several files. The folder is written beside its place and moved, so that it is never
-    half there; an older artefact is replaced. config.json holds the hash of each file of weights.
-    Raises ``UserError`` for an architecture that is not the module's, arguments it does not take,
-    a module with a live adapter, or a folder that holds anything else than an artefact.
+    Args:
+        folder: where to write.
+        kind, architecture: the row of ``TABLES`` that names the module's class.
+        arguments: of its constructor, plain values.
+        module: the model.
+        dtype: of floating-point weights on disk (default: as they are).
+        shard_bytes: size above which the weights are split into several files.
+        facts: more plain values for config.json.
+
+    Raises: ``UserError`` for an architecture that is not the module's, arguments it does not take,
+        a module with a live adapter, or a folder that holds anything but an artefact.
     """
     folder = Path(folder)
     found = architecture_class(kind, architecture, f"artefact {folder}")

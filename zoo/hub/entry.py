@@ -39,28 +39,32 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """One model of the zoo; a plain literal, nothing is read from disk or network to make one.
+    """One model of the zoo: a plain literal, for which nothing is read from disk or network.
 
-    ``kind``: one of ``KINDS``. ``architecture``: a key of ``BACKBONES`` or ``REWARDS``, or the key
-    that is kept for it.
-    Where the files are: ``folder`` (inside the package ``zoo``) or ``repo_id`` on the Hugging Face
-    Hub, of which ``files`` (glob
-    patterns, empty: all) without ``skip`` are meant; an entry with neither has its files elsewhere,
-    as ``note`` says.
-    ``revision``: the commit (40 hex digits); None: not known when this was written, the first pull
-    pins it (``zoo.hub.lock``).
-    ``sha256``: file name -> hash, of the files whose hash is known; the others are pinned by the
-    first pull, too.
-    ``layout``: "attune" (config.json + safetensors of this project), or that of its authors.
-    ``licence``: the Hub's identifier, the publisher's own name of it, or "unknown". ``base``:
-    another entry's name or
-    "owner/name". ``size_bytes``: of a pull, None where unknown. ``card``: the written body, below
-    the project's root.
-    ``metrics``: short name -> measured value; the card has the protocol. ``importer``: the function
-    that opens its authors' file,
-    for models whose files must be brought by hand.
+    Args:
+        name: what ``zoo.load`` takes.
+        kind: one of ``KINDS``.
+        architecture: a key of ``BACKBONES`` or ``REWARDS``, or the key that is kept for it.
+        summary: one line.
+        licence: the Hub's identifier, the publisher's own name of it, or "unknown".
+        sample_rate_hz: of its audio.
+        folder: inside the package ``zoo``, for models that come with it.
+        repo_id: on the Hugging Face Hub. An entry with neither has its files elsewhere, as ``note``
+            says.
+        revision: the commit (40 hex digits); None: the first pull pins it (``zoo.hub.lock``).
+        files: glob patterns of the files in the repository (empty: all), without those of ``skip``.
+        layout: "attune" (config.json + safetensors of this project), or that of its authors.
+        base: another entry's name or "owner/name".
+        gated: whether its page on the Hub asks for consent.
+        sha256: file name -> hash, where known; the others are pinned by the first pull, too.
+        size_bytes: of a pull, None where unknown.
+        card: the written body, below the project's root.
+        metrics: short name -> measured value; the card has the protocol.
+        note: what else a user must know.
+        importer: the function that opens its authors' file, for models whose files are brought by
+            hand.
 
-    Raises ``UserError`` for an invalid field.
+    Raises: ``UserError`` for an invalid field.
     """
 
     name: str

@@ -39,20 +39,26 @@ def export_run(
     licence: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes what a run has learned into the folder ``to``, finished or not, and returns it.
+    """Writes what a run has learned, finished or not, into the folder ``to``, and returns it.
 
     A run with an adapter gives a peft folder (``PeftModel.from_pretrained(pipe.unet, to)`` loads
-    it) that names its base and the base's hashes; with ``merge`` the whole model, adapter merged
-    in. Other runs give the whole model. Of a run that was stopped, the newest checkpoint is taken,
-    averaged weights where it has them. ``dtype``: of the weights on disk (default: as they are).
-    ``card``: name of the written body in hub_cards/ (default: that of the run folder's name, else
-    the template). ``licence``: of a model that is derived from no other (none is recorded if not
-    given); a derived one inherits its base's.
+    it) that names its base and the base's hashes. Other runs give the whole model. Of a stopped run
+    the newest checkpoint is taken, with averaged weights where it has them. ``to`` is written
+    beside its place and moved: an interrupted export leaves nothing.
 
-    ``to`` is written beside its place and moved: an interrupted export leaves nothing. An older
-    export there is replaced only with ``overwrite``. Raises ``UserError`` (nothing to export, base
-    changed since training, ``to`` holds an export or other files, ...), ``OSError`` (no such run,
-    read-only, disk full).
+    Args:
+        run_folder: the ``out_dir`` of the run.
+        to: the new folder.
+        merge: write the whole model with the adapter merged into it.
+        dtype: of the weights on disk (default: as they are).
+        card: name of the written body in hub_cards/ (default: that of the run folder's name, else
+            the template).
+        licence: of a model that is derived from no other (none is recorded if not given); a derived
+            one inherits its base's.
+        overwrite: replace an older export in ``to``.
+
+    Raises: ``UserError`` (nothing to export, base changed since training, ``to`` holds an export or
+        other files, ...), ``OSError`` (no such run, read-only, disk full).
     """
     run, to, dtype = Path(run_folder), Path(to), as_dtype(dtype)
     settings = run_settings(run)

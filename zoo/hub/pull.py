@@ -101,17 +101,21 @@ def pull(
     """The folder with the files of a zoo name or an ``owner/name`` on the Hub: whole and verified,
     or not there.
 
-    ``revision``: a commit, branch or tag; by default the entry's commit, else that of the lock
-    file, else the newest, which the lock file then pins. ``to``: a folder that is not there yet
-    (default: the store of pulled models, see ``zoo.hub.store``; embedded entries are used where
-    they lie). ``progress(done, total)`` counts bytes. ``accept_licence``: True, or a function that
-    is shown the terms and answers, for licences that need it. ``token``: default as the Hub client
-    finds one.
+    Args:
+        name: a zoo name or "owner/name". Embedded entries are used where they lie.
+        revision: a commit, branch or tag; by default the entry's commit, else that of the lock
+            file, else the newest, which the lock file then pins.
+        to: a folder that is not there yet (default: the store of pulled models, ``zoo.hub.store``).
+        token: by default as the Hub client finds one.
+        progress: called with the bytes that are done and in all.
+        accept_licence: for licences that need consent: True, or a function that gets the terms and
+            answers.
+        lock: the lock file.
 
-    Raises ``UserError`` (unknown name, licence not accepted, hash or commit that differs, unsafe
-    file names), ``FileNotFoundError`` (no such repository or revision, or not in the cache while
-    offline), ``PermissionError`` (gated, wrong token, place that cannot be written to),
-    ``ConnectionError``, ``OSError`` (disk full).
+    Raises: ``UserError`` (unknown name, licence not accepted, hash or commit that differs, unsafe
+        file names), ``FileNotFoundError`` (no such repository or revision, or not in the cache
+        while offline), ``PermissionError`` (gated, wrong token, a place that cannot be written to),
+        ``ConnectionError``, ``OSError`` (disk full).
     """
     entry = ENTRIES.get(name)
     if entry is not None and entry.path is not None:

@@ -148,12 +148,17 @@ def push(
     *,
     message: str = "",
 ) -> PushPlan:
-    """Sends a model folder to ``owner/name`` on the Hub; without ``yes`` it only returns the plan
-    (``print(plan.describe())``).
+    """Sends a model folder to ``owner/name`` on the Hub, which is created if needed.
 
-    The repository is made if it is not there. ``private``: whether it may be seen by others; an
-    existing public one is refused then. ``token``: with write access, by default as the Hub client
-    finds one. Raises as ``plan_push``, and ``PermissionError``, ``ConnectionError``.
+    Args:
+        folder: the model folder.
+        repo_id: ``owner/name``.
+        private: whether only you may see it; an existing public repository is refused then.
+        token: with write access, by default as the Hub client finds one.
+        yes: send; without it only the plan is returned (``print(plan.describe())``).
+        message: of the commit.
+
+    Raises: as ``plan_push``, and ``PermissionError``, ``ConnectionError``.
     """
     plan = plan_push(folder, repo_id, private)
     if not yes:

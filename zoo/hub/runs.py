@@ -245,13 +245,18 @@ def _old_keys(content: Mapping[str, Any]) -> dict[str, Any]:
 def fill(
     module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequence[str], *, whole: bool
 ) -> None:
-    """The weights of a checkpoint into ``module``; averages, where there are any, take the place of
-    ``trained`` (names in order).
+    """Copies the weights of a checkpoint into ``module``; averages, where there are any, take the
+    place of the trained ones.
 
-    ``prefix``: what the module's names are called in the checkpoint ("backbone."). ``whole``: the
-    checkpoint holds every tensor of the module; otherwise just the ``trained`` ones, on a base that
-    the configuration names. Raises ``UserError`` for tensors that are missing, left over or of
-    another shape.
+    Args:
+        module: the model.
+        checkpoint: a run's.
+        prefix: what the module's names begin with in the checkpoint ("backbone.").
+        trained: names of the trained weights, in order.
+        whole: whether the checkpoint holds every tensor of the module; else only the trained ones,
+            on a base that the configuration names.
+
+    Raises: ``UserError`` for tensors that are missing, left over or of another shape.
     """
     stored = {
         name.removeprefix(prefix): value

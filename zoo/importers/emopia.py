@@ -46,13 +46,19 @@ def load_emopia(
 ) -> EmotionReward:
     """The classifier of a ``best.ckpt`` as a reward, frozen, on the CPU.
 
-    ``task``: "ar_va" (four moods), "arousal" or "valence"; by default the name of the file's
-    folder, else by the number of classes where only one task has as many. Prompts' labels may be
-    moods ("happy") or quadrants ("Q1") for every task, and "HA", "LA", "HV", "LV" for those two.
-    Scores and chunk rules: see ``EmotionReward``; ``upstream`` is the authors' own.
-    ``hparams.yaml`` beside the file, or the settings inside it, must agree with the tensors. Raises
-    ``FileNotFoundError``, and ``UserError`` naming tensors that are missing, unknown or of another
-    shape, settings that contradict them, and an unknown or ambiguous task.
+    ``hparams.yaml`` beside the file, or the settings inside it, must agree with the tensors.
+
+    Args:
+        path: the checkpoint.
+        task: "ar_va" (four moods), "arousal" or "valence"; by default the name of the file's
+            folder, else by the number of classes where only one task has as many. Prompts' labels
+            may be moods ("happy") or quadrants ("Q1") for every task, and "HA", "LA", "HV", "LV"
+            for those two.
+        value, chunk_rule, hop_s, label_key, class_mean, class_std: as ``EmotionReward`` takes them;
+            the chunk rule ``upstream`` is the authors' own.
+
+    Raises: ``FileNotFoundError``, and ``UserError`` naming tensors that are missing, unknown or of
+        another shape, settings that contradict them, and an unknown or ambiguous task.
     """
     path = Path(path)
     content = load_pickle_weights(path, blanks=LIGHTNING_CALLBACKS)

@@ -71,15 +71,20 @@ def load_tango(
     vae: Mapping[str, Any] = VAE,
     vocoder: Mapping[str, Any] = VOCODER,
 ) -> Tango:
-    """The model of a released folder, float32 on the CPU, frozen and in eval mode.
+    """The model of a released folder, float32 on the CPU, frozen and in eval mode; every tensor of
+    its files is accounted for.
 
-    Every tensor of its files is accounted for.
+    The weights are not copied: the model takes as much memory as its files.
 
-    ``unet``, ``text_encoder``, ``vocoder`` and what of ``vae`` its file does not say are as
-    released, unless you trained others. The weights are not copied: the model takes as much memory
-    as its files. ``tokenizer``: see ``tokenizer_text``. Raises ``FileNotFoundError`` for missing
-    files and ``UserError`` for tensors that are missing, unknown or of another shape, and for
-    configurations that name another text encoder or schedule.
+    Args:
+        folder: the released folder.
+        tokenizer: see ``tokenizer_text``.
+        unet, text_encoder, vae, vocoder: sizes that the folder does not state; as released, unless
+            you trained others.
+
+    Raises: ``FileNotFoundError`` for missing files, ``UserError`` for tensors that are missing,
+        unknown or of another shape, and for configurations that name another text encoder or
+        schedule.
     """
     folder = Path(folder)
     _check_main_config(folder)

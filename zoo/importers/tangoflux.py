@@ -72,14 +72,18 @@ def load_tangoflux(
     transformer: Mapping[str, Any] = TRANSFORMER,
     frame_window: Literal["heard", "bewo"] | None = None,
 ) -> TangoFlux:
-    """The model of a released folder, float32 on the CPU, frozen and in eval mode.
+    """The model of a released folder, float32 on the CPU, frozen and in eval mode; every tensor of
+    its files is accounted for.
 
-    Every tensor of its files is accounted for.
+    Args:
+        folder: the released folder.
+        tokenizer: see ``zoo.importers.tango.tokenizer_text``.
+        text_encoder, vae, transformer: sizes that the folder does not state; as released, unless
+            you trained others.
+        frame_window: as ``TangoFlux`` takes it.
 
-    ``text_encoder``, ``vae`` and what of ``transformer`` its file does not say are as released,
-    unless you trained others. ``tokenizer``: see ``zoo.importers.tango.tokenizer_text``. Raises
-    ``FileNotFoundError`` for missing files and ``UserError`` for tensors that are missing, unknown
-    or of another shape, and for another text encoder.
+    Raises: ``FileNotFoundError`` for missing files, ``UserError`` for tensors that are missing,
+        unknown or of another shape, and for another text encoder.
     """
     folder = Path(folder)
     config = read_json(_file(folder, CONFIG_FILE))

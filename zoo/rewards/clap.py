@@ -117,24 +117,30 @@ def int16_round_trip(wave_BN: Tensor) -> Tensor:
 class ClapReward(StaysInEvalMode):
     """Scores clips by the cosine between clip and ``prompt.text``, in [-1, 1].
 
-    All arguments are plain JSON values. ``checkpoint`` names the weights; it becomes part of the
-    logged number's name (``clap/<checkpoint>``). ``towers`` is a key of ``CLAP_TOWERS`` and
-    ``arguments`` are that class's. ``windows`` and ``padding``: see ``window_starts`` and
-    ``padded``; embeddings of several windows are averaged and brought to unit length. ``int16``: a
-    round trip through 16 bits; no gradient passes it. ``compat``: as laion_clap's own front end
-    hears, only for comparison with numbers made that way: ``int16`` is on, and the number's name
-    ends with ``/compat``. ``assume_rate_hz``, only under ``compat``: waves are heard as if they had
-    this rate whatever they have, which the number's name says too (16 kHz audio heard as 48 kHz is
-    a third as long and 19 semitones higher; published rewards were made so).
-
     ``zoo.load(name, dtype="bfloat16")`` (``dtype: bfloat16`` in a YAML) casts the towers: the front
     end and the scores stay float32, the embeddings turn by a cosine of about .9999, and on a CPU
     that computes in bfloat16 the audio tower is two to three times as fast.
 
-    Embeddings of texts are kept and made again when weights, device or precision change. The module
-    stays in evaluation mode even inside a module that is switched to training. Raises
-    ``UserError`` for unknown names, and as ``self_test`` does for weights that were read
-    (``arguments["pretrained"]``); random weights are not tested.
+    Embeddings of texts are kept and made again when weights, device or precision change. All
+    arguments are plain JSON values, but for files that were read
+    (``zoo.importers.pretrained_clap.with_files``).
+
+    Args:
+        checkpoint: the name of the weights; part of the logged number's name
+            (``clap/<checkpoint>``).
+        towers: a key of ``CLAP_TOWERS``.
+        arguments: of the towers' class.
+        windows, padding: see ``window_starts`` and ``padded``; embeddings of several windows are
+            averaged and brought to unit length.
+        int16: a round trip through 16 bits; no gradient passes it.
+        compat: as laion_clap's own front end hears, only for comparison with numbers made that way:
+            ``int16`` is on, and the number's name ends with ``/compat``.
+        assume_rate_hz: only under ``compat``: waves are heard as if they had this rate, which the
+            number's name says too (16 kHz audio heard as 48 kHz is a third as long and 19 semitones
+            higher; published rewards were made so).
+
+    Raises: ``UserError`` for unknown names, and as ``self_test`` for weights that were read; random
+        weights are not tested.
     """
 
     def __init__(

@@ -37,13 +37,19 @@ def contents_key(tensors: Iterable[Tensor]) -> tuple:
 
 
 class ClapTokenizer(nn.Module):
-    """Texts to ids with the tokenizer of ``json_bytes`` (a number: room for so many bytes, which
-    come with the weights).
+    """Texts to ids with a tokenizer that is kept as bytes.
 
-    At most ``max_tokens`` tokens a text, start and end included. ``long_texts``: longer ones raise
-    ``UserError`` (``refuse``) or lose what is too much before the end token (``cut``, as
-    laion_clap does). ``vocab_size``: of the text tower. Raises ``UserError`` for an unknown rule,
-    and for an invalid tokenizer or that of another tower.
+    Args:
+        json_bytes: the content of a tokenizer.json, or a number: room for so many bytes, which come
+            with the weights.
+        vocab_size: of the text tower.
+        pad_id: fills shorter rows.
+        max_tokens: the longest text, start and end tokens included.
+        long_texts: "refuse": longer texts raise ``UserError``; "cut": they lose what is too much
+            before the end token, as in laion_clap.
+
+    Raises: ``UserError`` for an unknown rule, and for an invalid tokenizer or that of another
+        tower.
     """
 
     def __init__(

@@ -96,30 +96,32 @@ def aggregate(
 
 
 class EnsembleReward(StaysInEvalMode):
-    """``members`` that agree or not, and ``penalties`` that are added as they are.
+    """Several rewards as one score: ``members`` that agree or not, and ``penalties`` that are
+    added.
 
-    ``members`` maps names to rewards: an object, ``{architecture: key of REWARDS, arguments:
-    {...}}``, or ``{reward: one of these, weight: 1, mean:, std:}``; in a configuration also a zoo
-    name or folder, which ``zoo.load`` opens. Weights are above 0 and count relative to their sum.
-    ``penalties`` are given alike; ``weight`` times their scores is added to the members' result, in
-    deviations: guards (``zoo.rewards.guards``) belong here, because a z-score would forget how far
-    out of bounds a sample is, and punish the loudest of good ones.
+    ``combine`` gives the score of a whole round. A single call cannot know the prompt's other
+    samples: where all members have ``mean`` and ``std`` (of their scores over generations of the
+    base model), its score is the same expression in those units; otherwise it is the weighted mean
+    of raw scores and of penalties, with neither spread nor worst case, because numbers of different
+    units have none. Curves show either. Parts: ``<member>`` (raw), ``<member>/<its part>``, and
+    where members are in one unit ``z/<member>`` and ``spread``.
 
-    ``aggregation`` "mean": less ``spread_weight`` (default 0.5) times the spread; "worst": the
-    lowest member, without a ``spread_weight``. Mind that a ``spread_weight`` above sqrt(w / (1 -
-    w)), w the smallest share of a member, makes the score fall when that member alone rises far
-    enough (1 for two equal members, 0.58 for four). ``deviation`` and ``min_count``: see
-    ``prompt_z_scores``.
+    Args:
+        members: name -> reward: an object, ``{architecture: key of REWARDS, arguments: {...}}``, or
+            ``{reward: one of these, weight: 1, mean:, std:}``; in a configuration also a zoo name
+            or folder, which ``zoo.load`` opens. Weights are above 0 and count relative to their
+            sum.
+        penalties: given alike; ``weight`` times their scores is added to the members' result, in
+            deviations. Guards (``zoo.rewards.guards``) belong here: a z-score would forget how far
+            out of bounds a sample is, and punish the loudest of good ones.
+        aggregation: "mean": less ``spread_weight`` times the spread; "worst": the lowest member.
+        spread_weight: default 0.5; none for "worst". Above sqrt(w / (1 - w)), w the smallest share
+            of a member, the score falls when that member alone rises far enough (1 for two equal
+            members, 0.58 for four).
+        deviation, min_count: see ``prompt_z_scores``.
 
-    ``combine`` (the round) gives the score described above. A single call cannot know the prompt's
-    other samples: where all members have ``mean`` and ``std`` (of their scores over generations of
-    the base model), its score is the same expression in those units; otherwise it is the weighted
-    mean of raw scores and of penalties, with neither spread nor worst case, for numbers of
-    different units have none. Either is what curves show. Parts: ``<member>`` (raw),
-    ``<member>/<its part>``, and where members are in one unit ``z/<member>`` and ``spread``.
-
-    Raises ``UserError`` for unknown names and keys, weights that are not positive, and settings
-    that contradict each other.
+    Raises: ``UserError`` for unknown names and keys, weights that are not positive, and settings
+        that contradict each other.
     """
 
     def __init__(

@@ -147,24 +147,28 @@ def _beyond(value_B: Tensor, limit: float, worst: float) -> Tensor:
 class GuardReward(StaysInEvalMode):
     """The sum of the guards that are on (a limit of None switches one off); 0 when all is well.
 
-    Not differentiable.
-
-    ``loudness_dbfs`` (low, high): bounds of the level; -1 at ``loudness_scale_db`` outside.
-    ``silence_share``: largest share of frames of ``frame_s`` seconds below ``silence_dbfs``.
-    ``clipping_share``: largest share of samples at or beyond ``clipping_level``. ``flatness``:
-    largest spectral flatness (noise 0.56; leave it off where prompts ask for rain or wind). Shares
-    and flatness are -1 at 1.
-
-    ``diversity``: smallest mean distance of a sample to the others of its prompt in the round, -1
-    when it is their copy; so a round needs at least two samples of a prompt, and only ``combine``
-    knows it: a single call counts the other guards alone. In dB of log-mel statistics
-    (``mel_statistics``), or 1 - cosine of the audio embeddings of ``embedder``, a reward with
-    ``embed_audio`` such as a CLAP (an object or ``{architecture:, arguments:}``; in a
-    configuration also a zoo name).
-
     Parts: what was measured (``level_dbfs``, ``silence_share``, ``clipping_share``, ``flatness``,
     ``diversity_db`` or ``diversity_cosine``) and ``<guard>_penalty`` in [-1, 0]. A wave that is not
-    finite scores NaN. Raises ``UserError`` for invalid limits.
+    finite scores NaN. Not differentiable.
+
+    Args:
+        loudness_dbfs: (low, high) bounds of the level.
+        loudness_scale_db: how far outside them the penalty is -1.
+        silence_share: largest share of frames below ``silence_dbfs``; the penalty is -1 at 1.
+        silence_dbfs: the level below which a frame is silent.
+        frame_s: seconds per frame.
+        clipping_share: largest share of samples at or beyond ``clipping_level``; -1 at 1.
+        clipping_level: of full scale 1.
+        flatness: largest spectral flatness, -1 at 1 (noise 0.56; leave it off where prompts ask for
+            rain or wind).
+        diversity: smallest mean distance of a sample to the others of its prompt in the round, -1
+            when it is their copy. A round needs at least two samples per prompt, and only
+            ``combine`` knows it: a single call counts the other guards alone. In dB of log-mel
+            statistics (``mel_statistics``), or with an ``embedder`` 1 - cosine of embeddings.
+        embedder: a reward with ``embed_audio`` such as a CLAP (an object or ``{architecture:,
+            arguments:}``; in a configuration also a zoo name).
+
+    Raises: ``UserError`` for invalid limits.
     """
 
     differentiable = False

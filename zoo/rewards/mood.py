@@ -90,16 +90,17 @@ def emotion_score(
     value: str,
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """(B,) float32 score of the wanted class ``g`` with ``k*`` the most likely one.
+    """(B,) float32 scores of the wanted classes.
 
-    ``value``: p[g] - p[k*], in [-1, 0], 0 when right. ``label``: 1 when right. ``probability``:
-    p[g].
-    ``log_odds``: z[g] - logsumexp of the other logits, unbounded. ``calibrated``: the log-odds of g
-    less their mean, over their
-    standard deviation, both over the base model's own generations (``statistics``: mean (K,) and
-    deviation (K,)): 0 is what the
-    base does unasked, 1 a deviation above, so a class that the classifier always favours or never
-    names earns as any other.
+    Args:
+        logits_BK, probability_BK: of each class.
+        target_B: the wanted class g of each row; k* is the most likely one.
+        value: which score. "value": p[g] - p[k*], in [-1, 0], 0 when right. "label": 1 when right.
+            "probability": p[g]. "log_odds": z[g] - logsumexp of the other logits, unbounded.
+            "calibrated": the log-odds of g less their mean, over their deviation, so 0 is what the
+            base does without being asked and 1 is a deviation above; a class that the classifier
+            always favours or never names earns as any other.
+        statistics: for "calibrated": mean (K,) and deviation (K,) over generations of the base.
     """
     rows = target_B.unsqueeze(1)
     wanted = probability_BK.gather(1, rows).squeeze(1)

@@ -70,12 +70,18 @@ def rescored(
     class_mean: Sequence[float] | None = None,
     class_std: Sequence[float] | None = None,
 ) -> EmotionReward:
-    """The same classifier (weights, device, dtype) with another score or chunk rule; None keeps
-    what it has.
+    """The same classifier (weights, device, dtype) with another score or chunk rule.
 
     ``rescored(reward, "calibrated", class_mean=s.mean, class_std=s.std)`` with ``s =
     class_statistics(reward, ...)``. Statistics depend on the chunks: measure them with the rule
-    that is used. Raises ``UserError`` as ``EmotionReward``.
+    that is used.
+
+    Args:
+        reward: whose classifier it is.
+        value, chunk_rule, hop_s, class_mean, class_std: as ``EmotionReward`` takes them; None keeps
+            what ``reward`` has.
+
+    Raises: ``UserError`` as ``EmotionReward``.
     """
     changes = {
         "value": value,

@@ -55,12 +55,18 @@ def untrained_classifier(
     hop_s: float = 1.0,
     label_key: str = "mood",
 ) -> EmotionReward:
-    """An ``EmotionReward`` with random weights for one task; as it stands it has the sizes of
-    EMOPIA's classifier (12.08 M).
+    """An ``EmotionReward`` with random weights for one EMOPIA task; by default of the sizes of
+    EMOPIA's classifier (12.08 M parameters).
 
     Prompts' labels may be moods or quadrants in every task, so one data module serves all three.
-    Clips are heard at the level they come at, as EMOPIA's. The other arguments are those of
-    ``EmotionReward``. Raises ``UserError`` for an unknown task.
+    Clips keep their own level, as in EMOPIA.
+
+    Args:
+        task: a key of ``TASKS``.
+        value, activation, sample_rate_hz, chunk_s, n_fft, hop_samples, n_mels, channels, dropout,
+            chunk_rule, hop_s, label_key: as ``EmotionReward`` takes them.
+
+    Raises: ``UserError`` for an unknown task.
     """
     words = classes_of(task)
     return EmotionReward(

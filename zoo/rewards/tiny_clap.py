@@ -146,14 +146,24 @@ class AudioTower(nn.Module):
 
 
 class TinyClapTowers(nn.Module):
-    """Both towers and their learned temperature; what ``zoo.rewards.clap.ClapReward`` asks of
-    towers (``ClapTowers``).
+    """Both towers and their learned temperature, as ``zoo.rewards.clap.ClapReward`` needs them
+    (``ClapTowers``). All arguments are plain JSON values.
 
-    All arguments are plain JSON values. Units: ``sample_rate_hz`` and ``window_s`` (seconds) of
-    what the audio tower hears; ``n_fft`` and ``hop_samples`` in samples; ``rms`` the level every
-    window is brought to (so loudness earns nothing); ``floor_db`` the level below which a mel bin
-    counts as silent, relative to power 1 (a clip of white noise at rms 0.08 lies near +10). Raises
-    ``UserError`` for sizes that the four strided convolutions do not divide.
+    Args:
+        sample_rate_hz: of what the audio tower hears.
+        window_s: seconds that it hears at once.
+        n_fft, hop_samples, n_mels: of its spectrogram.
+        channels: of the four strided convolutions.
+        width, depth, heads: of the audio transformer; ``text_depth``: layers of the text
+            transformer.
+        max_tokens: the longest text.
+        queries: of the attention that pools tokens.
+        embedding: numbers per embedding.
+        rms: the level that every window is brought to, so that loudness earns nothing.
+        floor_db: the level below which a mel bin counts as silent, relative to power 1 (a clip of
+            white noise at rms 0.08 lies near +10).
+
+    Raises: ``UserError`` for sizes that the four strided convolutions do not divide.
     """
 
     differentiable = True
