@@ -33,7 +33,7 @@ def test_quadrants_and_moods_are_classes_of_every_task(task: str, of_quadrants: 
     reward = untrained_classifier(task, channels=(4,) * 7)
     for names in (("Q1", "Q2", "Q3", "Q4"), ("happy", "angry", "sad", "tender")):
         prompts = [Prompt(name, "piano", labels={"mood": name}) for name in names]
-        assert reward.targets(prompts).tolist() == of_quadrants
+        assert reward.wanted_classes(prompts).tolist() == of_quadrants
     assert reward.class_names == TASKS[task] and reward.classifier.dense2.out_features == len(
         TASKS[task]
     )

@@ -34,7 +34,7 @@ class LoudnessJudge:
         self.checkpoint, self.raise_after, self.nan = checkpoint, raise_after, nan
         self.arguments = {"checkpoint": checkpoint}
 
-    def targets(self, prompts: Sequence[Prompt]) -> Tensor:
+    def wanted_classes(self, prompts: Sequence[Prompt]) -> Tensor:
         for prompt in prompts:
             if prompt.labels.get("mood") not in self.class_names:
                 raise UserError(
@@ -51,7 +51,7 @@ class LoudnessJudge:
             raise ValueError("killed")
         happy = (2 * wave_BCN.square().mean(dim=(1, 2)).sqrt()).clamp(0, 1)
         p = torch.stack([happy, 1 - happy], dim=1)
-        wanted = p.gather(1, self.targets(prompts).unsqueeze(1)).squeeze(1)
+        wanted = p.gather(1, self.wanted_classes(prompts).unsqueeze(1)).squeeze(1)
         score = wanted * float("nan") if self.nan else wanted
         return RewardOutput(score, {"p_happy": p[:, 0], "p_sad": p[:, 1]})
 

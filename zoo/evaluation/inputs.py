@@ -1,6 +1,4 @@
-"""What is evaluated: a folder of generated audio with its table, or clips that a model makes for
-the occasion.
-"""
+"""What is evaluated: a folder of audio with its table, or clips that a model makes now."""
 
 from __future__ import annotations
 
@@ -91,10 +89,8 @@ class Configuration:
         self.require_own()
         check(node, "data")
         data = instantiate({**node, "val_prompts": None} if "val_prompts" in node else node, "data")
-        held_out, train = (
-            getattr(data, "validation_prompts", ()),
-            getattr(data, "train_prompts", ()),
-        )
+        held_out = getattr(data, "validation_prompts", ())
+        train = getattr(data, "train_prompts", ())
         found = {
             "held_out": held_out,
             "train": train,
@@ -170,36 +166,36 @@ def model_clips(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> tuple[tuple[Sample, ...], dict[str, Any]]:
-    """One wav a prompt and seed in ``folder``, with the noise of ``tools/generate.py``, and what is
-    said of their source.
+    """Makes one wav per prompt and seed in ``folder``, with the noise of ``tools/generate.py``.
 
-    Files that are there from an interrupted evaluation with the same settings are kept. What is
-    scored is the file, in 16 bits. Raises ``UserError`` when the folder holds clips of other
-    settings.
+    Files of an interrupted evaluation with the same settings are kept. What is scored is the file,
+    in 16 bits.
+
+    Args:
+        backbone: the model.
+        prompts: what is asked for.
+        seeds: of the clips of every prompt.
+        sampling: how they are sampled.
+        folder: where the files go.
+        facts: of the model and its adapters, as plain values.
+        batch_size: clips sampled at once.
+        progress: is called with clips done and in all.
+
+    Returns:
+        The clips, and what is recorded of their source.
+
+    Raises:
+        UserError: when the folder holds clips of other settings.
     """
-    how = {
-        name: value
-        for name, value in asdict(sampling).items()
-        if name not in ("negative", "seconds")
-    }
-    asked = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, default=str)
-    source = {
-        **facts,
-        **how,
-        "denoiser": fingerprint(backbone.denoiser),
-        "prompts": hashlib.sha256(asked.encode()).hexdigest()[:12],
-    }
-    source = json.loads(json.dumps(source, allow_nan=False))
-    sampler = sampling.sampler
+    source = _source_of(backbone, prompts, sampling, facts)
     _claim(folder, source)
     paths = output_paths(prompts, seeds, folder, "wav")
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     for start in range(0, len(missing), batch_size):
         rows = missing[start : start + batch_size]
-        for i, wave in zip(
-            rows, generate_each(backbone, [jobs[i] for i in rows], sampler, batch_size), strict=True
-        ):
+        waves = generate_each(backbone, [jobs[i] for i in rows], sampling.sampler, batch_size)
+        for i, wave in zip(rows, waves, strict=True):
             write_audio(paths[i], wave)
         if progress is not None:
             progress(len(jobs) - len(missing) + start + len(rows), len(jobs))
@@ -207,25 +203,44 @@ def model_clips(
         Sample(path, prompt, seed) for path, (prompt, seed) in zip(paths, jobs, strict=True)
     )
     write_index(folder, samples)
-    return samples, {**source, "first_seed": seeds[0], "samples_a_prompt": len(seeds)}
+    return samples, {**source, "first_seed": seeds[0], "samples_per_prompt": len(seeds)}
+
+
+def _source_of(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    sampling: SamplingSettings,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What decides the clips, as JSON has it: clips of equal sources are equal."""
+    settings = asdict(sampling)
+    for name in ("negative", "seconds"):  # the prompts have them
+        del settings[name]
+    asked = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, default=str)
+    source = {
+        **facts,
+        **settings,
+        "denoiser": fingerprint(backbone.denoiser),
+        "prompts": hashlib.sha256(asked.encode()).hexdigest()[:12],
+    }
+    return json.loads(json.dumps(source, allow_nan=False))
 
 
 def _claim(folder: Path, source: Mapping[str, Any]) -> None:
+    """Records the source of the clips in ``folder``, or compares it with the one recorded there."""
     path = folder / _SOURCE
-    if path.is_file():
-        there = _source(path)
-        differing = [
-            name for name in sorted({*there, *source}) if there.get(name) != source.get(name)
-        ]
-        if differing:
-            name = differing[0]
-            raise UserError(
-                f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there,"
-                f" {source.get(name)} now); name another --out, or remove that folder"
-            )
+    if not path.is_file():
+        with written_beside(path) as part:
+            part.write_text(json.dumps(source, indent=1, allow_nan=False), encoding="utf-8")
         return
-    with written_beside(path) as part:
-        part.write_text(json.dumps(source, indent=1, allow_nan=False), encoding="utf-8")
+    there = _source(path)
+    differing = [name for name in sorted({*there, *source}) if there.get(name) != source.get(name)]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there,"
+            f" {source.get(name)} now); name another --out, or remove that folder"
+        )
 
 
 def _source(path: Path) -> Mapping[str, Any]:
@@ -241,9 +256,7 @@ def _source(path: Path) -> Mapping[str, Any]:
 
 
 def is_generations(place: str) -> bool:
-    """Whether a folder holds generated audio with a table that says which file answers which
-    prompt.
-    """
+    """Whether a folder holds generated audio with an index or a table of it."""
     return any((Path(place) / name).is_file() for name in (INDEX, *TABLES))
 
 
@@ -254,57 +267,60 @@ def folder_samples(
     label_keys: Iterable[str],
     prompts: Sequence[Prompt] = (),
 ) -> tuple[Sample, ...]:
-    """The clips of a folder by its ``samples.json``, or by a table.
+    """Reads the clips of a folder by its ``samples.json``, or by a table.
 
-    The table has the columns ``file`` and ``prompt`` (or ``text``, ``caption``). A table may also
-    have ``label`` (taken for every key of ``label_keys``), ``seed``, ``id``, ``negative``,
-    ``seconds``; other columns become labels. ``prompts`` lend their labels to clips of the same
-    text. Raises ``FileNotFoundError`` for no folder, no table or absent files, and ``UserError``
-    naming the row for what cannot be meant, and for audio files without a row.
+    The table has the columns ``file`` and ``prompt`` (or ``text``, ``caption``), and may have
+    ``label``, ``seed``, ``id``, ``negative``, ``seconds``; other columns become labels.
+
+    Args:
+        folder: where the clips are.
+        table: of the clips; by default the index, or one of ``TABLES`` in the folder.
+        read_table: reads a table.
+        label_keys: labels that the column ``label`` stands for.
+        prompts: lend their labels to clips of the same text.
+
+    Raises:
+        FileNotFoundError: for no folder, no table, and files that are not there.
+        UserError: naming the row, for invalid cells, and for audio files without a row.
     """
-    if not folder.is_dir():
-        near = (
-            [path.name for path in folder.parent.iterdir() if path.is_dir()]
-            if folder.parent.is_dir()
-            else []
-        )
-        raise FileNotFoundError(
-            f"there is no folder {folder}; {did_you_mean(folder.name, near, limit=4)}"
-        )
-    found = (
-        next((folder / name for name in TABLES if (folder / name).is_file()), None)
-        if table is None
-        else table
-    )
-    if table is None and (folder / INDEX).is_file():
-        samples = read_samples(folder)
-    elif found is None:
-        raise FileNotFoundError(
-            f"{folder} has no {INDEX} (tools/generate.py writes one) and none of"
-            f" {', '.join(TABLES)}; write a CSV with the header file,prompt,label and one row a"
-            " file, or name it with --table"
-        )
-    else:
-        samples = _table_samples(folder, found, read_table, tuple(label_keys))
-    listed = {sample.path.name for sample in samples}
+    samples = _listed_samples(folder, table, read_table, label_keys)
+    names = {sample.path.name for sample in samples}
     sounds = files_of(folder)
     sounds.log_set_aside(folder)
-    stray = [name for name in sounds.files if name not in listed]
+    stray = [name for name in sounds.files if name not in names]
     if stray:
         raise UserError(
             f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add"
             " rows for them, or move them away: no clip is left out in silence"
         )
     lent = {prompt.text: prompt.labels for prompt in prompts}
-    return tuple(
-        replace(
-            one,
-            prompt=replace(
-                one.prompt, labels={**lent.get(one.prompt.text, {}), **one.prompt.labels}
-            ),
+    labelled = []
+    for one in samples:
+        labels = {**lent.get(one.prompt.text, {}), **one.prompt.labels}
+        labelled.append(replace(one, prompt=replace(one.prompt, labels=labels)))
+    return tuple(labelled)
+
+
+def _listed_samples(
+    folder: Path, table: Path | None, read_table: ReadTable, label_keys: Iterable[str]
+) -> tuple[Sample, ...]:
+    if not folder.is_dir():
+        above = folder.parent
+        near = [path.name for path in above.iterdir() if path.is_dir()] if above.is_dir() else []
+        raise FileNotFoundError(
+            f"there is no folder {folder}; {did_you_mean(folder.name, near, limit=4)}"
         )
-        for one in samples
-    )
+    if table is None and (folder / INDEX).is_file():
+        return read_samples(folder)
+    if table is None:
+        table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    if table is None:
+        raise FileNotFoundError(
+            f"{folder} has no {INDEX} (tools/generate.py writes one) and none of"
+            f" {', '.join(TABLES)}; write a CSV with the header file,prompt,label and one row per"
+            " file, or name it with --table"
+        )
+    return _table_samples(folder, table, read_table, tuple(label_keys))
 
 
 def _table_samples(
@@ -324,30 +340,41 @@ def _table_samples(
 
 def _row_sample(folder: Path, files: Listing, record: Any, label_keys: tuple[str, ...]) -> Sample:
     """``record``: a ``datamodules.tables.Record``."""
-    where, name, text = record.where, record.name("file"), record.words("prompt")
-    if not name:
-        raise UserError(f"{where}: expected the name of a file under 'file', the cell is empty")
-    found = files.find(name)
-    if found is None:
-        if len(PureWindowsPath(name).parts) > 1:
-            raise UserError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
-        aside = files.reason(name)
-        sounds = list(files_of(folder).files)
-        near = f"that name is {aside}" if aside else did_you_mean(name, sounds, limit=4)
-        raise FileNotFoundError(f"{where}: there is no file {folder / name}; {near}")
-    path = files.files[found]
-    seed, seconds = record.whole_number("seed"), record.number("seconds")
+    path = _row_file(folder, files, record)
+    text = record.words("prompt")
+    seconds = record.number("seconds")
+    seed = record.whole_number("seed")
     try:
         seconds = audio_facts(path).seconds if seconds is None else seconds
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{record.where}: {error}") from error
     if not 0 < seconds < math.inf:
-        raise UserError(f"{where}: seconds must be positive and finite, got {seconds}")
+        raise UserError(f"{record.where}: seconds must be positive and finite, got {seconds}")
     label = record.cells.get("label") if record.name("label") else None
-    labels = {} if label is None else dict.fromkeys(label_keys or ("label",), label)
+    own = {} if label is None else dict.fromkeys(label_keys or ("label",), label)
     others = record.others(*_OWN_COLUMNS).items()
-    others = {key: value for key, value in others if value not in (None, "")}
-    labels = {**others, **labels, **record.mapping("labels")}
-    name, negative = record.name("id") or text, record.name("negative")
-    prompt = Prompt(name, text, negative, seconds, labels=labels)
+    filled = {key: value for key, value in others if value not in (None, "")}
+    prompt = Prompt(
+        record.name("id") or text,
+        text,
+        record.name("negative"),
+        seconds,
+        labels={**filled, **own, **record.mapping("labels")},
+    )
     return Sample(path, prompt, seed)
+
+
+def _row_file(folder: Path, files: Listing, record: Any) -> Path:
+    where = record.where
+    name = record.name("file")
+    if not name:
+        raise UserError(f"{where}: expected the name of a file under 'file', the cell is empty")
+    found = files.find(name)
+    if found is not None:
+        return files.files[found]
+    if len(PureWindowsPath(name).parts) > 1:
+        raise UserError(f"{where}: {name!r} is not a file of {folder} itself; copy it there")
+    aside = files.reason(name)
+    sounds = list(files_of(folder).files)
+    near = f"that name is {aside}" if aside else did_you_mean(name, sounds, limit=4)
+    raise FileNotFoundError(f"{where}: there is no file {folder / name}; {near}")

@@ -88,9 +88,9 @@ class Difference:
 def confusion_matrix(
     wanted: Sequence[str], predicted: Sequence[str], class_names: Sequence[str]
 ) -> list[list[int]]:
-    """Rows: what was asked for; columns: what it is called.
+    """Counts clips by the class that was asked for (row) and the one that it is called (column).
 
-    Raises ``UserError`` for a class that is none.
+    Raises ``UserError`` for an unknown class.
     """
     place = {name: i for i, name in enumerate(class_names)}
     strangers = {*wanted, *predicted} - place.keys()
@@ -108,38 +108,28 @@ def accuracy(one: ClipSet, scorer: ScorerFacts) -> Accuracy | None:
     """None for a scorer without classes and for a set that it did not score."""
     if not has(one, scorer, SCORE) or not scorer.class_names:
         return None
-    wanted, predicted = (
-        [getattr(clip, side)[scorer.name] for clip in one.clips] for side in ("wanted", "predicted")
-    )
+    wanted = [clip.wanted[scorer.name] for clip in one.clips]
+    predicted = [clip.predicted[scorer.name] for clip in one.clips]
     confusion = confusion_matrix(wanted, predicted, scorer.class_names)
     hits, prompts, asked = _hits(one, scorer)
     classes: dict[str, Estimate | None] = {}
     for name in scorer.class_names:
         rows = [i for i, own in enumerate(asked) if own == name]
-        classes[name] = (
-            _share([hits[i] for i in rows], [prompts[i] for i in rows]) if rows else None
-        )
-    by_formula = mean_of_shares_interval(
-        [(confusion[i][i], sum(row)) for i, row in enumerate(confusion) if sum(row)]
-    )
-    return Accuracy(
-        scorer.class_names,
-        classes,
-        _balanced(hits, prompts, asked, by_formula, (0.0, 1.0)),
-        confusion,
-    )
+        share = _share([hits[i] for i in rows], [prompts[i] for i in rows]) if rows else None
+        classes[name] = share
+    shares = [(confusion[i][i], sum(row)) for i, row in enumerate(confusion) if sum(row)]
+    by_formula = mean_of_shares_interval(shares)
+    balanced = _balanced(hits, prompts, asked, by_formula, (0.0, 1.0))
+    return Accuracy(scorer.class_names, classes, balanced, confusion)
 
 
 def _share(hits: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    """Of the clips of one class."""
+    """The share of hits among the clips of one class; its interval is at least Wilson's."""
     found = clustered_mean(hits, prompts)
-    wilson = wilson_interval(sum(hits), len(hits))
-    low, high = (
-        wilson
-        if found.low is None
-        else _clipped(_wider((found.low, found.high), wilson), (0.0, 1.0))
-    )
-    return Estimate(found.value, low, high, found.clips, found.prompts)
+    interval = wilson_interval(sum(hits), len(hits))
+    if found.low is not None:
+        interval = _clipped(_wider((found.low, found.high), interval), (0.0, 1.0))
+    return Estimate(found.value, *interval, found.clips, found.prompts)
 
 
 def _balanced(
@@ -245,12 +235,10 @@ def accuracy_difference(
 
 
 def _apart(old: Estimate, new: Estimate) -> Estimate:
-    """Difference of independent means from their own intervals (Zou and Donner 2008)."""
-    value, count, prompts = (
-        new.value - old.value,
-        min(old.count, new.count),
-        min(old.prompts, new.prompts),
-    )
+    """The difference of independent means, from their own intervals (Zou and Donner 2008)."""
+    value = new.value - old.value
+    count = min(old.count, new.count)
+    prompts = min(old.prompts, new.prompts)
     if old.low is None or new.low is None:
         return Estimate(value, None, None, count, prompts)
     low = value - float(np.hypot(new.value - new.low, old.high - old.value))
