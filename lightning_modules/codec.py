@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import AudioBatch
-from lightning_modules.optimizers import card_settings, check_rates
-from lightning_modules.schedules import adamw_with_cosine, check_schedule
+from lightning_modules.schedules import adamw_with_cosine
+from lightning_modules.training_settings import (
+    MOVED_OPTIMIZER,
+    ON_CARD,
+    CosineSettings,
+    card_settings,
+)
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.diffusion import noise_generator
 from zoo.errors import UserError
@@ -22,12 +28,17 @@ from zoo.hub.run_facts import RunFacts
 def codec_losses(
     codec: SpectralCodec, wave_B2N: Tensor, noise_B: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Scalars:
+    """The terms of the loss, as scalars.
 
-    ``log_magnitude`` (mean absolute error, nats), ``convergence`` (relative Frobenius error of
-    magnitudes, Arik et al. 2018 eq. 2), ``stereo`` (mean absolute error of level in nats and
-    coherence, weighted by band energy), ``kl`` (nats per latent element). ``noise_B``: standard
-    normal noise of the latents' shape, or None for the posterior's mean.
+    Args:
+        codec: whose losses they are.
+        wave_B2N: stereo clips.
+        noise_B: standard normal noise of the latents' shape; None: the posterior's mean is decoded.
+
+    Returns:
+        ``log_magnitude`` (mean absolute error, nats), ``convergence`` (relative Frobenius error of
+        magnitudes, Arik et al. 2018 eq. 2), ``stereo`` (mean absolute error of level in nats and
+        coherence, weighted by band energy) and ``kl`` (nats per latent element).
     """
     log_magnitude, stereo = codec.features(wave_B2N)
     mean, log_variance = codec.posterior(log_magnitude, stereo)
@@ -46,35 +57,38 @@ def codec_losses(
 
 
 class Codec(L.LightningModule):
-    """Trains a ``SpectralCodec``: log-magnitude + spectral convergence + stereo + a small KL term
-    (AdamW, cosine decay).
+    """Trains a ``SpectralCodec``: log-magnitude, spectral convergence, stereo, and a small KL term.
 
-    ``kl_weight`` trades smooth latents against detail. ``freeze_encoder`` keeps latents valid while
-    the decoder goes on learning. ``total_steps`` is the length of the learning-rate schedule in
-    optimiser steps. At the end of every epoch the mean and standard deviation of the latents are
-    measured over the validation batches. The noise depends on ``seed``, the step and the process
-    only, so a run resumed at the end of an epoch continues exactly.
+    At the end of every epoch the mean and standard deviation of the latents are measured over the
+    validation batches. The noise depends on ``seed``, the step and the process only, so that a run
+    resumed at the end of an epoch continues exactly.
+
+    Args:
+        codec: is trained in place.
+        optimizer: and its learning rate.
+        kl_weight: nats per latent element; more makes latents smoother and loses detail.
+        convergence_weight, stereo_weight: of the other terms, relative to log-magnitude.
+        freeze_encoder: only the decoder learns, so that latents stay valid.
+        seed: of the posterior's noise.
     """
 
+    MOVED_SETTINGS = MOVED_OPTIMIZER
     batch_types = (AudioBatch,)
 
     def __init__(
         self,
         codec: SpectralCodec,
-        learning_rate: float = 1e-3,
-        total_steps: int = 3000,
-        warmup_steps: int = 100,
+        optimizer: CosineSettings = CosineSettings(),
         kl_weight: float = 0.01,
         convergence_weight: float = 1.0,
         stereo_weight: float = 0.3,
         freeze_encoder: bool = False,
-        max_grad_norm: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["codec"])
-        check_rates(self.hparams)
-        check_schedule(warmup_steps, total_steps)
+        self.save_hyperparameters(ignore=["codec", "optimizer"])
+        self.save_hyperparameters({"optimizer": asdict(optimizer)})
+        self.optimizer = optimizer
         self.codec = codec
         if freeze_encoder:
             codec.encoder.requires_grad_(False)
@@ -83,7 +97,7 @@ class Codec(L.LightningModule):
     @classmethod
     def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
         """What a run with these ``arguments`` states about itself."""
-        return RunFacts(cls.__name__, settings=card_settings(arguments, "kl_weight", "total_steps"))
+        return RunFacts(cls.__name__, settings=card_settings(arguments, *ON_CARD, "kl_weight"))
 
     def _loss(self, batch: AudioBatch, name: str, generator: torch.Generator | None) -> Tensor:
         if batch.sample_rate_hz != self.codec.sample_rate_hz:
@@ -136,16 +150,13 @@ class Codec(L.LightningModule):
         self.codec.latent_std_C.copy_(latents.std(dim=(0, 2)).clamp(min=1e-3))
 
     def configure_optimizers(self):
-        h = self.hparams
         parameters = [p for p in self.codec.parameters() if p.requires_grad]
-        return adamw_with_cosine(parameters, h.learning_rate, 0.01, h.warmup_steps, h.total_steps)
+        return adamw_with_cosine(parameters, self.optimizer)
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        self.clip_gradients(
-            optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
-        )
+        self.clip_gradients(optimizer, self.optimizer.max_grad_norm, "norm")
 
     def export(self, out_dir: str | Path) -> None:
         """Writes ``codec.safetensors`` (float32), which ``TinyAudio`` trainings start from, into

@@ -23,9 +23,16 @@ from torch.nn import functional as F
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip
 from lightning_modules.ema import EMA, AveragedWeights
-from lightning_modules.optimizers import card_settings, check_rates
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
-from lightning_modules.schedules import adamw_with_cosine, check_schedule
+from lightning_modules.schedules import adamw_with_cosine
+from lightning_modules.training_settings import (
+    MOVED_DEGRADATIONS,
+    MOVED_OPTIMIZER,
+    ON_CARD,
+    CosineSettings,
+    Degradations,
+    card_settings,
+)
 from zoo.audio_files.resampling import resampled
 from zoo.errors import UserError
 from zoo.hub.run_facts import RunFacts
@@ -82,54 +89,50 @@ def wrong_captions(prompt: Prompt) -> list[str]:
 class Contrastive(AveragedWeights):
     """Trains ``reward.towers`` on ``AudioBatch`` whose prompts are captions; exports the reward.
 
-    Labels of a prompt that it understands, all optional: ``events`` (classes in order) and
-    ``relation``, which say which captions mean the same (else only equal texts do); ``negatives``,
-    a list of wrong captions; ``swapped``, the caption in the wrong order, which is a negative too
-    and is what the order accuracy is measured on; ``recording_split``.
+    A clip chooses among the captions of one process's batch. Labels of a prompt, all optional:
+    ``events`` (classes in order) and ``relation`` say which captions mean the same (else only equal
+    texts do); ``negatives`` is a list of wrong captions; ``swapped`` is the caption in the wrong
+    order, a negative too, on which the order accuracy is measured; ``recording_split`` says which
+    recordings are unknown from training.
 
-    - ``total_steps`` and ``warmup_steps``: optimiser steps of the cosine schedule. ``ema_decay``:
-      None = the weights as they are.
-    - ``noise_share`` of a batch gets white noise at an SNR in dB drawn from ``snr_db``.
-    - ``codec``: a backbone; ``codec_share`` of every batch goes through it, with latent noise of up
-      to ``codec_latent_noise`` of
-      the latents' standard deviation, because generations are what the reward will judge. It is
-      neither trained nor saved.
+    Args:
+        reward: is trained in place.
+        optimizer: and its learning rate.
+        degradations: of the training clips.
+        codec: a backbone, whose codec some clips go through, because the reward will judge
+            generations. It is neither trained nor saved.
+        ema_decay: of the averaged weights that are evaluated and exported; None: the weights as
+            they are.
 
-    Candidates are those of one process's batch. Raises ``UserError`` for shares outside 0..1, and
-    a reward that no gradient passes.
+    Raises:
+        UserError: for a reward that no gradient passes.
     """
 
+    MOVED_SETTINGS = {**MOVED_OPTIMIZER, **MOVED_DEGRADATIONS}
     batch_types = (AudioBatch,)
 
     def __init__(
         self,
         reward: ClapReward,
-        learning_rate: float = 1e-3,
-        total_steps: int = 1500,
-        warmup_steps: int = 100,
-        weight_decay: float = 0.05,
-        max_grad_norm: float = 1.0,
-        ema_decay: float | None = 0.995,
-        noise_share: float = 0.2,
-        snr_db: Sequence[float] = (5.0, 40.0),
+        optimizer: CosineSettings = CosineSettings(total_steps=1500, weight_decay=0.05),
+        degradations: Degradations = Degradations(),
         codec: Backbone | None = None,
-        codec_share: float = 0.25,
-        codec_latent_noise: float = 0.3,
+        ema_decay: float | None = 0.995,
     ) -> None:
         super().__init__()
-        for name, share in (("noise_share", noise_share), ("codec_share", codec_share)):
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} is a share of the batch, 0..1, got {share}")
-        if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
-            raise UserError(f"snr_db must be a lower and an upper bound in dB, got {list(snr_db)}")
         if not reward.differentiable:
             raise UserError(
                 "no gradient passes this reward (int16=true, or towers that are not differentiable)"
             )
-        check_schedule(warmup_steps, total_steps)
-        snr_db = tuple(snr_db)  # a plain value in the checkpoint
-        self.save_hyperparameters(ignore=["reward", "codec"])
-        check_rates(self.hparams)
+        self.save_hyperparameters(
+            {
+                "optimizer": asdict(optimizer),
+                "degradations": asdict(degradations),
+                "ema_decay": ema_decay,
+            }
+        )
+        self.optimizer = optimizer
+        self.degradations = degradations
         self.reward = reward.requires_grad_(True)
         self._codec = (codec,)  # in a tuple: not a submodule, so neither trained nor saved
         self.ema = None if ema_decay is None else EMA(self.reward.parameters(), ema_decay)
@@ -140,7 +143,7 @@ class Contrastive(AveragedWeights):
     @classmethod
     def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
         """What a run with these ``arguments`` states about itself."""
-        return RunFacts(cls.__name__, settings=card_settings(arguments, "ema_decay", "total_steps"))
+        return RunFacts(cls.__name__, settings=card_settings(arguments, *ON_CARD, "ema_decay"))
 
     def setup(self, stage: str) -> None:
         if isinstance(self._codec[0], torch.nn.Module):
@@ -178,12 +181,11 @@ class Contrastive(AveragedWeights):
 
     def _degraded(self, batch: AudioBatch) -> Tensor:
         """(B, 1, N) mono, some of it sent through the codec, some of it noisy."""
-        h, device = self.hparams, batch.wave_BCN.device
-        mono_BN, codec, through_codec = (
-            batch.wave_BCN.float().mean(dim=1),
-            self._codec[0],
-            round(h.codec_share * len(batch)),
-        )
+        h = self.degradations
+        device = batch.wave_BCN.device
+        mono_BN = batch.wave_BCN.float().mean(dim=1)
+        codec = self._codec[0]
+        through_codec = round(h.codec_share * len(batch))
         if codec is not None and through_codec:
             rows = torch.randperm(len(batch), device=device)[:through_codec]
             scale = h.codec_latent_noise * torch.rand(through_codec, device=device)
@@ -221,7 +223,7 @@ class Contrastive(AveragedWeights):
             cause = (
                 f"clips that hold NaN or infinity: {bad[:5]}"
                 if bad
-                else "all clips are finite; lower module.learning_rate"
+                else "all clips are finite; lower module.optimizer.learning_rate"
             )
             raise UserError(f"the loss is {loss.item()} at step {self.global_step}; {cause}")
         own_B = similarity_BB.detach().diagonal()
@@ -280,19 +282,14 @@ class Contrastive(AveragedWeights):
         self._finish("test")
 
     def configure_optimizers(self):
-        h = self.hparams
-        found = adamw_with_cosine(
-            self.reward.parameters(), h.learning_rate, h.weight_decay, h.warmup_steps, h.total_steps
-        )
+        found = adamw_with_cosine(self.reward.parameters(), self.optimizer)
         self.follow(found["optimizer"])
         return found
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        self.clip_gradients(
-            optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
-        )
+        self.clip_gradients(optimizer, self.optimizer.max_grad_norm, "norm")
 
     def export(self, out_dir: str | Path) -> None:
         """Writes the reward (averaged weights) to ``out_dir``/model, an artefact that ``zoo.load``

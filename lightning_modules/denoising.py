@@ -1,11 +1,11 @@
-"""Learning from clean audio: pre-training, fine-tuning and, with a weight per sample,
-reward-weighted likelihood (BATON).
+"""Learning from clean audio: pre-training, fine-tuning, and reward-weighted likelihood (BATON) by a
+weight per sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,13 @@ from lightning_modules.latent_errors import (
     pair_margins,
     weighted_mean,
 )
-from lightning_modules.optimizers import card_settings, check_rates, optimizer_class
-from lightning_modules.schedules import adamw_with_cosine, check_schedule
+from lightning_modules.schedules import adamw_with_cosine
+from lightning_modules.training_settings import (
+    MOVED_OPTIMIZER,
+    ON_CARD,
+    CosineSettings,
+    card_settings,
+)
 from zoo.diffusion import noise_generator
 from zoo.errors import UserError, did_you_mean
 from zoo.hub.run_facts import RunFacts
@@ -31,47 +36,51 @@ TRAINABLE = ("denoiser", "text", "duration", "spatial")  # parts that learn by d
 
 
 class Denoising(AveragedWeights):
-    """Minimises the weighted denoising error of a backbone's network (Ho et al. 2020, eq. 14; v:
+    """Minimises the weighted denoising error of a backbone's network (Ho et al. 2020, eq. 14; v
+    prediction: Salimans and Ho 2022).
 
-    Salimans and Ho 2022).
+    Times, noise and emptied captions depend on ``seed``, the step and the process only, so that a
+    run resumed at the end of an epoch continues exactly. Validation uses averaged weights and fixed
+    noise. It also measures every clip under the next clip's caption (``val/error_shuffled``): a
+    model that listens has the lower error under the clip's own (``val/own_caption_better``).
 
-    ``trainable`` names the backbone's submodules that learn. ``condition_dropout`` is the share of
-    samples whose text is emptied, so that guidance has an unconditional side. ``min_snr_gamma``
-    (None = plain error) follows arXiv 2303.09556. ``optimizer`` is one of
-    ``optimizers.OPTIMIZERS``; ``total_steps`` and ``warmup_steps`` are steps of its cosine
-    schedule. Sample weights of a batch (``weight_B``) multiply its errors. Times, noise and dropped
-    captions depend on ``seed``, the step and the process only, so a run resumed at the end of an
-    epoch continues exactly. Validation uses the averaged weights, fixed noise, and also scores
-    every clip under the next clip's caption (``val/error_shuffled``): a model that listens has the
-    lower error under the right one. Raises ``UserError`` for unknown parts, and for audio at
-    another rate than the backbone's.
+    Args:
+        backbone: is trained in place.
+        optimizer: and its learning rate.
+        condition_dropout: share of samples whose caption is emptied, so that guidance has an
+            unconditional side.
+        min_snr_gamma: weighs times as arXiv 2303.09556 does; None: the plain error. The weights of
+            a batch (``weight_B``) multiply its errors in any case.
+        ema_decay: of the averaged weights that are validated and exported.
+        trainable: names of the backbone's parts that learn.
+        seed: of times, noise and emptied captions.
+
+    Raises:
+        UserError: for unknown parts, and for audio at another rate than the backbone's.
     """
 
+    MOVED_SETTINGS = MOVED_OPTIMIZER
     batch_types = (AudioBatch, LatentBatch)
 
     def __init__(
         self,
         backbone: Backbone,
-        learning_rate: float = 1e-3,
-        total_steps: int = 10_000,
-        warmup_steps: int = 200,
-        weight_decay: float = 0.01,
+        optimizer: CosineSettings = CosineSettings(total_steps=10_000, warmup_steps=200),
         condition_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
         ema_decay: float = 0.999,
-        max_grad_norm: float = 1.0,
         trainable: Sequence[str] = TRAINABLE,
-        optimizer: str = "adamw",
         seed: int = 0,
     ) -> None:
         super().__init__()
         trainable = tuple(trainable)  # a plain value in the checkpoint
-        self.save_hyperparameters(ignore=["backbone"])
-        check_rates(self.hparams)
+        self.save_hyperparameters(ignore=["backbone", "optimizer"])
+        self.save_hyperparameters({"optimizer": asdict(optimizer)})
+        self.optimizer = optimizer
         if not 0 <= condition_dropout < 1:
-            raise UserError(f"condition_dropout is a share in [0, 1), got {condition_dropout}")
-        check_schedule(warmup_steps, total_steps)
-        optimizer_class(optimizer)
+            raise UserError(
+                f"invalid condition_dropout {condition_dropout}: expected a share >= 0 and < 1"
+            )
         self.backbone = backbone
         backbone.requires_grad_(False)
         parts = dict(backbone.named_children())
@@ -89,7 +98,7 @@ class Denoising(AveragedWeights):
     def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
         """What a run with these ``arguments`` states about itself."""
         trainable = arguments.get("trainable", TRAINABLE)
-        on_card = card_settings(arguments, "ema_decay", "total_steps")
+        on_card = card_settings(arguments, *ON_CARD, "ema_decay")
         return RunFacts(cls.__name__, learned=tuple(trainable), settings=on_card)
 
     def _latents(self, batch: AudioBatch | LatentBatch) -> Tensor:
@@ -152,24 +161,14 @@ class Denoising(AveragedWeights):
         )
 
     def configure_optimizers(self):
-        h = self.hparams
-        found = adamw_with_cosine(
-            self.ema.parameters,
-            h.learning_rate,
-            h.weight_decay,
-            h.warmup_steps,
-            h.total_steps,
-            h.optimizer,
-        )
+        found = adamw_with_cosine(self.ema.parameters, self.optimizer)
         self.follow(found["optimizer"])
         return found
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        self.clip_gradients(
-            optimizer, gradient_clip_val=self.hparams.max_grad_norm, gradient_clip_algorithm="norm"
-        )
+        self.clip_gradients(optimizer, self.optimizer.max_grad_norm, "norm")
 
     def export(self, out_dir: str | Path) -> None:
         """Writes the backbone with averaged weights as an artefact (``model/`` in ``out_dir``, half

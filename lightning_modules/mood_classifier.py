@@ -23,9 +23,18 @@ from torch.nn import functional
 
 from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip, crop, low_pass
-from lightning_modules.optimizers import card_settings, check_rates
 from lightning_modules.random_state import random_state, set_random_state
-from zoo.errors import UserError
+from lightning_modules.training_settings import (
+    MOVED_DEGRADATIONS,
+    ON_CARD,
+    Degradations,
+    card_settings,
+    require_choice,
+    require_not_negative,
+    require_range,
+    require_share,
+)
+from zoo.errors import UserError, did_you_mean
 from zoo.hub.run_facts import RunFacts
 from zoo.rewards.mood import EmotionReward
 from zoo.statistics.intervals import wilson_interval
@@ -85,74 +94,116 @@ def classification_report(
     )
 
 
+@dataclass(frozen=True)
+class ClassifierOptimizer:
+    """How the classifier's weights follow their gradients.
+
+    Args:
+        name: "adamw", or "adam", whose ``weight_decay`` is an L2 term of the gradient, as EMOPIA's.
+        learning_rate: constant, unless one of the next two is given.
+        total_steps: the rate falls along a cosine over so many optimiser steps.
+        restart_epochs: the rate falls to zero along a cosine over so many epochs, again and again
+            (Loshchilov and Hutter 2017, arXiv 1608.03983).
+        weight_decay: of all weights.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    total_steps: int | None = None
+    restart_epochs: int | None = None
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        require_choice(self, "name", OPTIMIZERS)
+        require_not_negative(self, "learning_rate", "weight_decay")
+        if self.total_steps is not None and self.restart_epochs is not None:
+            raise UserError(
+                "total_steps and restart_epochs are two schedules; leave one of them null"
+            )
+
+
+@dataclass(frozen=True)
+class EmotionDegradations(Degradations):
+    """What training does to recordings. A chunk also starts anywhere in its clip.
+
+    Args:
+        gain_db: the level of a chunk changes by at most this, up or down.
+        low_pass_share: share of a batch that gets a low-pass filter.
+        low_pass_hz: range of its cutoff, drawn on a log scale.
+    """
+
+    noise_share: float = 0.3
+    codec_share: float = 0.5
+    gain_db: float = 6.0
+    low_pass_share: float = 0.3
+    low_pass_hz: tuple[float, float] = (1500.0, 7500.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share(self, "low_pass_share")
+        require_range(self, "low_pass_hz")
+
+
 class Emotion(L.LightningModule):
     """Trains ``reward.classifier`` on ``AudioBatch`` whose prompts carry the mood in their labels.
 
-    - ``loss``: see ``emotion_loss``. ``label_smoothing`` is left out on purpose: the reward wants
-      calibrated probabilities.
-    - ``noise_share`` of a batch gets white noise at an SNR drawn from ``snr_db``;
-      ``low_pass_share`` a cutoff from
-      ``low_pass_hz`` (log-uniform). ``gain_db``: a chunk's level is drawn from +-this. Time shift:
-      chunks start anywhere.
-    - ``codec``: a backbone; ``codec_share`` of every batch goes through it, with latent noise of up
-      to
-      ``codec_latent_noise`` of the latents' standard deviation. It is neither trained nor saved.
-    - ``optimizer``: ``adamw`` or ``adam`` (whose ``weight_decay`` is an L2 term of the gradient, as
-      EMOPIA's).
-    - ``learning_rate``: constant, or with ``total_steps`` a cosine over as many optimiser steps, or
-      with ``restart_epochs`` a
-      cosine to zero over as many epochs, again and again (Loshchilov and Hutter 2017, arXiv
-      1608.03983).
-    - ``keep_best``: after fitting the weights are those of the epoch with the highest
-      ``val/accuracy`` (the first of equals).
-
     A resumed run ends with the weights of one that was never stopped, on one device.
+
+    Args:
+        reward: is trained in place.
+        loss: see ``emotion_loss``. There is no label smoothing, because the reward needs calibrated
+            probabilities.
+        optimizer: and its learning rate.
+        keep_best: after fitting the weights are those of the epoch with the highest
+            ``val/accuracy`` (the first of equals).
+        degradations: of the training clips.
+        codec: a backbone, whose codec some clips go through. It is neither trained nor saved.
+
+    Raises:
+        UserError: for an unknown loss, and for one that does not suit the reward's activation.
     """
 
+    MOVED_SETTINGS = {
+        "optimizer": "optimizer.name",
+        "learning_rate": "optimizer.learning_rate",
+        "weight_decay": "optimizer.weight_decay",
+        "total_steps": "optimizer.total_steps",
+        "restart_epochs": "optimizer.restart_epochs",
+        **MOVED_DEGRADATIONS,
+        "gain_db": "degradations.gain_db",
+        "low_pass_share": "degradations.low_pass_share",
+        "low_pass_hz": "degradations.low_pass_hz",
+    }
     batch_types = (AudioBatch,)
 
     def __init__(
         self,
         reward: EmotionReward,
         loss: str = "cross_entropy",
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
-        total_steps: int | None = None,
-        optimizer: str = "adamw",
-        restart_epochs: int | None = None,
+        optimizer: ClassifierOptimizer = ClassifierOptimizer(),
         keep_best: bool = False,
-        gain_db: float = 6.0,
-        noise_share: float = 0.3,
-        snr_db: Sequence[float] = (5.0, 40.0),
-        low_pass_share: float = 0.3,
-        low_pass_hz: Sequence[float] = (1500.0, 7500.0),
+        degradations: EmotionDegradations = EmotionDegradations(),
         codec: Backbone | None = None,
-        codec_share: float = 0.5,
-        codec_latent_noise: float = 0.3,
     ) -> None:
         super().__init__()
-        for name, given, choices in (("loss", loss, LOSSES), ("optimizer", optimizer, OPTIMIZERS)):
-            if given not in choices:
-                raise UserError(f"{name} must be one of {', '.join(choices)}, got {given!r}")
-        for name, share in (
-            ("noise_share", noise_share),
-            ("low_pass_share", low_pass_share),
-            ("codec_share", codec_share),
-        ):
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} is a share of the batch, 0..1, got {share}")
+        if loss not in LOSSES:
+            raise UserError(f"invalid loss {loss!r}; {did_you_mean(loss, LOSSES)}")
         activation = "sigmoid" if loss == "softmax_of_sigmoids" else "softmax"
         if reward.activation != activation:
             raise UserError(
                 f"loss {loss!r} trains {activation} outputs; give the reward"
                 f" activation={activation!r}"
             )
-        if total_steps is not None and restart_epochs is not None:
-            raise UserError(
-                "total_steps and restart_epochs are two schedules; leave one of them null"
-            )
-        self.save_hyperparameters(ignore=["reward", "codec"])
-        check_rates(self.hparams)
+        self.save_hyperparameters(
+            {
+                "loss": loss,
+                "optimizer": asdict(optimizer),
+                "keep_best": keep_best,
+                "degradations": asdict(degradations),
+            }
+        )
+        self.optimizer = optimizer
+        self.degradations = degradations
         self.reward = reward
         self._codec = (codec,)  # in a tuple: not a submodule, so neither trained nor saved
         self.report: ClassificationReport | None = None
@@ -166,7 +217,7 @@ class Emotion(L.LightningModule):
     @classmethod
     def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
         """What a run with these ``arguments`` states about itself."""
-        return RunFacts(cls.__name__, settings=card_settings(arguments, "total_steps"))
+        return RunFacts(cls.__name__, settings=card_settings(arguments, *ON_CARD))
 
     def setup(self, stage: str) -> None:
         if isinstance(self._codec[0], torch.nn.Module):
@@ -208,7 +259,8 @@ class Emotion(L.LightningModule):
 
     def _training_chunks(self, batch: AudioBatch) -> Tensor:
         """(B, chunk): one degraded chunk of every clip."""
-        h, device = self.hparams, batch.wave_BCN.device
+        h = self.degradations
+        device = batch.wave_BCN.device
 
         def drawn(low: float, high: float) -> Tensor:
             return low + (high - low) * torch.rand(len(batch), device=device)
@@ -296,11 +348,10 @@ class Emotion(L.LightningModule):
         self._finish("test")
 
     def configure_optimizers(self):
-        h, schedules = self.hparams, torch.optim.lr_scheduler
+        h = self.optimizer
+        schedules = torch.optim.lr_scheduler
         parameters = self.reward.classifier.parameters()
-        optimizer = OPTIMIZERS[h.optimizer](
-            parameters, lr=h.learning_rate, weight_decay=h.weight_decay
-        )
+        optimizer = OPTIMIZERS[h.name](parameters, lr=h.learning_rate, weight_decay=h.weight_decay)
         if h.restart_epochs is not None:
             schedule = schedules.CosineAnnealingWarmRestarts(optimizer, h.restart_epochs)
             return {

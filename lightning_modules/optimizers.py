@@ -1,18 +1,15 @@
-"""Optimisers by name:
+"""Optimisers by name: AdamW (arXiv 1711.05101), and AdamW with moments in eight bits (arXiv
+2110.02861).
 
-AdamW (arXiv 1711.05101), and AdamW whose moments are kept in eight bits (arXiv 2110.02861).
-
-What eight bits save is 6 of the 8 bytes that AdamW keeps a trained weight, and only in tensors of
-at least 4096 weights (smaller ones stay in 32 bits). For a whole AudioLDM 2 denoiser (347 million
+Eight bits save 6 of the 8 bytes that AdamW keeps per trained weight, but only in tensors of at
+least 4096 weights; smaller ones stay in 32 bits. For a whole AudioLDM 2 denoiser (347 million
 weights) that is 2.1 GB; for a LoRA adapter it is megabytes.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -42,27 +39,6 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
             f"optimizer {name!r} needs the package {package}, which cannot be imported ({error});"
             f" {command}, or take 'adamw'"
         ) from error
-
-
-def check_rates(settings: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` for a ``learning_rate``, ``weight_decay``, ``adam_epsilon`` or
-    ``betas`` among ``settings`` with which no optimiser works.
-    """
-    for name in ("learning_rate", "weight_decay", "adam_epsilon"):
-        value = settings.get(name, 0)
-        if not 0 <= value < math.inf:
-            raise UserError(f"invalid {name} {value}: expected a finite number >= 0")
-    betas = settings.get("betas", ())
-    if not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"invalid betas {tuple(betas)}: expected two numbers in [0, 1)")
-
-
-def card_settings(arguments: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """The rates of an optimiser, and the settings ``more``, that a configuration states: what the
-    card of an exported model says of its training.
-    """
-    names = ("learning_rate", "weight_decay", *more)
-    return {name: arguments[name] for name in names if arguments.get(name) is not None}
 
 
 def build_optimizer(

@@ -1,7 +1,4 @@
-"""Optimisers and learning rates:
-
-AdamW with linear warm-up and cosine decay, and the linear decay of rounds.
-"""
+"""Learning rates: linear warm-up with cosine decay, and the linear decay of rounds."""
 
 from __future__ import annotations
 
@@ -12,40 +9,31 @@ import torch
 from torch import nn
 
 from lightning_modules.optimizers import build_optimizer
-from zoo.errors import UserError
-
-
-def check_schedule(warmup_steps: int, total_steps: int) -> None:
-    """Raises ``UserError`` unless the warm-up takes at least one step and ends before the schedule
-    does.
-    """
-    if not 1 <= warmup_steps < total_steps:
-        raise UserError(
-            f"warmup_steps must be at least 1 and less than total_steps, got {warmup_steps} and"
-            f" {total_steps}"
-        )
+from lightning_modules.training_settings import CosineSettings
 
 
 def adamw_with_cosine(
-    parameters: Iterable[nn.Parameter],
-    learning_rate: float,
-    weight_decay: float,
-    warmup_steps: int,
-    total_steps: int,
-    optimizer: str = "adamw",
+    parameters: Iterable[nn.Parameter], settings: CosineSettings
 ) -> dict[str, Any]:
     """What ``configure_optimizers`` returns: the rate rises over ``warmup_steps`` and falls to 2 %
     at ``total_steps``.
-
-    ``optimizer`` is one of ``optimizers.OPTIMIZERS``; ``UserError`` for another name or a missing
-    package.
     """
-    adam = build_optimizer(optimizer, parameters, learning_rate, (0.9, 0.98), 1e-8, weight_decay)
-    warmup = torch.optim.lr_scheduler.LinearLR(adam, 1e-3, total_iters=warmup_steps)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(
-        adam, total_steps - warmup_steps, eta_min=0.02 * learning_rate
+    adam = build_optimizer(
+        settings.name,
+        parameters,
+        settings.learning_rate,
+        betas=(0.9, 0.98),
+        epsilon=1e-8,
+        weight_decay=settings.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.SequentialLR(adam, [warmup, decay], [warmup_steps])
+    schedulers = torch.optim.lr_scheduler
+    warmup = schedulers.LinearLR(adam, 1e-3, total_iters=settings.warmup_steps)
+    decay = schedulers.CosineAnnealingLR(
+        adam,
+        settings.total_steps - settings.warmup_steps,
+        eta_min=0.02 * settings.learning_rate,
+    )
+    schedule = schedulers.SequentialLR(adam, [warmup, decay], [settings.warmup_steps])
     return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
+from toys import supervised
 
 from datamodules.batches import AudioBatch
 from datamodules.music.music import MusicDataModule
@@ -20,7 +21,7 @@ def codec():
 
 
 def module(**settings):
-    return Codec(codec(), **{"total_steps": 50, "warmup_steps": 1, **settings})
+    return supervised(Codec, codec(), **{"total_steps": 50, "warmup_steps": 1, **settings})
 
 
 def music(batches_per_epoch=2):

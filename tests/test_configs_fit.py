@@ -26,7 +26,7 @@ MUSIC = [
     "workers=1",
     "cache_dir=null",
 ]
-SCHEDULE = ["module.total_steps=4", "module.warmup_steps=1"]
+SCHEDULE = ["module.optimizer.total_steps=4", "module.optimizer.warmup_steps=1"]
 SMALL_TOWERS = [
     f"module.reward.arguments.{size}"
     for size in ("channels=[4,4,4,4]", "width=8", "depth=1", "text_depth=1", "embedding=8")
@@ -109,7 +109,11 @@ def test_codec_then_denoiser(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_mood(tmp_path: Path) -> None:
     data = [f"data.{item}" for item in [*MUSIC, "seconds=2.2"]]
-    module = ["module.codec=null", "module.total_steps=4", "module.reward.channels=[4,4,4,4,4,4,4]"]
+    module = [
+        "module.codec=null",
+        "module.optimizer.total_steps=4",
+        "module.reward.channels=[4,4,4,4,4,4,4]",
+    ]
     fit(
         "embedded/mood.yaml",
         tmp_path / "mood",

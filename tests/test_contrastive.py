@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from toys import supervised
 
 import zoo
 from datamodules.batches import AudioBatch
@@ -198,8 +199,14 @@ def test_a_report_of_equal_scores():
 
 @pytest.mark.long
 def test_it_learns_which_tone_comes_first(tmp_path):
-    module = Contrastive(
-        small(), learning_rate=5e-3, total_steps=60, warmup_steps=5, ema_decay=0.8, noise_share=0.1
+    module = supervised(
+        Contrastive,
+        small(),
+        learning_rate=5e-3,
+        total_steps=60,
+        warmup_steps=5,
+        ema_decay=0.8,
+        noise_share=0.1,
     )
     trainer(tmp_path, 1).validate(module, Tones(1), verbose=False)
     assert module.report.order.value < 0.75 and module.report.clips == 60
@@ -221,7 +228,7 @@ def test_it_learns_which_tone_comes_first(tmp_path):
 
 
 def test_an_exported_reward_is_the_averaged_one_and_scores_alike_in_half_precision(tmp_path):
-    module = Contrastive(small(), total_steps=4, warmup_steps=1, ema_decay=0.5)
+    module = supervised(Contrastive, small(), total_steps=4, warmup_steps=1, ema_decay=0.5)
     trainer(tmp_path, 1).fit(module, Tones(3))
     module.export(tmp_path)
     loaded, batch = zoo.load(str(tmp_path / "model")), tones(6, 7)
@@ -242,11 +249,11 @@ def test_an_exported_reward_is_the_averaged_one_and_scores_alike_in_half_precisi
 
 
 def test_a_checkpoint_holds_the_averages(tmp_path):
-    module = Contrastive(small(), total_steps=8, warmup_steps=1, ema_decay=0.5)
+    module = supervised(Contrastive, small(), total_steps=8, warmup_steps=1, ema_decay=0.5)
     first = trainer(tmp_path, 1, enable_checkpointing=True)
     first.fit(module, Tones(3))
     first.save_checkpoint(tmp_path / "last.ckpt")
-    again = Contrastive(small(), total_steps=8, warmup_steps=1, ema_decay=0.5)
+    again = supervised(Contrastive, small(), total_steps=8, warmup_steps=1, ema_decay=0.5)
     again.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
     assert again.ema.updates == module.ema.updates == 3
     assert all(
@@ -269,22 +276,24 @@ class Halved:
 
 def test_a_share_of_the_batch_passes_through_the_codec():
     codec = Halved()
-    module = Contrastive(
-        small(), codec=codec, codec_share=0.25, codec_latent_noise=0.0, noise_share=0.0
+    module = supervised(
+        Contrastive, small(), codec=codec, codec_share=0.25, codec_latent_noise=0.0, noise_share=0.0
     )
     batch = tones(8, 3)
     heard = module._degraded(batch)
     changed = (heard - batch.wave_BCN[:, :1]).abs().amax(dim=(1, 2)) > 1e-6
     assert codec.calls == 1 and int(changed.sum()) == 2 and heard.shape == (8, 1, 4096)
     assert not list(module.named_parameters(prefix="codec", recurse=False))
-    quiet = Contrastive(small(), codec=codec, codec_share=0.0, noise_share=1.0)._degraded(batch)
+    quiet = supervised(
+        Contrastive, small(), codec=codec, codec_share=0.0, noise_share=1.0
+    )._degraded(batch)
     assert (
         codec.calls == 1 and ((quiet - batch.wave_BCN[:, :1]).abs().amax(dim=(1, 2)) > 1e-6).all()
     )
 
 
 def test_data_without_labels_trains_and_bad_data_is_named(tmp_path):
-    module = Contrastive(small(), noise_share=0.0)
+    module = supervised(Contrastive, small(), noise_share=0.0)
     module.log_dict = lambda *args, **kwargs: None
     plain = AudioBatch(
         tones(4, 1).wave_BCN, RATE, tuple(Prompt(str(i), f"tone {i}") for i in range(4))
@@ -300,8 +309,8 @@ def test_data_without_labels_trains_and_bad_data_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"noise_share": 1.5}, "noise_share is a share"),
-        ({"codec_share": -0.1}, "codec_share is a share"),
+        ({"noise_share": 1.5}, "invalid noise_share 1.5"),
+        ({"codec_share": -0.1}, "invalid codec_share -0.1"),
         ({"snr_db": [30, 10]}, "lower and an upper"),
         ({"warmup_steps": 2000}, "warmup_steps"),
         ({"ema_decay": 1.0}, "invalid ema_decay"),
@@ -309,7 +318,7 @@ def test_data_without_labels_trains_and_bad_data_is_named(tmp_path):
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        Contrastive(small(), **settings)
+        supervised(Contrastive, small(), **settings)
 
 
 def test_a_reward_without_gradients_is_refused():

@@ -117,11 +117,11 @@ def test_the_authors_settings() -> None:
     module, data = config.module, config.data
     assert (
         module["loss"] == "softmax_of_sigmoids"
-        and module["optimizer"] == "adam"
-        and module["restart_epochs"] == 16
+        and module["optimizer"]
+        == {"name": "adam", "learning_rate": 1e-4, "weight_decay": 1e-4, "restart_epochs": 16}
+        and module["keep_best"]
     )
-    assert module["learning_rate"] == module["weight_decay"] == 1e-4 and module["keep_best"]
-    assert module["gain_db"] == module["noise_share"] == module["low_pass_share"] == 0
+    assert module["degradations"] == {"gain_db": 0, "noise_share": 0, "low_pass_share": 0}
     reward = module["reward"]
     assert (
         reward["sample_rate_hz"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_emotion_training import loader, small, tones, trainer
+from toys import supervised
 
 from lightning_modules.mood_classifier import Emotion
 from zoo.rewards.mood_tasks import TASKS, classes_of, untrained_classifier
@@ -47,8 +48,8 @@ def test_an_unknown_task_is_named() -> None:
 
 
 def test_the_rate_restarts_every_sixteen_epochs() -> None:
-    setup = Emotion(
-        small(), learning_rate=1e-4, optimizer="adam", weight_decay=1e-4, restart_epochs=16
+    setup = supervised(
+        Emotion, small(), learning_rate=1e-4, optimizer="adam", weight_decay=1e-4, restart_epochs=16
     ).configure_optimizers()
     optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
     assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["weight_decay"] == 1e-4
@@ -68,18 +69,18 @@ def test_the_rate_restarts_every_sixteen_epochs() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer must be one of adamw, adam"),
+        ({"optimizer": "sgd"}, "invalid name 'sgd'"),
         ({"total_steps": 4, "restart_epochs": 2}, "two schedules"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Emotion(small(), **settings)
+        supervised(Emotion, small(), **settings)
 
 
 def test_a_proper_loss_does_not_train_sigmoid_outputs() -> None:
     with pytest.raises(ValueError, match="activation='softmax'"):
-        Emotion(small(activation="sigmoid"), "cross_entropy")
+        supervised(Emotion, small(activation="sigmoid"), loss="cross_entropy")
 
 
 def test_the_best_epoch_is_kept_not_the_last() -> None:
@@ -96,7 +97,7 @@ def test_the_best_epoch_is_kept_not_the_last() -> None:
                 seen.append((self.report.clip_vote, weights))
 
     torch.manual_seed(0)
-    module = Recorded(small(), learning_rate=3e-2, keep_best=True)
+    module = supervised(Recorded, small(), learning_rate=3e-2, keep_best=True)
     trainer(max_epochs=4).fit(
         module, loader([tones(16, seed) for seed in range(3)]), loader([tones(16, 99)])
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_export import random_model
-from toys import SMALL
+from toys import SMALL, supervised
 
 import zoo
 from zoo.hub.artifact import read_config
@@ -21,7 +21,7 @@ def test_a_supervised_run_is_exported(tmp_path, finished):
     from lightning_modules.denoising import Denoising
 
     backbone = random_model(7)
-    module = Denoising(backbone, total_steps=4, warmup_steps=1, ema_decay=0.9)
+    module = supervised(Denoising, backbone, total_steps=4, warmup_steps=1, ema_decay=0.9)
     with torch.no_grad():
         for average in module.ema.average:
             average.add_(0.01)
@@ -64,7 +64,7 @@ def test_a_classifiers_unfinished_run(tmp_path):
 
     arguments = {**zoo.load("embedded/mood").arguments, "channels": (4,) * 7}
     torch.manual_seed(3)
-    module = Emotion(EmotionReward(**arguments))
+    module = supervised(Emotion, EmotionReward(**arguments))
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     node = {"_target_": "zoo.rewards.mood.EmotionReward", **arguments}

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from toy_ddpo import fitted, module, trainer, weights
-from toys import Rounds, ToyBackbone, small_audio
+from toys import Rounds, ToyBackbone, small_audio, supervised
 
 from lightning_modules.codec import Codec
 from lightning_modules.contrastive import Contrastive
@@ -14,6 +14,8 @@ from lightning_modules.denoising import Denoising
 from lightning_modules.mood_classifier import Emotion
 from lightning_modules.optimizers import OPTIMIZERS, build_optimizer, optimizer_class
 from zoo.backbones.spectral_codec import SpectralCodec
+from zoo.instantiate import check
+from zoo.signatures import bind
 from zoo.rewards.clap import ClapReward
 from zoo.rewards.mood import EmotionReward
 
@@ -46,14 +48,15 @@ def test_both_trainers_take_the_name(stand_in):
     assert type(module({"optimizer.name": "adamw_8bit"}).configure_optimizers()) is Rounded
     assert type(module().configure_optimizers()) is torch.optim.AdamW
     for name, kind in (("adamw_8bit", Rounded), ("adamw", torch.optim.AdamW)):
-        made = Denoising(small_audio(), optimizer=name).configure_optimizers()["optimizer"]
+        trained = supervised(Denoising, small_audio(), optimizer=name)
+        made = trained.configure_optimizers()["optimizer"]
         assert type(made) is kind and made.defaults["betas"] == (0.9, 0.98)
 
 
 def test_an_unknown_name_is_refused_when_the_module_is_built():
     for make in (
         lambda name: module({"optimizer.name": name}),
-        lambda name: Denoising(small_audio(), optimizer=name),
+        lambda name: supervised(Denoising, small_audio(), optimizer=name),
     ):
         with pytest.raises(ValueError, match="'adamw_8bits'.*'adamw_8bit'"):
             make("adamw_8bits")
@@ -95,17 +98,42 @@ def test_eight_bit_moments_are_saved_and_resumed(tmp_path):
         assert torch.equal(weight, weights(resumed)[name]), name
 
 
+CLAP = {"width": 32, "depth": 1, "heads": 2, "text_depth": 1, "embedding": 16}
+
+
 @pytest.mark.parametrize("rate", [float("inf"), float("nan"), -1.0])
 @pytest.mark.parametrize("kind", [Denoising, Codec, Contrastive, Emotion])
 def test_a_rate_that_no_optimiser_takes_is_refused_by_every_module(kind, rate):
-    clap = {"width": 32, "depth": 1, "heads": 2, "text_depth": 1, "embedding": 16}
     models = {
         Denoising: ToyBackbone,
         Codec: lambda: SpectralCodec(width=8, encoder_depth=1, decoder_depth=1),
-        Contrastive: lambda: ClapReward("toy", "tiny", clap),
+        Contrastive: lambda: ClapReward("toy", "tiny", CLAP),
         Emotion: EmotionReward,
     }
     arguments = {"trainable": ["denoiser"]} if kind is Denoising else {}
-    kind(models[kind](), learning_rate=1e-3, **arguments)
+    supervised(kind, models[kind](), learning_rate=1e-3, **arguments)
     with pytest.raises(ValueError, match="invalid learning_rate"):
-        kind(models[kind](), learning_rate=rate, **arguments)
+        supervised(kind, models[kind](), learning_rate=rate, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "value", "place"),
+    [
+        ("denoising.Denoising", "total_steps", 4, "module.optimizer.total_steps"),
+        ("denoising.Denoising", "optimizer", "adamw_8bit", "module.optimizer.name"),
+        ("codec.Codec", "learning_rate", 0.1, "module.optimizer.learning_rate"),
+        ("contrastive.Contrastive", "snr_db", [1, 2], "module.degradations.snr_db"),
+        ("mood_classifier.Emotion", "low_pass_hz", [1, 2], "module.degradations.low_pass_hz"),
+        ("mood_classifier.Emotion", "restart_epochs", 4, "module.optimizer.restart_epochs"),
+    ],
+)
+def test_a_setting_that_was_flat_is_told_its_place(target, key, value, place):
+    node = {"_target_": f"lightning_modules.{target}", key: value}
+    with pytest.raises(ValueError, match=f"module.{key} is now {place}"):
+        check(node, "module")
+
+
+def test_what_a_group_leaves_out_is_as_in_the_default_of_its_module():
+    node = {"optimizer": {"learning_rate": 0.1}, "reward": ClapReward("toy", "tiny", CLAP)}
+    found = bind(Contrastive, node, "module")["optimizer"]
+    assert (found.learning_rate, found.total_steps, found.weight_decay) == (0.1, 1500, 0.05)

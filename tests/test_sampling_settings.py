@@ -55,7 +55,10 @@ def test_recorded_facts_are_read_back(tmp_path: Path) -> None:
 
 
 def test_the_classes_of_a_configuration_state_its_facts() -> None:
-    trained = {"_target_": "lightning_modules.denoising.Denoising", "learning_rate": 0.1}
+    trained = {
+        "_target_": "lightning_modules.denoising.Denoising",
+        "optimizer": {"learning_rate": 0.1},
+    }
     source = {"_target_": "datamodules.audio.AudioDataModule", "seconds": 3.0, "folder": "/home/me"}
     cache = {"_target_": "datamodules.cache.LatentCache", "source": source, "backbone": {}}
     facts = stated_facts({"module": trained | {"trainable": ["denoiser"]}, "data": cache})
@@ -64,7 +67,7 @@ def test_the_classes_of_a_configuration_state_its_facts() -> None:
         ("denoiser",),
         "whole",
     )
-    assert facts.settings == {"learning_rate": 0.1} and facts.prompts == {"seconds": 3.0}
+    assert facts.settings == {"optimizer.learning_rate": 0.1} and facts.prompts == {"seconds": 3.0}
     assert facts.sampling == PartialSampling(seconds=3.0)
     assert stated_facts({"module": {"_target_": "torch.nn.Linear"}}).algorithm == "Linear"
     assert stated_facts({"module": {}}) == RunFacts()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.batches import PromptBatch
+from lightning_modules.resume_settings import translated
 from zoo.diffusion import Sampler, VPCosine, noise_generator, rollout
 from zoo.types import Conditioning, Prompt, RewardOutput
 
@@ -205,3 +209,12 @@ def latents(predict, model: nn.Module, prompts: Sequence[Prompt]) -> Tensor:
         model.latent_shape(prompts[0].seconds),
         generators,
     ).clean
+
+
+def supervised(kind: type, model: nn.Module, **settings: Any) -> Any:
+    """``kind(model)`` with settings, such as ``total_steps``, in their groups."""
+    grouped = translated(settings, kind.MOVED_SETTINGS)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if dataclasses.is_dataclass(parameter.default):
+            grouped[name] = dataclasses.replace(parameter.default, **grouped.get(name, {}))
+    return kind(model, **grouped)

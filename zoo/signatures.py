@@ -75,7 +75,9 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
         parameter = parameters.get(key)
         annotation = Any if parameter is None else _annotation(target, parameter)
         if _is_settings(annotation) and isinstance(value, dict):
-            value = _settings(annotation, value, _key(where, key), _places(target, where))
+            default = None if parameter is None else parameter.default
+            places = _places(target, where)
+            value = _settings(annotation, value, _key(where, key), places, default)
         elif not _fits(value, annotation):
             value = _with_tuples(value, annotation)
         same_as_default = parameter is not None and value is None and parameter.default is None
@@ -116,10 +118,13 @@ def _is_settings(annotation: Any) -> bool:
     return inspect.isclass(annotation) and dataclasses.is_dataclass(annotation)
 
 
-def _settings(kind: type, node: dict[str, Any], where: str, near: Mapping[str, list[str]]) -> Any:
+def _settings(
+    kind: type, node: dict[str, Any], where: str, near: Mapping[str, list[str]], default: Any
+) -> Any:
     """The dataclass ``kind`` from the plain values of ``node``.
 
-    ``near``: last part of a name -> places in the owner of the settings, for hints.
+    ``near``: last part of a name -> places in the owner of the settings, for hints. ``default``:
+    that of the argument; what ``node`` leaves out is as in it, if it is a ``kind``.
     """
     names = [field.name for field in dataclasses.fields(kind)]
     for key in node:
@@ -133,6 +138,8 @@ def _settings(kind: type, node: dict[str, Any], where: str, near: Mapping[str, l
     if any(isinstance(value, Unbuilt) for value in values.values()):
         raise UserError(f"{where}: {kind.__name__} takes plain values, not _target_ nodes")
     try:
+        if isinstance(default, kind):
+            return dataclasses.replace(default, **values)
         return kind(**values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

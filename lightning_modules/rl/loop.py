@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from datamodules.batches import PromptBatch, PromptSource
-from lightning_modules.ema import EMA
+from lightning_modules.ema import EMA, AveragedWeights
 from lightning_modules.offload import move, present, put_text_encoders_away
 from lightning_modules.optimizers import build_optimizer
 from lightning_modules.random_state import random_state, set_random_state
@@ -69,7 +68,7 @@ from zoo.signatures import bind
 from zoo.types import Backbone, Reward, Trajectory
 
 
-class OnPolicy(LightningModule):
+class OnPolicy(AveragedWeights):
     """A method that learns from its own samples.
 
     A method has a constructor, ``learn`` (all that it does with a scored round) and, where it keeps
@@ -186,7 +185,7 @@ class OnPolicy(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         one = self.optimizer
-        return build_optimizer(
+        built = build_optimizer(
             one.name,
             self.trainable().values(),
             one.learning_rate,
@@ -194,6 +193,8 @@ class OnPolicy(LightningModule):
             one.epsilon,
             one.weight_decay,
         )
+        self.follow(built)
+        return built
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Trainable weights only: the base is named by the run's configuration."""
@@ -238,9 +239,9 @@ class OnPolicy(LightningModule):
         return cls.__name__.lower()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint[self._state_key()] = {
             "next_round": self._next_round,
-            "ema": None if self.ema is None else self.ema.state_dict(),
             "random_state": random_state(),
             **self.method_state(),
         }
@@ -253,16 +254,12 @@ class OnPolicy(LightningModule):
             )
         check_weights(self.trainable(), checkpoint["state_dict"])
         state = checkpoint[self._state_key()]
-        if (state["ema"] is None) != (self.ema is None):
-            raise UserError(
-                "optimizer.ema_decay must be given in the resumed run exactly when it was given"
-                " before"
-            )
+        if state.get("ema") is not None:  # where 0.1.0-dev kept it
+            checkpoint = {**checkpoint, "ema": state["ema"]}
+        super().on_load_checkpoint(checkpoint)
         self._next_round = state["next_round"]
         self._saved_random_state = state["random_state"]
         self.load_method_state(state)
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
 
     # Before the first round
 
@@ -387,8 +384,6 @@ class OnPolicy(LightningModule):
         sum_gradients(self.trainable().values())
         self.optimizers().step()  # calls on_before_optimizer_step, after any unscaling
         self.optimizers().zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update()
         return self._grad_norm
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -411,8 +406,7 @@ class OnPolicy(LightningModule):
         waves are kept. Repeatable."""
         eval_mode(self.backbone, self.reward, self.held_out_reward)
         with ExitStack() as stack:
-            if self.ema is not None:
-                stack.enter_context(self.ema.swapped())
+            stack.enter_context(self.averaged())
             if self._trainer is not None:
                 stack.enter_context(self.trainer.precision_plugin.forward_context())
             return self._sample(batch, self.eval_sampler, "wave")

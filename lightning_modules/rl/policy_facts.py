@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_modules.training_settings import card_settings
 from zoo.hub.run_facts import AdapterFacts, RunFacts
 from zoo.hub.sampling_settings import PartialSampling
 from zoo.signatures import plain_defaults
@@ -44,19 +45,9 @@ def policy_facts(kind: type, arguments: Mapping[str, Any]) -> RunFacts:
         checkpoint="learned",
         sampling=PartialSampling.read(training, "module.sampler"),
         evaluation=PartialSampling.read(training | _sampling(evaluation), "module.evaluation"),
-        settings=_on_card(arguments),
+        settings=card_settings(arguments, *_ON_CARD),
         started_from=adapter["start"],
     )
-
-
-def _on_card(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
-    for key in _ON_CARD:
-        node, name = key.split(".")
-        value = arguments.get(node, {}).get(name)
-        if value is not None:
-            found[key] = value
-    return found
 
 
 def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,19 @@ and the backbone, is checked by the module that takes them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from lightning_modules.optimizers import optimizer_class
+from lightning_modules.training_settings import (
+    require_choice,
+    require_finite,
+    require_not_negative,
+    require_positive,
+)
 from zoo.diffusion import Sampler
-from zoo.errors import UserError, did_you_mean
+from zoo.errors import UserError
 
 # Stable Diffusion's 4 x 64 x 64 latent, for which DDPO's clip range of 1e-4 was found.
 CLIP_REFERENCE_ELEMENTS = 16384
@@ -47,7 +52,7 @@ class SamplerSettings(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "batch_size")
+        require_positive(self, "batch_size")
         if self.detach_unconditional and self.guidance_scale == 0:
             raise UserError(
                 "guidance_scale 0 uses the unconditional side alone, and detach_unconditional=true "
@@ -126,12 +131,12 @@ class UpdateSettings:
     ratio_check: Literal["auto"] | bool | float = "auto"
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self, "batch_size", "per_round", "inner_epochs", "timestep_fraction", "clip_range"
         )
-        _require_positive(self, "clip_reference_elements", otherwise="null (clip_range as it is)")
-        _require_not_negative(self, "kl_coef")
-        _require_choice(self, "timestep_draw", get_args(StepDraw))
+        require_positive(self, "clip_reference_elements", otherwise="null (clip_range as it is)")
+        require_not_negative(self, "kl_coef")
+        require_choice(self, "timestep_draw", get_args(StepDraw))
         if self.timestep_fraction > 1:
             raise UserError(
                 f"invalid timestep_fraction {self.timestep_fraction}: expected a share of the"
@@ -164,8 +169,8 @@ class AdvantageSettings:
     clip: float = 5.0
 
     def __post_init__(self) -> None:
-        _require_choice(self, "kind", get_args(AdvantageKind))
-        _require_positive(self, "clip")
+        require_choice(self, "kind", get_args(AdvantageKind))
+        require_positive(self, "clip")
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ class AdapterSettings:
     start: str | None = None
 
     def __post_init__(self) -> None:
-        _require_not_negative(self, "rank")
+        require_not_negative(self, "rank")
 
 
 @dataclass(frozen=True)
@@ -217,10 +222,10 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         optimizer_class(self.name)
-        _require_positive(self, "learning_rate", "max_grad_norm")
-        _require_finite(self, "learning_rate")
-        _require_positive(self, "decay_rounds", otherwise="null (a constant rate)")
-        _require_not_negative(self, "weight_decay", "epsilon")
+        require_positive(self, "learning_rate", "max_grad_norm")
+        require_finite(self, "learning_rate")
+        require_positive(self, "decay_rounds", otherwise="null (a constant rate)")
+        require_not_negative(self, "weight_decay", "epsilon")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"invalid betas {tuple(self.betas)}: expected two numbers >= 0 and < 1")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -241,8 +246,8 @@ class MemorySettings:
     decoder: DecoderPlace = "keep"
 
     def __post_init__(self) -> None:
-        _require_choice(self, "text_encoders", get_args(EncoderPlace))
-        _require_choice(self, "decoder", get_args(DecoderPlace))
+        require_choice(self, "text_encoders", get_args(EncoderPlace))
+        require_choice(self, "decoder", get_args(DecoderPlace))
 
 
 @dataclass(frozen=True)
@@ -266,40 +271,9 @@ class ScoringSettings:
     class_label: str = "mood"
 
     def __post_init__(self) -> None:
-        _require_not_negative(self, "workers")
-        _require_choice(self, "on_bad_reward", get_args(StopOrDrop))
-        _require_choice(self, "long_prompts", get_args(StopOrDrop))
-
-
-def _require_positive(settings: Any, *names: str, otherwise: str | None = None) -> None:
-    """``otherwise``: what None means, where a setting may be None."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is None and otherwise is not None:
-            continue
-        if value is None or not value > 0:
-            expected = "a number > 0" + (f", or {otherwise}" if otherwise else "")
-            raise UserError(f"invalid {name} {value}: expected {expected}")
-
-
-def _require_finite(settings: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if not math.isfinite(value):
-            raise UserError(f"invalid {name} {value}: expected a finite number")
-
-
-def _require_not_negative(settings: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if not 0 <= value < math.inf:
-            raise UserError(f"invalid {name} {value}: expected a number >= 0")
-
-
-def _require_choice(settings: Any, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(settings, name)
-    if value not in choices:
-        raise UserError(f"invalid {name} {value!r}; {did_you_mean(str(value), choices)}")
+        require_not_negative(self, "workers")
+        require_choice(self, "on_bad_reward", get_args(StopOrDrop))
+        require_choice(self, "long_prompts", get_args(StopOrDrop))
 
 
 # The flat settings of DDPO before 0.1.0 -> where they are now.
