@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from toy_ddpo import Recorder, fitted, module, recorded, trainer, weights
-from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round
+from toys import Given, Rounds, ToyBackbone, ToyReward, prompt_round, shaken
 
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.ddpo import DDPO
@@ -381,3 +381,20 @@ def test_other_strategies_are_refused():
     ddpo._trainer = Trainer()
     with pytest.raises(ValueError, match="not with FSDPStrategy"):
         ddpo.on_fit_start()
+
+
+def test_averages_of_an_old_checkpoint_are_taken_from_their_old_place():
+    ddpo = module({"optimizer.ema_decay": 0.5})
+    shaken(ddpo.backbone.denoiser)
+    saved = {"state_dict": ddpo.state_dict()}
+    ddpo.ema.update()
+    ddpo.on_save_checkpoint(saved)
+    saved["ddpo"]["ema"] = saved.pop("ema")  # as 0.1.0-dev kept them
+    again = module({"optimizer.ema_decay": 0.5})
+    again.on_load_checkpoint(saved)
+    assert again.ema.updates == 1
+    for own, old in zip(again.ema.average, ddpo.ema.average, strict=True):
+        assert torch.equal(own, old)
+    del saved["ddpo"]["ema"]
+    with pytest.raises(ValueError, match="ema_decay"):
+        module({"optimizer.ema_decay": 0.5}).on_load_checkpoint(saved)

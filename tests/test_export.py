@@ -16,6 +16,7 @@ import zoo
 from zoo.backbones.lora import add_lora
 from zoo.backbones.tiny import TinyAudio
 from zoo.commands import generate
+from zoo.diffusion import Sampler
 from zoo.hub import export, weights
 from zoo.hub.adapter_files import base_sha256
 from zoo.hub.artifact import load_artifact, read_config, save_artifact
@@ -408,12 +409,12 @@ def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(
 ):
     folder, seen = export_run(run, tmp_path / "out"), {}
 
-    def keep(backbone, prompts, seeds, paths, folder, batch_size, sampling):
-        seen.update(sampling, seconds=prompts[0].seconds, heard=heard(backbone))
+    def keep(backbone, prompts, seeds, paths, folder, batch_size, sampler):
+        seen.update(sampler=sampler, seconds=prompts[0].seconds, heard=heard(backbone))
 
     monkeypatch.setattr(generate, "_generate_files", keep)
     generate.main(
         [str(folder), "a piano", "--strength", "0", "--out", str(tmp_path / "waves")], None
     )
     assert torch.equal(seen.pop("heard"), heard(zoo.load(BASE)))
-    assert seen == {"steps": 3, "guidance_scale": 1.5, "eta": 1.0, "rule": "ddim", "seconds": 0.256}
+    assert seen == {"sampler": Sampler(3, 1.5), "seconds": 0.256}
