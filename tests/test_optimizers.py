@@ -15,9 +15,9 @@ from lightning_modules.mood_classifier import Emotion
 from lightning_modules.optimizers import OPTIMIZERS, build_optimizer, optimizer_class
 from zoo.backbones.spectral_codec import SpectralCodec
 from zoo.instantiate import check
-from zoo.signatures import bind
 from zoo.rewards.clap import ClapReward
 from zoo.rewards.mood import EmotionReward
+from zoo.signatures import bind
 
 
 class Rounded(torch.optim.AdamW):
