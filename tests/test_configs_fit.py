@@ -189,7 +189,9 @@ def test_the_ensemble_of_music(tmp_path: Path) -> None:
     assert (
         rows[0]["held_out_scorer/rise_errors"] == 0 != rows[2]["held_out_scorer/rise_errors"]
     )  # the reference was kept
-    assert "<li>held-out scorer: " in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "second opinion (not trained on)" in (tmp_path / "run" / "report.html").read_text(
+        "utf-8"
+    )
     reward = run.build(read_configuration([tmp_path / "run" / "config.yaml"])).module.reward
     assert reward.members[0].weight == 1 and not reward.differentiable
     assert_exports_and_reloads(tmp_path)

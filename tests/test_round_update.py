@@ -329,6 +329,18 @@ class Reversed(ToyReward):
         return replace(output, score_B=100 - output.score_B)
 
 
+def test_a_round_is_combined_in_the_order_of_prompts_and_samples():
+    seen = []
+
+    class Order(ToyReward):
+        def combine(self, output, prompts):
+            seen.append([prompt.id for prompt in prompts])
+            return output
+
+    judged_scores("batch", Order())
+    assert seen == [["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]]
+
+
 def test_running_statistics_are_of_what_is_learned_from():
     tracker = PromptTracker(4, 2)
     found = judged_scores("prompt", Reversed(), tracker)

@@ -1,8 +1,5 @@
 """DDPO: denoising diffusion policy optimisation (arXiv 2305.13301), the clipped importance-sampled
-form.
-
-The adapter is updated with backward passes step by step, so memory does not grow with the number of
-sampling steps.
+form. Backward passes run step by step, so memory does not grow with the number of sampling steps.
 """
 
 from __future__ import annotations
@@ -87,18 +84,8 @@ class DDPO(OnPolicy):
                 "update.kl_coef > 0 compares with the base model, which is the adapter switched"
                 " off; set adapter.rank to at least 1"
             )
-        super().__init__(
-            backbone,
-            reward,
-            held_out_reward,
-            sampler,
-            adapter,
-            optimizer,
-            evaluation,
-            memory,
-            scoring,
-            seed,
-        )
+        shared = (sampler, adapter, optimizer, evaluation, memory, scoring)
+        super().__init__(backbone, reward, held_out_reward, *shared, seed)
         self.save_settings(update=update, advantages=advantages)
         self.update = update
         self.advantages = advantages
@@ -135,10 +122,9 @@ class DDPO(OnPolicy):
         check = self.update.ratio_check
         if self._ratio_checked or check is False:
             return
-        same_shapes = self.update.recompute_old_log_prob or same_shapes
-        tolerance, why = ratio_tolerance(
-            self.backbone.denoiser, self.device.type, same_shapes, clip_range
-        )
+        is_same = same_shapes or self.update.recompute_old_log_prob
+        network = self.backbone.denoiser
+        tolerance, why = ratio_tolerance(network, self.device.type, is_same, clip_range)
         if not isinstance(check, (str, bool)):
             tolerance = check
         check_ratio(deviation, where, tolerance, why)

@@ -1,9 +1,9 @@
-"""A second opinion on a run: a reward that is logged and never trained on, and a callback that acts
-when it disagrees.
+"""A second opinion on a run: a reward that is only logged, and a callback that acts when it
+disagrees with the trained reward.
 
-A reward that is optimised hard enough stops meaning what it meant (Gao et al., arXiv 2210.10760); a
-scorer with another network and other training data notices: its score of the same clips falls while
-the reward's rises.
+A reward that is optimised too far is exploited (Gao et al., arXiv 2210.10760). A scorer with
+another network and other training data shows it: its score of the same clips falls while the reward
+rises.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ ACTIONS: dict[str, tuple[str | None, float | None]] = {
 
 @dataclass(frozen=True)
 class WithHeldOut:
-    """A reward beside which ``held_out`` is asked: its score is the part ``held_out_scorer``, its
-    parts are named after that.
+    """Asks ``held_out`` beside ``reward``: its score is the part ``held_out_scorer``, its parts are
+    ``held_out_scorer/NAME``.
     """
 
     reward: Reward
@@ -62,10 +62,8 @@ def with_held_out(reward: Reward, held_out: Reward | None) -> Reward:
 
 @dataclass(frozen=True)
 class HeldOutSample:
-    """One clip of an evaluation:
-
-    ``score`` is the reward's, ``parts`` its parts (of which ``held_out_scorer`` may be one).
-    """
+    """One clip of an evaluation: ``score`` and ``parts`` of the reward, the part
+    ``held_out_scorer`` included where there is one."""
 
     prompt: Prompt
     index: int
@@ -84,11 +82,12 @@ def held_out_samples(batch: PromptBatch, samples: ScoredSamples) -> list[HeldOut
 
 
 def held_out_summary(samples: Sequence[HeldOutSample], class_label: str) -> dict[str, float]:
-    """Metrics of an evaluation:
+    """Metrics of an evaluation.
 
-    ``held_out/...`` (the reward on held-out prompts) and ``held_out_scorer/...``, each with mean,
-    std and classes, and the mean of each part, ``held_out_part/...``. Numbers that are not finite
-    are left out and counted (``held_out/not_finite``, ``held_out_scorer/not_finite``).
+    ``held_out/...`` is the reward on held-out prompts, ``held_out_scorer/...`` the second opinion,
+    each with mean, std and classes; ``held_out_part/...`` is the mean of each part. Numbers that
+    are not finite are left out and counted (``held_out/not_finite``,
+    ``held_out_scorer/not_finite``).
     """
     summary = _summary(
         [(sample.prompt, sample.score) for sample in samples], class_label, "held_out"
@@ -111,7 +110,7 @@ def held_out_summary(samples: Sequence[HeldOutSample], class_label: str) -> dict
 
 
 def not_finite(samples: Sequence[HeldOutSample]) -> list[HeldOutSample]:
-    """Those that the reward gave NaN or infinity."""
+    """The samples whose reward is NaN or infinite."""
     return [sample for sample in samples if not math.isfinite(sample.score)]
 
 
@@ -140,10 +139,8 @@ def _summary(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """After so many rounds:
-
-    (prompt id, sample index) -> (reward, held-out score) of each clip where both are finite.
-    """
+    """``scores`` after ``round`` rounds: (prompt id, sample index) -> (reward, held-out score) of
+    each clip where both are finite."""
 
     round: float
     scores: Mapping[tuple[str, int], tuple[float, float]]
@@ -170,9 +167,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Change:
-    """From one evaluation to another, over the clips that both have: mean rise of the reward and of
-    the held-out score, and the latter in its standard errors (paired, over prompts; over clips
-    where there is one prompt, for which it then speaks).
+    """From one evaluation to another, over the clips that both have.
+
+    ``reward`` and ``scorer`` are the mean rises of the reward and of the held-out score.
+    ``scorer_errors`` is the latter in its standard errors: paired, over prompts, or over clips
+    where there is only one prompt.
     """
 
     reward: float
@@ -181,10 +180,10 @@ class Change:
 
 
 def change(before: Evaluation, now: Evaluation) -> Change:
-    """The same prompts from the same noise are compared clip by clip, which is far sharper than two
-    means with their own errors.
+    """Compares two evaluations clip by clip: same prompt, same noise. That is far sharper than a
+    difference of two means.
 
-    Raises ``UserError`` below two clips.
+    Raises ``UserError`` where they have fewer than two clips in common.
     """
     keys = sorted(before.scores.keys() & now.scores.keys())
     if len(keys) < 2:
@@ -264,14 +263,13 @@ class HeldOutWatch(Callback):
                 "raise_kl": "a factor above 1",
             }[action]
             raise UserError(f"action {action!r} takes {wanted}, got {factor}")
-        self.action, self.standard_errors, self.compare_with, self.patience = (
-            action,
-            standard_errors,
-            compare_with,
-            patience,
-        )
+        self.action = action
+        self.standard_errors = standard_errors
+        self.compare_with = compare_with
+        self.patience = patience
         self.reference: Evaluation | None = None
-        self.fallen_for, self.interventions = 0, 0
+        self.fallen_for = 0
+        self.interventions = 0
         self._given: float | None = None  # the setting as the configuration has it
 
     def state_dict(self) -> dict[str, Any]:
@@ -330,18 +328,20 @@ class HeldOutWatch(Callback):
             self._act(trainer, pl_module, found, now)
         if self.reference is None or (self.compare_with == "best" and found.scorer > 0):
             self.reference = now
-        told = {
+        metrics = {
             f"{SCORER}/rise_errors": found.scorer_errors,
             f"{SCORER}/interventions": float(self.interventions),
         }
-        pl_module.held_out |= told  # from there they are written beside the evaluation's numbers
+        pl_module.held_out |= metrics  # from there they are written beside the evaluation's numbers
 
     def _act(
         self, trainer: Trainer, pl_module: LightningModule, found: Change, now: Evaluation
     ) -> None:
-        self.fallen_for, self.interventions = 0, self.interventions + 1
+        self.fallen_for = 0
+        self.interventions += 1
         if self.setting is None:
-            trainer.should_stop, done = True, "the run stops"
+            trainer.should_stop = True
+            done = "the run stops"
         else:
             self._anneal(pl_module)
             done = f"{self.setting} becomes {_setting(pl_module, self.setting):.3g}"
