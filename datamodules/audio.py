@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.batches import AudioBatch, check_clip_length
 from datamodules.tables import Record, read_table
 from zoo.audio_files import FORMATS, audio_facts, opened_audio, read_audio
-from zoo.audio_files.folders import listed
+from zoo.audio_files.folders import Listing, listed
 from zoo.audio_files.resampling import resampled, resampled_length, source_span
 from zoo.errors import UserError
 from zoo.types import Prompt, Waveform
@@ -73,20 +73,36 @@ def find_clips(
         )
     if captions is None:
         return tuple(Clip(name, path, caption) for name, path in found.items())
+    clips = _captioned(folder, listing, captions)
+    if len(found) > len(clips):
+        log.warning(
+            "%s: %d of %d audio files have no row in %s and are left out",
+            folder,
+            len(found) - len(clips),
+            len(found),
+            captions,
+        )
+    return tuple(sorted(clips, key=lambda clip: clip.name))
+
+
+def _captioned(folder: Path, listing: Listing, captions: str | Path) -> list[Clip]:
+    """The clips that a table lists, in its order."""
     clips: dict[str, Clip] = {}
     missing = []
     for record in read_table(captions, "file", "caption").rows:
         written = record.name("file")
-        where = record.where
         name = listing.find(written)
         if name is None:
             aside = listing.reason(written)
             missing.append(f"{written} (line {record.line}{', ' + aside if aside else ''})")
             continue
         if name in clips:
-            raise UserError(f"{where}: {name} is listed a second time; keep one row per file")
+            raise UserError(
+                f"{record.where}: {name} is listed a second time; keep one row per file"
+            )
         labels = record.others("file", "caption", "weight")
-        clips[name] = Clip(name, found[name], record.text("caption"), _weight(record), labels)
+        path = listing.files[name]
+        clips[name] = Clip(name, path, record.text("caption"), _weight(record), labels)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
@@ -101,16 +117,7 @@ def find_clips(
             f"{captions}: some rows have a weight and some have none; fill in all or drop the"
             " column"
         )
-    if len(found) > len(clips):
-        left_out = len(found) - len(clips)
-        log.warning(
-            "%s: %d of %d audio files have no row in %s and are left out",
-            folder,
-            left_out,
-            len(found),
-            captions,
-        )
-    return tuple(clips[name] for name in sorted(clips))
+    return list(clips.values())
 
 
 def _weight(record: Record) -> float | None:
@@ -133,9 +140,11 @@ def mix_channels(wave_CN: Tensor, channels: int) -> Tensor:
     if have == channels:
         return wave_CN
     if channels == 1:
+        # torch's mean adds more than four channels in another order at the end of a wave than
+        # before it: crops would differ from the whole
         total_N = wave_CN[0].clone()
-        for channel_N in wave_CN[1:]:  # in order: torch's mean adds 5 and more in another one
-            total_N += channel_N  # at the end of a wave than before it
+        for channel_N in wave_CN[1:]:
+            total_N += channel_N
         return (total_N / have).unsqueeze(0)
     if have == 1:
         return wave_CN.expand(channels, -1).clone()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from zoo.evaluation.results import ORIGINAL, TRAINED
 
@@ -23,7 +25,13 @@ def parser() -> argparse.ArgumentParser:
         ),
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    _add_sources(parser.add_argument_group("what is evaluated").add_argument)
+    _add_sampling(parser.add_argument_group("how a model is sampled").add_argument)
+    _add_tables(parser.add_argument_group("scores and tables").add_argument)
+    return parser
+
+
+def _add_sources(add: Callable[..., Any]) -> None:
     add(
         "--generations",
         help=(
@@ -63,6 +71,16 @@ def parser() -> argparse.ArgumentParser:
         help="YAML of a run: its prompts, sampling and reward (a run folder brings its own)",
     )
     add(
+        "--combine",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="evaluated folders: one set of tables of all, nothing is scored",
+    )
+
+
+def _add_sampling(add: Callable[..., Any]) -> None:
+    add(
         "--prompts",
         help=(
             ".txt, .csv or .jsonl; further columns are labels (mood). Default: those of the "
@@ -70,15 +88,6 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     add("--which", choices=WHICH, help="which prompts of the configuration (default: held_out)")
-    add(
-        "--rewards",
-        nargs="+",
-        metavar="NAME",
-        help=(
-            "zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the "
-            "run"
-        ),
-    )
     add("--samples", type=int, help=f"clips per prompt (default: {SAMPLES})")
     add(
         "--seed",
@@ -100,6 +109,20 @@ def parser() -> argparse.ArgumentParser:
         "--negative",
         help="negative of prompts of --prompts that say none (default: that of the run)",
     )
+    add("--batch-size", type=int, default=8, help="samples at a time")
+    add("--device", default="cpu", help="such as cpu, cuda, mps")
+
+
+def _add_tables(add: Callable[..., Any]) -> None:
+    add(
+        "--rewards",
+        nargs="+",
+        metavar="NAME",
+        help=(
+            "zoo names, folders, .yaml (a _target_ or a run), or config: that of --config or the "
+            "run"
+        ),
+    )
     add(
         "--setting",
         help=(
@@ -117,20 +140,11 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     add(
-        "--combine",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="evaluated folders: one set of tables of all, nothing is scored",
-    )
-    add(
         "--players",
         type=int,
         default=3,
         help="clips per class in report.html, from best to worst; 0 is none",
     )
-    add("--batch-size", type=int, default=8, help="samples at a time")
-    add("--device", default="cpu", help="such as cpu, cuda, mps")
     add(
         "--out",
         type=Path,
@@ -142,4 +156,3 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace the tables and pages of the evaluation that --out holds",
     )
-    return parser
