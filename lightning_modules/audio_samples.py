@@ -29,9 +29,10 @@ LARGEST = 4  # samples that changed most, kept for the report
 
 
 def spread(batch: PromptBatch, count: int, class_label: str = "mood") -> PromptBatch:
-    """``count`` rows of a batch (all, if it has fewer) of as many prompts as there are, evenly
-    spread over the classes ``labels[class_label]`` and over the prompts of a class; a prompt comes
-    a second time when every one is there, next to its first.
+    """``count`` rows of a batch, or all if it has fewer, evenly spread over the classes
+    ``labels[class_label]`` and over the prompts of each class.
+
+    A prompt gets a second row, next to its first, only when every prompt has one.
     """
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(batch.prompts):
@@ -53,8 +54,8 @@ def spread(batch: PromptBatch, count: int, class_label: str = "mood") -> PromptB
 
 
 def _evenly(groups: list[list[tuple[int, int]]], count: int) -> list[tuple[int, int]]:
-    """``count`` members (all, if there are fewer): as equal a share of every group as its size
-    allows, evenly spaced in it; of more groups than ``count``, evenly spaced ones.
+    """``count`` members, or all if there are fewer: each group gives an equal share, as far as its
+    size allows, evenly spaced in it. Of more groups than ``count``, evenly spaced ones are taken.
     """
     if len(groups) > count:
         groups = [groups[i * len(groups) // count] for i in range(count)]
@@ -100,13 +101,14 @@ def played(samples: ScoredSamples) -> list[Played]:
 
 
 def write_samples(folder: str | Path, samples: Sequence[Played], sample_rate_hz: int) -> Path:
-    """One 16-bit wav per sample and ``samples.json`` (file, prompt, score: null where it is not
-    finite); an older folder is replaced when all is written.
+    """Writes one 16-bit wav per sample, and ``samples.json``: file, prompt and score (null where it
+    is not finite). An older folder is replaced when all is written.
 
-    Raises ``OSError``, and ``UserError`` for a wave with NaN or infinity; the older folder stays
-    then.
+    Raises ``OSError``, and ``UserError`` for a wave with NaN or infinity; then the older folder
+    stays.
     """
-    folder, index = Path(folder), []
+    folder = Path(folder)
+    index = []
     with folder_written_beside(folder, replace=True) as part:
         for i, sample in enumerate(samples):
             prompt = sample.prompt
@@ -129,24 +131,31 @@ def write_samples(folder: str | Path, samples: Sequence[Played], sample_rate_hz:
 
 
 class AudioSamples(Callback):
-    """``before/`` (where the run started: the base model, or the ``start_adapter`` on it),
-    ``after/`` (the trained one) and, after each evaluation, ``round_<n>/`` in ``folder``.
+    """Writes the same samples to ``before/`` (the model that the run started from), ``after/`` (the
+    trained model) and, after each evaluation, ``round_<n>/``.
 
-    ``count`` held-out prompts, evenly spread, always with the noise of their evaluation; without
-    held-out prompts, prompts of the first training round. The base model is the adapter switched
-    off, so its ``before/`` can be made at any time; one of a whole denoiser or of a
-    ``adapter.start`` only before the first update. What an evaluation has just played at the same
-    step is taken from it and not sampled again.
+    They are ``count`` held-out prompts, evenly spread, with the noise of their evaluation; without
+    held-out prompts, prompts of the first training round. What an evaluation has played at the same
+    step is taken from it. The base model is the adapter switched off, so its ``before/`` can be
+    made at any time; that of a whole denoiser, or of ``adapter.start``, only before the first
+    update.
 
-    Where evaluations came first and last, ``largest/before`` and ``largest/after`` hold those of
-    all their samples whose scores changed most. They are chosen by their scores, so they are for
-    the report and not for a listening test.
+    A run that was evaluated before its first update and after its last one also has ``largest/``,
+    with its own ``before`` and ``after``: the samples of the evaluation whose scores changed most.
+    They are chosen by their scores, so they are for the report and not for a listening test.
+
+    Args:
+        folder: where the folders are made.
+        count: samples per folder.
+        every_evaluation: whether evaluations during training are written, too.
     """
 
     def __init__(self, folder: str | Path, count: int = 8, every_evaluation: bool = True) -> None:
         if count < 1:
             raise UserError(f"the number of audio samples must be at least 1, got {count}")
-        self.folder, self.count, self.every_evaluation = Path(folder), count, every_evaluation
+        self.folder = Path(folder)
+        self.count = count
+        self.every_evaluation = every_evaluation
         self.batch: PromptBatch | None = None
         self.heard: dict[tuple[str, int], Played] = {}  # (prompt id, sample index), last evaluation
         self.heard_step = -1
@@ -189,7 +198,7 @@ class AudioSamples(Callback):
             from_base = adapter.rank > 0 and adapter.start is None
             if not fresh:
                 self.heard = {}  # of the trained model
-            if from_base or fresh:  # what has learned since cannot be switched off
+            if from_base or fresh:  # only an adapter can be switched off
                 with reference(pl_module.backbone) if from_base else nullcontext():
                     self._write(trainer, pl_module, "before")
 
@@ -199,14 +208,15 @@ class AudioSamples(Callback):
             self._write(trainer, pl_module, f"round_{round_index:05d}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (
-            self.batch is None and trainer.is_global_zero and trainer.datamodule is not None
-        ):  # no round was left to train
+        has_trained = self.batch is not None
+        if not has_trained and trainer.is_global_zero and trainer.datamodule is not None:
             held_out = joined(trainer.datamodule.val_dataloader())
             if held_out is not None:
                 self.batch = spread(held_out, self.count, pl_module.scoring.class_label)
         if self.batch is not None:
             self._write(trainer, pl_module, "after")
+        if has_trained:
+            shutil.rmtree(self.folder / "largest", ignore_errors=True)  # of before it was resumed
             if self.heard_step == trainer.global_step:
                 self._write_largest(pl_module.backbone.sample_rate_hz)
 
@@ -225,7 +235,7 @@ class AudioSamples(Callback):
             shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
-        """Plays the prompts, or takes what the evaluation at this step has played of them."""
+        """Takes the samples from the evaluation at this step, or plays them."""
         keys = _keys(self.batch)
         if self.heard_step == trainer.global_step and all(key in self.heard for key in keys):
             samples = [self.heard[key] for key in keys]
@@ -234,8 +244,8 @@ class AudioSamples(Callback):
         write_samples(self.folder / name, samples, pl_module.backbone.sample_rate_hz)
 
     def _write_largest(self, sample_rate_hz: int) -> None:
-        """The samples of the first and the last evaluation whose scores changed most, one per
-        prompt.
+        """Writes the samples whose scores changed most between the first and the last evaluation,
+        one per prompt.
         """
         changes: dict[str, tuple[float, Played, Played]] = {}
         for key in sorted(self.first.keys() & self.heard.keys()):

@@ -1,4 +1,4 @@
-"""What the end of a run says: what it reached, where that lies, and the commands to go on with."""
+"""The last lines of a run: what it reached, where its report is, and how to go on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from lightning_modules.report import read_rows, read_samples
 
 
 def run_summary(out_dir: str | Path, module: Any) -> list[str]:
-    """Lines for the screen about a finished run folder; what it did not leave is not named.
+    """Lines for the screen about a finished run folder, each about something that is there.
 
-    The reward's ``unit``, where it has one, says how its numbers are read.
+    ``module`` is asked for the ``unit`` of its reward, which says how the numbers are read.
     """
     out_dir = Path(out_dir)
-    lines = [line for line in (_held_out(out_dir, module),) if line]
+    rewards = _held_out(out_dir, module)
+    lines = [rewards] if rewards else []
     if (out_dir / "report.html").is_file():
         lines.append(f"report:  {out_dir / 'report.html'}")
     name = shlex.quote(str(out_dir))
@@ -28,17 +29,18 @@ def run_summary(out_dir: str | Path, module: Any) -> list[str]:
 
 
 def _held_out(out_dir: Path, module: Any) -> str:
-    """Held-out reward before and after; of the samples with the same noise where no evaluation came
-    first.
+    """Held-out reward before and after training. Without an evaluation before training it is that
+    of the samples in audio/.
     """
     unit = getattr(getattr(module, "reward", None), "unit", "")
     rows = [row for row in read_rows(out_dir / "metrics.csv") if "held_out/mean" in row]
-    first, last = (rows[0], rows[-1]) if rows else ({}, {})
-    if last and first.get("round") == 0 and len(rows) > 1:
-        before, after = first["held_out/mean"], last["held_out/mean"]
+    if len(rows) > 1 and rows[0].get("round") == 0:
+        before = rows[0]["held_out/mean"]
+        after = rows[-1]["held_out/mean"]
         what = "held-out reward"
     else:
-        before, after = (_mean_score(out_dir / "audio" / name) for name in ("before", "after"))
+        before = _mean_score(out_dir / "audio" / "before")
+        after = _mean_score(out_dir / "audio" / "after")
         what = "reward of the samples in audio/"
     if not (math.isfinite(before) and math.isfinite(after)):
         return ""

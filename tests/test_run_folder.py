@@ -278,6 +278,10 @@ def test_samples_of_an_evaluation_are_not_sampled_again(tmp_path, monkeypatch):
     assert (tmp_path / "audio" / "largest").is_dir()
     assert not (tmp_path / "late" / "audio" / "largest").exists()
     assert not (tmp_path / "gap" / "audio" / "largest").exists()
+    run(tmp_path, 3)[0].save_checkpoint(tmp_path / "three.ckpt")
+    (tmp_path / "audio" / "largest").mkdir()  # of the run before it was resumed
+    run(tmp_path, 4, start=3, ckpt=tmp_path / "three.ckpt")
+    assert not (tmp_path / "audio" / "largest").exists()
 
 
 def test_the_largest_changes_are_of_all_samples_of_the_evaluation(tmp_path):
