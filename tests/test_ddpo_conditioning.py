@@ -36,6 +36,7 @@ from toy_ddpo import Recorder, fitted, module, trainer, weights
 from toys import Given, ToyBackbone, ToyReward
 
 from datamodules.batches import PromptBatch
+from lightning_modules.rl import ppo_update
 from lightning_modules.rl.ppo_update import trainable_steps
 from zoo import rendering
 from zoo.backbones.audioldm2 import path_of
@@ -65,7 +66,7 @@ MODELS = {"audioldm2": toy_audioldm2.small_model, "tango": tango}
 STREAMS = {"audioldm2": ("loa_BLD", "t5_BLD", "t5_mask_BL"), "tango": ("tokens_BLD", "mask_BL")}
 
 
-def run(backbone, change=lambda trajectory: trajectory, **changes):
+def run(backbone, change=lambda trajectory: trajectory, reward=None, **changes):
     """One round of three prompts, whose trajectory changes before the update: (module, metrics)."""
     sizes = {
         "sampler.batch_size": 3,
@@ -74,7 +75,12 @@ def run(backbone, change=lambda trajectory: trajectory, **changes):
         "sampler.guidance_scale": 3.5,
     }
     ddpo, recorder = (
-        module({"sampler.steps": 4}, backbone=backbone, reward=Level(), **{**sizes, **changes}),
+        module(
+            {"sampler.steps": 4},
+            backbone=backbone,
+            reward=reward or Level(),
+            **{**sizes, **changes},
+        ),
         Recorder(),
     )
     learn = ddpo.learn
@@ -98,6 +104,29 @@ def swapped(trajectory):
     return dataclasses.replace(
         trajectory, conditioning=trajectory.negative, negative=trajectory.conditioning
     )
+
+
+class Places(Level):
+    """Scores 0, 1 and 2: the sample in the middle has advantage 0."""
+
+    def __call__(self, wave_BCN, sample_rate_hz, prompts):
+        scores = torch.tensor([float(PROMPTS.index(prompt)) for prompt in prompts])
+        return RewardOutput(scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_keeps_the_shape_of_a_batch_of_which_a_part_learns(monkeypatch, dtype):
+    shapes = []
+    replay = ppo_update.replay_step
+
+    def spy(predict, schedule, trajectory, step_B, *rest):
+        shapes.append(len(step_B))
+        return replay(predict, schedule, trajectory, step_B, *rest)
+
+    monkeypatch.setattr(ppo_update, "replay_step", spy)
+    _, metrics = run(tango().to(dtype), reward=Places(), **{"update.clip_range": 1e-4})
+    assert set(shapes) == {2 if dtype == torch.float32 else 3}
+    assert abs(metrics["ratio/max"] - 1) <= (1e-5 if dtype == torch.float32 else 1e-4)
 
 
 CASES = [

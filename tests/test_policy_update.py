@@ -12,16 +12,14 @@ from lightning_modules.rl.ppo_update import (
     OptimiserStep,
     UpdateRecord,
     backward_steps,
-    check_ratio,
     draw_steps,
     plan_round,
     plan_updates,
-    ratio_tolerance,
     scored_elements,
     trainable_steps,
     update_metrics,
-    worst_ratio,
 )
+from lightning_modules.rl.ratio import check_ratio, ratio_tolerance, worst_ratio
 from lightning_modules.rl.settings import UpdateSettings
 from zoo.backbones.lora import AdapterSwitch, add_lora, reference
 from zoo.diffusion import Sampler, noise_generator, replay_schedule, rollout, step_log_prob
@@ -102,6 +100,24 @@ def test_every_kept_sample_that_learns_is_in_one_micro_batch():
     assert sorted(computed) == [0, 2, 3, 5, 7]
     nothing = plan_updates(steps_KB, [False] * 8, everyone, 4, 2, 0, 0)
     assert nothing == [OptimiserStep((), 0)] * 2
+
+
+def test_filled_micro_batches_have_one_shape_and_the_same_samples():
+    steps_KB = torch.arange(2)[:, None] + 10 * torch.arange(8)
+    kept = [row != 3 for row in range(8)]
+    for learns in ([row not in (1, 4) for row in range(8)], [False] * 8):
+        arguments = (steps_KB, kept, learns, 2, 2, 0, 0)
+        pairs = zip(
+            plan_updates(*arguments), plan_updates(*arguments, keep_shapes=True), strict=True
+        )
+        for plain, filled in pairs:
+            assert plain.terms == filled.terms
+            for small, micro in zip(plain.micro, filled.micro, strict=True):
+                assert len(micro.rows) == 2 and micro.count == len(small.rows)
+                assert micro.rows[: micro.count] == small.rows and small.fill == 0
+                assert set(micro.rows) == set(small.rows)
+                steps = steps_KB[: len(micro.steps_KN), list(micro.rows)]
+                assert torch.equal(micro.steps_KN, steps)
 
 
 def test_if_no_sample_learns_one_step_of_one_kept_sample_is_computed():
@@ -206,6 +222,20 @@ def test_rows_of_advantage_0_have_no_gradient(toy_round):
     assert record.loss_K.all()
     _, silent = gradient_of(toy_round, MicroBatch((1,), steps_KN[:1, 1:2]), **options)
     assert all(gradient is not None and not gradient.any() for gradient in silent)
+
+
+def test_rows_that_only_fill_count_nowhere(toy_round):
+    steps_KN = torch.tensor([[0, 1, 0, 0], [1, 2, 1, 1]])
+    plain = MicroBatch((2, 0), steps_KN[:, :2])
+    filled = MicroBatch((2, 0, 2, 2), steps_KN, fill=2)
+    (record, wanted), (with_fill, got) = (
+        gradient_of(toy_round, micro) for micro in (plain, filled)
+    )
+    assert max(gradient.abs().max() for gradient in wanted) > 0 and record.kl_to_base_K.all()
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for kind in ("ratio_KN", "loss_K", "kl_to_base_K"):
+        torch.testing.assert_close(getattr(with_fill, kind), getattr(record, kind))
 
 
 def test_the_gradient_does_not_depend_on_the_micro_batches(toy_round):

@@ -9,13 +9,8 @@ from typing import Any
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.advantages import PromptTracker
 from lightning_modules.rl.loop import OnPolicy
-from lightning_modules.rl.ppo_update import (
-    check_ratio,
-    check_sizes,
-    plan_round,
-    ratio_tolerance,
-    trainable_steps,
-)
+from lightning_modules.rl.ppo_update import check_sizes, plan_round, trainable_steps
+from lightning_modules.rl.ratio import check_ratio, is_full_precision, ratio_tolerance
 from lightning_modules.rl.round_scores import (
     RoundScores,
     check_groups,
@@ -99,12 +94,25 @@ class DDPO(OnPolicy):
     ) -> dict[str, float]:
         advantage_G = round_advantages(scores, self.advantages.kind, self.tracker)
         advantage_B, kept_B = of_process(batch, scores, advantage_G)
+        # half precision and TF32 give another ratio in batches of another shape
+        is_exact = self.update.recompute_old_log_prob or is_full_precision(
+            self.backbone.denoiser, self.device.type, convolutions=True
+        )
+        plans = plan_round(
+            self.trained_steps,
+            batch,
+            kept_B,
+            self.update,
+            advantage_B,
+            self.seed,
+            keep_shapes=not is_exact,
+        )
         return update_round(
             self.backbone,
             self.sampler,
             batch,
             trajectory,
-            plan_round(self.trained_steps, batch, kept_B, self.update, advantage_B, self.seed),
+            plans,
             advantage_B.to(self.device),
             self.update,
             advantage_clip=self.advantages.clip,

@@ -1,5 +1,4 @@
-"""The parts of a policy-gradient update: its plan, its backward passes, its metrics, and the check
-of the importance ratio.
+"""The parts of a policy-gradient update: its plan, its backward passes, its metrics.
 
 All random choices are keyed by (seed, round, inner epoch, ...), so a resumed run makes them again.
 """
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.losses import clipped_policy_loss, kl_to_reference
@@ -21,22 +20,25 @@ from lightning_modules.rl.settings import UpdateSettings
 from zoo.backbones.lora import AdapterSwitch
 from zoo.diffusion import Schedule, replay_step
 from zoo.errors import UserError
-from zoo.types import Backbone, Prompt, Trajectory
-
-# |ratio - 1| that float32 leaves before the first update, at equal and at other batch shapes
-SAME_SHAPES = 1e-6
-OTHER_SHAPES = 1e-5
+from zoo.types import Backbone, Trajectory
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Samples that are computed at once, at K steps one after the other.
 
-    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps, on the CPU.
+    ``rows`` (n) index the round's samples; ``steps_KN`` (K, n) are their steps, on the CPU. The
+    last ``fill`` rows repeat another one to complete the batch: they count nowhere.
     """
 
     rows: tuple[int, ...]
     steps_KN: Tensor
+    fill: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many rows count."""
+        return len(self.rows) - self.fill
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,14 @@ def plan_updates(
     size: int,
     updates: int,
     *key: int,
+    keep_shapes: bool = False,
 ) -> list[OptimiserStep]:
     """Deals the round's samples, in random order, to ``updates`` optimiser steps.
 
     An optimiser step computes only those of its samples that are kept and have a gradient, in
-    micro-batches of ``size`` (the last one may be smaller). If there is none, it computes one step
-    of one kept sample: that gives every weight a gradient of 0, as all samples together would, so
-    momentum and weight decay still act. Without a kept sample it computes nothing.
+    micro-batches of ``size``. If there is none, it computes one step of one kept sample: that gives
+    every weight a gradient of 0, as all samples together would, so momentum and weight decay still
+    act. Without a kept sample it computes nothing.
 
     Args:
         steps_KB: the steps to train of each sample, (K, B).
@@ -153,6 +156,7 @@ def plan_updates(
         size: samples per micro-batch.
         updates: optimiser steps of the round.
         key: seed, round and inner epoch; the order depends on nothing else.
+        keep_shapes: fills the last micro-batch up to ``size``; else it may be smaller.
 
     Raises:
         UserError: when the sizes do not divide.
@@ -165,12 +169,15 @@ def plan_updates(
     for start in range(0, count, each):
         kept = [row for row in order[start : start + each] if kept_B[row]]
         rows = [row for row in kept if learns_B[row]]
-        micro = [
-            MicroBatch(tuple(rows[i : i + size]), steps_KB[:, rows[i : i + size]])
-            for i in range(0, len(rows), size)
-        ]
+        trained_KB = steps_KB
         if kept and not rows:
-            micro = [MicroBatch((kept[0],), steps_KB[:1, kept[:1]])]
+            rows, trained_KB = kept[:1], steps_KB[:1]
+        micro = []
+        for i in range(0, len(rows), size):
+            own = rows[i : i + size]
+            fill = size - len(own) if keep_shapes else 0
+            own = own + own[:1] * fill
+            micro.append(MicroBatch(tuple(own), trained_KB[:, own], fill))
         plans.append(OptimiserStep(tuple(micro), len(kept) * steps_KB.shape[0]))
     return plans
 
@@ -182,6 +189,7 @@ def plan_round(
     update: UpdateSettings,
     advantage_B: Tensor,
     seed: int,
+    keep_shapes: bool = False,
 ) -> list[OptimiserStep]:
     """Plans the optimiser steps of all inner epochs of a round.
 
@@ -195,13 +203,15 @@ def plan_round(
         update: settings of the update.
         advantage_B: one per sample.
         seed: of the order and of the drawn steps.
+        keep_shapes: see ``plan_updates``.
     """
     plans = []
     learns_B = [update.kl_coef > 0 or advantage != 0 for advantage in advantage_B.tolist()]
     for epoch in range(update.inner_epochs):
         key = (seed, batch.round_index, epoch)
         steps_KB = draw_steps(steps, update.timestep_fraction, update.timestep_draw, batch, *key)
-        plans += plan_updates(steps_KB, kept_B, learns_B, update.batch_size, update.per_round, *key)
+        sizes = update.batch_size, update.per_round
+        plans += plan_updates(steps_KB, kept_B, learns_B, *sizes, *key, keep_shapes=keep_shapes)
     return plans
 
 
@@ -226,60 +236,11 @@ def scored_elements(trajectory: Trajectory) -> int:
     return int(mask.expand(mask.shape[0], *shape).reshape(mask.shape[0], -1).sum(dim=1).min())
 
 
-def is_full_precision(network: nn.Module, device_type: str, convolutions: bool = False) -> bool:
-    """Whether the network computes in float32 or float64: no half weights, autocast or TF32.
-
-    ``convolutions``: whether cuDNN's convolutions count, for which TF32 is PyTorch's default.
-    """
-    halves = any(
-        p.is_floating_point() and p.dtype not in (torch.float32, torch.float64)
-        for p in network.parameters()
-    )
-    tf32 = device_type == "cuda" and (
-        torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32
-    )
-    tf32 = tf32 or (device_type == "cuda" and convolutions and torch.backends.cudnn.allow_tf32)
-    return not (halves or tf32 or torch.is_autocast_enabled(device_type))
-
-
-def ratio_tolerance(
-    network: nn.Module, device_type: str, same_shapes: bool, clip_range: float
-) -> tuple[float, str]:
-    """The largest |ratio - 1| that rounding explains before the first update.
-
-    In float32 it is 1e-6 at equal batch shapes: the same kernels run twice, so the ratio is 1 to
-    the last bit or two. Batches of another shape are summed in another order: up to 2.2e-6 was
-    measured (AudioLDM 2 at toy size; more elements average more out), and 1e-5 is allowed. In half
-    precision and with TF32 it is half of ``clip_range``: beyond that, rounding would be clipped.
-
-    Args:
-        network: whose precision counts.
-        device_type: that it runs on.
-        same_shapes: old and new log-probabilities come from batches of one shape.
-        clip_range: as the update uses it.
-
-    Returns:
-        The tolerance, and what to look for beyond it.
-    """
-    remedy = "update.recompute_old_log_prob=true is the remedy"
-    if not is_full_precision(network, device_type, convolutions=not same_shapes):
-        return clip_range / 2, f"rounding of half precision (or TF32) is the likely cause; {remedy}"
-    means = (
-        "this means that training scores another policy than the one that sampled: look for "
-        "conditioning of other prompts, swapped guidance halves, dropout or train mode"
-    )
-    if same_shapes:
-        why = f"in float32 at equal shapes {means}. Only where other kernels are the cause {remedy}"
-        return SAME_SHAPES, why
-    why = f"in float32 {means}. Only where batch shapes or other kernels are the cause {remedy} "
-    return OTHER_SHAPES, why + "(or sampler.batch_size equal to update.batch_size)"
-
-
 @dataclass(frozen=True)
 class UpdateRecord:
-    """What to log of one micro-batch.
+    """What to log of one micro-batch, of the rows that count.
 
-    ``ratio_KN`` (K, n); ``loss_K`` and ``kl_to_base_K`` (K,), each summed over the rows.
+    ``ratio_KN`` (K, count); ``loss_K`` and ``kl_to_base_K`` (K,), each summed over the rows.
     """
 
     ratio_KN: Tensor
@@ -340,6 +301,7 @@ def backward_steps(
         reuse_unconditional: see ``replay_step``.
     """
     rows, steps_KN = _indices(micro, trajectory.latents_SB.device)
+    count = micro.count
     score = partial(replay_step, backbone.predict, schedule, trajectory)
     ratios, losses, divergences = [], [], []
     for step_N in steps_KN:
@@ -348,13 +310,15 @@ def backward_steps(
             with torch.no_grad(), adapter_off():
                 _, base_mean, _ = score(step_N, rows)
         log_prob, mean, std = score(step_N, rows, reuse_unconditional)
+        old, advantage = old_SB[step_N, rows], advantage_B[rows]
         policy = clipped_policy_loss(
-            log_prob, old_SB[step_N, rows], advantage_B[rows], clip_range, advantage_clip
+            log_prob[:count], old[:count], advantage[:count], clip_range, advantage_clip
         )
-        loss = policy.loss * len(micro.rows)
+        loss = policy.loss * count
         divergence = torch.zeros_like(loss)
         if base_mean is not None:
-            divergence = kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows)).sum()
+            divergence_N = kl_to_reference(mean, base_mean, std, trajectory.mask_of(rows))
+            divergence = divergence_N[:count].sum()
             loss = loss + kl_coef * divergence
         backward(loss / terms)
         ratios.append(policy.ratio)
@@ -402,30 +366,3 @@ def update_metrics(
         "clip_fraction": ((ratio - 1).abs() > clip_range).double().mean().item(),
         "approx_kl": 0.5 * ratio.log().pow(2).mean().item(),
     }
-
-
-def worst_ratio(
-    record: UpdateRecord, micro: MicroBatch, prompts: Sequence[Prompt]
-) -> tuple[float, str]:
-    """The largest |ratio - 1|, and the step and prompt where it is; NaN counts as infinite."""
-    off = torch.where(record.ratio_KN.isnan(), torch.inf, (record.ratio_KN - 1).abs())
-    k, n = divmod(int(off.argmax()), off.shape[1])
-    prompt = prompts[micro.rows[n]]
-    return (
-        off[k, n].item(),
-        f"step {int(micro.steps_KN[k, n])} of prompt {prompt.id!r} ({prompt.text!r})",
-    )
-
-
-def check_ratio(deviation: float, where: str, tolerance: float, why: str) -> None:
-    """Raises ``UserError`` where the ratio is further from 1 than ``tolerance``, also on NaN.
-
-    Before the first update the trained policy is the one that sampled, so the ratio is 1.
-    ``why``: what to look for, from ``ratio_tolerance``.
-    """
-    if deviation <= tolerance:
-        return
-    raise UserError(
-        f"before the first update the importance ratio must be 1 within {tolerance:.3g}, but it is"
-        f" off by {deviation:.3g} at {where}; {why}"
-    )

@@ -16,8 +16,8 @@ from lightning_modules.rl.ppo_update import (
     recomputed_log_prob,
     scored_elements,
     update_metrics,
-    worst_ratio,
 )
+from lightning_modules.rl.ratio import worst_ratio
 from lightning_modules.rl.settings import UpdateSettings
 from zoo.backbones.lora import AdapterSwitch
 from zoo.diffusion import Sampler, check_scorable, replay_schedule
