@@ -105,7 +105,7 @@ def add_lora(
     if isinstance(backbone.denoiser, PeftModel):
         raise UserError(
             "this backbone already has an adapter; load it without one (DDPO goes on training a"
-            " saved adapter with module.start_adapter=FOLDER)"
+            " saved adapter with module.adapter.start=FOLDER)"
         )
     if int(rank) != rank or rank < 1:
         raise UserError(f"the LoRA rank must be a whole number of at least 1, got {rank}")
