@@ -1,5 +1,4 @@
-"""What an update of DDPO saves by not doing what need not be done: seconds with and without, in one
-run.
+"""Measures the seconds that an update of DDPO saves by skipping needless work.
 
     python benchmarks/ddpo_work.py        # two minutes on one idle core; JSON in runs/ddpo_work
     python benchmarks/ddpo_work.py --samples 8 --turns 1

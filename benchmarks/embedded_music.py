@@ -50,9 +50,7 @@ from zoo.types import Backbone, Prompt, Reward
 
 
 def prompts_of(instruments: Sequence[str], seconds: float) -> tuple[list[Prompt], list[Prompt]]:
-    """(prompts whose word and instrument occur together in training captions, those that were held
-    out).
-    """
+    """(prompts of pairs in the training captions, prompts of held-out pairs)."""
     held_out = set(held_out_pairs(instruments))
     prompts = template_prompts(
         TEMPLATE,

@@ -85,9 +85,7 @@ def single_scenes(
 def real_scenes(
     bank: SoundBank, per_class: int, per_relation: int, seconds: float, first_seed: int
 ) -> Clips:
-    """Test scenes: singles of every class, then ``per_relation`` of two sounds for each other
-    relation.
-    """
+    """Test scenes: single sounds of every class, ``per_relation`` scenes of each relation."""
     singles = single_scenes(bank, per_class, seconds, first_seed, "test")
     relations = [
         relation for relation in RELATIONS if relation != "single" for _ in range(per_relation)

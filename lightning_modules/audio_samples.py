@@ -1,6 +1,4 @@
-"""The same held-out prompts with the same noise before and after training (and at every
-evaluation), as wav files.
-"""
+"""Saves held-out prompts with the same noise before, during and after training, as wav files."""
 
 from __future__ import annotations
 
@@ -29,8 +27,10 @@ LARGEST = 4  # samples that changed most, kept for the report
 
 
 def spread(batch: PromptBatch, count: int, class_label: str = "mood") -> PromptBatch:
-    """``count`` rows of a batch, or all if it has fewer, evenly spread over the classes
-    ``labels[class_label]`` and over the prompts of each class.
+    """Chooses ``count`` rows of a batch, evenly spread over classes and prompts.
+
+    All rows if there are fewer. Classes are ``labels[class_label]``. A prompt occurs a second time
+    only when all have occurred, next to its first row.
 
     A prompt gets a second row, next to its first, only when every prompt has one.
     """
@@ -54,8 +54,10 @@ def spread(batch: PromptBatch, count: int, class_label: str = "mood") -> PromptB
 
 
 def _evenly(groups: list[list[tuple[int, int]]], count: int) -> list[tuple[int, int]]:
-    """``count`` members, or all if there are fewer: each group gives an equal share, as far as its
-    size allows, evenly spaced in it. Of more groups than ``count``, evenly spaced ones are taken.
+    """Chooses ``count`` members, with equal shares of the groups as far as their sizes allow.
+
+    Members are evenly spaced in their group. Of more groups than ``count``, evenly spaced ones are
+    chosen.
     """
     if len(groups) > count:
         groups = [groups[i * len(groups) // count] for i in range(count)]
@@ -101,8 +103,9 @@ def played(samples: ScoredSamples) -> list[Played]:
 
 
 def write_samples(folder: str | Path, samples: Sequence[Played], sample_rate_hz: int) -> Path:
-    """Writes one 16-bit wav per sample, and ``samples.json``: file, prompt and score (null where it
-    is not finite). An older folder is replaced when all is written.
+    """Writes one 16-bit wav per sample and ``samples.json``, replacing an older folder at the end.
+
+    ``samples.json`` holds file, prompt and score, which is null where it is not finite.
 
     Raises ``OSError``, and ``UserError`` for a wave with NaN or infinity; then the older folder
     stays.
@@ -131,8 +134,10 @@ def write_samples(folder: str | Path, samples: Sequence[Played], sample_rate_hz:
 
 
 class AudioSamples(Callback):
-    """Writes the same samples to ``before/`` (the model that the run started from), ``after/`` (the
-    trained model) and, after each evaluation, ``round_<n>/``.
+    """Writes ``before/``, ``after/`` and, after each evaluation, ``round_<n>/`` in ``folder``.
+
+    ``before/`` is where the run started (the base model, with ``start_adapter`` if given),
+    ``after/`` the trained model.
 
     They are ``count`` held-out prompts, evenly spread, with the noise of their evaluation; without
     held-out prompts, prompts of the first training round. What an evaluation has played at the same
@@ -244,8 +249,9 @@ class AudioSamples(Callback):
         write_samples(self.folder / name, samples, pl_module.backbone.sample_rate_hz)
 
     def _write_largest(self, sample_rate_hz: int) -> None:
-        """Writes the samples whose scores changed most between the first and the last evaluation,
-        one per prompt.
+        """Writes the samples whose scores changed most between the first and the last evaluation.
+
+        At most one per prompt.
         """
         changes: dict[str, tuple[float, Played, Played]] = {}
         for key in sorted(self.first.keys() & self.heard.keys()):

@@ -24,8 +24,9 @@ FIRST_COLUMNS = ("round", "epoch", "step")
 def default_callbacks(
     out_dir: str | Path, audio_count: int = 8, progress: bool = True
 ) -> list[Callback]:
-    """metrics.csv, adapter/, audio/before and audio/after, curve.png, report.html in ``out_dir``,
-    and a progress display.
+    """The callbacks that write all results into ``out_dir``, and a progress display.
+
+    They write metrics.csv, adapter/, audio/before, audio/after, curve.png and report.html.
     """
     out_dir = Path(out_dir)
     metrics = MetricsCSV(out_dir / "metrics.csv")

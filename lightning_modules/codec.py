@@ -159,9 +159,7 @@ class Codec(L.LightningModule):
         self.clip_gradients(optimizer, self.optimizer.max_grad_norm, "norm")
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes ``codec.safetensors`` (float32), which ``TinyAudio`` trainings start from, into
-        ``out_dir``.
-        """
+        """Writes ``out_dir``/codec.safetensors (float32), for trainings of ``TinyAudio``."""
         from zoo.hub.artifact import save_weights
 
         save_weights(self.codec.state_dict(), Path(out_dir) / "codec.safetensors")

@@ -1,5 +1,4 @@
-"""Contrastive training of a CLAP on sounds and captions, with wrong captions that differ in order
-or in one event.
+"""Contrastive training of a CLAP, with captions that are wrong in order or in one event.
 
 Sources: symmetric InfoNCE of CLIP (Radford et al., arXiv 2103.00020, figure 3); LAION-CLAP (Wu et
 al., arXiv 2211.06687); wrong captions of the sample's own among its candidates: NegCLIP
@@ -47,8 +46,7 @@ def info_nce(
     wrong_BK: Tensor | None = None,
     given_BK: Tensor | None = None,
 ) -> Tensor:
-    """() mean of the two cross-entropies in nats: each clip chooses its caption, each caption its
-    clip.
+    """Mean () of both cross-entropies in nats: clips choose captions, captions choose clips.
 
     ``similarity_BB``: cosines, clips in rows and captions in columns, pairs on the diagonal.
     ``same_BB`` marks captions that say the same; such pairs beside the diagonal count neither as
@@ -292,9 +290,7 @@ class Contrastive(AveragedWeights):
         self.clip_gradients(optimizer, self.optimizer.max_grad_norm, "norm")
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the reward (averaged weights) to ``out_dir``/model, an artefact that ``zoo.load``
-        reads, in half precision.
-        """
+        """Writes the reward with averaged weights to ``out_dir``/model, in half precision."""
         from zoo.hub.artifact import save_artifact
 
         facts = {} if self.report is None else {"evaluation": asdict(self.report)}

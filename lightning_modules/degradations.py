@@ -1,5 +1,4 @@
-"""What recordings and codecs do to audio, as pure functions: noise at a ratio, a low-pass, a part
-of a clip, a codec round trip.
+"""Degradations of audio as pure functions: noise, low-pass, crop, and a codec round trip.
 
 Shapes: ``BN`` mono clips, ``BCN`` clips as they come.
 """
@@ -15,9 +14,7 @@ from zoo.types import Backbone
 
 
 def add_noise(wave_BN: Tensor, noise_BN: Tensor, snr_db_B: Tensor) -> Tensor:
-    """The clips with noise at a signal-to-noise ratio in dB, measured over the whole clip; silence
-    stays silent.
-    """
+    """Adds noise at a signal-to-noise ratio in dB over the whole clip; silence stays silent."""
     power = wave_BN.square().mean(dim=1) / noise_BN.square().mean(dim=1).clamp(min=1e-12)
     return wave_BN + noise_BN * (power * 10 ** (-snr_db_B / 10)).sqrt().unsqueeze(1)
 
@@ -30,9 +27,7 @@ def low_pass(wave_BN: Tensor, cutoff_hz_B: Tensor, sample_rate_hz: int, order: i
 
 
 def crop(wave_BN: Tensor, start_B: Tensor, length: int) -> Tensor:
-    """(B, length): from each clip the part that starts at its own sample; what lies beyond the end
-    is zero.
-    """
+    """Crops (B, length) from each clip at its own start; samples beyond the end are zero."""
     padded = functional.pad(wave_BN, (0, max(0, int(start_B.max()) + length - wave_BN.shape[1])))
     return padded.gather(1, start_B.unsqueeze(1) + torch.arange(length, device=wave_BN.device))
 
@@ -40,8 +35,7 @@ def crop(wave_BN: Tensor, start_B: Tensor, length: int) -> Tensor:
 def codec_round_trip(
     codec: Backbone, wave_BCN: Tensor, sample_rate_hz: int, noise_scale_B: Tensor
 ) -> Tensor:
-    """(B, C', N') mono or stereo audio at the codec's rate: encoded, disturbed, decoded, without
-    gradient.
+    """Encodes audio, disturbs the latents and decodes (B, C', N') at the codec's rate, no gradient.
 
     ``noise_scale_B``: standard deviation of the latent noise as a share of the batch's latent
     standard deviation.

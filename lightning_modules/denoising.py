@@ -1,6 +1,4 @@
-"""Learning from clean audio: pre-training, fine-tuning, and reward-weighted likelihood (BATON) by a
-weight per sample.
-"""
+"""Learning from clean audio: pre-training, fine-tuning, reward-weighted likelihood (BATON)."""
 
 from __future__ import annotations
 
@@ -36,8 +34,9 @@ TRAINABLE = ("denoiser", "text", "duration", "spatial")  # parts that learn by d
 
 
 class Denoising(AveragedWeights):
-    """Minimises the weighted denoising error of a backbone's network (Ho et al. 2020, eq. 14; v
-    prediction: Salimans and Ho 2022).
+    """Minimises the weighted denoising error of a backbone's network.
+
+    Ho et al. 2020, eq. 14; v prediction: Salimans and Ho 2022.
 
     Times, noise and emptied captions depend on ``seed``, the step and the process only, so that a
     run resumed at the end of an epoch continues exactly. Validation uses averaged weights and fixed
@@ -171,8 +170,7 @@ class Denoising(AveragedWeights):
         self.clip_gradients(optimizer, self.optimizer.max_grad_norm, "norm")
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the backbone with averaged weights as an artefact (``model/`` in ``out_dir``, half
-        precision).
+        """Writes the backbone with averaged weights to ``out_dir``/model, in half precision.
 
         A backbone from outside (no row of ``zoo.backbones.BACKBONES``) has no artefact form: its
         weights are written as ``backbone.safetensors``, and the run's config.yaml says how to build

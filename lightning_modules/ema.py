@@ -47,9 +47,7 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the parameters hold the averages; afterwards, also after an error, exactly what
-        they held before.
-        """
+        """Puts the averages into the parameters, and restores them afterwards, even on errors."""
         held = [parameter.detach().clone() for parameter in self.parameters]
         try:
             self._fill(self.average)

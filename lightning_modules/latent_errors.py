@@ -1,5 +1,6 @@
-"""The step of everything that learns from clean or ranked audio: denoising errors of latents, one
-per sample, with weights and in pairs.
+"""Denoising errors of latents, one per sample, with weights and in pairs.
+
+The shared step of everything that learns from clean or ranked audio.
 """
 
 from __future__ import annotations
@@ -74,7 +75,5 @@ def weighted_mean(error_B: Tensor, weight_B: Tensor) -> Tensor:
 
 
 def pair_margins(error_R: Tensor, better_P: Tensor, worse_P: Tensor) -> Tensor:
-    """(P,) the error at ``worse_P[i]`` minus the error at ``better_P[i]``, both indices into
-    ``error_R``.
-    """
+    """(P,) error at ``worse_P[i]`` minus error at ``better_P[i]``: indices into ``error_R``."""
     return error_R[worse_P] - error_R[better_P]

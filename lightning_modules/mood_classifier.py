@@ -1,5 +1,4 @@
-"""Training of the mood classifier behind ``EmotionReward`` (``zoo/rewards/mood.py``), hardened
-against generated audio.
+"""Trains the mood classifier of ``EmotionReward``, hardened against generated audio.
 
 A classifier that has only heard clean recordings is an easy judge to fool: it calls decoded noise
 by one confident name. Training batches are therefore degraded by knobs (noise, low-pass, gain, time
@@ -366,9 +365,7 @@ class Emotion(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the reward to ``out_dir``/model, an artefact that ``zoo.load`` reads, in half
-        precision.
-        """
+        """Writes the reward to ``out_dir``/model for ``zoo.load``, in half precision."""
         from zoo.hub.artifact import save_artifact
 
         facts = (

@@ -1,5 +1,4 @@
-"""Optimisers by name: AdamW (arXiv 1711.05101), and AdamW with moments in eight bits (arXiv
-2110.02861).
+"""Optimisers by name: AdamW (arXiv 1711.05101), also with eight-bit moments (2110.02861).
 
 Eight bits save 6 of the 8 bytes that AdamW keeps per trained weight, but only in tensors of at
 least 4096 weights; smaller ones stay in 32 bits. For a whole AudioLDM 2 denoiser (347 million

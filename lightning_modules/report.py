@@ -112,8 +112,9 @@ def _classes(rows: Sequence[Mapping[str, float]], prefix: str) -> list[str]:
 
 
 def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Training reward (mean, one standard deviation, each class) and held-out reward over rounds,
-    as a PNG.
+    """Draws training and held-out reward over rounds, as a PNG.
+
+    The training reward has its mean, deviation and classes.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -275,8 +276,9 @@ to {LOUDEST_DB} dB of full scale, the same in every picture.</p>"""
 
 
 def write_report(out_dir: str | Path, unit: str = "") -> Path:
-    """``report.html`` in a run folder, from its metrics.csv, config.yaml, audio/before, audio/after
-    and audio/largest. What is missing is said.
+    """Writes ``report.html`` in a run folder, and says what is missing.
+
+    It reads metrics.csv, config.yaml, audio/before, audio/after and audio/largest.
 
     Everything is inside the file: no script, no link to elsewhere. ``unit`` says how the reward is
     read (``Reward.unit``), such as "cosine similarity of clip and prompt; 1 is best".

@@ -1,5 +1,4 @@
-"""What an evaluation of a CLAP says: retrieval both ways beside chance, matched against random,
-order; with 95 % intervals.
+"""Evaluation of a CLAP: retrieval both ways, matched against random, and order, with intervals.
 
 Shapes: ``N`` clips, each with its caption; captions are the rows of a similarity and clips its
 columns.
@@ -34,9 +33,7 @@ def caption_truth(prompt: Prompt) -> tuple[Hashable, ...]:
 
 
 def same_meaning(prompts: Sequence[Prompt]) -> Tensor:
-    """(N, N) bool: which captions are of the same truth, or the same words for two truths; the
-    diagonal is True.
-    """
+    """(N, N) bool: captions of the same truth, or with the same words; the diagonal is True."""
     truths, texts = (
         [caption_truth(prompt) for prompt in prompts],
         [prompt.text.casefold().strip() for prompt in prompts],
@@ -68,8 +65,7 @@ class Share:
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """``text_to_audio`` and ``audio_to_text``: recall at k ("r1", "r5", "r10") of ``clips`` clips
-    among each other.
+    """Recall at k ("r1", "r5", "r10") of ``clips`` clips among each other, both ways.
 
     ``unseen``: the same, text to audio, of captions whose every recording is unknown from training
     (label ``recording_split``); empty when no prompt says so. ``matched_over_random``: share of
@@ -117,8 +113,9 @@ class RetrievalReport:
 def retrieval_report(
     similarity_NN: Tensor, swapped_N: Tensor, prompts: Sequence[Prompt]
 ) -> RetrievalReport:
-    """From cosines of captions (rows) with clips (columns), and of clips with their own caption in
-    the wrong order (NaN: none).
+    """The report of cosines: captions (rows) with clips (columns), and clips with wrong order.
+
+    The latter are NaN for clips without a caption in the wrong order.
 
     Raises ``UserError`` for cosines that are not finite.
     """

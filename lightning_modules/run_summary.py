@@ -29,8 +29,9 @@ def run_summary(out_dir: str | Path, module: Any) -> list[str]:
 
 
 def _held_out(out_dir: Path, module: Any) -> str:
-    """Held-out reward before and after training. Without an evaluation before training it is that
-    of the samples in audio/.
+    """Held-out reward before and after.
+
+    Without an earlier evaluation, it compares samples of equal noise.
     """
     unit = getattr(getattr(module, "reward", None), "unit", "")
     rows = [row for row in read_rows(out_dir / "metrics.csv") if "held_out/mean" in row]

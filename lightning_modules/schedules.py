@@ -15,8 +15,9 @@ from lightning_modules.training_settings import CosineSettings
 def adamw_with_cosine(
     parameters: Iterable[nn.Parameter], settings: CosineSettings
 ) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns: the rate rises over ``warmup_steps`` and falls to 2 %
-    at ``total_steps``.
+    """AdamW with a warm-up of ``warmup_steps`` and a cosine decay to 2 % at ``total_steps``.
+
+    The result is for ``configure_optimizers``.
     """
     adam = build_optimizer(
         settings.name,
@@ -43,8 +44,7 @@ def decay_rate(
     decay_rounds: int | None,
     round_index: int,
 ) -> None:
-    """Sets the rate of a round: from ``learning_rate`` linearly to a tenth of it in round
-    ``decay_rounds`` and after.
+    """Sets the rate of a round: linear from ``learning_rate`` to a tenth in round ``decay_rounds``.
 
     A pure function of the round, so a resumed run needs no state of it. ``decay_rounds`` None
     leaves the rate constant.

@@ -1,5 +1,6 @@
-"""Settings of training on clean audio: small frozen records, one node of a configuration each; and
-the checks that all records of settings share.
+"""Settings of training on clean audio, and the checks that all records of settings share.
+
+Each record is one node of a configuration.
 
 Every record checks itself when it is built (``UserError``).
 """

@@ -43,8 +43,10 @@ def did_you_mean(name: str, choices: Iterable[str], limit: int = 12) -> str:
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:
-    """The choice spelled most like ``name``, else at most three choices that ``name`` abbreviates:
-    ``lr`` for ``learning_rate``, ``fraction`` for ``timestep_fraction``."""
+    """The choice spelled most like ``name``, else at most three that it abbreviates.
+
+    ``lr`` abbreviates ``learning_rate``, ``fraction`` ``timestep_fraction``.
+    """
     choices = sorted(set(choices))
     near = difflib.get_close_matches(
         str(name).lower(), [choice.lower() for choice in choices], n=1, cutoff=0.6

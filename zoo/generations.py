@@ -81,8 +81,9 @@ def read_samples(folder: str | Path) -> tuple[Sample, ...]:
 def write_index(
     folder: str | Path, samples: Sequence[Sample], to: str | Path | None = None
 ) -> Path:
-    """Adds ``samples``, whose files lie in ``folder``, to its index (entries of the same files are
-    replaced), in one step.
+    """Adds ``samples``, whose files are in ``folder``, to its index in one step.
+
+    Entries of the same files are replaced.
 
     ``to``: a folder that gets the new index instead, to be moved into ``folder`` with its files.
 

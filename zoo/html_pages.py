@@ -1,6 +1,4 @@
-"""Pieces of self-contained HTML pages that open offline: everything is inside the file, no script,
-no link to elsewhere.
-"""
+"""Parts of self-contained HTML pages that open offline, without scripts or links elsewhere."""
 
 from __future__ import annotations
 
@@ -37,15 +35,14 @@ _COLUMNS, _BANDS = 400, 120  # of a spectrogram: frames at most, frequencies
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """The bytes as an address that needs no other file; ``kind`` is the media type, such as
-    image/png.
-    """
+    """The bytes as a data URI; ``kind`` is the media type, such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def picture(path: Path, description: str) -> str:
-    """An ``<img>`` element with the PNG file in it; ``description`` is read out where it cannot be
-    seen. Raises ``OSError``.
+    """An ``<img>`` element with the PNG file in it; ``description`` is its alternative text.
+
+    Raises ``OSError``.
     """
     return (
         f'<img alt="{html.escape(description)}" src="{data_uri("image/png", path.read_bytes())}">'
@@ -53,9 +50,7 @@ def picture(path: Path, description: str) -> str:
 
 
 def player(path: Path) -> str:
-    """An ``<audio>`` element with the file in it (as FLAC: lossless and half the size; every
-    browser plays it).
-    """
+    """An ``<audio>`` element with the file in it as FLAC, which every browser plays."""
     return _player(read_audio(path))
 
 

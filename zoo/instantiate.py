@@ -1,5 +1,4 @@
-"""From plain values to objects: ``{_target_: package.Class, key: value}``, checked against the
-signature before the class is called.
+"""Builds objects from plain values ``{_target_: package.Class, key: value}``, after checks.
 
 Where a parameter is declared as a dataclass (settings), its node needs no ``_target_``: it is
 checked against the fields and built. A class whose settings have moved names the new places in
@@ -36,8 +35,7 @@ _TOP_LEVEL = (
 
 
 def locate(path: Any, where: str = "_target_") -> Any:
-    """The class or function at a dotted path, also at one where it was before it moved (with one
-    warning per name).
+    """The class or function at a dotted path, also at a former one (with one warning per name).
 
     Raises ``UserError`` naming the nearest right name.
     """
@@ -123,8 +121,10 @@ def check(node: Any, where: str) -> Any:
 
 
 def _arguments(target: Any, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node without its ``_target_``. A class with ``with_nodes`` says which of its arguments
-    stand for nodes, such as the name of a model for one of ``zoo.load``."""
+    """A node without its ``_target_``; ``with_nodes`` of a class may replace names by nodes.
+
+    Such as the name of a model by a node of ``zoo.load``.
+    """
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     with_nodes = getattr(target, "with_nodes", None)
     return arguments if with_nodes is None else with_nodes(arguments)

@@ -140,8 +140,7 @@ def open_model(
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """``device`` as torch knows it, refused before anything is loaded where this machine does not
-    have it.
+    """``device`` as torch knows it; refused before anything is loaded if it does not exist here.
 
     Raises ``UserError`` for a name that torch does not know and a device that is not here.
     """

@@ -149,8 +149,7 @@ def current_name(path: str) -> str:
 
 
 def with_current_name(path: Any) -> Any:
-    """``current_name`` of a ``_target_``, with one warning per old name and process; what is not a
-    string stays."""
+    """``current_name`` of a ``_target_``, with one warning per old name; other values stay."""
     if not isinstance(path, str):
         return path
     name = current_name(path)
@@ -160,8 +159,10 @@ def with_current_name(path: Any) -> Any:
 
 
 def with_current_names(tree: Any) -> Any:
-    """A copy of a configuration (lists, dictionaries, plain values) in which every ``_target_`` has
-    its current name, and its arguments theirs; warns once per old name."""
+    """A copy of a configuration with current names of targets and arguments.
+
+    Warns once per old name.
+    """
     if isinstance(tree, list):
         return [with_current_names(item) for item in tree]
     if not isinstance(tree, Mapping):

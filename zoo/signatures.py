@@ -1,5 +1,4 @@
-"""Arguments against the signature of a class or function: names, plain types, and dataclasses of
-settings."""
+"""Checks arguments against signatures: names, plain types, and dataclasses of settings."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ def bind_types(target: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``arguments`` as ``target`` takes them: names checked, plain values checked against the
-    annotations.
+    """``arguments`` as ``target`` takes them, with names and plain values checked.
 
     A list becomes a tuple where only a tuple is declared, also inside another list, tuple or
     dictionary; a dictionary becomes settings where a dataclass is declared. Raises ``UserError``
@@ -95,8 +93,10 @@ def _key(where: str, key: str) -> str:
 
 
 def plain_defaults(target: Any) -> dict[str, Any]:
-    """Default of every optional argument of ``target``, as a configuration would write it: those of
-    settings (dataclasses) as nested dictionaries."""
+    """Defaults of ``target``'s optional arguments, as in a configuration.
+
+    Those of settings (dataclasses) are nested dictionaries.
+    """
     return {
         key: dataclasses.asdict(p.default) if dataclasses.is_dataclass(p.default) else p.default
         for key, p in inspect.signature(target).parameters.items()
@@ -205,8 +205,10 @@ def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value or an object may stand for ``annotation``; what is yet to be built and
-    unknown kinds of annotation pass, and objects where a class of another library is declared."""
+    """Whether a plain value or an object fits ``annotation``.
+
+    Unbuilt nodes, unknown annotations, and objects for classes of other libraries pass.
+    """
     if (
         annotation is Any
         or isinstance(annotation, (str, typing.TypeVar))
@@ -262,9 +264,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _with_tuples(value: Any, annotation: Any) -> Any:
-    """``value`` with lists turned into tuples where ``annotation`` declares tuples (YAML has none);
-    all else stays.
-    """
+    """``value`` with tuples for lists where ``annotation`` declares them, as YAML has none."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if not isinstance(value, (list, tuple, dict)) or not inner:
         return tuple(value) if isinstance(value, list) and annotation is tuple else value
@@ -291,8 +291,10 @@ def _is_role(annotation: Any) -> bool:
 
 
 def _is_known(kind: type) -> bool:
-    """Whether an object must be of this class: a plain one or one of the project. Other libraries
-    often take more than they declare."""
+    """Whether an object must be of this class: a plain one or one of the project.
+
+    Other libraries often take more than they declare.
+    """
     return kind in (*_PLAIN, type(None)) or is_ours(kind)
 
 

@@ -48,8 +48,7 @@ def group_advantages(
 
 
 class PromptTracker:
-    """Per-prompt reward statistics over the last ``buffer_size`` samples of each prompt, kept
-    between rounds (DDPO).
+    """Reward statistics over the last ``buffer_size`` samples of each prompt, across rounds (DDPO).
 
     New rewards enter the buffers before they are used. A prompt with fewer than ``min_count``
     rewards in its buffer is normalised by the mean and std of the whole current call instead.

@@ -1,6 +1,4 @@
-"""DDPO: denoising diffusion policy optimisation (arXiv 2305.13301), the clipped importance-sampled
-form. Backward passes run step by step, so memory does not grow with the number of sampling steps.
-"""
+"""DDPO: denoising diffusion policy optimisation (arXiv 2305.13301), importance-sampled."""
 
 from __future__ import annotations
 

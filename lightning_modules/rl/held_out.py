@@ -1,5 +1,4 @@
-"""A second opinion on a run: a reward that is only logged, and a callback that acts when it
-disagrees with the trained reward.
+"""A reward that is only logged, and a callback that acts when it contradicts the training reward.
 
 A reward that is optimised too far is exploited (Gao et al., arXiv 2210.10760). A scorer with
 another network and other training data shows it: its score of the same clips falls while the reward
@@ -37,8 +36,9 @@ ACTIONS: dict[str, tuple[str | None, float | None]] = {
 
 @dataclass(frozen=True)
 class WithHeldOut:
-    """Asks ``held_out`` beside ``reward``: its score is the part ``held_out_scorer``, its parts are
-    ``held_out_scorer/NAME``.
+    """A reward with ``held_out`` beside it, whose score is the part ``held_out_scorer``.
+
+    The parts of ``held_out`` are named after that.
     """
 
     reward: Reward
@@ -62,8 +62,10 @@ def with_held_out(reward: Reward, held_out: Reward | None) -> Reward:
 
 @dataclass(frozen=True)
 class HeldOutSample:
-    """One clip of an evaluation: ``score`` and ``parts`` of the reward, the part
-    ``held_out_scorer`` included where there is one."""
+    """One clip of an evaluation: ``score`` and ``parts`` of the reward.
+
+    ``parts`` includes ``held_out_scorer`` where there is one.
+    """
 
     prompt: Prompt
     index: int
@@ -139,8 +141,11 @@ def _summary(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``scores`` after ``round`` rounds: (prompt id, sample index) -> (reward, held-out score) of
-    each clip where both are finite."""
+    """The scores after ``round`` rounds.
+
+    ``scores`` maps (prompt id, sample index) to (reward, held-out score) of each clip where both
+    are finite.
+    """
 
     round: float
     scores: Mapping[tuple[str, int], tuple[float, float]]
@@ -167,7 +172,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Change:
-    """From one evaluation to another, over the clips that both have.
+    """The mean rise of reward and held-out score between two evaluations, over common clips.
+
+    The held-out rise is also given in standard errors, paired over prompts (over clips if there is
+    one prompt, and then it holds for that prompt only).
 
     ``reward`` and ``scorer`` are the mean rises of the reward and of the held-out score.
     ``scorer_errors`` is the latter in its standard errors: paired, over prompts, or over clips
@@ -180,8 +188,9 @@ class Change:
 
 
 def change(before: Evaluation, now: Evaluation) -> Change:
-    """Compares two evaluations clip by clip: same prompt, same noise. That is far sharper than a
-    difference of two means.
+    """Compares two evaluations clip by clip, for the same prompts and noise.
+
+    This is much sharper than comparing two means with their own errors.
 
     Raises ``UserError`` where they have fewer than two clips in common.
     """
@@ -201,8 +210,7 @@ def change(before: Evaluation, now: Evaluation) -> Change:
 
 
 class HeldOutWatch(Callback):
-    """Acts when the held-out score has fallen while the reward has risen, on the same held-out
-    clips.
+    """Acts when the held-out score falls while the reward rises, on the same held-out clips.
 
     After each evaluation the held-out score is compared, clip by clip (a prompt counts once), with
     an earlier one. It has fallen when it is lower by more than ``standard_errors`` of the paired

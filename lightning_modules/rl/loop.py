@@ -224,8 +224,11 @@ class OnPolicy(AveragedWeights):
         strict: bool = True,
         **arguments: Any,
     ) -> OnPolicy:
-        """The module of a checkpoint, also of one with flat settings; ``arguments`` are those of
-        the constructor that it does not hold (backbone, rewards). Raises ``UserError``."""
+        """The module of a checkpoint, also of one with flat settings.
+
+        ``arguments`` are those of the constructor that the checkpoint does not hold (backbone,
+        rewards). Raises ``UserError``.
+        """
         checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
         settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         arguments = translated(settings, MOVED_SETTINGS) | arguments
@@ -305,8 +308,10 @@ class OnPolicy(AveragedWeights):
             self._saved_random_state = None
 
     def check_first_round(self, data: Any) -> None:
-        """Raises ``UserError`` for what is known beforehand of a round that would be refused: its
-        size, lengths, prompts that a reward could not judge."""
+        """Raises ``UserError`` for a round that would be refused, as far as it is known beforehand.
+
+        It checks its size, lengths, and prompts that a reward cannot score.
+        """
         if not isinstance(data, PromptSource):
             return
         prompts = data.all_prompts()
@@ -322,8 +327,7 @@ class OnPolicy(AveragedWeights):
         """Raises ``UserError`` for a round of all processes that a method cannot learn from."""
 
     def check_round(self, batch: PromptBatch) -> None:
-        """Raises ``UserError`` when this round cannot be trained as configured: called before
-        anything is sampled."""
+        """Raises ``UserError`` when this round cannot be trained, before anything is sampled."""
         check_round(batch, self.sampler.batch_size, self._next_round)
 
     # A round
@@ -402,8 +406,10 @@ class OnPolicy(AveragedWeights):
     # Evaluation
 
     def evaluate(self, batch: PromptBatch) -> ScoredSamples:
-        """Samples and scores ``batch`` as evaluation does (with averaged weights if there are any);
-        waves are kept. Repeatable."""
+        """Samples and scores ``batch`` for an evaluation, with averaged weights if there are any.
+
+        Waves are kept, and the result is repeatable.
+        """
         eval_mode(self.backbone, self.reward, self.held_out_reward)
         with ExitStack() as stack:
             stack.enter_context(self.averaged())

@@ -16,8 +16,10 @@ from zoo.errors import UserError
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """``loss`` () carries the gradient; ``ratio`` (B,), ``clip_fraction`` () and ``approx_kl`` ()
-    are detached.
+    """The policy loss and its diagnostics.
+
+    ``loss`` () has the gradient; ``ratio`` (B,), ``clip_fraction`` and ``approx_kl`` () are
+    detached.
     """
 
     loss: Tensor
@@ -33,8 +35,7 @@ def clipped_policy_loss(
     clip_range: float,
     advantage_clip: float = 5.0,
 ) -> PolicyLoss:
-    """Clipped importance-sampled policy loss (PPO, arXiv 1707.06347 eq. 7; DDPO-IS, arXiv
-    2305.13301).
+    """Clipped importance-sampled policy loss (PPO, arXiv 1707.06347 eq. 7; DDPO, 2305.13301).
 
     loss = mean(max(-A r, -A clip(r, 1 - clip_range, 1 + clip_range))) with r = exp(log_prob -
     old_log_prob). ``clip_fraction`` is the share of rows with |r - 1| > clip_range, whatever the

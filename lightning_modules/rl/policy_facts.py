@@ -1,5 +1,4 @@
-"""What a run that learns from its own samples states about itself, from the arguments of its
-module."""
+"""Facts that an on-policy run states about itself, from the arguments of its module."""
 
 from __future__ import annotations
 

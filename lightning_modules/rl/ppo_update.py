@@ -1,4 +1,4 @@
-"""The parts of a policy-gradient update: its plan, its backward passes, its metrics.
+"""A policy-gradient update: its plan, backward passes, metrics, and the check of the ratio.
 
 All random choices are keyed by (seed, round, inner epoch, ...), so a resumed run makes them again.
 """
@@ -216,9 +216,7 @@ def plan_round(
 
 
 def check_sizes(count: int, batch_size: int, updates: int) -> None:
-    """Raises ``UserError`` unless ``count`` samples per process split into ``updates`` optimiser
-    steps of whole batches.
-    """
+    """Raises ``UserError`` unless ``count`` samples split into ``updates`` whole steps."""
     if count % (batch_size * updates):
         raise UserError(
             f"a round of {count} samples (per process) does not split into"

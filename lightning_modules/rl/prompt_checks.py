@@ -1,5 +1,7 @@
-"""What a run refuses before anything is sampled: prompts that are too long or that a reward could
-not judge, and rounds that do not fit."""
+"""Refuses prompts and rounds before anything is sampled.
+
+Prompts that are too long or that a reward cannot score, and rounds that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,7 @@ def refuse_or_drop(source: PromptSource, found: Mapping[str, str], *, drop: bool
 
 
 def check_judged(rewards: Sequence[Reward | None], prompts: Sequence[Prompt]) -> None:
-    """Asks every reward that has ``check_prompts``, which raises ``UserError`` for a prompt that it
-    could not judge."""
+    """Calls ``check_prompts`` of every reward, which raises ``UserError`` for invalid prompts."""
     for reward in rewards:
         if hasattr(reward, "check_prompts"):
             reward.check_prompts(prompts)

@@ -1,5 +1,7 @@
-"""The check of the importance ratio: before the first update the trained policy is the one that
-sampled, so the ratio is 1 but for rounding.
+"""The check of the importance ratio.
+
+Before the first update the trained policy is the one that sampled, so the ratio is 1 but for
+rounding.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The rewards of a round's waves, in line or in worker threads while sampling goes on; the results
-are the same.
+"""Scores the waves of a round in line or in worker threads, with the same results.
 
 Worker threads help where reward and sampling use different machinery: a reward on the CPU beside
 sampling on a GPU, one that waits for a server, or two that each use a part of the cores. On CUDA a
@@ -87,8 +86,10 @@ def score(
 
 
 def check_answer(output: RewardOutput, count: int, who: str) -> None:
-    """Raises ``RewardError``, which begins with ``who``, unless ``output`` holds one real number a
-    sample for the score and each part, and one vector a sample for each of ``vectors``.
+    """Raises ``RewardError`` unless ``output`` has one value per sample in every field.
+
+    The score and each part need one real number per sample, each of ``vectors`` one vector. The
+    message begins with ``who``.
     """
     if not isinstance(output, RewardOutput):
         raise RewardError(f"{who} a RewardOutput, got {type(output).__name__}")
@@ -147,8 +148,9 @@ def _filled(outputs: Sequence[RewardOutput | None], sizes: Sequence[int]) -> lis
 
 @dataclass(frozen=True)
 class _Modes:
-    """What torch keeps for each thread, of the thread that samples: a reward must not notice that
-    it runs in another one.
+    """The settings that torch keeps per thread, copied from the thread that samples.
+
+    So a reward does not depend on its thread.
     """
 
     is_inference: bool
@@ -182,8 +184,9 @@ class _Modes:
 
 
 class RewardQueue:
-    """Takes waves with ``put`` and gives all their rewards, in that order, with ``collect``; a
-    context manager.
+    """Takes waves with ``put`` and returns all rewards in order with ``collect``.
+
+    It is a context manager.
 
     ``workers`` 0 scores inside ``put``. Otherwise so many threads score while ``put`` returns; when
     ``WAITING`` more waves than that are on hand it waits, so few waves exist at a time. The reward
@@ -307,8 +310,9 @@ class RewardQueue:
         return [error for error in (wave.exception() for wave in done) if error is not None]
 
     def _stop_if_one_failed(self) -> None:
-        """Threads take waves in order, so when one has failed, every earlier one is done as soon as
-        the threads have ended.
+        """Ends the threads if one has failed.
+
+        Threads take waves in order, so every earlier wave is done when they have ended.
         """
         if not self._failures():
             return

@@ -54,8 +54,7 @@ class ScoredSamples:
 
 
 def eval_mode(*models: Any) -> None:
-    """Switches off dropout and batch statistics, so that rollout and training run the same
-    networks."""
+    """Switches off dropout and batch statistics, so that rollout and training agree."""
     for model in models:
         if isinstance(model, nn.Module):
             model.eval()

@@ -84,8 +84,9 @@ class RoundScores:
 def round_scores(
     batch: PromptBatch, samples: ScoredSamples, reward: Reward, *, drop_bad: bool
 ) -> RoundScores:
-    """The rewards of a round over all processes, checked and, where ``reward`` has a ``combine``,
-    combined (see ``zoo.types.Reward``).
+    """The checked rewards of a round over all processes.
+
+    ``reward.combine``, if there is one, combines them.
 
     The result does not depend on how the samples are spread over processes.
 
@@ -191,8 +192,7 @@ def combined(
 
 
 def check_groups(prompts: Sequence[Prompt], kind: AdvantageKind) -> None:
-    """Raises ``UserError`` where samples of a prompt are compared and every prompt of the round has
-    only one."""
+    """Raises ``UserError`` where samples of a prompt are compared but every prompt has only one."""
     single = len({prompt.id for prompt in prompts}) == len(prompts)
     if kind in ("group", "group_global") and single:
         raise UserError(
@@ -221,8 +221,11 @@ def round_advantages(
 def of_process(
     batch: PromptBatch, scores: RoundScores, advantage_G: np.ndarray
 ) -> tuple[Tensor, list[bool]]:
-    """(advantages (B,) float32 CPU of this process's samples, 0 for those that were dropped;
-    whether each one is kept). ``advantage_G``: of all samples of the round."""
+    """(advantages (B,) of this process's samples, whether each sample is kept).
+
+    Advantages are float32 on the CPU, 0 for dropped samples. ``advantage_G`` holds those of all
+    samples of the round.
+    """
     by_key = {
         sample.key: float(value) for sample, value in zip(scores.samples, advantage_G, strict=True)
     }
@@ -236,9 +239,7 @@ def of_process(
 def reward_summary(
     prompts: Sequence[Prompt], scores: Sequence[float], class_label: str, prefix: str = "reward"
 ) -> dict[str, float]:
-    """Mean and population std of all scores, and of each class ``prompt.labels[class_label]``
-    (where there is that label).
-    """
+    """Mean and population deviation of all scores, and of each class ``labels[class_label]``."""
     groups: dict[str, list[float]] = {"": list(scores)}
     for prompt, value in zip(prompts, scores, strict=True):
         label = prompt.labels.get(class_label)

@@ -1,5 +1,4 @@
-"""Settings of methods that learn from their own samples: small frozen records, one node of a
-configuration each.
+"""Settings of on-policy methods: small frozen records, one node of a configuration each.
 
 Every record checks itself when it is built (``UserError``). What concerns two of them, or a record
 and the backbone, is checked by the module that takes them.
@@ -33,8 +32,7 @@ DecoderPlace = Literal["keep", "offload"]
 
 @dataclass(frozen=True)
 class SamplerSettings(Sampler):
-    """How rollouts are sampled, in training and (where ``EvaluationSettings`` says nothing else) in
-    evaluation.
+    """How rollouts are sampled in training, and by default in evaluation (``EvaluationSettings``).
 
     Args:
         steps: denoising steps of a rollout.

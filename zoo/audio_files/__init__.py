@@ -240,8 +240,9 @@ def _touch_end(file: soundfile.SoundFile) -> None:
 
 
 def _samples(file: soundfile.SoundFile, first: int, last: int, lead: int) -> torch.Tensor:
-    """Decodes the samples (C, N) from ``first`` up to ``last``, in blocks; ``lead`` samples before
-    them are decoded and dropped.
+    """Decodes the samples (C, N) from ``first`` to ``last`` in blocks, and drops ``lead`` before.
+
+    An mp3 is decoded in one piece, because every seek of soundfile restarts its decoder.
 
     Blocks need memory for the samples in the file, not for those that the header claims. An mp3 is
     decoded in one piece, because every seek of soundfile restarts its decoder. Raises ``UserError``

@@ -80,8 +80,9 @@ def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
 
 @dataclass(frozen=True)
 class Span:
-    """The samples ``first`` up to ``last`` of a wave; ``skip`` samples of what they are resampled
-    to come before those that are wanted.
+    """The samples ``first`` to ``last`` of a wave, to be resampled.
+
+    The first ``skip`` resampled samples precede the wanted ones.
     """
 
     first: int

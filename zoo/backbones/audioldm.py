@@ -1,6 +1,4 @@
-"""AudioLDM (arXiv 2301.12503) around the networks of diffusers and transformers: text to mono audio
-at 16 kHz.
-"""
+"""AudioLDM (arXiv 2301.12503) with networks of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -60,8 +58,9 @@ def path_of(scheduler: Mapping[str, Any]) -> VPDiscrete:
 
 
 class AudioLDM(FrozenParts):
-    """Text to mono audio at 16 kHz. ``zoo.load`` reads the arguments, plain JSON values, from a
-    released folder.
+    """Text to mono audio at 16 kHz.
+
+    ``zoo.load`` reads the arguments, plain JSON values, from a released folder.
 
     The whole text is one vector beside the diffusion time: no attention reads it. So the attentions
     that diffusers marks as cross-attention read the latent itself, and "cross" and "all" adapters
@@ -146,8 +145,9 @@ class AudioLDM(FrozenParts):
         return Conditioning({"clap_BD": F.normalize(clap, dim=-1)}).to("cpu")
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the
-        denoiser's own type.
+        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32.
+
+        It is computed in the denoiser's own type.
         """
         dtype = self.denoiser.conv_in.weight.dtype
         output = self.denoiser(

@@ -1,6 +1,4 @@
-"""AudioLDM 2 (arXiv 2308.05734) around the networks of diffusers and transformers: text to mono
-audio at 16 kHz.
-"""
+"""AudioLDM 2 (arXiv 2308.05734) with networks of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ from zoo.types import Conditioning, Prompt
 
 
 class AudioLDM2(FrozenParts):
-    """Text to mono audio at 16 kHz. ``zoo.load`` reads the arguments, plain JSON values, from a
-    released folder.
+    """Text to mono audio at 16 kHz.
+
+    ``zoo.load`` reads the arguments, plain JSON values, from a released folder.
 
     Latents are (channels, frames, bands): (8, 250, 16) for 10 s. ``clap_text``, ``t5`` and ``gpt2``
     run on the device they lie on: ``t5.to("cpu")`` keeps it off the accelerator.
@@ -97,8 +96,9 @@ class AudioLDM2(FrozenParts):
         self.train(self.training)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Streams ``loa_BLD`` (B, loa_count, D), ``t5_BLD`` and its ``t5_mask_BL``; each text is
-        encoded once and kept.
+        """The streams ``loa_BLD`` (B, loa_count, D), ``t5_BLD`` and ``t5_mask_BL``.
+
+        Each text is encoded once and kept.
 
         A prompt and its negative are padded to the longer of the two before the language model
         reads them (its positions count padding), each pair for itself: what a prompt means does not
@@ -115,9 +115,7 @@ class AudioLDM2(FrozenParts):
 
     @torch.no_grad()
     def _encode(self, text: str, length: int) -> Conditioning:
-        """One row, in main memory; the sequence for the language model is padded to ``length`` T5
-        tokens.
-        """
+        """One row in main memory; the language model's input is padded to ``length`` T5 tokens."""
         like = self.projection.sos_embed
         clap_ids = torch.tensor(
             [self.clap_tokenizer(text, self.truncate_prompts)], device=self.clap_text.device
@@ -145,8 +143,9 @@ class AudioLDM2(FrozenParts):
         return Conditioning(streams).to("cpu")
 
     def predict(self, latent_BCTF: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32; computed in the
-        denoiser's own type.
+        """The noise in ``latent_BCTF`` at the training steps ``time_B``, float32.
+
+        It is computed in the denoiser's own type.
         """
         dtype = self.denoiser.conv_in.weight.dtype
         output = self.denoiser(

@@ -39,8 +39,9 @@ class FrozenParts(nn.Module):
         return self
 
     def set_checkpointing(self, enabled: bool = True) -> None:
-        """Keeps few of the denoiser's activations for the backward pass (AudioLDM 2: a tenth), at
-        the cost of one more forward pass.
+        """Switches gradient checkpointing, which saves activation memory for one more forward.
+
+        AudioLDM 2 keeps a tenth of its activations.
 
         Outputs and gradients stay the same.
         """
@@ -62,8 +63,7 @@ class FrozenParts(nn.Module):
         self.memory.forget()
 
     def drop_text_encoders(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes ``prompts`` and their negatives, then frees the encoders: no other text can be
-        encoded from then on.
+        """Encodes ``prompts`` and their negatives, then frees the encoders; refuses other texts.
 
         The model can no longer be saved whole (an adapter can). Raises ``UserError`` for more
         prompts than are kept.

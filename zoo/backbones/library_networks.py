@@ -1,5 +1,6 @@
-"""Networks of diffusers and transformers inside backbones: which settings they take, and gradient
-checkpointing (arXiv 1604.06174), whose attention blocks are given their arguments by name.
+"""Networks of diffusers and transformers in backbones: their settings, gradient checkpointing.
+
+Checkpointing (arXiv 1604.06174) passes arguments to attention blocks by name.
 
 ``AudioLDM2UNet2DConditionModel`` hands its checkpointed attention blocks seven arguments by
 position, and their signature has gained one in the middle: with checkpointing on, the text mask
@@ -33,8 +34,9 @@ _COMMON = {
 
 
 def settings_of(kind: type) -> tuple[str, ...]:
-    """What the configuration of a part may say: a diffusers network's arguments, or the keys of a
-    transformers configuration.
+    """Reads the settings of a part.
+
+    They are the arguments of a diffusers network, or the configuration keys of a transformers one.
     """
     if hasattr(kind, "to_dict"):
         return tuple(
@@ -73,8 +75,7 @@ _MEANT = (
 
 
 def checkpoint_by_name(module: nn.Module, *args: Any) -> Any:
-    """``module(*args)`` without keeping what is inside it; it is computed again when gradients are
-    needed.
+    """``module(*args)`` without kept activations, which are computed again for gradients.
 
     For ``enable_gradient_checkpointing`` of diffusers' models. Raises ``RuntimeError`` when an
     attention block is given another number of arguments than the seven that are known (another

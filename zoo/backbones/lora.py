@@ -1,5 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a backbone's denoiser, through peft: put on and
-switched off. Adapter off = the base model.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a backbone's denoiser, through peft.
+
+With the adapter off, the backbone is its base model.
 
 ``zoo.hub.adapters`` saves, loads, stacks and merges them.
 """
@@ -27,8 +28,9 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "to_out.0")
 
 
 def attention_linears(denoiser: nn.Module, *, cross_only: bool = False) -> list[str]:
-    """Full names of the linear layers ``to_q``, ``to_k``, ``to_v``, ``to_out`` (or ``to_out.0``) of
-    all attention blocks.
+    """Full names of the linear layers ``to_q``, ``to_k``, ``to_v``, ``to_out`` of all attentions.
+
+    ``to_out`` may be ``to_out.0``.
 
     ``cross_only``: of blocks whose attribute ``is_cross_attention`` is true (diffusers sets it; so
     does ``zoo.backbones.tiny``).
@@ -83,8 +85,7 @@ def add_lora(
     init: str = "default",
     dropout: float = 0.0,
 ) -> None:
-    """Puts a new adapter on ``backbone.denoiser`` in place; only its weights need gradients
-    afterwards.
+    """Puts a new adapter on ``backbone.denoiser`` in place; only its weights need gradients.
 
     Adapter weights are float32 also on a half-precision denoiser. The adapter changes nothing at
     first.
@@ -132,9 +133,7 @@ def add_lora(
 
 
 def check_alpha(alpha: float, rank: int, what: str) -> None:
-    """Raises ``UserError`` unless the scale alpha / rank of an adapter lies in (0,
-    ``LARGEST_SCALE``].
-    """
+    """Raises ``UserError`` unless alpha / rank of an adapter is in (0, ``LARGEST_SCALE``]."""
     if not (math.isfinite(alpha) and 0 < alpha <= LARGEST_SCALE * rank):
         raise UserError(
             f"{what} must be a positive number of at most {LARGEST_SCALE:g} times the rank {rank},"

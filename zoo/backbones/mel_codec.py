@@ -41,8 +41,9 @@ VOCODER_KEYS = (
 
 @functools.lru_cache(maxsize=8)
 def slaney_mel_bank(sample_rate_hz: int, mels: int) -> Tensor:
-    """(mels, FFT // 2 + 1) triangles of equal area on Slaney's mel scale from 0 Hz to half the
-    rate, float32 on the CPU.
+    """Triangles (mels, FFT // 2 + 1) of equal area on Slaney's mel scale, float32 on the CPU.
+
+    They reach from 0 Hz to half the rate.
 
     The scale is linear up to 1 kHz (200/3 Hz a mel) and logarithmic above (Slaney, Auditory
     Toolbox, 1998).
@@ -78,9 +79,7 @@ def normalised(wave_BN: Tensor) -> Tensor:
 
 
 def prepared(wave_BN: Tensor, samples: int) -> Tensor:
-    """(B, samples): normalised, cut or filled with zeros at the end, and normalised again by the
-    peak that is left.
-    """
+    """Normalises waves, cuts or pads them to (B, samples), and normalises again by the new peak."""
     wave_BN = normalised(wave_BN)
     wave_BN = F.pad(wave_BN, (0, max(0, samples - wave_BN.shape[-1])))[:, :samples]
     peak = wave_BN.abs().amax(dim=-1, keepdim=True)
@@ -90,8 +89,9 @@ def prepared(wave_BN: Tensor, samples: int) -> Tensor:
 
 
 def magnitudes(wave_BN: Tensor, hop: int) -> Tensor:
-    """(B, FFT // 2 + 1, N // hop + 1): magnitude spectrum of frames centred on every ``hop``-th
-    sample, ends reflected.
+    """Magnitude spectra (B, FFT // 2 + 1, N // hop + 1).
+
+    Frames are centred on every ``hop``-th sample, with reflected ends.
     """
     window = torch.hann_window(FFT, device=wave_BN.device)
     return torch.stft(
@@ -108,16 +108,18 @@ def magnitudes(wave_BN: Tensor, hop: int) -> Tensor:
 def log_mel(
     wave_BN: Tensor, sample_rate_hz: int = 16_000, hop: int = 160, mels: int = 64
 ) -> Tensor:
-    """(B, N // hop + 1, mels): natural logarithm of mel magnitudes, at least ``LOG_FLOOR``; N > FFT
-    / 2.
+    """Natural logarithm (B, N // hop + 1, mels) of mel magnitudes, at least ``LOG_FLOOR``.
+
+    N must exceed FFT / 2.
     """
     bank = slaney_mel_bank(sample_rate_hz, mels).to(wave_BN.device)
     return torch.log((bank @ magnitudes(wave_BN, hop)).clamp(min=LOG_FLOOR)).transpose(1, 2)
 
 
 class MelCodec(nn.Module):
-    """(B, 1, N) waves <-> latents (B, channels, frames, mels / f), f = 2 ** (levels of the
-    autoencoder - 1).
+    """Converts waves (B, 1, N) to and from latents (B, channels, frames, mels / f).
+
+    The factor f is 2 ** (levels of the VAE - 1).
 
     ``vae``: arguments of diffusers' ``AutoencoderKL`` (1 channel in and out; ``scaling_factor``
     brings latents to unit scale).
@@ -164,8 +166,9 @@ class MelCodec(nn.Module):
         return self.vae, self.vocoder
 
     def encode(self, wave_BCN: Tensor) -> Tensor:
-        """The posterior's mean of normalised waves, filled with zeros up to a whole latent frame;
-        float32.
+        """Encodes normalised waves as the posterior's mean, in float32.
+
+        Waves are padded with zeros to a whole latent frame.
 
         Raises ``UserError`` for waves that are not mono, or hold NaN.
         """
@@ -184,8 +187,9 @@ class MelCodec(nn.Module):
         return torch.cat(parts).to(wave_BCN.device)
 
     def posterior(self, mel_B1FM: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of log-mels (B, 1, frames, mels), float32, at
-        the latents' unit scale.
+        """Mean and deviation of the latents of log-mels (B, 1, frames, mels).
+
+        Both are float32, at unit scale.
         """
         vae, _ = self._networks()
         found, scale = (
@@ -201,8 +205,9 @@ class MelCodec(nn.Module):
         return vae.decode(scaled).sample.float()
 
     def vocode(self, mel_BFM: Tensor) -> Tensor:
-        """Waves (B, N) in [-1, 1] of log-mels (B, frames, mels), float32; 32 samples longer than
-        frames * hop at 16 kHz.
+        """Waves (B, N) in [-1, 1] of log-mels (B, frames, mels), float32.
+
+        They are 32 samples longer than frames * hop at 16 kHz.
         """
         _, vocoder = self._networks()
         return vocoder(mel_BFM.to(vocoder.device, vocoder.dtype)).float()

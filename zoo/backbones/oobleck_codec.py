@@ -55,8 +55,9 @@ class OobleckCodec(nn.Module):
             )
 
     def frames(self, seconds: float, whole: bool = True) -> int:
-        """Latent frames that cover ``seconds``, or (``whole`` False) that it covers: 216 or 215 for
-        10 s at 44.1 kHz.
+        """Latent frames that cover ``seconds``, or that it covers (``whole=False``).
+
+        216 or 215 for 10 s at 44.1 kHz.
         """
         exact = seconds * self.sample_rate_hz / self.samples_per_latent
         return max(1, math.ceil(exact - 1e-6) if whole else math.floor(exact + 1e-6))
@@ -76,8 +77,9 @@ class OobleckCodec(nn.Module):
         return (self.latent_channels, self.clip_frames if self.frame_window is None else frames)
 
     def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
-        """(B, 1, clip_frames), bool: the frames within a prompt's ``seconds``; None with a window,
-        which has no others.
+        """Marks the frames within a prompt's ``seconds``: (B, 1, clip_frames) bool.
+
+        None with a frame window.
         """
         if self.frame_window is not None:
             return None
@@ -85,8 +87,7 @@ class OobleckCodec(nn.Module):
         return (torch.arange(self.clip_frames)[None] < heard_B1)[:, None]
 
     def encode(self, wave_BCN: Tensor) -> Tensor:
-        """The posterior's means (B, C, frames), float32, of waves with silence after them up to
-        ``latent_shape``.
+        """The posterior's means (B, C, frames), float32, of waves padded with silence.
 
         Raises ``UserError`` for other channels, no samples, whole numbers, NaN, infinity, and more
         than ``clip_frames``.

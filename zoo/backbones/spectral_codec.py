@@ -26,8 +26,9 @@ _HANN_GAMMA = 0.25645
 
 
 class ConvNeXtBlock(nn.Module):
-    """(B, C, T) -> (B, C, T): depthwise convolution in time, then a pointwise perceptron, residual
-    (Liu et al. 2022).
+    """(B, C, T) -> (B, C, T): depthwise convolution and pointwise perceptron, residual.
+
+    Liu et al. 2022.
     """
 
     def __init__(self, width: int, kernel: int = 7) -> None:
@@ -45,8 +46,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class SpectralCodec(nn.Module):
-    """Stereo waves to latents and back: (B, 2, N) <-> (B, latent_channels, ceil(N /
-    (frames_per_latent * hop))).
+    """Stereo waves (B, 2, N) <-> latents (B, latent_channels, ceil(N / (frames_per_latent * hop))).
 
     Args:
         sample_rate_hz: of the waves.
@@ -104,8 +104,9 @@ class SpectralCodec(nn.Module):
     # -------------------------------------------------------------------------------------------
 
     def features(self, wave_B2N: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-magnitude of the power mean of both channels (B, F, frames) and stereo parameters (B,
-        3K, frames).
+        """Computes log-magnitudes (B, F, frames) and stereo parameters (B, 3K, frames).
+
+        The log-magnitude is that of both channels' power mean.
         """
         if wave_B2N.ndim != 3 or wave_B2N.shape[1] != 2:
             raise UserError(
@@ -129,8 +130,9 @@ class SpectralCodec(nn.Module):
         return log_magnitude, torch.cat(stereo, dim=1)
 
     def synthesize(self, log_magnitude_BFT: Tensor, stereo_BKT: Tensor) -> Tensor:
-        """The stereo wave (B, 2, frames * hop) of the given features, in the codec's own precision
-        also under autocast.
+        """Synthesizes the stereo wave (B, 2, frames * hop) of features.
+
+        It runs in the codec's precision, under autocast too.
         """
         dtype = self.hann.dtype  # a phase bears no bfloat16, and an STFT knows none
         with torch.autocast(self.hann.device.type, enabled=False):
@@ -169,8 +171,10 @@ class SpectralCodec(nn.Module):
         return torch.istft(spectrum_BFT, self.window, self.hop, window=self.hann, length=length)
 
     def _integrated_phase(self, log_magnitude_BFT: Tensor) -> Tensor:
-        """Phase (radians) whose advance per frame is the bin's own plus what the slope of
-        log-magnitude over frequency says.
+        """Phase in radians, by integrating over time.
+
+        The advance per frame is the bin's own plus a term of the slope of log-magnitude over
+        frequency.
         """
         slope = F.pad((log_magnitude_BFT[:, 2:] - log_magnitude_BFT[:, :-2]) / 2, (0, 0, 1, 1))
         bin_advance = (
@@ -218,8 +222,9 @@ class SpectralCodec(nn.Module):
         return self._unpack(self.head(self.decoder(self.from_latent(raw_latent_BCT))))
 
     def encode(self, wave_B2N: Tensor) -> Tensor:
-        """Normalised latents (the posterior's mean): about zero mean and unit variance per channel
-        on the training data.
+        """Encodes waves as normalised latents (the posterior's mean).
+
+        Each channel has about zero mean and unit variance.
         """
         mean, _ = self.posterior(*self.features(wave_B2N))
         return (mean - self.latent_mean_C[:, None]) / self.latent_std_C[:, None]
@@ -235,8 +240,9 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 def _stereo_bands(bands: int, bins: int, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
-    """Pooling (K, F) into bands equally spaced on the ERB-rate scale (Glasberg and Moore 1990), and
-    its spreading back.
+    """Pooling (K, F) into bands on the ERB-rate scale, and its inverse.
+
+    The scale is that of Glasberg and Moore (1990).
     """
     frequency_hz = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64)
     erb = 21.4 * torch.log10(1 + 0.00437 * frequency_hz)

@@ -1,6 +1,4 @@
-"""Stable Audio Open (arXiv 2407.14358) around the networks of diffusers and transformers: text to
-stereo audio at 44.1 kHz.
-"""
+"""Stable Audio Open (arXiv 2407.14358) with networks of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -55,8 +53,9 @@ def rotary_table(width: int, length: int, device: torch.device) -> tuple[Tensor,
 
 
 class StableAudio(FrozenParts):
-    """Text and timing to stereo audio at 44.1 kHz. ``zoo.load`` reads the arguments, plain JSON
-    values, from a released folder.
+    """Text and timing to stereo audio at 44.1 kHz.
+
+    ``zoo.load`` reads the arguments, plain JSON values, from a released folder.
 
     An empty text is the unconditional side of the model's training: no text, no timing tokens. The
     training sampler is the first-order SDE step, eta 1; ``rule="dpmpp_2m_sde"`` is the library's
@@ -162,8 +161,9 @@ class StableAudio(FrozenParts):
         return self.codec.scored_mask(prompts)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """``tokens_BLD`` (B, max_tokens + 2, D): text (0 beyond its end), start and total length;
-        ``timing_BD`` (B, 2 D): these.
+        """``tokens_BLD`` (B, max_tokens + 2, D) and ``timing_BD`` (B, 2 D).
+
+        Tokens are text (0 beyond its end), start and total length; timing is the last two.
 
         Each text is encoded once and kept. Raises ``UserError`` for a prompt of too many tokens.
         """

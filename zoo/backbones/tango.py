@@ -1,5 +1,4 @@
-"""Tango (arXiv 2304.13731) and Tango 2 (arXiv 2404.09956): text to mono 16 kHz audio, latent
-diffusion under a FLAN-T5 encoder.
+"""Tango (arXiv 2304.13731) and Tango 2 (arXiv 2404.09956): text to mono audio at 16 kHz.
 
 The parts are those of diffusers and transformers, built from the constants below: nothing is
 fetched to build one. The noise schedule is that of Stable Diffusion 2.1 (v-prediction), whose
@@ -94,8 +93,9 @@ VOCODER: dict[str, Any] = {
 
 
 class Tango(FrozenParts):
-    """Text to mono audio at 16 kHz, of any length. All arguments are plain JSON values; None is
-    the released size.
+    """Text to mono audio at 16 kHz, of any length.
+
+    All arguments are plain JSON values; None is the released size.
 
     Latents are (8, frames, 16), 25 frames per second. Every part runs on the device it lies on.
 
@@ -165,8 +165,7 @@ class Tango(FrozenParts):
         self.train(self.training)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once and
-        kept in main memory.
+        """``tokens_BLD`` (0 beyond a prompt's end) and ``mask_BL``; each text is encoded once.
 
         Lengths in seconds and sources do not reach the model. Raises ``UserError`` without a
         tokenizer, for a prompt of too many tokens, and for a text that was not encoded before the

@@ -1,5 +1,4 @@
-"""TangoFlux (arXiv 2412.21037): text to stereo audio at 44.1 kHz by rectified flow, under a FLAN-T5
-encoder.
+"""TangoFlux (arXiv 2412.21037): text to stereo audio at 44.1 kHz by rectified flow.
 
 The parts are those of diffusers and transformers, built from the constants below: nothing is
 fetched to build one. Its codec is Stable Audio's. Text and audio attend to each other in one
@@ -47,8 +46,9 @@ VAE: dict[str, Any] = {
 
 
 class TangoFlux(FrozenParts):
-    """Text and duration to stereo audio at 44.1 kHz. All arguments are plain JSON values; None is
-    the released size.
+    """Text and duration to stereo audio at 44.1 kHz.
+
+    All arguments are plain JSON values; None is the released size.
 
     "cross" of ``add_lora`` means the joint attention of the double blocks, where text has
     projections of its own. Latents are (channels, frames).
@@ -142,8 +142,7 @@ class TangoFlux(FrozenParts):
         return self.codec.scored_mask(prompts)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """``tokens_BLD`` (duration, then text), ``mask_BL``, and ``pooled_BD``; each text is
-        encoded once and kept.
+        """Encodes each text once: ``tokens_BLD`` (duration, then text), ``mask_BL``, ``pooled_BD``.
 
         A prompt and its negative are padded to the longer of the two, and the padding is attended,
         as in training; what pads a batch beyond that is masked: what a prompt means does not depend

@@ -1,6 +1,4 @@
-"""The embedded backbone: a stereo 16 kHz latent diffusion model small enough to lie in the
-repository.
-"""
+"""The embedded backbone: a stereo latent diffusion model at 16 kHz, small enough to ship."""
 
 from __future__ import annotations
 
@@ -26,8 +24,9 @@ _DECODE_BATCH = 4  # clips; 2.5 times faster than 48 at once on two cores
 
 
 class TinyAudio(nn.Module):
-    """Text (and length, and directions) to stereo audio. All arguments are plain JSON values; the
-    defaults are the shipped size.
+    """Text, length and directions to stereo audio.
+
+    All arguments are plain JSON values; the defaults are the shipped size.
 
     v-prediction on the cosine-angle path; latents are (latent_channels, frames), ``sample_rate_hz /
     512`` frames per second.
@@ -83,9 +82,7 @@ class TinyAudio(nn.Module):
         )
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Tokens in the order [length, words..., sources...] with their mask; an empty text has a
-        learned token of its own.
-        """
+        """Tokens [length, words..., sources...] and their mask; an empty text has its own token."""
         text, text_mask = self.text([prompt.text for prompt in prompts])
         length = self.duration([prompt.seconds for prompt in prompts])
         where, where_mask = self.spatial([prompt.sources for prompt in prompts])
@@ -111,9 +108,7 @@ class TinyAudio(nn.Module):
         return self.codec.encode(wave_BCN)
 
     def decode(self, latent_BCT: Tensor) -> Tensor:
-        """Waves (B, 2, N), a few clips at a time: spectra of many clips at once fall out of the
-        processor's cache.
-        """
+        """Waves (B, 2, N), decoded a few clips at a time to fit the processor's cache."""
         return torch.cat([self.codec.decode(part) for part in latent_BCT.split(_DECODE_BATCH)])
 
     def latent_shape(self, seconds: float) -> tuple[int, ...]:

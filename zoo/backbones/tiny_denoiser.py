@@ -1,5 +1,6 @@
-"""The latent diffusion transformer of the embedded models (Peebles and Xie 2023; shared modulation
-as in PixArt-alpha).
+"""The latent diffusion transformer of the embedded models.
+
+Peebles and Xie 2023; shared modulation as in PixArt-alpha.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from zoo.errors import UserError
 
 
 class Attention(nn.Module):
-    """Multi-head attention through torch SDPA; ``is_cross_attention`` lets adapters choose by
-    attribute, not by name.
-    """
+    """Multi-head attention through torch SDPA; adapters select by ``is_cross_attention``."""
 
     def __init__(self, width: int, context_width: int | None, heads: int) -> None:
         super().__init__()
@@ -44,9 +43,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, perceptron; scale, shift and gate from the time through
-    ``modulation``.
-    """
+    """Self-attention, cross-attention and perceptron, modulated by the time (``modulation``)."""
 
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
@@ -71,8 +68,7 @@ class Block(nn.Module):
 
 
 class DiffusionTransformer(nn.Module):
-    """Predicts v from (noisy latents (B, C, T), time (B,) in [0, 1], tokens (B, L, D), mask (B,
-    L)).
+    """Predicts v from latents (B, C, T), time (B,) in [0, 1], tokens (B, L, D) and mask (B, L).
 
     ``patch`` latent frames make one token; T is padded to a multiple of it inside.
     """

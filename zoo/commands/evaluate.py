@@ -1,6 +1,4 @@
-"""The command line of ``tools/evaluate.py``: Tables 1 and 2 of the music RLHF paper for any model,
-folder and rewards.
-"""
+"""The command line of ``tools/evaluate.py``: Tables 1 and 2 for any model, folder and rewards."""
 
 from __future__ import annotations
 
@@ -190,9 +188,7 @@ def _without(options: argparse.Namespace, names: Sequence[str], why: str) -> Non
 
 
 def _is_sampled(options: argparse.Namespace) -> bool:
-    """Whether a model is sampled for this evaluation: the model itself, or the baseline of a folder
-    of clips.
-    """
+    """Whether a model is sampled: the evaluated model, or the baseline of a folder of clips."""
     return not options.generations or (
         options.baseline is not None and not is_generations(options.baseline)
     )
@@ -317,9 +313,7 @@ def _folders(
 
 
 def _role(model: str, adapters: Sequence[str]) -> str:
-    """Trained for a model with adapters, a run, an adapter, and what was exported from a run;
-    original for every other model.
-    """
+    """Trained for a model with adapters, a run, an adapter or an export; original for others."""
     if adapters:
         return TRAINED
     folder = None

@@ -1,5 +1,4 @@
-"""One idea for every generator: ``x = alpha * clean + sigma * noise`` along a path from pure noise
-to clean latents.
+"""One idea for every generator: ``x = alpha * clean + sigma * noise`` along a path.
 
 ``paths`` says what alpha and sigma are, ``steps`` holds the one Gaussian step and the one denoising
 error, ``sampling`` says how a path is walked (sampler, guidance, schedule), ``rollout`` walks it

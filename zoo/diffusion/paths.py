@@ -58,7 +58,8 @@ def _require_unit_time(time: Tensor) -> Tensor:
 
 
 class VPDiscrete:
-    """Variance-preserving path in whole steps (AudioLDM 2, Tango): alpha^2 = alphas_cumprod[t],
+    """Variance-preserving path in whole steps (AudioLDM 2, Tango): alpha^2 = alphas_cumprod[t].
+
     sigma^2 = 1 - alpha^2.
 
     Grids use "leading" spacing: t = k * (count // steps) + ``steps_offset``. The time after the
@@ -103,8 +104,9 @@ class VPDiscrete:
         steps_offset: int = 1,
         ends_clean: bool = False,
     ) -> VPDiscrete:
-        """The "scaled_linear" schedule: sqrt(beta) runs linearly from start to end, in float32 as
-        released networks were trained with.
+        """The "scaled_linear" schedule: sqrt(beta) is linear from start to end, in float32.
+
+        Released networks were trained with float32.
 
         Args:
             beta_start, beta_end: of the first and the last training step.
@@ -162,8 +164,11 @@ class VPDiscrete:
 
 
 class VPCosine:
-    """Variance-preserving path by angle (Stable Audio): alpha = cos(pi t / 2), sigma = sin(pi t /
-    2), t in [0, 1]; 1 is noise.
+    """Variance-preserving path by angle: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Stable Audio uses it.
+
+    t is in [0, 1]; 1 is noise.
 
     Args:
         prediction: what the network puts out.
@@ -214,8 +219,9 @@ class VPCosine:
 
 
 class Straight:
-    """Rectified flow (TangoFlux, distilled Stable Audio): x = (1 - t) clean + t noise, velocity =
-    noise - clean, t in [0, 1].
+    """Rectified flow: x = (1 - t) clean + t noise, velocity = noise - clean, t in [0, 1].
+
+    TangoFlux uses it.
     """
 
     def __init__(self, prediction: str = "velocity") -> None:

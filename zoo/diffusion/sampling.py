@@ -129,8 +129,9 @@ def guided_output(
     detach_unconditional: bool = False,
     unconditional: Tensor | None = None,
 ) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): unconditional + scale * (conditional -
-    unconditional), float32.
+    """Classifier-free guidance (arXiv 2207.12598), float32.
+
+    unconditional + scale * (conditional - unconditional).
 
     Without ``negative`` or at scale 1 it is one plain forward; else one forward of 2B rows, the
     unconditional B first.

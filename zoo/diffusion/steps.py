@@ -1,5 +1,4 @@
-"""The two functions that every algorithm shares: one Gaussian step with its log-probability, and
-the denoising error.
+"""The two functions of all algorithms: the Gaussian step with its log-probability, and the error.
 
 ``x``, ``output``, ``clean``, ``noise`` are (B, ...) of any rank; ``alpha``, ``sigma`` and their
 ``_next`` are (B,): every row may be at another step. Results are float32 whatever the dtype that
@@ -60,8 +59,7 @@ def check_determined(alpha: Tensor, sigma: Tensor, prediction: str) -> None:
 def split(
     output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction: str
 ) -> tuple[Tensor, Tensor]:
-    """The network's ``output`` at ``x`` as (clean, noise), with ``x = alpha * clean + sigma *
-    noise``.
+    """The network's ``output`` at ``x`` as (clean, noise): ``x = alpha * clean + sigma * noise``.
 
     "eps" is the noise, "x0" the clean latent, "v" is alpha * noise - sigma * clean (Salimans & Ho,
     arXiv 2202.00512), "velocity" is noise - clean (rectified flow, arXiv 2209.03003). Raises
@@ -190,8 +188,7 @@ def gaussian_step(
     eta: float | Tensor,
     rule: str = "ddim",
 ) -> tuple[Tensor, Tensor]:
-    """Mean (B, ...) and standard deviation (B,) of the next latents: the policy of all
-    reinforcement learning here.
+    """Mean (B, ...) and deviation (B,) of the next latents: the policy of reinforcement learning.
 
     ``mean = alpha' * clean + sqrt(sigma'^2 - std^2) * noise`` with ``std`` from ``step_std``.
     Rollout and training take the same step with the coefficients of a ``Schedule``.
@@ -319,8 +316,10 @@ def denoising_error(
 def min_snr_weights(
     alpha_B: Tensor, sigma_B: Tensor, prediction: str, gamma: float = 5.0
 ) -> Tensor:
-    """Weights (B,) for ``denoising_error`` that give the error of the *clean* latent the weight
-    min(SNR, gamma), with SNR = alpha^2 / sigma^2 (min-SNR, arXiv 2303.09556).
+    """Weights (B,) for ``denoising_error`` by min-SNR (arXiv 2303.09556).
+
+    They give the error of the *clean* latent the weight min(SNR, gamma), with SNR = alpha^2 /
+    sigma^2.
 
     On VP paths: "x0" min(SNR, gamma), "eps" min(1, gamma / SNR), "v" min(SNR, gamma) / (SNR + 1);
     for "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2. Finite at alpha 0 and sigma 0.

@@ -1,3 +1,1 @@
-"""``tools/evaluate.py``: from clips, or a model that makes some, to Tables 1 and 2 of the music
-RLHF paper.
-"""
+"""``tools/evaluate.py``: from clips, or a model, to Tables 1 and 2 of the music RLHF paper."""

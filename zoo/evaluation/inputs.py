@@ -37,9 +37,7 @@ ReadTable = Callable[..., Any]  # (path, columns that must be there ...) -> data
 
 @dataclass(frozen=True)
 class Configuration:
-    """The plain values of a run: of YAML files, or (``folder``) of a run folder's config.yaml;
-    ``{}`` where there is none.
-    """
+    """The plain values of YAML files, or of the config.yaml in a run ``folder``; else ``{}``."""
 
     settings: Mapping[str, Any]
     folder: Path | None = None

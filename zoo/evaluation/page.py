@@ -1,6 +1,4 @@
-"""Pictures and page of an evaluation: ``confusion.png``, ``tables.png`` and a ``report.html`` that
-opens offline.
-"""
+"""The pictures of an evaluation, and a ``report.html`` that opens offline."""
 
 from __future__ import annotations
 
@@ -48,8 +46,9 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def draw_confusion(results: Results, path: Path) -> bool:
-    """Draws which share of each requested class (row) is called each class (column): one matrix per
-    set and classifier.
+    """Draws which share of each requested class (row) is called each class (column).
+
+    One matrix per set and classifier.
 
     Returns:
         Whether anything was classified; else nothing is drawn.
@@ -95,8 +94,9 @@ def _matrix(axis: Any, found: Accuracy, title: str) -> None:
 
 
 def draw_tables(results: Results, path: Path) -> None:
-    """Draws every scorer's numbers of every set with 95 % intervals: accuracies by class, else the
-    mean score. Raises ``OSError``.
+    """Draws every scorer's numbers with 95 % intervals: accuracies by class, else mean scores.
+
+    Raises ``OSError``.
     """
     figure = _figure(11, 3.6 * len(results.scorers) + 0.4)
     axes = figure.subplots(len(results.scorers), 1, squeeze=False).flatten()
@@ -160,8 +160,9 @@ def _bars(
     names: Sequence[str],
     estimates: Callable[[ClipSet], list[Estimate | None]],
 ) -> None:
-    """Draws a group of bars per name, the last one (of all clips) set apart; a setting has one
-    colour, pale where it is untrained.
+    """Draws a group of bars per name, with the last one (all clips) apart.
+
+    A setting has one colour, pale where it is untrained.
     """
     from matplotlib import colormaps
 
@@ -193,9 +194,7 @@ def _sides(each: Estimate) -> tuple[float, float]:
 
 
 def chosen(one: ClipSet, scorer: ScorerFacts, count: int) -> dict[str, list[ScoredClip]]:
-    """Chooses ``count`` clips per class (or "" without classes) from best to worst score, evenly
-    spread over the ranks.
-    """
+    """Chooses ``count`` clips per class (or ""), evenly spread from best to worst."""
     groups: dict[str, list[ScoredClip]] = {}
     for clip in one.clips:
         groups.setdefault(clip.wanted.get(scorer.name, ""), []).append(clip)

@@ -1,6 +1,4 @@
-"""What an evaluation knows of every clip, and its file ``results.json``, from which all tables
-and pages can be made again.
-"""
+"""The results of an evaluation per clip, and ``results.json``, from which all tables are made."""
 
 from __future__ import annotations
 
@@ -100,8 +98,10 @@ def pairs(first: ClipSet, second: ClipSet) -> list[tuple[ScoredClip, ScoredClip]
 
 
 def baseline_of(one: ClipSet, sets: Sequence[ClipSet]) -> ClipSet | None:
-    """The original that a trained model is compared with: of its setting, and of several the one
-    with the same clips, else the first. None for other roles, and where there is none.
+    """The original of the same setting that a trained model is compared with.
+
+    Of several, the one with the same clips, else the first. None for other roles, and where there
+    is none.
     """
     if one.role != TRAINED:
         return None

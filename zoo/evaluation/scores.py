@@ -44,9 +44,7 @@ class OpenScorer:
 
 
 def fingerprint(scorer: Scorer | Backbone) -> str:
-    """12 hex digits over class, settings (its ``arguments``) and weights: equal fingerprints give
-    equal numbers.
-    """
+    """A hash of class, ``arguments`` and weights (12 hex digits); equal ones give equal numbers."""
     digest = hashlib.sha256(type(scorer).__qualname__.encode())
     settings = getattr(scorer, "arguments", None)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -74,8 +72,10 @@ def as_scorer(name: str, scorer: Scorer) -> OpenScorer:
 def open_scorers(
     names: Sequence[str], config_reward: Mapping[str, Any] | None, device: str
 ) -> tuple[OpenScorer, ...]:
-    """Opens scorers by zoo name, model folder, ``.yaml`` file (a ``_target_``, or a run's
-    configuration: its ``module.reward``), or ``config``: the reward of the configuration.
+    """Opens scorers by zoo name, model folder, ``.yaml`` file or ``config``.
+
+    A ``.yaml`` file is a ``_target_`` node or a run's configuration (its ``module.reward``);
+    ``config`` is the reward of the configuration.
 
     Raises ``UserError`` for an unknown name, one given twice, and what is not a scorer.
     """
@@ -132,8 +132,9 @@ def _reward_node(path: str) -> dict[str, Any]:
 
 
 def _node_name(node: Mapping[str, Any]) -> str:
-    """The name of a reward's weights in the node that builds it: a name in the zoo, or the last two
-    parts of the path of its checkpoint; else "".
+    """The name of a reward's weights in its node: a zoo name, or the end of a checkpoint's path.
+
+    "" for other nodes.
     """
     path = node.get("path")
     place = "/".join(Path(str(path)).parts[-2:]) if path else ""
@@ -198,8 +199,9 @@ def scored_clips(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[ScoredClip, ...]:
-    """Scores every sample by every scorer, in one pass: a file is read once, and the waves of one
-    batch are in memory at a time.
+    """Scores every sample by every scorer in one pass, which reads each file once.
+
+    The waves of one batch are in memory at a time.
 
     What is in the cache is not scored again; the cache is saved also when a later clip fails.
 
@@ -271,9 +273,12 @@ def _decoded(path: Path, content: bytes, device: str) -> Waveform:
 def _of_the_set(
     scorer: OpenScorer, entries: Sequence[Entry], samples: Sequence[Sample]
 ) -> list[dict[str, float]]:
-    """The parts that a reward gives by looking at all clips of a prompt (its ``combine``), such as
-    diversity; its score stays the one that it gives a single clip. ``{}`` for other rewards, and
-    where no prompt has two clips.
+    """The parts of a reward that compare all clips of a prompt, such as diversity.
+
+    ``combine`` of the reward computes them.
+
+    Its score stays that of a single clip. ``{}`` for other rewards, and where no prompt has two
+    clips.
     """
     prompts = [sample.prompt for sample in samples]
     names = list(entries[0].get("vectors", ()))

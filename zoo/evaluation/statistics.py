@@ -37,9 +37,7 @@ SCORE = "score"
 
 @dataclass(frozen=True)
 class Estimate:
-    """``value`` with its 95 % interval over prompts, None where there is a single one; ``count``
-    clips of ``prompts``.
-    """
+    """``value`` over ``count`` clips, with its 95 % interval over prompts (None for one prompt)."""
 
     value: float
     low: float | None
@@ -139,9 +137,7 @@ def _balanced(
     by_formula: Interval,
     bounds: tuple[float, float],
 ) -> Estimate:
-    """Mean over classes of hits, or of their paired changes: the interval over prompts, at least
-    ``by_formula``.
-    """
+    """Mean over classes of hits or paired changes; the interval is at least ``by_formula``."""
     found = clustered_mean(values, prompts, classes)
     asked = Counter(name for name, _ in dict.fromkeys(zip(classes, prompts, strict=True)))
     if min(asked.values()) >= FEW_PROMPTS:
@@ -259,9 +255,7 @@ def _hits(one: ClipSet, scorer: ScorerFacts) -> Column:
 
 
 def power_note(accuracy: Accuracy) -> str:
-    """What so many clips can show: the smallest rise that is found with 80 % power, and the clips
-    that a rise of 0.10 needs.
-    """
+    """The smallest rise found with 80 % power, and the clips that a rise of 0.10 needs."""
     share = accuracy.balanced.value
     rise = smallest_rise(share, accuracy.count)
     seen = "no rise at all" if rise is None else f"a rise of {rise:.2f} or more"

@@ -1,5 +1,4 @@
-"""Tables 1 and 2 of "RLHF on conditional music generation" from an evaluation, as Markdown and
-HTML.
+"""Tables 1 and 2 of "RLHF on conditional music generation", as Markdown and HTML.
 
 Table 1: accuracy of a mood classifier for every mood, and their mean. Table 2: CLAP similarity and
 accuracy of the original and of the trained model. Here every number also says how sure it is and of
@@ -81,9 +80,7 @@ class Line:
 
 
 def lines(results: Results) -> list[Line]:
-    """Every trained model with the original of its setting, then all other sets that nothing was
-    compared with, in order.
-    """
+    """Every trained model with the original of its setting, then all unpaired sets, in order."""
     pairs = [
         Line(one, baseline_of(one, results.sets)) for one in results.sets if one.role == TRAINED
     ]
@@ -165,9 +162,7 @@ def _accuracy_row(one: ClipSet, found: Accuracy) -> tuple[str, ...]:
 
 
 def _accuracy_notes(results: Results, one: ClipSet, found: Accuracy) -> list[str]:
-    """What so many clips can show (of sets that are compared with none), and which classes say
-    little.
-    """
+    """Notes on the power of unpaired sets, and on classes with little information."""
     notes = []
     if baseline_of(one, results.sets) is None:
         notes.append(f"{one.title}: {power_note(found)}.")
@@ -187,9 +182,7 @@ def _accuracy_notes(results: Results, one: ClipSet, found: Accuracy) -> list[str
 
 
 def one_class_means(results: Results, scorer: ScorerFacts) -> list[float]:
-    """The best balanced mean of calling every clip the same class, for each number of classes that
-    a set asks for.
-    """
+    """The best balanced mean of calling all clips the same class, per number of classes."""
     found = [accuracy(one, scorer) for one in results.sets]
     counts = {
         sum(each is not None for each in one.classes.values()) for one in found if one is not None
@@ -198,8 +191,9 @@ def one_class_means(results: Results, scorer: ScorerFacts) -> list[float]:
 
 
 def table_2(results: Results) -> Table:
-    """One row per line: original, trained and difference of every scorer (see ``columns``);
-    accuracy of classifiers, else the mean score.
+    """One row per line: original, trained and difference of every scorer (``columns``).
+
+    Accuracy for classifiers, else the mean score.
     """
     shown_columns = columns(results)
     header = [_line_head(results), "clips (prompts)"]

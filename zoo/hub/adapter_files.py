@@ -1,5 +1,4 @@
-"""An adapter on disk: a folder in peft's layout, and a config.json of ours that says which base it
-was trained on.
+"""An adapter on disk: a folder in peft's layout, with a config.json that identifies its base.
 
 ``adapter_config.json`` and ``adapter_model.safetensors`` are what
 ``peft.PeftModel.from_pretrained(pipe.unet, folder)`` reads beside a plain diffusers pipeline. Of
@@ -52,8 +51,9 @@ _NARROWER = {"float64": ("float32", "bfloat16", "float16"), "float32": ("bfloat1
 
 
 def base_tensors(denoiser: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the weights below any adapters, under the names they have without adapters,
-    sorted.
+    """Yields (name, tensor) of the weights below any adapters, sorted.
+
+    Names are those without adapters.
     """
     named = {}
     for name, tensor in denoiser.state_dict().items():
@@ -70,8 +70,9 @@ def _dtype_name(denoiser: nn.Module) -> str:
 
 
 def base_sha256(denoiser: nn.Module, dtype: str) -> str:
-    """The SHA-256 over names, shapes and values of the weights below any adapters, floating-point
-    ones as ``dtype``.
+    """The SHA-256 of names, shapes and values of the base weights.
+
+    Floating-point ones are hashed as ``dtype``.
     """
     digest = hashlib.sha256()
     for name, tensor in base_tensors(denoiser):
@@ -180,8 +181,7 @@ def write_adapter(
 def read_adapter(
     folder: str | Path, facts: Mapping[str, Any] | None = None
 ) -> tuple[LoraConfig, dict[str, Tensor], Mapping[str, Any]]:
-    """The adapter's configuration, its tensors and our facts about it (``{}`` for a plain peft
-    folder).
+    """The configuration of an adapter, its tensors, and our facts (``{}`` for a plain peft folder).
 
     ``facts``: the content of its config.json where that has been read. Raises ``UserError`` when
     files are missing, damaged, changed, or ask for anything but plain LoRA.

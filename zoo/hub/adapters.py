@@ -1,6 +1,4 @@
-"""Adapters of a backbone: saved, loaded, stacked on one base with a strength each, and merged into
-it.
-"""
+"""Adapters of a backbone: saved, loaded, stacked with strengths, and merged into the base."""
 
 from __future__ import annotations
 
@@ -23,8 +21,7 @@ if TYPE_CHECKING:
 
 
 def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
-    """Writes the adapter (peft's config and safetensors, and which base it is for), beside
-    ``folder`` first; an older folder is replaced.
+    """Writes the adapter (peft's config and safetensors, and its base); replaces an older folder.
 
     Raises ``UserError`` without an adapter or with several, ``OSError`` when writing fails (the
     older folder stays then).
@@ -33,8 +30,9 @@ def save_adapter(backbone: Backbone, folder: str | Path) -> Path:
 
 
 def load_adapter(backbone: Backbone, folder: str | Path, strength: float = 1.0) -> None:
-    """Puts a saved adapter on ``backbone`` (frozen) or into the adapter of the same kind that is
-    there (stays trainable).
+    """Puts a saved adapter on ``backbone`` (frozen), or into a present one of the same kind.
+
+    An adapter that is already there stays trainable.
 
     ``strength`` scales its effect: 0 is the base model, 1 the adapter as trained. Every tensor must
     fit. Raises ``UserError`` when files are missing, or made for another denoiser or another base
@@ -54,8 +52,9 @@ def stack_adapters(
     base_name: str | None = None,
     check_bases: bool = True,
 ) -> None:
-    """Puts saved adapters on ``backbone.denoiser`` in place, frozen: y = W x + sum of strength_i *
-    scale_i * B_i A_i x.
+    """Puts saved adapters on ``backbone.denoiser`` in place, frozen.
+
+    y = W x + sum of strength_i * scale_i * B_i A_i x.
 
     ``adapters``: (folder, strength) pairs; strength 0 is the base model, 1 the adapter as trained,
     negative turns it round.
@@ -140,8 +139,7 @@ def fill_adapter(model: PeftModel, folder: str | Path, strength: float = 1.0) ->
 
 
 def merge_adapters(backbone: Backbone) -> None:
-    """Adds the live adapters, at their strengths, to the weights of the base, in place; no adapter
-    is left.
+    """Adds the live adapters, at their strengths, to the base weights in place, and removes them.
 
     Raises ``UserError`` without an adapter, or when merged weights are not finite.
     """
@@ -170,9 +168,7 @@ def _check_shapes(
     weights: dict[str, Tensor],
     layers: dict[str, torch.nn.Linear],
 ) -> None:
-    """Every tensor belongs to a target layer of this denoiser and has the shape that its rank and
-    that layer give it.
-    """
+    """Raises unless every tensor belongs to a target layer of the denoiser and has its shape."""
     targets = config.target_modules or ()
     wanted = {}
     for name, layer in layers.items():

@@ -146,9 +146,7 @@ def save_artifact(
 
 
 def write_config(folder: Path, config: Mapping[str, Any], hashed: Iterable[str]) -> None:
-    """``folder/config.json``: format, versions, ``config`` (plain values) and the hashes of the
-    files named ``hashed``.
-    """
+    """Writes ``folder/config.json``: format, versions, ``config``, hashes of ``hashed`` files."""
     _plain(config, folder)
     sha256 = {name: sha256_of(folder / name) for name in hashed}
     content = {"format": FORMAT, **config, "versions": _versions(), "sha256": sha256}
@@ -166,16 +164,12 @@ def _plain(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a file or folder of this name belongs to an artefact (or to the tools that fetch
-    one).
-    """
+    """Whether this name belongs to an artefact or to the tools that pull one."""
     return _OWN_FILES.fullmatch(name.split("/")[0]) is not None
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Raises ``UserError`` when ``folder``, which is about to be replaced, holds anything that is
-    not part of an artefact.
-    """
+    """Raises ``UserError`` when ``folder``, which would be replaced, holds foreign files."""
     foreign = (
         sorted(path.name for path in folder.iterdir() if not is_own_file(path.name))
         if folder.is_dir()
@@ -190,8 +184,9 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def refuse_live_adapter(state: Mapping[str, Tensor], what: str) -> None:
-    """Raises ``UserError`` when weights have the names that an injected adapter gives them:
-    nothing could load them again.
+    """Raises ``UserError`` for weights with names of an injected adapter.
+
+    Such weights would not load again.
     """
     live = [name for name in state if ".base_layer." in f".{name}" or ".lora_" in f".{name}"]
     if live:
@@ -252,9 +247,7 @@ def build_artifact(
 
 
 class _Bounded(TorchFunctionMode):
-    """Counts the bytes of tensors that are made from nothing; large ones are not touched by the
-    system before they are filled.
-    """
+    """Counts the bytes of new tensors, because large ones take no memory before they are filled."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__()
@@ -275,8 +268,9 @@ class _Bounded(TorchFunctionMode):
 def build_within(
     found: type[nn.Module], arguments: Mapping[str, Any], state: Mapping[str, Tensor], where: str
 ) -> nn.Module:
-    """``found(**arguments)``, stopped when it makes tensors of more than twice the size of
-    ``state`` (as float32) and a slack.
+    """``found(**arguments)``, stopped when it makes far larger tensors than ``state``.
+
+    The limit is twice its size as float32, and a slack.
 
     Leaves torch's random state as it was. Raises ``UserError`` when it grows too large or cannot
     be built.
@@ -327,8 +321,7 @@ def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fold
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config.json of an artefact, known to name no code and to be of a format that this version
-    reads.
+    """The config.json of an artefact, checked to name no code and to have a known format.
 
     Raises ``FileNotFoundError`` and ``UserError``.
     """

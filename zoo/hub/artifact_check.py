@@ -1,6 +1,4 @@
-"""Everything that can be said about a model folder without trusting it: hashes, strict loading,
-card, nothing else in it.
-"""
+"""Checks a model folder without trusting it: hashes, strict loading, card, foreign files."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ from zoo.hub.verify import verify_folder
 
 
 def is_artifact(folder: str | Path) -> bool:
-    """Whether this is a folder in our layout (a config.json that names kind and architecture), not
-    one in its authors' own.
-    """
+    """Whether a folder is in our layout: its config.json names kind and architecture."""
     path = Path(folder) / CONFIG_FILE
     return path.is_file() and {"kind", "architecture"} <= read_json(path).keys()
 

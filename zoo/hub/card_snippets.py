@@ -1,6 +1,4 @@
-"""The code in a model card: short, complete, and run by a test against the model that it stands
-beside.
-"""
+"""The code in a model card: short, complete, and run by a test against its model."""
 
 from __future__ import annotations
 
@@ -74,9 +72,7 @@ print(zoo.score(reward, [noise], [Prompt("clip", {_prompt(config)!r}{label})]).s
 
 
 def _prompt(config: Mapping[str, Any]) -> str:
-    """A prompt of the kind that the model was made for: the first of its training prompts where
-    they are known.
-    """
+    """A prompt for the model: the first of its training prompts where they are known."""
     prompts = (config.get("training") or {}).get("prompts") or {}
     template, words, instruments = (
         prompts.get(key) for key in ("template", "words", "instruments")

@@ -112,9 +112,10 @@ def card_for(folder: str | Path, name: str | None = None) -> str:
 
 
 def licence_of(folder: str | Path) -> str:
-    """The licence that a model folder has to keep: the zoo's entry's, that of the base that it
-    names, that of config.json, or that of the place it was pulled from. "unknown" for a base whose
-    licence nobody knows, "" when nothing binds it yet.
+    """The licence that a model folder has to keep.
+
+    That of the zoo's entry, of the base that it names, of config.json, or of the place it was
+    pulled from. "unknown" for a base of unknown licence, "" when nothing binds it yet.
 
     Raises ``UserError`` and ``OSError`` as ``read_config`` does.
     """
@@ -137,9 +138,7 @@ def licence_of(folder: str | Path) -> str:
 
 
 def with_place(card: str, where: str) -> str:
-    """The card with ``where`` (a folder, or ``owner/name`` on the Hub) in the snippets, instead of
-    the place-holder.
-    """
+    """The card with ``where`` (a folder or ``owner/name``) in its snippets."""
     return card.replace(PLACE, where)
 
 

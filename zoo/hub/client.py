@@ -175,9 +175,7 @@ def offline() -> bool:
 
 @contextlib.contextmanager
 def connected(repo_id: str, revision: str | None, token: str | None) -> Iterator[HubRepo]:
-    """The repository, and what is raised on the way as an ``OSError`` or ``UserError`` in plain
-    words.
-    """
+    """The repository; errors become an ``OSError`` or ``UserError`` in plain words."""
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
@@ -330,8 +328,9 @@ def fetch(
 
 
 def refuse_links(path: Path) -> None:
-    """Raises ``UserError`` when a place below ``cache_root()`` is a link or neither file nor
-    folder: what a server sends would be written elsewhere.
+    """Raises ``UserError`` when a place below ``cache_root()`` is a link or a special file.
+
+    Downloads would be written elsewhere.
     """
     root = cache_root()
     parents = [parent for parent in path.parents if parent.is_relative_to(root) and parent != root]

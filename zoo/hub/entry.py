@@ -146,16 +146,12 @@ def is_repo_id(text: str) -> bool:
 
 
 def needs_consent(licence: str | None, gated: bool) -> bool:
-    """Whether a pull shows the licence and asks: non-commercial, unknown, of a publisher's own
-    making, or gated.
-    """
+    """Whether a pull asks for consent: non-commercial, unknown, custom or gated licences."""
     return gated or (licence or UNKNOWN).lower() not in FREE_LICENCES
 
 
 def licence_words(licence: str | None, gated: bool) -> str:
-    """One clause about what a licence means for the reader, such as "cc-by-nc-sa-4.0: not for
-    commercial use".
-    """
+    """A clause about a licence, such as "cc-by-nc-sa-4.0: not for commercial use"."""
     licence = licence or UNKNOWN
     low = licence.lower()
     if low == UNKNOWN:

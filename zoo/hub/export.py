@@ -1,6 +1,4 @@
-"""A run folder -> a model folder that anybody can load: weights, config.json and card, and nothing
-of the trainer.
-"""
+"""Turns a run folder into a model folder: weights, config.json and card, without the trainer."""
 
 from __future__ import annotations
 

@@ -84,9 +84,7 @@ def _last_parts(path: str | None) -> str | None:
 
 
 def source_name(node: Any) -> str | None:
-    """The name, repository or folder from which a ``_target_`` node loads its model; None when it
-    builds a new one.
-    """
+    """The name, repository or folder that a ``_target_`` node loads; None for a new model."""
     if not isinstance(node, Mapping):
         return None
     return next(

@@ -1,5 +1,4 @@
-"""Trust on first use: which commit and which hashes the first pull saw, in a small file that can be
-committed.
+"""Trust on first use: the commit and hashes of the first pull, in a file to be committed.
 
 ``attune.lock.json`` in the working folder holds, for each Hub repository, the commit and the sha256
 and size of every file that was pulled. A later pull, on whichever machine, must find the same or is

@@ -98,8 +98,7 @@ def pull(
     accept_licence: Consent = False,
     lock: str | Path = LOCK_FILE,
 ) -> Path:
-    """The folder with the files of a zoo name or an ``owner/name`` on the Hub: whole and verified,
-    or not there.
+    """Pulls a zoo name or an ``owner/name`` into a folder that is whole and verified, or absent.
 
     Args:
         name: a zoo name or "owner/name". Embedded entries are used where they lie.
@@ -169,9 +168,7 @@ def _holds(folder: Path, sha256: Mapping[str, str]) -> bool:
 
 
 def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
-    """A folder of this very commit that was pulled before, verified again; None when the Hub has to
-    be asked.
-    """
+    """A folder of this commit that was pulled before, verified again; None if the Hub is needed."""
     commit = wanted.revision if wanted.revision is not None and len(wanted.revision) == 40 else None
     if commit is None and not offline():
         return None
@@ -211,9 +208,7 @@ def _already_here(wanted: _Wanted, to: Path | None) -> Path | None:
 
 
 def _from_client_cache(wanted: _Wanted, to: Path | None) -> Path:
-    """Offline: the files that the lock file pins, out of the Hub client's own cache, if it has all
-    of them.
-    """
+    """Offline: the pinned files from the Hub client's cache, if it has all of them."""
     pin, name = wanted.pin, wanted.name
     pinned = (
         {}
@@ -318,9 +313,7 @@ def _downloaded(
 
 
 def _stricter(known: str | None, published: str | None) -> str:
-    """The licence that the zoo's table knows, but not when the repository's page has become
-    stricter, or knows more.
-    """
+    """The licence of the zoo's table, or of the page if that is stricter or more specific."""
     if known in (None, UNKNOWN) or (
         published is not None and needs_consent(published, False) > needs_consent(known, False)
     ):

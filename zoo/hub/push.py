@@ -1,6 +1,4 @@
-"""A model folder to the Hugging Face Hub: first the plan, file by file, and only on a yes exactly
-that.
-"""
+"""Pushes a model folder to the Hub: first a plan, file by file; with consent exactly that."""
 
 from __future__ import annotations
 
@@ -49,8 +47,9 @@ class PushPlan:
         return sum(file.size_bytes for file in self.files)
 
     def describe(self) -> str:
-        """The plan in words, complete: repository, visibility, licence, card header, every file
-        with bytes and sha256.
+        """The complete plan as text.
+
+        It lists repository, visibility, licence, card header, and files with bytes and sha256.
         """
         seen = "private" if self.private else "public"
         what = (

@@ -24,8 +24,9 @@ _TABLES = {
 
 
 def entries(kind: str | None = None, pattern: str | None = None) -> tuple[ZooEntry, ...]:
-    """The zoo's entries of one kind (default: all) whose name matches ``pattern`` (a glob such as
-    "clap*", or part of a name).
+    """The zoo's entries of one kind (None: all) whose name matches ``pattern``.
+
+    A glob such as "clap*", or part of a name.
 
     Raises ``UserError`` for an unknown kind.
     """
@@ -102,16 +103,12 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def looks_remote(text: str) -> bool:
-    """Whether this can only be meant as ``owner/name`` on the Hub: no folder, and not below a
-    folder that is here.
-    """
+    """Whether this can only mean ``owner/name`` on the Hub: it is no existing folder."""
     return is_repo_id(text) and not Path(text).exists() and not Path(text.split("/")[0]).is_dir()
 
 
 def _pulled(name: str, repo_id: str, revision: str | None = None) -> Path:
-    """The folder of the entry's commit, else of the one that the lock file here pins, else what was
-    pulled last.
-    """
+    """The folder of the entry's commit, else of the locked one, else of the last pull."""
     from zoo.hub.lock import read_lock
     from zoo.hub.store import newest
 

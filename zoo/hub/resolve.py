@@ -52,8 +52,7 @@ class Located:
 
 
 def resolve(name: str | Path) -> Located:
-    """The files of a zoo name, a folder or an ``owner/name`` on the Hub; pulled first where they
-    are not on this machine.
+    """The files of a zoo name, a folder or an ``owner/name``, which are pulled if they are missing.
 
     An ``owner/name`` from which one entry of the zoo takes its files means that entry, with its
     commit and hashes, unless it was pulled by itself.

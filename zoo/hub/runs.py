@@ -168,9 +168,10 @@ class Checkpoint:
 
 
 def newest_result(run: Path) -> Path | Checkpoint:
-    """The finished result (``adapter``, ``denoiser.safetensors`` or ``model``), or the newest
-    readable checkpoint when that is newer (the run was resumed and has not finished) or all there
-    is.
+    """The finished result of a run, or its newest readable checkpoint if that is newer.
+
+    The result is ``adapter``, ``denoiser.safetensors`` or ``model``. A newer checkpoint means that
+    the run was resumed and has not finished.
 
     Raises ``UserError`` when there is neither.
     """
@@ -245,8 +246,7 @@ def _old_keys(content: Mapping[str, Any]) -> dict[str, Any]:
 def fill(
     module: nn.Module, checkpoint: Checkpoint, prefix: str, trained: Sequence[str], *, whole: bool
 ) -> None:
-    """Copies the weights of a checkpoint into ``module``; averages, where there are any, take the
-    place of the trained ones.
+    """Copies the weights of a checkpoint into ``module``, averages instead of trained ones.
 
     Args:
         module: the model.
@@ -301,8 +301,7 @@ def metrics_rows(path: Path) -> list[dict[str, float]]:
 
 
 def held_out_numbers(run: Path, step: int | None) -> dict[str, dict[str, float]]:
-    """name -> {"before", "after"} of the run's held-out numbers in metrics.csv, up to optimiser
-    step ``step`` (None: the end).
+    """Name -> {"before", "after"} of held-out numbers in metrics.csv, up to ``step`` (None: all).
 
     ``before`` is there when the run was evaluated before training. Without a file, or without
     held-out numbers: ``{}``.

@@ -1,6 +1,4 @@
-"""How a model is sampled: what was asked for, else what its run did, else what its export recorded,
-else a default.
-"""
+"""How a model is sampled: by request, else as in its run, its export, or by default."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Where pulled models lie on this machine: one plain folder a model and revision, whole and
-verified, or none at all.
+"""The store of pulled models: one plain folder per model and revision, whole and verified.
 
 ``ATTUNE_CACHE`` names the root; by default it is ``attune`` in the Hub client's home (``HF_HOME``,
 ~/.cache/huggingface). A record in each folder says where the files came from and what their hashes
@@ -47,18 +46,14 @@ def place(name: str, revision: str) -> Path:
 
 
 def newest(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a pulled model: at this commit, or the one that was pulled last; None when
-    there is none.
-    """
+    """The folder of a pulled model at this commit, or of the last pull; None if there is none."""
     parent = place(name, "x").parent
     there = [path.parent for path in parent.glob(f"{revision or '*'}/{RECORD}")]
     return max(there, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
 
 
 def is_downloaded(folder: str | Path) -> bool:
-    """Whether a folder is (or lies in) what a pull brought, or in the Hub client's cache: nothing
-    in it may name code.
-    """
+    """Whether a folder was pulled or is in the Hub client's cache; it must not name code then."""
     above = [folder := Path(folder).resolve(), *folder.parents]
     return any((path / RECORD).exists() for path in above) or any(
         path.name == "snapshots" for path in above[1:]

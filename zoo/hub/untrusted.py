@@ -27,15 +27,12 @@ LARGEST_COUNT = 2**63 - 1  # torch counts in 64 bits
 
 
 def shown(text: object, characters: int = 200) -> str:
-    """``text`` from outside for a screen or a log: without control and direction characters, and
-    cut.
-    """
+    """Text from outside for a screen or log: without control characters, and cut."""
     return for_screen(" ".join(str(text)[: characters + 1].splitlines()), characters)
 
 
 def safe_relative_path(name: str) -> PurePosixPath:
-    """The path that a repository, an index or a config names, known to stay below the folder it is
-    joined to.
+    """A path from a repository, an index or a config, checked to stay below its folder.
 
     Raises ``UserError`` for an absolute path, ``..``, ``.``, an empty part, a backslash, a drive,
     a control or direction character, git's own folder, and for more than ``PATH_PARTS`` parts, 255
@@ -198,8 +195,9 @@ def check_safetensors_header(path: str | Path) -> dict[str, tuple[str, tuple[int
 def check_index(
     index: Mapping[str, Any] | str | Path, folder: str | Path, links_into: str | Path | None = None
 ) -> dict[Path, tuple[str, ...]]:
-    """The shards that an index (``{"weight_map": {tensor: file}}``, or the path of its JSON) names
-    -> the tensors in each.
+    """The shards that an index names -> the tensors in each.
+
+    The index is ``{"weight_map": {tensor: file}}`` or the path of its JSON.
 
     Every shard must be a regular safetensors file inside ``folder`` (links: see ``check_folder``)
     that holds just the tensors that the index puts there. Raises ``UserError`` and

@@ -1,6 +1,4 @@
-"""Is a model folder whole, and is it what was promised: by its config, by the pull that brought it,
-by the zoo's table.
-"""
+"""Verifies that a model folder is whole, and matches its config, its pull and the zoo's table."""
 
 from __future__ import annotations
 
@@ -21,8 +19,9 @@ _UNFINISHED = (".part", ".incomplete", ".tmp")
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """``known_by``: who promised this hash ("the zoo's table", "config.json", "the pull"), empty
-    when nobody did.
+    """A file and its hash; ``known_by`` lists the records with this hash, and may be empty.
+
+    Records are "the zoo's table", "config.json" and "the pull".
     """
 
     name: str

@@ -73,8 +73,7 @@ def save_state(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> tuple[str, ...]:
-    """Writes ``state`` into ``folder`` and returns the names of the files, the index among them
-    when there are several.
+    """Writes ``state`` into ``folder`` and returns the file names, with an index if several.
 
     ``shard_bytes``: size in bytes above which another file is begun (a single larger tensor has a
     file of its own).
@@ -140,8 +139,7 @@ def read_state(
 
 
 def weight_files(folder: str | Path, variants: bool = False) -> tuple[Path, ...]:
-    """The files that hold the tensors of ``folder`` (its index first, if it has one), their headers
-    checked.
+    """The files with the tensors of ``folder`` (an index first), with checked headers.
 
     ``variants``: where there is nothing else, the one ``model.VARIANT.safetensors`` (such as fp16)
     is taken. Raises ``FileNotFoundError`` when there are none, ``UserError`` for an index that
@@ -219,8 +217,9 @@ def refuse_wrong_numbers(
 
 
 def blobs_of(folder: str | Path) -> Path | None:
-    """Where the links of a folder in the Hub's cache (``models--x--y/snapshots/REVISION``) lead;
-    None for any other folder.
+    """The target folder of links in the Hub's cache; None for any other folder.
+
+    Such a folder is ``models--x--y/snapshots/REVISION``.
     """
     folder = Path(folder).absolute()
     return folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else None

@@ -1,6 +1,4 @@
-"""Released checkpoints in their authors' layouts, brought into ours: strict, every tensor accounted
-for, no foreign framework.
-"""
+"""Imports released checkpoints from their authors' layouts: strict, without their frameworks."""
 
 # (architecture, layout) -> "module:function" that opens a folder in that layout: the function takes
 # what zoo.hub.resolve found, and the model's options as keywords

@@ -1,6 +1,4 @@
-"""AudioLDM 2 from a folder in diffusers layout (``model_index.json``, one folder a part), strict:
-every tensor accounted for.
-"""
+"""AudioLDM 2 from a folder in diffusers layout; every tensor is accounted for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Models in diffusers layout (``model_index.json``, one folder a part), strict: every tensor
-accounted for, safetensors only.
-"""
+"""Models in diffusers layout (``model_index.json``): strict, safetensors only."""
 
 from __future__ import annotations
 
@@ -42,8 +40,7 @@ def check_folders(folder: Path, names: Iterable[str], what: str) -> None:
 
 
 def read_settings(folder: Path, kind: type, model_type: str | None = None) -> dict[str, Any]:
-    """What a part's config.json says of ``settings_of(kind)``: without what the libraries note
-    about themselves.
+    """The ``settings_of(kind)`` in a part's config.json, without notes of the libraries.
 
     Raises ``UserError`` for another ``model_type`` than the given one.
     """
@@ -70,8 +67,7 @@ def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any
 
 
 def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
-    """(packed tokenizer, its longest sequence in tokens, 512 at most) of transformers' class
-    ``kind``.
+    """(packed tokenizer of transformers' class ``kind``, longest sequence: at most 512 tokens).
 
     Raises ``FileNotFoundError`` when the files of its vocabulary are missing, ``UserError`` when
     they cannot be read.
@@ -98,9 +94,7 @@ def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
 
 
 def _check_vocabulary_files(folder: Path) -> None:
-    """transformers makes an empty tokenizer without an error where the files of its vocabulary are
-    missing.
-    """
+    """Raises where vocabulary files are missing: transformers would build an empty one."""
     if (folder / _TOKENIZER).is_file() or all(
         (folder / name).is_file() for name in _WORDS_AND_MERGES
     ):
@@ -119,9 +113,7 @@ def _check_vocabulary_files(folder: Path) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, transformers and diffusers print nothing, not even a bar: what is wrong is raised
-    here, in one line.
-    """
+    """Silences transformers and diffusers, as errors are raised here in one line."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -140,8 +132,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def weights_variant(folder: Path) -> str | None:
-    """The variant ("fp16") whose safetensors are all that ``folder`` holds, None where the plain
-    ones are there.
+    """The variant ("fp16") of the only safetensors in ``folder``; None if plain ones exist.
 
     Raises ``FileNotFoundError`` when there are no safetensors, ``UserError`` when there are
     several variants and no plain ones.
@@ -183,8 +174,7 @@ def _loaded(
 
 
 def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Module:
-    """A network of the class and configuration of ``empty`` with the weights of ``folder``,
-    float32.
+    """A network of the class and configuration of ``empty``, with weights of ``folder``, float32.
 
     ``other_parts``: a pattern for names of tensors that belong to networks which are not used here.
     Raises ``UserError`` when

@@ -1,5 +1,4 @@
-"""EMOPIA's audio classifiers (Hung et al. 2021, arXiv 2108.01374): their authors' ``best.ckpt`` as
-an ``EmotionReward``.
+"""EMOPIA's audio classifiers (arXiv 2108.01374): their ``best.ckpt`` as an ``EmotionReward``.
 
 The authors' folder is ``best_weight/wav/{ar_va,arousal,valence}/{best.ckpt,hparams.yaml}``:
 Lightning checkpoints, pickled, of a short-chunk ResNet. They are read as data, every tensor must
@@ -87,8 +86,9 @@ def load_emopia(
 
 
 def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """``n_fft, hop_samples, n_mels, channels, n_classes`` of the network that these tensors belong
-    to (names without prefix).
+    """``n_fft, hop_samples, n_mels, channels, n_classes`` of a network, from its tensors.
+
+    Names have no prefix.
 
     Raises ``UserError`` naming a tensor that is missing or has another number of dimensions.
     """
@@ -116,8 +116,7 @@ def network_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
 
 
 def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: str) -> None:
-    """Puts the authors' tensors (names without prefix) into ``network``: all of them, and nothing
-    else.
+    """Puts exactly the authors' tensors (names without prefix) into ``network``.
 
     The window and filters in the file must be those that ``network`` computes (periodic Hann, HTK),
     or it would hear other bands. Raises ``UserError`` with the names.

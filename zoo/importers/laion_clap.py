@@ -1,5 +1,6 @@
-"""LAION-CLAP's checkpoints (.pt; HTSAT-tiny and HTSAT-base with RoBERTa, fusion off) as weights of
-transformers' ``ClapModel``.
+"""LAION-CLAP's checkpoints (.pt) as weights of transformers' ``ClapModel``.
+
+HTSAT-tiny and HTSAT-base with RoBERTa, fusion off.
 
 Source: Wu et al., arXiv 2211.06687, and the layout of the files published with
 github.com/LAION-AI/CLAP. Strict: every tensor of a file goes to a named place, is known to play no
@@ -109,9 +110,7 @@ def read_laion_clap(path: str | Path) -> ImportedClap:
 
 
 def laion_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a released file by their names in the model (without the ``module.`` of its
-    training).
-    """
+    """The tensors of a released file by their names in the model, without ``module.``."""
     content = load_pickle_weights(path)
     found = content.get("state_dict", content)
     if not isinstance(found, dict):

@@ -1,5 +1,4 @@
-"""Pickled checkpoints of other projects (.bin, .ckpt, .pt, .pth), read as data: nothing that they
-name is called.
+"""Reads pickled checkpoints (.bin, .ckpt, .pt, .pth) as data: nothing in them is called.
 
 What torch's restricted reader allows (tensors and plain containers), and numpy's scalars, which
 some authors left beside their weights (LAION's CLAP checkpoints keep numpy numbers in the
@@ -45,8 +44,9 @@ LIGHTNING_CALLBACKS = tuple(
 
 
 def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[str, Any]:
-    """The dictionary in a file that ``torch.save`` wrote, on the CPU: often a state dict, or one
-    under a key ``state_dict``.
+    """The dictionary in a file of ``torch.save``, on the CPU; often a state dict.
+
+    The state dict may be under a key ``state_dict``.
 
     ``blanks``: names of classes that the file may hold; each is read as an empty class that keeps
     and does nothing. Raises ``FileNotFoundError``, and ``UserError`` when the file names anything
@@ -98,9 +98,7 @@ def _blank(name: str) -> tuple[type, str]:
 
 
 def _numpy_rebuilders() -> list[Any]:
-    """What rebuilds a numpy number from its dtype and bytes, under the names that numpy 1 and numpy
-    2 gave it in files.
-    """
+    """The functions that rebuild numpy numbers, under their names in numpy 1 and 2."""
     import numpy
 
     scalar = (
@@ -117,9 +115,7 @@ def _numpy_rebuilders() -> list[Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """torch stores its archives uncompressed: one that unpacks to more than its own size was made
-    to fill the memory.
-    """
+    """Refuses an archive that unpacks to more than its size, as torch stores them uncompressed."""
     if not zipfile.is_zipfile(path):
         return  # the layout before torch 1.6
     try:

@@ -1,5 +1,4 @@
-"""Pretrained CLAPs from files: weights, sizes and tokenizer, in transformers' layout or LAION's;
-never code.
+"""Pretrained CLAPs from files, in transformers' or LAION's layout; never code.
 
 A name is a folder, a LAION .pt file, a zoo name, or ``owner/name`` on the Hub. What is on this
 machine is used as it is; nothing is asked of the Hub while ``HF_HUB_OFFLINE`` is set.
@@ -56,8 +55,9 @@ def with_files(arguments: Mapping[str, Any], towers: str = "transformers") -> di
 
 
 def open_clap(name: str) -> tuple[PretrainedClap, str]:
-    """The CLAP of a folder in transformers' layout, a LAION .pt file, a zoo name or ``owner/name``
-    on the Hub; and where its tokenizer is.
+    """Opens a CLAP and finds its tokenizer.
+
+    Its files are a folder in transformers' layout, a LAION .pt file, a zoo name or ``owner/name``.
 
     Raises ``FileNotFoundError`` (nothing there, or not on this machine while offline),
     ``UserError`` (another model, code where weights are expected, tensors without a place), and
@@ -133,8 +133,7 @@ def _fetched(name: str) -> Path:
 
 
 def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Every tensor of ``state`` into a ``ClapModel``, and every tensor of the model from ``state``
-    (or computed by the library).
+    """Loads all tensors of ``state`` into a ``ClapModel``; the library computes some others.
 
     Raises ``UserError`` that names what is missing, left over, of another shape or kind of number,
     not finite, or computed differently.
@@ -169,8 +168,7 @@ def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -
 
 
 def tokenizer_json(source: str) -> bytes:
-    """The tokenizer.json of a folder, a file, or a repository on the Hub ("roberta-base"); from
-    this machine where it is there.
+    """The tokenizer.json of a folder, a file or a repository ("roberta-base"), local if possible.
 
     Raises ``FileNotFoundError`` with what to do when it is nowhere, and ``OSError`` when the Hub
     cannot be reached.

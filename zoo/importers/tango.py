@@ -1,5 +1,4 @@
-"""Tango and Tango 2 as their authors released them: a folder of pickled weights and three small
-configurations.
+"""Tango and Tango 2 as released: a folder of pickled weights and three configurations.
 
 Layout (declare-lab/tango, tango-full, tango-full-ft-audiocaps, tango2, tango2-full ...):
 ``pytorch_model_main.bin`` (U-Net and text encoder), ``pytorch_model_vae.bin`` (AudioLDM's
@@ -71,8 +70,9 @@ def load_tango(
     vae: Mapping[str, Any] = VAE,
     vocoder: Mapping[str, Any] = VOCODER,
 ) -> Tango:
-    """The model of a released folder, float32 on the CPU, frozen and in eval mode; every tensor of
-    its files is accounted for.
+    """The model of a released folder, float32 on the CPU, frozen and in eval mode.
+
+    Every tensor of its files is accounted for.
 
     The weights are not copied: the model takes as much memory as its files.
 
@@ -129,8 +129,7 @@ def main_state(tensors: Mapping[str, Any], where: str) -> dict[str, Tensor]:
 
 
 def with_both_names(state: dict[str, Tensor], encoder: str, where: str) -> dict[str, Tensor]:
-    """``state`` with the table of words of the T5 ``encoder`` under both of its names; a file may
-    hold one or both of them.
+    """``state`` with T5's table of words under both of its names; files may have only one.
 
     Raises ``UserError`` when they differ.
     """
@@ -168,9 +167,7 @@ def codec_state(tensors: Mapping[str, Any], levels: int, where: str) -> dict[str
 
 
 def codec_name(name: str, levels: int) -> str | None:
-    """The name in ``MelCodec`` of a tensor in ``pytorch_model_vae.bin``, None for what is not
-    known.
-    """
+    """The name in ``MelCodec`` of a tensor in ``pytorch_model_vae.bin``; None if unknown."""
     if name.startswith("vocoder."):
         known = re.fullmatch(
             r"vocoder\.(conv_pre|conv_post|ups\.\d+|resblocks\.\d+\.convs[12]\.\d+)\.(weight|bias)",
@@ -242,9 +239,7 @@ def vae_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_front_end(tensors: Mapping[str, Any], codec: MelCodec, where: str) -> None:
-    """Raises ``UserError`` unless the stored constants of the mel front end are those that we
-    compute (1e-5).
-    """
+    """Raises ``UserError`` unless the stored mel constants equal ours (1e-5)."""
     tensors = dict(_tensors(tensors, where))
     bins = FFT // 2 + 1
     angle = (
@@ -274,8 +269,10 @@ def check_front_end(tensors: Mapping[str, Any], codec: MelCodec, where: str) -> 
 
 
 def tokenizer_text(folder: Path, tokenizer: str | Path | None = None) -> str:
-    """The text of a tokenizer.json: the given file or that of the given folder, else one in
-    ``folder``, else the text encoder's from the Hub (or the Hub client's cache).
+    """The text of a tokenizer.json.
+
+    That of the given file or folder, else one in ``folder``, else the text encoder's from the Hub
+    (or its client's cache).
 
     Raises ``FileNotFoundError`` or ``ConnectionError`` saying where to get one.
     """

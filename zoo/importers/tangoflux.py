@@ -72,8 +72,9 @@ def load_tangoflux(
     transformer: Mapping[str, Any] = TRANSFORMER,
     frame_window: Literal["heard", "bewo"] | None = None,
 ) -> TangoFlux:
-    """The model of a released folder, float32 on the CPU, frozen and in eval mode; every tensor of
-    its files is accounted for.
+    """The model of a released folder, float32 on the CPU, frozen and in eval mode.
+
+    Every tensor of its files is accounted for.
 
     Args:
         folder: the released folder.

@@ -42,8 +42,9 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class Bundle:
-    """``tensors`` by name; ``unread`` names entries without a numeric type (such as the object
-    graph) and their type's number.
+    """``tensors`` by name; ``unread`` maps entries without a numeric type to their type number.
+
+    Such as the object graph.
     """
 
     tensors: Mapping[str, Tensor]
@@ -127,9 +128,7 @@ def _tensor(record: Mapping[int, list], dtype: torch.dtype, data: bytes) -> Tens
 
 
 def _table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) pairs of a LevelDB table: the footer names the index block, whose values name
-    the data blocks.
-    """
+    """(key, value) pairs of a LevelDB table; its footer points to an index of data blocks."""
     if len(table) < FOOTER_BYTES or struct.unpack("<Q", table[-8:])[0] != MAGIC:
         raise UserError(
             "it does not end with the table's magic number (it is cut off, or something else)"
@@ -171,9 +170,7 @@ def _block(table: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byt
 
 
 def _message(raw: bytes) -> dict[int, list]:
-    """Fields of a protocol buffer by number, each with its values in order: int for numbers, bytes
-    for the rest.
-    """
+    """Fields of a protocol buffer by number, with their values in order: int or bytes."""
     fields: dict[int, list] = {}
     at = 0
     while at < len(raw):
@@ -232,8 +229,9 @@ _CRC_TABLE = _crc_table()
 
 
 def masked_crc32c(raw: bytes) -> int:
-    """CRC-32C of ``raw``, rotated and offset as LevelDB stores it (so that a checksum of checksums
-    is not degenerate).
+    """CRC-32C of ``raw``, rotated and offset as in LevelDB.
+
+    So a checksum of checksums is not degenerate.
     """
     crc = 0xFFFFFFFF
     for byte in raw:

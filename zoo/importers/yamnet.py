@@ -1,5 +1,6 @@
-"""YAMNet: 521 AudioSet classes and a 1024-number embedding of every 0.96 s, in PyTorch,
-differentiable down to the waveform.
+"""YAMNet in PyTorch: 521 AudioSet classes and a 1024-number embedding per 0.96 s.
+
+It is differentiable down to the waveform.
 
 Architecture and front end: MobileNet v1 (Howard et al. 2017, arXiv:1704.04861) on log-mel patches,
 as described in the model card of YAMNet (TensorFlow Model Garden, ``audioset/yamnet``). Weights:
@@ -55,8 +56,7 @@ NOT_WEIGHTS = frozenset(
 
 
 class YAMNet(nn.Module):
-    """``wave_BN`` (16 kHz, mono, in [-1, 1]) -> logits (B, patches, 521) and embeddings (B,
-    patches, 1024).
+    """``wave_BN`` (16 kHz, mono) -> logits (B, patches, 521), embeddings (B, patches, 1024).
 
     A patch is 0.96 s and begins every 0.48 s (``patch_centres_s``). A shorter clip than 0.975 s is
     repeated up to it; what is left after the last whole patch (less than 0.48 s) is not heard.
@@ -118,9 +118,7 @@ def patch_centres_s(count: int) -> Tensor:
 
 
 def mel_bank() -> Tensor:
-    """(257, 64): triangles that are linear in HTK mels, from 125 to 7500 Hz, without area
-    normalisation; nothing from 0 Hz.
-    """
+    """(257, 64) triangles, linear in HTK mels from 125 to 7500 Hz, not normalised; 0 at 0 Hz."""
     edges = torch.linspace(
         _mel(torch.tensor(125.0)).item(),
         _mel(torch.tensor(7500.0)).item(),
@@ -191,8 +189,7 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """The 521 display names in the order of the logits, from ``yamnet_class_map.csv`` (index, mid,
-    display_name).
+    """The 521 display names in the order of the logits, from ``yamnet_class_map.csv``.
 
     Raises ``UserError`` for a file that is not CSV in UTF-8, indices that are not 0..520 in order,
     and a row without a name; ``OSError`` when there is no such file.
@@ -243,8 +240,7 @@ def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ..
 
 
 def wheel_path(package: str, inside: str, what: str, install: str) -> Path:
-    """The file or folder ``inside`` (``a/b``) of an installed top-level ``package``, whose code is
-    not run.
+    """The file or folder ``inside`` (``a/b``) of a ``package``, without running its code.
 
     Raises ``ImportError`` that says ``what`` is missing and the command that brings it.
     """

@@ -1,5 +1,4 @@
-"""Does a clip sound like its caption: the plain cosine of a CLAP's audio and text embeddings, for
-every CLAP.
+"""Does a clip sound like its caption: the cosine of a CLAP's audio and text embeddings.
 
 Source: contrastive language-audio pre-training (Wu et al., arXiv 2211.06687). Which CLAP is a row
 of ``CLAP_TOWERS``; what is done to the audio before (rate, mono, windows, padding) is done here,
@@ -108,9 +107,7 @@ def padded(wave_BN: Tensor, window: int, rule: str = "repeat") -> Tensor:
 
 
 def int16_round_trip(wave_BN: Tensor) -> Tensor:
-    """What laion_clap's own front end does to a wave: clipped to [-1, 1] and cut (not rounded) to
-    16 bits.
-    """
+    """Clips a wave to [-1, 1] and truncates it to 16 bits, as laion_clap's front end does."""
     return (wave_BN.clamp(-1, 1) * 32767).trunc() / 32767
 
 
@@ -264,8 +261,9 @@ class ClapReward(StaysInEvalMode):
         }
 
     def self_test(self) -> None:
-        """Raises ``UserError`` when the text tower gives unrelated captions the same embedding
-        (the error gives their mean cosine).
+        """Raises ``UserError`` when unrelated captions have the same embedding.
+
+        The message gives their mean cosine.
 
         Asked of weights that were read from files, by the constructor and by
         ``zoo.hub.artifact.load_artifact``. Towers without a tokenizer embed no texts and pass.
@@ -286,9 +284,7 @@ class ClapReward(StaysInEvalMode):
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """(B, E) unit vectors without gradient; each text is embedded once, on its own, so that
-        padding plays no part.
-        """
+        """(B, E) unit vectors without gradient; each text is embedded once, alone and unpadded."""
         with _TEXTS_AT_WORK:
             return self._kept_texts(texts)
 
@@ -314,8 +310,7 @@ class ClapReward(StaysInEvalMode):
     def forward(
         self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
     ) -> RewardOutput:
-        """Score (B,), the cosine, and the same number as the part ``name``; NaN for a wave that is
-        not finite.
+        """Score (B,), the cosine, also as the part ``name``; NaN for a wave that is not finite.
 
         Raises ``UserError`` for a wrong shape, rate or number of prompts, and for a prompt without
         text.

@@ -1,5 +1,4 @@
-"""Texts to token ids for a CLAP whose tokenizer travels with its weights, as the bytes of a
-tokenizer.json.
+"""Texts to token ids for a CLAP whose tokenizer is stored with its weights, as bytes.
 
 Kept as a tensor, so an artefact needs no other file and no network. The format is that of
 huggingface/tokenizers; it is data.
@@ -116,7 +115,8 @@ class ClapTokenizer(nn.Module):
         return tokenizer
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, L), int64, padded on the right to the longest, on the buffer's device.
+        """Ids and mask (B, L), int64, padded to the longest, on the buffer's device.
+
         Raises ``UserError``.
         """
         rows = [encoding.ids for encoding in self._tokenizer().encode_batch(list(texts))]

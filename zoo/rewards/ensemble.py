@@ -1,5 +1,6 @@
-"""Several rewards as one: the weighted mean of per-prompt z-scores less their disagreement, or the
-worst of them.
+"""Several rewards as one: the weighted mean of per-prompt z-scores less their disagreement.
+
+Or the worst of them.
 
 A single reward that is optimised is soon over-optimised; an ensemble of scorers that were
 pretrained differently mitigates that (Coste et al., arXiv 2310.02743: mean, worst case and
@@ -44,8 +45,9 @@ _EPSILON = 1e-6  # added to deviations; scores that are all equal are 0 in any c
 def prompt_z_scores(
     score_B: Tensor, prompt_ids: Sequence[str], deviation: str = "prompt", min_count: int = 4
 ) -> Tensor:
-    """(score - mean) / deviation, float64 (B,), with mean and population deviation over the samples
-    of the same prompt.
+    """(score - mean) / deviation, float64 (B,), over the samples of the same prompt.
+
+    The deviation is that of the population.
 
     Where all scores are equal they are 0. A score that is not finite is NaN, and counts for nothing
     among the others.
@@ -96,8 +98,7 @@ def aggregate(
 
 
 class EnsembleReward(StaysInEvalMode):
-    """Several rewards as one score: ``members`` that agree or not, and ``penalties`` that are
-    added.
+    """Combines several rewards: ``members`` that may disagree, and ``penalties`` that are added.
 
     ``combine`` gives the score of a whole round. A single call cannot know the prompt's other
     samples: where all members have ``mean`` and ``std`` (of their scores over generations of the
@@ -211,8 +212,7 @@ class EnsembleReward(StaysInEvalMode):
     def forward(
         self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
     ) -> RewardOutput:
-        """Score and parts (B,) of each sample alone (see the class); ``vectors`` of members as
-        ``<member>/<name>``.
+        """Score and parts (B,) of each sample alone; ``vectors`` of members as ``<member>/<name>``.
 
         Raises ``UserError`` beginning with the member that refused, or that did not return one
         number per sample.

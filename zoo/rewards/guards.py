@@ -33,8 +33,9 @@ _MEL_FLOOR = 1e-8  # 80 dB below a clip's own level (power of a tone)
 
 
 def level_dbfs(wave_BCN: Tensor) -> Tensor:
-    """(B,) root mean square over channels and time, dB re full scale; a full-scale sine is -3.01,
-    digital silence -120.
+    """Level (B,) in dB re full scale over channels and time.
+
+    A full-scale sine has -3.01, digital silence -120.
     """
     return (
         10
@@ -45,8 +46,9 @@ def level_dbfs(wave_BCN: Tensor) -> Tensor:
 
 
 def silence_share(wave_BCN: Tensor, frame: int, below_dbfs: float) -> Tensor:
-    """(B,) share of frames (``frame`` samples, none overlapping, a shorter rest left out) whose
-    level is below ``below_dbfs``.
+    """Share (B,) of frames whose level is below ``below_dbfs``.
+
+    Frames of ``frame`` samples do not overlap, and a shorter rest is left out.
     """
     frame = min(frame, wave_BCN.shape[-1])
     frames_BCF = wave_BCN.double().unfold(-1, frame, frame)
@@ -59,8 +61,9 @@ def clipping_share(wave_BCN: Tensor, level: float) -> Tensor:
 
 
 def _power_BFT(wave_BCN: Tensor, n_fft: int) -> Tensor:
-    """(B, n_fft // 2 + 1, frames) power of the channels' mean, half overlapping Hann frames; a
-    short clip is padded.
+    """Power (B, n_fft // 2 + 1, frames) of the channels' mean in half overlapping Hann frames.
+
+    A short clip is padded.
     """
     mono_BN = wave_BCN.float().mean(dim=1)
     mono_BN = torch.nn.functional.pad(mono_BN, (0, max(0, n_fft - mono_BN.shape[-1])))
@@ -73,8 +76,9 @@ def _power_BFT(wave_BCN: Tensor, n_fft: int) -> Tensor:
 
 
 def spectral_flatness(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
-    """(B,) geometric over arithmetic mean of the power between 50 Hz and 8 kHz (or the Nyquist
-    frequency), in frames of about 40 ms, averaged over frames by their energy. White noise has
+    """Geometric over arithmetic mean (B,) of the power between 50 Hz and 8 kHz.
+
+    Frames of about 40 ms, averaged by their energy, up to the Nyquist frequency. White noise has
     exp(-gamma) = 0.56, a tone nearly 0; silence counts as 0.
     """
     n_fft = max(64, round(0.04 * sample_rate_hz))
@@ -94,8 +98,7 @@ def _mel_filters(n_fft: int, sample_rate_hz: int) -> Tensor:
 
 
 def mel_statistics(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
-    """(B, D) mean and deviation over time of a clip's log-mel bands in dB (to 8 kHz), at one level:
-    what it sounds like on average.
+    """Mean and deviation (B, D) over time of log-mel bands in dB (to 8 kHz), at one level.
 
     The root mean square difference of two clips is a distance in dB. Frames of 64 ms.
     """
@@ -114,8 +117,9 @@ def mel_statistics(wave_BCN: Tensor, sample_rate_hz: int) -> Tensor:
 def distance_to_others(
     vector_BD: Tensor, prompt_ids: Sequence[str], cosine: bool
 ) -> tuple[Tensor, Tensor]:
-    """(B,) mean distance of a sample to the others of its prompt, and (B,) whether there are any (0
-    where there are none).
+    """Mean distance (B,) of a sample to the others of its prompt, and whether there are any.
+
+    The distance of a lone sample is 0.
 
     Distance: 1 - cosine, or the root mean square difference. With s_i this number, n samples and D
     their mean pairwise distance, what sample i contributes is D - D(without i) = 2 (s_i - D) / (n -
@@ -276,8 +280,9 @@ class GuardReward(StaysInEvalMode):
     def forward(
         self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
     ) -> RewardOutput:
-        """Score and parts (B,); with ``diversity`` on, ``vectors["diversity"]`` (B, D) for
-        ``combine``.
+        """Score and parts (B,).
+
+        With ``diversity``, also ``vectors["diversity"]`` (B, D) for ``combine``.
 
         Raises ``UserError`` for a wrong shape, no samples, no rate, or another number of prompts.
         """
@@ -317,10 +322,11 @@ class GuardReward(StaysInEvalMode):
         return RewardOutput(score_B, parts, vectors)
 
     def combine(self, output: RewardOutput, prompts: Sequence[Prompt]) -> RewardOutput:
-        """With the diversity of a whole round (see ``zoo.types.Reward``): parts ``diversity_db``
-        (or ``_cosine``) and ``diversity_penalty``. A sample without others, because they were
-        dropped, is not punished, and its part is the mean of the rest. Raises ``UserError`` when
-        no prompt has two samples.
+        """Adds the diversity of a whole round (see ``zoo.types.Reward``).
+
+        Its parts are ``diversity_db`` (or ``_cosine``) and ``diversity_penalty``. A sample whose
+        others were dropped gets no penalty, and its part is the mean of the rest. Raises
+        ``UserError`` when no prompt has two samples.
         """
         if self.diversity is None:
             return output

@@ -1,5 +1,4 @@
-"""The ``laion_clap`` package itself as a CLAP's towers, for a cross-check;
-``zoo.rewards.transformers_clap`` is the default.
+"""The ``laion_clap`` package as a CLAP's towers, for a cross-check with the default towers.
 
 Imported only when such towers are built. Its import and its constructor fetch three tokenizers and
 RoBERTa's weights from the Hub, and without a network they try for minutes; here nothing is fetched:
@@ -43,8 +42,7 @@ class LaionFile:
 
 
 class LaionClapTowers(nn.Module):
-    """``zoo.rewards.clap.ClapTowers`` around ``laion_clap.CLAP_Module`` (fusion off), in evaluation
-    mode. float32 only.
+    """``ClapTowers`` around ``laion_clap.CLAP_Module`` (fusion off), in eval mode, float32 only.
 
     Args:
         pretrained: a LAION file that was read; in a configuration also its path, which

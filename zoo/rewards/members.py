@@ -1,6 +1,4 @@
-"""Rewards that another reward is made of, with their weights: objects, or keys of ``REWARDS`` with
-arguments.
-"""
+"""The weighted parts of a composed reward: objects, or keys of ``REWARDS`` with arguments."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ class Member:
     std: float | None
 
     def described(self) -> dict[str, Any] | None:
-        """Plain values that ``members_of`` takes (weights of networks apart), None for a class that
-        no table names.
-        """
+        """Plain values for ``members_of``, without weights; None for a class outside the table."""
         reward = described(self.reward)
         return (
             None
@@ -98,8 +94,10 @@ def described(reward: Reward) -> dict[str, Any] | None:
 def with_rewards(
     architecture: str, arguments: Mapping[str, Any], opened: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """The arguments of a row of ``REWARDS``, ``opened(name)`` in place of each name of another
-    reward in them; what is not understood stays, for the reward to refuse."""
+    """The arguments of a row of ``REWARDS``, with ``opened(name)`` for names of other rewards.
+
+    Other values stay for the reward to refuse.
+    """
     found = dict(arguments)
     for key in GROUPS if architecture == "ensemble" else ():
         if isinstance(found.get(key), Mapping):
@@ -124,8 +122,10 @@ def _with_reward(value: Any, opened: Callable[[str], Any]) -> Any:
 
 
 def reward_node(value: Any) -> Any:
-    """In a configuration: the ``_target_`` node that a name or an architecture with arguments
-    stands for, also below ``reward:``; other values stay."""
+    """The ``_target_`` node for a name or an architecture, also below ``reward:``.
+
+    Other values stay.
+    """
     if isinstance(value, str):
         return {"_target_": "zoo.load", "name": value}
     if not isinstance(value, Mapping):

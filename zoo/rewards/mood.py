@@ -1,5 +1,4 @@
-"""Does the music carry the mood that the prompt asked for: a short-chunk ResNet in the EMOPIA
-architecture, as a reward.
+"""Does the music have the requested mood: a short-chunk ResNet as in EMOPIA, as a reward.
 
 Sources: Hung et al., "EMOPIA" (arXiv 2108.01374) and its classifier's code; the network is in
 ``zoo/rewards/short_chunk.py``. The mood classes are the quadrants of valence and arousal: Q1 happy,
@@ -36,9 +35,7 @@ _SILENCE_POWER = 1e-12  # added to the mean square before the level is divided o
 
 
 def level_normalised(wave_BN: Tensor, rms: float) -> Tensor:
-    """Every clip at the same root mean square; digital silence stays silence (and its gradient
-    stays finite).
-    """
+    """Brings every clip to the same root mean square; silence stays (with a finite gradient)."""
     return wave_BN * (rms / (wave_BN.square().mean(dim=-1, keepdim=True) + _SILENCE_POWER).sqrt())
 
 
@@ -48,8 +45,7 @@ def class_indices(
     class_names: Sequence[str],
     classes_of: Mapping[str, str] | None = None,
 ) -> Tensor:
-    """(B,) index of every prompt's class, which is the label itself or what ``classes_of`` maps it
-    to.
+    """Index (B,) of every prompt's class: the label, or what ``classes_of`` maps it to.
 
     Raises ``UserError`` naming the prompt and the classes when the label is missing or unknown.
     """
@@ -73,9 +69,7 @@ def class_indices(
 
 
 def class_log_odds(logits_BK: Tensor) -> Tensor:
-    """(B, K): of every class z[k] - logsumexp of the other logits, in nats; for a softmax
-    classifier log(p / (1 - p)).
-    """
+    """z[k] - logsumexp of the other logits (B, K), in nats; with softmax log(p / (1 - p))."""
     own = torch.eye(logits_BK.shape[1], dtype=torch.bool, device=logits_BK.device)
     others_BKK = (
         logits_BK.unsqueeze(1).expand(-1, logits_BK.shape[1], -1).masked_fill(own, float("-inf"))
@@ -242,9 +236,7 @@ class EmotionReward(StaysInEvalMode):
         return class_indices(prompts, self.label_key, self.class_names, self.classes_of)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ``UserError`` for a prompt whose class is missing or unknown, as ``forward``
-        would after sampling.
-        """
+        """Raises ``UserError`` for a prompt whose class is missing or unknown."""
         self.wanted_classes(prompts)
 
     def prepare(self, wave_BCN: Tensor, sample_rate_hz: int | None) -> Tensor:
@@ -271,8 +263,9 @@ class EmotionReward(StaysInEvalMode):
     def forward(
         self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
     ) -> RewardOutput:
-        """Score (B,) and parts ``p_<class>`` (B,) and ``accuracy`` (B,) 0 or 1: the likeliest class
-        is the one asked for.
+        """Score (B,), parts ``p_<class>`` (B,) and ``accuracy`` (B,).
+
+        ``accuracy`` is 1 where the likeliest class is the right one.
 
         With ``class_mean`` and ``class_std`` also ``calibrated_accuracy``: the class that is
         highest above the base model is it. Score and parts of a wave that is not finite are NaN.

@@ -1,5 +1,4 @@
-"""What a mood classifier says of a base model's own generations, so that a reward can ask for more
-than the base gives unasked.
+"""Statistics of a mood classifier on the base model's generations, for a calibrated reward.
 
 Classifiers out of their domain have favourites: EMOPIA's calls nearly everything that a general
 model generates happy. A score in deviations above the base's own mean has no favourite class.
@@ -20,8 +19,9 @@ from zoo.rewards.mood import EmotionReward, class_log_odds
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Log-odds (nats) of each class over ``clips`` generations; ``mean`` and ``std`` are a reward's
-    class_mean, class_std.
+    """Log-odds (nats) of each class over ``clips`` generations.
+
+    They become class_mean and class_std of a reward.
     """
 
     class_names: tuple[str, ...]
@@ -33,8 +33,7 @@ class ClassStatistics:
 def class_statistics(
     reward: EmotionReward, generations: Iterable[tuple[Tensor, int]]
 ) -> ClassStatistics:
-    """Statistics over ``(wave_BCN, sample_rate_hz)`` batches of the base model, with the reward's
-    own chunks and level.
+    """Statistics over ``(wave_BCN, sample_rate_hz)`` batches, with the reward's chunks and level.
 
     The generations should ask for all classes equally often, or for none: what most of them carry
     counts as usual. ``std`` is the sample deviation (n - 1). Raises ``UserError`` below two clips,

@@ -1,5 +1,4 @@
-"""EMOPIA's three tasks (Hung et al. 2021, arXiv 2108.01374): what their classes are called, and an
-untrained classifier for each.
+"""EMOPIA's three tasks (arXiv 2108.01374): their classes, and an untrained classifier for each.
 
 Quadrants: Q1 happy (high valence, high arousal), Q2 angry (low, high), Q3 sad (low, low), Q4 tender
 (high, low).
@@ -55,8 +54,9 @@ def untrained_classifier(
     hop_s: float = 1.0,
     label_key: str = "mood",
 ) -> EmotionReward:
-    """An ``EmotionReward`` with random weights for one EMOPIA task; by default of the sizes of
-    EMOPIA's classifier (12.08 M parameters).
+    """An ``EmotionReward`` with random weights for one EMOPIA task, by default of EMOPIA's size.
+
+    12.08 M parameters.
 
     Prompts' labels may be moods or quadrants in every task, so one data module serves all three.
     Clips keep their own level, as in EMOPIA.

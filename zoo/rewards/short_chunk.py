@@ -1,5 +1,4 @@
-"""The short-chunk ResNet of the mood classifiers: a few seconds of mono audio to class logits; and
-how clips are cut into chunks.
+"""The short-chunk ResNet of the mood classifiers (chunk to logits), and cutting into chunks.
 
 Sources: Won et al., "Evaluation of CNN-based automatic music tagging models" (arXiv 2006.00751,
 short-chunk CNN with residual connections); Hung et al., "EMOPIA" (arXiv 2108.01374), whose
@@ -25,9 +24,7 @@ _DB_FLOOR = 1e-10  # power below this is -100 dB
 
 
 class ResidualStage(nn.Module):
-    """conv 3x3 (stride 2) - BN - ReLU - conv 3x3 - BN, plus a strided conv 3x3 - BN shortcut, then
-    ReLU.
-    """
+    """Two convolutions 3x3 with batch norms (stride 2) and a strided shortcut, then ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -87,9 +84,7 @@ class ShortChunkResNet(nn.Module):
         self.dense2 = nn.Linear(channels[-1], n_classes)
 
     def log_mel(self, wave_BN: Tensor) -> Tensor:
-        """(B, 1, M, F) power in dB (HTK mel, floor -100 dB), in float32 whatever the precision of
-        the network.
-        """
+        """(B, 1, M, F) power in dB (HTK mel, floor -100 dB), always in float32."""
         spectrogram = self.spec.spectrogram
         with torch.autocast(wave_BN.device.type, enabled=False):
             spectrum = torch.stft(

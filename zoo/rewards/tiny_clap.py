@@ -1,5 +1,4 @@
-"""Towers of a small CLAP that is fast enough to be a reward on a CPU: 4.096 s windows at 16 kHz,
-about 0.8 M parameters.
+"""Towers of a small CLAP for CPUs: windows of 4.096 s at 16 kHz, about 0.8 M parameters.
 
 Sources: CLIP (Radford et al., arXiv 2103.00020) for two towers and a learned temperature;
 LAION-CLAP (Wu et al., arXiv 2211.06687) for audio. The audio tower keeps one token every 64 ms
@@ -34,8 +33,7 @@ MAX_SCALE = 100.0  # of the cosines, as in CLIP: the temperature stays above 0.0
 
 
 class LogMel(nn.Module):
-    """Waves (B, N) to (B, 1, M, F) with F = N // hop: power in dB, floored at ``floor_db``, roughly
-    standardised. Float32.
+    """Waves (B, N) to (B, 1, M, N // hop): power in dB, floored, roughly standardised; float32.
 
     The tables are no buffers: a cast of the model to half precision leaves them.
     """
@@ -70,9 +68,7 @@ class LogMel(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Tokens (B, T, D) to a unit vector (B, E): each of Q queries takes its own weighted mean, a
-    linear layer joins them.
-    """
+    """Tokens (B, T, D) to a unit vector (B, E): Q queries take weighted means, joined linearly."""
 
     def __init__(self, width: int, queries: int, embedding: int) -> None:
         super().__init__()
@@ -100,9 +96,7 @@ class ConvStage(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """(B, 1, M, F) to (B, E): four convolutions, then a transformer over F / 4 tokens with learned
-    positions, then pooling.
-    """
+    """(B, 1, M, F) to (B, E): convolutions, a transformer over F / 4 tokens, then pooling."""
 
     def __init__(
         self,
@@ -146,8 +140,9 @@ class AudioTower(nn.Module):
 
 
 class TinyClapTowers(nn.Module):
-    """Both towers and their learned temperature, as ``zoo.rewards.clap.ClapReward`` needs them
-    (``ClapTowers``). All arguments are plain JSON values.
+    """Both towers and their learned temperature (``zoo.rewards.clap.ClapTowers``).
+
+    All arguments are plain JSON values.
 
     Args:
         sample_rate_hz: of what the audio tower hears.
@@ -216,9 +211,7 @@ class TinyClapTowers(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by before the softmax of training: 1 / temperature, at most
-        ``MAX_SCALE``.
-        """
+        """The factor of cosines in training: 1 / temperature, at most ``MAX_SCALE``."""
         return self.log_scale.exp().clamp(max=MAX_SCALE)
 
     def embed_audio(self, window_BN: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""LAION's CLAP in transformers' ``ClapModel``, with a batched, differentiable front end on the
-model's device: the default CLAP.
+"""The default CLAP: LAION's in transformers' ``ClapModel``, with a differentiable front end.
 
 Source: Wu et al., arXiv 2211.06687 (HTSAT audio tower, RoBERTa text tower; feature fusion off). The
 front end is that of the trained models whatever a library's defaults are: 48 kHz, 10 s, n_fft 1024,
@@ -36,8 +35,7 @@ _FEATURES = {
 
 
 class ClapMel(nn.Module):
-    """Mono windows (B, N) to (B, 1, F, M) in dB: 10 log10 of the mel-weighted power, floored at
-    -100 dB. Float32.
+    """Mono windows (B, N) to (B, 1, F, M) in dB: mel-weighted power, floor -100 dB, float32.
 
     Equal to transformers' ``ClapFeatureExtractor`` (truncation "rand_trunc") on windows that it
     need not cut. The gradient is finite, 0 where a bin is at the floor. The tables are no buffers:
@@ -99,8 +97,7 @@ class PretrainedClap:
 
 
 class TransformersClapTowers(nn.Module):
-    """Both towers as ``zoo.rewards.clap.ClapReward`` asks for them (``ClapTowers``), in evaluation
-    mode.
+    """Both towers of a CLAP (``zoo.rewards.clap.ClapTowers``), in evaluation mode.
 
     ``arguments`` builds towers of the same sizes without the files, for an artefact.
 
@@ -207,8 +204,9 @@ class TransformersClapTowers(nn.Module):
         return self.embed_tokens(*self.tokenizer(texts))
 
     def embed_tokens(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """(B, E) float32 unit vectors of token ids, start and end tokens included; ``mask_BL`` is 0
-        on padding.
+        """Unit vectors (B, E), float32, of token ids with start and end.
+
+        ``mask_BL`` is 0 on padding.
         """
         output = self.clap.get_text_features(input_ids=ids_BL, attention_mask=mask_BL)
         return F.normalize(output.pooler_output.float(), dim=-1)

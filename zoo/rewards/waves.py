@@ -1,6 +1,4 @@
-"""What rewards share: they check the waves that they are given and bring them to one channel and
-rate, and they stay in eval mode.
-"""
+"""Shared by rewards: checks of waves, one channel and rate, and permanent eval mode."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ from zoo.errors import UserError
 
 
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """(low, high) of a proportion by Wilson's score interval (Wilson 1927); 95 % at the default
-    ``z``.
+    """(low, high) of a proportion by Wilson's score interval (1927); 95 % at the default ``z``.
 
     ``successes`` may be fractional (a mean of per-clip shares times ``count``). Raises
     ``UserError`` for an empty sample or for successes outside 0..count.
@@ -46,8 +45,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def clips_needed(first: float, second: float, power: float = 0.8) -> float:
-    """Independent clips an arm for a two-sided 5 % test to tell two proportions apart with
-    ``power`` (Fleiss 1981, without correction for continuity); infinite when they are equal. Raises
+    """Independent clips per arm for a two-sided 5 % test of two proportions with ``power``.
+
+    Fleiss 1981, without correction for continuity. Infinite when they are equal. Raises
     ``UserError`` outside 0..1.
     """
     if not (0 <= first <= 1 and 0 <= second <= 1 and 0 < power < 1):
@@ -68,8 +68,9 @@ def clips_needed(first: float, second: float, power: float = 0.8) -> float:
 
 
 def smallest_rise(share: float, count: int, power: float = 0.8) -> float | None:
-    """The smallest rise above the proportion ``share`` that ``count`` independent clips an arm show
-    with ``power`` (see ``clips_needed``), to 1e-6; None when even 1 would not be told apart. Raises
+    """The smallest rise above ``share`` that ``count`` independent clips per arm show, to 1e-6.
+
+    With ``power`` (see ``clips_needed``); None when even a rise to 1 is too small. Raises
     ``UserError`` as ``clips_needed``.
     """
     if clips_needed(share, 1.0, power) > count:
@@ -98,9 +99,10 @@ def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, f
 
 
 def paired_shares_interval(changes: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
-    """(low, high) of the mean over classes of paired differences of proportions, 95 %; a class is
-    (clips right only after, clips right only before, clips). One clip is added to each kind of
-    change (Bonett and Price 2012): no change is no certainty.
+    """(low, high) of the mean over classes of paired differences of proportions, 95 %.
+
+    A class is (clips right only after, clips right only before, clips). One clip is added to each
+    kind of change (Bonett and Price 2012), because no change is not certainty.
 
     Raises ``UserError`` for no classes, and for more changes than clips.
     """
