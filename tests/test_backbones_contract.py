@@ -13,7 +13,7 @@ import toy_tango
 import toy_tangoflux
 
 from datamodules.batches import PromptBatch
-from lightning_modules.denoising import Denoising
+from lightning_modules.latent_errors import latent_errors
 from lightning_modules.rl.rollouts import sample_and_score
 from zoo.backbones import BACKBONES
 from zoo.backbones.lora import add_lora, attention_linears, reference
@@ -266,9 +266,10 @@ def test_without_guidance_a_negative_has_no_effect(backbone):
         assert torch.equal(path(with_negative, 1.0), path(without, 1.0))
         assert not torch.equal(path(with_negative, 2.0), path(without, 2.0))
     clean, time_B = noisy(backbone, 3)
-    module = Denoising(backbone, trainable=("denoiser",))
     with torch.no_grad():
-        errors = [module._errors(clean, side, time_B, clean) for side in (with_negative, without)]
+        errors = [
+            latent_errors(backbone, clean, side, time_B, clean) for side in (with_negative, without)
+        ]
     assert torch.equal(*errors)
 
 

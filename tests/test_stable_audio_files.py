@@ -12,7 +12,7 @@ from toys import Given, latents
 
 import zoo
 from datamodules.batches import PromptBatch
-from lightning_modules.denoising import Denoising
+from lightning_modules.latent_errors import latent_errors
 from zoo.backbones.lora import attention_linears
 from zoo.backbones.stable_audio import StableAudio
 from zoo.diffusion import denoising_error
@@ -88,7 +88,7 @@ def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
         shutil.rmtree(copied / "vae")
         kind, message = (
             FileNotFoundError,
-            "no Stable Audio in diffusers layout: it has no folder vae",
+            "has no folder vae",
         )
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(kind, match=message):
@@ -177,14 +177,14 @@ def test_from_text_to_a_trained_adapter_and_back(tmp_path, window):
 
 def test_learning_from_clean_audio_counts_audible_frames():
     backbone = small_model()
-    denoising = Denoising(backbone, trainable=("denoiser",))
+    backbone.requires_grad_(False)
     clean = backbone.encode(0.1 * torch.randn(2, 2, round(0.2 * RATE_HZ)))
     time_B, noise, conditioning = (
         torch.tensor([0.3, 0.7]),
         torch.randn(clean.shape),
         backbone.encode_prompts(PROMPTS),
     )
-    found = denoising._errors(clean, PROMPTS, time_B, noise)
+    found = latent_errors(backbone, clean, PROMPTS, time_B, noise)
     heard, every = (
         denoising_error(backbone.predict, backbone.path, clean, time_B, noise, conditioning, mask)
         for mask in (backbone.scored_mask(PROMPTS), None)
