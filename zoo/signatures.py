@@ -234,6 +234,11 @@ def _fits(value: Any, annotation: Any) -> bool:
         return not getattr(kind, "_is_runtime_protocol", False) or not lacking(value, kind)
     if not isinstance(value, _PLAIN):
         return not _is_known(kind) or isinstance(value, kind)
+    return _fits_plain(value, kind, inner)
+
+
+def _fits_plain(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
+    """Whether a plain value that is not None may stand for ``kind[inner]``, a class."""
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind in (bool, int, str):
