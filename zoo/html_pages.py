@@ -6,9 +6,13 @@ import base64
 import html
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.audio_files import read_audio
 from zoo.types import Waveform
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto;
@@ -71,40 +75,50 @@ def _player(wave: Waveform) -> str:
     )
 
 
-def _spectrogram(wave: Waveform) -> str:
-    """An ``<img>`` element: level over time and frequency of the downmix, frequency on a log axis.
+def log_spectrogram(wave: Waveform) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Level over time and frequency of the downmix.
 
-    Every picture has the same scale of levels, so that two can be compared. A JPEG, since a PNG of
-    it is five times as large.
+    Returns: edges of the frames in seconds (F + 1), edges of the bands in Hz on a log axis (B + 1),
+    and the level in dB of full scale (B, F): a sine of amplitude 1 is at -3 dB.
     """
     import numpy as np
-    from matplotlib.figure import Figure
     from scipy.signal import spectrogram
 
     mono_N = wave.samples_CN.mean(0).numpy()
     window = min(len(mono_N), 2 ** round(np.log2(max(2, 0.064 * wave.sample_rate_hz))))
-    hop = max(1, window // 4, len(mono_N) // _COLUMNS)
-    frequencies_hz, _, power_FT = spectrogram(
+    hz, _, power = spectrogram(
         mono_N,
         wave.sample_rate_hz,
         nperseg=window,
-        noverlap=max(0, window - hop),
+        noverlap=window - max(1, window // 4),
         scaling="spectrum",
     )
-    level_db_FT = 10 * np.log10(power_FT + 1e-12)
     highest_hz = wave.sample_rate_hz / 2
-    bands_hz = np.geomspace(min(50, highest_hz / 10), highest_hz, _BANDS)
-    rows = np.abs(frequencies_hz[None] - bands_hz[:, None]).argmin(1)
+    edges_hz = np.geomspace(min(50, highest_hz / 10), highest_hz, _BANDS + 1)
+    # the loudest of the lines of each band; where lines are wider than bands, the next one
+    first = np.searchsorted(hz, edges_hz[:-1])
+    last = np.maximum(np.searchsorted(hz, edges_hz[1:]), first + 1)
+    power = np.stack([power[i:j].max(0) for i, j in zip(first, last, strict=True)])
+    frames = power.shape[1]
+    starts = np.arange(0, frames, -(-frames // _COLUMNS))
+    edges_s = np.append(starts, frames) * (len(mono_N) / wave.sample_rate_hz / frames)
+    power = np.maximum.reduceat(power, starts, axis=1)
+    return edges_s, edges_hz, 10 * np.log10(power + 1e-12)
 
+
+def _spectrogram(wave: Waveform) -> str:
+    """An ``<img>`` element with the spectrogram. All have the same scale of levels, so that two can
+    be compared. It is a JPEG, since a PNG is five times as large.
+    """
+    from matplotlib.figure import Figure
+
+    edges_s, edges_hz, level_db = log_spectrogram(wave)
     figure = Figure(figsize=(3.6, 1.5), dpi=100, layout="constrained")
     axis = figure.subplots()
-    seconds = np.linspace(0, len(mono_N) / wave.sample_rate_hz, power_FT.shape[1] + 1)
-    edges_hz = np.geomspace(bands_hz[0], highest_hz, _BANDS + 1)
-    axis.pcolormesh(
-        seconds, edges_hz, level_db_FT[rows], vmin=QUIETEST_DB, vmax=LOUDEST_DB, cmap="magma"
-    )
+    axis.pcolormesh(edges_s, edges_hz, level_db, vmin=QUIETEST_DB, vmax=LOUDEST_DB, cmap="magma")
     axis.set_yscale("log")
-    ticks_hz = [hz for hz in (100, 300, 1_000, 3_000, 10_000) if bands_hz[0] < hz < highest_hz]
+    lowest_hz, highest_hz = edges_hz[0], edges_hz[-1]
+    ticks_hz = [hz for hz in (100, 300, 1_000, 3_000, 10_000) if lowest_hz < hz < highest_hz]
     axis.set_yticks(ticks_hz, [f"{hz / 1000:g}" for hz in ticks_hz])
     axis.minorticks_off()
     axis.set_xlabel("seconds", fontsize=7, labelpad=1)
