@@ -69,8 +69,8 @@ def info_nce(
 def wrong_captions(prompt: Prompt) -> list[str]:
     """``labels["negatives"]`` (a list) and ``labels["swapped"]`` (one or None), each text once.
 
-    A text equal to the caption is none ("a bird then a bird" swapped). Raises ``UserError`` for
-    something else, or empty texts.
+    A text equal to the caption is left out ("a bird then a bird" swapped). Raises ``UserError`` for
+    other types and for empty texts.
     """
     negatives, swapped = prompt.labels.get("negatives") or (), prompt.labels.get("swapped")
     texts = list(dict.fromkeys([*((swapped,) if swapped is not None else ()), *negatives]))
@@ -154,7 +154,7 @@ class Contrastive(AveragedWeights):
         self.on_fit_start()
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """(len(texts), E); a text that comes twice is embedded once."""
+        """(len(texts), E); equal texts are embedded once."""
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         return self.reward.towers.embed_text(list(unique))[[unique[text] for text in texts]]
 

@@ -1,9 +1,8 @@
 """Trains the mood classifier of ``EmotionReward``, hardened against generated audio.
 
-A classifier that has only heard clean recordings is an easy judge to fool: it calls decoded noise
-by one confident name. Training batches are therefore degraded by knobs (noise, low-pass, gain, time
-shift) and, where a backbone is given, sent through its codec, with noise on the latents, which is
-what its generations sound like.
+A classifier that has only heard clean recordings is easy to fool: it is confident about decoded
+noise. Training batches are therefore degraded (noise, low-pass, gain, time shift) and, if a
+backbone is given, sent through its codec with noise on the latents, which resembles generations.
 
 Shapes: ``BN`` mono clips, ``BCN`` clips as they come, ``K`` classes.
 """
@@ -46,9 +45,9 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 def emotion_loss(logits_BK: Tensor, target_B: Tensor, loss: str) -> Tensor:
     """Mean loss in nats.
 
-    ``cross_entropy``: of the logits. ``softmax_of_sigmoids``: cross-entropy applied to sigmoid
-    outputs as if they were logits,
-    the released EMOPIA training; with 4 classes it cannot fall below ln(1 + 3/e) = 0.744.
+    ``cross_entropy``: of the logits. ``softmax_of_sigmoids``: cross-entropy of sigmoid outputs as
+    if they were logits, as in the released EMOPIA training; with 4 classes it is at least
+    ln(1 + 3/e) = 0.744.
     """
     return functional.cross_entropy(
         logits_BK if loss == "cross_entropy" else logits_BK.sigmoid(), target_B
@@ -59,8 +58,7 @@ def emotion_loss(logits_BK: Tensor, target_B: Tensor, loss: str) -> Tensor:
 class ClassificationReport:
     """Test accuracy both ways, each with a 95 % Wilson interval over clips.
 
-    ``chunk_share``: mean over clips of the share of chunks that are right (the figure of the EMOPIA
-    paper).
+    ``chunk_share``: mean over clips of the share of right chunks (the figure of the EMOPIA paper).
     ``clip_vote``: share of clips whose mean probability is highest at the right class. ``recall``:
     clip vote per class.
     """
@@ -304,10 +302,8 @@ class Emotion(L.LightningModule):
         rows = [torch.cat(column) for column in zip(*self._rows)]
         self._rows = []
         share_B, right_B, target_B = (self.all_gather(column).flatten().cpu() for column in rows)
-        self.report, self._split = (
-            classification_report(share_B, right_B, target_B, self.reward.class_names),
-            name,
-        )
+        self.report = classification_report(share_B, right_B, target_B, self.reward.class_names)
+        self._split = name
         values = {
             f"{name}/accuracy": self.report.clip_vote,
             f"{name}/accuracy_low": self.report.clip_vote_interval[0],

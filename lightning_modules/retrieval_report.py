@@ -20,11 +20,11 @@ KS = (1, 5, 10)
 
 
 def caption_truth(prompt: Prompt) -> tuple[Hashable, ...]:
-    """What a caption says: two prompts of the same truth describe each other's clips.
+    """The meaning of a caption: prompts with the same one describe each other's clips.
 
-    From ``labels["events"]`` (classes) and ``labels["relation"]``: their order counts for "then"
-    only, and sounds that are together or overlap are told by the same words. Without these labels:
-    the text itself, case-folded.
+    It comes from ``labels["events"]`` (classes) and ``labels["relation"]``. Order counts for "then"
+    only, because captions do not tell sounds that are together from sounds that overlap. Without
+    these labels it is the text itself, case-folded.
     """
     events, relation = prompt.labels.get("events"), prompt.labels.get("relation")
     if not events or relation is None:
@@ -49,7 +49,7 @@ def _equal(values: Sequence[Hashable]) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of ``count`` cases, its 95 % Wilson interval, and what chance gives."""
+    """A share of ``count`` cases, its 95 % Wilson interval, and the share by chance."""
 
     value: float
     low: float
@@ -67,11 +67,11 @@ class Share:
 class RetrievalReport:
     """Recall at k ("r1", "r5", "r10") of ``clips`` clips among each other, both ways.
 
-    ``unseen``: the same, text to audio, of captions whose every recording is unknown from training
-    (label ``recording_split``); empty when no prompt says so. ``matched_over_random``: share of
-    wrong clips that score below the caption's own clip, None when there is no wrong one. ``order``:
-    share of "A then B" captions above "B then A" for the same clip, None without such pairs.
-    ``cosine`` and ``cosine_random``: mean of matched pairs and of others (None: no others).
+    ``unseen``: the same, text to audio, for captions of which every recording is unknown from
+    training (label ``recording_split``); empty without such prompts. ``matched_over_random``: share
+    of wrong clips that score below the caption's own clip, None when there is no wrong one.
+    ``order``: share of "A then B" captions above "B then A" for the same clip, None without such
+    pairs. ``cosine`` and ``cosine_random``: mean of matched pairs and of others (None: no others).
     """
 
     clips: int

@@ -1,9 +1,9 @@
 """A folder of generated audio and its index ``samples.json``: which file answers which prompt.
 
 Runs write such folders (``audio/before``, ``audio/after``), and so does ``tools/generate.py``;
-everything that listens to or scores generations afterwards reads them here. The index is a list of
-objects: ``file`` (a name in the folder), ``id``, ``text``, ``negative``, ``seconds``, ``labels``,
-and where they are known ``seed`` and ``score``.
+what plays or scores generations later reads them here. The index is a list of objects: ``file`` (a
+name in the folder), ``id``, ``text``, ``negative``, ``seconds``, ``labels``, and, if known,
+``seed`` and ``score``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ INDEX = "samples.json"
 
 @dataclass(frozen=True)
 class Sample:
-    """One audio file and the request that it answers.
+    """One audio file and its prompt.
 
-    ``seed``: of its noise; ``score``: by its run's reward (None: unknown).
+    ``seed``: of its noise. ``score``: by the reward of its run. None: unknown.
     """
 
     path: Path

@@ -133,10 +133,6 @@ class Conditioning:
     def detach(self) -> Conditioning:
         return self.map(Tensor.detach)
 
-    def null(self) -> Conditioning:
-        """All zeros, for backbones whose unconditional input is not an encoded empty prompt."""
-        return self.map(torch.zeros_like)
-
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Concatenates the rows of all parts; axis 1 is padded to the longest.

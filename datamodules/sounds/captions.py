@@ -239,15 +239,3 @@ def check_relations(relations: Sequence[str], among: Sequence[str] = RELATIONS) 
     for name in relations:
         if name not in among:
             raise UserError(f"relations: {name!r} is unknown; {did_you_mean(name, among)}")
-
-
-def check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ``UserError`` for an unknown class, with the nearest one, and for a repeated class."""
-    for name in classes:
-        if name not in known:
-            raise UserError(
-                f"classes: there is no sound class {name!r}; {did_you_mean(name, known)}"
-            )
-    doubled = sorted({name for name in classes if list(classes).count(name) > 1})
-    if doubled:
-        raise UserError(f"classes: {', '.join(doubled)} are repeated; name every class once")
