@@ -76,11 +76,12 @@ def test_recordings_shorter_than_the_crop_end_in_silence(tmp_path: Path, seconds
 
 def test_every_part_of_an_exact_format_is_that_of_the_whole(tmp_path: Path) -> None:
     for suffix, subtype in (("flac", "PCM_16"), ("ogg", "VORBIS"), ("wav", "GSM610")):
-        path = recording(tmp_path / f"a.{suffix}", 16_000, 1, 4.0, subtype)
+        # at this rate a page of ogg is long, and a seek into the last one is far off
+        path = recording(tmp_path / f"a.{suffix}", 8000, 1, 7.0, subtype)
         with opened_audio(path) as audio:
             whole_CN = audio.read().samples_CN
             assert audio.has_exact_length and whole_CN.shape[1] == audio.facts.samples
-        for first in range(0, whole_CN.shape[1], 3301):
+        for first in range(0, whole_CN.shape[1], 1301):
             with opened_audio(path) as audio:
                 part_CN = audio.read(first, 2000).samples_CN
             assert torch.equal(part_CN, whole_CN[:, first : first + 2000]), (suffix, first)

@@ -118,6 +118,8 @@ def test_rendered_clips_are_kept_between_runs(tmp_path):
         ({"renderer": "fluid"}, "soundfont, additive"),
         ({"instruments": ["kazoo"]}, "kazoo"),
         ({"crop_seconds": 2.0}, "longer than the clips"),
+        ({"crop_seconds": 0.0}, "crop_seconds 0: "),
+        ({"seconds": 1e9}, r"seconds 1e\+09: .*3600 s"),
     ],
 )
 def test_wrong_settings_are_named(changes, message):

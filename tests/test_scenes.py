@@ -106,6 +106,7 @@ def test_clip_sets_feed_the_latent_cache() -> None:
         ({"relations": {"single": 1.5, "then": -0.5}}, "0 or more"),
         ({"relations": {"togehter": 1.0}}, "did you mean 'together'"),
         ({"relations": {}}, "sum 0"),
+        ({"seconds": 1e9}, r"seconds 1e\+09: .*3600 s"),
         ({"three_share": 1.2}, "three_share 1.2"),
         ({"classes": ["dog", "bel"]}, "did you mean 'bell'"),
         (
