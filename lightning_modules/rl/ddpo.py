@@ -96,15 +96,8 @@ class DDPO(OnPolicy):
         is_exact = self.update.recompute_old_log_prob or is_full_precision(
             self.backbone.denoiser, self.device.type, convolutions=True
         )
-        plans = plan_round(
-            self.trained_steps,
-            batch,
-            kept_B,
-            self.update,
-            advantage_B,
-            self.seed,
-            keep_shapes=not is_exact,
-        )
+        what = (self.trained_steps, batch, kept_B, self.update, advantage_B, self.seed)
+        plans = plan_round(*what, keep_shapes=not is_exact)
         return update_round(
             self.backbone,
             self.sampler,
