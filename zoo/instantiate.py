@@ -45,12 +45,14 @@ def locate(path: Any, where: str = "_target_") -> Any:
             f"{where}: {path!r} is not a dotted path such as lightning_modules.rl.ddpo.DDPO"
         )
     parts = path.split(".")
-    found, depth = None, 0
+    found = None
+    depth = 0
     for cut in range(1, len(parts)):
         name = ".".join(parts[:cut])
         try:
             with named_misfit():
-                found, depth = importlib.import_module(name), cut
+                found = importlib.import_module(name)
+                depth = cut
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 break

@@ -73,7 +73,8 @@ class AudioLDM2(FrozenParts):
 
         if loa_count < 1:
             raise UserError(f"loa_count must be at least 1, got {loa_count}")
-        self.loa_count, self.truncate_prompts = loa_count, truncate_prompts
+        self.loa_count = loa_count
+        self.truncate_prompts = truncate_prompts
         with torch.device("cpu"):  # a table, also when the networks are made without memory
             self.path = path_of(scheduler)
 
@@ -130,10 +131,8 @@ class AudioLDM2(FrozenParts):
             attention_mask=torch.ones(1, 1, dtype=torch.long, device=like.device),
             attention_mask_1=F.pad(torch.ones_like(t5_ids), (0, padding)).to(like.device),
         )
-        inputs, mask = (
-            joined.hidden_states.to(self.gpt2.wte.weight),
-            joined.attention_mask.to(self.gpt2.device),
-        )
+        inputs = joined.hidden_states.to(self.gpt2.wte.weight)
+        mask = joined.attention_mask.to(self.gpt2.device)
         loa = loa_tokens(self.gpt2, inputs, mask, self.loa_count)
         streams = {
             "loa_BLD": loa,

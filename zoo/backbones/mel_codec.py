@@ -192,10 +192,8 @@ class MelCodec(nn.Module):
         Both are float32, at unit scale.
         """
         vae, _ = self._networks()
-        found, scale = (
-            vae.encode(mel_B1FM.to(vae.device, vae.dtype)).latent_dist,
-            vae.config.scaling_factor,
-        )
+        found = vae.encode(mel_B1FM.to(vae.device, vae.dtype)).latent_dist
+        scale = vae.config.scaling_factor
         return scale * found.mean.float(), scale * found.std.float()
 
     def to_mel(self, latent_BCFM: Tensor) -> Tensor:

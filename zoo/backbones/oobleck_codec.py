@@ -40,7 +40,8 @@ class OobleckCodec(nn.Module):
         super().__init__()
         if frame_window is not None:
             require_known("frame_window", frame_window, FRAME_WINDOWS)
-        self.clip_frames, self.frame_window = int(clip_frames), frame_window
+        self.clip_frames = int(clip_frames)
+        self.frame_window = frame_window
         self.vae = AutoencoderOobleck(**checked(AutoencoderOobleck, vae, "vae"))
         config = self.vae.config
         self.sample_rate_hz, self.channels = int(config.sampling_rate), int(config.audio_channels)

@@ -73,13 +73,13 @@ class SpectralCodec(nn.Module):
         phase_iterations: int = 4,
     ) -> None:
         super().__init__()
-        self.sample_rate_hz, self.window, self.hop, self.frames_per_latent = (
-            sample_rate_hz,
-            window,
-            hop,
-            frames_per_latent,
-        )
-        self.bins, self.bands, self.phase_iterations = window // 2 + 1, bands, phase_iterations
+        self.sample_rate_hz = sample_rate_hz
+        self.window = window
+        self.hop = hop
+        self.frames_per_latent = frames_per_latent
+        self.bins = window // 2 + 1
+        self.bands = bands
+        self.phase_iterations = phase_iterations
         self.samples_per_latent = hop * frames_per_latent
         features = frames_per_latent * (self.bins + 3 * bands)
         self.encoder = nn.Sequential(

@@ -106,11 +106,9 @@ class StableAudio(FrozenParts):
         from diffusers import StableAudioDiTModel, StableAudioProjectionModel
         from transformers import T5Config, T5EncoderModel
 
-        self.seconds_start, self.seconds_total, self._max_tokens = (
-            float(seconds_start),
-            seconds_total,
-            int(max_tokens),
-        )
+        self.seconds_start = float(seconds_start)
+        self.seconds_total = seconds_total
+        self._max_tokens = int(max_tokens)
         self.path = path_of(scheduler)
         self.denoiser = StableAudioDiTModel(
             **checked(StableAudioDiTModel, transformer, "transformer")
@@ -130,8 +128,10 @@ class StableAudio(FrozenParts):
         self.train(self.training)
 
     def _check_parts(self) -> None:
-        network, projection = self.denoiser.config, self.projection.config
-        self._rotary_width, width = network.attention_head_dim // 2, projection.conditioning_dim
+        network = self.denoiser.config
+        projection = self.projection.config
+        self._rotary_width = network.attention_head_dim // 2
+        width = projection.conditioning_dim
         text_width = self.text.encoder.config.d_model
         found = (
             network.in_channels,

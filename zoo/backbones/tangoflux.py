@@ -120,7 +120,8 @@ class TangoFlux(FrozenParts):
         self.codec = OobleckCodec(vae, frames, frame_window)
         encoder = T5EncoderModel(T5Config(**checked(T5Config, text_encoder, "text_encoder")))
         self.text = nn.ModuleDict({"encoder": encoder})
-        width, config = encoder.config.d_model, self.denoiser.config
+        width = encoder.config.d_model
+        config = self.denoiser.config
         found = (config.in_channels, config.joint_attention_dim, config.pooled_projection_dim)
         if found != (self.codec.latent_channels, width, width):
             raise UserError(
@@ -163,17 +164,16 @@ class TangoFlux(FrozenParts):
 
     def _encode(self, text: str, length: int) -> Tensor:
         """States (length, D) of a text and of the padding after it, in main memory."""
-        ids, pad = self.memory.tokens(text), self.text.encoder.config.pad_token_id
+        ids = self.memory.tokens(text)
+        pad = self.text.encoder.config.pad_token_id
         ids_BL = torch.tensor([ids + [pad] * (length - len(ids))])
         return t5_states(self.text.encoder, ids_BL, torch.arange(length)[None] < len(ids))[0].cpu()
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity noise - clean, float32; computed in the denoiser's own type."""
-        dtype, device, frames = (
-            self.denoiser.x_embedder.weight.dtype,
-            latent_BCT.device,
-            latent_BCT.shape[-1],
-        )
+        dtype = self.denoiser.x_embedder.weight.dtype
+        device = latent_BCT.device
+        frames = latent_BCT.shape[-1]
         tokens_BLD, mask_BL = conditioning["tokens_BLD"], conditioning["mask_BL"]
         attended = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), frames)], dim=1)
         output = self.denoiser(

@@ -19,7 +19,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, context_width: int | None, heads: int) -> None:
         super().__init__()
-        self.heads, self.is_cross_attention = heads, context_width is not None
+        self.heads = heads
+        self.is_cross_attention = context_width is not None
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_width or width, width, bias=False)
         self.to_v = nn.Linear(context_width or width, width, bias=False)
@@ -79,7 +80,8 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         if width % heads or width % 2:
             raise UserError(f"width {width} must be even and divisible by heads {heads}")
-        self.patch, self.width = patch, width
+        self.patch = patch
+        self.width = width
         self.patch_in = nn.Linear(channels * patch, width)
         self.time_mlp = nn.Sequential(
             nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()

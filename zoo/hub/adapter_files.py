@@ -151,7 +151,8 @@ def write_adapter(
     """
     from peft import get_peft_model_state_dict
 
-    folder, base = Path(folder), dict(base or {})
+    folder = Path(folder)
+    base = dict(base or {})
     if len(model.peft_config) != 1:
         raise UserError(
             f"{len(model.peft_config)} adapters are stacked here, a folder holds one; merge them"

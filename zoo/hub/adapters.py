@@ -79,7 +79,8 @@ def stack_adapters(
         if isinstance(place, Located):
             folder, known = place.folder, place.config
         else:
-            folder, known = Path(place), None
+            folder = Path(place)
+            known = None
         _check_strength(folder, strength)
         read.append((folder, strength, *read_adapter(folder, known)))
     layers = {

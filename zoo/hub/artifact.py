@@ -251,7 +251,8 @@ class _Bounded(TorchFunctionMode):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__()
-        self.limit_bytes, self.made_bytes = limit_bytes, 0
+        self.limit_bytes = limit_bytes
+        self.made_bytes = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -349,7 +350,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _refuse_newer(config: Mapping[str, Any], path: Path) -> None:
-    written_format, written = config.get("format", 1), _writer(config)
+    written_format = config.get("format", 1)
+    written = _writer(config)
     if (
         not isinstance(written_format, int)
         or isinstance(written_format, bool)

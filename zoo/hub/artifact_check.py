@@ -104,7 +104,8 @@ def _card(folder: Path, is_there: bool) -> str:
     text = (folder / CARD_FILE).read_text("utf-8")
     check_card(text, str(folder / CARD_FILE))
     header = yaml.safe_load(text.split("---\n")[1])
-    said, wanted = str(header.get("license_name") or header.get("license")), licence_of(folder)
+    said = str(header.get("license_name") or header.get("license"))
+    wanted = licence_of(folder)
     if wanted and said.lower() != wanted.lower():
         raise UserError(
             f"{folder / CARD_FILE} says license {said}, but this model has to keep {wanted};"

@@ -86,7 +86,8 @@ def card_for(folder: str | Path, name: str | None = None) -> str:
     from zoo.hub.artifact import read_config
 
     folder = Path(folder)
-    config, entry = portable(read_config(folder)), _entry_of(folder)
+    config = portable(read_config(folder))
+    entry = _entry_of(folder)
     name = name or (entry.name if entry else folder.resolve().name)
     body = _written_body(config, entry)
     own, body = _own_header(body)
@@ -123,7 +124,8 @@ def licence_of(folder: str | Path) -> str:
     from zoo.hub.store import read_record
 
     folder = Path(folder)
-    entry, record = _entry_of(folder), read_record(folder)
+    entry = _entry_of(folder)
+    record = read_record(folder)
     if entry is not None:
         return entry.licence
     config = read_config(folder) if (folder / "config.json").exists() else {}
@@ -315,7 +317,8 @@ def _use(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
 def _results_text(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
     if entry is not None:
         return ""  # the written body has them, with their protocol
-    numbers, training = config.get("metrics") or {}, config.get("training") or {}
+    numbers = config.get("metrics") or {}
+    training = config.get("training") or {}
     if not numbers:
         return "No held-out numbers were measured in this run."
     prompts = training.get("prompts") or {}

@@ -225,7 +225,8 @@ def plain(
         else ("no token was sent: set HF_TOKEN, or run `hf auth login`")
     )
     endpoint = without_secrets(endpoint)
-    status, code = _status(error), getattr(error, "code", "")
+    status = _status(error)
+    code = getattr(error, "code", "")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ConnectionError(
             f"HF_HUB_OFFLINE is set, so nothing was asked of or sent to {repo_id}; unset it"

@@ -58,7 +58,9 @@ def export_run(
     Raises: ``UserError`` (nothing to export, base changed since training, ``to`` holds an export or
         other files, ...), ``OSError`` (no such run, read-only, disk full).
     """
-    run, to, dtype = Path(run_folder), Path(to), as_dtype(dtype)
+    run = Path(run_folder)
+    to = Path(to)
+    dtype = as_dtype(dtype)
     settings = run_settings(run)
     if not settings:
         raise FileNotFoundError(

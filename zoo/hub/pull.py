@@ -288,7 +288,8 @@ def _downloaded(
     check_room(total, cache_root())
     check_room(total, target)
     waiting = cache_root() / "downloads" / wanted.repo_id.replace("/", "--") / commit.sha
-    done, hashes = 0, {}
+    done = 0
+    hashes = {}
     with folder_written_beside(target) as part:
         for file in files:
             start = done

@@ -109,10 +109,8 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
             " RUN --to DIR"
         )
     header, text = _front_matter(folder / CARD)
-    licence, inherited = (
-        str(header.get("license_name") or header.get("license") or ""),
-        licence_of(folder) or UNKNOWN,
-    )
+    licence = str(header.get("license_name") or header.get("license") or "")
+    inherited = licence_of(folder) or UNKNOWN
     if not licence:
         raise UserError(
             f"{folder / CARD} names no license in its header; its base says {inherited}"

@@ -39,7 +39,9 @@ class HubAnswerError(OSError):
 
     def __init__(self, status: int, code: str, is_bad_token: bool) -> None:
         super().__init__(f"the Hub answered {status}")
-        self.status, self.code, self.is_bad_token = status, code, is_bad_token
+        self.status = status
+        self.code = code
+        self.is_bad_token = is_bad_token
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def origin(url: str) -> tuple[str, str, int | None]:
     """(scheme, host, port) of an address. Raises ``UserError`` for anything but plain http(s)."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
+        host = parts.hostname or ""
+        port = parts.port
     except ValueError:  # a port that is not a number, a bracket that is not closed
         host = ""
     if (

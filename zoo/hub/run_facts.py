@@ -82,7 +82,8 @@ def stated_facts(settings: Mapping[str, Any]) -> RunFacts:
     """
     from zoo.instantiate import locate
 
-    module, data = settings.get("module") or {}, settings.get("data") or {}
+    module = settings.get("module") or {}
+    data = settings.get("data") or {}
     facts = RunFacts()
     if "_target_" in module:
         kind = locate(module["_target_"], "module._target_")
@@ -199,7 +200,8 @@ def _facts_of_old_run(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> 
     Raises:
         UserError: for a setting of the wrong type.
     """
-    module, data = settings.get("module") or {}, settings.get("data")
+    module = settings.get("module") or {}
+    data = settings.get("data")
     data = dict(data) if isinstance(data, Mapping) else {}
     for name in ("source", "prompts"):  # nodes in which a data module had its settings
         if isinstance(data.get(name), Mapping):

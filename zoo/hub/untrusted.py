@@ -107,7 +107,8 @@ def file_inside(folder: str | Path, name: str, links_into: str | Path | None = N
     Raises ``UserError`` for an unsafe name or a link on the way (but see ``links_into`` of
     ``check_folder``), and ``FileNotFoundError`` when there is no such file.
     """
-    folder, relative = Path(folder), safe_relative_path(name)
+    folder = Path(folder)
+    relative = safe_relative_path(name)
     path = folder
     for part in relative.parts:
         path = path / part

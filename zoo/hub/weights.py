@@ -43,7 +43,8 @@ def save_weights(
 
     Raises ``UserError`` when a tensor is not finite, ``OSError`` when the file cannot be written.
     """
-    path, tensors = Path(path), {}
+    path = Path(path)
+    tensors = {}
     for name, tensor in state.items():
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", wanted, copy=True).contiguous()
@@ -146,7 +147,8 @@ def weight_files(folder: str | Path, variants: bool = False) -> tuple[Path, ...]
     names a file outside the folder, tensors that are not where it says, or both layouts at once.
     """
     folder, links_into = Path(folder), blobs_of(folder)
-    single, index = (folder / WEIGHTS_FILE).exists(), (folder / INDEX_FILE).exists()
+    single = (folder / WEIGHTS_FILE).exists()
+    index = (folder / INDEX_FILE).exists()
     if single and index:
         raise UserError(
             f"{folder} holds both {WEIGHTS_FILE} and {INDEX_FILE}; fetch or export it again"

@@ -80,10 +80,8 @@ def filled(model: nn.Module, folder: Path, folders: Mapping[str, str]) -> nn.Mod
     Raises ``UserError`` as ``read_part``.
     """
     for name, place in folders.items():
-        owner, attribute = (
-            (model.codec if name in ("vae", "vocoder") else model),
-            "denoiser" if name == "unet" else name,
-        )
+        owner = model.codec if name in ("vae", "vocoder") else model
+        attribute = "denoiser" if name == "unet" else name
         others = _CLAP_AUDIO if name == "clap_text" else "$^"
         setattr(owner, attribute, read_part(getattr(owner, attribute), folder / place, others))
     return model.eval().requires_grad_(False)

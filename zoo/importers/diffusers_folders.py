@@ -44,7 +44,8 @@ def read_settings(folder: Path, kind: type, model_type: str | None = None) -> di
 
     Raises ``UserError`` for another ``model_type`` than the given one.
     """
-    said, known = read_json(folder / "config.json"), settings_of(kind)
+    said = read_json(folder / "config.json")
+    known = settings_of(kind)
     if model_type is not None and said.get("model_type") != model_type:
         raise UserError(
             f"{folder} is a {said.get('model_type')}, expected {model_type}; other text encoders,"

@@ -193,7 +193,8 @@ def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             else None
         ),
     )
-    beside, settings = path.with_name("hparams.yaml"), {}
+    beside = path.with_name("hparams.yaml")
+    settings = {}
     if beside.is_file():
         with parsing(f"{beside} (it belongs to {path.name}; fetch both again)", "YAML"):
             read = yaml.load(beside.read_text(encoding="utf-8"), Plain)

@@ -189,10 +189,8 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
         f"{_AUDIO}layers.{i}.blocks.0.attention.self.relative_position_bias_table"
         for i in range(stages)
     ]
-    heads, width = (
-        [shape(table, 1) for table in tables],
-        shape(f"{_AUDIO}patch_embed.proj.weight", 0),
-    )
+    heads = [shape(table, 1) for table in tables]
+    width = shape(f"{_AUDIO}patch_embed.proj.weight", 0)
     text_width = shape("text_model.embeddings.word_embeddings.weight", 1)
     first = "text_model.encoder.layer.0.intermediate.dense.weight"
     return {
@@ -224,7 +222,8 @@ def _check_mel_bank(bank_KM: Tensor | None) -> None:
     """The files hold the filter bank of their training: 48 kHz, 50 to 14000 Hz, Slaney."""
     if bank_KM is None:
         return
-    n_fft, n_mels = 2 * (bank_KM.shape[0] - 1), bank_KM.shape[-1]
+    n_fft = 2 * (bank_KM.shape[0] - 1)
+    n_mels = bank_KM.shape[-1]
     ours_KM = torchaudio.functional.melscale_fbanks(
         bank_KM.shape[0], 50.0, 14_000.0, n_mels, 48_000, norm="slaney", mel_scale="slaney"
     )

@@ -133,7 +133,8 @@ def _table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise UserError(
             "it does not end with the table's magic number (it is cut off, or something else)"
         )
-    footer, place = table[-FOOTER_BYTES:], 0
+    footer = table[-FOOTER_BYTES:]
+    place = 0
     for _ in range(2):  # the metaindex block, which bundles leave empty
         _, place = _varint(footer, place)
     for _, handle in _block(table, footer, place):
@@ -157,7 +158,9 @@ def _block(table: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byt
     if compression:
         raise UserError("its blocks are compressed, which a checkpoint's never are")
     restarts = struct.unpack("<I", block[-4:])[0]
-    end, at, key = len(block) - 4 * (restarts + 1), 0, b""
+    end = len(block) - 4 * (restarts + 1)
+    at = 0
+    key = b""
     while at < end:
         shared, at = _varint(block, at)
         own, at = _varint(block, at)
@@ -180,10 +183,12 @@ def _message(raw: bytes) -> dict[int, list]:
             value, at = _varint(raw, at)
         elif kind == BYTES:
             length, at = _varint(raw, at)
-            value, at = raw[at : at + length], at + length
+            value = raw[at : at + length]
+            at = at + length
         elif kind in (FIXED32, FIXED64):
             length = 4 if kind == FIXED32 else 8
-            value, at = raw[at : at + length], at + length
+            value = raw[at : at + length]
+            at = at + length
         else:
             raise UserError(
                 f"wire type {kind} in a record, which no protocol buffer of a checkpoint uses"

@@ -168,12 +168,10 @@ class ClapReward(StaysInEvalMode):
         refuse_names((arguments or {}).get("pretrained"), (arguments or {}).get("tokenizer"))
         found = locate(CLAP_TOWERS[towers].replace(":", "."), "CLAP_TOWERS")
         self.towers: ClapTowers = found(**bind(found, arguments or {}, "arguments"))
-        self.checkpoint, self.windows, self.padding, self.int16 = (
-            checkpoint,
-            windows,
-            padding,
-            int16 or compat,
-        )
+        self.checkpoint = checkpoint
+        self.windows = windows
+        self.padding = padding
+        self.int16 = int16 or compat
         if assume_rate_hz is not None and not (
             compat and isinstance(assume_rate_hz, int) and assume_rate_hz > 0
         ):
@@ -208,7 +206,8 @@ class ClapReward(StaysInEvalMode):
     @staticmethod
     def with_nodes(arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments in a configuration, with a node that reads the files which they name."""
-        found, towers = dict(arguments), arguments.get("towers", "transformers")
+        found = dict(arguments)
+        towers = arguments.get("towers", "transformers")
         own = found.get("arguments")
         if not isinstance(own, Mapping):
             return found

@@ -68,12 +68,10 @@ class ClapTokenizer(nn.Module):
             raise UserError(
                 f"max_tokens must leave room for one token between start and end, got {max_tokens}"
             )
-        self.vocab_size, self.pad_id, self.max_tokens, self.long_texts = (
-            vocab_size,
-            pad_id,
-            max_tokens,
-            long_texts,
-        )
+        self.vocab_size = vocab_size
+        self.pad_id = pad_id
+        self.max_tokens = max_tokens
+        self.long_texts = long_texts
         empty = isinstance(json_bytes, int)
         content = bytearray(json_bytes)  # of a number: as many zeros
         self.register_buffer("json", torch.frombuffer(content, dtype=torch.uint8).clone())
@@ -111,7 +109,8 @@ class ClapTokenizer(nn.Module):
                 f"this tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower knows"
                 f" {self.vocab_size}: they do not belong together"
             )
-        self._parsed, self._parsed_of = tokenizer, key
+        self._parsed = tokenizer
+        self._parsed_of = key
         return tokenizer
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -130,7 +129,8 @@ class ClapTokenizer(nn.Module):
         ids_BL = torch.full((len(rows), max(map(len, rows), default=0)), self.pad_id)
         mask_BL = torch.zeros_like(ids_BL)
         for i, row in enumerate(rows):
-            ids_BL[i, : len(row)], mask_BL[i, : len(row)] = torch.tensor(row), 1
+            ids_BL[i, : len(row)] = torch.tensor(row)
+            mask_BL[i, : len(row)] = 1
         return ids_BL.to(self.json.device), mask_BL.to(self.json.device)
 
 

@@ -165,7 +165,9 @@ class EnsembleReward(StaysInEvalMode):
                 f"{', '.join(sorted(twice))} names a member and a penalty; give one of them another"
                 " name"
             )
-        self.aggregation, self.deviation, self.min_count = aggregation, deviation, min_count
+        self.aggregation = aggregation
+        self.deviation = deviation
+        self.min_count = min_count
         self.spread_weight = 0.5 if spread_weight is None else spread_weight
         self._everyone = (*self.members, *self.penalties)
         self.networks = networks(tuple(one.reward for one in self._everyone))
@@ -250,7 +252,9 @@ class EnsembleReward(StaysInEvalMode):
         A member with a ``combine`` of its own is combined first (its part ``<member>/combined``).
         Parts of others stay.
         """
-        ids, parts, scores = [prompt.id for prompt in prompts], dict(output.parts), {}
+        ids = [prompt.id for prompt in prompts]
+        parts = dict(output.parts)
+        scores = {}
         for one in self._everyone:
             scores[one.name] = output.parts[one.name].double()
             if hasattr(one.reward, "combine"):

@@ -246,17 +246,14 @@ class GuardReward(StaysInEvalMode):
         self.loudness_dbfs = (
             None if loudness_dbfs is None else tuple(float(value) for value in loudness_dbfs)
         )
-        self.loudness_scale_db, self.silence_dbfs, self.frame_s = (
-            loudness_scale_db,
-            silence_dbfs,
-            frame_s,
-        )
-        self.silence_limit, self.clipping_limit, self.clipping_level = (
-            silence_share,
-            clipping_share,
-            clipping_level,
-        )
-        self.flatness, self.diversity = flatness, diversity
+        self.loudness_scale_db = loudness_scale_db
+        self.silence_dbfs = silence_dbfs
+        self.frame_s = frame_s
+        self.silence_limit = silence_share
+        self.clipping_limit = clipping_share
+        self.clipping_level = clipping_level
+        self.flatness = flatness
+        self.diversity = diversity
         named = None if self.embedder is None else described(self.embedder)
         self.arguments = {
             "loudness_dbfs": None if self.loudness_dbfs is None else list(self.loudness_dbfs),
@@ -286,11 +283,9 @@ class GuardReward(StaysInEvalMode):
 
         Raises ``UserError`` for a wrong shape, no samples, no rate, or another number of prompts.
         """
-        rate, measured, penalty = (
-            check_waves(wave_BCN, sample_rate_hz, "the guard", len(prompts)),
-            {},
-            {},
-        )
+        rate = check_waves(wave_BCN, sample_rate_hz, "the guard", len(prompts))
+        measured = {}
+        penalty = {}
         if self.loudness_dbfs is not None:
             low, high = self.loudness_dbfs
             measured["level_dbfs"] = level = level_dbfs(wave_BCN)
@@ -299,16 +294,12 @@ class GuardReward(StaysInEvalMode):
             )
         if self.silence_limit is not None:
             share = silence_share(wave_BCN, max(1, round(self.frame_s * rate)), self.silence_dbfs)
-            measured["silence_share"], penalty["silence"] = (
-                share,
-                _beyond(share, self.silence_limit, 1.0),
-            )
+            measured["silence_share"] = share
+            penalty["silence"] = _beyond(share, self.silence_limit, 1.0)
         if self.clipping_limit is not None:
             share = clipping_share(wave_BCN, self.clipping_level)
-            measured["clipping_share"], penalty["clipping"] = (
-                share,
-                _beyond(share, self.clipping_limit, 1.0),
-            )
+            measured["clipping_share"] = share
+            penalty["clipping"] = _beyond(share, self.clipping_limit, 1.0)
         if self.flatness is not None:
             measured["flatness"] = flat = spectral_flatness(wave_BCN, rate)
             penalty["flatness"] = _beyond(flat, self.flatness, 1.0)

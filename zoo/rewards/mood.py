@@ -194,14 +194,16 @@ class EmotionReward(StaysInEvalMode):
                 "value 'calibrated' needs class_mean and class_std, measured on generations of the"
                 " base model: zoo.rewards.mood_calibration.class_statistics"
             )
-        self.value, self.class_names, self.label_key = value, tuple(class_names), label_key
+        self.value = value
+        self.class_names = tuple(class_names)
+        self.label_key = label_key
         self.classes_of = dict(classes_of or {})
-        self.sample_rate_hz, self.activation, self.rms = sample_rate_hz, activation, rms
-        self.chunk_rule, self.hop_s, self.chunk_samples = (
-            chunk_rule,
-            hop_s,
-            round(chunk_s * sample_rate_hz),
-        )
+        self.sample_rate_hz = sample_rate_hz
+        self.activation = activation
+        self.rms = rms
+        self.chunk_rule = chunk_rule
+        self.hop_s = hop_s
+        self.chunk_samples = round(chunk_s * sample_rate_hz)
         self.differentiable = value != "label"
         self.unit = UNITS[value]
         self.classifier = ShortChunkResNet(
@@ -275,7 +277,8 @@ class EmotionReward(StaysInEvalMode):
         check_waves(wave_BCN, sample_rate_hz, _WHO, len(prompts))
         target_B = self.wanted_classes(prompts).to(wave_BCN.device)
         logits = self.chunk_logits(wave_BCN, sample_rate_hz)
-        probability_BK, logits_BK = self.probabilities(logits).mean(dim=1), logits.mean(dim=1)
+        probability_BK = self.probabilities(logits).mean(dim=1)
+        logits_BK = logits.mean(dim=1)
         statistics = (
             None
             if self.statistics is None
@@ -293,10 +296,8 @@ class EmotionReward(StaysInEvalMode):
         known_B = finite_rows(wave_BCN) & logits_BK.isfinite().all(
             dim=1
         )  # else a label or a share would still be a number
-        score_B, parts = (
-            score_B.float(),
-            {name: torch.where(known_B, part, torch.nan) for name, part in parts.items()},
-        )
+        score_B = score_B.float()
+        parts = {name: torch.where(known_B, part, torch.nan) for name, part in parts.items()}
         return RewardOutput(torch.where(known_B, score_B, torch.nan), parts)
 
 

@@ -50,7 +50,8 @@ def class_statistics(
         raise UserError(
             f"a deviation needs at least two generations (a hundred are better), got {len(odds_BK)}"
         )
-    mean, std = odds_BK.mean(dim=0).tolist(), odds_BK.std(dim=0).tolist()
+    mean = odds_BK.mean(dim=0).tolist()
+    std = odds_BK.std(dim=0).tolist()
     for name, class_mean, class_std in zip(reward.class_names, mean, std):
         if not 1e-6 < class_std < float("inf"):
             raise UserError(

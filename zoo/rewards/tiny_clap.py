@@ -42,7 +42,9 @@ class LogMel(nn.Module):
         self, sample_rate_hz: int, n_fft: int, hop_samples: int, n_mels: int, floor_db: float
     ) -> None:
         super().__init__()
-        self.n_fft, self.hop_samples, self.floor_db = n_fft, hop_samples, floor_db
+        self.n_fft = n_fft
+        self.hop_samples = hop_samples
+        self.floor_db = floor_db
         bank = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1, 0.0, sample_rate_hz / 2, n_mels, sample_rate_hz
         )
@@ -110,7 +112,8 @@ class AudioTower(nn.Module):
         embedding: int,
     ) -> None:
         super().__init__()
-        widths, strides = [1, *channels], ((2, 2), (2, 2), (2, 1), (2, 1))
+        widths = [1, *channels]
+        strides = ((2, 2), (2, 2), (2, 1), (2, 1))
         self.stages = nn.Sequential(
             *(ConvStage(a, b, s) for a, b, s in zip(widths, channels, strides, strict=False))
         )
@@ -188,7 +191,8 @@ class TinyClapTowers(nn.Module):
             )
         if n_mels % _MEL_STRIDE:
             raise UserError(f"n_mels must be a multiple of {_MEL_STRIDE}, got {n_mels}")
-        self.sample_rate_hz, self.rms = sample_rate_hz, rms
+        self.sample_rate_hz = sample_rate_hz
+        self.rms = rms
         self.window_samples = round(window_s * sample_rate_hz)
         if self.window_samples < n_fft or self.window_samples % (hop_samples * _TIME_STRIDE):
             raise UserError(

@@ -54,7 +54,8 @@ class ClapMel(nn.Module):
         super().__init__()
         from transformers.audio_utils import mel_filter_bank
 
-        self.n_fft, self.hop_samples = n_fft, hop_samples
+        self.n_fft = n_fft
+        self.hop_samples = hop_samples
         bank_KM = mel_filter_bank(
             n_fft // 2 + 1,
             n_mels,
@@ -158,7 +159,8 @@ class TransformersClapTowers(nn.Module):
                 pretrained.features, {**front_end, "window_s": window_s}, pretrained.name
             )
         sizes = clap_config(config)
-        self.sample_rate_hz, self.window_samples = sample_rate_hz, round(window_s * sample_rate_hz)
+        self.sample_rate_hz = sample_rate_hz
+        self.window_samples = round(window_s * sample_rate_hz)
         _check_sizes(sizes.audio_config, n_mels, self.window_samples // hop_samples + 1)
         self.mel = ClapMel(**front_end)
         self.clap = ClapModel(sizes) if pretrained is None else pretrained.model
