@@ -123,6 +123,7 @@ def test_ddpo_moves_every_adapter(targets):
     assert any("attn1" in name for name in learning) == (targets == "all")
 
 
+@pytest.mark.long
 def test_a_released_folder_gives_the_same_model(model, folder):
     again = zoo.load(str(folder), checkpoint_activations=True)
     assert not again.training and not any(p.requires_grad for p in again.parameters())

@@ -63,6 +63,7 @@ def test_a_released_folder_gives_the_same_model(model, folder):
     }
 
 
+@pytest.mark.long
 def test_the_zoo_opens_a_pulled_folder(folder):
     for name in ("audioldm2", "audioldm2-large", "audioldm2-music"):
         assert registry.why_not_loadable(registry.ENTRIES[name]) is None

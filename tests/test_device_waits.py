@@ -46,6 +46,7 @@ def guided_round(detach: bool, is_masked: bool):
     return backbone, replay_schedule(backbone.path, sampler, trajectory), trajectory
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kl_coef", [0.0, 0.1])
 @pytest.mark.parametrize(("detach", "is_masked"), [(True, False), (False, True)])
 def test_a_micro_batch_waits_twice_whatever_its_steps(kl_coef, detach, is_masked):

@@ -48,6 +48,7 @@ def signature(folder: Path) -> str:
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_of_before_loads(name, tmp_path):
     config = EARLIER[name]["config"]

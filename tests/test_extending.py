@@ -37,6 +37,7 @@ def test_its_files_are_found() -> None:
     assert {"brightness.py", "weather.py", "best_takes.py", "best_takes.yaml"} <= set(FILES)
 
 
+@pytest.mark.long
 def test_its_reward_keeps_the_contract_and_trains(project: Path, project_root: Path) -> None:
     import brightness
 
@@ -53,6 +54,7 @@ def test_its_reward_keeps_the_contract_and_trains(project: Path, project_root: P
     assert reward.unit in Path("runs/bright/report.html").read_text()
 
 
+@pytest.mark.long
 def test_its_data_module_trains(project: Path, project_root: Path) -> None:
     sounds = project_root / "configs/ddpo/quickstart_sounds.yaml"
     data = "data={_target_: weather.Weather, rounds: 1, repeats: 16, seconds: 0.512}"
@@ -60,6 +62,7 @@ def test_its_data_module_trains(project: Path, project_root: Path) -> None:
     assert [row["round"] for row in read_rows("runs/weather/metrics.csv")] == [1]
 
 
+@pytest.mark.long
 def test_its_algorithm_trains(project: Path) -> None:
     run.fit(read_configuration(["best_takes.yaml"], ["data.seconds=0.512", *QUIET]))
     rows = read_rows("runs/best_takes/metrics.csv")

@@ -170,6 +170,7 @@ def test_16_bits_and_padding(case) -> None:
             assert (padded - torch.as_tensor(golden.audio[f"{name}.embedding"])).abs().max() > 1e-4
 
 
+@pytest.mark.long
 def test_text_and_similarity(case) -> None:
     golden, _, reward = case
     towers: TransformersClapTowers = reward.towers
