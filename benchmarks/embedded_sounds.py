@@ -143,7 +143,7 @@ def generated(
     from rich.progress import track
 
     parts = [
-        generations(backbone, _unscored, sampler, prompts[start : start + size], repeats, seed)
+        generations(backbone, _Unscored(), sampler, prompts[start : start + size], repeats, seed)
         for start in track(range(0, len(prompts), size), "generating", transient=True)
     ]
     wave_BCN = torch.cat([part.wave_BCN for part in parts])
@@ -154,8 +154,15 @@ def generated(
     )
 
 
-def _unscored(wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]) -> RewardOutput:
-    return RewardOutput(torch.zeros(len(prompts)))
+class _Unscored:
+    """A reward for clips that are only generated here: 0 for each."""
+
+    differentiable = False
+
+    def __call__(
+        self, wave_BCN: Tensor, sample_rate_hz: int, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
+        return RewardOutput(torch.zeros(len(prompts)))
 
 
 def run(
