@@ -260,10 +260,8 @@ def picture(found: dict[str, list[Turn]], samples: int, path: Path) -> None:
         [m - min(rate) for m, rate in zip(middle, rates)],
         [max(rate) - m for m, rate in zip(middle, rates)],
     ]
-    colours = [
-        "tab:grey" if name == "reference" else "tab:orange" if name in (OURS, HALF) else "tab:blue"
-        for name in found
-    ]
+    special = {"reference": "tab:grey", OURS: "tab:orange", HALF: "tab:orange"}
+    colours = [special.get(name, "tab:blue") for name in found]
     figure = Figure(figsize=(8, 0.45 * len(found) + 1.2))
     axis = figure.subplots()
     axis.barh(list(found), middle, xerr=spread, color=colours)

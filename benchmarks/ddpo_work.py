@@ -49,7 +49,11 @@ from zoo.files import written_beside
 from zoo.rendering import encode_sides
 from zoo.types import Backbone, Trajectory
 
-GUIDANCE, STEPS, TRAINED, ROWS, SEED = 1.25, 3, 2, 16, 0
+GUIDANCE = 1.25
+STEPS = 3
+TRAINED = 2
+ROWS = 16
+SEED = 0
 CLOCKS = {"cpu": process_time, "wall": perf_counter}
 
 
@@ -190,12 +194,15 @@ def measured(
     backbone: Backbone, samples: int, learning: float, turns: int, clock: Callable[[], float]
 ) -> list[Line]:
     detached, both = (sampled(backbone, samples, detach) for detach in (True, False))
-    updates, everyone = max(1, samples // ROWS), [True] * samples
+    updates = max(1, samples // ROWS)
+    everyone = [True] * samples
     advantage_B = torch.linspace(-1, 1, samples)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(SEED))
     learns = order < round(learning * samples)
-    few_B, whole = advantage_B * learns, plans(samples, updates, everyone)
-    some, single = plans(samples, updates, learns.tolist()), plans(samples, 1, everyone)
+    few_B = advantage_B * learns
+    whole = plans(samples, updates, everyone)
+    some = plans(samples, updates, learns.tolist())
+    single = plans(samples, 1, everyone)
     lines = []
 
     def line(what: str, *ways: Callable[[], None]) -> None:
@@ -221,7 +228,8 @@ def measured(
         lambda: sampled(backbone, samples, False).update(whole, advantage_B),
         lambda: sampled(backbone, samples, True).update(whole, advantage_B),
     )
-    adapter_off, times = AdapterSwitch.of(backbone), 20
+    adapter_off = AdapterSwitch.of(backbone)
+    times = 20
 
     def by_list() -> None:
         with adapter_off():

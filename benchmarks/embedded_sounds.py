@@ -63,10 +63,9 @@ from zoo.diffusion import Sampler
 from zoo.errors import UserError, reported
 from zoo.types import Backbone, Prompt, Reward, RewardOutput
 
-REFERENCE_SEED, REAL_SEED = (
-    20_000_000,
-    21_000_000,
-)  # training draws 48-bit seeds, validation counts from 10,000,000
+# Training draws 48-bit seeds, validation counts from 10,000,000.
+REFERENCE_SEED = 20_000_000
+REAL_SEED = 21_000_000
 Embed = Callable[[Sequence[str]], Tensor]
 
 

@@ -45,7 +45,8 @@ class _Saved:
     def __init__(self, tensor: Tensor, tally: _Tally) -> None:
         self.tensor = tensor
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
+        size = storage.nbytes()
         if key not in tally.own:
             tally.enter(key, size)
             weakref.finalize(self, tally.leave, key, size)
@@ -73,7 +74,8 @@ class _Alive(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
+        size = storage.nbytes()
         if size and key not in given and key not in self.tally.own and key not in self.tally.counts:
             self.tally.enter(key, size)
             weakref.finalize(storage, self.tally.leave, key, size)

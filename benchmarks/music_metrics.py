@@ -37,7 +37,9 @@ def in_tune_share(
     spectrum = _padded_spectra(wave, window)
     power_BFT = spectrum.abs().square()
     log_BFT = power_BFT.clamp(min=_TINY).log()
-    left, middle, right = log_BFT[:, :-2], log_BFT[:, 1:-1], log_BFT[:, 2:]
+    left = log_BFT[:, :-2]
+    middle = log_BFT[:, 1:-1]
+    right = log_BFT[:, 2:]
     bend = left - 2 * middle + right
     offset = torch.where(
         bend.abs() > _TINY, 0.5 * (left - right) / bend, torch.zeros_like(bend)

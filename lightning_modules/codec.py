@@ -44,7 +44,8 @@ def codec_losses(
     mean, log_variance = codec.posterior(log_magnitude, stereo)
     latent = mean if noise_B is None else mean + torch.exp(0.5 * log_variance) * noise_B
     made_log, made_stereo = codec.features_of(latent)
-    magnitude, made = torch.exp(log_magnitude), torch.exp(made_log.clamp(max=6))
+    magnitude = torch.exp(log_magnitude)
+    made = torch.exp(made_log.clamp(max=6))
     difference = (made - magnitude).square().sum(dim=(1, 2))
     band_energy = codec.pooling_KF @ magnitude
     weight = (band_energy / band_energy.mean(dim=(1, 2), keepdim=True)).clamp(max=4).repeat(1, 3, 1)

@@ -49,7 +49,7 @@ def info_nce(
     """Mean () of both cross-entropies in nats: clips choose captions, captions choose clips.
 
     ``similarity_BB``: cosines, clips in rows and captions in columns, pairs on the diagonal.
-    ``same_BB`` marks captions that say the same; such pairs beside the diagonal count neither as
+    ``same_BB`` marks captions that say the same; such pairs off the diagonal count neither as
     right nor as wrong. ``wrong_BK``: cosines of each clip with its own wrong captions, further
     candidates of the clip's choice; where ``given_BK`` is False there is none.
     """
@@ -72,7 +72,8 @@ def wrong_captions(prompt: Prompt) -> list[str]:
     A text equal to the caption is left out ("a bird then a bird" swapped). Raises ``UserError`` for
     other types and for empty texts.
     """
-    negatives, swapped = prompt.labels.get("negatives") or (), prompt.labels.get("swapped")
+    negatives = prompt.labels.get("negatives") or ()
+    swapped = prompt.labels.get("swapped")
     texts = list(dict.fromkeys([*((swapped,) if swapped is not None else ()), *negatives]))
     if isinstance(negatives, str) or not all(
         isinstance(text, str) and text.strip() for text in texts
@@ -255,7 +256,9 @@ class Contrastive(AveragedWeights):
 
     def _finish(self, name: str) -> None:
         audio_NE, text_NE, order_N = (torch.cat(column) for column in zip(*self._rows, strict=True))
-        prompts, self._rows, self._prompts = self._prompts, [], []
+        prompts = self._prompts
+        self._rows = []
+        self._prompts = []
         self.report = retrieval_report(text_NE @ audio_NE.T, order_N, prompts)
         values = {f"{name}/{key}": value for key, value in self.report.metrics().items()}
         self.log_dict(values, sync_dist=True)  # each process ranks its own share of the clips

@@ -41,7 +41,9 @@ def latent_errors(
     encoded = backbone.encode_prompts([prompt.without_negative() for prompt in wanted])
     if rows is not None:
         sample_R, prompt_R = (index.to(clean.device) for index in rows)
-        clean, noise, time_B = clean[sample_R], noise[sample_R], time_B[sample_R]
+        clean = clean[sample_R]
+        noise = noise[sample_R]
+        time_B = time_B[sample_R]
         encoded = encoded.rows(prompt_R)
         wanted = [wanted[i] for i in prompt_R.tolist()]
     mask = backbone.scored_mask(wanted) if hasattr(backbone, "scored_mask") else None

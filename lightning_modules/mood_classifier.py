@@ -75,7 +75,9 @@ def classification_report(
     chunk_share_B: Tensor, right_B: Tensor, target_B: Tensor, class_names: Sequence[str]
 ) -> ClassificationReport:
     """From one row per clip: share of right chunks, whether the vote was right, true class."""
-    count, share, right = len(target_B), float(chunk_share_B.double().mean()), int(right_B.sum())
+    count = len(target_B)
+    share = float(chunk_share_B.double().mean())
+    right = int(right_B.sum())
     recall = {
         name: float(right_B[target_B == index].double().mean())
         for index, name in enumerate(class_names)
@@ -236,13 +238,15 @@ class Emotion(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("emotion", {})
-        self._best, self._saved_random_state = state.get("best"), state.get("random_state")
+        self._best = state.get("best")
+        self._saved_random_state = state.get("random_state")
 
     def on_fit_end(self) -> None:
         self.reward.eval()
         if self._best is not None:
             self.reward.classifier.load_state_dict(self._best["classifier"])
-            self.report, self._split = ClassificationReport(**self._best["report"]), "val"
+            self.report = ClassificationReport(**self._best["report"])
+            self._split = "val"
 
     def training_step(self, batch: AudioBatch, batch_index: int) -> Tensor:
         target_B = self.reward.wanted_classes(batch.prompts).to(batch.wave_BCN.device)
@@ -263,7 +267,8 @@ class Emotion(L.LightningModule):
             return low + (high - low) * torch.rand(len(batch), device=device)
 
         mono_BN = self.reward.prepare(batch.wave_BCN, batch.sample_rate_hz)
-        codec, through_codec = self._codec[0], round(h.codec_share * len(batch))
+        codec = self._codec[0]
+        through_codec = round(h.codec_share * len(batch))
         if codec is not None and through_codec:
             rows = torch.randperm(len(batch), device=device)[:through_codec]
             scale = h.codec_latent_noise * torch.rand(through_codec, device=device)

@@ -15,7 +15,7 @@ from torch import nn
 
 from zoo.errors import UserError, did_you_mean
 
-# name -> (module, class, what installs it); a module is imported when its optimiser is asked for
+# name -> (module, class, what installs it); a module is imported when its optimiser is used
 OPTIMIZERS = {
     "adamw": ("torch.optim", "AdamW", "pip install torch"),
     "adamw_8bit": ("bitsandbytes.optim", "AdamW8bit", "pip install 'bitsandbytes>=0.50,<1'"),

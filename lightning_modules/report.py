@@ -14,7 +14,7 @@ from zoo.html_pages import LOUDEST_DB, QUIETEST_DB, clip, page, picture
 from zoo.hub.runs import metrics_rows
 from zoo.secrets import without_secrets
 
-INDEX = "samples.json"  # beside the wav files of a folder of samples
+INDEX = "samples.json"  # next to the wav files of a folder of samples
 UNCHANGED = 5e-4  # scores that differ by less are the same on the page
 
 
@@ -248,7 +248,8 @@ def _pairs(folder: Path) -> list[Pair]:
 
 def _samples(audio: Path) -> str:
     """What changed most, then samples spread over the prompts; each with its players."""
-    largest, pairs = _pairs(audio / "largest"), _pairs(audio)
+    largest = _pairs(audio / "largest")
+    pairs = _pairs(audio)
     if not pairs:
         return '<p class="note">No samples were written.</p>'
     changes = [pair.change for pair in pairs if _finite(pair.change)]

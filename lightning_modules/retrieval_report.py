@@ -34,10 +34,8 @@ def caption_truth(prompt: Prompt) -> tuple[Hashable, ...]:
 
 def same_meaning(prompts: Sequence[Prompt]) -> Tensor:
     """(N, N) bool: captions of the same truth, or with the same words; the diagonal is True."""
-    truths, texts = (
-        [caption_truth(prompt) for prompt in prompts],
-        [prompt.text.casefold().strip() for prompt in prompts],
-    )
+    truths = [caption_truth(prompt) for prompt in prompts]
+    texts = [prompt.text.casefold().strip() for prompt in prompts]
     return _equal(truths) | _equal(texts)
 
 
@@ -59,7 +57,8 @@ class Share:
 
     @staticmethod
     def of(hits: Tensor, chance: float) -> Share:
-        count, total = len(hits), float(hits.double().sum())
+        count = len(hits)
+        total = float(hits.double().sum())
         return Share(total / count, *wilson_interval(min(total, count), count), chance, count)
 
 

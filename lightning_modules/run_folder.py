@@ -250,7 +250,7 @@ def logged_steps(checkpoint: Path) -> int | None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Streams checkpoints to a file beside their place and then moves it.
+    """Streams checkpoints to a file next to their place, then moves it.
 
     Lightning's own class goes through memory and ``/tmp``.
     """

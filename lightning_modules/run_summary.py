@@ -13,7 +13,7 @@ from lightning_modules.report import read_rows, read_samples
 def run_summary(out_dir: str | Path, module: Any) -> list[str]:
     """Lines for the screen about a finished run folder, each about something that is there.
 
-    ``module`` is asked for the ``unit`` of its reward, which says how the numbers are read.
+    The ``unit`` of the module's reward says how to read the numbers.
     """
     out_dir = Path(out_dir)
     rewards = _held_out(out_dir, module)

@@ -30,10 +30,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         on_cdn = self.server.server_port == int(self.hub.cdn_url.rsplit(":", 1)[1])
-        path, token = (
-            unquote(urlsplit(self.path).path),
-            (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None,
-        )
+        path = unquote(urlsplit(self.path).path)
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         self.hub.saw(self.command, path, token, self.headers.get("Range"), on_cdn)
         self.user = self.hub.users.get(token or "")
         body = self._body()
@@ -120,7 +118,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._error(
                 404, "EntryNotFound", f"Entry not found: {path}", X_Repo_Commit=found[0]
             )
-        content, head = found[1][path], {"X_Repo_Commit": found[0], "Accept_Ranges": "bytes"}
+        content = found[1][path]
+        head = {"X_Repo_Commit": found[0], "Accept_Ranges": "bytes"}
         if not _is_lfs(path, content):
             return self._content(content, ETag=f'"{_blob_id(content)}"', **head)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -292,7 +291,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted is None:
             return self._send(200, content, lost_after, **headers)
-        start, stop = int(wanted[1]), int(wanted[2]) + 1 if wanted[2] else len(content)
+        start = int(wanted[1])
+        stop = int(wanted[2]) + 1 if wanted[2] else len(content)
         if start >= len(content):
             return self._send(416, b"", Content_Range=f"bytes */{len(content)}")
         headers["Content_Range"] = f"bytes {start}-{stop - 1}/{len(content)}"

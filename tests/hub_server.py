@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from hub_protocol import Handler
 
-WRITER, READER = "hf_writerAAAAAAAAAAAAAAAAAAAAAAAAAA", "hf_readerBBBBBBBBBBBBBBBBBBBBBBBBBB"
+WRITER = "hf_writerAAAAAAAAAAAAAAAAAAAAAAAAAA"
+READER = "hf_readerBBBBBBBBBBBBBBBBBBBBBBBBBB"
 
 
 @dataclass

@@ -17,7 +17,8 @@ def test_batch_advantages_by_hand() -> None:
 
 
 def test_group_advantages_by_hand() -> None:
-    names, rewards = ["a", "b", "a", "b", "c"], [1.0, 0.1, 3.0, 0.1, 7.0]
+    names = ["a", "b", "a", "b", "c"]
+    rewards = [1.0, 0.1, 3.0, 0.1, 7.0]
     assert group_advantages(rewards, names).tolist() == pytest.approx([-1, 0, 1, 0, 0], abs=1e-5)
     assert group_advantages(rewards, names)[[1, 3, 4]].tolist() == [
         0.0,
@@ -54,12 +55,12 @@ def test_equal_rewards_have_exactly_zero_advantage() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_of_samples_and_ranks_changes_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    names, straight, permuted = list("abc"), PromptTracker(5, 3), PromptTracker(5, 3)
+    names = list("abc")
+    straight = PromptTracker(5, 3)
+    permuted = PromptTracker(5, 3)
     for _ in range(4):
-        prompts, rewards = (
-            rng.choice(names, 16).tolist(),
-            rng.normal(size=16) * 10.0 ** rng.integers(-3, 3, 16),
-        )
+        prompts = rng.choice(names, 16).tolist()
+        rewards = rng.normal(size=16) * 10.0 ** rng.integers(-3, 3, 16)
         order = rng.permutation(16)  # what another gathering of the ranks does
         shuffled = [prompts[i] for i in order]
         expected = straight.update(prompts, rewards)
@@ -78,7 +79,8 @@ def test_the_order_of_samples_and_ranks_changes_nothing(seed: int) -> None:
 
 
 def test_state_survives_a_safe_checkpoint(tmp_path) -> None:
-    tracker, rng = PromptTracker(4, 2), np.random.default_rng(0)
+    tracker = PromptTracker(4, 2)
+    rng = np.random.default_rng(0)
     tracker.update(list("aabbc"), rng.normal(size=5))
     torch.save(tracker.state_dict(), tmp_path / "tracker.pt")
     resumed = PromptTracker(4, 2)

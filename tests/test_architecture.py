@@ -231,10 +231,8 @@ def forbidden(source: str) -> list[str]:
     wrong = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
-            called, keywords = (
-                _called(node),
-                {key.arg: ast.unparse(key.value) for key in node.keywords},
-            )
+            called = _called(node)
+            keywords = {key.arg: ast.unparse(key.value) for key in node.keywords}
             if called == "torch.load" and keywords.get("weights_only") != "True":
                 wrong.append(f"line {node.lineno}: torch.load without weights_only=True")
             if keywords.get("strict") == "False" and called != "zip":

@@ -66,7 +66,8 @@ def test_whole_files_are_read_and_cut_ones_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, subtype: str
 ) -> None:
     monkeypatch.setattr(audio_files, "_BLOCK", 2**14)  # several blocks
-    data, path = encoded(kind, subtype), tmp_path / "clip.any"
+    data = encoded(kind, subtype)
+    path = tmp_path / "clip.any"
     path.write_bytes(data)
     wave, facts = read_audio(path), audio_facts(path)
     assert torch.equal(wave.samples_CN, plainly_read(data))
@@ -183,7 +184,8 @@ def test_mp3_without_a_count_is_read_whole(tmp_path: Path) -> None:
 
 def frames_of(data: bytes) -> list[int]:
     """Positions of the frames of an mp3."""
-    found, position = [], 0
+    found = []
+    position = 0
     while (frame := _mp3_frame(data, position)) is not None:
         found.append(position)
         position += frame[0]
@@ -192,7 +194,8 @@ def frames_of(data: bytes) -> list[int]:
 
 def pages_of(data: bytes) -> list[int]:
     """Positions of the pages of an ogg."""
-    found, position = [], data.find(b"OggS")
+    found = []
+    position = data.find(b"OggS")
     while position >= 0:
         found.append(position)
         position = data.find(b"OggS", position + 1)

@@ -95,10 +95,8 @@ def test_prompt_files_may_be_audiocaps(tmp_path: Path) -> None:
 
 
 def test_training_and_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train, val = (
-        written(tmp_path, TRAIN + "77,clip77,1,RAIN FALLS\n", "train.csv"),
-        written(tmp_path, VAL),
-    )
+    train = written(tmp_path, TRAIN + "77,clip77,1,RAIN FALLS\n", "train.csv")
+    val = written(tmp_path, VAL)
     with caplog.at_level(logging.WARNING):
         prompts, held_out = audiocaps_prompts(train, val, "all")
     assert [prompt.id for prompt in prompts] == [str(i) for i in range(20)] and len(held_out) == 9

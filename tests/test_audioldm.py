@@ -47,7 +47,8 @@ def sampled(model, sampler, prompts=PROMPTS):
 
 def test_conditioning_equals_the_pipeline(model):
     """The pipeline's padding to 100 tokens, which we omit, changes nothing."""
-    texts, negatives = [prompt.text for prompt in PROMPTS], [prompt.negative for prompt in PROMPTS]
+    texts = [prompt.text for prompt in PROMPTS]
+    negatives = [prompt.negative for prompt in PROMPTS]
     with torch.no_grad():
         pipe = pipeline(model)
         pipe.tokenizer.model_max_length = 60
@@ -95,7 +96,8 @@ def test_the_text_is_heard_and_belongs_to_its_sample(model):
         same = step_log_prob(
             model.predict, model.path, Sampler(3, guidance_scale=2.5), trajectory, steps
         )[0]
-        x, time_B = trajectory.latents_SB[0], torch.tensor([500, 500, 500])
+        x = trajectory.latents_SB[0]
+        time_B = torch.tensor([500, 500, 500])
         right = model.predict(x, time_B, trajectory.conditioning)
         foreign = model.predict(x, time_B, trajectory.conditioning.rows([1, 2, 0]))
     assert ((same - trajectory.log_prob_SB[0]).exp() - 1).abs().max() <= 1e-6
@@ -207,7 +209,8 @@ def test_dropped_encoders_keep_encoded_prompts():
 
 def test_no_attention_reads_the_text(model):
     """So diffusers' marks on its attentions mean nothing here, as the docstring warns."""
-    x, time_B = torch.randn(1, *model.latent_shape(0.2)), torch.tensor([500])
+    x = torch.randn(1, *model.latent_shape(0.2))
+    time_B = torch.tensor([500])
     conditioning = model.encode_prompts(PROMPTS[:1])
     assert set(conditioning.streams) == {"clap_BD"}
     with torch.no_grad():

@@ -58,12 +58,14 @@ def sampled(model, sampler, prompts=PROMPTS, predict=None):
 def test_the_loop_with_kept_keys_equals_the_loop_without(model):
     inputs = torch.randn(2, 7, 16)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1, 1]]).bool()
-    long, wide = inputs, mask.long()
+    long = inputs
+    wide = mask.long()
     for _ in range(8):
         state = model.gpt2(
             inputs_embeds=long, attention_mask=wide, use_cache=False
         ).last_hidden_state[:, -1:]
-        long, wide = torch.cat([long, state], dim=1), torch.cat([wide, wide.new_ones(2, 1)], dim=1)
+        long = torch.cat([long, state], dim=1)
+        wide = torch.cat([wide, wide.new_ones(2, 1)], dim=1)
     torch.testing.assert_close(
         loa_tokens(model.gpt2, inputs, mask, 8), long[:, -8:], atol=1e-6, rtol=1e-5
     )
@@ -85,7 +87,8 @@ def test_conditioning_equals_the_pipeline_where_the_negative_is_not_the_longer(
     assert torch.equal(both["t5_mask_BL"], mask.bool())
     kept = mask.bool()[..., None]
     torch.testing.assert_close(both["t5_BLD"] * kept, t5 * kept, atol=1e-5, rtol=1e-5)
-    x, time_B = torch.randn(2, *model.latent_shape(0.2)), torch.tensor([500, 500])
+    x = torch.randn(2, *model.latent_shape(0.2))
+    time_B = torch.tensor([500, 500])
     with torch.no_grad():
         theirs = pipe.unet(
             x,
@@ -120,7 +123,8 @@ def test_a_longer_negative_is_kept_whole_and_the_prompt_is_padded_to_it(model, p
 def test_padding_of_the_batch_changes_nothing(model):
     whole = model.encode_prompts(PROMPTS)
     assert not whole["t5_mask_BL"].all()
-    x, time_B = torch.randn(3, *model.latent_shape(0.2)), torch.tensor([900, 500, 100])
+    x = torch.randn(3, *model.latent_shape(0.2))
+    time_B = torch.tensor([900, 500, 100])
     streams = dict(whole.streams)
     streams["t5_BLD"] = streams["t5_BLD"] + 100.0 * ~streams["t5_mask_BL"][..., None]
     with torch.no_grad():

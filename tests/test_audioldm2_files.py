@@ -49,10 +49,8 @@ def test_a_released_folder_gives_the_same_model(model, folder):
         n: t.shape for n, t in model.state_dict().items()
     }
     with torch.no_grad():
-        ours, theirs = (
-            latents(model.predict, model, PROMPTS),
-            latents(again.predict, again, PROMPTS),
-        )
+        ours = latents(model.predict, model, PROMPTS)
+        theirs = latents(again.predict, again, PROMPTS)
         torch.testing.assert_close(
             theirs, ours, atol=1e-5, rtol=1e-5
         )  # where weights lie in memory shows in the last bits
@@ -188,15 +186,14 @@ def test_where_the_library_alone_goes_wrong(model):
 
 def test_with_checkpointing_each_block_is_computed_twice_and_not_a_third_time(model):
     """Once for the output and once for the gradient."""
-    unet, counts = copy.deepcopy(model.denoiser), []
+    unet = copy.deepcopy(model.denoiser)
+    counts = []
     for module in unet.modules():
         if isinstance(module, BasicTransformerBlock):
             module.register_forward_pre_hook(lambda *_: counts.append(1))
     set_checkpointing(unet, True)
-    x, conditioning = (
-        torch.randn(2, *model.latent_shape(0.2), requires_grad=True),
-        model.encode_prompts(PROMPTS),
-    )
+    x = torch.randn(2, *model.latent_shape(0.2), requires_grad=True)
+    conditioning = model.encode_prompts(PROMPTS)
     output = predicting(unet)(x, torch.tensor([500, 500]), conditioning)
     once = len(counts)
     output.sum().backward()

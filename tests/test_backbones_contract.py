@@ -214,7 +214,8 @@ def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
     """In float64 where possible, because float32 rounding depends on the batch size."""
     # TinyAudio's embeddings of time and length are float32
     dtype = torch.float32 if isinstance(backbone, TinyAudio) else torch.float64
-    sampler, backbone = Sampler(steps=3, guidance_scale=guidance_scale), backbone.to(dtype)
+    sampler = Sampler(steps=3, guidance_scale=guidance_scale)
+    backbone = backbone.to(dtype)
 
     def predict(latent, time_B, conditioning):
         return backbone.predict(latent.to(dtype), time_B.to(dtype), conditioning)
@@ -230,7 +231,8 @@ def test_a_sample_does_not_depend_on_its_batch(backbone, guidance_scale):
         )
 
     with torch.no_grad():
-        three, one = sample(PROMPTS), sample(PROMPTS[1:2])
+        three = sample(PROMPTS)
+        one = sample(PROMPTS[1:2])
     assert three.clean.shape == (3, *backbone.latent_shape(0.5)) and three.clean.isfinite().all()
     torch.testing.assert_close(one.clean[0], three.clean[1], atol=1e-5, rtol=1e-5)
     assert (three.clean[0] - three.clean[1]).abs().max() > 0.1

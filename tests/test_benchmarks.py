@@ -110,7 +110,8 @@ def test_shuffling_keeps_clips_and_prompts_but_not_their_pairing():
 @pytest.mark.long
 def test_card_table_at_toy_size(tmp_path):
     torch.manual_seed(0)
-    backbone, reward = TinyAudio(**TINY).eval(), EmotionReward(**SMALL)
+    backbone = TinyAudio(**TINY).eval()
+    reward = EmotionReward(**SMALL)
     with torch.no_grad():
         rows = embedded_music.run(
             backbone,

@@ -182,7 +182,8 @@ def test_every_tensor_is_accounted_for(copy):
 
 
 def test_broken_files(copy):
-    weights, text = (copy / "model.safetensors").read_bytes(), (copy / "config.json").read_text()
+    weights = (copy / "model.safetensors").read_bytes()
+    text = (copy / "config.json").read_text()
     (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     with pytest.raises(ValueError, match="is not the file that config.json describes"):
         load_artifact(copy)

@@ -60,10 +60,8 @@ def test_int16_cuts_towards_zero():
 def test_the_score_is_the_plain_cosine_and_carries_the_checkpoint_s_name():
     reward = small()
     output = reward(noise(), RATE, PROMPTS)
-    audio, text = (
-        reward.embed_audio(noise(), RATE),
-        reward.embed_text([prompt.text for prompt in PROMPTS]),
-    )
+    audio = reward.embed_audio(noise(), RATE)
+    text = reward.embed_text([prompt.text for prompt in PROMPTS])
     assert torch.allclose(audio.norm(dim=1), torch.ones(2)) and torch.allclose(
         text.norm(dim=1), torch.ones(2)
     )
@@ -74,7 +72,8 @@ def test_the_score_is_the_plain_cosine_and_carries_the_checkpoint_s_name():
 
 
 def test_windows_are_averaged_and_brought_to_unit_length():
-    reward, wave = small(), noise(samples=2 * WINDOW)
+    reward = small()
+    wave = noise(samples=2 * WINDOW)
     one, two = (reward.embed_audio(half, RATE) for half in wave.chunk(2, dim=2))
     mean = (one + two) / 2
     assert torch.allclose(
@@ -102,7 +101,8 @@ def test_the_given_rate_is_used():
 
 
 def test_stereo_is_mixed_and_the_level_has_no_effect():
-    reward, wave = small(), noise(channels=2)
+    reward = small()
+    wave = noise(channels=2)
     assert torch.allclose(
         reward.embed_audio(wave, RATE),
         reward.embed_audio(wave.mean(dim=1, keepdim=True), RATE),
@@ -114,7 +114,8 @@ def test_stereo_is_mixed_and_the_level_has_no_effect():
 
 
 def test_the_gradient_reaches_the_wave_and_climbing_it_raises_the_score():
-    reward, wave = small(), noise().requires_grad_()
+    reward = small()
+    wave = noise().requires_grad_()
     output = reward(wave, RATE, PROMPTS)
     output.score_B.sum().backward()
     assert torch.isfinite(wave.grad).all() and (wave.grad.abs().amax(dim=(1, 2)) > 0).all()
@@ -130,7 +131,8 @@ def test_without_gradient_in_16_bits():
 
 
 def test_texts_are_embedded_once_until_the_weights_change(monkeypatch):
-    reward, asked = small(), []
+    reward = small()
+    asked = []
     embed = reward.towers.embed_text
     monkeypatch.setattr(
         reward.towers, "embed_text", lambda texts: asked.append(list(texts)) or embed(texts)
@@ -293,7 +295,9 @@ def test_the_towers_that_ship_are_small():
 
 
 def test_an_assumed_rate_replaces_the_real_one_with_a_warning(tmp_path):
-    wave, plain, reward = noise(), small(compat=True), small(compat=True, assume_rate_hz=48_000)
+    wave = noise()
+    plain = small(compat=True)
+    reward = small(compat=True, assume_rate_hz=48_000)
     reward.load_state_dict(plain.state_dict())
     output = reward(wave, RATE, PROMPTS)
     assert torch.equal(output.score_B, plain(wave, 48_000, PROMPTS).score_B)

@@ -42,7 +42,9 @@ def test_one_prompt_has_a_mean_and_no_interval():
 
 
 def test_classes_are_held_fixed_where_their_prompts_allow_it():
-    values, prompts, classes = [0.0, 2.0, 10.0, 14.0, 18.0], list("abcde"), list("xxyyy")
+    values = [0.0, 2.0, 10.0, 14.0, 18.0]
+    prompts = list("abcde")
+    classes = list("xxyyy")
     found = clustered_mean(values, prompts, classes)
     x, y = 2 / 2, 16 / 3  # variances of the class means: (deviation^2) / prompts
     assert found.value == (1 + 14) / 2 and found.error == pytest.approx(math.sqrt(x + y) / 2)
@@ -84,10 +86,8 @@ def _covered(prompts: int, clips: int, simulations: int = 400) -> tuple[float, f
         values = math.sqrt(0.66) * random.normal(size=prompts)[names] + math.sqrt(
             0.34
         ) * random.normal(size=len(names))
-        over, naive = (
-            clustered_mean(values, names.tolist()),
-            clustered_mean(values, list(range(len(values)))),
-        )
+        over = clustered_mean(values, names.tolist())
+        naive = clustered_mean(values, list(range(len(values))))
         low, high = percentile_interval(
             bootstrap_means(values, names.tolist(), draws=200, seed=seed)
         )
@@ -104,7 +104,8 @@ def test_intervals_over_prompts_have_their_coverage(prompts):
 
 
 def test_unpaired_differences_have_their_coverage():
-    random, hits = np.random.default_rng(0), 0
+    random = np.random.default_rng(0)
+    hits = 0
     for _ in range(400):
         arms = []
         for prompts, spread in ((4, 1.0), (9, 3.0)):
@@ -121,7 +122,8 @@ def test_the_bootstrap_draws_clips_within_the_prompts_that_it_draws():
         values, ["only"] * 40, draws=4000
     )  # no prompts to draw: all that varies are its clips
     assert one.std() == pytest.approx(values.std() / math.sqrt(40), rel=0.05)
-    values, prompts = [0.0, 2.0, 10.0, 12.0], ["a", "a", "b", "b"]
+    values = [0.0, 2.0, 10.0, 12.0]
+    prompts = ["a", "a", "b", "b"]
     draws = bootstrap_means(values, prompts, draws=20_000)
     # variance: between prompts 25 / 2, within them 1 / 4 (two drawn prompts of two drawn clips,
     # deviation 1)

@@ -96,7 +96,8 @@ def test_kl_is_that_of_two_normal_distributions():
 def test_the_loss_falls_on_one_batch(quiet):
     model = module(learning_rate=3e-3)
     setup = model.configure_optimizers()
-    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    optimizer = setup["optimizer"]
+    schedule = setup["lr_scheduler"]["scheduler"]
     first = model.training_step(batch(), 0).item()
     for _ in range(25):
         loss = model.training_step(batch(), 0)
@@ -108,7 +109,8 @@ def test_the_loss_falls_on_one_batch(quiet):
 
 
 def test_the_noise_of_a_step_depends_on_seed_and_batch_alone(quiet):
-    model, other = module(), module(seed=1)
+    model = module()
+    other = module(seed=1)
     other.codec.load_state_dict(model.codec.state_dict())
     first = model.training_step(batch(), 0)
     torch.randn(7)

@@ -171,7 +171,7 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
         ),
         (
             ["page", "--out", "{tmp}/p.html", "--scorer", "embedded/music"],
-            "which gives no scores; name a reward",
+            "which has no scores; name a reward",
         ),
         (
             ["page", "--out", "{tmp}/p.html", "--scorer", "x", "--count", "9"],

@@ -82,7 +82,8 @@ def needs_small_zoo(config: Run) -> bool:
 
 def uncommented(text: str) -> list[str]:
     """The lines ``key: value`` without a comment on the same line or just above."""
-    found, above = [], ""
+    found = []
+    above = ""
     for number, line in enumerate(text.splitlines(), 1):
         knob = re.match(r"\s*(?:- )?([A-Za-z_]\w*):\s+[^#\s]", line)
         if (
@@ -178,7 +179,8 @@ def test_the_smoke_run_is_a_small_quickstart() -> None:
 @pytest.mark.parametrize("name", ["quickstart.yaml", "quickstart_smoke.yaml"])
 def test_the_rounds_of_the_quickstarts_fit_their_batches(name: str) -> None:
     config = read_configuration([ROOT / "configs" / "ddpo" / name])
-    module, samples = config.module, config.data["prompts_per_round"] * config.data["repeats"]
+    module = config.module
+    samples = config.data["prompts_per_round"] * config.data["repeats"]
     assert samples % module["sampler"]["batch_size"] == 0
     assert samples % (module["update"]["batch_size"] * module["update"].get("per_round", 1)) == 0
 

@@ -181,7 +181,8 @@ def of_many_types(
 
 
 def test_types_of_plain_values():
-    module, text = torch.nn.Linear(1, 1), str
+    module = torch.nn.Linear(1, 1)
+    text = str
     good = {
         "a": 1,
         "b": [1, 2],

@@ -35,7 +35,9 @@ def small() -> ClapReward:
 
 def tones(count: int, seed: int) -> AudioBatch:
     """Clips of two tones, captioned "low then high", with the swapped order as a wrong caption."""
-    rng, waves, prompts = random.Random(seed), [], []
+    rng = random.Random(seed)
+    waves = []
+    prompts = []
     for index in range(count):
         events = rng.sample(sorted(TONES), 2)
         halves = []
@@ -99,11 +101,10 @@ def test_captions_of_the_same_truth_are_not_negatives():
 
 
 def test_wrong_captions_are_candidates_of_their_own_clip_only():
-    similarity, own = torch.zeros(2, 2), torch.eye(2, dtype=torch.bool)
-    wrong, given = (
-        torch.tensor([[0.0, 9.9], [9.9, 9.9]]),
-        torch.tensor([[True, False], [False, False]]),
-    )
+    similarity = torch.zeros(2, 2)
+    own = torch.eye(2, dtype=torch.bool)
+    wrong = torch.tensor([[0.0, 9.9], [9.9, 9.9]])
+    given = torch.tensor([[True, False], [False, False]])
     loss = info_nce(similarity, own, 1.0, wrong, given)
     assert float(loss) == pytest.approx(((math.log(3) + math.log(2)) / 2 + math.log(2)) / 2)
     scale = torch.tensor(1.0, requires_grad=True)
@@ -219,7 +220,8 @@ def test_it_learns_which_tone_comes_first(tmp_path):
     )
     assert report.text_to_audio["r1"].chance < 0.2 and report.cosine > report.cosine_random + 0.3
     module.export(tmp_path)
-    reward, batch = zoo.load(str(tmp_path / "model")), tones(20, 5000)
+    reward = zoo.load(str(tmp_path / "model"))
+    batch = tones(20, 5000)
     swapped = [Prompt(p.id, p.labels["swapped"]) for p in batch.prompts]
     right, wrong = (
         reward(batch.wave_BCN, RATE, asked).score_B for asked in (batch.prompts, swapped)
@@ -231,7 +233,8 @@ def test_an_exported_reward_is_the_averaged_one_and_scores_alike_in_half_precisi
     module = supervised(Contrastive, small(), total_steps=4, warmup_steps=1, ema_decay=0.5)
     trainer(tmp_path, 1).fit(module, Tones(3))
     module.export(tmp_path)
-    loaded, batch = zoo.load(str(tmp_path / "model")), tones(6, 7)
+    loaded = zoo.load(str(tmp_path / "model"))
+    batch = tones(6, 7)
     with module.ema.swapped(), torch.no_grad():
         averaged = module.reward(batch.wave_BCN, RATE, batch.prompts).score_B.clone()
     with torch.no_grad():
@@ -264,7 +267,9 @@ def test_a_checkpoint_holds_the_averages(tmp_path):
 class Halved:
     """A stand-in for a backbone: half the sample rate, and the samples are its latents."""
 
-    sample_rate_hz, channels, calls = RATE // 2, 1, 0
+    sample_rate_hz = RATE // 2
+    channels = 1
+    calls = 0
 
     def encode(self, wave_BCN):
         self.calls += 1

@@ -151,16 +151,16 @@ def test_kl_is_zero_with_an_untrained_adapter_and_grows_with_learning():
 
 
 def test_adapter_off_is_the_base_bitwise_after_training():
-    base, ddpo = ToyBackbone(), module({"optimizer.learning_rate": 0.05})
+    base = ToyBackbone()
+    ddpo = module({"optimizer.learning_rate": 0.05})
     fitted(ddpo)
     batch = prompt_round(4)
     conditioning = base.encode_prompts(batch.prompts)
-    x, time = torch.randn(4, 2, 8), torch.full((4,), 0.5)
+    x = torch.randn(4, 2, 8)
+    time = torch.full((4,), 0.5)
     with torch.no_grad():
-        wanted, adapted = (
-            base.predict(x, time, conditioning),
-            ddpo.backbone.predict(x, time, conditioning),
-        )
+        wanted = base.predict(x, time, conditioning)
+        adapted = ddpo.backbone.predict(x, time, conditioning)
         with reference(ddpo.backbone):
             off = ddpo.backbone.predict(x, time, conditioning)
     assert torch.equal(off, wanted) and not torch.equal(adapted, wanted)

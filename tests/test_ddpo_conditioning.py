@@ -74,15 +74,13 @@ def run(backbone, change=lambda trajectory: trajectory, reward=None, **changes):
         "advantages.kind": "batch",
         "sampler.guidance_scale": 3.5,
     }
-    ddpo, recorder = (
-        module(
-            {"sampler.steps": 4},
-            backbone=backbone,
-            reward=reward or Level(),
-            **{**sizes, **changes},
-        ),
-        Recorder(),
+    ddpo = module(
+        {"sampler.steps": 4},
+        backbone=backbone,
+        reward=reward or Level(),
+        **{**sizes, **changes},
     )
+    recorder = Recorder()
     learn = ddpo.learn
     ddpo.learn = lambda batch, trajectory, scores: learn(batch, change(trajectory), scores)
     trainer(1, callbacks=[recorder]).fit(ddpo, Given(PromptBatch(PROMPTS, (0, 0, 0))))
@@ -216,7 +214,8 @@ SCHEDULES = {"audioldm2": path_of(toy_audioldm2.arguments()["scheduler"]), "tang
 @pytest.mark.parametrize("steps", [10, 19, 38, 50, 200])
 @pytest.mark.parametrize("kind", sorted(SCHEDULES))
 def test_log_probabilities_of_the_papers_settings_are_finite(kind, steps):
-    path, sampler = SCHEDULES[kind], Sampler(steps)
+    path = SCHEDULES[kind]
+    sampler = Sampler(steps)
     generators = [noise_generator(0, 0, "p", i) for i in range(2)]
     empty = Conditioning({"none": torch.zeros(2)})
     found = rollout(

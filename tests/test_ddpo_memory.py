@@ -86,7 +86,8 @@ def test_storages_are_counted_once_while_they_live(fake):
 
 
 def test_saved_tensors_count_until_the_graph_is_freed():
-    weight, x = torch.nn.Linear(10, 10, bias=False), torch.ones(1, 10, requires_grad=True)
+    weight = torch.nn.Linear(10, 10, bias=False)
+    x = torch.ones(1, 10, requires_grad=True)
     with peak_saved_bytes(weight) as saved:
         loss = (
             weight(x) ** 2

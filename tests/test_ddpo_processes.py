@@ -51,10 +51,12 @@ def ddpo_of(case: str):
 def one_of_two_ranks(folder: str, rank: int, case: str) -> None:
     """Runs in another process: half of the round; writes gradients and weights to a file."""
     torch.set_num_threads(1)
-    batch, mine = prompt_round(8), CASES[case][2][rank]
+    batch = prompt_round(8)
+    mine = CASES[case][2][rank]
     prompts = tuple(batch.prompts[row] for row in mine)
     own = PromptBatch(prompts, tuple(batch.sample_index[row] for row in mine), 0)
-    ddpo, recorder = ddpo_of(case), Recorder()
+    ddpo = ddpo_of(case)
+    recorder = Recorder()
     samples = AudioSamples(f"{folder}/audio", count=2)  # played by the first process alone
     run = trainer(
         devices=2, strategy="ddp", callbacks=[recorder, samples], use_distributed_sampler=False
@@ -86,7 +88,8 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, project_root, ca
     ]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    ddpo, recorder = ddpo_of(case), Recorder()
+    ddpo = ddpo_of(case)
+    recorder = Recorder()
     trainer(callbacks=[recorder]).fit(ddpo, Given(prompt_round(8)), Given(prompt_round(8)))
     scale = max(gradient.abs().max().item() for gradient in recorder.gradients.values())
     for name, gradient in recorder.gradients.items():

@@ -22,7 +22,8 @@ SCHEDULES = [
 
 def restated(ddpo, schedule, batch, step=None):
     """(samples, gradients of the first optimiser step, steps) of one round of the reference."""
-    parameters, steps = list(ddpo.trainable().values()), []
+    parameters = list(ddpo.trainable().values())
+    steps = []
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     sampler = replace(ddpo.sampler, detach_unconditional=schedule.detach)
     samples = sampled(ddpo.backbone, ddpo.reward, sampler, batch, schedule, 0, Phases())
@@ -96,7 +97,8 @@ def test_a_detached_branch_gives_another_gradient_of_the_same_samples():
 
 
 def test_texts_are_encoded_for_each_sample_or_once(monkeypatch):
-    ddpo, asked = module({"advantages.kind": "batch"}), []
+    ddpo = module({"advantages.kind": "batch"})
+    asked = []
     real = ddpo.backbone.encode_prompts
     monkeypatch.setattr(
         ddpo.backbone, "encode_prompts", lambda prompts: asked.append(len(prompts)) or real(prompts)
@@ -125,7 +127,8 @@ def test_the_benchmark_at_toy_size(tmp_path, capsys, monkeypatch):
     ddpo_speed.main(
         ["--samples", "4", "--rows", "2", "--steps", "3", "--repeats", "2", "--out", str(tmp_path)]
     )
-    said, record = capsys.readouterr().out, json.loads((tmp_path / "speed.json").read_text())
+    said = capsys.readouterr().out
+    record = json.loads((tmp_path / "speed.json").read_text())
     names = list(record["turns"])
     assert (
         names[0] == "reference"

@@ -34,7 +34,8 @@ def test_each_update_learns_from_its_own_half_of_the_round():
     assert len(whole) == 2 and len(halves) == 4
     for i, gradient in enumerate(whole):
         for name, wanted in gradient.items():
-            one, other = halves[2 * i][name], halves[2 * i + 1][name]
+            one = halves[2 * i][name]
+            other = halves[2 * i + 1][name]
             torch.testing.assert_close((one + other) / 2, wanted, rtol=1e-3, atol=1e-6)
     assert max(gradient.abs().max() for gradient in whole[1].values()) > 1e-3
 

@@ -126,7 +126,8 @@ def stir(model):
 def test_the_loss_falls_on_one_batch(logged):
     model = module(learning_rate=5e-3, condition_dropout=0.0)
     setup = model.configure_optimizers()
-    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    optimizer = setup["optimizer"]
+    schedule = setup["lr_scheduler"]["scheduler"]
     first = model.training_step(latents(), 0).item()
     for _ in range(40):
         loss = model.training_step(latents(), 0)
@@ -185,7 +186,8 @@ def test_the_loss_is_linear_in_the_weights(logged):
 
 
 def seen_prompts(model, batch):
-    seen, encode = [], model.backbone.encode_prompts
+    seen = []
+    encode = model.backbone.encode_prompts
     model.backbone.encode_prompts = lambda prompts: (seen.append(list(prompts)), encode(prompts))[1]
     model.training_step(batch, 0)
     return seen[0]
@@ -229,7 +231,8 @@ def test_min_snr_weighs_errors_by_their_time(logged, measured):
 
 
 def test_the_draws_of_a_step_depend_on_seed_and_batch_alone(logged):
-    model, other = module(), module(seed=1)
+    model = module()
+    other = module(seed=1)
     first = model.training_step(latents(), 0)
     torch.randn(7)
     assert torch.equal(model.training_step(latents(), 0), first)
@@ -248,7 +251,8 @@ def test_every_sample_meets_every_part_of_the_path(logged, measured):
 
 
 def test_draws_differ_by_step_and_process(logged, monkeypatch):
-    model, found = module(), []
+    model = module()
+    found = []
     for step, rank in ((0, 0), (5, 0), (0, 1)):
         monkeypatch.setattr(Denoising, "global_step", property(lambda self, step=step: step))
         monkeypatch.setattr(Denoising, "global_rank", property(lambda self, rank=rank: rank))
@@ -284,7 +288,8 @@ def test_only_what_is_heard_counts_in_the_error():
     model = module()  # puts out zero, so the error is the mean square of the target
     heard_B11 = torch.tensor([8, 3, 5])[:, None, None]
     model.backbone.scored_mask = lambda prompts: torch.arange(8) < heard_B11[: len(prompts)]
-    clean, time_B = latents().latent_BCT, torch.tensor([0.2, 0.5, 0.9])
+    clean = latents().latent_BCT
+    time_B = torch.tensor([0.2, 0.5, 0.9])
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         errors_B = latent_errors(model.backbone, clean, PROMPTS, time_B, noise)
@@ -400,7 +405,8 @@ def test_the_artefact_holds_the_averages_in_half_precision(tmp_path):
     model.export(tmp_path)
     loaded = zoo.load(tmp_path / "model")
     assert loaded.arguments == model.backbone.arguments and not loaded.training
-    batch, time_B = latents(), torch.tensor([0.2, 0.5, 0.8])
+    batch = latents()
+    time_B = torch.tensor([0.2, 0.5, 0.8])
     with torch.no_grad():
         raw = model.backbone.predict(
             batch.latent_BCT, time_B, model.backbone.encode_prompts(PROMPTS)

@@ -27,7 +27,8 @@ def guided_round(detach: bool, is_masked: bool):
     backbone = small_audio().requires_grad_(False)
     add_lora(backbone, 2, targets="all")
     shaken(backbone)
-    sampler, prompts = Sampler(3, 2.0, 0.7, detach_unconditional=detach), prompt_round(4).prompts
+    sampler = Sampler(3, 2.0, 0.7, detach_unconditional=detach)
+    prompts = prompt_round(4).prompts
     with torch.no_grad():
         sides = [backbone.encode_prompts(side) for side in sampler.sides(prompts)]
     shape = backbone.latent_shape(prompts[0].seconds)

@@ -52,7 +52,8 @@ def plain_network(model):
 @pytest.mark.long
 @pytest.mark.parametrize("targets", ["cross", "all"])
 def test_our_adapter_on_the_plain_network(kind, model, tmp_path, targets):
-    plain, predicting = plain_network(model), TOYS[kind].predicting
+    plain = plain_network(model)
+    predicting = TOYS[kind].predicting
     before = latents(model.predict, model, PROMPTS)
     torch.testing.assert_close(
         latents(predicting(plain), model, PROMPTS), before, atol=1e-6, rtol=1e-6
@@ -111,10 +112,8 @@ def test_checkpointing_keeps_outputs_and_gradients_and_saves_memory(kind, model)
     conditioning = Conditioning.cat(
         [model.encode_prompts([p.as_negative() for p in PROMPTS]), model.encode_prompts(PROMPTS)]
     )
-    x, time_B = (
-        torch.randn(6, *model.latent_shape(0.5)),
-        model.path.sample_times(torch.linspace(0.1, 0.9, 6)),
-    )
+    x = torch.randn(6, *model.latent_shape(0.5))
+    time_B = model.path.sample_times(torch.linspace(0.1, 0.9, 6))
     found, kept = [], []
     for enabled in (False, True, False):
         model.set_checkpointing(enabled)

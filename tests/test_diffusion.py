@@ -97,7 +97,7 @@ def test_training_times_cover_the_path() -> None:
             r"whole number in \[0, 999\]",
         ),
         (lambda: PATHS["discrete-eps"].coefficients(torch.tensor([0.5])), "whole number"),
-        (lambda: VPCosine().coefficients(torch.tensor([1.5])), r"lies in \[0, 1\]"),
+        (lambda: VPCosine().coefficients(torch.tensor([1.5])), r"\[0, 1\].*1\.5"),
         (lambda: Straight().times(0), "at least 1, got 0"),
     ],
 )
@@ -112,7 +112,8 @@ def test_paths_refuse_invalid_values(make, message: str) -> None:
 @pytest.mark.parametrize("prediction", ["eps", "v", "velocity", "x0"])
 @pytest.mark.parametrize("path", [VPCosine(), Straight()], ids=["cosine", "straight"])
 def test_split_inverts_target(path: Path, prediction: str) -> None:
-    clean, noise = randn(4, *SHAPE), randn(4, *SHAPE, seed=1)
+    clean = randn(4, *SHAPE)
+    noise = randn(4, *SHAPE, seed=1)
     alpha, sigma = path.coefficients(torch.tensor([0.1, 0.4, 0.7, 0.95]))
     x = alpha[:, None, None] * clean + sigma[:, None, None] * noise
     got_clean, got_noise = split(
@@ -124,12 +125,10 @@ def test_split_inverts_target(path: Path, prediction: str) -> None:
 
 
 def test_targets_by_hand() -> None:
-    clean, noise, alpha, sigma = (
-        torch.tensor([[2.0]]),
-        torch.tensor([[10.0]]),
-        torch.tensor([0.8]),
-        torch.tensor([0.6]),
-    )
+    clean = torch.tensor([[2.0]])
+    noise = torch.tensor([[10.0]])
+    alpha = torch.tensor([0.8])
+    sigma = torch.tensor([0.6])
     values = {
         name: target(clean, noise, alpha, sigma, name).item()
         for name in ("eps", "v", "velocity", "x0")
@@ -174,11 +173,9 @@ def test_step_equals_diffusers_ddim(
     path = VPDiscrete.from_betas(*betas, prediction)
     times = path.times(steps)
     assert torch.equal(times[:-1], scheduler.timesteps)
-    x, output, noise = (
-        randn(steps, *SHAPE),
-        randn(steps, *SHAPE, seed=1),
-        randn(steps, *SHAPE, seed=2),
-    )
+    x = randn(steps, *SHAPE)
+    output = randn(steps, *SHAPE, seed=1)
+    noise = randn(steps, *SHAPE, seed=2)
     mean, std = gaussian_step(
         x,
         output,
@@ -215,13 +212,12 @@ def test_step_equals_diffusers_first_order_cosine_sde(steps: int) -> None:
     assert torch.allclose(torch.tan(times[:-1] * math.pi / 2), sigmas[:-1], rtol=2e-6)
     times = torch.atan(sigmas) * 2 / math.pi
     for i in range(steps):
-        noise, output, x = (
-            randn(1, *SHAPE, seed=3 * i),
-            randn(1, *SHAPE, seed=3 * i + 1),
-            randn(1, *SHAPE, seed=3 * i + 2),
-        )
+        noise = randn(1, *SHAPE, seed=3 * i)
+        output = randn(1, *SHAPE, seed=3 * i + 1)
+        x = randn(1, *SHAPE, seed=3 * i + 2)
         scheduler.noise_sampler = lambda sigma, sigma_next, noise=noise: noise
-        scale, scale_next = (1 + sigmas[i] ** 2).sqrt(), (1 + sigmas[i + 1] ** 2).sqrt()
+        scale = (1 + sigmas[i] ** 2).sqrt()
+        scale_next = (1 + sigmas[i + 1] ** 2).sqrt()
         theirs = (
             scheduler.step(
                 output, scheduler.timesteps[i], (x.double() * scale).float()
@@ -255,7 +251,9 @@ def test_tango_ddpm_step_equals_ours_except_the_last() -> None:
         variance_type="fixed_small",
     )
     scheduler.set_timesteps(10)
-    path, x, output = PATHS["discrete-v"], randn(1, *SHAPE), randn(1, *SHAPE, seed=1)
+    path = PATHS["discrete-v"]
+    x = randn(1, *SHAPE)
+    output = randn(1, *SHAPE, seed=1)
     times = path.times(10)
     for i, t in enumerate(scheduler.timesteps):
         theirs = scheduler.step(
@@ -279,11 +277,10 @@ def test_tango_ddpm_step_equals_ours_except_the_last() -> None:
 
 def test_eta_zero_is_the_ode_and_cps_one_is_ping_pong() -> None:
     path = Straight()
-    clean, noise = randn(2, *SHAPE), randn(2, *SHAPE, seed=1)
-    now, after = (
-        path.coefficients(torch.tensor([0.8, 0.8])),
-        path.coefficients(torch.tensor([0.6, 0.6])),
-    )
+    clean = randn(2, *SHAPE)
+    noise = randn(2, *SHAPE, seed=1)
+    now = path.coefficients(torch.tensor([0.8, 0.8]))
+    after = path.coefficients(torch.tensor([0.6, 0.6]))
     x = 0.2 * clean + 0.8 * noise
     mean, std = gaussian_step(x, noise - clean, *now, *after, prediction="velocity", eta=0.0)
     assert std.tolist() == [0, 0] and torch.allclose(mean, 0.4 * clean + 0.6 * noise, atol=1e-6)
@@ -337,7 +334,8 @@ def test_rounding_never_takes_the_root_of_a_negative_number() -> None:
     assert step_std(alpha, sigma, alpha, sigma * (1 + 1e-6), eta=1.0).tolist() == [0.0]
     sigmas = torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) + 0.01
     sigma, sigma_next = sigmas.sort(dim=1, descending=True).values.unbind(dim=1)
-    x, zero = randn(500, 2), torch.zeros(500)
+    x = randn(500, 2)
+    zero = torch.zeros(500)
     mean, std_B = gaussian_step(
         x, randn(500, 2), zero, sigma, sigma, sigma_next, prediction="v", eta=1.0
     )
@@ -347,8 +345,10 @@ def test_rounding_never_takes_the_root_of_a_negative_number() -> None:
 
 def test_step_is_float32_for_any_input() -> None:
     path = PATHS["discrete-v"]
-    now, after = path.coefficients(torch.tensor([501])), path.coefficients(torch.tensor([401]))
-    x, output = randn(1, *SHAPE).bfloat16(), randn(1, *SHAPE, seed=1).bfloat16()
+    now = path.coefficients(torch.tensor([501]))
+    after = path.coefficients(torch.tensor([401]))
+    x = randn(1, *SHAPE).bfloat16()
+    output = randn(1, *SHAPE, seed=1).bfloat16()
     low = gaussian_step(x, output, *now, *after, prediction="v", eta=1.0)
     high = gaussian_step(x.float(), output.float(), *now, *after, prediction="v", eta=1.0)
     assert (
@@ -359,9 +359,13 @@ def test_step_is_float32_for_any_input() -> None:
 
 
 def test_batched_times_equal_a_loop() -> None:
-    path, times = PATHS["discrete-eps"], PATHS["discrete-eps"].times(10)
-    x, output, order = randn(10, *SHAPE), randn(10, *SHAPE, seed=1), torch.randperm(10)
-    now, after = path.coefficients(times[order]), path.coefficients(times[order + 1])
+    path = PATHS["discrete-eps"]
+    times = PATHS["discrete-eps"].times(10)
+    x = randn(10, *SHAPE)
+    output = randn(10, *SHAPE, seed=1)
+    order = torch.randperm(10)
+    now = path.coefficients(times[order])
+    after = path.coefficients(times[order + 1])
     mean, std = gaussian_step(x, output, *now, *after, prediction="eps", eta=0.7)
     for row in range(10):
         one = slice(row, row + 1)
@@ -392,7 +396,8 @@ def test_marginals_are_preserved_on_gaussian_data(path: Path) -> None:
 
     deficit = []
     for steps in (10, 40, 160):
-        one, generators = Conditioning({"none": torch.zeros(1)}), [noise_generator(0, 0, "p", 0)]
+        one = Conditioning({"none": torch.zeros(1)})
+        generators = [noise_generator(0, 0, "p", 0)]
         result = rollout(
             exact_v,
             path,

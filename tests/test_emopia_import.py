@@ -96,7 +96,8 @@ def test_an_imported_classifier_becomes_an_artefact(tmp_path: Path) -> None:
         module=reward,
     )
     again = zoo.load(tmp_path / "emopia")
-    wave, asked = torch.randn(1, 2, 6 * 44_100) * 0.1, [Prompt("a", "x", labels={"mood": "sad"})]
+    wave = torch.randn(1, 2, 6 * 44_100) * 0.1
+    asked = [Prompt("a", "x", labels={"mood": "sad"})]
     assert torch.equal(again(wave, 44_100, asked).score_B, reward(wave, 44_100, asked).score_B)
     assert (again.value, again.chunk_rule, again.class_names) == (
         "log_odds",
@@ -255,7 +256,7 @@ def test_sizes_come_from_the_tensors() -> None:
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith("emopia-")])
 def test_the_zoos_rows_say_how_they_are_opened(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"opened with zoo.importers.emopia.load_emopia\(PATH\).*not on the Hub"
+        ValueError, match=r"zoo.importers.emopia.load_emopia\(PATH\).*not on the Hub"
     ):
         registry.find(name)
     assert ENTRIES[name].importer == f"{load_emopia.__module__}.{load_emopia.__name__}"

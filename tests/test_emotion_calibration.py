@@ -24,7 +24,8 @@ def small(**settings) -> EmotionReward:
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
     ]
     for norm in norms:
-        norm.training, norm.momentum = True, 1.0
+        norm.training = True
+        norm.momentum = 1.0
     reward.classifier(generations(seed=9)[:, 0, :4000])
     for norm in norms:
         norm.training = False
@@ -53,7 +54,8 @@ def test_log_odds_of_every_class_are_those_of_its_probability():
 
 def test_the_calibrated_score_counts_deviations_above_the_base():
     p = torch.tensor([[0.8, 0.2]])
-    odds, statistics = math.log(4), (torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.25]))
+    odds = math.log(4)
+    statistics = (torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.25]))
     for target, expected in ((0, (odds - 2) / 0.5), (1, (-odds + 1) / 0.25)):
         score = emotion_score(p.log(), p, torch.tensor([target]), "calibrated", statistics)
         assert score.item() == pytest.approx(expected, abs=1e-5)
@@ -71,7 +73,8 @@ def test_statistics_are_the_mean_and_sample_deviation_over_clips_however_they_ar
 
 
 def test_a_classifier_with_a_favourite_class_has_none_after_calibration():
-    reward, wave = small(value="log_odds"), generations()
+    reward = small(value="log_odds")
+    wave = generations()
     reward.classifier.dense2.bias[0] += 20.0
     happy = reward(wave, RATE, asking_for(*["happy"] * 12))
     angry = reward(wave, RATE, asking_for(*["angry"] * 12))
@@ -90,7 +93,8 @@ def test_a_classifier_with_a_favourite_class_has_none_after_calibration():
 
 
 def test_rescored_changes_the_score_and_nothing_else():
-    reward, wave = small(), generations(2)
+    reward = small()
+    wave = generations(2)
     before = torch.get_rng_state()
     other = rescored(reward, "log_odds", chunk_rule="overlap", hop_s=0.1)
     assert torch.equal(before, torch.get_rng_state())

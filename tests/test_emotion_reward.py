@@ -97,7 +97,8 @@ def test_cut_chunks_pads_with_zeros():
 
 def test_scores_by_arithmetic():
     p = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.2, 0.5, 0.2, 0.1]])
-    z, target = p.log(), torch.tensor([0, 0])
+    z = p.log()
+    target = torch.tensor([0, 0])
     assert torch.allclose(emotion_score(z, p, target, "value"), torch.tensor([0.0, -0.3]))
     assert emotion_score(z, p, target, "label").tolist() == [1, 0]
     assert torch.allclose(emotion_score(z, p, target, "probability"), torch.tensor([0.7, 0.2]))
@@ -106,7 +107,8 @@ def test_scores_by_arithmetic():
 
 
 def test_the_score_does_not_depend_on_level_and_silence_is_finite():
-    reward, wave = small(), torch.randn(2, 2, 16_000) * 0.1
+    reward = small()
+    wave = torch.randn(2, 2, 16_000) * 0.1
     score = reward(wave, 16_000, prompts("happy", "sad"))
     quiet = reward(wave * 0.003, 16_000, prompts("happy", "sad"))
     for name in score.parts:
@@ -160,7 +162,8 @@ def test_stays_in_evaluation_mode_inside_a_training_module():
 
 
 def test_every_clip_is_scored_alone():
-    reward, wave = small(chunk_rule="overlap", hop_s=0.1), torch.randn(3, 1, 20_000)
+    reward = small(chunk_rule="overlap", hop_s=0.1)
+    wave = torch.randn(3, 1, 20_000)
     moods = prompts("happy", "sad", "tender")
     together = reward(wave, 16_000, moods).parts["p_sad"]
     alone = torch.cat(
@@ -170,7 +173,8 @@ def test_every_clip_is_scored_alone():
 
 
 def test_refusals_name_the_prompt_and_the_classes():
-    reward, wave = small(), torch.randn(1, 1, 16_000)
+    reward = small()
+    wave = torch.randn(1, 1, 16_000)
     with pytest.raises(ValueError, match=r"'p7'.*no label 'mood'.*happy, angry, sad, tender"):
         reward(wave, 16_000, [Prompt(id="p7", text="x")])
     with pytest.raises(ValueError, match=r"'p7'.*'hapy'.*did you mean 'happy'"):
@@ -201,7 +205,8 @@ def test_any_rate_is_resampled(rate_hz):
 
 
 def test_stereo_is_averaged():
-    reward, wave = small(rms=None), torch.randn(2, 2, 16_000) * 0.1
+    reward = small(rms=None)
+    wave = torch.randn(2, 2, 16_000) * 0.1
     stereo, mono = (
         reward(one, 16_000, prompts("sad", "happy"))
         for one in (wave, wave.mean(dim=1, keepdim=True))
@@ -290,7 +295,7 @@ def test_labels_may_be_words_for_classes():
         ({"chunk_s": 0.0}, "chunk_s 0.0 at 16000 Hz must be longer than half of n_fft, 1024"),
         ({"chunk_s": math.nan}, "chunk_s nan"),
         ({"sample_rate_hz": 0}, "at 0 Hz"),
-        ({"rms": 0.0}, "rms is the level.*got 0.0"),  # every clip would be silent
+        ({"rms": 0.0}, "rms .*got 0.0"),  # every clip would be silent
     ],
 )
 def test_bad_settings(settings, message):
@@ -308,7 +313,8 @@ def test_arguments_rebuild_the_reward():
     )
     again = EmotionReward(**reward.arguments)
     again.load_state_dict(reward.state_dict())
-    wave, asked = torch.randn(1, 1, 16_000), [Prompt(id="a", text="x", labels={"quadrant": "Q2"})]
+    wave = torch.randn(1, 1, 16_000)
+    asked = [Prompt(id="a", text="x", labels={"quadrant": "Q2"})]
     assert torch.equal(reward(wave, 16_000, asked).score_B, again(wave, 16_000, asked).score_B)
     assert isinstance(reward, Reward)
     assert class_indices(asked, "quadrant", ("Q1", "Q2")).tolist() == [1]

@@ -51,7 +51,8 @@ def test_the_rate_restarts_every_sixteen_epochs() -> None:
     setup = supervised(
         Emotion, small(), learning_rate=1e-4, optimizer="adam", weight_decay=1e-4, restart_epochs=16
     ).configure_optimizers()
-    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    optimizer = setup["optimizer"]
+    schedule = setup["lr_scheduler"]["scheduler"]
     assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["weight_decay"] == 1e-4
     assert setup["lr_scheduler"]["interval"] == "epoch"
     rates = []

@@ -47,7 +47,8 @@ def tones(count: int, seed: int) -> AudioBatch:
 class HalfBandCodec:
     """A stand-in for a backbone: half the sample rate, and the samples are its latents."""
 
-    sample_rate_hz, channels = RATE // 2, 1
+    sample_rate_hz = RATE // 2
+    channels = 1
 
     def __init__(self):
         self.calls = 0
@@ -76,7 +77,8 @@ def loader(batches) -> DataLoader:
 
 
 def test_losses_by_arithmetic():
-    logits, target = torch.tensor([[2.0, 0.0, 0.0, 0.0]]), torch.tensor([0])
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0]])
+    target = torch.tensor([0])
     assert emotion_loss(logits, target, "cross_entropy").item() == pytest.approx(
         math.log(1 + 3 * math.exp(-2))
     )
@@ -107,7 +109,8 @@ def test_crop_starts_at_its_place_and_pads():
 
 
 def test_codec_round_trip_changes_rate_channels_and_adds_latent_noise():
-    codec, wave = HalfBandCodec(), torch.randn(3, 2, RATE) * 0.1
+    codec = HalfBandCodec()
+    wave = torch.randn(3, 2, RATE) * 0.1
     clean = codec_round_trip(codec, wave, RATE, torch.zeros(3))
     noisy = codec_round_trip(codec, wave, RATE, torch.tensor([0.0, 1.0, 1.0]))
     assert clean.shape == (3, 1, RATE // 2)
@@ -161,7 +164,8 @@ def test_learns_pitch_as_mood_under_degradation(loss):
 
 def test_only_the_classifier_is_trained_and_saved(tmp_path):
     backbone = torch.nn.Linear(2, 2)
-    backbone.sample_rate_hz, backbone.channels = RATE, 1
+    backbone.sample_rate_hz = RATE
+    backbone.channels = 1
     backbone.encode = backbone.decode = lambda wave: wave
     module = supervised(Emotion, small(), codec=backbone, codec_share=1.0)
     fit = trainer(max_steps=2)

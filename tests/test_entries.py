@@ -208,7 +208,7 @@ def test_entries_by_kind_and_pattern() -> None:
         (
             "emopia-ar-va",
             ValueError,
-            "brought by hand and opened with zoo.importers.emopia.load_emopia.*not on the Hub",
+            "by hand.*zoo.importers.emopia.load_emopia.*not on the Hub",
         ),
         (
             "owner/model",

@@ -67,10 +67,8 @@ def test_an_adapter_is_what_the_run_has_learned(run, tmp_path):
         "adapter_model.safetensors",
         "config.json",
     ]
-    ours, theirs = (
-        load_file(folder / "adapter_model.safetensors"),
-        load_file(run / "adapter" / "adapter_model.safetensors"),
-    )
+    ours = load_file(folder / "adapter_model.safetensors")
+    theirs = load_file(run / "adapter" / "adapter_model.safetensors")
     assert ours.keys() == theirs.keys() and all(
         torch.equal(ours[name], theirs[name]) for name in ours
     )
@@ -199,10 +197,8 @@ def test_an_unfinished_run_gives_its_newest_checkpoint_with_averaged_weights(
         and training["optimiser_steps"] > 0
         and training["taken_from"].startswith("checkpoints/")
     )
-    ours, whole = (
-        load_file(folder / "adapter_model.safetensors"),
-        load_file(run / "adapter" / "adapter_model.safetensors"),
-    )
+    ours = load_file(folder / "adapter_model.safetensors")
+    whole = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
     assert "was not finished" in (folder / "README.md").read_text()
 
@@ -224,7 +220,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_an_older_result_too(run, stoppe
         export_run(stopped, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     shutil.rmtree(stopped / "checkpoints")
-    with pytest.raises(ValueError, match="has left nothing to export yet"):
+    with pytest.raises(ValueError, match="has nothing to export yet"):
         export_run(stopped, tmp_path / "none")
 
 
@@ -407,7 +403,8 @@ def test_loading_an_adapter_by_itself_needs_a_base_with_a_name(run, tmp_path):
 def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(
     run, tmp_path, monkeypatch
 ):
-    folder, seen = export_run(run, tmp_path / "out"), {}
+    folder = export_run(run, tmp_path / "out")
+    seen = {}
 
     def keep(backbone, prompts, seeds, paths, folder, batch_size, sampler):
         seen.update(sampler=sampler, seconds=prompts[0].seconds, heard=heard(backbone))

@@ -159,14 +159,16 @@ def test_mel_statistics_ignore_level_and_rate():
 
 
 def test_distance_to_others_orders_samples_by_what_they_contribute():
-    vector, ids = torch.randn(6, 5), ["p", "q", "p", "p", "p", "r"]
+    vector = torch.randn(6, 5)
+    ids = ["p", "q", "p", "p", "p", "r"]
     distance, has_others = distance_to_others(vector, ids, cosine=False)
     assert has_others.tolist() == [True, False, True, True, True, False]
     rows = [0, 2, 3, 4]
     apart = (vector[rows][:, None] - vector[rows][None]).square().mean(dim=2).sqrt()
     for i, row in enumerate(rows):
         kept = [j for j in range(4) if j != i]
-        whole, without = apart.sum() / 12, apart[kept][:, kept].sum() / 6
+        whole = apart.sum() / 12
+        without = apart[kept][:, kept].sum() / 6
         assert distance[row].item() == pytest.approx(apart[i].sum().item() / 3, rel=1e-5)
         assert (whole - without).item() == pytest.approx(
             2 * (distance[row] - whole).item() / (4 - 2), rel=1e-4, abs=1e-6
@@ -205,7 +207,8 @@ def test_diversity_of_an_embedding():
         },
         "module.reward",
     )
-    wave, prompts = torch.cat([tone(440), tone(440), noise()]), asked("p", "p", "p")
+    wave = torch.cat([tone(440), tone(440), noise()])
+    prompts = asked("p", "p", "p")
     output = reward.combine(reward(wave, RATE_HZ, prompts), prompts)
     assert (
         output.parts["diversity_cosine"][0]

@@ -123,10 +123,8 @@ def evaluation(round_number: float, *pairs: tuple[float, float]) -> Evaluation:
 
 
 def test_changes_are_paired():
-    before, now = (
-        evaluation(0, (0.0, 10.0), (0.0, 20.0), (0.0, 90.0)),
-        evaluation(1, (1.0, 9.0), (2.0, 18.0), (3.0, 87.0)),
-    )
+    before = evaluation(0, (0.0, 10.0), (0.0, 20.0), (0.0, 90.0))
+    now = evaluation(1, (1.0, 9.0), (2.0, 18.0), (3.0, 87.0))
     found = change(before, now)  # differences -1, -2, -3: mean -2, deviation 1, error 1 / sqrt(3)
     assert (found.reward, found.scorer) == (2.0, -2.0) and found.scorer_errors == pytest.approx(
         -2 * math.sqrt(3)
@@ -159,7 +157,8 @@ class Stage:
     """A run as the callback sees it; ``says`` runs an evaluation of four clips around means."""
 
     def __init__(self, watch: HeldOutWatch, kl_coef: float = 0.0) -> None:
-        self.watch, self.round = watch, 0
+        self.watch = watch
+        self.round = 0
         self.module = SimpleNamespace(held_out_reward=Against(), held_out={}, held_out_samples=[])
         self.module.optimizer = OptimizerSettings(learning_rate=0.1)
         self.module.update = UpdateSettings(kl_coef=kl_coef)
@@ -283,7 +282,8 @@ def test_the_scorer_is_logged_and_never_trained_on(tmp_path):
         name.startswith("backbone.")
         for name in module(reward=networks[0], held_out_reward=networks[1]).trainable()
     )
-    plain, scored = module(), module(held_out_reward=Against())
+    plain = module()
+    scored = module(held_out_reward=Against())
     fitted(plain, epochs=2, val=Given(prompt_round(4)))
     table = MetricsCSV(tmp_path / "metrics.csv")
     fitted(scored, epochs=2, val=Given(prompt_round(4)), callbacks=[table])
@@ -334,7 +334,8 @@ def test_a_run_is_stopped_or_annealed_and_a_resumed_one_knows_it(tmp_path):
     )
     run.save_checkpoint(tmp_path / "half.ckpt")
     assert first.interventions == 1
-    second, resumed = HeldOutWatch("lower_rate", compare_with="start", factor=0.1), learner()
+    second = HeldOutWatch("lower_rate", compare_with="start", factor=0.1)
+    resumed = learner()
     rates = []
 
     class Rates(MetricsCSV):

@@ -218,7 +218,8 @@ def files_of(tmp_path: Path) -> dict[str, bytes]:
 
 def refused(action: Callable[[], object], said: str, tmp_path: Path, sentinel: Path) -> None:
     """``action`` fails quickly with a reason and changes no file."""
-    before, start = files_of(tmp_path), time.process_time()
+    before = files_of(tmp_path)
+    start = time.process_time()
     with pytest.raises((ValueError, OSError), match=said) as caught:
         action()
     assert len(str(caught.value)) < 1000

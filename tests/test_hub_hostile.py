@@ -209,7 +209,8 @@ def test_gzip_is_not_unpacked_and_a_long_answer_not_read(
 
 def _paged(hub: HubServer, link: Callable[[int], str]) -> None:
     """A listing whose n-th page names ``link(n)`` as the next one."""
-    sha, count = hub.repos["owner/model"].commits[-1][0], iter(range(10**6))
+    sha = hub.repos["owner/model"].commits[-1][0]
+    count = iter(range(10**6))
 
     def answer(asked: Handler) -> None:
         content = json.dumps([_entry(f"file{next(count)}", b"x")]).encode()

@@ -42,7 +42,8 @@ def test_only_existing_clips_are_drawn():
     draws = bootstrap_means(values, prompts, draws=20_000)
     # three prompts drawn of three, each with as many clips as it has: the mean over clips that are
     # drawn
-    totals, counts = {"a": 0.0, "b": 6.0, "c": 6.0}, {"a": 5, "b": 1, "c": 2}
+    totals = {"a": 0.0, "b": 6.0, "c": 6.0}
+    counts = {"a": 5, "b": 1, "c": 2}
     triples = [(x, y, z) for x in "abc" for y in "abc" for z in "abc"]
     wanted = np.mean(
         [sum(totals[p] for p in triple) / sum(counts[p] for p in triple) for triple in triples]

@@ -143,7 +143,8 @@ def test_both_sides_are_equally_loud_unless_one_is_broken(tmp_path: Path) -> Non
     a, b = heard(small_test(tmp_path), trials(4, "ann", 0)[0])
     rms = [wave.samples_CN.square().mean().sqrt().item() for wave in (a, b)]
     assert rms == pytest.approx([0.25 / 2**0.5] * 2, rel=0.01), "that of the quieter one"
-    silent, loud = Waveform(torch.zeros(1, 80), RATE_HZ), tone(0.9, 300)
+    silent = Waveform(torch.zeros(1, 80), RATE_HZ)
+    loud = tone(0.9, 300)
     assert equally_loud(silent, loud) == (silent, loud)
     faint = tone(0.08, 300)
     assert equally_loud(faint, loud) == (faint, loud), "21 dB apart: that is to be heard"

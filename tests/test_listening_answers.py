@@ -107,7 +107,8 @@ def test_a_full_disk_is_an_error_and_leaves_no_part_of_an_answer(
 def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, write = tmp_path / "answers.csv", os.write
+    path = tmp_path / "answers.csv"
+    write = os.write
     monkeypatch.setattr(answer_file.os, "write", lambda handle, data: write(handle, data[:10]))
     append_answer(path, an_answer())
     assert read_answers(path).answers == (an_answer(),)

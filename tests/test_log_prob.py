@@ -14,7 +14,9 @@ from zoo.types import Conditioning
 
 
 def test_log_prob_equals_torch_normal() -> None:
-    x_next, mean, std = randn(3, *SHAPE), randn(3, *SHAPE, seed=1), torch.tensor([0.03, 0.4, 1.2])
+    x_next = randn(3, *SHAPE)
+    mean = randn(3, *SHAPE, seed=1)
+    std = torch.tensor([0.03, 0.4, 1.2])
     expected = (
         torch.distributions.Normal(mean.double(), std.double()[:, None, None])
         .log_prob(x_next.double())
@@ -52,7 +54,9 @@ def test_the_error_gives_a_network_its_times_as_rollouts_do(time_B, dtype) -> No
 
 
 def test_log_prob_counts_scored_elements_only() -> None:
-    x_next, mean, std = randn(2, 3, 4), randn(2, 3, 4, seed=1), torch.tensor([0.5, 0.7])
+    x_next = randn(2, 3, 4)
+    mean = randn(2, 3, 4, seed=1)
+    std = torch.tensor([0.5, 0.7])
     mask = torch.tensor([[True, True, False, False], [True, True, True, False]])[:, None, :]
     got = log_prob(x_next, mean, std, mask)
     assert got[0].item() == pytest.approx(
@@ -66,7 +70,8 @@ def test_log_prob_counts_scored_elements_only() -> None:
 
 
 def test_log_prob_takes_the_action_as_given() -> None:
-    mean, x_next = randn(2, *SHAPE).requires_grad_(), randn(2, *SHAPE, seed=1).requires_grad_()
+    mean = randn(2, *SHAPE).requires_grad_()
+    x_next = randn(2, *SHAPE, seed=1).requires_grad_()
     log_prob(x_next, mean, torch.tensor([0.5, 2.0])).sum().backward()
     assert x_next.grad is None
     expected = (x_next - mean).detach() / torch.tensor([0.25, 4.0])[:, None, None] / 15
@@ -93,7 +98,9 @@ def test_log_prob_refuses_zero_std_and_bad_masks() -> None:
 def test_denoising_error_by_hand(prediction: str, expected: float) -> None:
     """Clean 2, noise 10, alpha .8, sigma .6 and an output of 0: the error is the squared target."""
     path = VPDiscrete([0.64], prediction)
-    clean, noise, time = torch.full((1, 3), 2.0), torch.full((1, 3), 10.0), torch.tensor([0])
+    clean = torch.full((1, 3), 2.0)
+    noise = torch.full((1, 3), 10.0)
+    time = torch.tensor([0])
     got = denoising_error(
         lambda x, t, c: torch.zeros_like(x), path, clean, time, noise, conditioning_of(1)
     )
@@ -101,7 +108,9 @@ def test_denoising_error_by_hand(prediction: str, expected: float) -> None:
 
 
 def test_denoising_error_noises_along_the_path_and_averages_over_scored_elements() -> None:
-    clean, noise, time = randn(2, 3, 4), randn(2, 3, 4, seed=1), torch.tensor([0.25, 0.5])
+    clean = randn(2, 3, 4)
+    noise = randn(2, 3, 4, seed=1)
+    time = torch.tensor([0.25, 0.5])
     seen = []
 
     def spy(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:

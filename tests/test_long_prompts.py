@@ -87,7 +87,8 @@ def test_three_of_two_hundred_stop_the_run_before_it_starts_and_are_named():
 
 
 def test_they_are_dropped_and_counted_where_the_knob_says_so_and_every_other_prompt_is_trained():
-    recorder, source = Recorder(), data(prompts_per_round=197, rounds_per_epoch=1)
+    recorder = Recorder()
+    source = data(prompts_per_round=197, rounds_per_epoch=1)
     ddpo = module(
         {"scoring.long_prompts": "drop", "sampler.batch_size": 197, "update.batch_size": 197},
         backbone=Limited(),
@@ -118,7 +119,8 @@ def test_a_run_that_drops_resumes_with_the_prompts_that_were_left(tmp_path):
         run = trainer(1)
         run.fit(module(**changes), datamodule=data())
         run.save_checkpoint(tmp_path / "one.ckpt")
-        resumed, source = trainer(2), data()
+        resumed = trainer(2)
+        source = data()
         resumed.fit(
             module(**{**changes, "backbone": Limited()}),
             datamodule=source,
@@ -209,7 +211,9 @@ def test_every_backbone_knows_the_texts_that_it_would_refuse(kind):
         Prompt("long", text, ""),
         Prompt("negative", "a bird", text),
     ]
-    rewards, guided, plain = (None, ToyReward()), Sampler(2, 3.0), Sampler(2)
+    rewards = (None, ToyReward())
+    guided = Sampler(2, 3.0)
+    plain = Sampler(2)
     found = too_long(backbone, rewards, prompts_to_encode(asked, (plain, guided)))
     assert (
         list(found) == ["long", "negative"]

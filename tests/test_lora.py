@@ -48,7 +48,10 @@ def test_a_target_is_a_whole_name_or_the_end_of_one_after_a_dot():
 
 
 def test_alpha_over_rank_scales_the_adapter():
-    base, one, two, usual = ToyBackbone(), trained(alpha=2), trained(alpha=4), trained(alpha=None)
+    base = ToyBackbone()
+    one = trained(alpha=2)
+    two = trained(alpha=4)
+    usual = trained(alpha=None)
     for name, parameter in [*two.denoiser.named_parameters(), *usual.denoiser.named_parameters()]:
         parameter.data.copy_(dict(one.denoiser.named_parameters())[name])
     weights = [b.denoiser.base_model.model.cross.to_q for b in (one, two, usual)]
@@ -113,7 +116,8 @@ def test_a_new_adapter_changes_nothing_and_is_float32_on_a_half_precision_base(i
 
 
 def test_reference_is_the_base_bitwise_and_leaves_everything_as_it_was():
-    base, backbone = output(ToyBackbone()), trained()
+    base = output(ToyBackbone())
+    backbone = trained()
     adapted = output(backbone)
     with reference(backbone):
         assert torch.equal(output(backbone), base)
@@ -126,7 +130,8 @@ def test_reference_is_the_base_bitwise_and_leaves_everything_as_it_was():
 
 def test_save_load_and_strength(tmp_path):
     backbone = trained()
-    adapted, base = output(backbone), output(ToyBackbone())
+    adapted = output(backbone)
+    base = output(ToyBackbone())
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "old").touch()
     folder = save_adapter(backbone, tmp_path / "adapter")
@@ -177,7 +182,8 @@ def test_ema_follows_the_formula_swaps_back_and_resumes():
         assert weight.item() == pytest.approx(29 / 11)
         raise RuntimeError
     assert weight.item() == 3
-    other, state = EMA([nn.Parameter(torch.zeros(1))], 0.5), ema.state_dict()
+    other = EMA([nn.Parameter(torch.zeros(1))], 0.5)
+    state = ema.state_dict()
     other.load_state_dict(state)
     assert other.updates == 1 and torch.equal(other.average[0], ema.average[0])
     for one in (ema, other):
@@ -191,7 +197,8 @@ def test_ema_follows_the_formula_swaps_back_and_resumes():
 
 def test_averages_of_half_precision_weights_are_more_precise():
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.bfloat16))
-    ema, wanted = EMA([weight], 0.9999), 1.0
+    ema = EMA([weight], 0.9999)
+    wanted = 1.0
     with torch.no_grad():
         weight.fill_(1.0078125)  # the next number of this type
     for update in range(1, 6):

@@ -71,7 +71,8 @@ def test_policy_loss_refuses() -> None:
 
 def linear_policy() -> tuple:
     """A network with one weight, a path and a rollout of it."""
-    path, sampler = VPDiscrete.from_betas(0.0015, 0.0195, "eps"), Sampler(8)
+    path = VPDiscrete.from_betas(0.0015, 0.0195, "eps")
+    sampler = Sampler(8)
     weight = torch.tensor(0.9, requires_grad=True)
     predict = lambda x, t, c: weight * x + c["shift"][:, None]
     conditioning = Conditioning({"shift": torch.linspace(-1, 1, 6)})
@@ -88,10 +89,8 @@ def linear_policy() -> tuple:
 
 def test_gradient_at_ratio_one_is_reinforce() -> None:
     path, sampler, weight, predict, trajectory = linear_policy()
-    steps, advantage = (
-        torch.tensor([0, 3, 6, 1, 2, 5]),
-        torch.tensor([1.0, -2.0, 0.5, 1.5, -0.3, 0.8]),
-    )
+    steps = torch.tensor([0, 3, 6, 1, 2, 5])
+    advantage = torch.tensor([1.0, -2.0, 0.5, 1.5, -0.3, 0.8])
     log_prob = step_log_prob(predict, path, sampler, trajectory, steps)[0]
     old = trajectory.log_prob_SB[steps, torch.arange(6)]
     clipped_policy_loss(log_prob, old, advantage, 1e-4).loss.backward()
@@ -122,7 +121,8 @@ def test_shuffled_time_gives_the_same_loss_and_micro_steps_the_same_gradient() -
     advantage = torch.tensor([1.0, -2.0, 0.5, 1.5, -0.3, 0.8])
 
     def one_pass(steps_SB: torch.Tensor, size: int) -> tuple[float, float]:
-        weight.grad, total = None, 0.0
+        weight.grad = None
+        total = 0.0
         for start in range(0, 6, size):
             part = trajectory.rows(range(start, start + size))
             for step_B in steps_SB[:, start : start + size]:
@@ -145,7 +145,8 @@ def test_shuffled_time_gives_the_same_loss_and_micro_steps_the_same_gradient() -
 
 def test_kl_by_hand() -> None:
     mean = torch.tensor([[1.0, 2.0], [0.0, 0.0]], requires_grad=True)
-    reference, std = torch.zeros(2, 2, requires_grad=True), torch.tensor([0.5, 2.0])
+    reference = torch.zeros(2, 2, requires_grad=True)
+    std = torch.tensor([0.5, 2.0])
     kl = kl_to_reference(mean, reference, std)
     assert kl.tolist() == pytest.approx([(1 + 4) / 2 / 0.5, 0.0])
     normal = torch.distributions.Normal
@@ -176,7 +177,9 @@ def test_snr_weights_weigh_the_clean_error(prediction: str) -> None:
     if prediction == "v":
         norm = (alpha**2 + sigma**2).sqrt()
         alpha, sigma = alpha / norm, sigma / norm
-    clean, noise, shift = torch.randn(3, 4), torch.randn(3, 4), 0.1
+    clean = torch.randn(3, 4)
+    noise = torch.randn(3, 4)
+    shift = 0.1
     x = alpha[:, None] * clean + sigma[:, None] * noise
     output = target(clean, noise, alpha, sigma, prediction) + shift
     clean_error = ((split(output, x, alpha, sigma, prediction)[0] - clean) ** 2).mean(1)
@@ -185,7 +188,8 @@ def test_snr_weights_weigh_the_clean_error(prediction: str) -> None:
 
 
 def test_snr_weights_by_hand_and_at_the_ends() -> None:
-    alpha, sigma = torch.tensor([0.0, 0.6, 0.8, 1.0]), torch.tensor([1.0, 0.8, 0.6, 0.0])
+    alpha = torch.tensor([0.0, 0.6, 0.8, 1.0])
+    sigma = torch.tensor([1.0, 0.8, 0.6, 0.0])
     snr = [0.0, 0.5625, 16 / 9]
     assert min_snr_weights(alpha, sigma, "x0", 1.0).tolist() == pytest.approx([0, snr[1], 1.0, 1.0])
     assert min_snr_weights(alpha, sigma, "eps", 1.0).tolist() == pytest.approx(
@@ -203,7 +207,9 @@ def test_snr_weights_by_hand_and_at_the_ends() -> None:
 @pytest.mark.long
 def test_ddpo_moves_a_toy_mixture_to_the_rewarded_mode() -> None:
     """Four modes in 2-D, the exact denoiser plus a small network; the reward prefers one mode."""
-    path, sampler, sigma_data = VPDiscrete.from_betas(0.00085, 0.012, "x0"), Sampler(10), 0.2
+    path = VPDiscrete.from_betas(0.00085, 0.012, "x0")
+    sampler = Sampler(10)
+    sigma_data = 0.2
     modes = torch.tensor([[1.5, 1.5], [1.5, -1.5], [-1.5, 1.5], [-1.5, -1.5]])
     network = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))
     torch.nn.init.zeros_(network[-1].weight)
@@ -221,8 +227,10 @@ def test_ddpo_moves_a_toy_mixture_to_the_rewarded_mode() -> None:
         exact = (weights[:, :, None] * posterior).sum(1)
         return exact + network(torch.cat([x, time_B[:, None] / 1000], dim=1))
 
-    optimizer, count = torch.optim.Adam(network.parameters(), lr=1e-2), 256
-    prompts, empty = [Prompt("p", "")] * count, Conditioning({"none": torch.zeros(count)})
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    count = 256
+    prompts = [Prompt("p", "")] * count
+    empty = Conditioning({"none": torch.zeros(count)})
     means = []
     for iteration in range(60):
         generators = [noise_generator(0, iteration, "p", i) for i in range(count)]

@@ -25,7 +25,8 @@ def test_a_length_of_whole_latent_frames_has_no_extra_frame(codec):
 
 def test_the_frame_beyond_the_end_is_cut_and_no_other(codec, monkeypatch):
     """A click at the centre of frame 5 is in frame 5 of the autoencoder's input."""
-    given, posterior = [], codec.posterior
+    given = []
+    posterior = codec.posterior
     monkeypatch.setattr(codec, "posterior", lambda mel: given.append(mel) or posterior(mel))
     wave = torch.zeros(1, 1, 8 * codec.samples_per_latent)
     wave[..., 5 * codec.hop] = 1.0

@@ -43,7 +43,8 @@ def parts(config: Run) -> dict[str, float]:
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_sum_in_its_comment_is_counted_and_fits(project_root, name):
     path = project_root / FOLDER / f"{name}.yaml"
-    config, text = read_configuration([path]), path.read_text("utf-8")
+    config = read_configuration([path])
+    text = path.read_text("utf-8")
     found = parts(config)
     assert float(re.search(r"#   sum: ([\d.]+) GB", text)[1]) == round(sum(found.values()), 1)
     assert sum(found.values()) + OVERHEAD_GB <= CLASSES[name]
@@ -68,7 +69,8 @@ def test_it_can_overlay_a_row_and_its_rounds_divide(project_root, name):
     if name != "80gb":
         assert differs <= ONLY_MEMORY
     assert config.seed == row.seed and config.out_dir == row.out_dir
-    module, samples = config.module, config.data["prompts_per_round"] * config.data["repeats"]
+    module = config.module
+    samples = config.data["prompts_per_round"] * config.data["repeats"]
     assert (
         samples % module["sampler"]["batch_size"] == 0
         and module["sampler"]["batch_size"] == module["update"]["batch_size"]

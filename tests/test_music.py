@@ -61,7 +61,8 @@ def test_clips_have_one_level_and_repeat_exactly():
 
 
 def test_flawed_clips_hold_more_and_say_so():
-    clean, flawed = Clip("sad", "piano", 5), Clip("sad", "piano", 5, flawed=True)
+    clean = Clip("sad", "piano", 5)
+    flawed = Clip("sad", "piano", 5, flawed=True)
     assert caption(flawed, random.Random(0)) == NEGATIVE != caption(clean, random.Random(0))
     assert not np.array_equal(
         render_clip(clean, 0.5, 16_000, "additive"), render_clip(flawed, 0.5, 16_000, "additive")
@@ -85,7 +86,9 @@ def test_held_out_pairs_never_reach_a_caption():
 
 
 def test_batches_are_a_function_of_seed_and_epoch():
-    one, two, three = small(), small(), small(seed=1)
+    one = small()
+    two = small()
+    three = small(seed=1)
     for module in (one, two, three):
         module.setup()
     first, again, other = (next(iter(module.train_dataloader())) for module in (one, two, three))

@@ -60,7 +60,8 @@ def test_silence_has_no_onsets_and_a_held_tone_one_at_most():
 
 
 def test_side_level():
-    left, right = tone(300), torch.zeros_like(tone(300))
+    left = tone(300)
+    right = torch.zeros_like(tone(300))
     assert float(side_to_mid_db(torch.stack([left, right]).unsqueeze(0))) == pytest.approx(
         0, abs=1e-3
     )

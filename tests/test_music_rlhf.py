@@ -118,12 +118,14 @@ def test_sections_without_a_figure_differ_in_one_knob() -> None:
 
 def test_transfer_evaluates_with_the_other_reward() -> None:
     for name, other in (("transfer_clap_to_emopia", "fig8d"), ("transfer_emopia_to_clap", "fig5d")):
-        judge, reward = load(name).module["held_out_reward"], load(other).module["reward"]
+        judge = load(name).module["held_out_reward"]
+        reward = load(other).module["reward"]
         assert {key: reward[key] for key in judge} == judge
 
 
 def test_compat_changes_only_strings_and_rate_to_those_of_the_public_code() -> None:
-    plain, compat = load("fig6a"), load("fig6a", "seed_compat")
+    plain = load("fig6a")
+    compat = load("fig6a", "seed_compat")
     assert compat.module["reward"].pop("arguments") == {"pretrained": CLAP}
     assert compat.module["reward"] == {
         "_target_": "zoo.rewards.clap.ClapReward",

@@ -58,10 +58,8 @@ def ddpo(backbone, **changes):
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @pytest.mark.parametrize("away", ["offload", "drop"])
 def test_training_is_bitwise_the_same_with_everything_offloaded(tmp_path, kind, away):
-    plain, saving = (
-        ddpo(MODELS[kind]()),
-        ddpo(MODELS[kind](), **{"memory.text_encoders": away, "memory.decoder": "offload"}),
-    )
+    plain = ddpo(MODELS[kind]())
+    saving = ddpo(MODELS[kind](), **{"memory.text_encoders": away, "memory.decoder": "offload"})
     seen = []
     for run in (plain, saving):
         recorder = Recorder()
@@ -120,7 +118,8 @@ def test_each_part_goes_where_it_is_sent_alone(kind):
 
 
 def test_the_decoder_is_there_for_sampling_and_away_for_the_update(monkeypatch):
-    backbone, places = toy_audioldm2.small_model(), []
+    backbone = toy_audioldm2.small_model()
+    places = []
     monkeypatch.setattr(
         "lightning_modules.offload.move",
         lambda model, part, device: places.append((part, str(device))),
@@ -149,7 +148,8 @@ def test_a_decoder_that_is_dropped_leaves_latents_and_is_named(kind):
             match="autoencoder.*vocoder",
         ):
             call(tensor)
-    x, time_B = torch.randn(2, *shape), torch.tensor([500, 100])
+    x = torch.randn(2, *shape)
+    time_B = torch.tensor([500, 100])
     assert backbone.predict(x, time_B, backbone.encode_prompts(PROMPTS)).shape == x.shape
 
 

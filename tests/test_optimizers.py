@@ -85,7 +85,9 @@ def test_eight_bit_moments_are_saved_and_resumed(tmp_path):
     pytest.importorskip(
         "bitsandbytes", reason="pip install 'bitsandbytes>=0.50,<1' (it computes on a CPU too)"
     )
-    whole, half, resumed = whole_denoiser(), whole_denoiser(), whole_denoiser()
+    whole = whole_denoiser()
+    half = whole_denoiser()
+    resumed = whole_denoiser()
     before = weights(whole)
     run = fitted(whole, epochs=2)
     moments = [state["state1"] for state in run.optimizers[0].state.values()]

@@ -76,7 +76,8 @@ def test_the_label_reward_is_the_same_classifier_with_another_value(tmp_path):
     from zoo.types import Prompt
 
     pq.write_label_reward(tmp_path / "label")
-    mood, label = zoo.load("embedded/mood"), zoo.load(tmp_path / "label")
+    mood = zoo.load("embedded/mood")
+    label = zoo.load(tmp_path / "label")
     wave = torch.randn(4, 1, 65_536, generator=torch.Generator().manual_seed(0)) * 0.1
     prompts = [Prompt(name, name, labels={"mood": name}) for name in MOODS]
     value, zero_one = (reward(wave, 16_000, prompts).score_B for reward in (mood, label))

@@ -76,10 +76,8 @@ def test_ddpo_step_log_prob_and_ratio(golden_dir: Path) -> None:
     assert cases
     for case in cases:
         name, prediction, count = case.split(".")
-        path, steps = (
-            path_of(golden.facts["scheduler_configs"][name], prediction),
-            int(count.removeprefix("N")),
-        )
+        path = path_of(golden.facts["scheduler_configs"][name], prediction)
+        steps = int(count.removeprefix("N"))
         times = path.times(steps)
         assert torch.equal(times[:-1], golden[f"{case}.timesteps"])
         position = {time: i for i, time in enumerate(times[:-1].tolist())}
@@ -123,18 +121,19 @@ def toy(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
 
 
 def test_ddpo_trajectory(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    golden, schedulers = (
-        Golden(golden_dir, "trajectory"),
-        Golden(golden_dir, "ddim_step").facts["scheduler_configs"],
-    )
+    golden = Golden(golden_dir, "trajectory")
+    schedulers = Golden(golden_dir, "ddim_step").facts["scheduler_configs"]
     assert golden.facts["cases"]
     for case in golden.facts["cases"]:
         key = case["case"]
         name, prediction = key.split(".")
-        path, steps = path_of(schedulers[name], prediction), case["N"]
+        path = path_of(schedulers[name], prediction)
+        steps = case["N"]
         sampler = Sampler(steps, guidance_scale=case["guidance"], eta=golden.facts["eta"])
-        expected, noise = golden[f"{key}.x"].transpose(0, 1), golden[f"{key}.noise"]
-        count, shape = noise.shape[0], noise.shape[2:]
+        expected = golden[f"{key}.x"].transpose(0, 1)
+        noise = golden[f"{key}.noise"]
+        count = noise.shape[0]
+        shape = noise.shape[2:]
         sides = [
             Conditioning({c: torch.full((count,), case[f"{c}_{side}"]) for c in ("a", "b")})
             for side in ("cond", "uncond")
@@ -146,10 +145,8 @@ def test_ddpo_trajectory(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
             patch.setattr(
                 torch, "randn", lambda *_, given=given, **__: next(given)
             )  # the given noise instead of drawn noise
-            prompts, generators = (
-                [Prompt(f"p{i}", "") for i in range(count)],
-                [torch.Generator()] * count,
-            )
+            prompts = [Prompt(f"p{i}", "") for i in range(count)]
+            generators = [torch.Generator()] * count
             result = rollout(toy, path, sampler, prompts, *sides, shape, generators)
         assert next(given, None) is None
         assert torch.equal(result.times_S[:-1], golden[f"{key}.timesteps"])

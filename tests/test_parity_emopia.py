@@ -34,7 +34,8 @@ def seeds_of(golden_dir: Path) -> ModuleType:
 
 def computed(manifest: dict[str, Any]) -> dict[str, Tensor]:
     """The window and filters of the original, by our own formulas."""
-    settings, count = manifest["hyperparameters"], manifest["hyperparameters"]["n_fft"]
+    settings = manifest["hyperparameters"]
+    count = manifest["hyperparameters"]["n_fft"]
     window = 0.5 - 0.5 * torch.cos(2 * torch.pi * torch.arange(count, dtype=torch.float64) / count)
 
     def mel(hz: Tensor) -> Tensor:
@@ -49,7 +50,8 @@ def computed(manifest: dict[str, Any]) -> dict[str, Tensor]:
     hz = torch.linspace(
         0, settings["sample_rate"] / 2, count // 2 + 1, dtype=torch.float64
     ).unsqueeze(1)
-    rise, fall = (hz - edges[:-2]) / edges.diff()[:-1], (edges[2:] - hz) / edges.diff()[1:]
+    rise = (hz - edges[:-2]) / edges.diff()[:-1]
+    fall = (edges[2:] - hz) / edges.diff()[1:]
     found = {
         "spec.spectrogram.window": window,
         "spec.mel_scale.fb": torch.minimum(rise, fall).clamp(min=0),
@@ -68,7 +70,8 @@ class Case:
             (folder / "emopia" / f"audio_{task}.json").read_text()
         )
         self.arrays = np.load(folder / "emopia" / self.facts["file"])
-        weights, seeds = self.facts["weights"], seeds_of(folder)
+        weights = self.facts["weights"]
+        seeds = seeds_of(folder)
         manifest = json.loads((folder / "emopia" / weights["manifest"]).read_text())
         assert manifest["file_prefix"] == PREFIX and manifest["input_seconds"] == CHUNK_S
         assert manifest["hyperparameters"]["sample_rate"] == RATE_HZ
@@ -163,10 +166,8 @@ def test_emopia_classifier(golden_dir: Path, tmp_path: Path, task: str) -> None:
 def test_emopia_front_end(golden_dir: Path, tmp_path: Path) -> None:
     case = Case(golden_dir, "ar_va", tmp_path / "best.ckpt")
     network = load_emopia(tmp_path / "best.ckpt", "ar_va").classifier
-    db_BMF, frames = (
-        network.log_mel(case.chunks)[:, 0],
-        1 + case.chunks.shape[1] // (network.spec.n_fft // 2),
-    )
+    db_BMF = network.log_mel(case.chunks)[:, 0]
+    frames = 1 + case.chunks.shape[1] // (network.spec.n_fft // 2)
     assert db_BMF.shape[2] == frames
     db, mel = case["chunks.db"], case["chunks.mel"]
     assert_close(db_BMF[:, :, :: -(-frames // db.shape[2])], db, DB, "dB")

@@ -92,7 +92,8 @@ def assert_close(got: Tensor, expected: Any, tolerance: float, what: str) -> Non
 def test_audio(case) -> None:
     """Embedding, tower, projection and class scores per clip, and the steps of the front end."""
     golden, found, reward = case
-    clap, seen = reward.towers.clap, {}
+    clap = reward.towers.clap
+    seen = {}
     clap.audio_model.register_forward_hook(
         lambda module, given, output: seen.update(
             tower=output.pooler_output, map=output.last_hidden_state
@@ -133,10 +134,8 @@ def test_front_end(case) -> None:
     for name, wave in golden.waves.items():
         window = reward.cut(wave, golden.rate_hz)[0]
         if f"{name}.n_repeats" in golden.audio.files:
-            copies, tail = (
-                int(golden.audio[f"{name}.n_repeats"]),
-                int(golden.audio[f"{name}.n_zero_tail"]),
-            )
+            copies = int(golden.audio[f"{name}.n_repeats"])
+            tail = int(golden.audio[f"{name}.n_zero_tail"])
             assert torch.equal(window[0], F.pad(wave[0, 0].repeat(copies), (0, tail)))
         if f"{name}.logmel" in golden.audio.files:
             assert_close(

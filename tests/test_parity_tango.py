@@ -45,7 +45,8 @@ class Golden:
     """One topic: ``facts`` (the JSON) and arrays by key."""
 
     def __init__(self, folder: Path, topic: str) -> None:
-        self.folder, self.facts = folder, read(folder, topic)
+        self.folder = folder
+        self.facts = read(folder, topic)
         self._arrays = np.load(folder / "tango" / f"{topic}.npz")
         self.keys = list(self._arrays.files)
 
@@ -121,7 +122,8 @@ def test_tango_schedule(golden_dir: Path) -> None:
     )
 
     def path_of(offset: int) -> VPDiscrete:
-        kind, count = PREDICTION[said["prediction_type"]], said["num_train_timesteps"]
+        kind = PREDICTION[said["prediction_type"]]
+        count = said["num_train_timesteps"]
         return VPDiscrete.from_betas(
             said["beta_start"], said["beta_end"], kind, count, offset, ends_clean=True
         )
@@ -232,7 +234,8 @@ def test_tango_mel_frontend(golden_dir: Path) -> None:
         ]  # zeros after the last frame there, not silence
         assert_close(mel, golden[f"{name}.mel"], 2e-3, f"{name} mel")
         assert_close(log_mel(wave), golden[f"{name}.mel_raw"], 2e-3, f"{name} raw mel")
-        energy, expected = magnitudes(ready, 160).norm(dim=1), golden[f"{name}.energy"]
+        energy = magnitudes(ready, 160).norm(dim=1)
+        expected = golden[f"{name}.energy"]
         assert ((energy - expected).abs() <= 1e-4 * expected + 1e-6).all(), name
     silent_samples = (golden["silence.mel"].shape[1] - 1) * 160
     silence = prepared(torch.zeros(1, silent_samples), silent_samples)
@@ -255,7 +258,8 @@ def test_tango_mixing(golden_dir: Path) -> None:
 
 def test_tango_vae_and_vocoder(golden_dir: Path) -> None:
     golden, sound = Golden(golden_dir, "vae"), Golden(golden_dir, "vocoder")
-    vae, scale = codec(golden), golden.facts["scale_factor"]
+    vae = codec(golden)
+    scale = golden.facts["scale_factor"]
     vocoder = (
         vae if golden.facts["weights"]["seed"] == sound.facts["weights"]["seed"] else codec(sound)
     )
@@ -280,7 +284,8 @@ def test_tango_vae_and_vocoder(golden_dir: Path) -> None:
 
 def test_tango_unet_and_text_encoder(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "unet_tiny")
-    model, mask = small(golden), golden["attention_mask"].bool()
+    model = small(golden)
+    mask = golden["attention_mask"].bool()
     told = model.encode_tokens(golden["input_ids"], mask)
     assert_close(told["tokens_BLD"], golden["text_states"] * mask[..., None], 1e-4, "text")
     output = model.predict(golden["latent"], golden["t"], told)
@@ -297,7 +302,8 @@ def test_tango_unet_and_text_encoder(golden_dir: Path) -> None:
         {"tokens_BLD": golden["cfg.text_states"], "mask_BL": golden["cfg.mask"].bool()}
     )
     time_B = golden["cfg.t"].expand(count)
-    negative, positive = sides.rows(slice(0, count)), sides.rows(slice(count, None))
+    negative = sides.rows(slice(0, count))
+    positive = sides.rows(slice(count, None))
     assert_close(
         model.predict(golden["latent"], time_B, negative),
         golden["cfg.uncond"],
@@ -325,7 +331,9 @@ def test_tango_training_loss(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "training_loss_tiny")
     model = small(golden)
     told = model.encode_tokens(golden["input_ids"], golden["attention_mask"].bool())
-    clean, noise, count = golden["latents"], golden["noise"], len(golden["t"])
+    clean = golden["latents"]
+    noise = golden["noise"]
+    count = len(golden["t"])
 
     def errors(time_B: Tensor) -> tuple[Tensor, Tensor]:
         found = denoising_error(model.predict, model.path, clean, time_B, noise, told)
@@ -370,7 +378,8 @@ def test_tango_inference(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         torch, "randn", lambda *_, **__: next(given)
     )  # the given noise instead of drawn noise
-    prompts, generators = [Prompt(text, text) for text in texts], [torch.Generator()] * len(texts)
+    prompts = [Prompt(text, text) for text in texts]
+    generators = [torch.Generator()] * len(texts)
     sampler = Sampler(steps, guidance_scale=golden.facts["guidance"], eta=1.0)
     shape = golden["init_latent"].shape[1:]
     assert golden.facts["steps_offset"] == model.path.steps_offset

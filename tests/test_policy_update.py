@@ -54,7 +54,8 @@ def test_invalid_windows_are_refused(window, message):
 
 
 def test_a_subset_of_steps_is_drawn_per_sample_in_any_batch():
-    steps, batch = [2, 4, 5, 7, 8, 9], prompt_round(6)
+    steps = [2, 4, 5, 7, 8, 9]
+    batch = prompt_round(6)
     drawn_KB = draw_steps(steps, 0.5, "sample", batch, 1, 0, 0)
     assert drawn_KB.shape == (3, 6) and all(
         len(set(column)) == 3 and set(column) <= {*steps} for column in drawn_KB.T.tolist()
@@ -121,7 +122,8 @@ def test_filled_micro_batches_have_one_shape_and_the_same_samples():
 
 
 def test_if_no_sample_learns_one_step_of_one_kept_sample_is_computed():
-    steps_KB, nobody = torch.arange(2)[:, None] + 10 * torch.arange(4), [False] * 4
+    steps_KB = torch.arange(2)[:, None] + 10 * torch.arange(4)
+    nobody = [False] * 4
     kept = [row != 2 for row in range(4)]
     for update in plan_updates(steps_KB, kept, nobody, 2, 2, 0, 0):
         [micro] = update.micro
@@ -166,7 +168,8 @@ def toy_round():
         for name, parameter in backbone.denoiser.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
-    prompts, sampler = prompt_round(4).prompts, Sampler(4)
+    prompts = prompt_round(4).prompts
+    sampler = Sampler(4)
     generators = [noise_generator(0, 0, "p", i) for i in range(4)]
     trajectory = rollout(
         backbone.predict,
@@ -254,7 +257,8 @@ def test_the_divergence_is_of_what_is_heard(toy_round):
     backbone, sampler, trajectory = toy_round
     heard = torch.tensor([8, 3, 5, 2])
     mask = (torch.arange(8) < heard[:, None])[:, None]
-    masked, rows = replace(trajectory, scored_mask=mask), (3, 1)
+    masked = replace(trajectory, scored_mask=mask)
+    rows = (3, 1)
     micro = MicroBatch(rows, torch.tensor([[1, 0], [2, 2]]))
     record, _ = gradient_of((backbone, sampler, masked), micro)
     wanted = 0.0

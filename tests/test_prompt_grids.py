@@ -127,7 +127,8 @@ def test_every_shipped_prompt_has_the_right_article_but_those_of_the_public_code
     configs = Path(__file__).resolve().parents[1] / "configs" / "ddpo"
     for name in ("quickstart", "quickstart_smoke", "paper_questions", "music_rlhf/base"):
         node = read_configuration([configs / f"{name}.yaml"]).data
-        words, instruments = emotion_words(node["words"]), instrument_names(node["instruments"])
+        words = emotion_words(node["words"])
+        instruments = instrument_names(node["instruments"])
         texts += [prompt.text for prompt in template_prompts(node["template"], words, instruments)]
     assert any("an aggressive" in text for text in texts) and any(
         "an intense" in text for text in texts

@@ -74,7 +74,8 @@ def test_samples_that_do_not_divide_are_refused() -> None:
 
 class FakeTrainer:
     def __init__(self, world_size: int, global_rank: int = 0) -> None:
-        self.world_size, self.global_rank = world_size, global_rank
+        self.world_size = world_size
+        self.global_rank = global_rank
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,8 @@ class Recorder(L.LightningModule):
 
 class SaveEveryRound(L.Callback):
     def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+        self.folder = folder
+        self.count = 0
 
     def on_train_batch_end(self, trainer, *_) -> None:
         trainer.save_checkpoint(self.folder / f"{self.count}.ckpt")

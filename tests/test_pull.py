@@ -228,7 +228,8 @@ def test_a_lock_that_cannot_be_written_stops_the_pull(there: HubServer, tmp_path
 def test_a_damaged_store_is_pulled_again_and_a_damaged_target_is_named(
     there: HubServer, tmp_path: Path
 ) -> None:
-    folder, target = pull("owner/model"), pull("owner/model", to="target")
+    folder = pull("owner/model")
+    target = pull("owner/model", to="target")
     for place in (folder, target):
         (place / "sub/model.bin").write_bytes(BIG[:-1])
     assert (pull("owner/model") / "sub/model.bin").read_bytes() == BIG

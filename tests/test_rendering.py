@@ -84,7 +84,8 @@ def test_the_gradient_of_a_sample_by_hand(last_only):
     """Two steps of a network that puts out w x for v, the second of which ends at the clean
     latents: x2 = (a1 - s1 w) x1, and x1 is linear in w too.
     """
-    weight, path = torch.tensor(0.3, requires_grad=True), VPCosine("v")
+    weight = torch.tensor(0.3, requires_grad=True)
+    path = VPCosine("v")
     sampler = Sampler(2, eta=0.5)
 
     def predict(x, time_B, conditioning):
@@ -136,7 +137,8 @@ def test_a_reward_teaches_the_weights_through_the_sampler(backbone):
     gradients = torch.autograd.grad(mean_score(), weights, allow_unused=True)
     pairs = [(p, g) for p, g in zip(weights, gradients, strict=True) if g is not None]
     length = torch.stack([gradient.norm() for _, gradient in pairs]).norm().item()
-    scores, size = [], 1e-3
+    scores = []
+    size = 1e-3
     with torch.no_grad():
         for sign in (1, -2, 1):  # there, to the other side, and back
             for weight, gradient in pairs:

@@ -43,7 +43,8 @@ def test_a_constant_scorer_gets_chance():
     relevant = torch.eye(20, dtype=torch.bool)
     relevant[0, 1] = relevant[1, 0] = True
     for k in (1, 5, 10):
-        one, two = k / 20, 1 - math.comb(18, k) / math.comb(20, k)
+        one = k / 20
+        two = 1 - math.comb(18, k) / math.comb(20, k)
         assert chance_recall_at_k(relevant, k) == pytest.approx((18 * one + 2 * two) / 20)
         assert float(recall_at_k(torch.full((20, 20), 0.3), relevant, k).mean()) == pytest.approx(
             chance_recall_at_k(relevant, k)

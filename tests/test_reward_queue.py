@@ -44,7 +44,8 @@ class Vectors(ToyReward):
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_numbers_do_not_depend_on_the_workers(workers):
-    in_line, threaded = scored(Vectors(), 0), scored(Vectors(), workers)
+    in_line = scored(Vectors(), 0)
+    threaded = scored(Vectors(), workers)
     assert torch.equal(in_line.score_B, threaded.score_B) and torch.equal(
         in_line.wave_BCN, threaded.wave_BCN
     )
@@ -56,10 +57,8 @@ def test_the_numbers_do_not_depend_on_the_workers(workers):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_training_ends_with_bitwise_the_same_adapter_also_when_resumed(tmp_path, workers):
-    in_line, threaded = (
-        module({"sampler.batch_size": 2}),
-        module({"sampler.batch_size": 2, "scoring.workers": workers}),
-    )
+    in_line = module({"sampler.batch_size": 2})
+    threaded = module({"sampler.batch_size": 2, "scoring.workers": workers})
     recorded(in_line, epochs=4)
     run = trainer(2)
     run.fit(threaded, Rounds(8))
@@ -113,7 +112,9 @@ class NextWave(ToyReward):
     """Answers, except to the last wave, only after another wave has been decoded."""
 
     def __init__(self, waves: int) -> None:
-        self.decoded, self.calls, self.waves = threading.Semaphore(0), 0, waves
+        self.decoded = threading.Semaphore(0)
+        self.calls = 0
+        self.waves = waves
 
     def __call__(self, wave_BCN, sample_rate_hz, prompts):
         self.calls += 1
@@ -123,8 +124,10 @@ class NextWave(ToyReward):
 
 
 def test_sampling_goes_on_while_the_reward_works():
-    reward, backbone = NextWave(4), ToyBackbone()
-    decode, count = backbone.decode, []
+    reward = NextWave(4)
+    backbone = ToyBackbone()
+    decode = backbone.decode
+    count = []
 
     def decoded(latent):
         count.append(1)
@@ -146,7 +149,8 @@ def test_few_waves_exist_at_a_time(workers):
             assert gate.wait(PATIENCE_S)
             return super().__call__(wave_BCN, sample_rate_hz, prompts)
 
-    batch, accepted = prompt_round(2), []
+    batch = prompt_round(2)
+    accepted = []
 
     def feed() -> None:
         with RewardQueue(Held(), 8, CPU, workers) as queue:
@@ -193,7 +197,8 @@ def test_a_reward_that_fails_in_a_later_round_loses_only_that_round(tmp_path, wo
     trainer(4).fit(whole, Rounds(8))
     with pytest.raises(RewardError, match="FailsInThirdRound.*OSError: the server is gone"):
         run(4).fit(made(FailsInThirdRound()), Rounds(8))
-    mended, last = made(ToyReward()), tmp_path / "checkpoints" / "last.ckpt"
+    mended = made(ToyReward())
+    last = tmp_path / "checkpoints" / "last.ckpt"
     run(4).fit(mended, Rounds(8, start=2), ckpt_path=last, weights_only=True)
     assert all(torch.equal(value, weights(mended)[name]) for name, value in weights(whole).items())
     assert whole.tracker.state_dict() == mended.tracker.state_dict()
@@ -212,10 +217,8 @@ class Faulty(ToyReward):
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 @pytest.mark.parametrize("bad", [(0,), (2,), (7,), (3, 5, 6)])
 def test_the_earliest_error_surfaces_whatever_the_workers(workers, bad):
-    batch, message = (
-        prompt_round(8, repeats=1),
-        f"the reward Faulty raised RuntimeError: no model for p{bad[0]} .*resume=true",
-    )
+    batch = prompt_round(8, repeats=1)
+    message = f"the reward Faulty raised RuntimeError: no model for p{bad[0]} .*resume=true"
     with pytest.raises(RewardError, match=message) as caught:
         sample_and_score(
             ToyBackbone(),
@@ -257,14 +260,16 @@ def test_no_error_is_lost_when_several_waves_fail_at_once():
 
 
 def test_when_sampling_fails_its_error_names_the_rewards_too_and_no_thread_is_left():
-    backbone, asked = ToyBackbone(), threading.Event()
+    backbone = ToyBackbone()
+    asked = threading.Event()
 
     class Broken(ToyReward):
         def __call__(self, wave_BCN, sample_rate_hz, prompts):
             asked.set()
             raise RuntimeError("no such file")
 
-    decode, count = backbone.decode, []
+    decode = backbone.decode
+    count = []
 
     def fails_later(latent):
         count.append(1)
@@ -328,7 +333,8 @@ class FailsOn(Vectors):
     """Raises for the calls (from 0) in ``failing``."""
 
     def __init__(self, *failing: int) -> None:
-        self.failing, self.calls = failing, 0
+        self.failing = failing
+        self.calls = 0
 
     def __call__(self, wave_BCN, sample_rate_hz, prompts):
         self.calls += 1

@@ -69,10 +69,8 @@ def test_a_tone_scores_alike_at_every_rate_and_always(tmp_path, name):
 
 
 def test_compat_is_a_switch_of_its_own_and_part_of_the_number_s_name():
-    plain, compat = (
-        ClapReward("tiny", "tiny", SMALL),
-        ClapReward("tiny", "tiny", SMALL, compat=True),
-    )
+    plain = ClapReward("tiny", "tiny", SMALL)
+    compat = ClapReward("tiny", "tiny", SMALL, compat=True)
     compat.load_state_dict(plain.state_dict())
     assert not plain.int16 and compat.int16 and plain.differentiable and not compat.differentiable
     assert (plain.arguments["compat"], compat.arguments["compat"], compat.arguments["int16"]) == (

@@ -57,8 +57,11 @@ class Updated:
     def __init__(
         self, batch, trajectory, plans, advantage_B, sampler=Sampler(4), **changes
     ) -> None:
-        backbone, self.checked, self.gradients = backbone_with_adapter(), [], []
-        predict, self.rows = backbone.predict, 0
+        backbone = backbone_with_adapter()
+        self.checked = []
+        self.gradients = []
+        predict = backbone.predict
+        self.rows = 0
 
         def counted(latent_BCT, time_B, conditioning):
             self.rows += len(latent_BCT)
@@ -100,7 +103,8 @@ def sampled():
 
 def test_dropped_samples_do_not_weaken_what_is_learned_from_the_others(sampled):
     batch, trajectory = sampled
-    steps_KB, advantage_B = torch.arange(3)[:, None].expand(3, 8), torch.linspace(-1, 2, 8)
+    steps_KB = torch.arange(3)[:, None].expand(3, 8)
+    advantage_B = torch.linspace(-1, 2, 8)
     kept = [row not in (0, 3, 6) for row in range(8)]
     with_dropped = Updated(batch, trajectory, planned(4, 1, kept), advantage_B)
     rows = [row for row in range(8) if kept[row]]
@@ -118,7 +122,8 @@ def test_the_worst_ratio_of_all_micro_batches_is_checked_before_each_step(sample
     batch, trajectory = sampled
     plans = planned(2, 2)
     for update, place in ((0, 0), (0, 1), (1, 0)):
-        old_SB, row = trajectory.log_prob_SB.clone(), plans[update].micro[place].rows[0]
+        old_SB = trajectory.log_prob_SB.clone()
+        row = plans[update].micro[place].rows[0]
         old_SB[1, row] -= 0.2
         found = Updated(
             batch, replace(trajectory, log_prob_SB=old_SB), plans, torch.ones(8)
@@ -186,7 +191,8 @@ DETACHED = Sampler(4, 3.0, detach_unconditional=True)
 
 
 def test_the_first_optimiser_step_takes_the_unconditional_outputs_of_the_rollout():
-    batch, advantage_B = prompt_round(8, round_index=1), torch.linspace(-1, 2, 8)
+    batch = prompt_round(8, round_index=1)
+    advantage_B = torch.linspace(-1, 2, 8)
     trajectory = scored(batch, backbone_with_adapter(), sampler=DETACHED).trajectory
     arguments = (planned(4, 2), advantage_B, DETACHED)
     reused = Updated(batch, trajectory, *arguments)
@@ -234,7 +240,8 @@ def test_a_round_is_stored_once_and_an_evaluation_not_at_all(sampler, keep, copi
 
 
 def test_training_and_evaluation_sample_the_same():
-    batch, backbone = prompt_round(8), backbone_with_adapter()
+    batch = prompt_round(8)
+    backbone = backbone_with_adapter()
     waves = scored(batch, backbone, keep="wave", sampler=DETACHED).wave_BCN
     trajectory = scored(batch, backbone, sampler=DETACHED).trajectory
     assert torch.equal(waves, backbone.decode(trajectory.clean))
@@ -253,7 +260,8 @@ def test_masks_and_negatives_stay_with_their_samples_whatever_the_batch_size():
     prompts = tuple(
         replace(p, negative=("noise", "rain", "a dog")[i % 3]) for i, p in enumerate(plain.prompts)
     )
-    batch, made = replace(plain, prompts=prompts), []
+    batch = replace(plain, prompts=prompts)
+    made = []
     for size in (8, 2):
         samples = sample_and_score(
             Heard(),
@@ -358,7 +366,8 @@ def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monke
 
     def spread_over(*ranks: list[int]) -> list[dict]:
         """Three rounds of one tracker per process; (prompt, sample) -> advantage of each round."""
-        trackers, found = [PromptTracker(3, 2) for _ in ranks], []
+        trackers = [PromptTracker(3, 2) for _ in ranks]
+        found = []
         parts = [
             PromptBatch(
                 tuple(batch.prompts[i] for i in rows), tuple(batch.sample_index[i] for i in rows), 0
@@ -367,10 +376,8 @@ def test_advantages_do_not_depend_on_how_samples_are_spread_over_processes(monke
         ]
         samples = [scored(part) for part in parts]
         for shift in (0.0, 0.5, -1.0):
-            gathered, given = (
-                [],
-                [replace(one, score_B=one.score_B * (1 + shift)) for one in samples],
-            )
+            gathered = []
+            given = [replace(one, score_B=one.score_B * (1 + shift)) for one in samples]
             for part, one, tracker in zip(
                 parts, given, trackers, strict=True
             ):  # first what each brings, then all of it

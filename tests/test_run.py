@@ -216,7 +216,8 @@ def test_resume_of_nothing_starts_at_the_beginning(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    real, calls = torch.save, []
+    real = torch.save
+    calls = []
 
     def save(checkpoint, file, *rest):
         calls.append(1)

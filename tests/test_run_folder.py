@@ -86,7 +86,9 @@ def test_a_run_leaves_everything_a_listener_needs(tmp_path):
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     other = ToyBackbone()
     load_adapter(other, folder / "adapter")
-    x, time, said = torch.randn(2, 2, 8), torch.full((2,), 0.5), other.encode_prompts(prompts(2))
+    x = torch.randn(2, 2, 8)
+    time = torch.full((2,), 0.5)
+    said = other.encode_prompts(prompts(2))
     with torch.no_grad():
         assert torch.equal(other.predict(x, time, said), ddpo.backbone.predict(x, time, said))
     assert not [path for path in folder.rglob("*") if ".part" in path.name]
@@ -95,7 +97,9 @@ def test_a_run_leaves_everything_a_listener_needs(tmp_path):
 class Page(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.sources, self.tags, self.text = [], [], ""
+        self.sources = []
+        self.tags = []
+        self.text = ""
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -286,7 +290,8 @@ def test_samples_of_an_evaluation_are_not_sampled_again(tmp_path, monkeypatch):
 
 def test_the_largest_changes_are_of_all_samples_of_the_evaluation(tmp_path):
     callback = AudioSamples(tmp_path, count=1)
-    wave, scores = torch.zeros(1, 8), {0: 0.5, 1: -0.25, 2: 0.0, 3: float("nan"), 4: 2.0, 5: 1.0}
+    wave = torch.zeros(1, 8)
+    scores = {0: 0.5, 1: -0.25, 2: 0.0, 3: float("nan"), 4: 2.0, 5: 1.0}
     for prompt in prompts(6):
         key = (prompt.id, 0)
         callback.first[key] = Played(prompt, wave, 0.0)
@@ -341,7 +346,8 @@ def test_averaged_weights_are_exported(tmp_path):
 
 
 def test_a_round_without_a_mood_has_no_number_for_it(tmp_path):
-    table, first = MetricsCSV(tmp_path / "metrics.csv"), prompt_round(8)
+    table = MetricsCSV(tmp_path / "metrics.csv")
+    first = prompt_round(8)
     second = PromptBatch(
         tuple(prompt for prompt in first.prompts if prompt.labels["mood"] == "sad"), (0, 0, 1, 1), 1
     )

@@ -39,10 +39,8 @@ def sample(
     first: int = 0,
     **options,
 ) -> Trajectory:
-    conditioning, negative = (
-        conditioning_of(6).rows(slice(first, first + count)),
-        conditioning_of(6, seed=2),
-    )
+    conditioning = conditioning_of(6).rows(slice(first, first + count))
+    negative = conditioning_of(6, seed=2)
     names = range(first, first + count)
     return rollout(
         predict,
@@ -67,7 +65,8 @@ def test_guidance_is_one_forward_unconditional_first() -> None:
         seen.append(conditioning["tokens"][:, 0, 0].tolist())
         return predict(x, time_B, conditioning)
 
-    x, time = randn(2, *SHAPE), torch.tensor([0.3, 0.6])
+    x = randn(2, *SHAPE)
+    time = torch.tensor([0.3, 0.6])
     conditioning = Conditioning({"tokens": torch.full((2, 3, 1), 5.0)})
     negative = Conditioning({"tokens": torch.full((2, 2, 1), -5.0)})
     got = guided_output(spy, x, time, conditioning, negative, 3.0)
@@ -101,7 +100,10 @@ def test_detached_guidance_takes_no_gradient_from_the_unconditional_branch(
 
 
 def test_guidance_refuses_wrong_rows_and_shapes() -> None:
-    x, time, two, three = randn(2, 3), torch.zeros(2), conditioning_of(2), conditioning_of(3)
+    x = randn(2, 3)
+    time = torch.zeros(2)
+    two = conditioning_of(2)
+    three = conditioning_of(3)
     with pytest.raises(ValueError, match="3 rows.* 2 latents"):
         guided_output(predict, x, time, three, None, 1.0)
     with pytest.raises(ValueError, match="negative has 3 rows"):
@@ -119,9 +121,9 @@ def test_guidance_refuses_wrong_rows_and_shapes() -> None:
         ({"steps": 0}, "steps must be"),
         ({"steps": 2.5}, "whole number"),
         ({"steps": 3, "eta": (1.0, 0.0)}, "expected 3, got 2"),
-        ({"steps": 2, "eta": 1.5}, r"eta lies in \[0, 1\]"),
+        ({"steps": 2, "eta": 1.5}, r"eta.*\[0, 1\]"),
         ({"steps": 2, "eta": (0.5, -0.1)}, r"\[-0.1\]"),
-        ({"steps": 2, "eta": float("nan")}, "eta lies in"),
+        ({"steps": 2, "eta": float("nan")}, "eta.*nan"),
         ({"steps": 2, "rule": "ddmi"}, "did you mean 'ddim'"),
         ({"steps": 2, "guidance_scale": -1.0}, "guidance_scale"),
     ],
@@ -174,7 +176,8 @@ def test_noise_is_keyed_by_all_four_values() -> None:
 @pytest.mark.parametrize("name", PATHS)
 def test_rollout_of_any_rank_is_float32_and_consistent(name: str, shape: tuple[int, ...]) -> None:
     calls = []
-    path, sampler = PATHS[name], Sampler(5, guidance_scale=2.0)
+    path = PATHS[name]
+    sampler = Sampler(5, guidance_scale=2.0)
     result = sample(
         path, sampler, shape=shape, progress=lambda step, steps: calls.append((step, steps))
     )
@@ -197,7 +200,8 @@ def test_rollout_of_any_rank_is_float32_and_consistent(name: str, shape: tuple[i
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
     sampler = Sampler(4, guidance_scale=2.0)
-    together, alone = sample(VPCosine(), sampler, 4), sample(VPCosine(), sampler, 1, first=2)
+    together = sample(VPCosine(), sampler, 4)
+    alone = sample(VPCosine(), sampler, 1, first=2)
     assert torch.equal(together.latents_SB[0, 2], alone.latents_SB[0, 0])
     assert torch.allclose(together.latents_SB[:, 2], alone.latents_SB[:, 0], atol=1e-6)
     ode = sample(VPCosine(), replace(sampler, eta=(1.0, 0.0, 1.0, 1.0)), 1, first=2)
@@ -206,11 +210,9 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("eta", [1.0, 0.0, (1.0, 0.0, 0.0, 1.0)])
 def test_every_step_draws_once_also_where_it_adds_no_noise(eta) -> None:
-    conditioning, generator, other = (
-        conditioning_of(1),
-        torch.Generator().manual_seed(5),
-        torch.Generator().manual_seed(5),
-    )
+    conditioning = conditioning_of(1)
+    generator = torch.Generator().manual_seed(5)
+    other = torch.Generator().manual_seed(5)
     rollout(
         predict,
         VPCosine(),
@@ -268,11 +270,9 @@ def test_rollout_refuses_before_the_first_forward() -> None:
     def never(x: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
         raise AssertionError("a forward was made")
 
-    two, generators, prompts = (
-        conditioning_of(2),
-        [noise_generator(0, 0, "p", i) for i in range(2)],
-        [Prompt("p", "")] * 2,
-    )
+    two = conditioning_of(2)
+    generators = [noise_generator(0, 0, "p", i) for i in range(2)]
+    prompts = [Prompt("p", "")] * 2
     with pytest.raises(ValueError, match="'generators': 1"):
         rollout(never, VPCosine(), Sampler(2), prompts, two, None, (4,), generators[:1])
     with pytest.raises(ValueError, match="'negative': 3"):
@@ -304,7 +304,8 @@ def test_rollout_refuses_before_the_first_forward() -> None:
 def test_ratio_is_exactly_one_before_the_first_update(
     name: str, detach: bool, masked: bool
 ) -> None:
-    path, sampler = PATHS[name], Sampler(6, guidance_scale=3.0, detach_unconditional=detach)
+    path = PATHS[name]
+    sampler = Sampler(6, guidance_scale=3.0, detach_unconditional=detach)
     mask = (torch.arange(SHAPE[1]) < 3).reshape(1, 1, -1) if masked else None
     result = sample(path, sampler, scored_mask=mask)
     for step in range(6 if isinstance(path, VPDiscrete) else 5):
@@ -339,7 +340,8 @@ def test_ratio_shows_another_prompts_conditioning_and_swapped_guidance_halves() 
 
 def test_a_padded_conditioning_keeps_the_ratio() -> None:
     """Negatives shorter than the prompts are padded alike in rollout and training."""
-    sampler, prompts = Sampler(4, guidance_scale=3.0), [Prompt(f"p{i}", "") for i in range(3)]
+    sampler = Sampler(4, guidance_scale=3.0)
+    prompts = [Prompt(f"p{i}", "") for i in range(3)]
     conditioning = Conditioning(
         {"tokens": randn(3, 6, 2), "mask": torch.ones(3, 6, dtype=torch.bool)}
     )
@@ -365,7 +367,8 @@ def test_steps_without_noise_are_refused_by_name() -> None:
 
 def test_scoring_with_another_sampler_is_refused() -> None:
     sampler = Sampler(4, guidance_scale=2.0)
-    result, steps = sample(VPCosine(), sampler), torch.zeros(4, dtype=torch.long)
+    result = sample(VPCosine(), sampler)
+    steps = torch.zeros(4, dtype=torch.long)
     for other in (
         replace(sampler, steps=5),
         replace(sampler, eta=0.5),
@@ -377,5 +380,5 @@ def test_scoring_with_another_sampler_is_refused() -> None:
         step_log_prob(predict, VPCosine(), replace(sampler, guidance_scale=1.0), result, steps)
     with pytest.raises(ValueError, match="one step per sample"):
         step_log_prob(predict, VPCosine(), sampler, result, steps[:2])
-    with pytest.raises(ValueError, match=r"steps lie in \[0, 3\]"):
+    with pytest.raises(ValueError, match=r"steps.*\[0, 3\]"):
         step_log_prob(predict, VPCosine(), sampler, result, steps + 4)

@@ -52,7 +52,8 @@ def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
 
 def test_truth_and_wrong_captions_are_in_the_labels() -> None:
     for prompt in (p for batch in scenes().train_dataloader() for p in batch.prompts):
-        labels, count = prompt.labels, len(prompt.labels["events"])
+        labels = prompt.labels
+        count = len(prompt.labels["events"])
         assert [
             len(labels[key])
             for key in ("audioset", "onsets_s", "ends_s", "clips", "recording_split")

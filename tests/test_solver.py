@@ -75,7 +75,8 @@ def test_the_second_order_needs_fewer_steps():
         return alpha * sigma * (1 - 0.5**2) * x / (alpha**2 * 0.5**2 + sigma**2)
 
     def deviation(rule):
-        one, generator = Conditioning({"none": torch.zeros(1)}), torch.Generator().manual_seed(0)
+        one = Conditioning({"none": torch.zeros(1)})
+        generator = torch.Generator().manual_seed(0)
         sampler = Sampler(15, rule=rule)
         return (
             rollout(exact_v, path, sampler, PROMPTS[:1], one, None, (1, 20_000), [generator])
@@ -106,7 +107,8 @@ def test_the_term_by_hand():
 
 
 def test_it_cannot_be_trained():
-    path, trajectory = VPCosine("v"), rolled(VPCosine("v"), 4, SOLVER)
+    path = VPCosine("v")
+    trajectory = rolled(VPCosine("v"), 4, SOLVER)
     assert not trajectory.std_S.any() and not trajectory.log_prob_SB.any()
     message = (
         "rule 'dpmpp_2m_sde' uses the predictions of earlier steps.*train with one of 'ddim', 'cps'"

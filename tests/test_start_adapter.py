@@ -29,7 +29,9 @@ def of(ddpo: DDPO, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_run_starts_from_an_adapter_and_its_reference_stays_the_base(adapter):
-    started, plain, x = module({"adapter.start": adapter}), module(), torch.ones(2, 2, 8)
+    started = module({"adapter.start": adapter})
+    plain = module()
+    x = torch.ones(2, 2, 8)
     saved = shaken(module().backbone.denoiser)
     own = dict(started.backbone.denoiser.named_parameters())
     learning = {name: p for name, p in saved.named_parameters() if "lora_" in name}
@@ -54,7 +56,8 @@ def test_its_resume_is_bitwise(adapter, tmp_path):
 
 def test_audio_before_is_where_the_run_started(adapter, tmp_path):
     def before(start):
-        ddpo, samples = module({"adapter.start": start}), AudioSamples(tmp_path / "audio", count=2)
+        ddpo = module({"adapter.start": start})
+        samples = AudioSamples(tmp_path / "audio", count=2)
         untrained = module({"adapter.start": start})
         fitted(ddpo, callbacks=[samples])
         told = json.loads((tmp_path / "audio" / "before" / "samples.json").read_text())

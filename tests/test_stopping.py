@@ -23,7 +23,8 @@ class StopAt(Callback):
     """Sends this process a signal after a step."""
 
     def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
+        self.step = step
+        self.number = number
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.step:

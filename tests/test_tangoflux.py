@@ -29,10 +29,8 @@ PARTS = {name: ARGUMENTS[name] for name in ("text_encoder", "vae", "transformer"
 
 def golden(golden_dir, topic):
     folder = golden_dir / "dpo"
-    facts, arrays = (
-        json.loads((folder / f"{topic}.json").read_text()),
-        np.load(folder / f"{topic}.npz"),
-    )
+    facts = json.loads((folder / f"{topic}.json").read_text())
+    arrays = np.load(folder / f"{topic}.npz")
     spec = importlib.util.spec_from_file_location(
         "seeded_weights", golden_dir / "seeded_weights.py"
     )
@@ -122,11 +120,10 @@ def test_inference_equals_the_originals(golden_dir):
     model.memory.tokens = words.__getitem__
     prompt = Prompt("p", facts["prompt"], "", facts["duration"])
     start = arrays["init_latent"].transpose(1, 2)
-    conditioning, negative = (
-        model.encode_prompts([prompt]),
-        model.encode_prompts([prompt.as_negative()]),
-    )
-    generator, draw = torch.Generator(), torch.randn
+    conditioning = model.encode_prompts([prompt])
+    negative = model.encode_prompts([prompt.as_negative()])
+    generator = torch.Generator()
+    draw = torch.randn
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             torch,

@@ -86,7 +86,8 @@ def test_padding_does_not_change_a_caption(backbone):
     torch.testing.assert_close(
         padded["tokens_BLD"][0, :length], alone["tokens_BLD"][0], atol=1e-6, rtol=1e-5
     )
-    latent, time = torch.randn(1, 32, 8), torch.tensor([0.5])
+    latent = torch.randn(1, 32, 8)
+    time = torch.tensor([0.5])
     torch.testing.assert_close(
         backbone.predict(latent, time, padded.rows([0])),
         backbone.predict(latent, time, alone),
@@ -103,7 +104,8 @@ def test_sources_of_others_do_not_change_a_prompt(backbone):
     ]
     together = backbone.encode_prompts([one, *others])
     assert together["mask_BL"].sum(dim=1).tolist() == [4, 5, 2]  # length, words, sources
-    latent, time = torch.randn(1, 32, 8), torch.tensor([0.5])
+    latent = torch.randn(1, 32, 8)
+    time = torch.tensor([0.5])
     with torch.no_grad():
         for row, prompt in enumerate([one, *others]):
             alone = backbone.predict(latent, time, backbone.encode_prompts([prompt]))
@@ -118,7 +120,8 @@ def test_text_length_and_place_reach_the_prediction(backbone):
         Prompt("a", "sad piano", seconds=4.0),
         Prompt("a", "sad piano", seconds=2.0, sources=(SourcePath(180.0),)),
     ]
-    latent, time = torch.randn(1, 32, 8), torch.tensor([0.5])
+    latent = torch.randn(1, 32, 8)
+    time = torch.tensor([0.5])
     with torch.no_grad():
         first = backbone.predict(latent, time, backbone.encode_prompts([base]))
         for other in others:
@@ -163,7 +166,8 @@ def test_decoding_is_of_the_codecs_own_precision_under_autocast():
     codec = SpectralCodec(width=8, encoder_depth=1, decoder_depth=1)
     features = codec.features(tone(440.0)[None])
     with torch.autocast("cpu", torch.bfloat16):
-        same, decoded = codec.synthesize(*features), codec.decode(torch.randn(1, 32, 8))
+        same = codec.synthesize(*features)
+        decoded = codec.decode(torch.randn(1, 32, 8))
     assert (
         torch.equal(same, codec.synthesize(*features))
         and decoded.dtype == torch.float32

@@ -153,7 +153,8 @@ def test_detach_cuts_the_graph():
 
 
 def test_cat_pads_to_the_longest_and_masks_the_padding():
-    short, long = conditioning(1, 2), conditioning(2, 4, offset=10.0)
+    short = conditioning(1, 2)
+    long = conditioning(2, 4, offset=10.0)
     both = Conditioning.cat([short, long])
     assert len(both) == 3 and both["tokens_BLD"].shape == (3, 4, 2)
     assert (

@@ -20,7 +20,8 @@ TYPES = {torch.float32: 1, torch.int64: 9, torch.bool: 10}
 def varint(value: int) -> bytes:
     out = b""
     while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
+        out = out + bytes([value & 127 | 128])
+        value = value >> 7
     return out + bytes([value])
 
 
@@ -57,12 +58,14 @@ def write_index(path, entries: dict[str, bytes], shards: int = 1, header: bytes 
     rows = [(b"", field(1, shards) + header)] + [
         (name.encode(), entries[name]) for name in sorted(entries)
     ]
-    table, handles = b"", []
+    table = b""
+    handles = []
     for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :], []):
         raw = block(part)
         handles.append((part[-1][0] if part else b"", varint(len(table)) + varint(len(raw) - 5)))
         table += raw
-    metaindex, place = handles.pop()[1], len(table)
+    metaindex = handles.pop()[1]
+    place = len(table)
     raw = block(handles)
     footer = metaindex + varint(place) + varint(len(raw) - 5)
     path.write_bytes(table + raw + footer.ljust(40, b"\0") + struct.pack("<Q", MAGIC))
@@ -71,7 +74,8 @@ def write_index(path, entries: dict[str, bytes], shards: int = 1, header: bytes 
 def write_bundle(
     prefix, tensors: dict[str, torch.Tensor], extra: dict[str, bytes] | None = None
 ) -> None:
-    data, entries = bytearray(), dict(extra or {})
+    data = bytearray()
+    entries = dict(extra or {})
     for name, tensor in tensors.items():
         raw = tensor.contiguous().numpy().tobytes()
         entries[name] = entry(TYPES[tensor.dtype], tensor.shape, 0, len(data), len(raw))
@@ -175,10 +179,8 @@ def released(seed: int = 0) -> dict[str, torch.Tensor]:
         for part in ("beta", "moving_mean"):
             tensors[name(2 * i + 1, part)] = torch.randn(outer, generator=generator)
         tensors[name(2 * i + 1, "moving_variance")] = torch.rand(outer, generator=generator)
-    tensors[name(54, "kernel")], tensors[name(54, "bias")] = (
-        torch.randn(1024, 521, generator=generator),
-        torch.randn(521),
-    )
+    tensors[name(54, "kernel")] = torch.randn(1024, 521, generator=generator)
+    tensors[name(54, "bias")] = torch.randn(521)
     for metric in ("total", "count"):
         tensors[f"keras_api/metrics/0/{metric}/.ATTRIBUTES/VARIABLE_VALUE"] = torch.zeros(())
     return tensors

@@ -8,7 +8,8 @@ import pytest
 from zoo.errors import UserError
 from zoo.statistics.z_scores import Moments, by_group, moments, z_scores
 
-VALUES, GROUPS = np.array([1.0, 10.0, 3.0, 20.0, 7.0]), ["a", "b", "a", "b", "c"]
+VALUES = np.array([1.0, 10.0, 3.0, 20.0, 7.0])
+GROUPS = ["a", "b", "a", "b", "c"]
 
 
 def test_moments_by_hand():

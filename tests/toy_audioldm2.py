@@ -172,10 +172,8 @@ def pipeline(model):
             projection_dim=CLAP_WIDTH, text_config=model.arguments["clap_text"], audio_config=audio
         )
     ).eval()
-    clap.text_model, clap.text_projection = (
-        model.clap_text.text_model,
-        model.clap_text.text_projection,
-    )
+    clap.text_model = model.clap_text.text_model
+    clap.text_projection = model.clap_text.text_projection
     language_model = GPT2LMHeadModel(model.gpt2.config).eval()
     language_model.transformer = model.gpt2
     language_model.config.max_new_tokens = 8

@@ -77,7 +77,8 @@ def random_clap(seed: int = 0) -> Any:
     """A ``ClapModel`` with random norms and biases too, so that a lost one is noticed."""
     from transformers import ClapConfig, ClapModel
 
-    model, generator = ClapModel(ClapConfig(**CONFIG)).eval(), torch.Generator().manual_seed(seed)
+    model = ClapModel(ClapConfig(**CONFIG)).eval()
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point() and tensor.ndim:

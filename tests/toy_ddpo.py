@@ -101,7 +101,8 @@ class Recorder(L.Callback):
     """What each round logged, and the gradients just before the first optimiser step."""
 
     def __init__(self) -> None:
-        self.rounds, self.gradients = [], None
+        self.rounds = []
+        self.gradients = None
 
     def on_train_batch_end(self, trainer, *_) -> None:
         self.rounds.append({name: float(value) for name, value in trainer.callback_metrics.items()})

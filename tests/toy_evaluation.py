@@ -31,7 +31,9 @@ class LoudnessJudge:
     def __init__(
         self, checkpoint: str = "loudness", raise_after: int | None = None, nan: bool = False
     ) -> None:
-        self.checkpoint, self.raise_after, self.nan = checkpoint, raise_after, nan
+        self.checkpoint = checkpoint
+        self.raise_after = raise_after
+        self.nan = nan
         self.arguments = {"checkpoint": checkpoint}
 
     def wanted_classes(self, prompts: Sequence[Prompt]) -> Tensor:

@@ -51,10 +51,8 @@ class Points(L.LightningDataModule):
         self, width: int, count: int = 8, token: str | None = None, missing_at_setup: bool = False
     ) -> None:
         super().__init__()
-        self.points, self.missing = (
-            torch.linspace(-1, 1, count * width).reshape(count, width),
-            missing_at_setup,
-        )
+        self.points = torch.linspace(-1, 1, count * width).reshape(count, width)
+        self.missing = missing_at_setup
 
     def setup(self, stage):
         if self.missing:

@@ -30,7 +30,8 @@ def tone_bank(
     seconds: float = 6.0, classes: dict[str, int] | None = None, licence: str = "CC0-1.0"
 ) -> SoundBank:
     """One training tone and one test tone per class; those of "train" are the same."""
-    clips, waves = [], {}
+    clips = []
+    waves = {}
     for name, pitch in (CLASSES if classes is None else classes).items():
         for split in ("both",) if name == "train" else ("train", "test"):
             clip_id = f"tones/{name}-{split}"

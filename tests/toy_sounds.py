@@ -18,7 +18,9 @@ def qt_bundle(files: dict[str, tuple[int, bytes]], version: int = 3) -> bytes:
 
     (flags, content). Header, tree, names, data, big-endian.
     """
-    names, blobs, nodes = b"", b"", []
+    names = b""
+    blobs = b""
+    nodes = []
 
     def name_at(name: str) -> int:
         nonlocal names

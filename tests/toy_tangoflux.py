@@ -84,7 +84,8 @@ def predicting(network):
     """``predict`` of a plain diffusers network, as a user of diffusers would call it."""
 
     def predict(x, time_B, conditioning):
-        tokens, frames = conditioning["tokens_BLD"], x.shape[-1]
+        tokens = conditioning["tokens_BLD"]
+        frames = x.shape[-1]
         attended = torch.cat([conditioning["mask_BL"], torch.ones(len(x), frames).bool()], dim=1)[
             :, None, None
         ]

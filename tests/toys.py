@@ -48,8 +48,10 @@ class ToyAttention(nn.Module):
     def __init__(self, width: int, context: int, cross: bool) -> None:
         super().__init__()
         self.is_cross_attention = cross
-        self.to_q, self.to_k = nn.Linear(width, width), nn.Linear(context, width)
-        self.to_v, self.to_out = nn.Linear(context, width), nn.Linear(width, width)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(context, width)
+        self.to_v = nn.Linear(context, width)
+        self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         weights = self.to_q(x) @ self.to_k(context).transpose(1, 2) / x.shape[-1] ** 0.5
@@ -61,11 +63,10 @@ class ToyAttention(nn.Module):
 class ToyDenoiser(nn.Module):
     def __init__(self, channels: int, width: int, context: int) -> None:
         super().__init__()
-        self.into, self.out = nn.Linear(channels + 1, width), nn.Linear(width, channels)
-        self.attn, self.cross = (
-            ToyAttention(width, width, False),
-            ToyAttention(width, context, True),
-        )
+        self.into = nn.Linear(channels + 1, width)
+        self.out = nn.Linear(width, channels)
+        self.attn = ToyAttention(width, width, False)
+        self.cross = ToyAttention(width, context, True)
 
     def forward(self, x: Tensor, time_B: Tensor, tokens_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         x = x.transpose(1, 2).to(self.into.weight.dtype)
@@ -86,23 +87,23 @@ class ToyBackbone(nn.Module):
         self, width: int = 16, context: int = 6, seed: int = 0, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        self.path, self.context = VPCosine("v"), context
+        self.path = VPCosine("v")
+        self.context = context
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.denoiser = ToyDenoiser(2, width, context).to(dtype)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         length = max(len(prompt.text.split()) for prompt in prompts) + 1
-        tokens, mask = (
-            torch.zeros(len(prompts), length, self.context),
-            torch.zeros(len(prompts), length, dtype=torch.bool),
-        )
+        tokens = torch.zeros(len(prompts), length, self.context)
+        mask = torch.zeros(len(prompts), length, dtype=torch.bool)
         for i, prompt in enumerate(prompts):
             for j, word in enumerate(["", *prompt.text.split()]):
                 generator = torch.Generator().manual_seed(
                     sum(ord(c) * 31**k for k, c in enumerate(word)) % 2**31
                 )
-                tokens[i, j], mask[i, j] = torch.randn(self.context, generator=generator), True
+                tokens[i, j] = torch.randn(self.context, generator=generator)
+                mask[i, j] = True
         return Conditioning({"tokens_BLD": tokens, "mask_BL": mask})
 
     def predict(self, latent_BCT: Tensor, time_B: Tensor, conditioning: Conditioning) -> Tensor:
@@ -158,7 +159,10 @@ class Rounds:
     """A data loader of ``count`` rounds from ``start``."""
 
     def __init__(self, size: int, count: int = 1, start: int = 0, repeats: int = 2) -> None:
-        self.size, self.count, self.start, self.repeats = size, count, start, repeats
+        self.size = size
+        self.count = count
+        self.start = start
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return self.count

@@ -1,4 +1,4 @@
-"""Writes files and folders beside their place and then moves them: nothing is half-written."""
+"""Writes files and folders next to their place, then moves them: nothing is half-written."""
 
 from __future__ import annotations
 

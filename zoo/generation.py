@@ -183,7 +183,8 @@ def score(
         for prompt, wave in zip(prompts, waves, strict=True)
     ]
     if isinstance(reward, (str, Path)):
-        name, reward = reward, load(reward)
+        name = reward
+        reward = load(reward)
         if not is_scorer(reward):
             raise UserError(
                 f"{name} is a {type(reward).__name__}, which scores nothing; name a reward, such "

@@ -114,7 +114,7 @@ def write_index(
 
 
 def checked_entries(folder: Path) -> list[dict[str, Any]]:
-    """What an index that is added to holds already (nothing where there is none).
+    """The present content of an index that is added to (empty without one).
 
     Raises ``UserError`` when it is another's.
     """
@@ -158,7 +158,8 @@ def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
         )
     if not path.is_file():
         raise FileNotFoundError(f"{where}: there is no file {path}; generate the samples again")
-    labels, numbers = entry.get("labels") or {}, {}
+    labels = entry.get("labels") or {}
+    numbers = {}
     if not isinstance(labels, dict):
         raise UserError(f"{where}: labels must be an object, got {labels!r}")
     for name, kinds in (("seconds", (int, float)), ("seed", int), ("score", (int, float))):

@@ -82,7 +82,7 @@ def _way_in(package: str) -> str:
     here = Path.cwd()
     if (here / f"{package}.py").is_file() or (here / package).is_dir():
         return (
-            f"{package} lies in the current folder, where Python does not look for it: put "
+            f"{package} is in the current folder, where Python does not look for it: put "
             "PYTHONPATH=. before the command (PYTHONPATH=. python tools/fit.py ...)"
         )
     return did_you_mean(package, _TOP_LEVEL)

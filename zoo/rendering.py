@@ -80,7 +80,7 @@ def render(
         prompts: B prompts of one length.
         encoded: B rows, from ``encode_sides``.
         generators: B generators of noise, on the CPU.
-        device: where the latents lie.
+        device: of the latents.
         progress: called as ``progress(done, steps)`` after each step.
 
     Returns:

@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from zoo.audio_files import Waveform as Waveform  # part of the records; lies with its files
+from zoo.audio_files import Waveform as Waveform  # part of the records; defined with its files
 from zoo.errors import UserError
 
 
@@ -198,7 +198,8 @@ class Trajectory:
 
     def rows(self, index: Sequence[int]) -> Trajectory:
         """The trajectory of some samples, with their own conditioning."""
-        index, kept = [int(i) for i in index], self.unconditional_SB
+        index = [int(i) for i in index]
+        kept = self.unconditional_SB
         return replace(
             self,
             prompts=tuple(self.prompts[i] for i in index),
@@ -221,7 +222,7 @@ class RewardOutput:
     """What a reward returns.
 
     - ``score_B``: float32, higher is better.
-    - ``parts``: named numbers per sample (B,), logged beside the score.
+    - ``parts``: named numbers per sample (B,), logged next to the score.
     - ``vectors``: named vectors per sample (B, D), not logged; for a reward's ``combine`` (see
       ``Reward``).
     """

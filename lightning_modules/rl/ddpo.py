@@ -43,9 +43,9 @@ class DDPO(OnPolicy):
         adapter: what of the backbone is trained.
         optimizer: how weights follow their gradients.
         evaluation: how evaluation samples.
-        memory: where encoders and decoder lie when they are not needed.
+        memory: the place of encoders and decoder while they are not needed.
         scoring: how rewards are asked and logged.
-        held_out_reward: a second reward that is only logged; None: there is none.
+        held_out_reward: a second reward that is only logged; None for no such reward.
         seed: of the noise of rollouts and of the trained steps.
 
     Raises:

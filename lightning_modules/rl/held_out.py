@@ -36,7 +36,7 @@ ACTIONS: dict[str, tuple[str | None, float | None]] = {
 
 @dataclass(frozen=True)
 class WithHeldOut:
-    """A reward with ``held_out`` beside it, whose score is the part ``held_out_scorer``.
+    """A reward together with ``held_out``, whose score is the part ``held_out_scorer``.
 
     The parts of ``held_out`` are named after that.
     """
@@ -56,7 +56,7 @@ class WithHeldOut:
 
 
 def with_held_out(reward: Reward, held_out: Reward | None) -> Reward:
-    """``reward`` with ``held_out`` asked beside it, or ``reward`` itself where there is none."""
+    """``reward`` together with ``held_out``, or ``reward`` itself without one."""
     return reward if held_out is None else WithHeldOut(reward, held_out)
 
 
@@ -204,7 +204,10 @@ def change(before: Evaluation, now: Evaluation) -> Change:
     rises = [now.scores[key][1] - before.scores[key][1] for key in keys]
     found = clustered_mean(rises, [prompt for prompt, _ in keys])
     rise, error = (found.value, found.error) if found.error is not None else mean_and_error(rises)
-    errors = rise / error if error > 0 else math.copysign(math.inf, rise) if rise else 0.0
+    if error > 0:
+        errors = rise / error
+    else:
+        errors = math.copysign(math.inf, rise) if rise else 0.0
     reward = math.fsum(now.scores[key][0] - before.scores[key][0] for key in keys) / len(keys)
     return Change(reward, rise, errors)
 
@@ -218,7 +221,7 @@ class HeldOutWatch(Callback):
     fires at one evaluation in six or more (more, because the best of many is lucky): cautious by
     choice; 2 errors or patience 2 are calmer.
 
-    Logged beside ``held_out_scorer/mean``: ``held_out_scorer/rise_errors`` (0 at the first
+    Logged with ``held_out_scorer/mean``: ``held_out_scorer/rise_errors`` (0 at the first
     evaluation) and ``held_out_scorer/interventions``. The comparison, its counts and what was
     annealed are kept in the checkpoint. A run that was stopped goes on with resume=true until the
     next evaluation that calls for it.
@@ -340,7 +343,7 @@ class HeldOutWatch(Callback):
             f"{SCORER}/rise_errors": found.scorer_errors,
             f"{SCORER}/interventions": float(self.interventions),
         }
-        pl_module.held_out |= metrics  # from there they are written beside the evaluation's numbers
+        pl_module.held_out |= metrics  # written with the evaluation's numbers
 
     def _act(
         self, trainer: Trainer, pl_module: LightningModule, found: Change, now: Evaluation

@@ -316,7 +316,8 @@ class OnPolicy(AveragedWeights):
             return
         prompts = data.all_prompts()
         check_judged((self.reward, self.held_out_reward), prompts)
-        rows, states = self.sampler.batch_size, self.sampler.steps + 1
+        rows = self.sampler.batch_size
+        states = self.sampler.steps + 1
         check_lengths(self.backbone, prompts, rows, states, "data.seconds")
         if hasattr(data, "first_round"):
             world = self.trainer.num_devices * self.trainer.num_nodes if self._trainer else 1
@@ -343,7 +344,8 @@ class OnPolicy(AveragedWeights):
         updating = Stopwatch(self.device)
         with updating(), own_gradients(self.trainer.strategy):
             optimizer = self.optimizers()
-            rate, decay_rounds = self.optimizer.learning_rate, self.optimizer.decay_rounds
+            rate = self.optimizer.learning_rate
+            decay_rounds = self.optimizer.decay_rounds
             decay_rate(optimizer, rate, decay_rounds, batch.round_index)
             optimizer.zero_grad(set_to_none=True)
             learned = self.learn(batch, samples.trajectory, scores)

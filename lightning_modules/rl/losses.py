@@ -38,7 +38,7 @@ def clipped_policy_loss(
     """Clipped importance-sampled policy loss (PPO, arXiv 1707.06347 eq. 7; DDPO, 2305.13301).
 
     loss = mean(max(-A r, -A clip(r, 1 - clip_range, 1 + clip_range))) with r = exp(log_prob -
-    old_log_prob). ``clip_fraction`` is the share of rows with |r - 1| > clip_range, whatever the
+    old_log_prob). ``clip_fraction`` is the share of rows with |r - 1| > clip_range, for any
     sign of A; ``approx_kl`` = mean((log_prob - old_log_prob)^2) / 2.
 
     Args:

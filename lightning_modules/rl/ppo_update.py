@@ -285,7 +285,7 @@ def backward_steps(
     Only one graph exists at a time, so memory does not grow with the steps. The gradients of all
     micro-batches add up to that of the mean, over ``terms`` (sample, step) pairs, of the clipped
     policy loss plus ``kl_coef`` times the KL to the base model (adapter off). Nothing is read back
-    from the device of the trajectory; the record lies there, too.
+    from the device of the trajectory; the record is there, too.
 
     Args:
         backbone, schedule, trajectory: the policy, and the samples that it learns from.
@@ -308,7 +308,8 @@ def backward_steps(
             with torch.no_grad(), adapter_off():
                 _, base_mean, _ = score(step_N, rows)
         log_prob, mean, std = score(step_N, rows, reuse_unconditional)
-        old, advantage = old_SB[step_N, rows], advantage_B[rows]
+        old = old_SB[step_N, rows]
+        advantage = advantage_B[rows]
         policy = clipped_policy_loss(
             log_prob[:count], old[:count], advantage[:count], clip_range, advantage_clip
         )
@@ -334,7 +335,8 @@ def recomputed_log_prob(
     Returns the old log-probabilities (S, B) to use, and the largest |ratio - 1| that the stored
     ones would have given.
     """
-    old_SB, gaps = trajectory.log_prob_SB.clone(), []
+    old_SB = trajectory.log_prob_SB.clone()
+    gaps = []
     for micro in plan:
         rows, steps_KN = _indices(micro, old_SB.device)
         for step_N in steps_KN:

@@ -26,7 +26,7 @@ from zoo.types import Prompt, Reward, RewardOutput
 
 log = logging.getLogger(__name__)
 
-WAITING = 2  # waves that may wait beside those that are being scored: what bounds the memory
+WAITING = 2  # waves that may wait while others are scored: it bounds the memory
 
 
 class RewardError(UserError):
@@ -41,7 +41,8 @@ class Stopwatch:
     """Sums wall-clock seconds of ``with`` blocks; waits for the accelerator at both ends."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, 0.0
+        self.device = device
+        self.seconds = 0.0
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -63,7 +64,8 @@ def score(
     Where gradients are enabled and the reward is differentiable, they flow from the answer to the
     wave. Raises ``RewardError`` naming the reward and what was wrong.
     """
-    name, texts = type(reward).__name__, ", ".join(repr(prompt.text) for prompt in prompts[:3])
+    name = type(reward).__name__
+    texts = ", ".join(repr(prompt.text) for prompt in prompts[:3])
     try:
         output = reward(wave_BCN, sample_rate_hz, prompts)
     except RewardError:  # of a reward that this one asked: its message names it
@@ -74,7 +76,7 @@ def score(
         )  # a service may have put its key into it
         raise RewardRaised(
             f"the reward {name} raised {type(error).__name__}: {told} (on {len(prompts)} samples of"
-            f" {texts}, ...); nothing since the last checkpoint is kept; mend the reward, or set"
+            f" {texts}, ...); nothing since the last checkpoint is kept; fix the reward, or set"
             " on_bad_reward=drop to leave such samples out, then go on with resume=true"
         ) from error
     check_answer(output, len(prompts), f"the reward {name} must return")
@@ -210,7 +212,9 @@ class RewardQueue:
         report: Callable[[int], None] | None = None,
         drop_failed: bool = False,
     ) -> None:
-        self._reward, self._rate, self._device = reward, sample_rate_hz, device
+        self._reward = reward
+        self._rate = sample_rate_hz
+        self._device = device
         self._drop_failed = drop_failed
         self._report = report or (lambda samples: None)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reward") if workers else None

@@ -36,7 +36,7 @@ class ScoredSamples:
     """B samples in the order of their prompts.
 
     - ``score_B``, ``parts`` and ``vectors``: the reward's, float32 on the CPU; may hold NaN.
-    - ``trajectory`` and ``wave_BCN`` (on the CPU): None unless asked for.
+    - ``trajectory`` and ``wave_BCN`` (on the CPU): None unless requested.
     - ``seconds_sampling``: encoding, rollout and decoding.
     - ``seconds_reward``: in the reward, summed over its threads.
     - ``seconds_reward_waited``: the part of it that held up the round; all of it without threads.
@@ -118,7 +118,8 @@ def sample_and_score(
     ) as queue:
         for start in range(0, len(batch), sample_batch_size):
             rows = slice(start, min(start + sample_batch_size, len(batch)))
-            prompts, count = batch.prompts[rows], rows.stop - start
+            prompts = batch.prompts[rows]
+            count = rows.stop - start
             generators = [
                 noise_generator(seed, batch.round_index, prompt.id, index)
                 for prompt, index in zip(prompts, batch.sample_index[rows], strict=True)
@@ -162,7 +163,7 @@ def _whole(
     encoded: EncodedPrompts,
     buffers: RolloutBuffers,
 ) -> Trajectory:
-    """The trajectory of a round, of which ``part`` is one micro-batch."""
+    """The trajectory of the round in ``buffers``; ``part`` is one of its micro-batches."""
     mask = backbone.scored_mask(batch.prompts) if hasattr(backbone, "scored_mask") else None
     return replace(
         part,

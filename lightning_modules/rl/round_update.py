@@ -77,10 +77,14 @@ def update_round(
     # round computes them again, so that the check of its ratio covers both sides of guidance.
     is_known = trajectory.unconditional_SB is not None and batch.round_index > 0
     may_reuse = is_known and not settings.recompute_old_log_prob
-    old_SB, gap = trajectory.log_prob_SB, 0.0
+    old_SB = trajectory.log_prob_SB
+    gap = 0.0
     if settings.recompute_old_log_prob:
         old_SB, gap = recomputed_log_prob(backbone, schedule, trajectory, every)
-    records, norms, done, counted = [], [], 0, 0
+    records = []
+    norms = []
+    done = 0
+    counted = 0
     for plan in plans:
         terms = sum(gather(plan.terms))
         counted += terms

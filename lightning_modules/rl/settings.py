@@ -36,7 +36,7 @@ class SamplerSettings(Sampler):
 
     Args:
         steps: denoising steps of a rollout.
-        guidance_scale: classifier-free guidance, in rollout and training alike; 1: none.
+        guidance_scale: classifier-free guidance, in rollout and training; 1 for none.
         eta: share of fresh noise, 0 to 1: one number, or one per step.
         rule: "ddim" or "cps".
         detach_unconditional: no gradient flows through the unconditional side of guidance. The
@@ -232,7 +232,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """Where parts of the backbone lie that are not always needed.
+    """The place of parts of the backbone that are not always needed.
 
     Args:
         text_encoders: once all prompts are encoded: "keep" them, "offload" them to main memory, or

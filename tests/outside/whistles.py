@@ -17,10 +17,8 @@ class Network(nn.Module):
     def __init__(self, channels: int, width: int, words: int) -> None:
         super().__init__()
         self.words = nn.EmbeddingBag(words, width, mode="sum")
-        self.into, self.out = (
-            nn.Conv1d(channels + 1, width, 3, padding=1),
-            nn.Conv1d(width, channels, 3, padding=1),
-        )
+        self.into = nn.Conv1d(channels + 1, width, 3, padding=1)
+        self.out = nn.Conv1d(width, channels, 3, padding=1)
 
     def forward(self, x: Tensor, time_B: Tensor, word_BL: Tensor) -> Tensor:
         time = time_B.reshape(-1, 1, 1).expand(-1, 1, x.shape[-1]).to(x)
@@ -38,7 +36,8 @@ class Whistles(nn.Module):
 
     def __init__(self, width: int = 16, words: int = 100) -> None:
         super().__init__()
-        self.path, self.word_count = VPCosine("v"), words
+        self.path = VPCosine("v")
+        self.word_count = words
         self.denoiser = Network(self.frame, width, words)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:

@@ -58,7 +58,7 @@ def listed(
     """The audio files of a folder, sorted by name; ``deep`` includes its subfolders.
 
     ``suffixes`` are in lower case; None lists all files. Hidden files (``._a.wav``, which a Mac
-    leaves beside ``a.wav``), folders and pipes with the name of a sound, broken links, and names
+    leaves next to ``a.wav``), folders and pipes with the name of a sound, broken links, and names
     that are not valid Unicode are set aside. Raises ``OSError`` for a folder that cannot be read.
     """
     folder = Path(folder)

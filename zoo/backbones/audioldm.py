@@ -62,12 +62,12 @@ class AudioLDM(FrozenParts):
 
     ``zoo.load`` reads the arguments, plain JSON values, from a released folder.
 
-    The whole text is one vector beside the diffusion time: no attention reads it. So the attentions
+    The whole text is one vector next to the diffusion time: no attention reads it. The attentions
     that diffusers marks as cross-attention read the latent itself, and "cross" and "all" adapters
     (``zoo.backbones.lora``) both learn there. Latents are (channels, frames, bands): (8, 128, 16)
     for 5.12 s.
 
-    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    Only ``denoiser`` learns: everything else is frozen and stays in eval mode, whatever
     ``train`` says.
 
     Args:
@@ -121,7 +121,8 @@ class AudioLDM(FrozenParts):
                 f"the U-Net takes a class embedding {found[0]!r} of width {found[1]}, expected"
                 f" {wanted[0]!r} of CLAP's width {wanted[1]}"
             )
-        self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
+        self.sample_rate_hz = self.codec.sample_rate_hz
+        self.channels = self.codec.channels
         self.memory = PromptMemory(self._encode, self._tokens)
         self.train(self.training)
 

@@ -27,9 +27,9 @@ class AudioLDM2(FrozenParts):
     ``zoo.load`` reads the arguments, plain JSON values, from a released folder.
 
     Latents are (channels, frames, bands): (8, 250, 16) for 10 s. ``clap_text``, ``t5`` and ``gpt2``
-    run on the device they lie on: ``t5.to("cpu")`` keeps it off the accelerator.
+    run on the device that holds them: ``t5.to("cpu")`` keeps it off the accelerator.
 
-    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    Only ``denoiser`` learns: everything else is frozen and stays in eval mode, whatever
     ``train`` says.
 
     Args:
@@ -92,7 +92,8 @@ class AudioLDM2(FrozenParts):
         self.gpt2 = tf.GPT2Model(tf.GPT2Config(**checked(tf.GPT2Config, gpt2, "gpt2")))
         self.clap_tokenizer = PromptTokenizer(clap_tokenizer, clap_max_tokens, "CLAP")
         self.t5_tokenizer = fitting_tokenizer(t5_tokenizer, t5_max_tokens, self.t5.config)
-        self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
+        self.sample_rate_hz = self.codec.sample_rate_hz
+        self.channels = self.codec.channels
         self.memory = PromptMemory(self._encode, self._tokens, in_pairs=True)
         self.train(self.training)
 

@@ -13,10 +13,10 @@ from zoo.types import Prompt
 
 
 class FrozenParts(nn.Module):
-    """A backbone of which only ``denoiser`` learns; its other parts stay in eval mode.
+    """A backbone whose ``denoiser`` alone learns; its other parts stay in eval mode.
 
     A backbone sets ``denoiser``, ``codec`` (waves <-> latents), ``memory`` over its text encoders,
-    and ``offloadable``: "text" and "decoder" -> names of its modules that may lie on another device
+    and ``offloadable``: "text" and "decoder" -> names of its modules that may be on another device
     or be dropped.
     """
 

@@ -46,7 +46,7 @@ def check_seconds(backbone: Backbone, seconds: float, rows: int, states: int, na
     """Refuses a length that ``backbone`` cannot make, or that cannot fit into the main memory.
 
     Args:
-        backbone: is asked for its ``latent_shape``; below half a second it decodes one silent clip.
+        backbone: its ``latent_shape`` is read; below half a second it decodes one silent clip.
         seconds: of every sample.
         rows: samples whose waves or latents are held at once.
         states: latents that are kept of each sample, 1 or more.

@@ -113,7 +113,7 @@ def add_lora(
     alpha = rank if alpha is None else alpha
     check_alpha(alpha, rank, "the LoRA alpha")
     if not 0 <= dropout < 1:
-        raise UserError(f"the LoRA dropout must lie in [0, 1), got {dropout}")
+        raise UserError(f"the LoRA dropout must be in [0, 1), got {dropout}")
     if init not in ("default", "gaussian"):
         raise UserError(
             f"the LoRA init {init!r} is unknown; {did_you_mean(init, ('default', 'gaussian'))}"

@@ -53,7 +53,9 @@ def slaney_mel_bank(sample_rate_hz: int, mels: int) -> Tensor:
     top_mel = 15 + math.log(top / 1000) / step if top >= 1000 else top * 3 / 200
     mel = torch.linspace(0, top_mel, mels + 2, dtype=torch.float64, device="cpu")
     hz = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp(step * (mel - 15)))
-    low, centre, high = hz[:-2, None], hz[1:-1, None], hz[2:, None]
+    low = hz[:-2, None]
+    centre = hz[1:-1, None]
+    high = hz[2:, None]
     bins = torch.linspace(0, top, FFT // 2 + 1, dtype=torch.float64, device="cpu")
     triangles = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(
         min=0
@@ -122,7 +124,7 @@ class MelCodec(nn.Module):
     The factor f is 2 ** (levels of the VAE - 1).
 
     ``vae``: arguments of diffusers' ``AutoencoderKL`` (1 channel in and out; ``scaling_factor``
-    brings latents to unit scale).
+    scales latents to unit deviation).
     ``vocoder``: of transformers' ``SpeechT5HifiGan`` (``model_in_dim`` mels, hop = product of
     ``upsample_rates``).
     Raises ``UserError`` for settings that these do not have.
@@ -137,7 +139,8 @@ class MelCodec(nn.Module):
         self.vae = AutoencoderKL(**checked(AutoencoderKL, vae, "the autoencoder"))
         vocoder = only_known(vocoder, VOCODER_KEYS, "the vocoder")
         self.vocoder = SpeechT5HifiGan(SpeechT5HifiGanConfig(**vocoder, normalize_before=False))
-        self.sample_rate_hz, self.mels = int(vocoder["sampling_rate"]), int(vocoder["model_in_dim"])
+        self.sample_rate_hz = int(vocoder["sampling_rate"])
+        self.mels = int(vocoder["model_in_dim"])
         self.hop = math.prod(vocoder["upsample_rates"])
         self.shrinkage = 2 ** (len(self.vae.config.block_out_channels) - 1)  # of frames and of mels
         self.samples_per_latent = self.hop * self.shrinkage

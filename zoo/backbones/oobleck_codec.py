@@ -26,9 +26,9 @@ class OobleckCodec(nn.Module):
 
     ``vae``: arguments of diffusers' ``AutoencoderOobleck``.
 
-    ``clip_frames``: of the clips that the network beside it was trained on. ``frame_window``: what
-    of them is denoised, None for all, "heard" for those that cover the seconds asked for, "bewo"
-    for one less where the last is not whole. It runs on the device it lies on; gradients flow both
+    ``clip_frames``: of the clips that its denoiser was trained on. ``frame_window``: what
+    of them is denoised, None for all, "heard" for those that cover the requested seconds, "bewo"
+    for one less where the last is not whole. It runs on its own device; gradients flow both
     ways. Raises ``UserError`` for settings that it does not have.
     """
 
@@ -44,11 +44,10 @@ class OobleckCodec(nn.Module):
         self.frame_window = frame_window
         self.vae = AutoencoderOobleck(**checked(AutoencoderOobleck, vae, "vae"))
         config = self.vae.config
-        self.sample_rate_hz, self.channels = int(config.sampling_rate), int(config.audio_channels)
-        self.samples_per_latent, self.latent_channels = (
-            int(self.vae.hop_length),
-            int(config.decoder_input_channels),
-        )
+        self.sample_rate_hz = int(config.sampling_rate)
+        self.channels = int(config.audio_channels)
+        self.samples_per_latent = int(self.vae.hop_length)
+        self.latent_channels = int(config.decoder_input_channels)
         if config.encoder_hidden_size != 2 * self.latent_channels:  # mean and scale
             raise UserError(
                 "vae: encoder_hidden_size must be twice decoder_input_channels, got"

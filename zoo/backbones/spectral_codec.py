@@ -118,7 +118,8 @@ class SpectralCodec(nn.Module):
         left, right = spectrum[:, 0], spectrum[:, 1]
         power_left, power_right = _power(left), _power(right)
         log_magnitude = torch.log(torch.sqrt((power_left + power_right) / 2 + 1e-12) + _FLOOR)
-        band_left, band_right = self.pooling_KF @ power_left, self.pooling_KF @ power_right
+        band_left = self.pooling_KF @ power_left
+        band_right = self.pooling_KF @ power_right
         cross = left * right.conj()
         scale = torch.rsqrt(band_left * band_right + 1e-12)
         level = 0.5 * torch.log((band_left + 1e-8) / (band_right + 1e-8))
@@ -134,7 +135,7 @@ class SpectralCodec(nn.Module):
 
         It runs in the codec's precision, under autocast too.
         """
-        dtype = self.hann.dtype  # a phase bears no bfloat16, and an STFT knows none
+        dtype = self.hann.dtype  # too coarse in bfloat16, where there is no STFT
         with torch.autocast(self.hann.device.type, enabled=False):
             return self._synthesize(log_magnitude_BFT.to(dtype), stereo_BKT.to(dtype))
 
@@ -192,7 +193,7 @@ class SpectralCodec(nn.Module):
     # -----------------------------------------------------------------------------------------
 
     def _pack(self, log_magnitude: Tensor, stereo: Tensor) -> Tensor:
-        """Frames side by side as channels; log-magnitudes brought to about unit scale."""
+        """Frames side by side as channels; log-magnitudes scaled to about unit deviation."""
         both = torch.cat([(log_magnitude + 2.0) / 2.5, stereo], dim=1)
         batch, channels, frames = both.shape
         return (

@@ -61,7 +61,7 @@ class StableAudio(FrozenParts):
     training sampler is the first-order SDE step, eta 1; ``rule="dpmpp_2m_sde"`` is the library's
     solver, for listening. Latents are (channels, frames): (64, 216) for 10 s.
 
-    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    Only ``denoiser`` learns: everything else is frozen and stays in eval mode, whatever
     ``train`` says.
 
     Args:
@@ -119,7 +119,8 @@ class StableAudio(FrozenParts):
         self.projection = StableAudioProjectionModel(
             **checked(StableAudioProjectionModel, projection, "projection")
         )
-        self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
+        self.sample_rate_hz = self.codec.sample_rate_hz
+        self.channels = self.codec.channels
         self._check_parts()
         words = partial(
             fitting_tokenizer(tokenizer, max_tokens, encoder.config), truncate=truncate_prompts
@@ -154,7 +155,7 @@ class StableAudio(FrozenParts):
             ("seconds_total", self.seconds_total),
         ):
             if value is not None and not low <= value <= high:
-                raise UserError(f"{name} must lie in [{low}, {high}], got {value}")
+                raise UserError(f"{name} must be in [{low}, {high}], got {value}")
 
     def scored_mask(self, prompts: Sequence[Prompt]) -> Tensor | None:
         """(B, 1, frames): the frames within a prompt's ``seconds``; None where all are heard."""
@@ -188,7 +189,8 @@ class StableAudio(FrozenParts):
         made = self.projection(
             text_hidden_states=states_BLD, start_seconds=start_B, end_seconds=total_B
         )
-        start_B1D, total_B1D = made.seconds_start_hidden_states, made.seconds_end_hidden_states
+        start_B1D = made.seconds_start_hidden_states
+        total_B1D = made.seconds_end_hidden_states
         tokens_BLD = torch.cat(
             [made.text_hidden_states * mask_BL[..., None], start_B1D, total_B1D], dim=1
         )

@@ -97,9 +97,9 @@ class Tango(FrozenParts):
 
     All arguments are plain JSON values; None is the released size.
 
-    Latents are (8, frames, 16), 25 frames per second. Every part runs on the device it lies on.
+    Latents are (8, frames, 16), 25 frames per second. Every part runs on its own device.
 
-    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    Only ``denoiser`` learns: everything else is frozen and stays in eval mode, whatever
     ``train`` says.
 
     Args:
@@ -146,7 +146,8 @@ class Tango(FrozenParts):
             T5Config(**checked(T5Config, parts["text_encoder"], "the text encoder"))
         )
         self.codec = MelCodec(parts["vae"], parts["vocoder"])
-        self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
+        self.sample_rate_hz = self.codec.sample_rate_hz
+        self.channels = self.codec.channels
         with torch.device("cpu"):  # a table, also when the networks are made without memory
             self.path = VPDiscrete.from_betas(0.00085, 0.012, "v", steps_offset=1, ends_clean=True)
         wanted = (self.text_encoder.config.d_model, self.codec.vae.config.latent_channels)

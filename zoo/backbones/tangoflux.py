@@ -53,7 +53,7 @@ class TangoFlux(FrozenParts):
     "cross" of ``add_lora`` means the joint attention of the double blocks, where text has
     projections of its own. Latents are (channels, frames).
 
-    Only ``denoiser`` learns: everything else is frozen by use and stays in eval mode whatever
+    Only ``denoiser`` learns: everything else is frozen and stays in eval mode, whatever
     ``train`` says.
 
     Args:
@@ -131,7 +131,8 @@ class TangoFlux(FrozenParts):
             )
         self.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.duration = StableAudioNumberConditioner(width, 0, max_seconds)
-        self.sample_rate_hz, self.channels = self.codec.sample_rate_hz, self.codec.channels
+        self.sample_rate_hz = self.codec.sample_rate_hz
+        self.channels = self.codec.channels
         words = (
             None if tokenizer is None else fitting_tokenizer(tokenizer, max_tokens, encoder.config)
         )

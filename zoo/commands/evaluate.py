@@ -148,7 +148,7 @@ def _check_sources(options: argparse.Namespace) -> None:
 
 
 def _check_without_effect(options: argparse.Namespace) -> None:
-    """Raises ``UserError`` for an option that does nothing beside the others."""
+    """Raises ``UserError`` for an option without effect among the others."""
     if options.combine:
         _without(
             options,
@@ -411,7 +411,7 @@ def publish(out: Path, results: Results, players: int) -> str:
     """
     first, second, parts = all_tables(results)
     texts = {"table1.md": as_markdown(first), "table2.md": as_markdown([*second, *parts])}
-    # A full disk leaves the older files, not new tables beside an old report.
+    # A full disk leaves the older files, not new tables next to an old report.
     with files_written_together(out) as together:
         for name, text in texts.items():
             (together / name).write_text(text, encoding="utf-8")

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--guidance",
         type=float,
-        help="guidance scale, 1 is none (default: that of the run, else 3)",
+        help="guidance scale, 1 for none (default: that of the run, else 3)",
     )
     add(
         "--eta",

@@ -126,7 +126,7 @@ def _page(options: argparse.Namespace) -> None:
     scorer = load(options.scorer, options.device)
     if not is_scorer(scorer):
         raise UserError(
-            f"{options.scorer} is a {type(scorer).__name__}, which gives no scores; name a reward"
+            f"{options.scorer} is a {type(scorer).__name__}, which has no scores; name a reward"
         )
     with Progress(transient=True) as bar:
         task = bar.add_task("scoring", total=len(pairing.pairs))

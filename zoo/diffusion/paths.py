@@ -52,7 +52,7 @@ def _require_unit_time(time: Tensor) -> Tensor:
     time = exact(time)
     if not bool(((time >= 0) & (time <= 1)).all()):
         raise UserError(
-            f"a continuous time lies in [0, 1] (0 clean, 1 noise), got {time.flatten().tolist()}"
+            f"a continuous time is in [0, 1] (0 clean, 1 noise), got {time.flatten().tolist()}"
         )
     return time
 
@@ -92,7 +92,8 @@ class VPDiscrete:
                 "alphas_cumprod must be a flat list of numbers between 0 and 1 (both excluded)"
             )
         self.prediction = require_known("prediction", prediction, PREDICTIONS)
-        self.steps_offset, self._last_time = int(steps_offset), -1 if ends_clean else 0
+        self.steps_offset = int(steps_offset)
+        self._last_time = -1 if ends_clean else 0
 
     @classmethod
     def from_betas(
@@ -127,7 +128,8 @@ class VPDiscrete:
 
         Raises ``UserError`` when the grid does not fit into the training steps.
         """
-        steps, count = _require_steps(steps), len(self.alphas_cumprod)
+        steps = _require_steps(steps)
+        count = len(self.alphas_cumprod)
         stride = count // steps
         if stride < 1 or (steps - 1) * stride + self.steps_offset > count - 1:
             raise UserError(
@@ -143,7 +145,8 @@ class VPDiscrete:
         Raises ``UserError`` outside the training steps.
         """
         index = exact(time)
-        lowest, highest = self._last_time, len(self.alphas_cumprod) - 1
+        lowest = self._last_time
+        highest = len(self.alphas_cumprod) - 1
         if bool((index != index.round()).any()) or bool(
             ((index < lowest) | (index > highest)).any()
         ):
@@ -189,7 +192,8 @@ class VPCosine:
         self.spacing = require_known("spacing", spacing, SPACINGS)
         if not 0 < sigma_min < sigma_max:
             raise UserError(f"expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.sigma_min = float(sigma_min)
+        self.sigma_max = float(sigma_max)
 
     def __repr__(self) -> str:
         return f"VPCosine(prediction={self.prediction!r}, spacing={self.spacing!r})"

@@ -56,7 +56,8 @@ class RolloutBuffers:
         keep_unconditional: bool = False,
     ) -> RolloutBuffers:
         """For ``count`` samples; unconditional outputs are kept only where they are detached."""
-        steps, shape = int(sampler.steps), tuple(latent_shape)
+        steps = int(sampler.steps)
+        shape = tuple(latent_shape)
         is_kept = keep_unconditional and sampler.is_guided and sampler.detach_unconditional
         return RolloutBuffers(
             torch.empty(steps + 1, count, *shape, device=device),
@@ -97,12 +98,16 @@ def _walk(
     draw: Callable[[], Tensor],
 ) -> Iterator[_Step]:
     """Yields all steps from the start noise ``x``. Steps that add no noise draw it, too."""
-    sampler, path, count = schedule.sampler, schedule.path, x.shape[0]
+    sampler = schedule.sampler
+    path = schedule.path
+    count = x.shape[0]
     is_solver = sampler.rule in SOLVERS
-    factors, before = _second_order_factors(schedule) if is_solver else {}, None
+    factors = _second_order_factors(schedule) if is_solver else {}
+    before = None
     for step in range(int(sampler.steps)):
         step_B = torch.full((count,), step, device=x.device)
-        time_B, at_B = schedule.times_S[step_B], schedule.at_S.at(step_B)
+        time_B = schedule.times_S[step_B]
+        at_B = schedule.at_S.at(step_B)
         unconditional = None
         if negative is not None and sampler.detach_unconditional:
             unconditional = unconditional_output(predict, x, time_B, negative)
@@ -210,9 +215,9 @@ def sample_latents(
     schedule = Schedule.of(path, sampler, device)
     draw = _drawing(generators, latent_shape, device)
     sides = conditioning.to(device), None if used is None else used.to(device)
-    x, done = draw(), 0
-    for step in _walk(predict, schedule, x, *sides, draw):
-        x, done = step.moved, done + 1
+    x = draw()
+    for done, step in enumerate(_walk(predict, schedule, x, *sides, draw), start=1):
+        x = step.moved
         if progress is not None:
             progress(done, int(sampler.steps))
     return x
@@ -264,7 +269,8 @@ def rollout(
     if scored_mask is not None:  # one that does not fit is refused before the first forward
         scored_mean(torch.zeros(len(prompts), *latent_shape), scored_mask.cpu())
     mask = None if scored_mask is None else scored_mask.to(device)
-    schedule, draw = Schedule.of(path, sampler, device), _drawing(generators, latent_shape, device)
+    schedule = Schedule.of(path, sampler, device)
+    draw = _drawing(generators, latent_shape, device)
     if buffers is None:
         buffers = RolloutBuffers.empty(sampler, len(prompts), latent_shape, device)
     with torch.no_grad():
@@ -310,7 +316,7 @@ def replay_schedule(path: Path, sampler: Sampler, trajectory: Trajectory) -> Sch
         )
     if sampler.is_guided != (trajectory.negative is not None):
         raise UserError(
-            "guidance must be on in rollout and training alike; give the sampler of the"
+            "guidance must be on both in rollout and training; give the sampler of the"
             " trajectory's rollout"
         )
     return schedule
@@ -320,7 +326,7 @@ def check_scorable(schedule: Schedule, steps: Tensor) -> None:
     """Raises ``UserError`` for steps (long, on the CPU) that are out of range or add no noise."""
     sampler = schedule.sampler
     if bool(((steps < 0) | (steps >= sampler.steps)).any()):
-        raise UserError(f"steps lie in [0, {sampler.steps - 1}], got {steps.tolist()}")
+        raise UserError(f"steps must be in [0,  {sampler.steps - 1}], got {steps.tolist()}")
     for step in steps.unique().tolist():
         if schedule.stds[step] == 0:
             now, after = schedule.times_S[step : step + 2].tolist()
@@ -357,7 +363,8 @@ def replay_step(
         Log-probability (B,), mean (B, ...) and std (B,) of the next latents.
     """
     sampler = schedule.sampler
-    x, x_next = trajectory.latents_SB[step_B, row_B], trajectory.latents_SB[step_B + 1, row_B]
+    x = trajectory.latents_SB[step_B, row_B]
+    x_next = trajectory.latents_SB[step_B + 1, row_B]
     known = trajectory.unconditional_SB if reuse_unconditional else None
     output = guided_output(
         predict,

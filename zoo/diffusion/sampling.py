@@ -28,7 +28,7 @@ class Sampler:
 
     Args:
         steps: denoising steps.
-        guidance_scale: classifier-free guidance; 1 is none.
+        guidance_scale: of classifier-free guidance; 1 for none.
         eta: share of fresh noise, 0 to 1: one number, or one per step (1s among 0s are stochastic
             there and an ODE elsewhere).
         rule: "ddim" or "cps" (see ``step_std``), or a solver, which samples and cannot be trained:
@@ -65,7 +65,8 @@ class Sampler:
         outside = [eta for eta in self.etas if not 0 <= eta <= 1]
         if outside:
             raise UserError(
-                f"Sampler: eta lies in [0, 1] (0 deterministic, 1 fully stochastic), got {outside}"
+                "Sampler: eta must be in [0, 1] (0 deterministic, 1 fully stochastic), got"
+                f" {outside}"
             )
         if self.rule in SOLVERS and set(self.etas) != {1.0}:
             raise UserError(

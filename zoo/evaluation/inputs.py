@@ -171,7 +171,7 @@ def model_clips(
 
     Args:
         backbone: the model.
-        prompts: what is asked for.
+        prompts: the prompts of the clips.
         seeds: of the clips of every prompt.
         sampling: how they are sampled.
         folder: where the files go.

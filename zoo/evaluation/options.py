@@ -68,7 +68,7 @@ def _add_sources(add: Callable[..., Any]) -> None:
         "--config",
         action="append",
         default=[],
-        help="YAML of a run: its prompts, sampling and reward (a run folder brings its own)",
+        help="YAML of a run: its prompts, sampling and reward (a run folder has its own)",
     )
     add(
         "--combine",
@@ -93,7 +93,7 @@ def _add_sampling(add: Callable[..., Any]) -> None:
         "--seed",
         type=int,
         help=(
-            "of a prompt's first clip; the next has the next seed, for all models alike "
+            "of a prompt's first clip; the next has the next seed, the same for all models "
             f"(default: {SEED})"
         ),
     )
@@ -143,7 +143,7 @@ def _add_tables(add: Callable[..., Any]) -> None:
         "--players",
         type=int,
         default=3,
-        help="clips per class in report.html, from best to worst; 0 is none",
+        help="clips per class in report.html, from best to worst; 0 for none",
     )
     add(
         "--out",

@@ -76,19 +76,22 @@ def draw_confusion(results: Results, path: Path) -> bool:
 
 
 def _matrix(axis: Any, found: Accuracy, title: str) -> None:
-    """One confusion matrix; a class that nothing asked for has dashes."""
+    """One confusion matrix; a class that no prompt requested has dashes."""
     shares = [[hits / max(1, sum(row)) for hits in row] for row in found.confusion]
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     places = range(len(found.class_names))
     names = [_plain(name) for name in found.class_names]
     axis.set_xticks(places, names, rotation=30, fontsize=8)
     axis.set_yticks(places, names, fontsize=8)
-    axis.set_xlabel("called", fontsize=8)
-    axis.set_ylabel("asked for", fontsize=8)
+    axis.set_xlabel("predicted", fontsize=8)
+    axis.set_ylabel("requested", fontsize=8)
     axis.set_title(_plain(title), fontsize=8)
     for i, row in enumerate(found.confusion):
         for j, hits in enumerate(row):
-            colour = "white" if shares[i][j] > 0.5 else "black" if hits else "darkgray"
+            if shares[i][j] > 0.5:
+                colour = "white"
+            else:
+                colour = "black" if hits else "darkgray"
             cell = f"{shares[i][j]:.2f}\n({hits})" if sum(row) else "-"
             axis.text(j, i, cell, ha="center", va="center", color=colour, fontsize=7)
 
@@ -223,7 +226,7 @@ def _cell(clip: ScoredClip | None) -> str:
 
 
 def _players(line: Line, scorers: Sequence[ScorerFacts], count: int) -> str:
-    """A table of players: the best and the worst clips of a line's set, beside the original's."""
+    """A table of players: the best and the worst clips of a line's set, next to the original's."""
     scorer = next((each for each in scorers if has(line.one, each, SCORE)), None)
     if scorer is None:
         return ""
@@ -231,7 +234,10 @@ def _players(line: Line, scorers: Sequence[ScorerFacts], count: int) -> str:
     rows = []
     for name, clips in chosen(line.one, scorer, count).items():
         for place, clip in enumerate(clips):
-            rank = "best" if place == 0 else "worst" if place == len(clips) - 1 else "between"
+            if place == 0:
+                rank = "best"
+            else:
+                rank = "worst" if place == len(clips) - 1 else "between"
             what = html.escape(f"{name or 'all'}: {rank}")
             text = html.escape(clip.text)
             cells = "".join(_cell(side.get(clip.key)) for side in sides)
@@ -278,7 +284,7 @@ def write_page(
     body = [as_html(table) for table in tables]
     body.append(picture(folder / TABLES, "the tables' numbers with their intervals"))
     if is_classified:
-        body.append(picture(folder / CONFUSION, "confusion matrices: asked for and called"))
+        body.append(picture(folder / CONFUSION, "confusion matrices: requested and predicted"))
     if players:
         body += [_players(line, results.scorers, players) for line in lines(results)]
     body += [as_html(table) for table in more]

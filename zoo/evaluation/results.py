@@ -16,7 +16,7 @@ FORMAT = 1
 # the roles of a set of clips
 ORIGINAL = "original"
 TRAINED = "trained"
-CLIPS = "clips"  # of files alone nobody knows whether a trained model made them
+CLIPS = "clips"  # plain files do not say whether a trained model made them
 
 
 @dataclass(frozen=True)

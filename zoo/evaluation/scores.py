@@ -1,4 +1,4 @@
-"""Scorers by name, and the numbers that they give to audio files, kept beside the results."""
+"""Scorers by name, and the numbers that they give to audio files, kept next to the results."""
 
 from __future__ import annotations
 

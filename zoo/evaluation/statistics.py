@@ -53,7 +53,7 @@ class Accuracy:
     ``classes``: class -> share of its clips that are called it, None without clips; of a class with
     one prompt the interval is Wilson's over its clips, and speaks for that prompt only.
 
-    ``balanced``: mean over the classes that were asked for. ``confusion[i][j]``: clips that asked
+    ``balanced``: mean over the requested classes. ``confusion[i][j]``: clips that asked
     for class i and are called
     class j.
     """
@@ -86,15 +86,15 @@ class Difference:
 def confusion_matrix(
     wanted: Sequence[str], predicted: Sequence[str], class_names: Sequence[str]
 ) -> list[list[int]]:
-    """Counts clips by the class that was asked for (row) and the one that it is called (column).
+    """Counts clips by requested class (row) and predicted class (column).
 
     Raises ``UserError`` for an unknown class.
     """
     place = {name: i for i, name in enumerate(class_names)}
-    strangers = {*wanted, *predicted} - place.keys()
-    if strangers:
+    unknown = {*wanted, *predicted} - place.keys()
+    if unknown:
         raise UserError(
-            f"{', '.join(sorted(strangers))} is none of the classes {', '.join(class_names)}"
+            f"{', '.join(sorted(unknown))} is none of the classes {', '.join(class_names)}"
         )
     matrix = [[0] * len(class_names) for _ in class_names]
     for asked, called in zip(wanted, predicted, strict=True):

@@ -169,14 +169,14 @@ def _accuracy_notes(results: Results, one: ClipSet, found: Accuracy) -> list[str
     absent = [name for name, each in found.classes.items() if each is None]
     if absent:
         notes.append(
-            f"{one.title}: nothing asked for {', '.join(absent)}; the mean is over the other"
+            f"{one.title}: no prompt requests {', '.join(absent)}; the mean is over the other"
             " classes."
         )
     alone = [name for name, each in found.classes.items() if each is not None and each.prompts == 1]
     if alone:
         notes.append(
-            f"{one.title}: one prompt asked for each of {', '.join(alone)}; the interval of such a"
-            " class is Wilson's over its clips and speaks for that prompt only."
+            f"{one.title}: one prompt requests each of {', '.join(alone)}; the interval of such"
+            " a class is Wilson's over its clips and speaks for that prompt only."
         )
     return notes
 

@@ -135,8 +135,8 @@ def write_adapter(
 ) -> Path:
     """Writes the one adapter of ``model`` and returns its folder.
 
-    It is written beside ``folder`` and moved there; an older folder is replaced. Equal weights give
-    equal bytes.
+    It is written next to ``folder`` and moved there; an older folder is replaced. Equal weights
+    give equal bytes.
 
     Args:
         model: the denoiser with its live adapter.

@@ -113,7 +113,7 @@ def save_artifact(
 ) -> None:
     """Writes ``module`` as an artefact that ``load_artifact`` reads.
 
-    The folder is written beside its place and moved, so that it is never half there; an older
+    The folder is written next to its place and moved, so that it is never half there; an older
     artefact is replaced. config.json holds the hash of each file of weights.
 
     Args:
@@ -203,7 +203,7 @@ def load_artifact(
 ) -> nn.Module:
     """The model, frozen and in eval mode. Strict: every tensor is used and none is missing.
 
-    Floating-point weights become ``dtype`` (default: the model's own, whatever the file holds).
+    Floating-point weights become ``dtype`` (default: the model's own, not the file's).
     Leaves torch's random state as it was. Raises ``FileNotFoundError`` and ``UserError`` saying
     which file, key or tensor is wrong.
     """
@@ -300,7 +300,8 @@ def _stored_state(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    missing, unused = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    missing = sorted(wanted.keys() - state.keys())
+    unused = sorted(state.keys() - wanted.keys())
     shapes = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & state.keys())

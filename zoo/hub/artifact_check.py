@@ -98,7 +98,7 @@ def _loaded(folder: Path, config: dict[str, Any], load: Callable[[str], Any]) ->
 
 def _card(folder: Path, is_there: bool) -> str:
     if not is_there:
-        return f"card: none ({CARD_FILE} is written by an export, and asked for by a push)"
+        return f"card: none ({CARD_FILE} is written by an export; a push requires it)"
     import yaml
 
     text = (folder / CARD_FILE).read_text("utf-8")
@@ -108,7 +108,7 @@ def _card(folder: Path, is_there: bool) -> str:
     wanted = licence_of(folder)
     if wanted and said.lower() != wanted.lower():
         raise UserError(
-            f"{folder / CARD_FILE} says license {said}, but this model has to keep {wanted};"
+            f"{folder / CARD_FILE} says license {said}, but this model must keep {wanted};"
             " correct the card"
         )
     return f"card: valid, license {said}"

@@ -17,7 +17,7 @@ def snippet(config: Mapping[str, Any]) -> str:
     kind = config["kind"]
     if kind == "adapter":
         return (
-            f"{_generating(config)}\n\nWith peft alone, beside the plain base"
+            f"{_generating(config)}\n\nWith peft alone, on the plain base"
             f" model:\n\n{_with_peft(config)}"
         )
     return _generating(config) if kind == "backbone" else _scoring(config)
@@ -57,7 +57,8 @@ base.denoiser = PeftModel.from_pretrained(base.denoiser, "{PLACE}")
 
 def _scoring(config: Mapping[str, Any]) -> str:
     arguments = config.get("arguments") or {}
-    names, key = arguments.get("class_names"), arguments.get("label_key", "mood")
+    names = arguments.get("class_names")
+    key = arguments.get("label_key", "mood")
     label = f", labels={{{key!r}: {names[0]!r}}}" if names else ""
     return _python(f"""
 import torch

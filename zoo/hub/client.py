@@ -98,7 +98,8 @@ class HubRepo:
     """A repository at a revision (None: the newest), asked with a token (None: the client's own).
 
     ``api``: the Hub client's, for what is sent. Its answers are read here; both methods raise
-    ``UserError`` for one of another shape than the Hub's, beside what ``zoo.hub.requests`` raises.
+    ``UserError`` for one of another shape than the Hub's, in addition to what
+    ``zoo.hub.requests`` raises.
     """
 
     repo_id: str

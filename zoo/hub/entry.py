@@ -1,4 +1,4 @@
-"""``ZooEntry``: what is known about one model that goes by a name."""
+"""``ZooEntry``: what is known about one named model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # zoo/
 KINDS = ("backbone", "reward", "adapter", "classifier", "codec")
 LAYOUTS = ("attune", "diffusers", "transformers", "original")
 # The Hub's identifiers of licences that allow commercial use and ask for no agreement. Every other
-# one is shown and asked for.
+# one is shown and must be accepted.
 FREE_LICENCES = frozenset(
     {
         "apache-2.0",
@@ -61,8 +61,8 @@ class ZooEntry:
         card: the written body, below the project's root.
         metrics: short name -> measured value; the card has the protocol.
         note: what else a user must know.
-        importer: the function that opens its authors' file, for models whose files are brought by
-            hand.
+        importer: the function that opens its authors' file, for models whose files are downloaded
+            by hand.
 
     Raises: ``UserError`` for an invalid field.
     """

@@ -42,7 +42,7 @@ def export_run(
     A run with an adapter gives a peft folder (``PeftModel.from_pretrained(pipe.unet, to)`` loads
     it) that names its base and the base's hashes. Other runs give the whole model. Of a stopped run
     the newest checkpoint is taken, with averaged weights where it has them. ``to`` is written
-    beside its place and moved: an interrupted export leaves nothing.
+    next to its place and moved: an interrupted export leaves nothing.
 
     Args:
         run_folder: the ``out_dir`` of the run.

@@ -87,7 +87,7 @@ def check_revision(
     """Raises ``UserError`` when the lock file pins another commit."""
     if pin is not None and pin.revision != revision:
         raise UserError(
-            f"{path} pins {repo_id} at {pin.revision}, but {revision} was asked for or found; pull"
+            f"{path} pins {repo_id} at {pin.revision}, but {revision} was requested or found; pull"
             f" without --revision, or remove {repo_id} from {path} if the change is meant"
         )
 

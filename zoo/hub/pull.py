@@ -101,7 +101,7 @@ def pull(
     """Pulls a zoo name or an ``owner/name`` into a folder that is whole and verified, or absent.
 
     Args:
-        name: a zoo name or "owner/name". Embedded entries are used where they lie.
+        name: a zoo name or "owner/name". Embedded entries are used in place.
         revision: a commit, branch or tag; by default the entry's commit, else that of the lock
             file, else the newest, which the lock file then pins.
         to: a folder that is not there yet (default: the store of pulled models, ``zoo.hub.store``).

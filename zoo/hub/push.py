@@ -70,7 +70,7 @@ class PushPlan:
 
 
 def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPlan:
-    """What ``push`` would send; reads the folder, asks nobody.
+    """What ``push`` would send; reads the folder, contacts no server.
 
     Raises ``UserError`` for an invalid repository id, a folder that is unfinished or
     not whole, has no card or a card without licence or with another one than the base demands,

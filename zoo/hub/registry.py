@@ -1,6 +1,6 @@
 """Names -> entries -> folders.
 
-Looks at this machine only; ``zoo.hub.pull`` brings what is not here yet.
+Looks at this machine only; ``zoo.hub.pull`` downloads what is missing.
 """
 
 from __future__ import annotations
@@ -32,13 +32,9 @@ def entries(kind: str | None = None, pattern: str | None = None) -> tuple[ZooEnt
     """
     if kind is not None and kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
-    glob = (
-        "*"
-        if pattern is None
-        else pattern.lower()
-        if set("*?[") & set(pattern)
-        else f"*{pattern.lower()}*"
-    )
+    glob = "*" if pattern is None else pattern.lower()
+    if not set("*?[") & set(glob):
+        glob = f"*{glob}*"
     return tuple(
         entry
         for entry in ENTRIES.values()
@@ -58,7 +54,7 @@ def why_not_loadable(entry: ZooEntry) -> str | None:
     if entry.architecture not in _TABLES[entry.kind]:
         return f"architecture {entry.architecture!r} planned, cannot be loaded yet"
     if entry.importer is not None:
-        return f"its file is brought by hand and opened with {entry.importer}(PATH)"
+        return f"download its file by hand and open it with {entry.importer}(PATH)"
     return None
 
 

@@ -161,8 +161,8 @@ def download(
         report: called with how many bytes are there.
 
     Raises ``HubAnswerError``, ``UserError`` for another number of bytes than ``size_bytes``,
-    ``OSError`` of the disk, and the client's ``HTTPError`` after five attempts that brought next to
-    nothing.
+    ``OSError`` of the disk, and the client's ``HTTPError`` after five attempts that returned
+    next to nothing.
     """
     from huggingface_hub.errors import HTTPError
 
@@ -196,7 +196,7 @@ def _download_once(
             file.truncate(0)
             start = 0
         elif start and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
-            raise UserError("the storage sent another part than was asked for; pull again")
+            raise UserError("the storage sent another part than the requested one; pull again")
         for chunk in response.iter_raw():
             if start + len(chunk) > size_bytes:
                 raise UserError(f"it is longer than the {size_bytes} bytes that the Hub listed")

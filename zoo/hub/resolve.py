@@ -31,7 +31,7 @@ class Located:
     """The files of one model on this machine.
 
     Args:
-        name: what was asked for, for messages.
+        name: the requested name, for messages.
         folder: where the files are.
         layout: "attune" (a model or adapter of this project), "run" (the folder of a training run),
             "peft" (an adapter that names no base), or that of the model's authors: "diffusers",
@@ -68,7 +68,7 @@ def resolve(name: str | Path) -> Located:
 
 
 def in_folder(folder: Path, name: str | None = None) -> Located:
-    """The model in ``folder``, by the files that lie there. Raises as ``resolve``."""
+    """The model in ``folder``, by the files in it. Raises as ``resolve``."""
     name = str(folder) if name is None else name
     if (folder / "model_index.json").is_file():
         pipeline = str(read_json(folder / "model_index.json").get("_class_name"))

@@ -43,11 +43,14 @@ def _module_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _targets(node: Any) -> Iterator[Any]:
+    values = []
     if isinstance(node, dict):
-        yield from [node["_target_"]] if "_target_" in node else []
-    for value in (
-        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    ):
+        if "_target_" in node:
+            yield node["_target_"]
+        values = node.values()
+    elif isinstance(node, list):
+        values = node
+    for value in values:
         yield from _targets(value)
 
 
@@ -70,11 +73,9 @@ def backbone_of_run(
     ``adapter`` takes the place of the run's own; a run that trained all weights has none.
     Raises ``UserError`` where the run has left nothing.
     """
-    whole, denoiser, own = (
-        folder / "backbone.safetensors",
-        folder / "denoiser.safetensors",
-        folder / "adapter",
-    )
+    whole = folder / "backbone.safetensors"
+    denoiser = folder / "denoiser.safetensors"
+    own = folder / "adapter"
     if adapter is None and not own.is_dir() and not whole.is_file() and not denoiser.is_file():
         raise UserError(
             f"the run in {folder} has left neither adapter/ nor model/; has it finished? "
@@ -195,7 +196,7 @@ def newest_result(run: Path) -> Path | Checkpoint:
             " the run write another one (resume=true)"
         )
     raise UserError(
-        f"the run in {run} has left nothing to export yet: no adapter/, no model/, no checkpoint; "
+        f"the run in {run} has nothing to export yet: no adapter/, no model/, no checkpoint; "
         "let it finish one round or epoch"
     )
 

@@ -41,12 +41,12 @@ def cache_root() -> Path:
 
 
 def place(name: str, revision: str) -> Path:
-    """Where the model of a zoo name or ``owner/name`` lies, or would lie, at a commit."""
+    """The place of a zoo name or ``owner/name`` at a commit, whether pulled or not."""
     return cache_root() / "models" / name.replace("/", "--") / revision
 
 
 def newest(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a pulled model at this commit, or of the last pull; None if there is none."""
+    """The folder of a pulled model at this commit, or of the last pull; None without one."""
     parent = place(name, "x").parent
     there = [path.parent for path in parent.glob(f"{revision or '*'}/{RECORD}")]
     return max(there, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
@@ -67,7 +67,7 @@ def write_record(folder: Path, record: PullRecord) -> None:
 
 
 def read_record(folder: Path) -> PullRecord | None:
-    """The record of a pulled folder, None where there is none.
+    """The record of a pulled folder; None without one.
 
     Raises ``UserError`` for an invalid one.
     """

@@ -1,4 +1,4 @@
-"""``ENTRIES``: every model that goes by a name. A literal table: what is not here is not a name.
+"""``ENTRIES``: every model that has a name. A literal table: other names are unknown.
 
 A commit, hash, size or licence that its publisher does not state is None or "unknown", never a
 guess; the first pull pins commit and hashes in a lock file (``zoo.hub.lock``).

@@ -51,7 +51,7 @@ def safe_relative_path(name: str) -> PurePosixPath:
         )
     if any(part.rstrip(". ").casefold() == ".git" for part in parts):
         raise UserError(
-            f"the file name {shown(name)!r} lies in git's own folder, where files can run commands"
+            f"the file name {shown(name)!r} is in git's own folder, where files can run commands"
         )
     if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name):
         raise UserError(

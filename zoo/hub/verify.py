@@ -35,7 +35,7 @@ def verify_folder(
 ) -> tuple[CheckedFile, ...]:
     """Every file of a model folder with its hash.
 
-    ``promised``: file name -> sha256, beside what the folder itself promises.
+    ``promised``: file name -> sha256, in addition to the folder's own.
 
     Raises ``UserError`` naming everything that is wrong: links, unfinished files, missing files,
     other hashes, headers and indexes that do not fit their files; and for a folder that holds no

@@ -108,7 +108,7 @@ def _check_vocabulary_files(folder: Path) -> None:
     if find_spec("sentencepiece") is None:
         raise UserError(
             f"{folder} has its vocabulary as {_SENTENCE_PIECES} only; pip install sentencepiece and"
-            f" load it again, or put the {_TOKENIZER} of the same tokenizer beside it"
+            f" load it again, or put the {_TOKENIZER} of the same tokenizer next to it"
         )
 
 

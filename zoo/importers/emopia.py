@@ -45,7 +45,7 @@ def load_emopia(
 ) -> EmotionReward:
     """The classifier of a ``best.ckpt`` as a reward, frozen, on the CPU.
 
-    ``hparams.yaml`` beside the file, or the settings inside it, must agree with the tensors.
+    ``hparams.yaml`` next to the file, or the settings inside it, must agree with the tensors.
 
     Args:
         path: the checkpoint.
@@ -122,7 +122,8 @@ def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: 
     or it would hear other bands. Raises ``UserError`` with the names.
     """
     wanted = network.state_dict()
-    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    missing = sorted(wanted.keys() - state.keys())
+    unknown = sorted(state.keys() - wanted.keys())
     shapes = [
         f"{PREFIX}{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & state.keys())
@@ -166,11 +167,11 @@ def _unprefixed(state: Any, path: Path) -> dict[str, Tensor]:
             f"{path} has no dictionary of tensors under state_dict; is it a checkpoint of EMOPIA's"
             " classifier?"
         )
-    strangers = sorted(name for name in state if not str(name).startswith(PREFIX))
-    if strangers:
+    unknown = sorted(name for name in state if not str(name).startswith(PREFIX))
+    if unknown:
         raise UserError(
-            f"{path} holds {len(strangers)} tensors that do not begin with {PREFIX!r}, such as"
-            f" {strangers[0]}; EMOPIA's checkpoints hold its network only"
+            f"{path} holds {len(unknown)} tensors that do not begin with {PREFIX!r}, such as"
+            f" {unknown[0]}; EMOPIA's checkpoints hold its network only"
         )
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
 
@@ -178,7 +179,7 @@ def _unprefixed(state: Any, path: Path) -> dict[str, Tensor]:
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The authors' settings:
 
-    ``hparams.yaml`` beside the checkpoint, and over them those inside it; having none is fine.
+    ``hparams.yaml`` next to the checkpoint, and over them those inside it; having none is fine.
     """
     import yaml
 
@@ -229,7 +230,10 @@ def _task(task: str | None, n_classes: int, path: Path) -> str:
     fitting = [name for name, classes in TASKS.items() if len(classes) == n_classes]
     if task is None:
         folder = path.resolve().parent.name
-        task = folder if folder in TASKS else fitting[0] if len(fitting) == 1 else None
+        if folder in TASKS:
+            task = folder
+        elif len(fitting) == 1:
+            task = fitting[0]
     if task is None:
         raise UserError(
             f"{path} has {n_classes} classes: name its task, {' or '.join(fitting or TASKS)}"

@@ -24,11 +24,9 @@ from zoo.errors import UserError
 from zoo.importers.pickles import load_pickle_weights
 
 TOKENIZER = "roberta-base"  # of all released checkpoints; the files do not hold it
-_AUDIO, _BLOCK, _ENDS = (
-    "audio_model.audio_encoder.",
-    r"(layers\.\d+\.blocks\.\d+)",
-    r"(weight|bias)",
-)
+_AUDIO = "audio_model.audio_encoder."
+_BLOCK = r"(layers\.\d+\.blocks\.\d+)"
+_ENDS = r"(weight|bias)"
 _QKV = re.compile(rf"audio_branch\.{_BLOCK}\.attn\.qkv\.{_ENDS}")
 _RENAMED = tuple(
     (re.compile(pattern), name)

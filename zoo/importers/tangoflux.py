@@ -22,7 +22,9 @@ from zoo.hub.untrusted import check_safetensors_header, file_inside, read_json
 from zoo.hub.weights import blobs_of, refuse_wrong_numbers
 from zoo.importers.tango import TEXT_ENCODER_REPO, tokenizer_text, with_both_names
 
-CONFIG_FILE, MAIN_FILE, VAE_FILE = "config.json", "tangoflux.safetensors", "vae.safetensors"
+CONFIG_FILE = "config.json"
+MAIN_FILE = "tangoflux.safetensors"
+VAE_FILE = "vae.safetensors"
 # prefix in their file -> in ours (the third is spelt like this there)
 _PREFIXES = {
     "transformer": "denoiser",
@@ -54,7 +56,7 @@ def open_tangoflux(
         checkpoint_activations: the model's ``set_checkpointing``.
         frame_window: as ``TangoFlux`` takes it.
         tokenizer: the tokenizer.json of google/flan-t5-large, or its folder; by default one that
-            lies in the model's folder, else the Hub's.
+            is in the model's folder, else the Hub's.
 
     Raises: as ``load_tangoflux``.
     """

@@ -148,10 +148,8 @@ def _block(table: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byt
     """
     offset, place = _varint(handle, place)
     size, _ = _varint(handle, place)
-    block, trailer = (
-        table[offset : offset + size],
-        table[offset + size : offset + size + TRAILER_BYTES],
-    )
+    block = table[offset : offset + size]
+    trailer = table[offset + size : offset + size + TRAILER_BYTES]
     compression, checksum = struct.unpack("<BI", trailer)
     if masked_crc32c(block + trailer[:1]) != checksum:
         raise UserError("a block's checksum is wrong; copy the file again")
@@ -215,7 +213,9 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 64:
         byte = raw[at]
-        value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
+        value = value | (byte & 127) << shift
+        at += 1
+        shift += 7
         if byte < 128:
             return value, at
     raise UserError("a number longer than 64 bits")

@@ -126,7 +126,9 @@ def mel_bank() -> Tensor:
         dtype=torch.float64,
     )
     bins = _mel(torch.linspace(0, RATE_HZ / 2, FFT // 2 + 1, dtype=torch.float64))[:, None]
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    low = edges[:-2]
+    centre = edges[1:-1]
+    high = edges[2:]
     bank = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(
         min=0
     )
@@ -242,7 +244,7 @@ def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ..
 def wheel_path(package: str, inside: str, what: str, install: str) -> Path:
     """The file or folder ``inside`` (``a/b``) of a ``package``, without running its code.
 
-    Raises ``ImportError`` that says ``what`` is missing and the command that brings it.
+    Raises ``ImportError`` that says ``what`` is missing and the command that installs it.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -75,7 +75,7 @@ class View:
     """What a listener sees next.
 
     ``trial``: None when all is answered. ``done`` of ``total`` trials are answered. ``message``:
-    shown beside the progress.
+    shown next to the progress.
     """
 
     trial: Trial | None

@@ -1,6 +1,6 @@
 """Rewards by name.
 
-A row is ``name: "module:class"``; the class is imported when it is asked for (see ``zoo.load``).
+A row is ``name: "module:class"``; the class is imported on first use (see ``zoo.load``).
 """
 
 REWARDS = {

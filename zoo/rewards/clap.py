@@ -128,7 +128,7 @@ class ClapReward(StaysInEvalMode):
         towers: a key of ``CLAP_TOWERS``.
         arguments: of the towers' class.
         windows, padding: see ``window_starts`` and ``padded``; embeddings of several windows are
-            averaged and brought to unit length.
+            averaged and scaled to unit length.
         int16: a round trip through 16 bits; no gradient passes it.
         compat: as laion_clap's own front end hears, only for comparison with numbers made that way:
             ``int16`` is on, and the number's name ends with ``/compat``.

@@ -83,7 +83,7 @@ def aggregate(
 
     ``mean``: weighted mean less ``spread_weight`` times the spread, which is the members' weighted
     deviation from that mean.
-    ``worst``: the lowest member, whatever its weight. With two members of equal weight
+    ``worst``: the lowest member, regardless of weights. With two members of equal weight
     ``spread_weight`` 1 is the worst case.
     """
     share_M1 = (weight_M / weight_M.sum()).to(z_MB).unsqueeze(1)
@@ -151,10 +151,8 @@ class EnsembleReward(StaysInEvalMode):
                 f"spread_weight must be at least 0 and min_count 2, got {spread_weight} and"
                 f" {min_count}"
             )
-        self.members, self.penalties = (
-            members_of(members, "members"),
-            members_of(penalties or {}, "penalties"),
-        )
+        self.members = members_of(members, "members")
+        self.penalties = members_of(penalties or {}, "penalties")
         if not self.members:
             raise UserError("an ensemble needs at least one member; penalties alone rank nothing")
         twice = {member.name for member in self.members} & {

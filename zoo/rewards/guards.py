@@ -144,7 +144,7 @@ def distance_to_others(
 
 
 def _beyond(value_B: Tensor, limit: float, worst: float) -> Tensor:
-    """(B,) 0 up to ``limit``, then linearly to -1 at ``worst`` (which may lie on either side)."""
+    """(B,) 0 up to ``limit``, then linearly to -1 at ``worst`` (which may be on either side)."""
     return -((value_B - limit) / (worst - limit)).clamp(0, 1)
 
 

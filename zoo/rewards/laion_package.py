@@ -188,7 +188,7 @@ def _pip_command(error: ImportError) -> str:
 
 @contextmanager
 def _from_pretrained(kind: type, made: Callable[[type], Any]) -> Iterator[None]:
-    """Inside, ``kind.from_pretrained(...)`` gives ``made(kind)``, whatever it is asked for."""
+    """Inside, ``kind.from_pretrained(...)`` gives ``made(kind)``, for any arguments."""
     own = kind.__dict__.get("from_pretrained")
     kind.from_pretrained = classmethod(lambda cls, *given, **settings: made(cls))
     try:

@@ -80,8 +80,9 @@ def reward_of(given: Any, where: str) -> Reward:
 
 
 def described(reward: Reward) -> dict[str, Any] | None:
-    """What ``reward_of`` builds the same class from, without its weights; None where no table
-    names it.
+    """Plain values from which ``reward_of`` builds the same class, without its weights.
+
+    None for a class outside the table.
     """
     place = f"{type(reward).__module__}:{type(reward).__name__}"
     architecture = next((key for key, known in REWARDS.items() if known == place), None)
@@ -162,7 +163,7 @@ def members_of(given: Mapping[str, Any], kind: str) -> tuple[Member, ...]:
 def _member(name: str, value: Any, where: str) -> Member:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
         raise UserError(
-            f"{where}: a name has letters, digits, _ and -, and is none of {', '.join(RESERVED)}"
+            f"{where}: a name has letters, digits, _ and -, and must not be {', '.join(RESERVED)}"
         )
     settings = (
         dict(value)
@@ -174,11 +175,9 @@ def _member(name: str, value: Any, where: str) -> Member:
             raise UserError(f"{where}.{key}: {did_you_mean(str(key), _KEYS)}")
     if settings.get("reward") is None:
         raise UserError(f"{where} needs a reward: an object, or architecture and arguments")
-    weight, mean, std = (
-        _number(settings, "weight", where, 1.0),
-        _number(settings, "mean", where),
-        _number(settings, "std", where),
-    )
+    weight = _number(settings, "weight", where, 1.0)
+    mean = _number(settings, "mean", where)
+    std = _number(settings, "std", where)
     if not weight > 0:
         raise UserError(
             f"{where}.weight must be above 0, got {weight}; leave out a member that is not to count"

@@ -119,7 +119,7 @@ def emotion_score(
 class EmotionReward(StaysInEvalMode):
     """Scores clips by the mood in ``prompt.labels[label_key]`` (see ``emotion_score``).
 
-    Clips are heard in mono, resampled and brought to one level. Probabilities and logits are means
+    Clips are heard in mono, resampled and scaled to one level. Probabilities and logits are means
     over chunks. All arguments are plain JSON values. ``Emotion``
     (lightning_modules/mood_classifier.py) trains ``classifier`` itself.
 
@@ -133,7 +133,7 @@ class EmotionReward(StaysInEvalMode):
         channels, dropout: of the network.
         activation: "softmax" for a classifier trained by cross-entropy, "sigmoid" for released
             EMOPIA weights.
-        rms: the level that every clip is brought to (None: unchanged, as EMOPIA).
+        rms: the level of every clip (None: unchanged, as EMOPIA).
         label_key: the label of a prompt that asks for a mood.
         classes_of: words that labels may also hold, with the class of each.
         class_mean, class_std: of each class's log-odds (nats) over the base model's generations, as
@@ -179,14 +179,13 @@ class EmotionReward(StaysInEvalMode):
             )
         if rms is not None and not 0 < rms < math.inf:
             raise UserError(
-                "rms is the level that every clip is brought to, above 0, or null for none, got"
+                "rms must be above 0 (the level of every clip), or null for unchanged clips, got"
                 f" {rms}"
             )
-        strangers = sorted(set((classes_of or {}).values()) - set(class_names))
-        if strangers:
+        unknown = sorted(set((classes_of or {}).values()) - set(class_names))
+        if unknown:
             raise UserError(
-                f"classes_of maps to {', '.join(strangers)}; the classes are"
-                f" {', '.join(class_names)}"
+                f"classes_of maps to {', '.join(unknown)}; the classes are {', '.join(class_names)}"
             )
         self.statistics = _checked_statistics(class_mean, class_std, class_names)
         if value == "calibrated" and self.statistics is None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from zoo.errors import UserError, did_you_mean
 from zoo.rewards.mood import MOODS, EmotionReward
 
-RATE_HZ, CHUNK_S = 22_050, 3.0
+RATE_HZ = 22_050
+CHUNK_S = 3.0
 TASKS = {
     "ar_va": MOODS,
     "arousal": ("HA", "LA"),

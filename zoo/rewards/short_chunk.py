@@ -139,7 +139,7 @@ def chunk_starts(length: int, chunk: int, rule: str = "full", hop: int | None = 
 
 
 def cut_chunks(wave_BN: Tensor, starts: Sequence[int], chunk: int) -> Tensor:
-    """(B, len(starts), chunk); what lies beyond the end is zero."""
+    """(B, len(starts), chunk); samples beyond the end are zero."""
     missing = max(0, max(starts) + chunk - wave_BN.shape[-1])
     padded = functional.pad(wave_BN, (0, missing))
     return torch.stack([padded[:, start : start + chunk] for start in starts], dim=1)

@@ -25,10 +25,9 @@ from zoo.errors import UserError
 from zoo.rewards.mood import level_normalised
 
 _TIME_STRIDE, _MEL_STRIDE = 4, 16  # of the four convolutions together
-_DB_CENTRE, _DB_SCALE = (
-    -10.0,
-    20.0,
-)  # brings the log-mel of a clip at rms 0.08 to about zero mean and unit deviation
+# They scale the log-mel of a clip at rms 0.08 to about zero mean and unit deviation.
+_DB_CENTRE = -10.0
+_DB_SCALE = 20.0
 MAX_SCALE = 100.0  # of the cosines, as in CLIP: the temperature stays above 0.01
 
 
@@ -157,9 +156,9 @@ class TinyClapTowers(nn.Module):
         max_tokens: the longest text.
         queries: of the attention that pools tokens.
         embedding: numbers per embedding.
-        rms: the level that every window is brought to, so that loudness earns nothing.
+        rms: the level of every window, so that loudness earns nothing.
         floor_db: the level below which a mel bin counts as silent, relative to power 1 (a clip of
-            white noise at rms 0.08 lies near +10).
+            white noise at rms 0.08 is near +10).
 
     Raises: ``UserError`` for sizes that the four strided convolutions do not divide.
     """

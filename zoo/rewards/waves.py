@@ -46,7 +46,7 @@ def check_waves(wave_BCN: Tensor, sample_rate_hz: Any, who: str, prompts: int | 
         )
     if 0 in wave_BCN.shape:
         what = "waves of 0 samples" if len(wave_BCN) else "0 waves"
-        raise UserError(f"{who} was given {what}; there is nothing to hear")
+        raise UserError(f"{who} was given {what}; it needs audio")
     if prompts is not None and prompts != len(wave_BCN):
         raise UserError(
             f"{len(wave_BCN)} waves came with {prompts} prompts; every wave needs its own"

@@ -52,15 +52,14 @@ def clips_needed(first: float, second: float, power: float = 0.8) -> float:
     """
     if not (0 <= first <= 1 and 0 <= second <= 1 and 0 < power < 1):
         raise UserError(
-            f"proportions lie in 0..1 and power between them, got {first}, {second}, power {power}"
+            f"proportions must be in 0..1 and power between them, got {first}, {second},"
+            f" power {power}"
         )
     if first == second:
         return math.inf
     mean = (first + second) / 2
-    alike, apart = (
-        math.sqrt(2 * mean * (1 - mean)),
-        math.sqrt(first * (1 - first) + second * (1 - second)),
-    )
+    alike = math.sqrt(2 * mean * (1 - mean))
+    apart = math.sqrt(first * (1 - first) + second * (1 - second))
     return (
         (NormalDist().inv_cdf(0.975) * alike + NormalDist().inv_cdf(power) * apart)
         / (second - first)
@@ -75,7 +74,8 @@ def smallest_rise(share: float, count: int, power: float = 0.8) -> float | None:
     """
     if clips_needed(share, 1.0, power) > count:
         return None
-    low, high = share, 1.0
+    low = share
+    high = 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (middle, high) if clips_needed(share, middle, power) > count else (low, middle)

@@ -1,4 +1,4 @@
-"""How far each value lies from the others of its group, in float64.
+"""How far each value is from the others of its group, in float64.
 
 Sums are exactly rounded, so the order of the values changes nothing.
 """
