@@ -376,7 +376,7 @@ def test_scoring_with_another_sampler_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="other steps, eta, rule or path"):
             step_log_prob(predict, VPCosine(), other, result, steps)
-    with pytest.raises(ValueError, match="guidance must be on in rollout and training"):
+    with pytest.raises(ValueError, match="guidance must be on both in rollout and training"):
         step_log_prob(predict, VPCosine(), replace(sampler, guidance_scale=1.0), result, steps)
     with pytest.raises(ValueError, match="one step per sample"):
         step_log_prob(predict, VPCosine(), sampler, result, steps[:2])
