@@ -152,8 +152,8 @@ def test_body_holds_what_a_reader_needs(adapter):
         "always from the same noise",
         "One run, one seed",
         "not for commercial use; what you derive from it inherits that",
-        "words happy: merry",
-        "held_out merry piano",
+        "  - words: happy (merry",
+        "  - held_out: merry piano",
     ):
         assert wanted in card, wanted
     assert "{{" not in card and "<!--" not in card

@@ -357,13 +357,11 @@ def _training_text(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
     ]
     if not training.get("finished", True):
         lines.append("- The run was not finished when this was exported.")
-    for key, what in (("prompts", "Prompts"), ("knobs", "Knobs")):
+    for key, what in (("prompts", "Prompts"), ("knobs", "Settings")):
         found = training.get(key) or {}
-        lines += (
-            [f"- {what}: " + "; ".join(f"{name} {_words(value)}" for name, value in found.items())]
-            if found
-            else []
-        )
+        if found:
+            lines.append(f"- {what}:")
+            lines += [f"  - {name}: {_words(value)}" for name, value in found.items()]
     return "\n".join(lines)
 
 
@@ -392,7 +390,7 @@ def _licence_text(config: Mapping[str, Any], entry: ZooEntry | None) -> str:
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_words(item)}" for key, item in value.items())
+        return ", ".join(f"{key} ({_words(item)})" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(
             " ".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item)
