@@ -17,10 +17,10 @@ from zoo.hub.weights import save_weights
 
 
 def output(backbone):
-    said = backbone.encode_prompts(prompts(3))
+    conditioning = backbone.encode_prompts(prompts(3))
     with torch.no_grad():
         return backbone.predict(
-            torch.linspace(-1, 1, 48).reshape(3, 2, 8), torch.full((3,), 0.4), said
+            torch.linspace(-1, 1, 48).reshape(3, 2, 8), torch.full((3,), 0.4), conditioning
         )
 
 

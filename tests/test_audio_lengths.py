@@ -257,7 +257,7 @@ def test_training_sets_cut_clips_aside_at_the_start(tmp_path: Path) -> None:
 def test_damaged_headers_raise_a_user_error(tmp_path: Path) -> None:
     draw = random.Random(0)
     whole = [encoded(*kind, sound()[:2000]) for kind in KINDS]
-    told = 0
+    refused = 0
     for _ in range(400):
         data = bytearray(draw.choice(whole))
         for _ in range(draw.choice([1, 2, 9])):
@@ -269,5 +269,5 @@ def test_damaged_headers_raise_a_user_error(tmp_path: Path) -> None:
                 reader(tmp_path / "a.any")
             except ValueError as error:  # anything else is a fault of the reader
                 assert "a.any" in str(error)
-                told += 1
-    assert told > 200
+                refused += 1
+    assert refused > 200

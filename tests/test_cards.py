@@ -244,7 +244,7 @@ def test_licences(adapter, place, tmp_path):
         and licence_of(place / "base") == "cc-by-nc-sa-4.0"
     )
     config = json.loads((adapter / "config.json").read_text())
-    for base, said, wanted in (
+    for base, own, wanted in (
         (BASE, "mit", "cc-by-nc-sa-4.0"),  # what a folder says of itself cannot free it
         ("stable-audio-open-1.0", "mit", "stable-audio-community"),
         ("tango-full", "mit", "unknown"),
@@ -254,11 +254,11 @@ def test_licences(adapter, place, tmp_path):
         (None, None, ""),
     ):
         changed = {key: value for key, value in config.items() if key != "licence"} | (
-            {"licence": said} if said else {}
+            {"licence": own} if own else {}
         )
         changed["base"] = {**config["base"], "name": base}
         (tmp_path / "config.json").write_text(json.dumps(changed))
-        assert licence_of(tmp_path) == wanted, (base, said)
+        assert licence_of(tmp_path) == wanted, (base, own)
     (tmp_path / "config.json").write_text(
         json.dumps(config | {"licence": "stable-audio-community"})
     )

@@ -130,10 +130,10 @@ def test_truth_is_events_and_their_order_if_known():
 
 
 def test_equal_words_for_two_truths_are_not_negatives():
-    said = {"bird": "a bird", "bird_other": "A bird", "dog": "a dog"}
+    captions = {"bird": "a bird", "bird_other": "A bird", "dog": "a dog"}
     asked = [
         Prompt(event, text, labels={"events": [event], "relation": "single"})
-        for event, text in said.items()
+        for event, text in captions.items()
     ]
     asked.append(Prompt("again", "chirps", labels={"events": ["bird"], "relation": "single"}))
     assert same_meaning(asked).int().tolist() == [

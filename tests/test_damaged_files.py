@@ -38,9 +38,9 @@ def test_an_index_of_samples(tmp_path: Path, content: str) -> None:
     index.parent.mkdir(parents=True)
     index.write_text(content)
     for reader in (lambda: write_report(tmp_path), lambda: run_summary(tmp_path, None)):
-        with pytest.raises(ValueError, match=r"samples\.json") as told:
+        with pytest.raises(ValueError, match=r"samples\.json") as caught:
             reader()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_headers_and_settings_in_yaml(tmp_path: Path, content: str) -> None:
     card = tmp_path / "README.md"
     card.write_text(f"---\n{content}\n---\nbody\n")
     for reader in (lambda: _front_matter(card), lambda: check_card(card.read_text(), str(card))):
-        with pytest.raises(ValueError, match=r"README\.md") as told:
+        with pytest.raises(ValueError, match=r"README\.md") as caught:
             reader()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_row_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["[" * 5000, "a: [1\nb: 2", "a: *b", "7", "\x00"])
 def test_the_configuration_of_a_run(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"config\.yaml.*another out_dir") as told:
+    with pytest.raises(UserError, match=r"config\.yaml.*another out_dir") as caught:
         changed_settings(tmp_path, {})
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'a,"\nb' + b"c" * 200_000, b""])

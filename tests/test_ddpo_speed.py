@@ -127,7 +127,7 @@ def test_the_benchmark_at_toy_size(tmp_path, capsys, monkeypatch):
     ddpo_speed.main(
         ["--samples", "4", "--rows", "2", "--steps", "3", "--repeats", "2", "--out", str(tmp_path)]
     )
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     record = json.loads((tmp_path / "speed.json").read_text())
     names = list(record["turns"])
     assert (
@@ -143,8 +143,8 @@ def test_the_benchmark_at_toy_size(tmp_path, capsys, monkeypatch):
         record["turns"]["reference"][0]["phases"]
     )
     assert (
-        "| reference |" in said
-        and f"| {ddpo_speed.OURS} |" in said
+        "| reference |" in printed
+        and f"| {ddpo_speed.OURS} |" in printed
         and (tmp_path / "speed.png").stat().st_size > 5000
     )
     with pytest.raises(SystemExit, match="not a multiple"):

@@ -281,11 +281,11 @@ class Spoilt(Level):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [("raises", "raised KeyError"), ("shape", r"needs \(4,\)"), ("nan", "not finite, of 'p'")],
 )
-def test_a_combination_that_fails_is_named(how, said):
-    with pytest.raises(RewardError, match=f"combining the rewards of round 0.*{said}"):
+def test_a_combination_that_fails_is_named(how, message):
+    with pytest.raises(RewardError, match=f"combining the rewards of round 0.*{message}"):
         judged_levels(Spoilt(how), (1.0, 2.0, 3.0, 4.0))
 
 
@@ -313,11 +313,11 @@ def test_a_run_trains_on_an_ensemble_and_drops_what_a_member_could_not_score():
         ]
         == 2
     )
-    for bad, said in (
+    for bad, message in (
         ("shape", r"member 'level' must return one number per sample, \(4,\), got shape \(4, 1\)"),
         ("raises", "the reward EnsembleReward raised UserError: member 'level': no such mood"),
     ):
-        with pytest.raises(RewardError, match=said):
+        with pytest.raises(RewardError, match=message):
             fitted(module(reward=ensemble(bad)))
 
 
@@ -424,7 +424,7 @@ def test_prompts_too_long_for_a_member_are_named_with_it():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"members": {}}, "at least one member"),
         ({"members": {"a": "embedded/mood"}}, "members.a: 'embedded/mood' is a name"),
@@ -491,8 +491,8 @@ def test_prompts_too_long_for_a_member_are_named_with_it():
         ({"members": {"a": Level()}, "min_count": 1}, "min_count 2"),
     ],
 )
-def test_invalid_settings_are_refused(arguments, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         EnsembleReward(**arguments)
 
 

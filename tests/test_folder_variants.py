@@ -168,13 +168,13 @@ def test_an_artefact_with_a_collapsed_text_tower_is_refused(tmp_path, inside):
     )
     kind, architecture, arguments = identity_of(reward)
     for folder in ("right", "wrong"):
-        said = {
+        facts = {
             "kind": kind,
             "architecture": architecture,
             "arguments": arguments,
             "module": reward,
         }
-        save_artifact(tmp_path / folder, **said)
+        save_artifact(tmp_path / folder, **facts)
         clap.towers.text_pool.out.weight.data.zero_()  # what is left is the bias
     load_artifact(tmp_path / "right")  # random small towers tell captions apart
     with pytest.raises(ValueError, match=r"CLAP.*1\.0000"):

@@ -62,17 +62,17 @@ FOREIGN = {
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_alone_it_is_refused_and_beside_an_older_one_skipped(case, tmp_path, capfd):
-    write, said = FOREIGN[case]
+    write, message = FOREIGN[case]
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     write(folder / "last.ckpt")
-    with pytest.raises(ValueError, match=f"last.ckpt {said}") as caught:
+    with pytest.raises(ValueError, match=f"last.ckpt {message}") as caught:
         starting_point(tmp_path, {}, True)
     assert "\n" not in str(caught.value)
     torch.save(RIGHT, folder / "epoch=0-step=3.ckpt")
     checkpoint, notes, *_ = starting_point(tmp_path, {}, True)
     assert checkpoint == folder / "epoch=0-step=3.ckpt"
-    assert said in notes[-1]
+    assert message in notes[-1]
     assert is_intact(checkpoint)
     assert "was run" not in capfd.readouterr().out
 

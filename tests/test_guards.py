@@ -219,7 +219,7 @@ def test_diversity_of_an_embedding():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"loudness_dbfs": [-6, -40]}, "low below high"),
         ({"loudness_dbfs": [-6]}, "low, high"),
@@ -242,6 +242,6 @@ def test_diversity_of_an_embedding():
         ({"diversity": 1.0, "embedder": "embedded/clap"}, "embedder: 'embedded/clap' is a name"),
     ],
 )
-def test_invalid_settings_are_refused(arguments, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         GuardReward(**arguments)

@@ -90,8 +90,8 @@ def test_clips_without_a_score_are_reported_with_their_prompts():
         sample("b", math.inf, index=1),
         sample("c", math.nan),
     ]
-    said = not_finite_warning(samples)
-    assert "3 of 4" in said and "'b', 'c'" in said and "'a'" not in said
+    warning = not_finite_warning(samples)
+    assert "3 of 4" in warning and "'b', 'c'" in warning and "'a'" not in warning
     assert not_finite_warning(samples[:1]) is None
     many = not_finite_warning([sample(f"p{i}", math.nan) for i in range(9)])
     assert "9 of 9" in many and "6 more" in many
@@ -247,7 +247,7 @@ def test_annealing_goes_on_from_where_a_checkpoint_was(action, setting_of, facto
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"action": "halt"}, "action 'halt' is unknown"),
         ({"compare_with": "bset"}, "did you mean 'best'"),
@@ -258,8 +258,8 @@ def test_annealing_goes_on_from_where_a_checkpoint_was(action, setting_of, facto
         ({"action": "raise_kl", "factor": 0.5}, "a factor above 1, got 0.5"),
     ],
 )
-def test_invalid_settings_are_refused(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         HeldOutWatch(**settings)
 
 

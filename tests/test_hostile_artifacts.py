@@ -216,11 +216,11 @@ def files_of(tmp_path: Path) -> dict[str, bytes]:
     }
 
 
-def refused(action: Callable[[], object], said: str, tmp_path: Path, sentinel: Path) -> None:
+def refused(action: Callable[[], object], message: str, tmp_path: Path, sentinel: Path) -> None:
     """``action`` fails quickly with a reason and changes no file."""
     before = files_of(tmp_path)
     start = time.process_time()
-    with pytest.raises((ValueError, OSError), match=said) as caught:
+    with pytest.raises((ValueError, OSError), match=message) as caught:
         action()
     assert len(str(caught.value)) < 1000
     assert time.process_time() - start < 30
@@ -231,9 +231,9 @@ def refused(action: Callable[[], object], said: str, tmp_path: Path, sentinel: P
 @pytest.mark.long
 @pytest.mark.parametrize("case", MODELS)
 def test_from_a_folder(case: str, folder: Path, tmp_path: Path, sentinel: Path) -> None:
-    harm, said = MODELS[case]
+    harm, message = MODELS[case]
     harm(folder, sentinel)
-    refused(lambda: zoo.load(folder), said, tmp_path, sentinel)
+    refused(lambda: zoo.load(folder), message, tmp_path, sentinel)
 
 
 @pytest.mark.long
@@ -246,24 +246,24 @@ def test_from_a_hub(
     hub: HubServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    harm, said = MODELS[case]
+    harm, message = MODELS[case]
     harm(folder, sentinel)
     connect(monkeypatch, hub, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "made")
     hub.put(REPO, contents(folder) | {"README.md": CARD.encode()})
     pulled = tmp_path / "home/pulled"
     pull(REPO, to=pulled, lock=tmp_path / "home/lock.json")
-    refused(lambda: zoo.load(pulled), said, tmp_path, sentinel)
-    refused(lambda: zoo.open_model(str(pulled)), said, tmp_path, sentinel)
+    refused(lambda: zoo.load(pulled), message, tmp_path, sentinel)
+    refused(lambda: zoo.open_model(str(pulled)), message, tmp_path, sentinel)
 
 
 @pytest.mark.parametrize("case", ADAPTERS)
 def test_adapters(case: str, folder: Path, tmp_path: Path, sentinel: Path) -> None:
-    harm, said = ADAPTERS[case]
+    harm, message = ADAPTERS[case]
     harm(folder, sentinel)
     backbone = TinyAudio(**SMALL)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    refused(lambda: load_adapter(backbone, folder), said, tmp_path, sentinel)
+    refused(lambda: load_adapter(backbone, folder), message, tmp_path, sentinel)
     assert before.keys() == backbone.state_dict().keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
 

@@ -192,6 +192,6 @@ def test_what_is_missing_is_named_with_the_command_for_it(missing, monkeypatch, 
     monkeypatch.delitem(sys.modules, "torchvision.transforms", raising=False)
     with pytest.raises(
         ValueError, match=f"{missing}.*pip install .*{missing.replace('_', '.')}"
-    ) as told:
+    ) as caught:
         LaionClapTowers(text_config=SMALL)
-    assert "\n" not in str(told.value) and "towers=transformers" in str(told.value)
+    assert "\n" not in str(caught.value) and "towers=transformers" in str(caught.value)

@@ -10,9 +10,9 @@ from zoo.hub.adapters import load_adapter, save_adapter
 
 
 def output(backbone):
-    said = backbone.encode_prompts(prompts(3))
+    conditioning = backbone.encode_prompts(prompts(3))
     with torch.no_grad():
-        return backbone.predict(torch.ones(3, 2, 8), torch.full((3,), 0.4), said)
+        return backbone.predict(torch.ones(3, 2, 8), torch.full((3,), 0.4), conditioning)
 
 
 def trained(**changes):

@@ -48,12 +48,12 @@ def test_the_sum_in_its_comment_is_counted_and_fits(project_root, name):
     found = parts(config)
     assert float(re.search(r"#   sum: ([\d.]+) GB", text)[1]) == round(sum(found.values()), 1)
     assert sum(found.values()) + OVERHEAD_GB <= CLASSES[name]
-    said = {
+    numbers = {
         f"{gigabytes:.2f}"
         for part, gigabytes in found.items()
         if part != "activations" and gigabytes
     }
-    assert all(number in text for number in said), said
+    assert all(number in text for number in numbers), numbers
     assert (
         f"activations: {config.module['update']['batch_size']} x"
         f" {found['activations'] / config.module['update']['batch_size']:.2f} GB" in text

@@ -54,11 +54,11 @@ def forgotten_warnings():
 @pytest.mark.parametrize("old", TARGETS)
 def test_a_name_of_a_configuration_leads_to_the_new_place_with_one_warning(old):
     module, _, name = TARGETS[old].rpartition(".")
-    with pytest.warns(FutureWarning) as said:
+    with pytest.warns(FutureWarning) as warned:
         assert locate(old) is getattr(importlib.import_module(module), name)
         locate(old)
-    assert len(said) == 1
-    assert old in str(said[0].message) and current_name(old) in str(said[0].message)
+    assert len(warned) == 1
+    assert old in str(warned[0].message) and current_name(old) in str(warned[0].message)
 
 
 @pytest.mark.parametrize(("old_module", "names"), OLD, ids=[module for module, _ in OLD])
@@ -98,10 +98,10 @@ def test_a_whole_tree_is_checked_and_built_with_one_warning_per_name():
         "channels": [4] * 7,
     }
     tree = {"one": task, "two": [task]}
-    with pytest.warns(FutureWarning) as said:
+    with pytest.warns(FutureWarning) as warned:
         check(tree, "module")
         instantiate(tree, "module")
-    assert len(said) == 1
+    assert len(warned) == 1
 
 
 def test_a_tree_is_copied_with_current_names():

@@ -265,9 +265,9 @@ def head(config: Path) -> str:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_the_head_of_a_config_says_what_it_is_for_and_how_to_start_it(config: Path) -> None:
-    said = commands(head(config))
-    assert [wrong for each in said for wrong in problems(each)] == []
-    assert any(name(config) in each for each in said), "no command that names this file"
+    found = commands(head(config))
+    assert [wrong for each in found for wrong in problems(each)] == []
+    assert any(name(config) in each for each in found), "no command that names this file"
     assert not re.match(r"# *(Start: *)?python ", head(config)), "the purpose comes first"
 
 

@@ -60,10 +60,10 @@ class Golden:
         )
         seeded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(seeded)
-        said = self.facts["weights"]
-        manifest = json.loads((self.folder / "tango" / said["manifest"]).read_text())["tensors"]
-        state = seeded.seeded_state(manifest, said["seed"])
-        promised = said.get("state_sha256")
+        weights = self.facts["weights"]
+        manifest = json.loads((self.folder / "tango" / weights["manifest"]).read_text())["tensors"]
+        state = seeded.seeded_state(manifest, weights["seed"])
+        promised = weights.get("state_sha256")
         assert promised in (
             None,
             seeded.state_sha256(state),
@@ -114,28 +114,28 @@ def codec(golden: Golden) -> MelCodec:
 
 def test_tango_schedule(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "schedule")
-    said = golden.facts["scheduler_config"]
+    config = golden.facts["scheduler_config"]
     assert (
-        said["beta_schedule"] == "scaled_linear"
-        and not said["clip_sample"]
-        and said["variance_type"] == "fixed_small"
+        config["beta_schedule"] == "scaled_linear"
+        and not config["clip_sample"]
+        and config["variance_type"] == "fixed_small"
     )
 
     def path_of(offset: int) -> VPDiscrete:
-        kind = PREDICTION[said["prediction_type"]]
-        count = said["num_train_timesteps"]
+        kind = PREDICTION[config["prediction_type"]]
+        count = config["num_train_timesteps"]
         return VPDiscrete.from_betas(
-            said["beta_start"], said["beta_end"], kind, count, offset, ends_clean=True
+            config["beta_start"], config["beta_end"], kind, count, offset, ends_clean=True
         )
 
-    path = path_of(said["steps_offset"])
+    path = path_of(config["steps_offset"])
     assert (
         (path.alphas_cumprod - golden["alphas_cumprod"]).abs() / golden["alphas_cumprod"]
     ).max() <= 1e-6
     grids = [key for key in golden.keys if key.startswith("timesteps")]
     assert grids
     for key in grids:
-        times = path_of(0 if "offset0" in key else said["steps_offset"]).times(
+        times = path_of(0 if "offset0" in key else config["steps_offset"]).times(
             int(key.rpartition("N")[2])
         )
         assert torch.equal(times[: len(golden[key])], golden[key]), key
@@ -210,14 +210,14 @@ def test_tango_released_sizes(golden_dir: Path) -> None:
 
 
 def test_tango_mel_bank(golden_dir: Path) -> None:
-    said = read(golden_dir, "manifest_stft")
-    bank = slaney_mel_bank(said["config"]["sampling_rate"], said["config"]["n_mel_channels"])
+    facts = read(golden_dir, "manifest_stft")
+    bank = slaney_mel_bank(facts["config"]["sampling_rate"], facts["config"]["n_mel_channels"])
     assert (
-        list(bank.shape) == said["tensors"]["mel_basis"]["shape"]
-        and said["config"]["filter_length"] == mel_codec.FFT
+        list(bank.shape) == facts["tensors"]["mel_basis"]["shape"]
+        and facts["config"]["filter_length"] == mel_codec.FFT
     )
-    assert bank.sum(1).tolist() == pytest.approx(said["mel_basis_row_sums"], rel=1e-5)
-    assert bank.argmax(1).tolist() == said["mel_basis_argmax"]
+    assert bank.sum(1).tolist() == pytest.approx(facts["mel_basis_row_sums"], rel=1e-5)
+    assert bank.argmax(1).tolist() == facts["mel_basis_argmax"]
 
 
 def test_tango_mel_frontend(golden_dir: Path) -> None:

@@ -179,11 +179,11 @@ def test_the_command_says_what_it_wrote_and_how_to_train_and_keeps_a_full_folder
         "additive",
     ]
     assert reported(main, words) == 0
-    said = capsys.readouterr().out
-    assert "wrote 12 clips (4 train, 4 val, 4 test) of synthetic piano" in said
+    printed = capsys.readouterr().out
+    assert "wrote 12 clips (4 train, 4 val, 4 test) of synthetic piano" in printed
     assert (
         f"configs/emotion/piano_demo.yaml data.audio_dir={folder / 'audio'} data.split_dir={folder}"
-        in said
+        in printed
     )
     before = contents(folder)
     assert reported(main, words) == 2

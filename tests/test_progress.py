@@ -100,12 +100,12 @@ def test_lightnings_advertisements_are_dropped(caplog):
 
 
 def test_warnings_about_intended_states_are_dropped():
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         quieten_lightning()
         warnings.warn("Found 487 module(s) in eval mode at the start of training. This may")
         warnings.warn("something else")
-    assert [str(one.message) for one in told] == ["something else"]
+    assert [str(one.message) for one in caught] == ["something else"]
 
 
 @pytest.mark.long

@@ -313,11 +313,11 @@ def test_a_wrong_answer_of_a_thread_stops_the_run_and_nothing_is_learned(workers
 
 
 def test_progress_and_seconds_are_reported():
-    said = []
+    reports = []
     samples = scored(
-        ToyReward(), 2, report=lambda phase, done, total: said.append((phase, done, total))
+        ToyReward(), 2, report=lambda phase, done, total: reports.append((phase, done, total))
     )
-    rewards = [done for phase, done, total in said if phase == "reward" and total == 8]
+    rewards = [done for phase, done, total in reports if phase == "reward" and total == 8]
     assert rewards == sorted(rewards) and rewards[-1] == 8
     assert samples.seconds_reward_waited >= 0 < samples.seconds_sampling
     metrics = recorded(module({"scoring.workers": 1})).rounds[0]

@@ -73,8 +73,8 @@ def node(**settings):
 def test_a_value_that_cannot_work_is_refused_by_its_record(kind, field, value):
     with pytest.raises(UserError) as refused:
         kind(**{field: value})
-    said = str(refused.value)
-    assert str(value).strip("()") in said and (field in said or field == "name")
+    message = str(refused.value)
+    assert str(value).strip("()") in message and (field in message or field == "name")
 
 
 def test_unusual_values_that_work():

@@ -88,9 +88,11 @@ def test_a_run_leaves_everything_a_listener_needs(tmp_path):
     load_adapter(other, folder / "adapter")
     x = torch.randn(2, 2, 8)
     time = torch.full((2,), 0.5)
-    said = other.encode_prompts(prompts(2))
+    conditioning = other.encode_prompts(prompts(2))
     with torch.no_grad():
-        assert torch.equal(other.predict(x, time, said), ddpo.backbone.predict(x, time, said))
+        assert torch.equal(
+            other.predict(x, time, conditioning), ddpo.backbone.predict(x, time, conditioning)
+        )
     assert not [path for path in folder.rglob("*") if ".part" in path.name]
 
 

@@ -40,12 +40,12 @@ def test_a_file_that_is_not_a_checkpoint_is_named_in_one_line(write, tmp_path, c
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     write(path)
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         read_checkpoint(path)
-    assert str(path) in str(told.value) and "\n" not in str(told.value)
-    with pytest.raises(ValueError) as told:
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ValueError) as caught:
         newest_result(tmp_path / "run")
-    assert str(path) in str(told.value) and "\n" not in str(told.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert "was run" not in capsys.readouterr().out
 
 

@@ -141,7 +141,7 @@ def test_a_true_header_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "data", "said"),
+    ("header", "data", "message"),
     [
         ({"a": entry()}, b"", ""),
         ({"a": entry(shape=[2**31 + 4], offsets=[0, 4 * (2**31 + 4)])}, bytes(8), ""),
@@ -166,8 +166,10 @@ def test_a_true_header_passes(tmp_path: Path) -> None:
         (b'{"a":' + b"[" * 50 + b"]" * 50 + b"}", b"", ""),
     ],
 )
-def test_a_false_header_is_refused(tmp_path: Path, header: object, data: bytes, said: str) -> None:
-    with pytest.raises(UserError, match=rf"x\.safetensors.*{said}"):
+def test_a_false_header_is_refused(
+    tmp_path: Path, header: object, data: bytes, message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"x\.safetensors.*{message}"):
         untrusted.check_safetensors_header(with_header(tmp_path / "x.safetensors", header, data))
 
 
@@ -216,7 +218,7 @@ def test_an_index_names_shards_inside_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "error", "said"),
+    ("weight_map", "error", "message"),
     [
         (
             {"a": "../model.safetensors"},
@@ -234,12 +236,12 @@ def test_an_index_names_shards_inside_the_folder(tmp_path: Path) -> None:
     ],
 )
 def test_a_hostile_index_is_refused(
-    tmp_path: Path, weight_map: object, error: type[Exception], said: str
+    tmp_path: Path, weight_map: object, error: type[Exception], message: str
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"a": torch.ones(2)}, str(tmp_path / "model.safetensors"))
     save_file({"a": torch.ones(2)}, str(folder / "here.safetensors"))
     (folder / "link.safetensors").symlink_to(tmp_path / "model.safetensors")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         untrusted.check_index({"weight_map": weight_map}, folder)

@@ -136,11 +136,14 @@ def test_sampler_refuses(values: dict, message: str) -> None:
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_a_negative_is_encoded_only_with_guidance(scale) -> None:
     asked = [Prompt("a", "piano", "noise"), Prompt("b", "bird")]
-    said, denied = Sampler(2, scale).sides(asked)
+    positives, negatives = Sampler(2, scale).sides(asked)
     if scale == 1:
-        assert said == [Prompt("a", "piano"), asked[1]] and denied is None
+        assert positives == [Prompt("a", "piano"), asked[1]] and negatives is None
     else:
-        assert said == asked and denied == [Prompt("a", "noise", "piano"), Prompt("b", "", "bird")]
+        assert positives == asked and negatives == [
+            Prompt("a", "noise", "piano"),
+            Prompt("b", "", "bird"),
+        ]
 
 
 def test_sampler_etas() -> None:

@@ -35,7 +35,7 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "shown"),
     [
         (f"Bearer {OTHER} sent", f"Bearer {MASK} sent"),
         ("key sk-proj-abcdefghijklmnopqrst.", f"key {MASK}."),
@@ -64,11 +64,11 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
         ("text_tokens: 77 max_tokens=5 seed=1", "text_tokens: 77 max_tokens=5 seed=1"),
     ],
 )
-def test_what_is_masked(text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_masked(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_LLM_API_KEY", "correct horse")
     monkeypatch.setenv("SHORT_TOKEN", "abc")
-    assert without_secrets(text) == told
-    assert without_secrets(told) == told
+    assert without_secrets(text) == shown
+    assert without_secrets(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_the_value_of_a_masked_key_is_masked_everywhere(
 
 def test_a_number_below_a_secret_key_is_masked_and_a_count_is_not() -> None:
     config = {"password": 123456, "note": "123456", "max_tokens": 654321, "n": "654321"}
-    told = {"password": MASK, "note": MASK, "max_tokens": 654321, "n": "654321"}
-    assert masked(config) == told
+    shown = {"password": MASK, "note": MASK, "max_tokens": 654321, "n": "654321"}
+    assert masked(config) == shown
 
 
 def test_a_report_of_an_older_runs_configuration_holds_none(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_report_of_an_older_runs_configuration_holds_none(tmp_path: Path) -> N
 
 
 def test_a_message_holds_no_control_characters_and_is_cut() -> None:
-    told = describe(ValueError("a\x1b[2Jb\u202ec\n" + "x" * 10**6))
-    assert "\x1b" not in told and "\u202e" not in told and "\n" in told and len(told) < 10_000
+    shown = describe(ValueError("a\x1b[2Jb\u202ec\n" + "x" * 10**6))
+    assert "\x1b" not in shown and "\u202e" not in shown and "\n" in shown and len(shown) < 10_000
 
 
 def test_run_configurations_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def started(
         "SLURM_NTASKS_PER_NODE": str(gpus),
         **variables,
     }
-    said = subprocess.run(
+    finished = subprocess.run(
         ["bash", SCRIPT, *arguments],
         cwd=root,
         env=environment,
@@ -40,7 +40,7 @@ def started(
         text=True,
         check=True,
     )
-    return said.stdout.splitlines()
+    return finished.stdout.splitlines()
 
 
 def config_of(root: Path, command: list[str]) -> Run:
@@ -63,10 +63,10 @@ def test_it_is_started_by_sbatch_only(project_root):
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("SLURM")
     }
-    said = subprocess.run(
+    finished = subprocess.run(
         ["bash", SCRIPT], cwd=project_root, env=environment, capture_output=True, text=True
     )
-    assert said.returncode != 0 and "start me with sbatch" in said.stderr
+    assert finished.returncode != 0 and "start me with sbatch" in finished.stderr
 
 
 @pytest.mark.parametrize(("gpus", "more"), [(2, []), (GPUS, []), (8, ["data.val_repeats=26"])])

@@ -205,16 +205,17 @@ def test_fetch_unpacks_missing_packages_and_resumes(tmp_path: Path, shell: Shell
         fetch.fetch(tmp_path, FULL_SET[:1], say=[].append)
     assert (tmp_path / f".packages/{FULL_SET[0]}.unpacking").exists()
     shell.broken = {}
-    said = []
-    assert fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == list(FULL_SET[:2])
+    printed = []
+    assert fetch.fetch(tmp_path, FULL_SET[:2], say=printed.append) == list(FULL_SET[:2])
     assert sorted(p.name for p in (tmp_path / ".packages").iterdir()) == sorted(
         f"{name}.unpacked" for name in FULL_SET[:2]
     )
     count = len(shell.commands)
     assert (
-        fetch.fetch(tmp_path, FULL_SET[:2], say=said.append) == [] and len(shell.commands) == count
+        fetch.fetch(tmp_path, FULL_SET[:2], say=printed.append) == []
+        and len(shell.commands) == count
     )
-    assert said[-1] == f"{FULL_SET[1]} is already unpacked"
+    assert printed[-1] == f"{FULL_SET[1]} is already unpacked"
 
 
 def test_fetch_reads_package_lists_of_its_own_where_the_machine_has_none(

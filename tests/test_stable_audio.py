@@ -137,22 +137,26 @@ def test_sampling_equals_the_pipeline(model, monkeypatch, rule, order, negative,
 def test_the_network_depends_on_the_given_lengths(model):
     x = torch.randn(1, 4, FRAMES)
     time_B = torch.tensor([0.7])
-    told = [model.encode_prompts([Prompt("p", "techno", "", seconds)]) for seconds in (0.2, 1.0)]
-    told.append(small_model(seconds_total=47.0).encode_prompts([Prompt("p", "techno", "", 0.2)]))
-    told.append(
+    conditionings = [
+        model.encode_prompts([Prompt("p", "techno", "", seconds)]) for seconds in (0.2, 1.0)
+    ]
+    conditionings.append(
+        small_model(seconds_total=47.0).encode_prompts([Prompt("p", "techno", "", 0.2)])
+    )
+    conditionings.append(
         small_model(seconds_start=2.0, seconds_total=47.0).encode_prompts(
             [Prompt("p", "techno", "", 0.2)]
         )
     )
     with torch.no_grad():
-        outputs = [model.predict(x, time_B, conditioning) for conditioning in told]
+        outputs = [model.predict(x, time_B, conditioning) for conditioning in conditionings]
     assert (
         min((one - other).abs().max() for i, one in enumerate(outputs) for other in outputs[:i])
         > 1e-5
     )
     again = small_model(seconds_total=47.0).encode_prompts([Prompt("p", "techno", "", 1.0)])
     assert torch.equal(
-        again["timing_BD"], told[2]["timing_BD"]
+        again["timing_BD"], conditionings[2]["timing_BD"]
     )  # the total goes before the prompt's own length
 
 

@@ -76,9 +76,9 @@ def test_what_is_not_as_released_is_refused(folder, tmp_path, damage):
     elif damage == "left over":
         state["stray"] = torch.zeros(1)
     elif damage == "scheduler":
-        said = json.loads((copied / "scheduler" / "scheduler_config.json").read_text())
+        config = json.loads((copied / "scheduler" / "scheduler_config.json").read_text())
         (copied / "scheduler" / "scheduler_config.json").write_text(
-            json.dumps({**said, "_class_name": "DDIMScheduler"})
+            json.dumps({**config, "_class_name": "DDIMScheduler"})
         )
         message = "is a DDIMScheduler, expected CosineDPMSolverMultistepScheduler"
     else:

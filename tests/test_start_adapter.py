@@ -23,9 +23,9 @@ def adapter(tmp_path):
 
 
 def of(ddpo: DDPO, x: torch.Tensor) -> torch.Tensor:
-    said = ddpo.backbone.encode_prompts(next(iter(Rounds(2))).prompts)
+    conditioning = ddpo.backbone.encode_prompts(next(iter(Rounds(2))).prompts)
     with torch.no_grad():
-        return ddpo.backbone.predict(x, torch.full((2,), 0.5), said)
+        return ddpo.backbone.predict(x, torch.full((2,), 0.5), conditioning)
 
 
 def test_a_run_starts_from_an_adapter_and_its_reference_stays_the_base(adapter):
@@ -60,11 +60,11 @@ def test_audio_before_is_where_the_run_started(adapter, tmp_path):
         samples = AudioSamples(tmp_path / "audio", count=2)
         untrained = module({"adapter.start": start})
         fitted(ddpo, callbacks=[samples])
-        told = json.loads((tmp_path / "audio" / "before" / "samples.json").read_text())
-        assert [one["score"] for one in told] == pytest.approx(
+        saved = json.loads((tmp_path / "audio" / "before" / "samples.json").read_text())
+        assert [one["score"] for one in saved] == pytest.approx(
             untrained.evaluate(samples.batch).score_B.tolist(), abs=1e-6
         )
-        return [one["score"] for one in told]
+        return [one["score"] for one in saved]
 
     assert before(None) != before(adapter)
 
@@ -90,9 +90,9 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 
 def test_the_export_names_what_a_run_started_from_without_a_local_path(tmp_path):
     done = tmp_path / "adapter"
-    for start, said in (("/home/me/runs/one/adapter", "one/adapter"), (None, None)):
+    for start, recorded in (("/home/me/runs/one/adapter", "one/adapter"), (None, None)):
         settings = {"module": {"backbone": {"name": "embedded/music"}}}
         facts = DDPO.export_facts({"adapter": {"start": start}})
         record = export_record(tmp_path, settings, facts, done)
-        assert record["training"].get("started_from") == said
+        assert record["training"].get("started_from") == recorded
         assert record["base"]["name"] == "embedded/music"

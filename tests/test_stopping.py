@@ -111,7 +111,7 @@ def test_a_stop_while_importing_is_one_line(tool, tmp_path):
     )
     time.sleep(1.0)
     program.send_signal(signal.SIGINT)
-    _, said = program.communicate(timeout=100)
+    _, errors = program.communicate(timeout=100)
     if program.returncode == 130:  # it was not done before
-        assert said.strip().splitlines()[-1].startswith("stopped")
-    assert "Traceback" not in said
+        assert errors.strip().splitlines()[-1].startswith("stopped")
+    assert "Traceback" not in errors

@@ -71,7 +71,7 @@ def golden(golden_dir, topic):
     )
 
 
-def told(model, ids_BL, mask_BL, seconds):
+def given_conditioning(model, ids_BL, mask_BL, seconds):
     """The conditioning of given token ids, with the padding of their batch, as in the original."""
     states = model.text.encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
     duration = model.duration(seconds)
@@ -86,7 +86,7 @@ def told(model, ids_BL, mask_BL, seconds):
 def test_network_and_errors_equal_the_originals(golden_dir):
     facts, arrays, model = golden(golden_dir, "tangoflux_tiny")
     pairs = len(arrays["input_ids"])
-    conditioning = told(
+    conditioning = given_conditioning(
         model,
         arrays["input_ids"],
         arrays["text_mask"].bool(),

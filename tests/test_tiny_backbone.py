@@ -208,7 +208,7 @@ def test_the_shipped_weights_are_read_as_they_were_trained():
     """
     model = zoo.load("embedded/music")
     waves = torch.sin(torch.arange(2 * 32 * 8) * 0.37).reshape(2, 32, 8)
-    told = [
+    prompts = [
         Prompt("a", "sad piano", seconds=0.256),
         Prompt(
             "b",
@@ -218,7 +218,7 @@ def test_the_shipped_weights_are_read_as_they_were_trained():
         ),
     ]
     with torch.no_grad():
-        output = model.predict(waves, torch.tensor([0.3, 0.8]), model.encode_prompts(told))
+        output = model.predict(waves, torch.tensor([0.3, 0.8]), model.encode_prompts(prompts))
         heard = model.decode(waves)
         latents = model.encode(
             torch.stack([tone(440.0, 0.256, left=0.5), tone(220.0, 0.256, right=0.2)])

@@ -24,9 +24,9 @@ def pretend(monkeypatch, torch, torchaudio, torchvision="0.26.0"):
 def test_the_pair_that_cannot_load_is_named_before_anything_starts(monkeypatch, capsys, torch):
     pretend(monkeypatch, torch, "2.11.1")
     assert reported(lambda argv: pytest.fail("it started"), []) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "torch 2.11.0, torchaudio 2.11.1" in said
-    assert "pip install torch==2.11.0 torchaudio==2.11.0 torchvision==0.26.0" in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "torch 2.11.0, torchaudio 2.11.1" in printed
+    assert "pip install torch==2.11.0 torchaudio==2.11.0 torchvision==0.26.0" in printed
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_a_library_that_does_not_load_is_named(monkeypatch, capsys, error):
         raise error
 
     assert reported(main, []) == 2
-    said = capsys.readouterr().err
-    assert "torch 2.13.0, torchaudio 2.11.1, torchvision missing" in said
-    assert "pip install torch==2.14.1 torchaudio==2.11.1 torchvision==0.29.1" in said
+    printed = capsys.readouterr().err
+    assert "torch 2.13.0, torchaudio 2.11.1, torchvision missing" in printed
+    assert "pip install torch==2.14.1 torchaudio==2.11.1 torchvision==0.29.1" in printed
 
 
 def test_it_is_named_in_python_too(monkeypatch):

@@ -69,13 +69,13 @@ def released_folder(model, folder: Path) -> Path:
             "num_attention_heads",
         )
     }
-    said = {
+    settings = {
         "audio_seq_len": FRAMES,
         "max_duration": 30,
         "uncondition": False,
         "text_encoder_name": "google/flan-t5-large",
     }
-    (folder / "config.json").write_text(json.dumps(sizes | said))
+    (folder / "config.json").write_text(json.dumps(sizes | settings))
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     return folder
 

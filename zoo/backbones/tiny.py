@@ -157,8 +157,8 @@ def from_codec(
     try:
         backbone.codec.load_state_dict(load_file(codec))
     except RuntimeError as error:
-        said = ", ".join(f"{name} {value}" for name, value in sizes.items())
+        given = ", ".join(f"{name} {value}" for name, value in sizes.items())
         raise UserError(
-            f"the weights in {codec} do not fit this codec ({said}): {error}"
+            f"the weights in {codec} do not fit this codec ({given}): {error}"
         ) from error
     return backbone

@@ -326,7 +326,7 @@ def check_scorable(schedule: Schedule, steps: Tensor) -> None:
     """Raises ``UserError`` for steps (long, on the CPU) that are out of range or add no noise."""
     sampler = schedule.sampler
     if bool(((steps < 0) | (steps >= sampler.steps)).any()):
-        raise UserError(f"steps must be in [0,  {sampler.steps - 1}], got {steps.tolist()}")
+        raise UserError(f"steps must be in [0, {sampler.steps - 1}], got {steps.tolist()}")
     for step in steps.unique().tolist():
         if schedule.stds[step] == 0:
             now, after = schedule.times_S[step : step + 2].tolist()

@@ -288,9 +288,9 @@ def build_within(
             f" came with it ({error}); it was not built"
         ) from error
     except (RuntimeError, TypeError, ArithmeticError, AssertionError, LookupError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        message = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{where}: {found.__name__} cannot be built from these arguments ({said})"
+            f"{where}: {found.__name__} cannot be built from these arguments ({message})"
         ) from error
 
 

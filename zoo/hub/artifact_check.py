@@ -104,11 +104,11 @@ def _card(folder: Path, is_there: bool) -> str:
     text = (folder / CARD_FILE).read_text("utf-8")
     check_card(text, str(folder / CARD_FILE))
     header = yaml.safe_load(text.split("---\n")[1])
-    said = str(header.get("license_name") or header.get("license"))
+    licence = str(header.get("license_name") or header.get("license"))
     wanted = licence_of(folder)
-    if wanted and said.lower() != wanted.lower():
+    if wanted and licence.lower() != wanted.lower():
         raise UserError(
-            f"{folder / CARD_FILE} says license {said}, but this model must keep {wanted};"
+            f"{folder / CARD_FILE} says license {licence}, but this model must keep {wanted};"
             " correct the card"
         )
-    return f"card: valid, license {said}"
+    return f"card: valid, license {licence}"

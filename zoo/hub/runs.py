@@ -212,10 +212,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError:
         raise
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError and more, by what is wrong
-        said = " ".join(str(error).split())[:120]
+        message = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path} cannot be read as a checkpoint of plain data: it is damaged (an interrupted "
-            f"write?) or holds code ({type(error).__name__}: {said})"
+            f"write?) or holds code ({type(error).__name__}: {message})"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not the checkpoint of a run: it has no state_dict")

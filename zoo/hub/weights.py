@@ -208,13 +208,13 @@ def refuse_wrong_numbers(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None, where: str
 ) -> None:
     """Raises ``UserError`` naming the tensors of ``where`` that ``wrong_numbers`` finds."""
-    said = [
+    faults = [
         f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if names[3:] else ''}"
         for what, names in wrong_numbers(state, wanted).items()
     ]
-    if said:
+    if faults:
         raise UserError(
-            f"the weights in {where} are damaged: {'; '.join(said)}; fetch or export them again"
+            f"the weights in {where} are damaged: {'; '.join(faults)}; fetch or export them again"
         )
 
 

@@ -91,12 +91,12 @@ def clap_text_settings(folder: Path) -> dict[str, Any]:
     """The configuration of CLAP's text tower, also from the folder of a whole CLAP."""
     from transformers import ClapTextConfig
 
-    said = read_json(folder / "config.json")
-    if "text_config" not in said:
+    config = read_json(folder / "config.json")
+    if "text_config" not in config:
         return read_settings(folder, ClapTextConfig)
     known = settings_of(ClapTextConfig)
-    settings = {key: value for key, value in said["text_config"].items() if key in known}
-    return settings | {"projection_dim": said.get("projection_dim", 512)}
+    settings = {key: value for key, value in config["text_config"].items() if key in known}
+    return settings | {"projection_dim": config.get("projection_dim", 512)}
 
 
 def vocoder_settings(folder: Path) -> dict[str, Any]:

@@ -44,14 +44,14 @@ def read_settings(folder: Path, kind: type, model_type: str | None = None) -> di
 
     Raises ``UserError`` for another ``model_type`` than the given one.
     """
-    said = read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     known = settings_of(kind)
-    if model_type is not None and said.get("model_type") != model_type:
+    if model_type is not None and config.get("model_type") != model_type:
         raise UserError(
-            f"{folder} is a {said.get('model_type')}, expected {model_type}; other text encoders,"
+            f"{folder} is a {config.get('model_type')}, expected {model_type}; other text encoders,"
             " such as those of speech models, are not supported"
         )
-    return {key: value for key, value in said.items() if key in known}
+    return {key: value for key, value in config.items() if key in known}
 
 
 def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any]:
@@ -59,12 +59,12 @@ def read_scheduler(folder: Path, class_name: str | None = None) -> dict[str, Any
 
     Raises ``UserError`` for another class than ``class_name``.
     """
-    said = read_json(folder / "scheduler" / "scheduler_config.json")
-    if class_name not in (None, said.get("_class_name")):
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    if class_name not in (None, config.get("_class_name")):
         raise UserError(
-            f"{folder / 'scheduler'} is a {said.get('_class_name')}, expected {class_name}"
+            f"{folder / 'scheduler'} is a {config.get('_class_name')}, expected {class_name}"
         )
-    return {key: value for key, value in said.items() if not key.startswith("_")}
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def read_tokenizer(folder: Path, kind: str) -> tuple[str, int]:
@@ -211,18 +211,18 @@ def read_part(empty: nn.Module, folder: Path, other_parts: str = "$^") -> nn.Mod
     with (
         quiet_libraries()
     ):  # they list CLAP's audio tower as unexpected; what counts is looked at below
-        part, said = _loaded(empty, folder, settings)
+        part, report = _loaded(empty, folder, settings)
     left = [
         key
-        for key in said["unexpected_keys"]
+        for key in report["unexpected_keys"]
         if not _NO_WEIGHTS.search(key) and not re.match(other_parts, key)
     ]
     wrong = [
         f"{len(names)} {what} ({', '.join(map(str, list(names)[:3]))})"
         for what, names in (
-            ("missing", sorted(said["missing_keys"])),
+            ("missing", sorted(report["missing_keys"])),
             ("left over", sorted(left)),
-            ("of another shape", list(said["mismatched_keys"])),
+            ("of another shape", list(report["mismatched_keys"])),
         )
         if names
     ]

@@ -216,10 +216,10 @@ def _check_settings(
         "f_max": RATE_HZ / 2,
     }
     for name, here in found.items():
-        said = settings.get(name, here)
-        if isinstance(said, (int, float)) and said != here:
+        given = settings.get(name, here)
+        if isinstance(given, (int, float)) and given != here:
             raise UserError(
-                f"{path}: its settings say {name} = {said:g}, its tensors and EMOPIA's front end"
+                f"{path}: its settings say {name} = {given:g}, its tensors and EMOPIA's front end"
                 f" say {here:g}"
             )
 

@@ -74,10 +74,14 @@ def load_pickle_weights(path: str | Path, blanks: Sequence[str] = ()) -> dict[st
                 f"{what}; nothing of it was run. Get the weights as safetensors, or from their"
                 " authors"
             ) from error
-        said = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
-        said = re.split(r"\n|\. ", said)[0] if said and not said.isdigit() else type(error).__name__
+        message = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
+        message = (
+            re.split(r"\n|\. ", message)[0]
+            if message and not message.isdigit()
+            else type(error).__name__
+        )
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({said}); it may be cut off, fetch it again"
+            f"{path} cannot be read as a checkpoint ({message}); it may be cut off, fetch it again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(

@@ -153,15 +153,15 @@ def load_clap_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -
     wrong["not as computed here"] = {
         name for name in computed & shared.keys() if not shared[name].equal(own[name])
     }
-    said = [
+    faults = [
         f"{len(names)} {what}: {', '.join(sorted(names)[:6])}{' ...' if len(names) > 6 else ''}"
         for what, names in wrong.items()
         if names
     ]
-    if said:
+    if faults:
         raise UserError(
             f"the tensors of {where} do not fit transformers' CLAP of these sizes;"
-            f" {'; '.join(said)}"
+            f" {'; '.join(faults)}"
         )
     refuse_wrong_numbers(shared, own, where)
     model.load_state_dict({**{name: own[name] for name in computed}, **shared}, strict=True)
