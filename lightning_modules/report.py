@@ -127,17 +127,11 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     ):
         x, mean = _series(rows, f"{prefix}/mean")
         _, std = _series(rows, f"{prefix}/std")
+        dots = "o" if prefix == "held_out" or len(mean) == 1 else ""
         for name in _classes(rows, prefix):
-            axis.plot(
-                *_series(rows, name),
-                lw=1,
-                alpha=0.7,
-                label=name.split("/")[1],
-                marker="." if prefix == "held_out" else "",
-            )
-        axis.plot(
-            x, mean, color="black", lw=2, label="all", marker="o" if prefix == "held_out" else ""
-        )
+            values = _series(rows, name)
+            axis.plot(*values, lw=1, alpha=0.7, label=name.split("/")[1], marker=dots, ms=3)
+        axis.plot(x, mean, color="black", lw=2, label="all", marker=dots)
         if len(std) == len(mean) and prefix == "reward":
             low, high = ([m + sign * s for m, s in zip(mean, std)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color="black", alpha=0.08, lw=0)
@@ -179,7 +173,7 @@ def _number_row(rows: Sequence[Mapping[str, float]], title: str, name: str, part
         f"<tr{kind}><td>{html.escape(title)}</td>"
         f'<td class="number">{_signed(y[0])} <span class="note">round {x[0]:.0f}</span></td>'
         f'<td class="number">{_signed(y[-1])} <span class="note">round {x[-1]:.0f}</span></td>'
-        f"{_change_cell(y[-1] - y[0])}</tr>"
+        f"{_change_cell(y[-1] - y[0] if len(y) > 1 else math.nan)}</tr>"
     )
 
 
@@ -206,7 +200,7 @@ def _numbers(rows: Sequence[Mapping[str, float]]) -> str:
     rounds = len([row for row in rows if "seconds/update" in row])
     return (
         f'<table class="narrow">{head}{"".join(lines)}</table>'
-        f'<p class="note">{rounds} rounds of training; time: {time}. Everything that was logged is'
+        f'<p class="note">Rounds of training: {rounds}; time: {time}. Everything that was logged is'
         " in metrics.csv.</p>"
     )
 

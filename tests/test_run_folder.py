@@ -156,7 +156,7 @@ def test_pairs_are_ranked_by_the_size_of_their_change():
 
 def test_a_report_of_samples_on_one_side_or_without_a_score(tmp_path):
     """A killed run has no audio/after; JSON stores the NaN of a reward as null."""
-    run(tmp_path, 1)
+    run(tmp_path, 2)
     shutil.rmtree(tmp_path / "audio" / "after")
     index = tmp_path / "audio" / "before" / "samples.json"
     rows = json.loads(index.read_text())
