@@ -134,6 +134,12 @@ def test_its_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_every_picture_is_on_a_page() -> None:
+    pages = "".join(page.read_text("utf-8") for page in PAGES)
+    pictures = [path.name for path in (ROOT / "docs/images").iterdir()]
+    assert [picture for picture in pictures if f"images/{picture})" not in pages] == []
+
+
 def drawn_names(drawing: str) -> list[str]:
     """The names in the code font of a drawing, from top to bottom; several may share a row."""
     text = (ROOT / "docs/images" / drawing).read_text("utf-8")
