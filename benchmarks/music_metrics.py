@@ -67,7 +67,7 @@ def onset_rate(
     """Note onsets per second (B,) by spectral flux.
 
     Flux: the summed rise of log(1 + 100 magnitude) of 32 ms frames every 8 ms, after clips are
-    brought to one level. An onset is the largest flux within ``gap_s`` on either side that exceeds
+    scaled to one level. An onset is the largest flux within ``gap_s`` on either side that exceeds
     the median of the 0.4 s around it by ``threshold`` of the clip's 98th percentile, and is at
     least 5 % of the clip's mean summed magnitude (so that the ripple of a held tone does not
     count). Against the scores of rendered piano, guitar and harp (1.6 to 10.6 onsets/s by mood):

@@ -36,7 +36,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         package = module.partition(".")[0]
         raise UserError(
             f"optimizer {name!r} needs the package {package}, which cannot be imported ({error});"
-            f" {command}, or take 'adamw'"
+            f" {command}, or use 'adamw'"
         ) from error
 
 
@@ -49,6 +49,14 @@ def build_optimizer(
     weight_decay: float,
 ) -> torch.optim.Optimizer:
     """The optimiser ``name`` of ``OPTIMIZERS`` for ``parameters``.
+
+    Args:
+        name: a key of ``OPTIMIZERS``.
+        parameters: the weights to train.
+        learning_rate: step size.
+        betas: decay of the averages of gradient and squared gradient.
+        epsilon: added to the denominator.
+        weight_decay: decoupled decay, as in AdamW.
 
     Raises ``UserError`` as ``optimizer_class``.
     """

@@ -66,7 +66,7 @@ class Share:
 class RetrievalReport:
     """Recall at k ("r1", "r5", "r10") of ``clips`` clips among each other, both ways.
 
-    ``unseen``: the same, text to audio, for captions of which every recording is unknown from
+    ``unseen``: the same, text to audio, for captions whose recordings are all unknown from
     training (label ``recording_split``); empty without such prompts. ``matched_over_random``: share
     of wrong clips that score below the caption's own clip, None when there is no wrong one.
     ``order``: share of "A then B" captions above "B then A" for the same clip, None without such

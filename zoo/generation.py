@@ -90,6 +90,13 @@ def generate_each(
 ) -> list[Waveform]:
     """Makes one wave per (prompt, seed), in order, as ``generate`` does.
 
+    Args:
+        backbone: the model.
+        jobs: one (prompt, seed) per wave.
+        sampler: steps and guidance.
+        batch_size: waves that are made at a time.
+        progress: called with (finished, all) waves after each batch.
+
     Raises ``UserError`` for a length that the model cannot make on this machine, and for a model
     that gives NaN.
     """

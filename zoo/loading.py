@@ -72,7 +72,10 @@ def build(
     stack: Stack = (),
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The model of files that ``resolve`` found, with adapters on it. Arguments as ``load``'s."""
+    """The model of files that ``resolve`` found, with adapters on it.
+
+    ``device``, ``dtype``, ``stack`` and ``options``: see ``load``.
+    """
     options = options or {}
     if located.layout == "run":
         exported = _exported(located)

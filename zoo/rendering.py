@@ -114,7 +114,10 @@ def roll_out(
     device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Trajectory, Tensor]:
-    """The same waves as ``render``, and the trajectory that training needs, in ``buffers``."""
+    """The same waves as ``render``, and the trajectory that training needs, in ``buffers``.
+
+    ``buffers`` are filled in place; the other arguments are those of ``render``.
+    """
     trajectory = rollout(
         backbone.predict,
         backbone.path,

@@ -186,8 +186,8 @@ def _refuse_moved(target: Any, arguments: Mapping[str, Any], where: str) -> None
         if key in moved and not (isinstance(value, dict) or dataclasses.is_dataclass(value))
     ]
     if gone:
-        told = "; ".join(f"{_key(where, key)} is now {_key(where, moved[key])}" for key in gone)
-        raise UserError(f"{told}. Please write the new name{'s' if len(gone) > 1 else ''}")
+        moves = "; ".join(f"{_key(where, key)} is now {_key(where, moved[key])}" for key in gone)
+        raise UserError(f"{moves}. Please write the new name{'s' if len(gone) > 1 else ''}")
 
 
 def _annotation(target: Any, parameter: inspect.Parameter) -> Any:

@@ -12,7 +12,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=128G             # main memory: every process reads the models before it moves them
 #SBATCH --time=24:00:00
-#SBATCH --requeue              # after a preemption the same command goes on from the last checkpoint: resume=true below
+#SBATCH --requeue              # after a preemption the same command continues from the last checkpoint: resume=true below
 #SBATCH --output=slurm-%x-%j.out
 
 set -euo pipefail

@@ -117,7 +117,7 @@ def not_finite(samples: Sequence[HeldOutSample]) -> list[HeldOutSample]:
 
 
 def not_finite_warning(samples: Sequence[HeldOutSample]) -> str | None:
-    """How many clips have no score, and of which prompts; None where all have one."""
+    """The number of clips without a score, and their prompts; None if all have one."""
     bad = not_finite(samples)
     if not bad:
         return None
@@ -223,7 +223,7 @@ class HeldOutWatch(Callback):
 
     Logged with ``held_out_scorer/mean``: ``held_out_scorer/rise_errors`` (0 at the first
     evaluation) and ``held_out_scorer/interventions``. The comparison, its counts and what was
-    annealed are kept in the checkpoint. A run that was stopped goes on with resume=true until the
+    annealed are kept in the checkpoint. A stopped run continues with resume=true until the
     next evaluation that calls for it.
 
     Args:

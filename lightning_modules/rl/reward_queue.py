@@ -30,7 +30,7 @@ WAITING = 2  # waves that may wait while others are scored: it bounds the memory
 
 
 class RewardError(UserError):
-    """A reward raised, or returned something that is not one score a sample."""
+    """A reward raised, or returned something that is not one score per sample."""
 
 
 class RewardRaised(RewardError):
@@ -71,13 +71,12 @@ def score(
     except RewardError:  # of a reward that this one asked: its message names it
         raise
     except Exception as error:
-        told = for_screen(
-            without_secrets(str(error)), 2000
-        )  # a service may have put its key into it
+        # A service may have put its key into the message.
+        message = for_screen(without_secrets(str(error)), 2000)
         raise RewardRaised(
-            f"the reward {name} raised {type(error).__name__}: {told} (on {len(prompts)} samples of"
-            f" {texts}, ...); nothing since the last checkpoint is kept; fix the reward, or set"
-            " on_bad_reward=drop to leave such samples out, then go on with resume=true"
+            f"the reward {name} raised {type(error).__name__}: {message} (on {len(prompts)} samples"
+            f" of {texts}, ...); nothing since the last checkpoint is kept; fix the reward, or set"
+            " on_bad_reward=drop to leave such samples out, then continue with resume=true"
         ) from error
     check_answer(output, len(prompts), f"the reward {name} must return")
     if not reward.differentiable:
@@ -192,14 +191,14 @@ class RewardQueue:
 
     ``workers`` 0 scores inside ``put``. Otherwise so many threads score while ``put`` returns; when
     ``WAITING`` more waves than that are on hand it waits, so few waves exist at a time. The reward
-    must then bear to be called from several threads at once (with 1 worker: from another thread
+    must then be safe to call from several threads at once (with 1 worker: from another thread
     than the one that made it).
 
     ``put`` and ``collect`` raise the ``RewardError`` of the earliest wave that failed, as scoring
     in line would; errors of further waves are its notes (``__notes__``). Leaving the context ends
     all threads: waves that wait are not scored any more. With ``drop_failed`` a call that raises is
-    told as a warning, and its samples have NaN scores; an answer of the wrong shape stops all the
-    same. ``seconds``: spent in the reward, summed over threads; ``seconds_waited``: of the caller,
+    shown as a warning, and its samples have NaN scores; an answer of the wrong shape still
+    stops. ``seconds``: spent in the reward, summed over threads; ``seconds_waited``: of the caller,
     in ``put`` and ``collect``.
     """
 

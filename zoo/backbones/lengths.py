@@ -36,7 +36,7 @@ def one_latent_shape(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[int
 def check_lengths(
     backbone: Backbone, prompts: Iterable[Prompt], rows: int, states: int, name: str
 ) -> None:
-    """``check_seconds`` for every length among ``prompts``."""
+    """Checks every length among ``prompts`` with ``check_seconds``; arguments as there."""
     for seconds in sorted({prompt.seconds for prompt in prompts}):
         check_seconds(backbone, seconds, rows, states, name)
 

@@ -105,7 +105,7 @@ def add_lora(
 
     if isinstance(backbone.denoiser, PeftModel):
         raise UserError(
-            "this backbone already has an adapter; load it without one (DDPO goes on training a"
+            "this backbone already has an adapter; load it without one (DDPO continues training a"
             " saved adapter with module.adapter.start=FOLDER)"
         )
     if int(rank) != rank or rank < 1:

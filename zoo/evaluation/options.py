@@ -149,7 +149,7 @@ def _add_tables(add: Callable[..., Any]) -> None:
         "--out",
         type=Path,
         default=Path("evaluation"),
-        help="folder; an interrupted evaluation goes on in it",
+        help="folder; an interrupted evaluation continues in it",
     )
     add(
         "--overwrite",

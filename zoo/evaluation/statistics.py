@@ -94,7 +94,7 @@ def confusion_matrix(
     unknown = {*wanted, *predicted} - place.keys()
     if unknown:
         raise UserError(
-            f"{', '.join(sorted(unknown))} is none of the classes {', '.join(class_names)}"
+            f"unknown class {', '.join(sorted(unknown))}; expected one of {', '.join(class_names)}"
         )
     matrix = [[0] * len(class_names) for _ in class_names]
     for asked, called in zip(wanted, predicted, strict=True):

@@ -261,7 +261,7 @@ def plain(
         return ConnectionError(f"{endpoint} answered {status} for {repo_id}; try again later")
     return ConnectionError(
         f"the connection to {endpoint} failed or was lost ({type(error).__name__}); what arrived is"
-        " kept, run the same command again and it goes on from there"
+        " kept, run the same command again and it continues from there"
     )
 
 

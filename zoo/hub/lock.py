@@ -95,7 +95,15 @@ def check_revision(
 def check_file(
     pin: Pin | None, repo_id: str, name: str, sha256: str, path: str | Path = LOCK_FILE
 ) -> None:
-    """Raises ``UserError`` when the lock file knows another hash of this file."""
+    """Raises ``UserError`` when the lock file has another hash of this file.
+
+    Args:
+        pin: the repository's entry in the lock file; None without one.
+        repo_id: "owner/name", for the message.
+        name: of the file within the repository.
+        sha256: of the file that was found.
+        path: of the lock file, for the message.
+    """
     known = None if pin is None else pin.files.get(name)
     if known is not None and known.sha256 != sha256:
         raise UserError(

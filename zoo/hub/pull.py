@@ -1,9 +1,10 @@
 """Models from and to the Hugging Face Hub, through an unmodified ``huggingface_hub`` client.
 
-``pull`` lists a repository at one commit, downloads what the entry means (a broken download goes on
-where it stopped, also in a later process), holds every file against the Hub's listing, the zoo's
-table and the lock file, and only then gives the folder its name. ``push`` is in ``zoo.hub.push``.
-``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to the client.
+``pull`` lists a repository at one commit, downloads what the entry means (a broken download
+continues where it stopped, also in a later process), holds every file against the Hub's listing,
+the zoo's table and the lock file, and only then gives the folder its name. ``push`` is in
+``zoo.hub.push``. ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to the
+client.
 """
 
 from __future__ import annotations

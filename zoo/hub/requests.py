@@ -127,7 +127,7 @@ def answer(asker: Asker, url: str) -> tuple[Any, str | None]:
 
 
 def pages(asker: Asker, url: str) -> Iterator[Any]:
-    """Each page of a listing that goes on at ``Link: <...>; rel="next"``.
+    """Each page of a listing that continues at ``Link: <...>; rel="next"``.
 
     Raises as ``answer``, and ``UserError`` for one that leads back or has more than ``PAGES``
     pages.
@@ -285,7 +285,7 @@ def _next_page(asker: Asker, url: str, found: str | None) -> str | None:
     new = fix_hf_endpoint_in_url(urljoin(url, found), asker.endpoint)
     if origin(new) != origin(asker.endpoint):
         raise UserError(
-            f"the listing of {asker} goes on at another host ({_host(new)}); it is not followed"
+            f"the listing of {asker} continues at another host ({_host(new)}); it is not followed"
         )
     return new
 

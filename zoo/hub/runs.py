@@ -78,8 +78,8 @@ def backbone_of_run(
     own = folder / "adapter"
     if adapter is None and not own.is_dir() and not whole.is_file() and not denoiser.is_file():
         raise UserError(
-            f"the run in {folder} has left neither adapter/ nor model/; has it finished? "
-            "(resume=true goes on)"
+            f"the run in {folder} has neither adapter/ nor model/; has it finished? "
+            "(resume=true continues it)"
         )
     model = built_from(run_settings(folder), "backbone", folder)
     if whole.is_file():

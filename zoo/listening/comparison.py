@@ -68,6 +68,13 @@ def comparison_page(
 ) -> str:
     """The complete HTML document, with the sounds in it.
 
+    Args:
+        pairing: the clips of both models for the same prompts.
+        name: of the score.
+        first: scores of the first model's clips.
+        second: scores of the second model's clips.
+        title: heading of the page.
+
     Raises ``UserError`` and ``OSError`` for audio that cannot be read.
     """
     found = paired_difference([pair.prompt.id for pair in pairing.pairs], first, second)

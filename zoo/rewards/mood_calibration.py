@@ -35,10 +35,10 @@ def class_statistics(
 ) -> ClassStatistics:
     """Statistics over ``(wave_BCN, sample_rate_hz)`` batches, with the reward's chunks and level.
 
-    The generations should ask for all classes equally often, or for none: what most of them carry
-    counts as usual. ``std`` is the sample deviation (n - 1). Raises ``UserError`` below two clips,
-    and for a class whose log-odds are not finite or the same in every clip (nothing can be told
-    apart by it).
+    The generations should request all classes equally often, or none: the mean over them counts
+    as usual. ``std`` is the sample deviation (n - 1). Raises ``UserError`` below two clips,
+    and for a class whose log-odds are not finite or the same in every clip (it
+    distinguishes nothing).
     """
     with torch.no_grad():
         rows = [
