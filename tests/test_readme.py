@@ -16,18 +16,20 @@ from zoo.hub.adapters import save_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
 
 
 @pytest.mark.long
-def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/zoo.md"])
+def test_its_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = zoo.load("embedded/music")
     add_lora(backbone, rank=2)
     save_adapter(backbone, tmp_path / "my_adapter")
     monkeypatch.chdir(tmp_path)
-    assert BLOCKS
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), {})
+    text = (ROOT / page).read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
 
 
 @pytest.mark.slow
