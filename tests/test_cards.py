@@ -209,7 +209,7 @@ def test_every_body_makes_a_valid_card(path, adapter, tmp_path):
 
 def test_a_card_name_is_not_a_path():
     for name in ("../secrets", ".hidden", "", "a b"):
-        with pytest.raises(ValueError, match="a card's name is letters"):
+        with pytest.raises(ValueError, match="a card's name must be letters"):
             body_path(name)
     assert body_path("embedded/music") == CARDS / "embedded_music.md"
 

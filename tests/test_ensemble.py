@@ -402,7 +402,7 @@ def test_a_configuration_names_the_files_of_a_clap(small_zoo):
 def test_rewards_of_other_classes_take_part_but_cannot_be_saved(tmp_path):
     reward = EnsembleReward({"a": Level(), "b": {"architecture": "guards"}})
     assert reward.arguments is None and not reward.differentiable
-    with pytest.raises(ValueError, match="needs|must|arguments|plain|no artefact form"):
+    with pytest.raises(ValueError, match="needs|must|arguments|plain|cannot become an artefact"):
         save_artifact(
             tmp_path / "e",
             kind="reward",
@@ -452,7 +452,7 @@ def test_prompts_too_long_for_a_member_are_named_with_it():
         ),
         (
             {"members": {"a": {"reward": Level(), "weight": 0}}},
-            "leave out a member that is not to count",
+            "leave out a member that must not count",
         ),
         (
             {"members": {"a": {"reward": Level(), "weight": math.nan}}},

@@ -113,7 +113,7 @@ def test_one_repository_serves_several_rows_file_by_file() -> None:
     [
         ({"kind": "bakbone"}, "unknown kind 'bakbone'; did you mean 'backbone'"),
         ({"layout": "diffuser"}, "unknown layout 'diffuser'; did you mean 'diffusers'"),
-        ({"name": "Owner/Model"}, "a name is small letters"),
+        ({"name": "Owner/Model"}, "a name must be small letters"),
         ({"name": "owner/model"}, "only after 'embedded'"),
         ({"folder": "embedded/one", "repo_id": "a/b"}, "not both"),
         ({"repo_id": "ab"}, "repo_id must be owner/name, got 'ab'"),

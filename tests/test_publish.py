@@ -75,7 +75,7 @@ def test_the_record_of_a_pull_stays_here(model: Path) -> None:
         (
             "README.md",
             "---\nlicense: mit\n---\n",
-            "says license mit, but what this model is derived from demands cc-by-nc-4.0",
+            "says license mit, but its base requires cc-by-nc-4.0",
         ),
         ("config.json", None, "is not a model"),
         ("model.safetensors", None, "there are no weights in it"),
@@ -120,7 +120,7 @@ def test_a_licence_that_the_hub_has_no_name_for(model: Path) -> None:
 
 def test_only_a_model_without_a_base_chooses_a_licence(model: Path) -> None:
     sys.modules["zoo.hub.cards"].licence_of = lambda folder: "unknown"
-    with pytest.raises(ValueError, match="demands unknown"):
+    with pytest.raises(ValueError, match="requires unknown"):
         plan_push(model, "me/model")
     (model / "config.json").write_text("{}")
     assert plan_push(model, "me/model").licence == "cc-by-nc-4.0"

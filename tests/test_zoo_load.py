@@ -352,7 +352,7 @@ def test_generate_bad_input():
             zoo.generate(backbone, prompts, **settings)
     with torch.no_grad():
         backbone.denoiser.out.bias.fill_(torch.nan)
-    with pytest.raises(ValueError, match="the model gave NaN or infinity"):
+    with pytest.raises(ValueError, match="the model returned NaN or infinity"):
         zoo.generate(backbone, ["a"], steps=2)
 
 

@@ -148,7 +148,7 @@ def _sample(
         wave_BCN = render(backbone, sampler, prompts, encoded, generators, device=device)
     if not torch.isfinite(wave_BCN).all():
         raise UserError(
-            "the model gave NaN or infinity; load it in float32 or lower the guidance scale"
+            "the model returned NaN or infinity; load it in float32 or lower the guidance scale"
         )
     rate_hz = backbone.sample_rate_hz
     return [Waveform(wave_CN.clamp(-1, 1), rate_hz) for wave_CN in wave_BCN.cpu()]

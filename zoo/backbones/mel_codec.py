@@ -147,8 +147,8 @@ class MelCodec(nn.Module):
         self.latent_channels = int(self.vae.config.latent_channels)
         if self.mels % self.shrinkage:
             raise UserError(
-                f"{self.mels} mels do not divide by {self.shrinkage}, which the autoencoder's"
-                " levels ask for"
+                f"the mels ({self.mels}) must be a multiple of {self.shrinkage}, for the levels of"
+                " the autoencoder"
             )
 
     def latent_shape(self, seconds: float) -> tuple[int, int, int]:

@@ -96,7 +96,7 @@ class Configuration:
         }[which]
         if not found:
             raise UserError(
-                f"the data of the configuration has no {which} prompts; take --which "
+                f"the data of the configuration has no {which} prompts; use --which "
                 f"{'train' if train else 'held_out'}, or --prompts FILE"
             )
         return tuple(found)
@@ -289,7 +289,7 @@ def folder_samples(
     if stray:
         raise UserError(
             f"{folder}: {len(stray)} audio files are in no row of its table, first {stray[0]}; add"
-            " rows for them, or move them away: no clip is left out in silence"
+            " rows for them, or move them away"
         )
     lent = {prompt.text: prompt.labels for prompt in prompts}
     labelled = []

@@ -295,8 +295,8 @@ def _of_the_set(
         bad = [i for i, value in enumerate(column) if not math.isfinite(value)]
         if bad:
             raise UserError(
-                f"{scorer.facts.name} gave no finite {name} for {len(bad)} of {len(samples)} clips,"
-                f" the first {samples[bad[0]].path}; leave them out of the table"
+                f"{scorer.facts.name} returned no finite {name} for {len(bad)} of {len(samples)}"
+                f" clips, the first {samples[bad[0]].path}; leave them out of the table"
             )
     return [{name: column[i] for name, column in more.items()} for i in range(len(samples))]
 
@@ -350,8 +350,8 @@ def _scored(
         for name, value in entry["values"].items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"{scorer.facts.name} gave {name} = {value} for {sample.path}; listen to that"
-                    " clip, and leave it out of the table if it is damaged"
+                    f"{scorer.facts.name} returned {name} = {value} for {sample.path}; listen to"
+                    " that clip, and leave it out of the table if it is damaged"
                 )
     if scorer.facts.class_names:
         _classify(scorer, samples, entries)
@@ -365,7 +365,7 @@ def _classify(scorer: OpenScorer, samples: Sequence[Sample], entries: Sequence[E
     absent = [f"p_{name}" for name in names if f"p_{name}" not in given]
     if absent:
         raise UserError(
-            f"{scorer.facts.name} has classes but gave no part {absent[0]!r}; its parts are"
+            f"{scorer.facts.name} has classes but returned no part {absent[0]!r}; its parts are"
             f" {', '.join(given)}"
         )
     targets = scorer.opened.wanted_classes([sample.prompt for sample in samples]).tolist()

@@ -200,7 +200,7 @@ def read_adapter(
     if facts is None:
         facts = read_config(folder) if (folder / FACTS_FILE).exists() else {}
     if facts.get("kind", "adapter") != "adapter":
-        raise UserError(f"{folder} holds a {facts['kind']}, no adapter")
+        raise UserError(f"{folder} holds a {facts['kind']}, not an adapter")
     for name, promised in facts.get("sha256", {}).items():
         if sha256_of(file_inside(folder, name, blobs_of(folder))) != promised:
             raise UserError(
@@ -245,7 +245,7 @@ def _read_lora_config(path: Path) -> LoraConfig:
         ):
             hint = "" if key in standard else f"; {did_you_mean(key, standard)}"
             raise UserError(
-                f"{path}: {key}={value!r} is more than plain LoRA, which alone is loaded here{hint}"
+                f"{path}: {key}={value!r} is not plain LoRA, which alone can be loaded{hint}"
             )
     taken = {key: found[key] for key in _TAKEN if key in found}
     for key, (is_right, wanted) in _CHECKS.items():

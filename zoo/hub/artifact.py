@@ -94,8 +94,8 @@ def identity_of(module: nn.Module) -> tuple[str, str, dict[str, Any]]:
     arguments = getattr(module, "arguments", None)
     if found is None or not isinstance(arguments, dict):
         raise UserError(
-            f"{here} has no artefact form: no table (BACKBONES, REWARDS) names it with constructor"
-            " arguments"
+            f"{here} cannot become an artefact: no table (BACKBONES, REWARDS) names it with"
+            " constructor arguments"
         )
     return (*found, dict(arguments))
 
@@ -220,7 +220,7 @@ def build_artifact(
     where = str(folder / CONFIG_FILE)
     if config["kind"] == "adapter":
         raise UserError(
-            f"{folder} holds an adapter, no model; zoo.load({str(folder)!r}) puts it on its base"
+            f"{folder} holds an adapter, not a model; zoo.load({str(folder)!r}) puts it on its base"
         )
     try:
         found = architecture_class(config["kind"], config["architecture"], where)
@@ -333,7 +333,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     config = read_json(file_inside(folder, CONFIG_FILE, blobs_of(folder)))
     if _holds_target(config):
         raise UserError(
-            f"{path} holds a _target_: a model artefact names no code, only a known architecture"
+            f"{path} holds a _target_: a model artefact must name a known architecture, not code"
         )
     _refuse_newer(config, path)
     missing = [key for key in ("kind", "architecture", "arguments") if key not in config]

@@ -38,7 +38,7 @@ def verify_artifact(folder: str | Path, load: Callable[[str], Any]) -> list[str]
     foreign = [name for name in names if not is_own_file(name)]
     if foreign:
         raise UserError(
-            f"{folder} holds files that are no part of a model: {', '.join(foreign[:4])}; remove"
+            f"{folder} holds files that do not belong to a model: {', '.join(foreign[:4])}; remove"
             " them"
         )
     promised = config.get("sha256") or {}
@@ -49,7 +49,7 @@ def verify_artifact(folder: str | Path, load: Callable[[str], Any]) -> list[str]
     ]
     if loose:
         raise UserError(
-            f"{folder}: config.json promises no hash of {', '.join(loose[:4])}; export it again"
+            f"{folder}: config.json has no hash of {', '.join(loose[:4])}; export it again"
         )
     size = sum(file.size_bytes for file in files)
     writer = (config.get("versions") or {}).get("attune", "an unknown version")

@@ -69,7 +69,7 @@ def body_path(name: str) -> Path:
     """
     stem = name.replace("/", "_")
     if not re.fullmatch(r"[\w.-]+", stem) or stem.startswith("."):
-        raise UserError(f"a card's name is letters, digits, '_', '-' and '.', got {name!r}")
+        raise UserError(f"a card's name must be letters, digits, '_', '-' and '.', got {name!r}")
     return CARDS / f"{stem}.md"
 
 

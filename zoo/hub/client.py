@@ -112,7 +112,9 @@ class HubRepo:
         info, _ = answer(self.asker, f"{self.asker.endpoint}/api/models/{self.repo_id}{at}")
         sha = _field(info, "sha", str, self.repo_id)
         if not _is(_SHA1, sha):
-            raise UserError(f"{self.repo_id}: the Hub gave no commit but {shown(repr(sha), 60)}")
+            raise UserError(
+                f"{self.repo_id}: expected a commit, the Hub sent {shown(repr(sha), 60)}"
+            )
         card = _field(info, "cardData", dict, self.repo_id, {})
         tags = [tag for tag in _field(info, "tags", list, self.repo_id, []) if isinstance(tag, str)]
         is_other = card.get("license") == "other"
@@ -127,7 +129,7 @@ class HubRepo:
         for page in pages(self.asker, f"{where}?recursive=true&expand=false"):
             if not isinstance(page, list):
                 raise UserError(
-                    f"{self.repo_id}: the Hub's listing is not a list but {_kind(page)}"
+                    f"{self.repo_id}: the Hub's listing is {_kind(page)}, expected a list"
                 )
             found += [_listed(item, self.repo_id) for item in page if _is_file(item, self.repo_id)]
             if len(found) > FILES:
@@ -344,6 +346,6 @@ def refuse_links(path: Path) -> None:
         expected = stat.S_ISREG if place == path else stat.S_ISDIR
         if not expected(mode):
             raise UserError(
-                f"{place} is a link or something else where a download waits; "
+                f"{place} is a link or something else in the place of a download; "
                 "remove it and pull again"
             )

@@ -97,7 +97,7 @@ class ZooEntry:
                 )
         if not re.fullmatch(r"(embedded/)?[a-z0-9][a-z0-9._-]*", self.name):
             raise UserError(
-                f"{where}: a name is small letters, digits, '.', '_' and '-' (a '/' only after"
+                f"{where}: a name must be small letters, digits, '.', '_' and '-' (a '/' only after"
                 " 'embedded')"
             )
         if self.folder is not None and self.repo_id is not None:

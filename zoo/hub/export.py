@@ -157,7 +157,8 @@ def _export_learned(
     backbone = built_from(settings, "backbone", run)
     if lacking(backbone, Backbone):
         raise UserError(
-            f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, no backbone"
+            f"module.backbone of {run / 'config.yaml'} is a {type(backbone).__name__}, not a"
+            " backbone"
         )
     backbone.requires_grad_(False)
     name = (record.get("base") or {}).get("name")

@@ -88,7 +88,7 @@ def check_revision(
     if pin is not None and pin.revision != revision:
         raise UserError(
             f"{path} pins {repo_id} at {pin.revision}, but {revision} was requested or found; pull"
-            f" without --revision, or remove {repo_id} from {path} if the change is meant"
+            f" without --revision, or remove {repo_id} from {path} if the change is intended"
         )
 
 

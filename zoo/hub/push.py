@@ -122,8 +122,8 @@ def plan_push(folder: str | Path, repo_id: str, private: bool = False) -> PushPl
     )
     if licence.lower() != inherited.lower() and not is_own:  # who derives from nothing chooses
         raise UserError(
-            f"{folder / CARD} says license {licence}, but what this model is derived from demands"
-            f" {inherited}; correct the card"
+            f"{folder / CARD} says license {licence}, but its base requires {inherited};"
+            " correct the card"
         )
     for file in files:
         if file.name.lower().endswith(_TEXTS) and holds_secret(
@@ -166,7 +166,7 @@ def push(
         hub.api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not hub.api.model_info(repo_id).private:
             raise UserError(
-                f"{repo_id} is there already and public; make it private on its page, or push"
+                f"{repo_id} exists already and is public; make it private on its page, or push"
                 " without --private"
             )
         operations = [

@@ -142,9 +142,7 @@ def pages(asker: Asker, url: str) -> Iterator[Any]:
         if following is None:
             return
         url = following
-    raise UserError(
-        f"the listing of {asker} leads back to a page that it gave before; nothing was kept"
-    )
+    raise UserError(f"the listing of {asker} returns to an earlier page; nothing was kept")
 
 
 def download(
@@ -205,8 +203,7 @@ def _download_once(
             report(start)
     if start != size_bytes:
         raise UserError(
-            f"it did not arrive with the {size_bytes} bytes that the Hub listed, but with "
-            f"{start}; pull again"
+            f"{start} bytes arrived, expected the {size_bytes} that the Hub listed; pull again"
         )
 
 

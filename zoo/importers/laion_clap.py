@@ -132,7 +132,7 @@ def converted(tensors: Mapping[str, Tensor]) -> ImportedClap:
     """
     if any(name.startswith(_FUSION) for name in tensors):
         raise UserError(
-            "this checkpoint has feature fusion, which is not supported; take one without"
+            "this checkpoint has feature fusion, which is not supported; use one without"
             " (630k-best, 630k-audioset-best, music_audioset_epoch_15_esc_90.14, ...)"
         )
     state: dict[str, Tensor] = {}

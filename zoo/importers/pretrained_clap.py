@@ -70,7 +70,7 @@ def open_clap(name: str) -> tuple[PretrainedClap, str]:
         if len(files) != 1:
             raise FileNotFoundError(
                 f"{path} has no config.json and {len(files)} .pt files; name a folder in"
-                " transformers' layout, or the one LAION-CLAP file that is meant"
+                " transformers' layout, or one LAION-CLAP file"
             )
         path = files[0]
     if path.is_file():

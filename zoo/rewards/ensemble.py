@@ -154,7 +154,9 @@ class EnsembleReward(StaysInEvalMode):
         self.members = members_of(members, "members")
         self.penalties = members_of(penalties or {}, "penalties")
         if not self.members:
-            raise UserError("an ensemble needs at least one member; penalties alone rank nothing")
+            raise UserError(
+                "an ensemble needs at least one member; penalties alone cannot rank clips"
+            )
         twice = {member.name for member in self.members} & {
             penalty.name for penalty in self.penalties
         }

@@ -180,7 +180,7 @@ def _member(name: str, value: Any, where: str) -> Member:
     std = _number(settings, "std", where)
     if not weight > 0:
         raise UserError(
-            f"{where}.weight must be above 0, got {weight}; leave out a member that is not to count"
+            f"{where}.weight must be above 0, got {weight}; leave out a member that must not count"
         )
     if (mean is None) != (std is None) or (std is not None and not std > 0):
         raise UserError(f"{where}: mean and a std above 0 belong together, got {mean} and {std}")

@@ -228,7 +228,7 @@ def _check_features(published: Mapping[str, Any], ours: Mapping[str, Any], where
         wrong.append("feature fusion there, which is not supported")
     if wrong:
         raise UserError(
-            f"the front end of {where} is another (preprocessor_config.json): {'; '.join(wrong)}"
+            f"the front end of {where} differs (preprocessor_config.json): {'; '.join(wrong)}"
         )
 
 
