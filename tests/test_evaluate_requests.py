@@ -69,7 +69,7 @@ def rewards(tmp_path):
         (["--generations", "{g}", "--table", "{quote}", "--rewards", "{j}"], "line 2: .*quotes"),
         (
             ["--generations", "{g}", "--rewards", "{nan}"],
-            "gave score = nan for .*wav; listen to that clip",
+            "returned score = nan for .*wav; listen to that clip",
         ),
         (
             ["--combine", "{g}", "--rewards", "{j}"],
