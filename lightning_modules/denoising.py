@@ -87,7 +87,7 @@ class Denoising(AveragedWeights):
             if name not in parts:
                 kind = type(backbone).__name__
                 raise UserError(
-                    f"trainable names {name!r}, which is no part of {kind};"
+                    f"trainable names {name!r}, which {kind} does not have;"
                     f" {did_you_mean(name, parts)}"
                 )
             parts[name].requires_grad_(True)

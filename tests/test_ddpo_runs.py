@@ -211,7 +211,7 @@ def test_dropping_a_sample_equals_a_round_without_it():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler.batch_size": 3}, "no multiple of sampler.batch_size=3"),
+        ({"sampler.batch_size": 3}, "sampler.batch_size=3"),
         ({"update.batch_size": 3}, "update.batch_size=3; it must be a multiple of 3"),
         ({"update.per_round": 4}, "update.per_round=4"),
     ],

@@ -315,9 +315,9 @@ def test_audio_is_encoded_without_gradients(logged):
     [
         (
             {"trainable": ["denoisr"]},
-            "'denoisr', which is no part of TinyAudio; did you mean 'denoiser'",
+            "'denoisr', .*did you mean 'denoiser'",
         ),
-        ({"trainable": ["channels"]}, "'channels', which is no part of TinyAudio"),
+        ({"trainable": ["channels"]}, "'channels', which TinyAudio"),
         ({"condition_dropout": 1.0}, "condition_dropout 1.0"),
         ({"warmup_steps": 0}, "warmup_steps must be at least 1"),
         ({"warmup_steps": 50}, "less than total_steps, got 50 and 50"),

@@ -81,7 +81,7 @@ def check_round(batch: PromptBatch, batch_size: int, next_round: int | None) -> 
     count = len(batch)
     if count % batch_size:
         raise UserError(
-            f"a round of {count} samples per process is no multiple of"
+            f"a round of {count} samples per process is not a multiple of"
             f" sampler.batch_size={batch_size}"
         )
     if len({(p.id, i) for p, i in zip(batch.prompts, batch.sample_index, strict=True)}) < count:

@@ -34,7 +34,7 @@ class RemoteFile:
     """One file of a listing. ``sha256``: of large files; ``blob_id``: git's hash, of small ones.
 
     Raises ``UserError`` for hashes that are not 40 or 64 hex digits, for no hash, and for a size
-    that is no count: these go into paths and sums.
+    that is not a count: these go into paths and sums.
     """
 
     name: str

@@ -34,7 +34,7 @@ MAX_SCALE = 100.0  # of the cosines, as in CLIP: the temperature stays above 0.0
 class LogMel(nn.Module):
     """Waves (B, N) to (B, 1, M, N // hop): power in dB, floored, roughly standardised; float32.
 
-    The tables are no buffers: a cast of the model to half precision leaves them.
+    The tables are not buffers: a cast of the model to half precision leaves them.
     """
 
     def __init__(

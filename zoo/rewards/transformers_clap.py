@@ -38,7 +38,7 @@ class ClapMel(nn.Module):
     """Mono windows (B, N) to (B, 1, F, M) in dB: mel-weighted power, floor -100 dB, float32.
 
     Equal to transformers' ``ClapFeatureExtractor`` (truncation "rand_trunc") on windows that it
-    need not cut. The gradient is finite, 0 where a bin is at the floor. The tables are no buffers:
+    need not cut. The gradient is finite, 0 where a bin is at the floor. The tables are not buffers:
     a cast of the model to half precision leaves them.
     """
 

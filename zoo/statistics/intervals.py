@@ -86,7 +86,7 @@ def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, f
     """(low, high) of the mean of independent proportions, given as (successes, count):
 
     Wilson's intervals put together by the method of variance estimates recovery (Zou, Huang and
-    Zhang 2009); 95 %. Unlike a bootstrap it knows that 0 hits of 25 are no certainty. Raises
+    Zhang 2009); 95 %. Unlike a bootstrap it knows that 0 hits of 25 are not a certainty. Raises
     ``UserError`` as ``wilson_interval``, and for no proportions.
     """
     if not hits:
