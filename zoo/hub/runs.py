@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def _module_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _targets(node: Any) -> Iterator[Any]:
-    values = []
+    values: Iterable[Any] = ()
     if isinstance(node, dict):
         if "_target_" in node:
             yield node["_target_"]
