@@ -5,8 +5,9 @@ Every batch has ``to(device)``, which Lightning calls to move it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, device
@@ -97,3 +98,53 @@ class LatentBatch:
     def to(self, device: device | str) -> LatentBatch:
         weight_B = None if self.weight_B is None else self.weight_B.to(device)
         return replace(self, latent_BCT=self.latent_BCT.to(device), weight_B=weight_B)
+
+
+@dataclass(frozen=True)
+class RatedClip:
+    """A clip that people have judged.
+
+    - ``prompt``: the caption that it was judged by.
+    - ``audio``: its file.
+    - ``label``: from 0 (does not fit) to 1; a share of votes is a soft label.
+    - ``group``: clips of equal group are compared with each other and are in one split.
+    - ``listener``: who judged it; None for a label of several people.
+    """
+
+    prompt: str
+    audio: Path
+    label: float
+    group: str
+    listener: str | None = None
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """Rated clips, and which of them are compared.
+
+    - ``clips``: one record each.
+    - ``pairs``: (better, worse) as indices into ``clips``; empty where each clip counts by itself.
+    """
+
+    clips: tuple[RatedClip, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pairs) or len(self.clips)
+
+    def to(self, device: device | str) -> PreferenceBatch:
+        return self
+
+
+@runtime_checkable
+class RatedClipSource(Protocol):
+    """A data module that knows all its clips after ``setup``.
+
+    ``splits``: "train", "val", "test" -> clips. ``drop_clips`` removes those of these files.
+    ``has_pairs``: whether batches compare clips.
+    """
+
+    splits: Mapping[str, tuple[RatedClip, ...]]
+    has_pairs: bool
+
+    def drop_clips(self, audio: Collection[Path]) -> None: ...

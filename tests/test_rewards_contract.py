@@ -45,6 +45,14 @@ CASES = {
     "ensemble": ({"members": TWO, "penalties": {"guards": {"architecture": "guards"}}}, MOODS),
     "ensemble/calibrated": ({"members": IN_ONE_UNIT, "spread_weight": 0.3}, MOODS),
     "ensemble/worst": ({"members": IN_ONE_UNIT, "aggregation": "worst"}, MOODS),
+    "preference": (
+        {
+            "clap": {"architecture": "clap", "arguments": SMALL_CLAP},
+            "embedding": 128,
+            "hidden": 16,
+        },
+        [{}, {}, {}],
+    ),
     "guards": ({"flatness": 0.4, "diversity": 2.0}, [{}, {}, {}]),
 }
 TESTED = {name.partition("/")[0] for name in CASES}

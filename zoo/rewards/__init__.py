@@ -8,4 +8,5 @@ REWARDS = {
     "emotion": "zoo.rewards.mood:EmotionReward",
     "ensemble": "zoo.rewards.ensemble:EnsembleReward",
     "guards": "zoo.rewards.guards:GuardReward",
+    "preference": "zoo.rewards.preference:PreferenceReward",
 }

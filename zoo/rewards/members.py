@@ -18,6 +18,7 @@ from zoo.types import Reward, lacking
 
 RESERVED = ("z", "spread")  # parts of the ensemble itself
 GROUPS = ("members", "penalties")  # arguments of an ensemble that hold rewards
+PARTS = {"guards": "embedder", "preference": "clap"}  # row -> its argument that is another reward
 _KEYS = ("reward", "weight", "mean", "std")
 
 
@@ -104,8 +105,9 @@ def with_rewards(
         if isinstance(found.get(key), Mapping):
             members = found[key].items()
             found[key] = {name: _with_reward(value, opened) for name, value in members}
-    if architecture == "guards" and "embedder" in found:
-        found["embedder"] = _with_reward(found["embedder"], opened)
+    part = PARTS.get(architecture)
+    if part in found:
+        found[part] = _with_reward(found[part], opened)
     return found
 
 

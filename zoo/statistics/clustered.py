@@ -81,7 +81,7 @@ def clustered_mean(
         weight = sum(1 / len(own) for own in means) / len(means) ** 2
         variance = float(np.concatenate(means).var(ddof=1)) * weight
         degrees = float(count - 1)
-    return _with_interval(value, variance, degrees, len(numbers), count)
+    return with_interval(value, variance, degrees, len(numbers), count)
 
 
 def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
@@ -102,12 +102,13 @@ def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
     variance = sum(part for part, _ in parts)
     freedom = sum(part**2 / degrees for part, degrees in parts)
     degrees = variance**2 / freedom if freedom > 0 else min(own for _, own in parts)
-    return _with_interval(value, variance, degrees, clips, prompts)
+    return with_interval(value, variance, degrees, clips, prompts)
 
 
-def _with_interval(
+def with_interval(
     value: float, variance: float, degrees: float, clips: int, prompts: int
 ) -> Clustered:
+    """A value with its variance as ``Clustered``: the interval of Student's t."""
     from scipy.stats import t
 
     error = variance**0.5
