@@ -28,7 +28,7 @@ NAMES = {  # column -> accepted names
     "text": ("text", "prompt", "caption"),
     "prompt": ("prompt", "text", "caption"),
     "caption": ("caption", "text", "prompt"),
-    "file": ("file", "file_name", "filename", "path"),
+    "file": ("file", "file_name", "filename", "path", "audio"),
 }
 _WORDS = "null, true, a list or an object"
 

@@ -328,3 +328,37 @@ def test_clap(tmp_path: Path, sound_packages: list[str]) -> None:
     assert isinstance(reward, Reward)
     output = reward(torch.randn(1, 2, 35_200), 16_000, [Prompt("p", "a cow mooing")])
     assert -1 <= float(output.score_B) <= 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "config", ["reward_integrity", "reward_temporal", "reward_integrity_pairwise"]
+)
+def test_the_reward_models_of_baton(config: str, tmp_path: Path, small_zoo: Path) -> None:
+    """On LAION's CLAP at toy size, from its own file and at its 48 kHz."""
+    from toy_preferences import write_labels
+
+    write_labels(tmp_path, prompts=16, per_prompt=2)
+    small = [
+        f"data.source.file={tmp_path / 'labels.csv'}",
+        f"data.source.audio_dir={tmp_path / 'audio'}",
+        f"module.features.cache_dir={tmp_path / 'features'}",
+        "module.reward.embedding=8",
+        "module.reward.hidden=16",
+        "data.val_share=0.3",
+        "data.test_share=0.3",
+    ]
+    fit(
+        f"baton/{config}.yaml",
+        tmp_path / "run",
+        small,
+        "trainer.max_epochs=1",
+        "trainer.max_epochs=2",
+    )
+    assert {path.suffix for path in (tmp_path / "features").iterdir()} == {".safetensors"}
+    assert [row for row in read_rows(tmp_path / "run" / "metrics.csv") if "test/accuracy" in row]
+    reward = zoo.load(str(tmp_path / "run" / "model"))
+    assert isinstance(reward, Reward) and reward.clap.towers.sample_rate_hz == 48_000
+    output = reward(torch.randn(1, 1, 16_000), 16_000, [Prompt("p", "a dog barks")])
+    assert 0 <= float(output.score_B) <= 1
+    assert "clap/" in " ".join(output.parts)
