@@ -31,6 +31,7 @@ _MEANINGS = {
     "log_loss": "nats; lower is better",
     "calibration_error": "lower is better",
 }
+_SHARES = ("accuracy", "auc", "ranking")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Figure:
     @staticmethod
     def of(found: Clustered) -> Figure:
         return Figure(found.value, found.low, found.high)
+
+    def as_share(self) -> Figure:
+        """With bounds inside 0..1; Student's t knows no limits."""
+        if self.low is None or self.high is None:
+            return self
+        return Figure(self.value, max(0.0, self.low), min(1.0, self.high))
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,7 @@ def preference_report(
             metric: Figure.of(clustered_mean(*column)) for metric, column in columns[name].items()
         }
         figures |= _ranked(values, None, labels, prompts)
+        figures |= {metric: figures[metric].as_share() for metric in _SHARES if metric in figures}
         figures["calibration_error"] = _calibration(values, labels, prompts, draws)
         judges[name] = figures
     differences = {}

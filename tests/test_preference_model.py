@@ -83,6 +83,10 @@ def test_every_loss_learns_and_is_reported(labels, loss):
     numbers = report.metrics()
     assert {"auc", "auc_low", "cosine/auc", "head_less_cosine/auc_high"} <= set(numbers)
     assert all(math.isfinite(value) for value in numbers.values())
+    shares = [
+        own[name] for own in report.judges.values() for name in ("accuracy", "auc", "ranking")
+    ]
+    assert all(0 <= figure.low <= figure.value <= figure.high <= 1 for figure in shares)
     assert "head - cosine" in report.table() and "majority" in report.table()
     after = module.reward.clap.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -106,17 +110,14 @@ def test_exported_it_scores_files_as_it_was_judged(labels, tmp_path):
 
 @pytest.mark.long
 def test_a_resumed_run_is_the_one_that_was_never_stopped(labels, tmp_path):
-    def checkpoint():
-        return L.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True)
-
-    def fitted(epochs, **settings):
+    def fitted(epochs, name, **settings):
         torch.manual_seed(3)
         module = model(labels, pretraining=CosinePretraining(3))
         fit = L.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
             logger=False,
-            callbacks=[checkpoint()],
+            callbacks=[L.pytorch.callbacks.ModelCheckpoint(tmp_path / name, save_last=True)],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -124,14 +125,14 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(labels, tmp_path):
         fit.fit(module, datamodule=data_of(labels, batch_size=8), weights_only=True, **settings)
         return module
 
-    whole = fitted(4)
-    first = fitted(2)
-    torch.manual_seed(99)
-    resumed = fitted(4, ckpt_path=str(tmp_path / "last.ckpt"))
+    whole = fitted(4, "whole")
+    first = fitted(2, "first")
+    last = tmp_path / "first" / "last.ckpt"
+    resumed = fitted(4, "resumed", ckpt_path=str(last))
     for name, value in whole.head.state_dict().items():
         assert torch.equal(value, resumed.head.state_dict()[name]), name
         assert value.numel() == 1 or not torch.equal(value, first.head.state_dict()[name]), name
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(last, weights_only=True)["state_dict"]
     assert all(name.startswith("head.") for name in saved)  # not the CLAP
 
 
@@ -154,16 +155,17 @@ def test_the_best_epoch_is_kept(labels):
     assert all(torch.equal(module.head.state_dict()[n], v) for n, v in heads[best].items())
 
 
-def test_pretraining_learns_the_cosine(labels):
+def test_pretraining_learns_the_cosine_from_captions_of_other_clips_too():
+    """Clips and captions have equal embeddings: the cosine of matched ones is always 1."""
     module = Preference(
         small_reward(features="match"), pretraining=CosinePretraining(300, 64, 3e-3)
     )
     generator = torch.Generator().manual_seed(0)
-    unit = torch.nn.functional.normalize(torch.randn(80, 24, generator=generator), dim=1)
+    unit = torch.nn.functional.normalize(torch.randn(40, 24, generator=generator), dim=1)
     clips = [RatedClip(str(i), f"{i}", 0.0, str(i)) for i in range(40)]
     module._embeddings = ClapFeatures(
         {clip.audio: unit[i] for i, clip in enumerate(clips)},
-        {clip.prompt: unit[40 + i] for i, clip in enumerate(clips)},
+        {clip.prompt: unit[i] for i, clip in enumerate(clips)},
         {},
         {},
         0,
@@ -210,6 +212,16 @@ def test_a_thousand_cached_clips_train_in_seconds(monkeypatch, tmp_path):
 def test_a_loss_and_batches_that_do_not_fit(labels, loss, batches):
     with pytest.raises(UserError, match="data.batches"):
         model(labels, loss).check_first_round(data_of(labels, batches))
+
+
+def test_weight_decay_of_adam_is_part_of_the_gradient():
+    """With no other gradient Adam's first step is the learning rate, AdamW's a share of it."""
+    for name, expected in (("adam", 2.0 - 0.1), ("adamw", 2.0 * (1 - 0.1 * 1e-3))):
+        weight = torch.nn.Parameter(torch.tensor([2.0]))
+        optimizer = HeadOptimizer(name, 0.1, 1e-3).built([weight])
+        weight.grad = torch.zeros(1)
+        optimizer.step()
+        assert float(weight) == pytest.approx(expected)
 
 
 def test_unknown_settings():
@@ -285,11 +297,15 @@ def test_facts_for_the_card():
 def test_within_a_prompt_by_hand():
     import numpy as np
 
-    values = np.array([0.9, 0.2, 0.2, 0.7, 0.6, 0.5])
-    labels = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 1.0])
-    found = within_prompt(values, labels, ["a", "a", "a", "b", "b", "c"])
-    assert (found.hits, found.hit_prompts) == ([1.0, 0.5, 0.0], ["a", "a", "b"])
-    assert found.gains == pytest.approx([1 - 2 / 3, -0.5]) and found.gain_prompts == ["a", "b"]
+    values = np.array([0.9, 0.2, 0.2, 0.7, 0.6, 0.5, 0.4, 0.4])
+    labels = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+    found = within_prompt(values, labels, ["a", "a", "a", "b", "b", "c", "d", "d"])
+    assert (found.hits, found.hit_prompts) == (
+        [1.0, 0.5, 0.0, 0.5],
+        ["a", "a", "b", "d"],
+    )
+    assert found.gains == pytest.approx([1 - 2 / 3, -0.5, 0.0])
+    assert found.gain_prompts == ["a", "b", "d"]
 
 
 def test_the_report_by_hand():
@@ -297,7 +313,7 @@ def test_the_report_by_hand():
         RatedClip(prompt, f"{i}", label, prompt)
         for i, (prompt, label) in enumerate([("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 0.5)])
     ]
-    head = torch.tensor([0.8, 0.6, 0.1, 0.4])
+    head = torch.tensor([0.8, 0.6, 0.1, 0.6])
     flat = torch.full((4,), 0.5)
     report = preference_report({"head": head, "cosine": flat, "majority": flat}, clips)
     figures = report.judges["head"]
@@ -311,10 +327,10 @@ def test_the_report_by_hand():
 
 
 def test_the_line_is_the_logistic_regression():
-    score = torch.linspace(-1, 1, 400)
-    label = (3 * score - 0.5).sigmoid()
+    score = torch.linspace(1, 3, 400)
+    label = (3 * score - 6.5).sigmoid()
     slope, offset = fitted_line(score, label)
-    assert slope == pytest.approx(3, rel=0.02) and offset == pytest.approx(-0.5, rel=0.02)
-    slope, _ = fitted_line(score, (score > 0).float())
+    assert slope == pytest.approx(3, rel=0.02) and offset == pytest.approx(-6.5, rel=0.02)
+    slope, _ = fitted_line(score, (score > 2).float())
     assert math.isfinite(slope) and slope > 5  # separated
     assert fitted_line(torch.ones(4), torch.tensor([0.0, 1.0, 1.0, 1.0]))[0] == 0

@@ -52,6 +52,14 @@ def test_intervals_over_prompts_cover_where_those_over_clips_do_not():
     assert covered["clip"] / runs < 0.6
 
 
+def test_what_a_prompt_adds_to_good_and_bad_alike_cancels():
+    """By hand: V of good (1, .5), of bad (.5, 1), so all sums are 0."""
+    found = area_under_curve([3, 2, 1, 0], [True, False, True, False], list("aabb"))
+    assert found.value == 0.75 and found.error == 0
+    apart = area_under_curve([3, 2, 1, 0], [True, False, True, False], list("abcd"))
+    assert apart.error == pytest.approx((0.0625 + 0.0625) ** 0.5)
+
+
 def test_difference_of_two_scores_of_the_same_clips():
     random = np.random.default_rng(2)
     good = [True, False] * 30
@@ -79,6 +87,7 @@ def test_calibration_error_by_hand():
     # bins .0-.1: mean label .5 at .05, weight 2; .9-1: label 1 at .95 and at 1, weight 2
     error = calibration_error([0.05, 0.05, 0.95, 1.0], [0.0, 1.0, 1.0, 1.0])
     assert error == pytest.approx((2 * 0.45 + 2 * 0.025) / 4)
+    assert calibration_error([0.05, 0.15], [1, 0]) == pytest.approx((0.95 + 0.15) / 2)
     assert calibration_error([0.5] * 4, [1, 0, 1, 0]) == 0
     for wrong in ([1.2], [float("nan")]):
         with pytest.raises(UserError):

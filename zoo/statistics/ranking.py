@@ -22,7 +22,8 @@ def area_under_curve(
     """The probability that a good clip scores above a bad one (AUC); a tie counts half.
 
     Its error is that of clustered data (Obuchowski 1997), which also holds for the difference of
-    two scores of the same clips; with one clip per prompt it is DeLong's.
+    two scores of the same clips; with one clip per prompt it is DeLong's. Where all good clips
+    score above all bad ones it is 0, which few clips do not prove.
 
     Args:
         scores: one finite number per clip.
