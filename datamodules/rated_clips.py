@@ -32,9 +32,10 @@ class RatedTable(Protocol):
 class LabelTable:
     """Labels from a ``.csv``, ``.tsv`` or ``.jsonl`` file of one row per clip.
 
-    Columns: ``file`` (inside ``audio_dir``), ``prompt`` (or ``caption``, ``text``), ``label`` (0 to
-    1); perhaps ``listener``, ``group`` (default: the prompt) and ``split`` (train, val, test; in
-    all rows or in none).
+    Columns: ``audio`` (or ``file``; a path inside ``audio_dir``), ``prompt`` (or ``caption``, ``text``),
+    ``label`` (0 to 1); perhaps ``listener``, ``group`` (default: the prompt) and ``split`` (train,
+    val, test; in all rows or in none). Label files of the dialect "attune" are such tables once
+    their votes are aggregated.
 
     Args:
         file: the table.
@@ -47,7 +48,7 @@ class LabelTable:
 
     def rated_clips(self) -> list[tuple[str, RatedClip]]:
         """The rows. Raises ``UserError``, which names file, line and column, for a bad one."""
-        rows = read_table(self.file, "file", "prompt", "label").rows
+        rows = read_table(self.file, "audio", "prompt", "label").rows
         return [self._row(record) for record in rows]
 
     def _row(self, record: Record) -> tuple[str, RatedClip]:
@@ -57,6 +58,11 @@ class LabelTable:
             raise UserError(
                 f"{record.where}: label must be a number from 0 (does not fit) to 1, got {got}"
             )
+        if record.name("other"):
+            raise UserError(
+                f"{record.where}: other names a second clip, but this table has one row per clip;"
+                " give each of the two a row and a label"
+            )
         split = record.name("split")
         if split not in (*SPLITS, NO_SPLIT):
             raise UserError(
@@ -65,7 +71,7 @@ class LabelTable:
         prompt = record.words("prompt")
         clip = RatedClip(
             prompt=prompt,
-            audio=self.audio_dir / record.words("file"),
+            audio=self.audio_dir / record.words("audio"),
             label=label,
             group=record.name("group") or prompt,
             listener=record.name("listener") or None,

@@ -28,7 +28,8 @@ NAMES = {  # column -> accepted names
     "text": ("text", "prompt", "caption"),
     "prompt": ("prompt", "text", "caption"),
     "caption": ("caption", "text", "prompt"),
-    "file": ("file", "file_name", "filename", "path", "audio"),
+    "file": ("file", "file_name", "filename", "path"),
+    "audio": ("audio", "file", "file_name", "filename", "path"),
 }
 _WORDS = "null, true, a list or an object"
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
@@ -153,6 +153,8 @@ class Preference(L.LightningModule):
         self.report: PreferenceReport | None = None
         self._split = "val"  # that ``report`` is of
         self._embeddings: ClapFeatures | None = None
+        # slope and offset of the cosine's line, and the mean label of training
+        self._from_train: tuple[float, float, float] | None = None
         self._best: dict[str, Any] | None = None  # loss, epoch and head of the best epoch so far
         self._saved_random_state: dict[str, Any] | None = None
 
@@ -347,10 +349,13 @@ class Preference(L.LightningModule):
         self.head.eval()
         head_N = self._logits(clips).sigmoid()
         self.head.train(was_training)
-        train = self.trainer.datamodule.splits["train"]
-        label_M = self._labels(train)
-        slope, offset = fitted_line(self._cosines(train), label_M)
-        majority_N = torch.full_like(head_N, float(label_M.mean()))
+        if self._from_train is None:
+            train = self.trainer.datamodule.splits["train"]
+            label_M = self._labels(train)
+            line = fitted_line(self._cosines(train).cpu(), label_M.cpu())
+            self._from_train = (*line, float(label_M.mean()))
+        slope, offset, mean_label = self._from_train
+        majority_N = torch.full_like(head_N, mean_label)
         cosine_N = (self._cosines(clips).double() * slope + offset).sigmoid()
         return {"head": head_N, "cosine": cosine_N, "majority": majority_N}
 
@@ -375,7 +380,6 @@ class Preference(L.LightningModule):
     def _finish(self, split: str, clips: Sequence[RatedClip]) -> None:
         self.report = preference_report(self.judges(clips), clips)
         self._split = split
-        rank_zero_info(f"{split}: {self.report.table()}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["preference"] = {"best": self._best, "random_state": random_state()}
@@ -389,12 +393,16 @@ class Preference(L.LightningModule):
         return self.optimizer.built(self.head.parameters())
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the reward, CLAP included, to ``out_dir``/model for ``zoo.load``."""
+        """Writes the reward, CLAP included, to ``out_dir``/model for ``zoo.load``.
+
+        Prints the report, which its config.json holds too.
+        """
         from zoo.hub.artifact import identity_of, save_artifact
 
         facts = {}
         if self.report is not None:
             facts["evaluation"] = {"split": self._split, **asdict(self.report)}
+            print(f"{self._split}: {self.report.table()}", flush=True)
         kind, architecture, arguments = identity_of(self.reward)
         save_artifact(
             Path(out_dir) / "model",

@@ -71,15 +71,13 @@ class PreferenceReport:
     head_less_cosine: dict[str, Figure]
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers for a logger: ``accuracy``, ``accuracy_low``, ``cosine/accuracy`` ..."""
+        """Flat numbers for a logger, without intervals: ``accuracy``, ``cosine/accuracy`` ..."""
         numbers: dict[str, float] = {}
         for judge, figures in self.judges.items():
             prefix = "" if judge == "head" else f"{judge}/"
-            for name, figure in figures.items():
-                numbers |= _flat(f"{prefix}{name}", figure)
-        for name, figure in self.head_less_cosine.items():
-            numbers |= _flat(f"head_less_cosine/{name}", figure)
-        return numbers
+            numbers |= {f"{prefix}{name}": figure.value for name, figure in figures.items()}
+        differences = self.head_less_cosine.items()
+        return numbers | {f"head_less_cosine/{name}": one.value for name, one in differences}
 
     def table(self) -> str:
         """The figures as lines of text, intervals in brackets."""
@@ -94,13 +92,6 @@ class PreferenceReport:
                 cells.append(f"head - cosine {_shown(self.head_less_cosine[name], sign='+')}")
             lines.append(f"{name} ({_MEANINGS[name]}): {', '.join(cells)}")
         return "\n".join(lines)
-
-
-def _flat(name: str, figure: Figure) -> dict[str, float]:
-    numbers = {name: figure.value}
-    if figure.low is not None and figure.high is not None:
-        numbers |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
-    return numbers
 
 
 def _shown(figure: Figure, sign: str = "") -> str:

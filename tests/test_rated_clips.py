@@ -1,5 +1,6 @@
 """Labels of clips: what a table must hold, splits by prompt, pairs and batches."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,26 @@ def test_a_table_with_hard_captions(tmp_path):
 def test_a_bad_label_names_file_line_and_column(tmp_path, label):
     with pytest.raises(UserError, match=r"labels\.csv, line 3.*label"):
         table(tmp_path, f"file,prompt,label\na.wav,x,1\nb.wav,x,{label}\n").rated_clips()
+
+
+def test_our_own_label_files_are_such_tables(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    row = {"prompt": "a dog, then rain", "audio": "x/0_a_0.wav", "task": "integrity"}
+    votes = [{"rater": "ann", "value": 1}, {"rater": "bob", "value": 0}]
+    file.write_text(json.dumps(row | {"votes": votes, "label": 0.5, "split": "val"}))
+    ((split, clip),) = LabelTable(str(file), "audio").rated_clips()
+    assert (split, clip.audio, clip.label) == ("val", Path("audio/x/0_a_0.wav"), 0.5)
+    file.write_text(json.dumps(row | {"votes": votes, "label": None}))
+    with pytest.raises(UserError, match="line 1: label"):
+        LabelTable(str(file), "audio").rated_clips()
+    file.write_text(json.dumps(row | {"other": "b.wav", "label": 1}))
+    with pytest.raises(UserError, match="line 1: other"):
+        LabelTable(str(file), "audio").rated_clips()
+
+
+def test_a_table_may_have_other_columns_that_name_files(tmp_path):
+    text = "file,audio,prompt,label\nx,a.wav,rain,1\n"
+    assert table(tmp_path, text).rated_clips()[0][1].audio == Path("audio/a.wav")
 
 
 def test_a_bad_split_is_named(tmp_path):
