@@ -136,7 +136,6 @@ class PreferenceBatch:
         return self
 
 
-@runtime_checkable
 class RatedClipSource(Protocol):
     """A data module that knows all its clips after ``setup``.
 

@@ -32,10 +32,9 @@ class RatedTable(Protocol):
 class LabelTable:
     """Labels from a ``.csv``, ``.tsv`` or ``.jsonl`` file of one row per clip.
 
-    Columns: ``audio`` (or ``file``; a path inside ``audio_dir``), ``prompt`` (or ``caption``, ``text``),
-    ``label`` (0 to 1); perhaps ``listener``, ``group`` (default: the prompt) and ``split`` (train,
-    val, test; in all rows or in none). Label files of the dialect "attune" are such tables once
-    their votes are aggregated.
+    Columns: ``audio`` (or ``file``; a path inside ``audio_dir``), ``prompt`` (or ``caption``,
+    ``text``), ``label`` (0 to 1); perhaps ``listener``, ``group`` (default: the prompt) and
+    ``split`` (train, val, test; in all rows or in none).
 
     Args:
         file: the table.

@@ -211,10 +211,10 @@ def test_a_thousand_cached_clips_train_in_seconds(monkeypatch, tmp_path):
 def test_the_benchmark_measures_every_loss(capsys):
     from benchmarks import preference_head
 
-    found = preference_head.main(["--clips", "60", "--prompts", "20", "--epochs", "1"])
+    found = preference_head.main(["--clips", "240", "--prompts", "60", "--epochs", "1"])
     assert found.keys() == preference_head.RUNS.keys()
     assert all(whole_s > report_s > 0 and steps > 0 for whole_s, steps, report_s in found.values())
-    assert "60 clips, 1 epochs" in capsys.readouterr().out
+    assert "240 clips, 1 epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
