@@ -198,7 +198,8 @@ class Preference(L.LightningModule):
 
     def _embed(self, data: RatedClipSource) -> None:
         clips = [clip for own in data.splits.values() for clip in own]
-        clap = self.reward.clap.to(self.device)
+        # the module itself is moved there after ``setup``
+        clap = self.reward.clap.to(self.trainer.strategy.root_device)
         texts = list(dict.fromkeys(clip.prompt for clip in clips))
         self._refuse_texts(texts)
         with Progress(transient=True) as shown:

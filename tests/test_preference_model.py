@@ -2,6 +2,7 @@
 
 import math
 import time
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -247,8 +248,16 @@ def test_unknown_settings():
 def started(module, data) -> None:
     """The part of a start that reads data and embeds clips."""
     data.setup()
-    module._trainer = type("Trainer", (), {"world_size": 1, "datamodule": data})()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    module._trainer = SimpleNamespace(world_size=1, datamodule=data, strategy=strategy)
     module.setup("fit")
+
+
+def test_several_processes_are_refused(labels):
+    module = model(labels)
+    module._trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(UserError, match=r"trainer\.devices=1"):
+        module.setup("fit")
 
 
 def test_files_that_cannot_be_read_stop_the_run_or_are_left_out(tmp_path):
