@@ -232,6 +232,96 @@ class RewardOutput:
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+TASKS = ("integrity", "temporal", "pairwise", "quality", "relevance")
+SOURCES = ("HD", "RD", "PD")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one rater said of one clip, or of a pair of clips.
+
+    - ``value``: 0 to 1, higher is better; of a pair: 1 = the first clip is better, 0 = the other
+      one is, 0.5 = a tie.
+    - ``both_bad``: a tie of two clips of which neither is acceptable.
+    - ``time_ms``: how long the rater took; None when nobody measured it.
+    """
+
+    rater: str
+    value: float
+    both_bad: bool = False
+    time_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_share("value", self.value)
+        if self.time_ms is not None and not 0 <= self.time_ms < math.inf:
+            raise UserError(f"time_ms: expected milliseconds >= 0, got {self.time_ms}")
+        if self.both_bad and self.value != 0.5:
+            raise UserError(f"both_bad: expected a tie (value 0.5), got value {self.value}")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What is known of one clip (or, in the task ``pairwise``, of a pair) for one prompt.
+
+    - ``prompt``: the text that the clip was made for; "" when nobody wrote it down.
+    - ``audio``, ``other``: names of clips with forward slashes; ``other`` in pairs only.
+    - ``task``: one of ``TASKS``.
+    - ``votes``: single opinions; ``label``: what they came to, 0 to 1 as ``Vote.value``.
+    - ``score``: what a reward model says, 0 to 1.
+    - ``source``: HD = labelled by people, RD = by a reward model, PD = pretraining data.
+    - ``split``: "train", "val", "test" or another name; "" before it is drawn.
+    - ``model``, ``other_model``: which generators made the clips; "" when unknown.
+    - ``seconds``: stated length of the clip; None when nothing states it.
+    """
+
+    prompt: str
+    audio: str
+    task: str
+    other: str = ""
+    votes: tuple[Vote, ...] = ()
+    label: float | None = None
+    score: float | None = None
+    source: str = "HD"
+    split: str = ""
+    model: str = ""
+    other_model: str = ""
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"task: expected one of {', '.join(TASKS)}, got {self.task!r}")
+        if self.source not in SOURCES:
+            raise UserError(f"source: expected one of {', '.join(SOURCES)}, got {self.source!r}")
+        if self.label is not None:
+            _check_share("label", self.label)
+        if self.score is not None:
+            _check_share("score", self.score)
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise UserError(f"seconds: expected a length above 0, got {self.seconds}")
+        is_pair = bool(self.other or self.other_model)
+        if is_pair != (self.task == "pairwise"):
+            raise UserError(
+                f"other: the task pairwise compares two clips and no other task does, got the task"
+                f" {self.task!r} and the other clip {self.other or self.other_model!r}"
+            )
+        if self.audio and self.audio == self.other:
+            raise UserError(f"other: a clip cannot be compared with itself ({self.audio})")
+        raters = [vote.rater for vote in self.votes]
+        twice = sorted({rater for rater in raters if raters.count(rater) > 1})
+        if twice:
+            raise UserError(
+                f"votes: {twice[0]!r} voted more than once on {self.audio or self.prompt!r};"
+                " keep one vote per rater"
+            )
+
+
+def _check_share(name: str, value: float) -> None:
+    """Raises ``UserError`` unless ``value`` is a number from 0 to 1 (NaN is not)."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:
+        raise UserError(f"{name}: expected a number from 0 to 1, got {value!r}")
+
+
 @runtime_checkable
 class Path(Protocol):
     """How ``x = alpha * clean + sigma * noise`` runs from noise to clean (``zoo/diffusion``)."""
