@@ -63,6 +63,7 @@ TOOL_SOURCES = {
     "zoo": ["zoo/commands/zoo.py"],
     "sounds": ["datamodules/sounds/fetch.py"],
     "piano_demo": ["datamodules/music/piano_command.py"],
+    "labels": ["datamodules/preferences/command.py"],
 }
 
 

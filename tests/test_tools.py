@@ -31,7 +31,7 @@ HEAVY = {
 # tells the first line of each, and all that was imported.
 ASK = """
 import contextlib, io, json, runpy, sys
-said, more = {}, {"listen": "blind", "zoo": "export", "sounds": "fetch"}
+said, more = {}, {"listen": "blind", "zoo": "export", "sounds": "fetch", "labels": "split"}
 for tool in sys.argv[1:]:
     for words in ([], [more[tool]]) if tool in more else ([],):
         sys.argv = [tool, *words, "--help"]
@@ -87,7 +87,7 @@ def test_only_the_first_of_several_processes_says_what_starts(monkeypatch) -> No
 
 
 def test_all_tools_name_themselves_as_they_are_called(asked) -> None:
-    assert len(asked["said"]) == len(TOOLS) + 3
+    assert len(asked["said"]) == len(TOOLS) + 4
     for words, line in asked["said"].items():
         tool, *command = words.split()
         assert line.startswith(" ".join([f"usage: python tools/{tool}.py", *command, "["])), line

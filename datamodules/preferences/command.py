@@ -33,6 +33,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="HZ",
         help="what every clip is said to have; another rate is a mistake",
     )
+    add(
+        "--captions",
+        metavar="FILE",
+        help="a table with the columns file and caption, for records that name no prompt",
+    )
     add("--task", help="of every record; default: as the file says, else relevance")
     add("--source", help="HD (people), RD (reward model) or PD (no labels) for every record")
     add(

@@ -6,8 +6,8 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from datamodules.preferences.clips import Clips, audio_problems, names_of
 from datamodules.preferences.dialects import DIALECTS, Labels, read_labels, write_labels
@@ -15,6 +15,7 @@ from datamodules.preferences.pairs import pairs_within_prompts
 from datamodules.preferences.rows import Problem
 from datamodules.preferences.splits import crossings, doubles, split_by_prompt
 from datamodules.preferences.votes import aggregate, krippendorff_alpha
+from datamodules.tables import read_table
 from zoo.errors import UserError, for_screen
 from zoo.files import files_written_together
 from zoo.types import SOURCES, TASKS, Preference
@@ -56,6 +57,9 @@ def read(asked: argparse.Namespace) -> Read:
     files = tuple(
         read_labels(path, asked.task, asked.source, scale, extract_to) for path in asked.files
     )
+    if asked.captions is not None:
+        captions = _captions(asked.captions)
+        files = tuple(_captioned(labels, captions) for labels in files)
     clips = None
     if asked.audio_root is not None:
         clips = Clips(asked.audio_root, [_pair(moved, "=", "--map") for moved in asked.map])
@@ -67,6 +71,26 @@ def read(asked: argparse.Namespace) -> Read:
             bad_clips = {**audio_problems(labels, clips, asked.sample_rate_hz), **bad_clips}
     problems += crossings(files)
     return Read(files, tuple(problems), clips, bad_clips)
+
+
+def _captions(path: str) -> dict[str, str]:
+    """File name, with and without its suffix -> caption, of a table. Raises ``UserError``."""
+    captions = {}
+    for row in read_table(path, "file", "caption").rows:
+        name = PurePosixPath(row.words("file").replace("\\", "/"))
+        captions[name.name] = captions[name.stem] = row.words("caption")
+    return captions
+
+
+def _captioned(labels: Labels, captions: Mapping[str, str]) -> Labels:
+    """The labels with prompts for the records that name none."""
+    records = []
+    for record in labels.records:
+        name = record.audio.rpartition("/")[2]
+        if not record.prompt and name in captions:
+            record = replace(record, prompt=captions[name])
+        records.append(record)
+    return replace(labels, records=tuple(records))
 
 
 def _pair(text: str, separator: str, option: str) -> tuple[str, str]:
@@ -110,7 +134,11 @@ def _described(labels: Labels) -> str:
     about = DIALECTS[labels.dialect].about
     count = len(labels.records)
     prompts = len({record.prompt for record in labels.records if record.prompt})
-    return f"{labels.path}: {count} records of {labels.dialect} ({about}), {prompts} prompts"
+    text = f"{labels.path}: {count} records of {labels.dialect} ({about}), {prompts} prompts"
+    without = sum(not record.prompt for record in labels.records)
+    if without:
+        text += f"; {without} of them name no prompt: --captions FILE adds it"
+    return text
 
 
 def _print_problems(problems: Sequence[Problem]) -> int:
@@ -149,10 +177,8 @@ def _print_task(task: str, records: Sequence[Preference]) -> None:
     if voted:
         raters = {vote.rater for record in voted for vote in record.votes}
         votes = sum(len(record.votes) for record in voted)
-        print(
-            f"  votes: {votes} of {len(raters)} raters on {len(voted)} records"
-            f" ({_counts(f'{len(record.votes)} each' for record in voted)})"
-        )
+        each = _counts(f"records with {len(record.votes)}" for record in voted)
+        print(f"  votes: {votes} of {len(raters)} raters; {each}")
         alpha = krippendorff_alpha(voted)
         if alpha is None:
             print("  Krippendorff's alpha: needs records with two votes, and votes that differ")
