@@ -256,6 +256,16 @@ def test_bad_rows_of_an_array_are_named_by_line(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, '{"a": ' * 5000])
+@pytest.mark.parametrize(
+    "form", ["[%s]", '{"location": %s}', '{"location": "a", "captions": "b"}\n{"a": %s}']
+)
+def test_json_that_no_parser_takes_is_a_problem(text: str, form: str, tmp_path: Path) -> None:
+    labels = read_labels(written(tmp_path, "x.json", form % text))
+    assert len(labels.records) == form.count("captions")
+    assert "JSON" in {problem.field for problem in labels.problems}
+
+
 @pytest.mark.parametrize("cut", [20, 150, 260])
 def test_a_cut_off_array_is_a_problem(cut: int, tmp_path: Path) -> None:
     text = json.dumps([ROW, ROW, ROW])[:cut]

@@ -156,7 +156,7 @@ def _label_studio_task(row: Row, told: Told) -> Preference:
     annotations = row.cells.get("annotations") or []
     if not isinstance(annotations, list):
         raise UserError(f"annotations: expected a list, got {annotations!r}")
-    votes = []
+    votes: list[Vote] = []
     for annotation in annotations:
         if not isinstance(annotation, dict):
             raise UserError(f"annotations: expected objects, got {annotation!r}")
@@ -230,9 +230,11 @@ def write_label_studio(records: Sequence[Preference]) -> bytes:
 def _written_annotation(vote: Vote, record: Preference) -> dict[str, Any]:
     is_id = vote.rater.isascii() and vote.rater.isdigit() and str(int(vote.rater)) == vote.rater
     if record.task == "pairwise" and (vote.both_bad or vote.value in (0, 0.5, 1)):
-        kind, value = "choices", {"choices": [outcome_word(vote)]}
+        kind = "choices"
+        value: dict[str, Any] = {"choices": [outcome_word(vote)]}
     else:
-        kind, value = "number", {"number": written_number(vote.value)}
+        kind = "number"
+        value = {"number": written_number(vote.value)}
     written: dict[str, Any] = {
         "completed_by": int(vote.rater) if is_id else {"email": vote.rater},
         "result": [{"from_name": "opinion", "to_name": "audio", "type": kind, "value": value}],

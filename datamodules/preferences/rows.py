@@ -159,8 +159,8 @@ def _object_or_lines(path: Path, text: str) -> Content:
             return Content((Row("line 1", _object(text)),))
     except json.JSONDecodeError:
         pass  # not one object over several lines: one object per line
-    except (RecursionError, UserError) as error:
-        message = str(error) if isinstance(error, UserError) else "nested too deeply"
+    except (RecursionError, ValueError) as error:
+        message = str(error) if isinstance(error, ValueError) else "nested too deeply"
         return Content((), (Problem(path, "line 1", "JSON", message),))
     rows = []
     problems = []
@@ -173,7 +173,12 @@ def _object_or_lines(path: Path, text: str) -> Content:
 
 
 def _object(text: str) -> dict[str, Any]:
-    value = parsed_json(text)
+    try:
+        value = parsed_json(text)
+    except UserError:
+        raise
+    except ValueError as error:  # a whole number of thousands of digits
+        raise UserError(f"not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"expected an object, got {type(value).__name__}")
     return value
@@ -190,7 +195,7 @@ def _array(path: Path, text: str) -> Content:
         place = f"line {line}"
         try:
             end = decoder.raw_decode(text, position)[1]
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             problems.append(Problem(path, place, "JSON", f"not valid ({error})"))
             break
         try:
