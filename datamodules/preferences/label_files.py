@@ -13,7 +13,7 @@ from datamodules.preferences.clips import Clips, audio_problems, names_of
 from datamodules.preferences.dialects import DIALECTS, Labels, read_labels, write_labels
 from datamodules.preferences.pairs import pairs_within_prompts
 from datamodules.preferences.rows import Problem
-from datamodules.preferences.splits import crossings, doubles, split_by_prompt
+from datamodules.preferences.splits import crossings, doubles, of_split, split_by_prompt
 from datamodules.preferences.votes import aggregate, krippendorff_alpha
 from datamodules.tables import read_table
 from zoo.errors import UserError, for_screen
@@ -262,10 +262,10 @@ def split(found: Read, asked: argparse.Namespace) -> int:
     folder = Path(asked.out)
     with files_written_together(folder) as temporary:
         for name in shares:
-            some = [record for record in records if record.split == name]
+            some = of_split(records, name)
             write_labels(some, temporary / f"{name}.jsonl", "attune")
     for name in shares:
-        some = [record for record in records if record.split == name]
+        some = of_split(records, name)
         prompts = {record.prompt for record in some}
         print(f"wrote {len(some)} records of {len(prompts)} prompts to {folder / name}.jsonl")
     return 0
