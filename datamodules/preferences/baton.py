@@ -326,4 +326,4 @@ def _add_once(rated: dict[str, float], record: Preference) -> None:
 
 
 def _object(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()

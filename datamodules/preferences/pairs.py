@@ -135,7 +135,7 @@ def parquet_writer(
         }
         schema = pyarrow.schema(
             [("prompt", pyarrow.string()), ("chosen", audio), ("rejected", audio)],
-            metadata={"huggingface": json.dumps({"info": {"features": features}})},
+            metadata={"huggingface": json.dumps({"info": {"features": features}}, allow_nan=False)},
         )
         target = io.BytesIO()
         with parquet.ParquetWriter(target, schema) as writer:

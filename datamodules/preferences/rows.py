@@ -275,8 +275,10 @@ def _clip_name(
 
 
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(
+        json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+    ).encode()
 
 
 def json_array(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return (json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n").encode()
+    return (json.dumps(list(rows), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
