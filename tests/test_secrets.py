@@ -219,7 +219,7 @@ def test_failures_show_no_secret(
 
 @pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
 def test_tracebacks_of_commands_show_none(error: str, tmp_path: Path) -> None:
-    """The requested one of a mistake, and that of a bug; also in the error that came before."""
+    """No secret in a traceback: of a mistake (on request) or a bug, and of an error before it."""
     script = tmp_path / "command.py"
     script.write_text(f"""
 import sys

@@ -67,7 +67,9 @@ class LabelFiles:
             )
         task = self.task or tasks[0]
         if task == "pairwise":
-            raise UserError("task: pairs of clips are no labels of single clips; name another task")
+            raise UserError(
+                "task: pairs of clips are not labels of single clips; name another task"
+            )
         records = [record for record in records if record.task == task]
         kept, left_out = aggregate(records, self.rule, self.minimum_agreement, self.minimum_votes)
         labels = [record for record in kept if self._labels(record)]
