@@ -19,6 +19,7 @@ from torch import Tensor
 from datamodules.batches import RatedClip
 from lightning_modules.preference_losses import probability_loss_each
 from zoo.errors import UserError
+from zoo.evaluation.best_of_n import chance_of_best
 from zoo.statistics.bootstrap import percentile_interval
 from zoo.statistics.clustered import Clustered, clustered_mean
 from zoo.statistics.ranking import area_under_curve, calibration_error, over_drawn_prompts
@@ -137,8 +138,8 @@ class WithinPrompts:
 def within_prompt(values: np.ndarray, labels: np.ndarray, prompts: Sequence[str]) -> WithinPrompts:
     """Of all pairs of a prompt with different labels: was the better one scored higher (tie .5).
 
-    And of each prompt with several clips: the mean label of those with the highest score less the
-    mean label of the prompt.
+    And of each prompt with several clips: the label of the best of all of them (``chance_of_best``:
+    a tie is shared) less the mean label of the prompt.
     """
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
@@ -156,7 +157,7 @@ def within_prompt(values: np.ndarray, labels: np.ndarray, prompts: Sequence[str]
         won = (own[:, None] > own[None]) + 0.5 * (own[:, None] == own[None])
         hits += won[better].tolist()
         hit_prompts += [prompt] * int(better.sum())
-        gains.append(float(truth[own == own.max()].mean() - truth.mean()))
+        gains.append(float(chance_of_best(own, len(rows)) @ truth - truth.mean()))
         gain_prompts.append(prompt)
     return WithinPrompts(hits, hit_prompts, gains, gain_prompts)
 

@@ -96,6 +96,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "moved_names",
         "instantiate",
         "configuration",
+        "diffusion",
         "statistics",
         "html_pages",
         "hub",

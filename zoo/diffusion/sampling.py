@@ -83,6 +83,15 @@ class Sampler:
     def is_guided(self) -> bool:
         return self.guidance_scale != 1
 
+    @property
+    def network_evaluations(self) -> int:
+        """Rows that the network computes for one sample: both sides of guidance, every step.
+
+        The solvers here are multistep: they reuse the prediction of the step before, so their
+        steps cost one evaluation, too.
+        """
+        return int(self.steps) * (2 if self.is_guided else 1)
+
     def sides(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt] | None]:
         """The prompts that a backbone encodes, and their negatives.
 
