@@ -377,6 +377,9 @@ def test_a_run_folder_against_its_base_pairs_noise_and_goes_on(trained, tmp_path
         and record["scorers"][0]["name"] == "mood"
     )
     assert {clip["sample"] for clip in after["clips"]} == {1_000_003, 1_000_004}
+    assert record["picking"] == {"by": "mood", "n": 2}  # the reward that it was trained by
+    forwards = [(way["forwards"], way["reward_calls"]) for way in record["summary"]["best_of_n"]]
+    assert forwards == [("4", "0"), ("8", "2"), ("4", "0")]
     assert next(iter(record["summary"]["differences"].values()))["mood"]["accuracy"]["is_paired"]
     wavs = sorted((out / "clips" / "trained").glob("*.wav"))
     assert len(wavs) == 8 and "<audio" not in (out / "report.html").read_text()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.evaluation.beside import best_of_n_table, clips_per_prompt, picking_of, plain_ways
 from zoo.evaluation.inputs import (
     Configuration,
     ReadTable,
@@ -24,12 +25,14 @@ from zoo.evaluation.inputs import (
 )
 from zoo.evaluation.options import BASE, SAMPLES, SEED, WHICH, parser
 from zoo.evaluation.page import write_page
+from zoo.evaluation.requests import check, is_sampled
 from zoo.evaluation.results import (
     CLIPS,
     ORIGINAL,
     RESULTS,
     TRAINED,
     ClipSet,
+    Picking,
     Results,
     combined,
     read_results,
@@ -39,6 +42,7 @@ from zoo.evaluation.scores import (
     OpenScorer,
     ScoreCache,
     check_prompts,
+    node_name,
     open_scorers,
     sample_numbers,
     scored_clips,
@@ -54,19 +58,6 @@ from zoo.hub.sampling_settings import PartialSampling, SamplingSettings, merged
 from zoo.loading import usable_device
 from zoo.types import Prompt
 
-_OF_SAMPLING = ("samples", "seed", "steps", "guidance", "eta", "seconds", "negative", "which")
-_OF_EVALUATIONS = (
-    "baseline",
-    "config",
-    "prompts",
-    "rewards",
-    "setting",
-    "name",
-    "role",
-    "adapter",
-    "table",
-    *_OF_SAMPLING,
-)
 # What an evaluation writes, and may leave unfinished when it is killed.
 _WRITTEN = ("*.md", "*.json", "*.png", "*.html", "*.wav")
 ReadPrompts = Callable[[str, str, float], Sequence[Prompt]]
@@ -89,109 +80,15 @@ def run(options: argparse.Namespace, read_prompts: ReadPrompts, read_table: Read
         UserError: for options that contradict each other, and for all that cannot be evaluated.
         OSError: for files that are not there, or cannot be written.
     """
-    _check(options)
+    check(options)
     check_writable(options.out / RESULTS)
     for folder in (options.out, *(options.out / "clips" / role for role in (ORIGINAL, TRAINED))):
         clear_after_killed(folder, *_WRITTEN)
     if options.combine:
-        results = combined({folder.name: read_results(folder) for folder in options.combine})
+        results = _combined(options)
     else:
         results = evaluate(options, read_prompts, read_table)
     print(publish(options.out, results, options.players), end="")
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raises ``UserError`` for options that contradict each other or would have no effect."""
-    _check_sources(options)
-    _check_without_effect(options)
-    for name, least in (("samples", 1), ("batch_size", 1), ("players", 0), ("seed", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; name a folder")
-    if (options.out / RESULTS).exists() and not options.overwrite:
-        raise UserError(
-            f"--out {options.out} holds the tables of an evaluation; give another --out, or"
-            " --overwrite to replace them"
-        )
-
-
-def _check_sources(options: argparse.Namespace) -> None:
-    """Raises ``UserError`` unless it is clear what is evaluated and compared."""
-    sources = {
-        "--generations": options.generations,
-        "--model": options.model,
-        "--combine": options.combine,
-    }
-    given = [name for name, value in sources.items() if value]
-    if len(given) > 1 or not (given or options.config):
-        raise UserError(
-            f"say what is evaluated: one of {', '.join(sources)}, or --config (its untrained"
-            f" model); got {' and '.join(given) or 'none'}"
-        )
-    if options.baseline and options.role == ORIGINAL:
-        raise UserError(
-            "with --baseline the model is the trained one; drop --role original, or the baseline"
-        )
-    is_itself = options.baseline in (options.generations, options.model)
-    if options.baseline and is_itself and not options.adapter:
-        raise UserError(
-            f"{options.baseline} would be compared with itself; name another --baseline"
-        )
-    for place in (options.model, options.baseline):
-        if place and place.endswith(".ckpt"):
-            raise UserError(
-                f"{place} is the state of a run, from which it resumes; name the run's folder,"
-                " which has what it trained"
-            )
-
-
-def _check_without_effect(options: argparse.Namespace) -> None:
-    """Raises ``UserError`` for an option without effect among the others."""
-    if options.combine:
-        _without(
-            options,
-            _OF_EVALUATIONS,
-            "belongs to evaluations, and --combine puts together what was evaluated already",
-        )
-    if options.adapter and not options.model:
-        raise UserError("--adapter is put on a model; give --model too")
-    if options.table and not options.generations:
-        raise UserError("--table says what the files of a folder answer; give --generations too")
-    if not options.combine and not _is_sampled(options):
-        _without(
-            options,
-            _OF_SAMPLING,
-            "is for models that are sampled, and here are only clips that were made already",
-        )
-    elif options.prompts is None:
-        _without(
-            options,
-            ("seconds", "negative"),
-            "belongs to --prompts; those of a configuration have their own (lay a second --config"
-            " with other data over it)",
-        )
-    else:
-        _without(
-            options,
-            ("which",),
-            "chooses among the prompts of a configuration, and --prompts names others",
-        )
-
-
-def _without(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raises ``UserError`` when one of the options was given."""
-    for name in names:
-        if getattr(options, name) not in (None, []):
-            raise UserError(f"--{name} {why}")
-
-
-def _is_sampled(options: argparse.Namespace) -> bool:
-    """Whether a model is sampled: the evaluated model, or the baseline of a folder of clips."""
-    return not options.generations or (
-        options.baseline is not None and not is_generations(options.baseline)
-    )
 
 
 @dataclass(frozen=True)
@@ -228,6 +125,18 @@ class _Request:
         return _name(self.sides[role], self.adapters(role))
 
 
+def _combined(options: argparse.Namespace) -> Results:
+    results = combined({folder.name: read_results(folder) for folder in options.combine})
+    picking = picking_of(
+        options.pick_by,
+        options.best_of,
+        {facts.name: facts for facts in results.scorers},
+        results.picking,
+        clips_per_prompt((one.role, [clip.id for clip in one.clips]) for one in results.sets),
+    )
+    return replace(results, picking=picking)
+
+
 def evaluate(
     options: argparse.Namespace, read_prompts: ReadPrompts, read_table: ReadTable
 ) -> Results:
@@ -247,6 +156,7 @@ def evaluate(
     if request.prompts:
         check_prompts(scorers, request.prompts)
     folders = _folders(request, scorers, read_table)
+    picking = _picking(request, names, scorers, folders)
     cache = ScoreCache(options.out / "scores.json")
     sets = []
     for role, place in request.sides.items():
@@ -263,7 +173,33 @@ def evaluate(
             )
         sets.append(ClipSet(request.name(role), setting, role, clips, source))
     sets.sort(key=lambda one: one.role)  # original before trained, as in the paper's tables
-    return Results(tuple(scorer.facts for scorer in scorers), tuple(sets))
+    return Results(tuple(scorer.facts for scorer in scorers), tuple(sets), picking)
+
+
+def _picking(
+    request: _Request,
+    names: Sequence[str],
+    scorers: Sequence[OpenScorer],
+    folders: Mapping[str, Sequence[Sample]],
+) -> Picking | None:
+    """As the options say; for a trained model without such options, by the reward of its run."""
+    options = request.options
+    opened = {word: scorer.facts for word, scorer in zip(names, scorers, strict=True)}
+    opened |= {scorer.facts.name: scorer.facts for scorer in scorers}
+    own = "config" if "config" in names else node_name(request.config.reward or {})
+    made = [prompt.id for prompt in request.prompts] * (options.samples or SAMPLES)
+    prompts = {
+        role: [sample.prompt.id for sample in folders[role]] if role in folders else made
+        for role in request.sides
+    }
+    is_trained = TRAINED in request.sides
+    return picking_of(
+        options.pick_by,
+        options.best_of,
+        opened,
+        own if is_trained else None,
+        clips_per_prompt(prompts.items()),
+    )
 
 
 def _request(
@@ -285,7 +221,7 @@ def _request(
     if options.prompts is not None:
         prompts = tuple(read_prompts(options.prompts, sampling.negative, sampling.seconds))
     else:
-        prompts = config.prompts(options.which or WHICH[0]) if _is_sampled(options) else ()
+        prompts = config.prompts(options.which or WHICH[0]) if is_sampled(options) else ()
     if options.role or options.baseline:
         role = options.role or TRAINED
     else:
@@ -410,12 +346,16 @@ def publish(out: Path, results: Results, players: int) -> str:
         OSError: where the files cannot be written.
     """
     first, second, parts = all_tables(results)
+    beside = best_of_n_table(results)
+    if beside is not None:
+        second.append(beside)
     texts = {"table1.md": as_markdown(first), "table2.md": as_markdown([*second, *parts])}
     # A full disk leaves the older files, not new tables next to an old report.
     with files_written_together(out) as together:
         for name, text in texts.items():
             (together / name).write_text(text, encoding="utf-8")
-        write_results(together / RESULTS, _relative_to(out, results), summary(results))
+        found = summary(results) | {"best_of_n": plain_ways(results)}
+        write_results(together / RESULTS, _relative_to(out, results), found)
         title = f"Evaluation: {out.resolve().name}"
         write_page(together, title, results, [*first, *second], parts, players)
     return as_markdown([*first, *second]) + f"\n{out / 'report.html'}\n"

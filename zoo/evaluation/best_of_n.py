@@ -52,6 +52,7 @@ class BestOfN:
     """What ``judge`` says of the clips that ``by`` picks.
 
     - ``mean``: of all clips. ``best``: of the picked. ``gain``: the difference, paired by prompt.
+    - ``best_P``, ``mean_P``: the same of every prompt, in order.
     - ``is_judged``: False where the judge is the reward that picks; the numbers then say how hard
       it picked, and nothing about the clips.
     """
@@ -62,6 +63,12 @@ class BestOfN:
     mean: Clustered
     best: Clustered
     gain: Clustered
+    best_P: tuple[float, ...]
+    mean_P: tuple[float, ...]
+
+    @property
+    def gain_P(self) -> tuple[float, ...]:
+        return tuple(best - mean for best, mean in zip(self.best_P, self.mean_P, strict=True))
 
     @property
     def is_judged(self) -> bool:
@@ -145,14 +152,14 @@ def best_of_n(
             f"expected one row per prompt and equal rows, got {len(prompts)} prompts, rows of"
             f" {counts[0]} samples by {by} and of {counts[1]} by {judge}"
         )
-    best = [
+    best_P = tuple(
         float(chance_of_best(picked, n) @ judged)
         for picked, judged in zip(picking, judging, strict=True)
-    ]
-    mean = [float(judged.mean()) for judged in judging]
-    gain = [high - low for high, low in zip(best, mean, strict=True)]
-    found = [clustered_mean(column, prompts, classes) for column in (mean, best, gain)]
-    return BestOfN(n, by, judge, *found)
+    )
+    mean_P = tuple(float(judged.mean()) for judged in judging)
+    gain_P = [best - mean for best, mean in zip(best_P, mean_P, strict=True)]
+    found = [clustered_mean(column, prompts, classes) for column in (mean_P, best_P, gain_P)]
+    return BestOfN(n, by, judge, *found, best_P, mean_P)
 
 
 @dataclass(frozen=True)

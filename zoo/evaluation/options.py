@@ -124,6 +124,20 @@ def _add_tables(add: Callable[..., Any]) -> None:
         ),
     )
     add(
+        "--pick-by",
+        metavar="NAME",
+        help=(
+            "which of the --rewards picks the best of n clips of the baseline, for the row beside "
+            "the trained model (default: the reward it was trained by, where it is among them)"
+        ),
+    )
+    add(
+        "--best-of",
+        type=int,
+        metavar="N",
+        help="clips of a prompt to pick from (default: 4, or all if fewer; 1 for no such row)",
+    )
+    add(
         "--setting",
         help=(
             'row of Table 2, such as "19-step, 10 sec."; trained and original models with the '

@@ -9,6 +9,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from zoo.evaluation.beside import PICTURE as BEST_OF_N
+from zoo.evaluation.beside import draw_best_of_n
 from zoo.evaluation.results import (
     CLIPS,
     ORIGINAL,
@@ -265,7 +267,7 @@ def write_page(
     more: Sequence[Table],
     players: int = 3,
 ) -> Path:
-    """Writes ``report.html``, after the two pictures that it holds.
+    """Writes ``report.html``, after the pictures that it holds.
 
     Args:
         folder: where the page and the pictures go.
@@ -281,8 +283,11 @@ def write_page(
     """
     draw_tables(results, folder / TABLES)
     is_classified = draw_confusion(results, folder / CONFUSION)
+    is_picked = draw_best_of_n(results, folder / BEST_OF_N)
     body = [as_html(table) for table in tables]
     body.append(picture(folder / TABLES, "the tables' numbers with their intervals"))
+    if is_picked:
+        body.append(picture(folder / BEST_OF_N, "what training and what choosing gains"))
     if is_classified:
         body.append(picture(folder / CONFUSION, "confusion matrices: requested and predicted"))
     if players:

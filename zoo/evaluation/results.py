@@ -80,9 +80,20 @@ class ClipSet:
 
 
 @dataclass(frozen=True)
+class Picking:
+    """Best of ``n`` clips of a prompt by the scorer of the name ``by``."""
+
+    by: str
+    n: int
+
+
+@dataclass(frozen=True)
 class Results:
+    """``picking``: what trained models are compared with beside their original, if anything."""
+
     scorers: tuple[ScorerFacts, ...]
     sets: tuple[ClipSet, ...]
+    picking: Picking | None = None
 
 
 def pairs(first: ClipSet, second: ClipSet) -> list[tuple[ScoredClip, ScoredClip]] | None:
@@ -140,7 +151,9 @@ def read_results(folder: Path) -> Results:
             ScorerFacts(**{**facts, "class_names": tuple(facts["class_names"])})
             for facts in record["scorers"]
         )
-        return Results(scorers, tuple(_clip_set(folder, facts) for facts in record["sets"]))
+        sets = tuple(_clip_set(folder, facts) for facts in record["sets"])
+        picking = record.get("picking")  # older results have none
+        return Results(scorers, sets, None if picking is None else Picking(**picking))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path} is not what tools/evaluate.py writes ({error!r}); evaluate again into that"
@@ -158,8 +171,8 @@ def combined(parts: Mapping[str, Results]) -> Results:
     """Joins several results, by the name of their folder: each set once, and all scorers.
 
     Sets of equal name but other clips or numbers get their folder's name as well. A set lacks the
-    numbers of scorers that it was not evaluated with. Raises ``UserError`` when one name stands
-    for two scorers.
+    numbers of scorers that it was not evaluated with. A picking stays where all parts that have one
+    have the same. Raises ``UserError`` when one name stands for two scorers.
     """
     scorers: dict[str, ScorerFacts] = {}
     sets: list[ClipSet] = []
@@ -176,7 +189,9 @@ def combined(parts: Mapping[str, Results]) -> Results:
             if any(_numbers(other) == _numbers(one) for other in same_name):
                 continue
             sets.append(replace(one, name=f"{one.name} ({folder})") if same_name else one)
-    return Results(tuple(scorers.values()), tuple(sets))
+    pickings = {one.picking for one in parts.values() if one.picking is not None}
+    picking = pickings.pop() if len(pickings) == 1 else None
+    return Results(tuple(scorers.values()), tuple(sets), picking)
 
 
 def _numbers(one: ClipSet) -> list[tuple]:

@@ -111,7 +111,7 @@ def _opened(text: str, config_reward: Mapping[str, Any] | None) -> tuple[str, An
     node = dict(config_reward or {}) if text == "config" else _reward_node(text)
     check(node, text)
     reward = instantiate(node, text)
-    return _node_name(node) or str(getattr(reward, "checkpoint", "") or Path(text).stem), reward
+    return node_name(node) or str(getattr(reward, "checkpoint", "") or Path(text).stem), reward
 
 
 def _reward_node(path: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _reward_node(path: str) -> dict[str, Any]:
     return dict(node)
 
 
-def _node_name(node: Mapping[str, Any]) -> str:
+def node_name(node: Mapping[str, Any]) -> str:
     """The name of a reward's weights in its node: a zoo name, or the end of a checkpoint's path.
 
     "" for other nodes.

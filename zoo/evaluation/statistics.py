@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoo.errors import UserError
+from zoo.evaluation.best_of_n import best_of_n
 from zoo.evaluation.results import ClipSet, ScorerFacts, pairs
 from zoo.statistics.bootstrap import bootstrap_means, percentile_interval
 from zoo.statistics.clustered import Clustered, clustered_difference, clustered_mean
@@ -240,6 +241,83 @@ def _apart(old: Estimate, new: Estimate) -> Estimate:
     low = value - float(np.hypot(new.value - new.low, old.high - old.value))
     high = value + float(np.hypot(new.high - new.value, old.value - old.low))
     return Estimate(value, low, high, count, prompts)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The best of n clips of every prompt, as one scorer sees them: ``value`` and ``gain``.
+
+    ``gain``: the difference to the mean of the same clips, paired by prompt. ``is_judged``: False
+    where the scorer is the one that picks.
+    """
+
+    value: Estimate
+    gain: Estimate
+    is_judged: bool
+
+
+def picked(one: ClipSet, by: ScorerFacts, n: int, scorer: ScorerFacts) -> Picked | None:
+    """Of accuracies (means over classes) for a classifier, else of scores.
+
+    None for a set that one of the two did not score. Raises ``UserError`` where a prompt has fewer
+    than ``n`` clips.
+    """
+    if not (has(one, by, SCORE) and has(one, scorer, SCORE)):
+        return None
+    values = _hits(one, scorer)[0] if scorer.class_names else column(one, scorer, SCORE)
+    picking = column(one, by, SCORE)
+    places: dict[str, list[int]] = {}
+    for place, clip in enumerate(one.clips):
+        places.setdefault(clip.id, []).append(place)
+    rows = places.values()
+    wanted = [one.clips[own[0]].wanted.get(scorer.name, "") for own in rows]
+    # one network under two names would still judge its own choice
+    is_judged = by.fingerprint != scorer.fingerprint
+    found = best_of_n(
+        {
+            "by": [[picking[place] for place in own] for own in rows],
+            "judge": [[values[place] for place in own] for own in rows],
+        },
+        "by",
+        "judge",
+        n,
+        list(places),
+        wanted if scorer.class_names else None,
+    )
+    if not scorer.class_names:
+        return Picked(_estimate(found.best), _estimate(found.gain), is_judged)
+    return Picked(
+        _share_of_classes(found.best_P, list(places), wanted),
+        _change_of_classes(found.gain_P, list(places), wanted),
+        is_judged,
+    )
+
+
+def _share_of_classes(
+    hits: Sequence[float], prompts: Sequence[str], classes: Sequence[str]
+) -> Estimate:
+    """Mean over classes of shares of hits, one per prompt, which counts as one clip."""
+    own = _by_class(hits, classes)
+    by_formula = mean_of_shares_interval([(min(sum(each), len(each)), len(each)) for each in own])
+    return _balanced(hits, prompts, classes, by_formula, (0.0, 1.0))
+
+
+def _change_of_classes(
+    changes: Sequence[float], prompts: Sequence[str], classes: Sequence[str]
+) -> Estimate:
+    own = _by_class(changes, classes)
+    kinds = [(sum(max(one, 0) for one in each), -sum(min(one, 0) for one in each)) for each in own]
+    by_formula = paired_shares_interval(
+        [(gained, lost, len(each)) for (gained, lost), each in zip(kinds, own, strict=True)]
+    )
+    return _balanced(changes, prompts, classes, by_formula, (-1.0, 1.0))
+
+
+def _by_class(values: Sequence[float], classes: Sequence[str]) -> list[list[float]]:
+    return [
+        [value for value, own in zip(values, classes, strict=True) if own == name]
+        for name in dict.fromkeys(classes)
+    ]
 
 
 Column = tuple[list[float], list[str], list[str]]  # values, prompts, classes: one each per clip

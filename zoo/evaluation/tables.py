@@ -199,7 +199,7 @@ def table_2(results: Results) -> Table:
     header = [_line_head(results), "clips (prompts)"]
     for scorer in results.scorers:
         first, *more = shown_columns
-        header += [f"{_measure(scorer)} by {scorer.title}: {first}", *more]
+        header += [f"{measure(scorer)} by {scorer.title}: {first}", *more]
     rows = []
     for line in lines(results):
         row = [line.title, line.sizes]
@@ -227,7 +227,8 @@ def _line_head(results: Results) -> str:
     return "setting (trained model)" if is_trained else "setting"
 
 
-def _measure(scorer: ScorerFacts) -> str:
+def measure(scorer: ScorerFacts) -> str:
+    """What the numbers of a scorer are called."""
     if scorer.class_names:
         return "accuracy"
     return "similarity" if scorer.title.startswith("clap/") else "score"

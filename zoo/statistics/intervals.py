@@ -98,10 +98,11 @@ def mean_of_shares_interval(hits: Sequence[tuple[float, int]]) -> tuple[float, f
     return mean - below, mean + above
 
 
-def paired_shares_interval(changes: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
+def paired_shares_interval(changes: Sequence[tuple[float, float, int]]) -> tuple[float, float]:
     """(low, high) of the mean over classes of paired differences of proportions, 95 %.
 
-    A class is (clips right only after, clips right only before, clips). One clip is added to each
+    A class is (clips right only after, clips right only before, clips); changes may be fractional
+    (sums of changes of shares). One clip is added to each
     kind of change (Bonett and Price 2012), because no change is not certainty.
 
     Raises ``UserError`` for no classes, and for more changes than clips.
