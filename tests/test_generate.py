@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from zoo.backbones.tiny import TinyAudio
 from zoo.commands import generate
 from zoo.commands.generate import parse_seeds
 from zoo.errors import reported
+from zoo.generation import score
 from zoo.generations import output_paths, read_samples
 from zoo.hub.adapters import save_adapter
 from zoo.hub.artifact import save_artifact
@@ -174,6 +176,47 @@ def test_batch_files(model, tmp_path, suffix, content):
     ]
 
 
+def test_the_best_of_several_is_kept_with_what_it_was_chosen_from(model, tmp_path, capsys):
+    how = ["--steps", 2, "--guidance", 2, "--seconds", 0.5]
+    words = [model, "rain", "a dog", *how]
+    run(*words, "--best-of", 3, "--by", "embedded/clap", "--seeds", "0,5", "--out", tmp_path / "o")
+    assert "12 network evaluations (a single sample: 4) and 3 reward" in capsys.readouterr().out
+    samples = read_samples(tmp_path / "o")
+    assert [sample.path.name for sample in samples] == [
+        f"00{i}_{slug}_seed{seeds}.wav"
+        for i, slug in enumerate(("rain", "a-dog"))
+        for seeds in ("0-2", "5-7")
+    ]
+    run(*words, "--seeds", "0-2,5-7", "--out", tmp_path / "all")
+    waves = {
+        (sample.prompt.text, sample.seed): read_audio(sample.path)
+        for sample in read_samples(tmp_path / "all")
+    }
+    for sample in samples:
+        assert sample.choice.by == "embedded/clap" and sample.choice.seeds in ((0, 1, 2), (5, 6, 7))
+        own = [waves[sample.prompt.text, seed] for seed in sample.choice.seeds]
+        scores = score("embedded/clap", own, [sample.prompt] * 3).score_B
+        # the choice hears the wave, and here a file of 16 bits is heard
+        assert scores.tolist() == pytest.approx(sample.choice.scores, abs=1e-3)
+        assert sample.seed == sample.choice.seeds[int(scores.argmax())]
+        assert sample.score == max(sample.choice.scores)
+        assert torch.allclose(
+            sound(sample.path), waves[sample.prompt.text, sample.seed].samples_CN, atol=1e-4
+        )
+    assert len({sample.seed - sample.choice.seeds[0] for sample in samples}) > 1  # not the first
+
+
+@pytest.mark.parametrize(
+    "choice", [3, {"by": "x"}, {"by": "x", "seeds": [1], "scores": []}, {"seeds": 1, "scores": 1}]
+)
+def test_a_choice_that_cannot_be_read_names_its_entry(tmp_path, choice):
+    write_audio(tmp_path / "a.wav", Waveform(torch.zeros(1, 800), 8000))
+    entry = {"file": "a.wav", "id": "a", "text": "a", "choice": choice}
+    (tmp_path / "samples.json").write_text(json.dumps([entry]))
+    with pytest.raises(ValueError, match="entry 1: choice must name"):
+        read_samples(tmp_path)
+
+
 def test_a_latin_1_file_is_read_with_a_note(model, tmp_path, caplog):
     (tmp_path / "p.txt").write_bytes("Flöte\n".encode("latin-1"))
     run(
@@ -202,6 +245,22 @@ def test_a_latin_1_file_is_read_with_a_note(model, tmp_path, caplog):
         (["{model}", "piano", "--seeds", "a"], "expected whole numbers such as 0 or 0,1,2 or 0-7"),
         (["{model}", "piano", "--seeds", "5-2"], "expected whole numbers"),
         (["{model}", "piano", "--seeds", "1,1"], "names a seed twice"),
+        (["{model}", "piano", "--best-of", "2"], "--by REWARD belong together"),
+        (["{model}", "piano", "--by", "embedded/clap"], "--by REWARD belong together"),
+        (["{model}", "piano", "--best-of", "1", "--by", "embedded/clap"], "--best-of 1"),
+        (
+            ["{model}", "piano", "--best-of", "4", "--by", "embedded/clap", "--seeds", "8,3,6"],
+            "both would choose among seed 6; give seeds that are 4 apart, such as 3,7",
+        ),
+        (
+            ["{model}", "piano", "--best-of", "2", "--by", "embedded/music"],
+            "a TinyAudio, which scores nothing",
+        ),
+        (
+            ["{model}", "piano", "--best-of", "2", "--by", "embedded/mood"],
+            "prompt 'piano' .*mood",
+        ),
+        (["{model}", "piano " * 200, "--best-of", "2", "--by", "embedded/clap"], "cannot read all"),
         (["{model}", "piano", "--steps", "0"], "sampling steps 0"),
         (["{model}", "piano", "--seconds", "0"], "seconds must be positive"),
         (["{model}", "piano", "--batch-size", "0"], "batch_size 0"),

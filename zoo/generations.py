@@ -3,7 +3,7 @@
 Runs write such folders (``audio/before``, ``audio/after``), and so does ``tools/generate.py``;
 what plays or scores generations later reads them here. The index is a list of objects: ``file`` (a
 name in the folder), ``id``, ``text``, ``negative``, ``seconds``, ``labels``, and, if known,
-``seed`` and ``score``.
+``seed``, ``score`` and ``choice`` (``by``, ``seeds``, ``scores``: what the file was chosen from).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,30 @@ INDEX = "samples.json"
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a sample was chosen from: the best of these ``seeds`` by the reward ``by``.
+
+    ``scores``: of all of them, in order.
+    """
+
+    by: str
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One audio file and its prompt.
 
-    ``seed``: of its noise. ``score``: by the reward of its run. None: unknown.
+    ``seed``: of its noise. ``score``: by the reward of its run, or of its ``choice``. ``choice``:
+    of a sample that was kept among several. None: unknown.
     """
 
     path: Path
     prompt: Prompt
     seed: int | None = None
     score: float | None = None
+    choice: Choice | None = None
 
 
 def read_samples(folder: str | Path) -> tuple[Sample, ...]:
@@ -100,7 +114,8 @@ def write_index(
             "negative": p.negative,
             "seconds": p.seconds,
         }
-        known = {"seed": sample.seed, "score": sample.score}
+        choice = None if sample.choice is None else asdict(sample.choice)
+        known = {"seed": sample.seed, "score": sample.score, "choice": choice}
         entries[sample.path.name] = {
             **facts,
             "labels": dict(p.labels),
@@ -174,13 +189,30 @@ def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return Sample(path, prompt, **numbers)
+    return Sample(path, prompt, **numbers, choice=_choice(entry.get("choice"), where))
+
+
+def _choice(value: Any, where: str) -> Choice | None:
+    if value is None:
+        return None
+    is_whole = isinstance(value, dict) and {"by", "seeds", "scores"} <= value.keys()
+    columns = [value["seeds"], value["scores"]] if is_whole else []
+    numbers = [one for column in columns if isinstance(column, list) for one in column]
+    is_numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers)
+    if not is_whole or not is_numbers or len(numbers) != 2 * len(columns[0]):
+        raise UserError(
+            f"{where}: choice must name 'by' whom and one number per sample under 'seeds' and"
+            f" 'scores', got {value!r}"
+        )
+    return Choice(str(value["by"]), tuple(value["seeds"]), tuple(value["scores"]))
 
 
 def output_paths(
-    prompts: Sequence[Prompt], seeds: Sequence[int], out: str | Path, suffix: str
+    prompts: Sequence[Prompt], seeds: Sequence[int | str], out: str | Path, suffix: str
 ) -> list[Path]:
     """One safe file name per sample, prompts in order and seeds in order within a prompt.
+
+    A seed may be several, such as "0-3".
 
     For one sample ``out`` may be the file itself.
 

@@ -6,6 +6,7 @@ import argparse
 import glob
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from zoo.files import (
 
 if TYPE_CHECKING:  # modules that need torch are imported after parsing, so that --help is quick
     from zoo.diffusion import Sampler
-    from zoo.types import Prompt
+    from zoo.generations import Sample
+    from zoo.types import Prompt, Waveform
 
 ReadPrompts = Callable[[str, str, float], "Sequence[Prompt]"]
 
@@ -50,6 +52,16 @@ def parser() -> argparse.ArgumentParser:
         default="0",
         help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed",
     )
+    add(
+        "--best-of",
+        type=int,
+        metavar="N",
+        help=(
+            "keep the best of N samples of a prompt by the reward of --by: of N seeds in a row,"
+            " from each of --seeds on"
+        ),
+    )
+    add("--by", metavar="REWARD", help="zoo name or folder of the reward that chooses")
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
     add(
         "--guidance",
@@ -116,7 +128,8 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
         prompts += read_prompts(options.batch_file, how.negative, how.seconds)
     if not prompts:
         raise UserError("no prompt: write one after the model, or give --batch-file")
-    paths = output_paths(prompts, seeds, options.out, options.format)
+    groups = candidates(seeds, options.best_of, options.by)
+    paths = output_paths(prompts, [_name(group) for group in groups], options.out, options.format)
     taken = [path for path in paths if path.exists()]
     if taken and not options.overwrite:
         raise UserError(
@@ -126,27 +139,60 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     if Path(options.out).is_dir():
         checked_entries(Path(options.out))
     check_writable(paths[0])
+    reward = None if options.by is None else _opened_reward(options.by, options.device, prompts)
     backbone = open_model(options.model, options.adapter, options.strength, options.device)
     folder = None if Path(options.out).suffix.lower() in AUDIO_FORMATS else Path(options.out)
-    _generate_files(
-        backbone,
-        prompts,
-        seeds,
-        paths,
-        folder,
-        options.batch_size,
-        how.sampler,
-    )
+    maker = Maker(backbone, how.sampler, options.batch_size, options.by, reward)
+    _generate_files(maker, prompts, groups, paths, folder)
+    if options.best_of is not None:
+        print(_price(how.sampler, options.best_of, options.by))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes samples; of several seeds it keeps the best by ``reward``, which is called ``by``."""
+
+    backbone: Any
+    sampler: Sampler
+    batch_size: int
+    by: str | None = None
+    reward: Any = None
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[int]],
+        paths: Sequence[Path],
+    ) -> list[tuple[Sample, Waveform]]:
+        """One sample per prompt and group of seeds, for the file of its place in ``paths``."""
+        from zoo.evaluation.best_of_n import generate_best
+        from zoo.generation import generate_each
+        from zoo.generations import Choice, Sample
+
+        if self.reward is None:
+            jobs = [(prompt, seed) for prompt in prompts for (seed,) in groups]
+            waves = generate_each(self.backbone, jobs, self.sampler, self.batch_size)
+            samples = [Sample(path, *job) for path, job in zip(paths, jobs, strict=True)]
+            return list(zip(samples, waves, strict=True))
+        assert self.by is not None  # the name of the reward
+        made = []
+        for row, prompt in enumerate(prompts):
+            for place, seeds in enumerate(groups):
+                (one,) = generate_best(
+                    self.backbone, self.reward, [prompt], seeds, self.sampler, self.batch_size
+                )
+                choice = Choice(self.by, one.seeds, one.scores)
+                path = paths[row * len(groups) + place]
+                made.append((Sample(path, prompt, one.seed, max(one.scores), choice), one.wave))
+        return made
 
 
 def _generate_files(
-    backbone: Any,
+    maker: Maker,
     prompts: Sequence[Prompt],
-    seeds: Sequence[int],
+    groups: Sequence[Sequence[int]],
     paths: Sequence[Path],
     folder: Path | None,
-    batch_size: int,
-    sampler: Sampler,
 ) -> None:
     """Makes the files, a few prompts at a time, so that finished ones are on disk and in the index.
 
@@ -155,34 +201,88 @@ def _generate_files(
     from rich.progress import track
 
     from zoo.audio_files import write_audio
-    from zoo.generation import generate_each
-    from zoo.generations import INDEX, Sample, write_index
+    from zoo.generations import INDEX, write_index
 
     if folder is None:
         clear_after_killed(paths[0].parent, glob.escape(paths[0].name))
     else:
         clear_after_killed(folder, INDEX, *(f"*{suffix}" for suffix in AUDIO_FORMATS))
-    count = max(1, batch_size // len(seeds))
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    samples = [Sample(path, *job) for path, job in zip(paths, jobs, strict=True)]
+    count = max(1, maker.batch_size // sum(map(len, groups)))
     written = 0
     try:
         for start in track(range(0, len(prompts), count), description=f"{len(paths)} samples"):
-            own = slice(start * len(seeds), (start + count) * len(seeds))
-            waves = generate_each(backbone, jobs[own], sampler, batch_size)
+            own = slice(start * len(groups), (start + count) * len(groups))
+            made = maker(prompts[start : start + count], groups, paths[own])
             if folder is None:
-                write_audio(paths[0], waves[0])
+                write_audio(paths[0], made[0][1])
                 continue
-            rows = samples[own]
             with files_written_together(folder) as part:  # a file and its row in the index, or none
-                for sample, wave in zip(rows, waves, strict=True):
+                for sample, wave in made:
                     write_audio(part / sample.path.name, wave)
-                write_index(folder, rows, part)
-            written += len(rows)
+                write_index(folder, [sample for sample, _ in made], part)
+            written += len(made)
     except KeyboardInterrupt as stop:
         raise Stopped(_way_on(written, len(paths), folder)) from stop
     for path in paths:
         print(path)
+
+
+def candidates(seeds: Sequence[int], best_of: int | None, by: str | None) -> list[range]:
+    """The seeds that each sample is chosen from: itself alone, or ``best_of`` in a row from it.
+
+    Raises ``UserError`` for a number without a reward or the reverse, a number below 2, and seeds
+    whose rows overlap.
+    """
+    if (best_of is None) != (by is None):
+        raise UserError(
+            "--best-of N and --by REWARD belong together: the reward chooses among N samples"
+        )
+    if best_of is None:
+        return [range(seed, seed + 1) for seed in seeds]
+    if best_of < 2:
+        raise UserError(f"invalid --best-of {best_of}: expected a whole number >= 2")
+    ordered = sorted(seeds)
+    for first, second in zip(ordered, ordered[1:]):
+        if second - first < best_of:
+            raise UserError(
+                f"--seeds {first},{second} with --best-of {best_of}: both would choose among seed"
+                f" {second}; give seeds that are {best_of} apart, such as {first},{first + best_of}"
+            )
+    return [range(seed, seed + best_of) for seed in seeds]
+
+
+def _name(seeds: range) -> str:
+    """In file names: ``3``, or ``0-3``."""
+    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
+
+
+def _opened_reward(name: str, device: str, prompts: Sequence[Prompt]) -> Any:
+    """The reward of ``--by``. Raises ``UserError`` for another model, and unfit prompts."""
+    from zoo.loading import load
+    from zoo.types import is_scorer
+
+    reward = load(name, device)
+    if not is_scorer(reward):
+        raise UserError(
+            f"--by {name} is a {type(reward).__name__}, which scores nothing; name a reward, such"
+            " as embedded/clap"
+        )
+    if hasattr(reward, "check_prompts"):
+        reward.check_prompts(prompts)
+    found = dict(reward.too_long(prompts)) if hasattr(reward, "too_long") else {}
+    for prompt, why in found.items():
+        raise UserError(f"--by {name} cannot read all of the prompt {prompt!r}: {why}; shorten it")
+    return reward
+
+
+def _price(sampler: Sampler, n: int, by: str) -> str:
+    from zoo.evaluation.best_of_n import cost
+
+    once, price = cost(sampler), cost(sampler, n)
+    return (
+        f"each is the best of {n} by {by}: {price.network_evaluations} network evaluations (a"
+        f" single sample: {once.network_evaluations}) and {price.reward_calls} reward calls"
+    )
 
 
 def _way_on(written: int, total: int, folder: Path | None) -> str:
