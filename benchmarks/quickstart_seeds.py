@@ -18,7 +18,11 @@ Protocol
    above 0; the judge *fell* when its interval is below 0. (The published runs of 2026-11-21 used 2
    standard errors over clips, which treats the clips of one prompt as independent: too narrow by a
    factor of about five. This was changed afterwards, for all seeds alike.)
-5. The whole table is published, whatever the result. No seed, prompt or clip is left out.
+5. The last row is no training: of every ``BEST_OF`` clips of the base model the one of the highest
+   training reward, as an expectation over all such groups (``zoo.evaluation.best_of_n``), with what
+   it costs. The reward picks there, so its own column says nothing about quality. (Added on
+   2026-11-29, after the published runs; it needs no clip that they had not.)
+6. The whole table is published, whatever the result. No seed, prompt or clip is left out.
 
 It writes table.md, results.json (every value of every clip) and table.png.
 """
@@ -52,13 +56,17 @@ from benchmarks.evaluation import (
     write_text,
 )
 from datamodules.music.render import PROGRAMS
+from zoo.diffusion import Sampler
 from zoo.errors import UserError, reported
+from zoo.evaluation.best_of_n import BestOfN, best_of_n, cost
 from zoo.files import written_beside
 from zoo.statistics.clustered import Clustered, clustered_mean
 from zoo.types import Backbone, Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 NOISE_SEED = 1_000_003
+BEST_OF = 4
+PICKS = "reward"
 JUDGE = "judge_probability"
 
 
@@ -69,6 +77,7 @@ class Score:
     - ``name``: in ``Measured.values``.
     - ``paired``: adds the difference with its interval.
     - ``legend``: puts it into the picture.
+    - ``own``: is measured by the training reward, so it cannot judge what the reward picks.
     """
 
     name: str
@@ -76,11 +85,12 @@ class Score:
     digits: int = 2
     paired: bool = False
     legend: str = ""
+    own: bool = False
 
 
 SCORES = (
-    Score("reward", "reward", 3, True, "training reward"),
-    Score("accuracy", "accuracy", legend="classifier accuracy"),
+    Score("reward", "reward", 3, True, "training reward", own=True),
+    Score("accuracy", "accuracy", legend="classifier accuracy", own=True),
     Score(JUDGE, "judge p(mood)", 3, True, "held-out judge p(mood)"),
     Score("judge_accuracy", "judge accuracy"),
     Score("in_tune", "in tune"),
@@ -128,7 +138,7 @@ def held_out_prompts(data_config: dict[str, Any], label: str) -> tuple[Prompt, .
     return prompts
 
 
-def evaluation_sampler(module_config: dict[str, Any]):
+def evaluation_sampler(module_config: dict[str, Any]) -> Sampler:
     """The sampler with which the run evaluates."""
     from lightning_modules.rl.settings import EvaluationSettings, SamplerSettings
 
@@ -150,8 +160,57 @@ def direction(found: Clustered) -> str:
     return "fell" if found.high < 0 else "unchanged"
 
 
-def table(before: Measured, after: dict[int, Measured], scores: Sequence[Score], judge: str) -> str:
-    """One row per seed: before -> after of every measured score, and the verdict."""
+def best_of(before: Measured, n: int = BEST_OF) -> dict[str, BestOfN]:
+    """Column -> the best of ``n`` base clips of a prompt by the training reward, as it sees them.
+
+    Empty where a prompt has fewer clips; columns of some clips only are left out.
+    """
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(before.prompts):
+        places.setdefault(prompt, []).append(place)
+    if min(map(len, places.values())) < n:
+        return {}
+    rows = {
+        name: [column[own] for own in places.values()]
+        for name, column in before.values.items()
+        if len(column) == len(before.prompts)
+    }
+    return {name: best_of_n(rows, PICKS, name, n, list(places), show_itself=True) for name in rows}
+
+
+def _best_row(
+    best: dict[str, BestOfN], scores: Sequence[Score], judge: str, sampler: Sampler
+) -> list[str]:
+    n = next(iter(best.values())).n
+    row = [f"best of {n} (no training)"]
+    for score in scores:
+        found = best.get(score.name)
+        if found is None:
+            row += ["-"] * (2 if score.paired else 1)
+            continue
+        cells = [f"{found.mean.value:.{score.digits}f} -> {found.best.value:.{score.digits}f}"]
+        cells += [shown(found.gain, score.digits)] if score.paired else []
+        row += [f"({cell})" for cell in cells] if score.own else cells
+    price = cost(sampler, n)
+    words = f"{price.network_evaluations} network evaluations and {price.reward_calls} reward calls"
+    words += f" a clip, {cost(sampler).network_evaluations} without"
+    if judge in best:
+        words = f"judge {direction(best[judge].gain)}; {words}"
+    return [*row, words]
+
+
+def table(
+    before: Measured,
+    after: dict[int, Measured],
+    scores: Sequence[Score],
+    judge: str,
+    sampler: Sampler | None = None,
+) -> str:
+    """One row per seed: before -> after of every measured score, and the verdict.
+
+    With the ``sampler`` of the clips a row of the best of n base clips follows, where each prompt
+    has as many.
+    """
     scores = [score for score in scores if score.name in before.values]
     header = [
         "seed",
@@ -171,6 +230,9 @@ def table(before: Measured, after: dict[int, Measured], scores: Sequence[Score],
                 [shown(differences(before, row, score.name), score.digits)] if score.paired else []
             )
         lines.append([*line, verdict(before, row, judge)])
+    best = {} if sampler is None else best_of(before)
+    if best and sampler is not None:
+        lines.append(_best_row(best, scores, judge, sampler))
     return markdown_table([*header, "verdict"], lines)
 
 
@@ -196,12 +258,16 @@ def footnote(before: Measured) -> str:
 def picture(
     before: Measured, after: dict[int, Measured], scores: Sequence[Score], path: Path
 ) -> None:
-    """Draws paired differences with 95 % intervals, one point per seed and score with a legend."""
+    """Draws paired differences with 95 % intervals, one point per seed and score with a legend.
+
+    At the right the gain of the best of n base clips, hollow for the reward that picks them.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     drawn = [score for score in scores if score.legend and score.name in before.values]
+    best = best_of(before)
     for shift, score in enumerate(drawn):
         found = [differences(before, row, score.name) for row in after.values()]
         places = [place + 0.2 * (shift - (len(drawn) - 1) / 2) for place in range(len(after))]
@@ -209,8 +275,16 @@ def picture(
         axes.errorbar(
             places, [each.value for each in found], halves, fmt="o", capsize=3, label=score.legend
         )
+        chosen = best.get(score.name)
+        if chosen is not None:
+            place = len(after) + 0.2 * (shift - (len(drawn) - 1) / 2)
+            style = {"color": f"C{shift}", "mfc": "white" if score.own else f"C{shift}"}
+            axes.errorbar(
+                [place], [chosen.gain.value], [half_width(chosen.gain)], fmt="o", capsize=3, **style
+            )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(after)), [f"seed {seed}" for seed in after])
+    names = [f"seed {seed}" for seed in after] + ([f"best of {BEST_OF}"] if best else [])
+    axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("after - before, 95 % over prompts")
     axes.legend(fontsize=8)
     with written_beside(path) as beside:
@@ -262,6 +336,7 @@ def publish(
     after: dict[int, Measured],
     scores: Sequence[Score],
     judge: str,
+    sampler: Sampler,
 ) -> None:
     """Writes results.json, table.md and table.png into ``options.out``, and prints the table.
 
@@ -272,6 +347,7 @@ def publish(
         after: seed -> measurements of its run.
         scores: the columns.
         judge: name of the held-out score.
+        sampler: of the clips.
     """
     record = {
         "config": str(options.config),
@@ -282,7 +358,7 @@ def publish(
         "after": {str(seed): row.to_json() for seed, row in after.items()},
     }
     write_json(options.out / "results.json", record)
-    text = table(before, after, scores, judge) + footnote(before)
+    text = table(before, after, scores, judge, sampler) + footnote(before)
     write_text(options.out / "table.md", text)
     picture(before, after, scores, options.out / "table.png")
     print(text)
@@ -329,7 +405,7 @@ def main(argv: Sequence[str]) -> None:
 
     before = evaluated(base)
     after = {seed: evaluated(built(config, out / f"seed{seed}")) for seed in options.seeds}
-    publish(options, prompts, before, after, SCORES, JUDGE)
+    publish(options, prompts, before, after, SCORES, JUDGE, sampler)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ Protocol
    interval is above 0; the judge *fell* when that of above absent is below 0. (The published runs
    of 2026-11-21 used 2 standard errors over clips, which with four clips per caption is too narrow
    by a factor of at most two. This was changed afterwards, for all seeds alike.)
-5. The whole table is published, whatever the result. No seed, caption or clip is left out.
+5. The last row is no training: the best of four clips of the base model by the training reward, as
+   in ``quickstart_seeds.py`` (added on 2026-11-29, after the published runs).
+6. The whole table is published, whatever the result. No seed, caption or clip is left out.
 
 Above absent is the headline because most probabilities are near 0 and some near 1, which makes
 their mean noisy, but not their ranks. This was decided on recordings before any run: 36 real scenes
@@ -81,7 +83,7 @@ from zoo.types import Backbone, Prompt, Reward
 
 JUDGE = "above_absent"
 SCORES = (
-    Score("reward", "reward", 3, True, "training reward (CLAP cosine)"),
+    Score("reward", "reward", 3, True, "training reward (CLAP cosine)", own=True),
     Score(JUDGE, "judge: above absent", 3, True, "held-out judge: above absent"),
     Score("p", "judge: p", 3, True, "held-out judge: p"),
     Score("heard", "heard"),
@@ -219,9 +221,8 @@ def main(argv: Sequence[str]) -> None:
             built(config, out / f"seed{seed}"), reward, tagger, sampler, prompts, options.samples
         )
         after[seed] = measured(tuned, prior_K, classes, tagger.class_names)
-    publish(
-        options, prompts, measured(base, prior_K, classes, tagger.class_names), after, SCORES, JUDGE
-    )
+    before = measured(base, prior_K, classes, tagger.class_names)
+    publish(options, prompts, before, after, SCORES, JUDGE, sampler)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,32 @@ def test_paired_differences_and_verdicts():
     assert "over 3 prompts (8 clips)" in quickstart_seeds.footnote(few)
 
 
+def test_the_last_row_is_the_best_of_four_base_clips(tmp_path):
+    values = {
+        "reward": np.array([1.0, 2.0, 4.0, 3.0, 5.0, 1.0, 2.0, 3.0]),
+        "judge_probability": np.array([0.0, 0.0, 0.8, 0.0, 0.6, 0.2, 0.0, 0.0]),
+        "in_tune": np.ones(3),  # of some clips only
+    }
+    before = evaluation.Measured(list(MOODS) * 2, ["a"] * 4 + ["b"] * 4, values)
+    shown = quickstart_seeds.table(
+        before, {}, quickstart_seeds.SCORES, quickstart_seeds.JUDGE, Sampler(10, 3.0)
+    )
+    (row,) = [line for line in shown.splitlines() if line.startswith("| best of 4")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    # means 2.5 and 2.75, the best 4 and 5; the judge says .8 and .6 of them, .2 and .2 of all
+    assert cells[1].startswith("(2.625 -> 4.500)") and cells[2].startswith("(1.875 [")
+    assert cells[3] == "0.200 -> 0.700" and cells[4].startswith("0.500 [")
+    assert cells[5] == "-"  # in tune
+    assert "judge unchanged; 80 network evaluations and 4 reward calls a clip, 20 without" in row
+    quickstart_seeds.picture(before, {0: before}, quickstart_seeds.SCORES, tmp_path / "table.png")
+    assert (tmp_path / "table.png").is_file()
+    few = evaluation.Measured(before.groups, list("aaabbbbb"), values)
+    assert quickstart_seeds.best_of(few) == {}
+    assert "best of" not in quickstart_seeds.table(
+        few, {}, quickstart_seeds.SCORES, quickstart_seeds.JUDGE, Sampler(10, 3.0)
+    )
+
+
 def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
     words = {mood: [mood] for mood in MOODS}
     config = {
@@ -196,10 +222,12 @@ def test_quickstart_protocol_at_toy_size(tmp_path, capsys):
     add_lora(backbone, 2)
     save_adapter(backbone, tmp_path / "out" / "seed0" / "adapter")
     folders = ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
-    quickstart_seeds.main([*folders, "--seeds", "0", "--samples", "2", "--judge", "none"])
+    quickstart_seeds.main([*folders, "--seeds", "0", "--samples", "4", "--judge", "none"])
     record = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(record["prompts"]) == 4 and len(record["before"]["values"]["reward"]) == 8
-    assert "| 0 |" in capsys.readouterr().out and (tmp_path / "out" / "table.png").is_file()
+    assert len(record["prompts"]) == 4 and len(record["before"]["values"]["reward"]) == 16
+    shown = capsys.readouterr().out
+    assert "| 0 |" in shown and "| best of 4 (no training) | (" in shown
+    assert (tmp_path / "out" / "table.png").is_file()
 
 
 def test_quickstart_needs_a_held_out_prompt_of_every_mood():
