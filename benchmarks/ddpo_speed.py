@@ -42,12 +42,12 @@ from benchmarks.reference_schedule import Phases, Schedule, sampled, updated
 from datamodules.batches import PromptBatch
 from lightning_modules.rl.ddpo import DDPO
 from lightning_modules.rl.settings import (
-    AdapterSettings,
     AdvantageSettings,
     OptimizerSettings,
     SamplerSettings,
     UpdateSettings,
 )
+from lightning_modules.training_settings import AdapterSettings
 from zoo.files import written_beside
 from zoo.language import article_of
 from zoo.rewards.mood import MOODS

@@ -101,6 +101,24 @@ class LatentBatch:
 
 
 @dataclass(frozen=True)
+class PairedBatch:
+    """A batch of each of two streams that learn together: reward-weighted fine-tuning (BATON).
+
+    - ``labelled``: samples of a model with a weight each, which may be negative.
+    - ``pretrain``: recordings that keep the model what it was.
+    """
+
+    labelled: AudioBatch | LatentBatch
+    pretrain: AudioBatch | LatentBatch
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def to(self, device: device | str) -> PairedBatch:
+        return PairedBatch(self.labelled.to(device), self.pretrain.to(device))
+
+
+@dataclass(frozen=True)
 class RatedClip:
     """A clip that people have judged.
 

@@ -9,9 +9,11 @@ from typing import Protocol
 import lightning as L
 import torch
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.batches import LatentBatch
+from datamodules.latent_store import LatentStore, wave_key
+from zoo.errors import UserError
 from zoo.types import Backbone, Prompt
 
 
@@ -28,31 +30,85 @@ class ClipSet(Protocol):
     def prompt(self, index: int, rng: random.Random) -> Prompt: ...
 
 
-class ClipSource(Protocol):
+class ClipSets(Protocol):
+    """What gives access to its clips: those of training and of validation (which may be none)."""
+
+    def clip_sets(self) -> tuple[ClipSet, ClipSet]: ...
+
+
+class ClipSource(ClipSets, Protocol):
     """A data module that gives access to its clips."""
 
     batch_size: int
     batches_per_epoch: int
     seed: int
 
-    def clip_sets(self) -> tuple[ClipSet, ClipSet]: ...
-
 
 @torch.no_grad()
-def encode_clips(backbone: Backbone, clips: ClipSet, batch_size: int = 4) -> Tensor:
+def encode_clips(
+    backbone: Backbone,
+    clips: ClipSet,
+    batch_size: int = 4,
+    store: LatentStore | None = None,
+    refused: dict[int, str] | None = None,
+) -> Tensor:
     """Encodes all clips to latents (n, *latent), float16 on the CPU.
 
     A clip of 4 s takes 8 kB with the embedded codec. Batches of 4 are faster than batches of 32 on
     a CPU, because they fit its cache. The batch size changes a latent by a few units in the last
     place of float32, so by at most one of float16.
+
+    Args:
+        backbone: whose ``encode`` is used, on its own device.
+        clips: to encode.
+        batch_size: of those that are encoded at once.
+        store: gives the latents that it holds, and keeps the others.
+        refused: filled with row -> reason for clips that cannot be read, whose latents are left
+            out; None: such a clip raises.
+
+    Raises:
+        UserError: as ``clips.wave`` does, where ``refused`` is None, and when no clip is left.
     """
-    starts = range(0, len(clips), batch_size)
-    parts = []
-    for start in track(starts, description="encoding clips", transient=True):
-        rows = range(start, min(start + batch_size, len(clips)))
-        waves_BCN = torch.stack([clips.wave(row) for row in rows])
-        parts.append(backbone.encode(waves_BCN).half().cpu())
-    return torch.cat(parts)
+    weight = next(iter(backbone.parameters()), None) if isinstance(backbone, nn.Module) else None
+    device = torch.device("cpu") if weight is None else weight.device
+    made: dict[int, Tensor] = {}
+    waiting: dict[int, tuple[str, Tensor]] = {}
+
+    def encode() -> None:
+        waves_BCN = torch.stack([wave for _, wave in waiting.values()]).to(device)
+        latents = backbone.encode(waves_BCN).half().cpu()
+        for (row, (key, _)), latent in zip(waiting.items(), latents, strict=True):
+            made[row] = latent
+            if store is not None:
+                store.add(key, latent)
+        waiting.clear()
+
+    for row in track(range(len(clips)), description="encoding clips", transient=True):
+        try:
+            wave_CN = clips.wave(row)
+        except (UserError, OSError) as error:
+            if refused is None:
+                raise
+            refused[row] = str(error)
+            continue
+        key = ""
+        if store is not None:
+            key = wave_key(wave_CN)
+            known = store.get(key)
+            if known is not None:
+                made[row] = known
+                continue
+        waiting[row] = (key, wave_CN)
+        if len(waiting) == batch_size:
+            encode()
+    if waiting:
+        encode()
+    if store is not None:
+        store.flush()
+    if not made:
+        reason = next(iter((refused or {}).values()), "there are none")
+        raise UserError(f"none of {len(clips)} clips can be encoded ({reason})")
+    return torch.stack([made[row] for row in sorted(made)])
 
 
 class _Latents:
@@ -95,15 +151,23 @@ class LatentCache(L.LightningDataModule):
     """Serves the clips of ``source`` as ``LatentBatch``; ``setup`` encodes them once.
 
     Batch size and seed are those of ``source``.
+
+    Args:
+        source: of the clips.
+        backbone: whose codec encodes them.
+        cache_dir: keeps latents from run to run, by encoder and content; None: in memory only.
     """
 
     EXPORTED = ("source",)  # settings for the card of an exported model
     batch_type = LatentBatch
 
-    def __init__(self, source: ClipSource, backbone: Backbone) -> None:
+    def __init__(
+        self, source: ClipSource, backbone: Backbone, cache_dir: str | None = None
+    ) -> None:
         super().__init__()
         self.source = source
         self.backbone = backbone
+        self.cache_dir = cache_dir
         self._sets: list[tuple[ClipSet, Tensor]] = []
 
     def check_files(self) -> None:
@@ -114,8 +178,9 @@ class LatentCache(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._sets:
             return
+        store = None if self.cache_dir is None else LatentStore(self.cache_dir, self.backbone)
         for clips in self.source.clip_sets():
-            self._sets.append((clips, encode_clips(self.backbone, clips)))
+            self._sets.append((clips, encode_clips(self.backbone, clips, store=store)))
 
     def train_dataloader(self) -> _Latents:
         return _Latents(self, *self._sets[0], train=True)

@@ -106,12 +106,22 @@ def split_of(group: str, seed: int, val_share: float, test_share: float) -> str:
 
 
 def by_split(
-    rows: Sequence[tuple[str, RatedClip]], seed: int, val_share: float, test_share: float
+    rows: Sequence[tuple[str, RatedClip]],
+    seed: int,
+    val_share: float,
+    test_share: float,
+    needed: Collection[str] = ("train", "val"),
 ) -> dict[str, tuple[RatedClip, ...]]:
     """Split -> its clips, by the table's splits or, where it has none, by ``split_of``.
 
-    Raises ``UserError`` for a group or a file in two splits, a file that is judged twice by the
-    same listener, splits in some rows only, and an empty training or validation split.
+    Args:
+        rows: (split, clip), as ``RatedTable`` gives them.
+        seed: of ``split_of``.
+        val_share, test_share: of the groups, where the table names no split.
+        needed: splits that must not be empty.
+
+    Raises ``UserError`` for an unknown split, a group or a file in two splits, a file that is
+    judged twice by the same listener, splits in some rows only, and an empty split of ``needed``.
     """
     named = {split for split, _ in rows}
     if NO_SPLIT in named and len(named) > 1:
@@ -122,6 +132,11 @@ def by_split(
     home: dict[str, str] = {}
     seen: set[tuple[Path, str | None]] = set()
     for split, clip in rows:
+        if split not in (*SPLITS, NO_SPLIT):
+            raise UserError(
+                f"the split of {clip.audio} is {split!r}, expected one of {', '.join(SPLITS)};"
+                " draw splits with tools/labels.py split"
+            )
         split = split or split_of(clip.group, seed, val_share, test_share)
         for what, name in (("prompt", clip.group), ("clip", str(clip.audio))):
             if home.setdefault(f"{what} {name}", split) != split:
@@ -135,7 +150,7 @@ def by_split(
             raise UserError(f"{clip.audio} is judged twice{by}; aggregate the votes first")
         seen.add((clip.audio, clip.listener))
         found[split].append(clip)
-    for split in ("train", "val"):
+    for split in needed:
         if not found[split]:
             raise UserError(
                 f"the split {split} is empty ({len(home)} prompts and clips in all); give more"

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import AudioBatch
-from lightning_modules.schedules import adamw_with_cosine
+from lightning_modules.schedules import scheduled_optimizer, steps_of_run
 from lightning_modules.training_settings import (
     MOVED_OPTIMIZER,
     ON_CARD,
-    CosineSettings,
+    ScheduleSettings,
     card_settings,
 )
 from zoo.backbones.spectral_codec import SpectralCodec
@@ -79,7 +79,7 @@ class Codec(L.LightningModule):
     def __init__(
         self,
         codec: SpectralCodec,
-        optimizer: CosineSettings = CosineSettings(),
+        optimizer: ScheduleSettings = ScheduleSettings(),
         kl_weight: float = 0.01,
         convergence_weight: float = 1.0,
         stereo_weight: float = 0.3,
@@ -152,7 +152,7 @@ class Codec(L.LightningModule):
 
     def configure_optimizers(self):
         parameters = [p for p in self.codec.parameters() if p.requires_grad]
-        return adamw_with_cosine(parameters, self.optimizer)
+        return scheduled_optimizer(parameters, self.optimizer, steps_of_run(self.optimizer, self))
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None

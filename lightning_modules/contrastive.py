@@ -23,13 +23,13 @@ from datamodules.batches import AudioBatch
 from lightning_modules.degradations import add_noise, codec_round_trip
 from lightning_modules.ema import EMA, AveragedWeights
 from lightning_modules.retrieval_report import RetrievalReport, retrieval_report, same_meaning
-from lightning_modules.schedules import adamw_with_cosine
+from lightning_modules.schedules import scheduled_optimizer, steps_of_run
 from lightning_modules.training_settings import (
     MOVED_DEGRADATIONS,
     MOVED_OPTIMIZER,
     ON_CARD,
-    CosineSettings,
     Degradations,
+    ScheduleSettings,
     card_settings,
 )
 from zoo.audio_files.resampling import resampled
@@ -113,7 +113,7 @@ class Contrastive(AveragedWeights):
     def __init__(
         self,
         reward: ClapReward,
-        optimizer: CosineSettings = CosineSettings(total_steps=1500, weight_decay=0.05),
+        optimizer: ScheduleSettings = ScheduleSettings(total_steps=1500, weight_decay=0.05),
         degradations: Degradations = Degradations(),
         codec: Backbone | None = None,
         ema_decay: float | None = 0.995,
@@ -283,7 +283,9 @@ class Contrastive(AveragedWeights):
         self._finish("test")
 
     def configure_optimizers(self):
-        found = adamw_with_cosine(self.reward.parameters(), self.optimizer)
+        found = scheduled_optimizer(
+            self.reward.parameters(), self.optimizer, steps_of_run(self.optimizer, self)
+        )
         self.follow(found["optimizer"])
         return found
 

@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
-from datamodules.batches import AudioBatch, LatentBatch
-from lightning_modules.ema import EMA, AveragedWeights
+from datamodules.batches import AudioBatch, LatentBatch, PairedBatch
+from lightning_modules.denoising_export import (
+    best_state,
+    checked_best,
+    denoising_facts,
+    same_base,
+    write_model,
+)
+from lightning_modules.ema import EMA, AveragedWeights, holding
 from lightning_modules.latent_errors import (
     error_weights,
     latent_errors,
     pair_margins,
     weighted_mean,
 )
-from lightning_modules.schedules import adamw_with_cosine
+from lightning_modules.offload import move, put_text_encoders_away
+from lightning_modules.schedules import scheduled_optimizer, steps_of_run
+from lightning_modules.trainable import fill_learned, learned, learned_state, make_trainable
 from lightning_modules.training_settings import (
     MOVED_OPTIMIZER,
-    ON_CARD,
-    CosineSettings,
-    card_settings,
+    TRAINABLE,
+    AdapterSettings,
+    MemorySettings,
+    ScheduleSettings,
+    require_choice,
 )
-from zoo.diffusion import noise_generator
+from zoo.diffusion import MIN_SNR_FORMS, noise_generator
 from zoo.errors import UserError, did_you_mean
-from zoo.hub.run_facts import RunFacts
-from zoo.types import Backbone
+from zoo.types import Backbone, Prompt
 
-TRAINABLE = ("denoiser", "text", "duration", "spatial")  # parts that learn by default
+Clean = AudioBatch | LatentBatch
 
 
 class Denoising(AveragedWeights):
     """Minimises the weighted denoising error of a backbone's network.
 
-    Ho et al. 2020, eq. 14; v prediction: Salimans and Ho 2022.
+    Ho et al. 2020, eq. 14; v prediction: Salimans and Ho 2022. The loss of a batch is ``mean(weight
+    * error)``; of a ``PairedBatch`` it is ``mean(weight * error of the labelled samples) +
+    pretrain_weight * mean(error of the pretraining samples)``, reward-weighted likelihood (BATON,
+    arXiv 2402.00744). Samples of weight 0 are not computed.
 
     Times, noise and emptied captions depend on ``seed``, the step and the process only, so that a
     run resumed at the end of an epoch continues exactly. Validation uses averaged weights and fixed
@@ -50,57 +67,100 @@ class Denoising(AveragedWeights):
             unconditional side.
         min_snr_gamma: weighs times as arXiv 2303.09556 does; None: the plain error. The weights of
             a batch (``weight_B``) multiply its errors in any case.
-        ema_decay: of the averaged weights that are validated and exported.
-        trainable: names of the backbone's parts that learn.
+        min_snr_form: "prediction", or "snr" as Tango's code (``zoo.diffusion.min_snr_weights``).
+        pretrain_weight: of the pretraining stream, BATON's beta; 0: it is not computed.
+        ema_decay: of averaged weights that are validated and exported; None: the weights as they
+            are.
+        trainable: names of the backbone's parts that learn, without an adapter.
+        adapter: a LoRA adapter that learns instead (with rank 0: the whole denoiser).
+            Checkpoints then hold what learns alone, and the export is ``adapter/`` (or
+            ``denoiser.safetensors``).
+        memory: where encoders and codec are during training; all clips must be encoded before.
+        val_time: adds ``val/loss``, the error at this one place of the path (0.5: t = 500 of 1,000,
+            as Tango), weighted by min-SNR; None: no such measure.
+        keep_best: exports the weights of the epoch with the lowest ``val/loss`` (without
+            ``val_time``: ``val/error``), not those of the last one.
         seed: of times, noise and emptied captions.
 
     Raises:
-        UserError: for unknown parts, and for audio at another rate than the backbone's.
+        UserError: for settings out of range or that do not fit the backbone, and for audio at
+            another rate than the backbone's.
     """
 
     MOVED_SETTINGS = MOVED_OPTIMIZER
-    batch_types = (AudioBatch, LatentBatch)
+    batch_types = (AudioBatch, LatentBatch, PairedBatch)
+    export_facts = classmethod(denoising_facts)
 
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: CosineSettings = CosineSettings(total_steps=10_000, warmup_steps=200),
+        optimizer: ScheduleSettings = ScheduleSettings(total_steps=10_000, warmup_steps=200),
         condition_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
-        ema_decay: float = 0.999,
+        min_snr_form: str = "prediction",
+        pretrain_weight: float = 0.0,
+        ema_decay: float | None = 0.999,
         trainable: Sequence[str] = TRAINABLE,
+        adapter: AdapterSettings | None = None,
+        memory: MemorySettings = MemorySettings(),
+        val_time: float | None = None,
+        keep_best: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         trainable = tuple(trainable)  # a plain value in the checkpoint
-        self.save_hyperparameters(ignore=["backbone", "optimizer"])
-        self.save_hyperparameters({"optimizer": asdict(optimizer)})
+        self.save_hyperparameters(ignore=["backbone", "optimizer", "adapter", "memory"])
+        self.save_hyperparameters(
+            {
+                "optimizer": asdict(optimizer),
+                "adapter": None if adapter is None else asdict(adapter),
+                "memory": asdict(memory),
+            }
+        )
         self.optimizer = optimizer
-        if not 0 <= condition_dropout < 1:
-            raise UserError(
-                f"invalid condition_dropout {condition_dropout}: expected a share >= 0 and < 1"
-            )
+        self.adapter = adapter
+        self.memory = memory
         self.backbone = backbone
-        backbone.requires_grad_(False)
-        parts = dict(backbone.named_children())
-        for name in trainable:
-            if name not in parts:
-                kind = type(backbone).__name__
+        self._check_settings(trainable)
+        if adapter is None:
+            _train_parts(backbone, trainable)
+        else:
+            make_trainable(backbone, adapter)
+        self.parameters_that_learn = tuple(learned(backbone).values())
+        self.ema = None if ema_decay is None else EMA(self.parameters_that_learn, ema_decay)
+        self._best: dict[str, Any] | None = None  # error, epoch and weights of the best epoch
+        self._base_sha256: dict[str, str] = {}
+
+    def _check_settings(self, trainable: Sequence[str]) -> None:
+        given = self.hparams
+        if not 0 <= given.condition_dropout < 1:
+            raise UserError(
+                f"invalid condition_dropout {given.condition_dropout}: expected a share >= 0 and"
+                " < 1"
+            )
+        if not 0 <= given.pretrain_weight < math.inf:
+            raise UserError(f"invalid pretrain_weight {given.pretrain_weight}: expected >= 0")
+        if given.val_time is not None and not 0 <= given.val_time < 1:
+            raise UserError(f"invalid val_time {given.val_time}: expected a number >= 0 and < 1")
+        require_choice(given, "min_snr_form", MIN_SNR_FORMS)
+        if self.adapter is not None and tuple(trainable) != TRAINABLE:
+            raise UserError("trainable has no effect with an adapter; leave out one of the two")
+        if self.memory.text_encoders == "drop" and self.adapter is None:
+            others = [name for name in trainable if name != "denoiser"]
+            if others:
                 raise UserError(
-                    f"trainable names {name!r}, which {kind} does not have;"
-                    f" {did_you_mean(name, parts)}"
+                    f"memory.text_encoders=drop exports the denoiser alone, but {others[0]!r}"
+                    " learns too; set module.trainable=[denoiser], or keep the encoders"
                 )
-            parts[name].requires_grad_(True)
-        self.ema = EMA([p for p in backbone.parameters() if p.requires_grad], ema_decay)
 
-    @classmethod
-    def export_facts(cls, arguments: Mapping[str, Any]) -> RunFacts:
-        """What a run with these ``arguments`` states about itself."""
-        trainable = arguments.get("trainable", TRAINABLE)
-        on_card = card_settings(arguments, *ON_CARD, "ema_decay")
-        return RunFacts(cls.__name__, learned=tuple(trainable), settings=on_card)
+    @property
+    def saves_learned_only(self) -> bool:
+        """Whether checkpoints and export hold only what learns; the base is in the run's config."""
+        return self.adapter is not None or self.memory.text_encoders == "drop"
 
-    def _latents(self, batch: AudioBatch | LatentBatch) -> Tensor:
+    # The loss
+
+    def _latents(self, batch: Clean) -> Tensor:
         if isinstance(batch, LatentBatch):
             return batch.latent_BCT.float()
         if batch.sample_rate_hz != self.backbone.sample_rate_hz:
@@ -111,12 +171,15 @@ class Denoising(AveragedWeights):
         with torch.no_grad():
             return self.backbone.encode(batch.wave_BCN).float()
 
-    def training_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> Tensor:
+    def weighted_error(self, batch: Clean, name: str) -> Tensor | None:
+        """() mean of the weighted errors of a batch; None where every weight is 0.
+
+        ``name`` keys times, noise and emptied captions, together with seed, step and process. They
+        are drawn for all samples, so that which of them are computed changes nothing.
+        """
         clean = self._latents(batch)
         count = len(batch)
-        generator = noise_generator(
-            self.hparams.seed, self.global_step, f"denoising/{batch_index}", self.global_rank
-        )
+        generator = noise_generator(self.hparams.seed, self.global_step, name, self.global_rank)
         # stratified times: one in each of B equal intervals, so that the loss is less noisy
         uniform = (
             torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
@@ -128,15 +191,48 @@ class Denoising(AveragedWeights):
             for p, drop in zip(batch.prompts, dropped, strict=True)
         ]
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
-        error_B = latent_errors(self.backbone, clean, prompts, time_B, noise)
-        weight_B = error_weights(
-            self.backbone.path, time_B, batch.weight_B, self.hparams.min_snr_gamma
-        )
-        loss = weighted_mean(error_B, weight_B)
-        self.log("train/loss", loss, batch_size=count, prog_bar=True)
+        weight_B = self._weights(time_B, batch.weight_B)
+        if batch.weight_B is None:
+            error_B = latent_errors(self.backbone, clean, prompts, time_B, noise)
+            return weighted_mean(error_B, weight_B)
+        rows = batch.weight_B.nonzero().flatten()
+        if len(rows) == 0:
+            return None
+        kept = [prompts[row] for row in rows.tolist()]
+        error_R = latent_errors(self.backbone, clean[rows], kept, time_B[rows], noise[rows])
+        return weighted_mean(error_R, weight_B[rows], count)
+
+    def _weights(self, time_B: Tensor, weight_B: Tensor | None) -> Tensor:
+        given = self.hparams
+        path = self.backbone.path
+        return error_weights(path, time_B, weight_B, given.min_snr_gamma, given.min_snr_form)
+
+    def training_step(self, batch: Clean | PairedBatch, batch_index: int) -> Tensor:
+        labelled = batch.labelled if isinstance(batch, PairedBatch) else batch
+        parts: list[Tensor] = []
+        own = self.weighted_error(labelled, f"denoising/{batch_index}")
+        if own is not None:
+            parts.append(own)
+        if isinstance(batch, PairedBatch) and self.hparams.pretrain_weight:
+            other = self.weighted_error(batch.pretrain, f"denoising/pretrain/{batch_index}")
+            if other is not None:
+                parts.append(self.hparams.pretrain_weight * other)
+                self.log("train/pretrain", other.detach(), batch_size=len(batch.pretrain))
+        # nothing counts: a gradient of zeros, which every process of a group must have
+        loss = sum(parts) if parts else self._nothing()
+        if isinstance(batch, PairedBatch):
+            labelled_error = torch.zeros(()) if own is None else own.detach()
+            self.log("train/labelled", labelled_error, batch_size=len(labelled))
+        self.log("train/loss", loss, batch_size=len(labelled), prog_bar=True)
         return loss
 
-    def validation_step(self, batch: AudioBatch | LatentBatch, batch_index: int) -> None:
+    def _nothing(self) -> Tensor:
+        zeros = [0 * parameter.flatten()[:1].sum() for parameter in self.parameters_that_learn]
+        return torch.stack(zeros).sum()
+
+    # Validation
+
+    def validation_step(self, batch: Clean, batch_index: int) -> None:
         clean = self._latents(batch)
         count = len(batch)
         generator = torch.Generator().manual_seed(batch_index)
@@ -147,49 +243,134 @@ class Denoising(AveragedWeights):
         rows = (place_B.repeat(2), torch.cat([place_B, place_B.roll(-1)]))
         with self.averaged():
             error_R = latent_errors(self.backbone, clean, batch.prompts, time_B, noise, rows)
+            values = {} if self.hparams.val_time is None else self._at_one_time(batch, clean, noise)
         margin_B = pair_margins(error_R, place_B, place_B + count)
-        self.log_dict(
-            {
-                "val/error": error_R[:count].mean(),
-                "val/error_shuffled": error_R[count:].mean(),
-                "val/own_caption_better": (margin_B > 0).float().mean(),
-            },
-            batch_size=count,
-            sync_dist=True,
-            prog_bar=True,
-        )
+        values |= {
+            "val/error": error_R[:count].mean(),
+            "val/error_shuffled": error_R[count:].mean(),
+            "val/own_caption_better": (margin_B > 0).float().mean(),
+        }
+        self.log_dict(values, batch_size=count, sync_dist=True, prog_bar=True)
+
+    def _at_one_time(self, batch: Clean, clean: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        place_B = torch.full((len(batch),), self.hparams.val_time, device=self.device)
+        time_B = self.backbone.path.sample_times(place_B)
+        error_B = latent_errors(self.backbone, clean, batch.prompts, time_B, noise)
+        return {"val/loss": weighted_mean(error_B, self._weights(time_B, None))}
+
+    def on_validation_end(self) -> None:
+        if not self.hparams.keep_best or self.trainer.sanity_checking:
+            return
+        name = "val/error" if self.hparams.val_time is None else "val/loss"
+        error = float(self.trainer.callback_metrics[name])
+        if self._best is None or error < self._best["error"]:
+            with self.averaged():
+                self._best = best_state(error, self.current_epoch, self.parameters_that_learn)
+
+    # Before and between steps
+
+    def check_first_round(self, data: Any) -> None:
+        """Raises ``UserError`` where the loss has a part that the data has not."""
+        kind = getattr(data, "batch_type", None)
+        if self.hparams.pretrain_weight and kind is not None and kind is not PairedBatch:
+            raise UserError(
+                f"module.pretrain_weight={self.hparams.pretrain_weight} weighs a second stream, but"
+                f" {type(data).__name__} yields {kind.__name__}; set data.pretrain, or"
+                " module.pretrain_weight=0"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Raises ``UserError`` for captions that are too long, where the data knows them all."""
+        prompts = self._all_prompts()
+        found = self.backbone.too_long(prompts) if hasattr(self.backbone, "too_long") else {}
+        if found:
+            first = "; ".join(list(found.values())[:3])
+            raise UserError(
+                f"{len(found)} of {len(prompts)} captions are too long for the backbone; {first};"
+                " shorten them or leave their clips out"
+            )
+
+    def _all_prompts(self) -> tuple[Prompt, ...]:
+        data = self.trainer.datamodule
+        return data.all_prompts() if hasattr(data, "all_prompts") else ()
+
+    def on_fit_start(self) -> None:
+        if self.adapter is not None and self.adapter.rank:
+            self._base_sha256 = same_base(self.backbone, self._base_sha256)
+        if self.memory.text_encoders != "keep":
+            prompts = list({prompt.text: prompt for prompt in self._all_prompts()}.values())
+            if not prompts:
+                raise UserError(
+                    f"memory.text_encoders={self.memory.text_encoders} needs a data module that"
+                    " knows all its prompts beforehand (datamodules.preferences.weighted)"
+                )
+            prompts.append(replace(prompts[0], text="", sources=()))  # condition_dropout
+            drop = self.memory.text_encoders == "drop"
+            put_text_encoders_away(self.backbone, prompts, drop=drop)
+        if self.memory.decoder == "offload":
+            move(self.backbone, "decoder", "cpu")
 
     def configure_optimizers(self):
-        found = adamw_with_cosine(self.ema.parameters, self.optimizer)
+        steps = steps_of_run(self.optimizer, self)
+        found = scheduled_optimizer(self.parameters_that_learn, self.optimizer, steps)
         self.follow(found["optimizer"])
         return found
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        self.clip_gradients(optimizer, self.optimizer.max_grad_norm, "norm")
+        limit = self.optimizer.max_grad_norm
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        self.log("train/grad_norm", norm)
+
+    # Checkpoints and export
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        whole = super().state_dict(*args, **kwargs)
+        if not self.saves_learned_only:
+            return whole
+        return learned_state(self, whole, kwargs.get("prefix", ""))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, **options: Any):
+        """Raises ``UserError`` for weights that learn and are missing or do not fit."""
+        if not self.saves_learned_only:
+            return super().load_state_dict(state_dict, strict, **options)
+        fill_learned(self, state_dict)
+        return _IncompatibleKeys([], [])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["best"] = self._best
+        checkpoint["base_sha256"] = dict(self._base_sha256)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._best = checked_best(checkpoint.get("best"), self.parameters_that_learn)
+        self._base_sha256 = dict(checkpoint.get("base_sha256") or {})
+
+    def _exported(self) -> AbstractContextManager[None]:
+        if not self.hparams.keep_best:
+            return self.averaged()
+        if self._best is None:
+            rank_zero_warn("keep_best: nothing was validated, so the last weights are exported")
+            return self.averaged()
+        return holding(self.parameters_that_learn, self._best["weights"])
 
     def export(self, out_dir: str | Path) -> None:
-        """Writes the backbone with averaged weights to ``out_dir``/model, in half precision.
+        """Writes what was learned, averaged or of the best epoch (``denoising_export``)."""
+        with self._exported():
+            write_model(self.backbone, Path(out_dir), self.adapter, self.saves_learned_only)
 
-        A backbone from outside (no row of ``zoo.backbones.BACKBONES``) has no artefact form: its
-        weights are written as ``backbone.safetensors``, and the run's config.yaml says how to build
-        it (``zoo.open_model(out_dir)``).
-        """
-        from zoo.backbones import BACKBONES
-        from zoo.hub.artifact import save_artifact, save_weights
 
-        here = f"{type(self.backbone).__module__}:{type(self.backbone).__name__}"
-        architecture = next((key for key, place in BACKBONES.items() if place == here), None)
-        with self.averaged():
-            if architecture is None or not hasattr(self.backbone, "arguments"):
-                save_weights(self.backbone.state_dict(), Path(out_dir) / "backbone.safetensors")
-                return
-            save_artifact(
-                Path(out_dir) / "model",
-                kind="backbone",
-                architecture=architecture,
-                arguments=self.backbone.arguments,
-                module=self.backbone,
-                dtype=torch.float16,
+def _train_parts(backbone: Backbone, names: Sequence[str]) -> None:
+    """Freezes ``backbone`` but for these parts. Raises ``UserError`` for one it does not have."""
+    backbone.requires_grad_(False)
+    parts = dict(backbone.named_children())
+    for name in names:
+        if name not in parts:
+            kind = type(backbone).__name__
+            raise UserError(
+                f"trainable names {name!r}, which {kind} does not have; {did_you_mean(name, parts)}"
             )
+        parts[name].requires_grad_(True)

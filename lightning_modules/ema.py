@@ -6,7 +6,7 @@ included, and counts one step per batch where a round of reinforcement learning 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +15,23 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from zoo.errors import UserError
+
+
+@contextmanager
+def holding(parameters: Sequence[nn.Parameter], values: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Inside, ``parameters`` hold ``values``; they are restored afterwards, even on errors."""
+    held = [parameter.detach().clone() for parameter in parameters]
+    try:
+        _fill(parameters, values)
+        yield
+    finally:
+        _fill(parameters, held)
+
+
+@torch.no_grad()
+def _fill(parameters: Sequence[nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 class EMA:
@@ -45,20 +62,9 @@ class EMA:
             self.average[i] = self.average[i].to(parameter.device)
             self.average[i].lerp_(self._wide(parameter), 1 - decay)
 
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
+    def swapped(self) -> AbstractContextManager[None]:
         """Puts the averages into the parameters, and restores them afterwards, even on errors."""
-        held = [parameter.detach().clone() for parameter in self.parameters]
-        try:
-            self._fill(self.average)
-            yield
-        finally:
-            self._fill(held)
-
-    @torch.no_grad()
-    def _fill(self, values: list[torch.Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+        return holding(self.parameters, self.average)
 
     def state_dict(self) -> dict[str, Any]:
         return {

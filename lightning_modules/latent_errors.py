@@ -51,7 +51,11 @@ def latent_errors(
 
 
 def error_weights(
-    path: Path, time_B: Tensor, weight_B: Tensor | None, min_snr_gamma: float | None
+    path: Path,
+    time_B: Tensor,
+    weight_B: Tensor | None,
+    min_snr_gamma: float | None,
+    min_snr_form: str = "prediction",
 ) -> Tensor:
     """(B,) weights of denoising errors: those of the samples times those of their times.
 
@@ -60,20 +64,24 @@ def error_weights(
         time_B: times on it.
         weight_B: of the samples; None: 1.
         min_snr_gamma: see ``zoo.diffusion.min_snr_weights``; None: all times weigh 1.
+        min_snr_form: likewise.
     """
     weights = torch.ones(len(time_B), device=time_B.device) if weight_B is None else weight_B
     if min_snr_gamma is None:
         return weights
     alpha_B, sigma_B = path.coefficients(time_B)
-    return weights * min_snr_weights(alpha_B, sigma_B, path.prediction, min_snr_gamma)
+    by_time_B = min_snr_weights(alpha_B, sigma_B, path.prediction, min_snr_gamma, min_snr_form)
+    return weights * by_time_B
 
 
-def weighted_mean(error_B: Tensor, weight_B: Tensor) -> Tensor:
+def weighted_mean(error_B: Tensor, weight_B: Tensor, count: int | None = None) -> Tensor:
     """() mean of the weighted errors.
 
-    Weights are not normalised: a batch of low weights counts less.
+    Weights are not normalised: a batch of low weights counts less. ``count``: how many samples the
+    mean is of, where the errors of those with the weight 0 were not computed.
     """
-    return (weight_B * error_B).mean()
+    weighted_B = weight_B * error_B
+    return weighted_B.mean() if count is None else weighted_B.sum() / count
 
 
 def pair_margins(error_R: Tensor, better_P: Tensor, worse_P: Tensor) -> Tensor:

@@ -1,16 +1,11 @@
 """The contract of every backbone of the table (``zoo/types.py``, ``Backbone``)."""
 
-import importlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-import toy_audioldm
-import toy_audioldm2
-import toy_stable_audio
-import toy_tango
-import toy_tangoflux
+from toy_backbones import ARGUMENTS, build
 
 from datamodules.batches import PromptBatch
 from lightning_modules.latent_errors import latent_errors
@@ -22,27 +17,6 @@ from zoo.diffusion import Sampler, noise_generator, rollout
 from zoo.generation import generate
 from zoo.types import Backbone, Conditioning, Path, Prompt, RewardOutput
 
-# the smallest arguments of each backbone that need no weights of others; one that is small by
-# default needs no row
-ARGUMENTS = {
-    "tiny_audio": {
-        "width": 32,
-        "depth": 1,
-        "heads": 2,
-        "text_width": 16,
-        "text_depth": 1,
-        "codec_width": 16,
-        "codec_encoder_depth": 1,
-        "codec_decoder_depth": 1,
-    },
-    "tango": toy_tango.SMALL,
-}
-ARGUMENTS["audioldm"] = toy_audioldm.arguments()
-ARGUMENTS["audioldm2"] = toy_audioldm2.arguments()
-ARGUMENTS["stable_audio"] = toy_stable_audio.arguments() | {
-    "frame_window": "heard"
-}  # None denoises its full length always
-ARGUMENTS["tangoflux"] = toy_tangoflux.ARGUMENTS | {"frame_window": "heard"}
 PROMPTS = (
     Prompt("a", "sad piano", "noise", 0.5),
     Prompt(
@@ -54,11 +28,6 @@ PROMPTS = (
 
 def test_arguments_are_of_backbones_of_the_table():
     assert set(ARGUMENTS) <= set(BACKBONES)
-
-
-def build(key):
-    module, _, name = BACKBONES[key].partition(":")
-    return getattr(importlib.import_module(module), name)(**ARGUMENTS.get(key, {}))
 
 
 @pytest.fixture(params=sorted(BACKBONES))

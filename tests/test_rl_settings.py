@@ -12,15 +12,14 @@ from toys import ToyBackbone, ToyReward
 from lightning_modules.rl.ddpo import DDPO
 from lightning_modules.rl.settings import (
     MOVED_SETTINGS,
-    AdapterSettings,
     AdvantageSettings,
     EvaluationSettings,
-    MemorySettings,
     OptimizerSettings,
     SamplerSettings,
     ScoringSettings,
     UpdateSettings,
 )
+from lightning_modules.training_settings import AdapterSettings, MemorySettings
 from zoo.configuration import read_configuration
 from zoo.diffusion import Sampler
 from zoo.errors import UserError

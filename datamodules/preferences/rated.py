@@ -52,6 +52,7 @@ class LabelFiles:
         self.minimum_votes = minimum_votes
         self.listeners = listeners
         self.sample_rate_hz = sample_rate_hz
+        self.quarantined: dict[str, str] = {}  # clip -> why it cannot be used; of the last reading
 
     def rated_clips(self) -> list[tuple[str, RatedClip]]:
         """(split, clip) of every label.
@@ -77,6 +78,7 @@ class LabelFiles:
             raise UserError(f"no label of the task {task!r}; the files hold {', '.join(tasks)}")
         clips = Clips(self.audio_root)
         found = usable(labels, clips, self.sample_rate_hz)
+        self.quarantined = dict(found.quarantined)
         for reason, count in left_out.items():
             log.warning("left out %d clips: %s", count, reason)
         if found.quarantined:

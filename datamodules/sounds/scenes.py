@@ -193,6 +193,7 @@ class SceneDataModule(L.LightningDataModule):
         if (licences, classes, families) != (None, None, None):
             bank = bank.select(licences=licences, classes=classes, families=families)
         self.bank = bank
+        self.sample_rate_hz = bank.sample_rate_hz
         self.seconds = seconds
         self.max_caption_bytes = max_caption_bytes
         self.batch_size = batch_size

@@ -17,15 +17,14 @@ from lightning_modules.rl.round_scores import (
 )
 from lightning_modules.rl.round_update import update_round
 from lightning_modules.rl.settings import (
-    AdapterSettings,
     AdvantageSettings,
     EvaluationSettings,
-    MemorySettings,
     OptimizerSettings,
     SamplerSettings,
     ScoringSettings,
     UpdateSettings,
 )
+from lightning_modules.training_settings import AdapterSettings, MemorySettings
 from zoo.diffusion import step_stds
 from zoo.errors import UserError
 from zoo.types import Backbone, Reward, Trajectory

@@ -52,15 +52,20 @@ from lightning_modules.rl.rollouts import (
 from lightning_modules.rl.round_scores import RoundScores, round_scores
 from lightning_modules.rl.settings import (
     MOVED_SETTINGS,
-    AdapterSettings,
     EvaluationSettings,
-    MemorySettings,
     OptimizerSettings,
     SamplerSettings,
     ScoringSettings,
 )
-from lightning_modules.rl.trainable import check_weights, make_trainable
 from lightning_modules.schedules import decay_rate
+from lightning_modules.trainable import (
+    check_weights,
+    fill_learned,
+    learned,
+    learned_state,
+    make_trainable,
+)
+from lightning_modules.training_settings import AdapterSettings, MemorySettings
 from zoo.backbones.lengths import check_lengths
 from zoo.diffusion import Sampler
 from zoo.errors import UserError
@@ -180,8 +185,7 @@ class OnPolicy(AveragedWeights):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that learns."""
-        named = self.named_parameters()
-        return {name: parameter for name, parameter in named if parameter.requires_grad}
+        return learned(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         one = self.optimizer
@@ -198,11 +202,9 @@ class OnPolicy(AveragedWeights):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Trainable weights only: the base is named by the run's configuration."""
-        names = {kwargs.get("prefix", "") + name for name in self.trainable()}
         whole = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in whole.items() if name in names}
+        return learned_state(self, whole, kwargs.get("prefix", ""))
 
-    @torch.no_grad()
     def load_state_dict(
         self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
@@ -210,10 +212,7 @@ class OnPolicy(AveragedWeights):
 
         Raises ``UserError`` naming the first that does not fit.
         """
-        own = self.trainable()
-        check_weights(own, state_dict)
-        for name, parameter in own.items():
-            parameter.copy_(state_dict[name])
+        fill_learned(self, state_dict)
         return _IncompatibleKeys([], [])
 
     @classmethod

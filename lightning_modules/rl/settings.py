@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from lightning_modules.optimizers import optimizer_class
 from lightning_modules.training_settings import (
+    require_betas,
     require_choice,
     require_finite,
     require_not_negative,
@@ -26,8 +27,6 @@ CLIP_REFERENCE_ELEMENTS = 16384
 AdvantageKind = Literal["prompt", "batch", "group", "group_global"]
 StepDraw = Literal["sample", "batch"]
 StopOrDrop = Literal["stop", "drop"]
-EncoderPlace = Literal["keep", "offload", "drop"]
-DecoderPlace = Literal["keep", "offload"]
 
 
 @dataclass(frozen=True)
@@ -172,30 +171,6 @@ class AdvantageSettings:
 
 
 @dataclass(frozen=True)
-class AdapterSettings:
-    """What is trained.
-
-    Args:
-        rank: of the LoRA adapter; 0: the whole denoiser, without an adapter.
-        alpha: scale of the adapter; None: the rank.
-        targets: "cross", "all", or names of layers, as ``zoo.backbones.lora.add_lora`` takes them.
-        init: how the adapter begins, as ``add_lora`` takes it.
-        start: folder of another run's ``adapter/`` to begin with; it must have been trained on the
-            same base with the same rank, alpha and targets. The reference model of the KL stays the
-            base model.
-    """
-
-    rank: int = 8
-    alpha: float | None = None
-    targets: str | list[str] = "cross"
-    init: str = "gaussian"
-    start: str | None = None
-
-    def __post_init__(self) -> None:
-        require_not_negative(self, "rank")
-
-
-@dataclass(frozen=True)
 class OptimizerSettings:
     """How weights follow their gradients.
 
@@ -224,28 +199,9 @@ class OptimizerSettings:
         require_finite(self, "learning_rate")
         require_positive(self, "decay_rounds", otherwise="null (a constant rate)")
         require_not_negative(self, "weight_decay", "epsilon")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"invalid betas {tuple(self.betas)}: expected two numbers >= 0 and < 1")
+        require_betas(self)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"invalid ema_decay {self.ema_decay}: expected a number >= 0 and < 1")
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """The place of parts of the backbone that are not always needed.
-
-    Args:
-        text_encoders: once all prompts are encoded: "keep" them, "offload" them to main memory, or
-            "drop" them.
-        decoder: during updates: "keep" it, or "offload" it to main memory.
-    """
-
-    text_encoders: EncoderPlace = "keep"
-    decoder: DecoderPlace = "keep"
-
-    def __post_init__(self) -> None:
-        require_choice(self, "text_encoders", get_args(EncoderPlace))
-        require_choice(self, "decoder", get_args(DecoderPlace))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from zoo.diffusion.sampling import (
     step_stds,
 )
 from zoo.diffusion.steps import (
+    MIN_SNR_FORMS,
     RULES,
     SOLVERS,
     denoising_error,
@@ -38,6 +39,7 @@ from zoo.diffusion.steps import (
 )
 
 __all__ = [
+    "MIN_SNR_FORMS",
     "PREDICTIONS",
     "RULES",
     "SOLVERS",

@@ -25,6 +25,7 @@ from zoo.types import Conditioning, Path
 RULES = ("ddim", "cps")
 # They use the predictions of several steps, so a step has no log-probability: for sampling only.
 SOLVERS = ("dpmpp_2m_sde",)
+MIN_SNR_FORMS = ("prediction", "snr")
 
 
 def _any(condition: Tensor) -> bool:
@@ -314,26 +315,39 @@ def denoising_error(
 
 
 def min_snr_weights(
-    alpha_B: Tensor, sigma_B: Tensor, prediction: str, gamma: float = 5.0
+    alpha_B: Tensor,
+    sigma_B: Tensor,
+    prediction: str,
+    gamma: float = 5.0,
+    form: str = "prediction",
 ) -> Tensor:
-    """Weights (B,) for ``denoising_error`` by min-SNR (arXiv 2303.09556).
+    """Weights (B,) for ``denoising_error`` by min-SNR (arXiv 2303.09556), SNR = alpha^2 / sigma^2.
 
-    They give the error of the *clean* latent the weight min(SNR, gamma), with SNR = alpha^2 /
-    sigma^2.
+    Both published forms are finite at alpha 0 and sigma 0.
 
-    On VP paths: "x0" min(SNR, gamma), "eps" min(1, gamma / SNR), "v" min(SNR, gamma) / (SNR + 1);
-    for "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2. Finite at alpha 0 and sigma 0.
-    Raises ``UserError`` for an unknown prediction or a gamma that is not positive and finite.
+    Args:
+        alpha_B, sigma_B: at the times of the errors.
+        prediction: what the network puts out.
+        gamma: the highest SNR that counts.
+        form: "prediction" gives the error of the *clean* latent the weight min(SNR, gamma). On VP
+            paths: "x0" min(SNR, gamma), "eps" min(SNR, gamma) / SNR, "v" min(SNR, gamma) /
+            (SNR + 1); for "velocity" min(alpha^2, gamma sigma^2) / (alpha + sigma)^2.
+            "snr" is min(SNR, gamma) / SNR whatever the prediction: Tango's code (arXiv 2304.13731),
+            which weighs its v errors so.
+
+    Raises: ``UserError`` for an unknown prediction or form, and a gamma that is not positive and
+        finite.
     """
     require_known("prediction", prediction, PREDICTIONS)
+    require_known("min-SNR form", form, MIN_SNR_FORMS)
     if not (math.isfinite(gamma) and gamma > 0):
         raise UserError(f"invalid gamma {gamma}: expected a positive number")
     alpha, sigma = alpha_B.float(), sigma_B.float()
     capped = torch.minimum(alpha**2, gamma * sigma**2)
-    if prediction == "x0":
+    if prediction == "x0" and form == "prediction":
         return torch.where(
             sigma > 0, capped / (sigma**2).clamp(min=1e-30), torch.full_like(sigma, gamma)
         )
-    if prediction == "eps":
+    if prediction == "eps" or form == "snr":
         return torch.where(alpha > 0, capped / (alpha**2).clamp(min=1e-30), torch.ones_like(alpha))
     return capped / ((alpha**2 + sigma**2) ** 2 if prediction == "v" else (alpha + sigma) ** 2)

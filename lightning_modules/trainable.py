@@ -1,4 +1,4 @@
-"""What a method trains of a backbone: a LoRA adapter, or the whole denoiser."""
+"""What a method trains of a backbone (an adapter, or its denoiser) and checkpoints of that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.rl.settings import AdapterSettings
+from lightning_modules.training_settings import AdapterSettings
 from zoo.backbones.lora import add_lora
 from zoo.errors import UserError
 from zoo.hub.adapter_files import read_adapter
@@ -37,6 +37,27 @@ def make_trainable(backbone: Backbone, adapter: AdapterSettings) -> None:
     add_lora(backbone, adapter.rank, adapter.alpha, adapter.targets, adapter.init)
     if adapter.start is not None:
         fill_adapter(backbone.denoiser, adapter.start)
+
+
+def learned(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that learns."""
+    named = module.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+def learned_state(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Of the whole ``state`` of ``module`` what learns; ``prefix`` comes before its names."""
+    names = {prefix + name for name in learned(module)}
+    return {name: value for name, value in state.items() if name in names}
+
+
+@torch.no_grad()
+def fill_learned(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Puts what ``learned_state`` gave back. Raises ``UserError`` as ``check_weights``."""
+    own = learned(module)
+    check_weights(own, state)
+    for name, parameter in own.items():
+        parameter.copy_(state[name])
 
 
 def check_weights(own: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,123 @@
+"""Two streams of encoded clips, and how their batches are paired.
+
+Batches are a pure function of (seed, epoch, number, process).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+
+from datamodules.batches import LatentBatch, PairedBatch
+from zoo.types import Prompt
+
+PAIRINGS = ("max_size_cycle", "min_size")  # modes of Lightning's CombinedLoader
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded clips: latents (n, *latent), float16; a prompt and perhaps a weight for each."""
+
+    latents: Tensor
+    prompts: tuple[Prompt, ...]
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, rows: Sequence[int]) -> LatentBatch:
+        index = list(rows)
+        weight_B = None if self.weights is None else self.weights[index]
+        prompts = tuple(self.prompts[row] for row in index)
+        return LatentBatch(self.latents[index].float(), prompts, weight_B)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a batch is drawn: epoch of the run, process, number of processes."""
+
+    epoch: int = 0
+    rank: int = 0
+    world: int = 1
+
+
+class Stream:
+    """Passes over clips in a new order each: a pure function of (seed, epoch, pass, rank).
+
+    A pass deals every clip of the first part to the processes. What is missing to fill the last
+    batch of every process is taken from the beginning of the pass, so that all batches have one
+    size and every process has as many.
+
+    Args:
+        parts: (clips, how many of them per batch and process); the first sets the length of a pass.
+        name: with ``seed`` and place the seed of the order.
+        seed: of the order.
+        place: of the batches.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[Rows, int]], name: str, seed: int, place: Place
+    ) -> None:
+        self.parts = parts
+        self.name = name
+        self.seed = seed
+        self.place = place
+        self._passes = 0
+
+    def __len__(self) -> int:
+        rows, size = self.parts[0]
+        return math.ceil(len(rows) / (size * self.place.world))
+
+    def __iter__(self) -> Iterator[LatentBatch]:
+        number = self._passes
+        self._passes += 1
+        return (self._batch(number, batch) for batch in range(len(self)))
+
+    def _batch(self, number: int, batch: int) -> LatentBatch:
+        found = [
+            rows.batch(self._rows(f"{self.name}.{part}", number, batch, len(rows), size))
+            for part, (rows, size) in enumerate(self.parts)
+        ]
+        if len(found) == 1:
+            return found[0]
+        latents = torch.cat([one.latent_BCT for one in found])
+        return LatentBatch(latents, tuple(prompt for one in found for prompt in one.prompts))
+
+    def _rows(self, name: str, number: int, batch: int, count: int, size: int) -> list[int]:
+        place = self.place
+        order = list(range(count))
+        random.Random(f"{self.seed}/{name}/{place.epoch}/{number}").shuffle(order)
+        first = (batch * place.world + place.rank) * size
+        return [order[(first + i) % count] for i in range(size)]
+
+
+class PairedEpoch:
+    """The training batches of an epoch, the same in every iteration.
+
+    Its length keeps the trainer from reading ahead into the next epoch: a resumed run would
+    otherwise begin with the old epoch's batches.
+    """
+
+    def __init__(self, streams: Callable[[], list[Stream]], pairing: str) -> None:
+        self.streams = streams
+        self.pairing = pairing
+
+    def __len__(self) -> int:
+        sizes = [len(stream) for stream in self.streams()]
+        return min(sizes) if self.pairing == "min_size" else max(sizes)
+
+    def __iter__(self) -> Iterator[LatentBatch | PairedBatch]:
+        streams = self.streams()
+        if len(streams) == 1:
+            yield from streams[0]
+            return
+        names = ("labelled", "pretrain")
+        loader = CombinedLoader(dict(zip(names, streams, strict=True)), self.pairing)
+        for batch, _, _ in loader:
+            yield PairedBatch(**batch)
