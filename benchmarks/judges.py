@@ -28,7 +28,7 @@ from torch import Tensor
 
 from zoo.audio_files.resampling import resampled
 from zoo.errors import UserError
-from zoo.importers.yamnet import wheel_path
+from zoo.importers.wheels import wheel_path
 from zoo.rewards.mood import MOODS, level_normalised
 from zoo.statistics.intervals import mean_and_error
 

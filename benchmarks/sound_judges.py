@@ -32,7 +32,8 @@ from torch import Tensor
 
 from benchmarks.judges import mono_16khz
 from zoo.errors import UserError, did_you_mean
-from zoo.importers.yamnet import load_yamnet, patch_centres_s, wheel_path
+from zoo.importers.wheels import wheel_path
+from zoo.importers.yamnet import load_yamnet, patch_centres_s
 
 TOP = 10  # a hit: an accepted label among the ten likeliest of 521
 PRIOR_FLOOR = 1e-4  # the least mean probability of a label, which is a divisor

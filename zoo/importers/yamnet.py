@@ -14,8 +14,6 @@ It is opt-in, for judging what can be heard in a clip; nothing in the package de
 from __future__ import annotations
 
 import csv
-import hashlib
-import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch.nn import functional as F
 
 from zoo.errors import UserError, parsing
 from zoo.importers.tensorflow_bundle import read_bundle
+from zoo.importers.wheels import check_released, wheel_path
 
 RATE_HZ = 16_000
 CLASS_COUNT, WIDTH = 521, 1024
@@ -227,32 +226,10 @@ def load_yamnet(folder: str | Path | None = None) -> tuple[YAMNet, tuple[str, ..
     """
     folder = yamnet_folder() if folder is None else Path(folder)
     prefix = folder / "variables" / "variables"
+    check_released(f"{prefix}.data-00000-of-00001", WEIGHTS_SHA256, "YAMNet", INSTALL)
     state = converted(read_bundle(prefix).tensors)
-    found = hashlib.sha256(Path(f"{prefix}.data-00000-of-00001").read_bytes()).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise UserError(
-            f"{prefix} holds other weights than the released YAMNet (sha256 {found[:12]}...):"
-            f" {INSTALL}"
-        )
     network = YAMNet()
     network.load_state_dict(state)
     return network.requires_grad_(False).eval(), read_class_names(
         folder / "assets" / "yamnet_class_map.csv"
     )
-
-
-def wheel_path(package: str, inside: str, what: str, install: str) -> Path:
-    """The file or folder ``inside`` (``a/b``) of a ``package``, without running its code.
-
-    Raises ``ImportError`` that says ``what`` is missing and the command that installs it.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"{what} is not installed; it is optional: {install}")
-    path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not path.exists():
-        raise ImportError(
-            f"the installed {package} has no {inside}, which {what} needs; take the version that"
-            f" has it: {install}"
-        )
-    return path
