@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, device
 
 from zoo.errors import UserError
-from zoo.types import Prompt
+from zoo.types import Preference, Prompt
 
 LONGEST_S = 3600.0  # of one clip: a longer one is probably a typing mistake and fills the memory
 
@@ -134,6 +134,21 @@ class RatedClip:
     label: float
     group: str
     listener: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip that a reward is asked about.
+
+    - ``record``: what is known of it, without label and score.
+    - ``path``, ``prompt``: its file, and what the reward is asked; None where ``fault`` is set.
+    - ``fault``: why it cannot be scored; "" when nothing is known against it.
+    """
+
+    record: Preference
+    path: Path | None
+    prompt: Prompt | None
+    fault: str = ""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ TOOL_SOURCES = {
     "sounds": ["datamodules/sounds/fetch.py"],
     "piano_demo": ["datamodules/music/piano_command.py"],
     "labels": ["datamodules/preferences/command.py"],
+    "annotate": ["lightning_modules/annotation_command.py", "zoo/commands/generate.py"],
 }
 
 

@@ -53,8 +53,10 @@ class Sample:
     choice: Choice | None = None
 
 
-def read_samples(folder: str | Path) -> tuple[Sample, ...]:
+def read_samples(folder: str | Path, must_exist: bool = True) -> tuple[Sample, ...]:
     """The samples that a folder's index lists, in its order.
+
+    ``must_exist``: False also gives those whose file is absent.
 
     Raises ``FileNotFoundError`` for no folder, no index or an absent audio file, and ``UserError``
     naming the entry for an index that cannot be read, is empty, or names a file outside the folder
@@ -84,7 +86,7 @@ def read_samples(folder: str | Path) -> tuple[Sample, ...]:
         )
     files = listed(folder, suffixes=None)
     samples = tuple(
-        _sample(files, folder, entry, f"{folder / INDEX}, entry {i}")
+        _sample(files, folder, entry, f"{folder / INDEX}, entry {i}", must_exist)
         for i, entry in enumerate(_entries(folder), 1)
     )
     if not samples:
@@ -156,7 +158,7 @@ def _entries(folder: Path) -> list[Any]:
     return entries
 
 
-def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
+def _sample(files: Listing, folder: Path, entry: Any, where: str, must_exist: bool) -> Sample:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected an object, got {type(entry).__name__}")
     for name in ("file", "id", "text"):
@@ -171,7 +173,7 @@ def _sample(files: Listing, folder: Path, entry: Any, where: str) -> Sample:
         raise UserError(
             f"{where}: {entry['file']!r} is not a file of this folder itself; copy it there"
         )
-    if not path.is_file():
+    if must_exist and not path.is_file():
         raise FileNotFoundError(f"{where}: there is no file {path}; generate the samples again")
     labels = entry.get("labels") or {}
     numbers = {}

@@ -376,7 +376,8 @@ class Scorer(Protocol):
     further ones. A scorer may also have
 
     - ``name``: heads its columns;
-    - ``unit``: how to read its score, such as "cosine similarity of clip and prompt; 1 is best".
+    - ``unit``: how to read its score, such as "cosine similarity of clip and prompt; 1 is best";
+    - ``bounds``: (least, greatest) score that it can give.
     """
 
     def __call__(

@@ -97,19 +97,32 @@ def clip_fault(
         wave = read_audio(path)
     except (UserError, OSError) as error:
         return str(error), False
-    rate_hz = wave.sample_rate_hz
-    if sample_rate_hz is not None and rate_hz != sample_rate_hz:
+    lasts_s = wave.samples_CN.shape[1] / wave.sample_rate_hz
+    wrong = wrong_rate(path, wave.sample_rate_hz, lasts_s, sample_rate_hz, seconds)
+    return wrong, bool(wrong)
+
+
+def wrong_rate(
+    path: Path, rate_hz: int, lasts_s: float, stated_hz: int | None, stated_s: float | None
+) -> str:
+    """Why a clip cannot have the rate or the length that it was given as; "" if it can.
+
+    Args:
+        path: its file.
+        rate_hz, lasts_s: what the file has.
+        stated_hz, stated_s: what it is said to have; None: nothing.
+    """
+    if stated_hz is not None and rate_hz != stated_hz:
         return (
-            f"{path} has {rate_hz} Hz and was given as {sample_rate_hz} Hz; state its own rate,"
-            " or resample it"
-        ), True
-    lasts_s = wave.samples_CN.shape[1] / rate_hz
-    if seconds is not None and not 1 / _LENGTH_RATIO < lasts_s / seconds < _LENGTH_RATIO:
+            f"{path} has {rate_hz} Hz and was given as {stated_hz} Hz; state its own rate, or"
+            " resample it"
+        )
+    if stated_s is not None and not 1 / _LENGTH_RATIO < lasts_s / stated_s < _LENGTH_RATIO:
         return (
-            f"{path} lasts {lasts_s:.2f} s at {rate_hz} Hz and was given as {seconds:.2f} s; it"
+            f"{path} lasts {lasts_s:.2f} s at {rate_hz} Hz and was given as {stated_s:.2f} s; it"
             " was probably saved under a wrong sample rate"
-        ), True
-    return "", False
+        )
+    return ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from zoo.files import (
 if TYPE_CHECKING:  # modules that need torch are imported after parsing, so that --help is quick
     from zoo.diffusion import Sampler
     from zoo.generations import Sample
+    from zoo.hub.sampling_settings import SamplingSettings
     from zoo.types import Prompt, Waveform
 
 ReadPrompts = Callable[[str, str, float], "Sequence[Prompt]"]
@@ -47,11 +48,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder (gets an index, samples.json), or a file name for a single sample",
     )
     add("--format", default="wav", choices=[suffix[1:] for suffix in AUDIO_FORMATS])
-    add(
-        "--seeds",
-        default="0",
-        help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed",
-    )
+    add_sampling(parser)
     add(
         "--best-of",
         type=int,
@@ -62,6 +59,19 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     add("--by", metavar="REWARD", help="zoo name or folder of the reward that chooses")
+    add("--device", default="cpu", help="such as cpu, cuda, mps")
+    add("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def add_sampling(parser: Any) -> None:
+    """Adds the options that say how clips are made to a parser, or to a group of it."""
+    add = parser.add_argument
+    add(
+        "--seeds",
+        default="0",
+        help="such as 0 or 0,1,2 or 0-7; every prompt is sampled with every seed",
+    )
     add("--steps", type=int, help="sampling steps (default: those of the run, else 20)")
     add(
         "--guidance",
@@ -80,9 +90,36 @@ def parser() -> argparse.ArgumentParser:
         "--strength", type=float, default=1.0, help="of the adapter: 0 the base model, 1 as trained"
     )
     add("--batch-size", type=int, default=8, help="samples at a time")
-    add("--device", default="cpu", help="such as cpu, cuda, mps")
-    add("--overwrite", action="store_true", help="replace files that are there")
-    return parser
+
+
+def asked_sampling(model: str, options: argparse.Namespace) -> SamplingSettings:
+    """How ``model`` is sampled, by the options of ``add_sampling``, else as in its run.
+
+    Raises ``UserError``, also for --strength without an adapter.
+    """
+    from zoo.hub.resolve import resolve
+    from zoo.hub.run_facts import read_facts
+    from zoo.hub.runs import recorded_sampling, run_settings
+    from zoo.hub.sampling_settings import PartialSampling, merged
+
+    asked = PartialSampling(
+        options.steps,
+        options.guidance,
+        options.eta,
+        negative=options.negative,
+        seconds=options.seconds,
+    )
+    facts = read_facts(model, run_settings(model))
+    how = merged(asked, facts.sampling, recorded_sampling(model))
+    if options.adapter is None and options.strength != 1:
+        own = [
+            resolve(model).folder / name for name in ("adapter", "adapter_config.json")
+        ]  # a run's, an exported one
+        if not any(path.exists() for path in own):
+            raise UserError(
+                f"--strength needs an adapter, and {model} has none; give --adapter too"
+            )
+    return how
 
 
 def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
@@ -92,31 +129,11 @@ def main(argv: Sequence[str], read_prompts: ReadPrompts) -> None:
     """
     options = parser().parse_intermixed_args(argv)
     from zoo.generations import checked_entries, output_paths
-    from zoo.hub.resolve import resolve
-    from zoo.hub.run_facts import read_facts
-    from zoo.hub.runs import recorded_sampling, run_settings
-    from zoo.hub.sampling_settings import PartialSampling, merged
     from zoo.loading import open_model
     from zoo.types import Prompt
 
-    asked = PartialSampling(
-        options.steps,
-        options.guidance,
-        options.eta,
-        negative=options.negative,
-        seconds=options.seconds,
-    )
-    facts = read_facts(options.model, run_settings(options.model))
-    how = merged(asked, facts.sampling, recorded_sampling(options.model))
+    how = asked_sampling(options.model, options)
     seeds = parse_seeds(options.seeds)
-    if options.adapter is None and options.strength != 1:
-        own = [
-            resolve(options.model).folder / name for name in ("adapter", "adapter_config.json")
-        ]  # a run's, an exported one
-        if not any(path.exists() for path in own):
-            raise UserError(
-                f"--strength needs an adapter, and {options.model} has none; give --adapter too"
-            )
     prompts = [
         Prompt(text, text.strip(), how.negative, how.seconds)
         for text in options.prompts

@@ -185,8 +185,7 @@ def model_clips(
     Raises:
         UserError: when the folder holds clips of other settings.
     """
-    source = _source_of(backbone, prompts, sampling, facts)
-    _claim(folder, source)
+    source = claimed_source(backbone, prompts, sampling, folder, facts)
     paths = output_paths(prompts, seeds, folder, "wav")
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
@@ -204,13 +203,19 @@ def model_clips(
     return samples, {**source, "first_seed": seeds[0], "samples_per_prompt": len(seeds)}
 
 
-def _source_of(
+def claimed_source(
     backbone: Backbone,
     prompts: Sequence[Prompt],
     sampling: SamplingSettings,
+    folder: Path,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What decides the clips, as JSON has it: clips of equal sources are equal."""
+    """What decides the clips, as JSON has it; recorded in ``folder``, to be the only one there.
+
+    ``facts``: of the model and whatever else decides the clips, as plain values.
+
+    Raises ``UserError`` when the folder holds clips of other settings.
+    """
     settings = asdict(sampling)
     for name in ("negative", "seconds"):  # the prompts have them
         del settings[name]
@@ -221,7 +226,9 @@ def _source_of(
         "denoiser": fingerprint(backbone.denoiser),
         "prompts": hashlib.sha256(asked.encode()).hexdigest()[:12],
     }
-    return json.loads(json.dumps(source, allow_nan=False))
+    source = json.loads(json.dumps(source, allow_nan=False))
+    _claim(folder, source)
+    return source
 
 
 def _claim(folder: Path, source: Mapping[str, Any]) -> None:
@@ -236,7 +243,7 @@ def _claim(folder: Path, source: Mapping[str, Any]) -> None:
     if differing:
         name = differing[0]
         raise UserError(
-            f"{folder} holds clips of another evaluation ({name}: {there.get(name)} there,"
+            f"{folder} holds clips of other settings ({name}: {there.get(name)} there,"
             f" {source.get(name)} now); name another --out, or remove that folder"
         )
 

@@ -70,21 +70,24 @@ def as_scorer(name: str, scorer: Scorer) -> OpenScorer:
 
 
 def open_scorers(
-    names: Sequence[str], config_reward: Mapping[str, Any] | None, device: str
+    names: Sequence[str],
+    config_reward: Mapping[str, Any] | None,
+    device: str,
+    option: str = "--rewards",
 ) -> tuple[OpenScorer, ...]:
     """Opens scorers by zoo name, model folder, ``.yaml`` file or ``config``.
 
     A ``.yaml`` file is a ``_target_`` node or a run's configuration (its ``module.reward``);
-    ``config`` is the reward of the configuration.
+    ``config`` is the reward of the configuration. ``option`` is named in messages.
 
     Raises ``UserError`` for an unknown name, one given twice, and what is not a scorer.
     """
     scorers: dict[str, OpenScorer] = {}
     for text in names:
-        name, scorer = _opened(text, config_reward)
+        name, scorer = _opened(text, config_reward, option)
         if not is_scorer(scorer):
             raise UserError(
-                f"--rewards: {text} is a {type(scorer).__name__}, which scores nothing; name a"
+                f"{option}: {text} is a {type(scorer).__name__}, which scores nothing; name a"
                 " reward, or a metric of one clip"
             )
         if isinstance(scorer, nn.Module):
@@ -93,32 +96,32 @@ def open_scorers(
             name = str(getattr(scorer, "checkpoint", "") or short_name(name))
         if name in scorers:
             raise UserError(
-                f"--rewards names {name} twice; give each scorer once, or its folder another name"
+                f"{option} names {name} twice; give each scorer once, or its folder another name"
             )
         scorers[name] = as_scorer(name, scorer)
     return tuple(scorers.values())
 
 
-def _opened(text: str, config_reward: Mapping[str, Any] | None) -> tuple[str, Any]:
-    """(name, model) of one word after ``--rewards``."""
+def _opened(text: str, config_reward: Mapping[str, Any] | None, option: str) -> tuple[str, Any]:
+    """(name, model) of one word after ``option``."""
     if text == "config" and config_reward is None:
         raise UserError(
-            "--rewards config is the reward of a configuration with module.reward; give --config"
+            f"{option} config is the reward of a configuration with module.reward; give --config"
             " too"
         )
     if text != "config" and not text.endswith((".yaml", ".yml")):
         return text, load(text)
-    node = dict(config_reward or {}) if text == "config" else _reward_node(text)
+    node = dict(config_reward or {}) if text == "config" else _reward_node(text, option)
     check(node, text)
     reward = instantiate(node, text)
     return node_name(node) or str(getattr(reward, "checkpoint", "") or Path(text).stem), reward
 
 
-def _reward_node(path: str) -> dict[str, Any]:
+def _reward_node(path: str, option: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--rewards: there is no file {path}")
+        raise FileNotFoundError(f"{option}: there is no file {path}")
     with parsing(path, "YAML"):
         content = OmegaConf.load(path)
     if isinstance(content, Mapping) and "_target_" in content:
@@ -127,7 +130,7 @@ def _reward_node(path: str) -> dict[str, Any]:
 
     node = read_configuration([path]).module.get("reward")
     if node is None:
-        raise UserError(f"--rewards: {path} has neither a _target_ nor a module.reward")
+        raise UserError(f"{option}: {path} has neither a _target_ nor a module.reward")
     return dict(node)
 
 

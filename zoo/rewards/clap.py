@@ -186,6 +186,7 @@ class ClapReward(StaysInEvalMode):
             + (f"/as-{assume_rate_hz}-hz" if assume_rate_hz else "")
         )
         self.unit = "cosine similarity of clip and prompt; 1 is best"
+        self.bounds = (-1.0, 1.0)
         self.differentiable = bool(self.towers.differentiable) and not self.int16
         self.arguments = {
             "checkpoint": checkpoint,

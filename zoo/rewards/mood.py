@@ -205,6 +205,8 @@ class EmotionReward(StaysInEvalMode):
         self.chunk_samples = round(chunk_s * sample_rate_hz)
         self.differentiable = value != "label"
         self.unit = UNITS[value]
+        if value in ("label", "probability"):
+            self.bounds = (0.0, 1.0)
         self.classifier = ShortChunkResNet(
             sample_rate_hz, n_fft, hop_samples, n_mels, channels, len(self.class_names), dropout
         )

@@ -137,6 +137,7 @@ class PreferenceReward(StaysInEvalMode):
     """
 
     unit = "probability that people hear what the prompt asks for; 1 is best"
+    bounds = (0.0, 1.0)
 
     @staticmethod
     def with_nodes(arguments: Mapping[str, Any]) -> dict[str, Any]:
