@@ -7,18 +7,27 @@ evaluation clips. ``benchmarks/baton_sounds.py`` puts them together.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from benchmarks.evaluation import Clips
+from benchmarks.sound_scores import both_in_top3, class_scores
+from datamodules.preferences.dialects import write_labels
 from datamodules.sounds.scene_prompts import scene_prompts
-from zoo.audio_files import write_audio
+from lightning_modules import run
+from zoo.audio_files import read_audio, write_audio
+from zoo.configuration import read_configuration
 from zoo.diffusion import Sampler
-from zoo.files import files_written_together
-from zoo.generation import generate_each
-from zoo.generations import INDEX, Sample, read_samples, write_index
-from zoo.types import Backbone, Prompt
+from zoo.generations import Sample
+from zoo.types import Preference, Prompt, Waveform
 
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = (
     "bird_other",
     "bubble",
@@ -42,7 +51,8 @@ SAMPLER = Sampler(steps=16, guidance_scale=1.0, eta=0.0)  # of the data and of e
 CLIPS_PER_CAPTION = 6
 EVALUATION_CLIPS = 3
 EVALUATION_SEED = 1_000_003
-CAPTIONS_AT_A_TIME = 8
+SCENES = 2000  # real scenes of the pretraining data
+SCENE_SEED = 32_000_000  # training of the model and of the judges counts from elsewhere
 PARTS = ("head", "head_val", "scored")
 
 
@@ -99,24 +109,103 @@ def clip_seeds(seed: int) -> list[int]:
     return [1000 * seed + index for index in range(CLIPS_PER_CAPTION)]
 
 
-def make_clips(
-    folder: Path, backbone: Backbone, prompts: Sequence[Prompt], seeds: Sequence[int]
+def part_of_prompts(found: Captions) -> dict[str, str]:
+    """Id of a training caption -> its part."""
+    return {prompt.id: part for part in PARTS for prompt in found.parts[part]}
+
+
+def rater_labels(clips: Sequence[Sample], rater: Any, batch_size: int = 20) -> list[float]:
+    """1 where both asked sounds are among the rater's three likeliest classes, else 0.
+
+    Of "then" captions, too: the rater is asked for presence, not for order.
+    """
+    labels: list[float] = []
+    for start in range(0, len(clips), batch_size):
+        rows = clips[start : start + batch_size]
+        waves = [read_audio(row.path) for row in rows]
+        wave_BCN = torch.stack([wave.samples_CN for wave in waves])
+        score_BK = class_scores(rater.hear(wave_BCN, waves[0].sample_rate_hz))
+        labels += both_in_top3(score_BK, [row.prompt for row in rows]).tolist()
+    return labels
+
+
+def records(
+    clips: Sequence[Sample], labels: Sequence[float], parts: Mapping[str, str]
+) -> list[Preference]:
+    """A record per clip with its label; the clips of "head_val" are in the split "val"."""
+    return [
+        Preference(
+            prompt=clip.prompt.text,
+            audio=clip.path.name,
+            task="integrity",
+            label=label,
+            split="val" if parts[clip.prompt.id] == "head_val" else "train",
+            model=BASE,
+            seconds=clip.prompt.seconds,
+        )
+        for clip, label in zip(clips, labels, strict=True)
+    ]
+
+
+def write_label_files(
+    folder: Path, clips: Sequence[Sample], labels: Sequence[float], found: Captions
 ) -> None:
-    """Writes a clip per prompt and seed with an index; what the index has is not made again."""
-    known = (
-        {sample.path.name for sample in read_samples(folder)} if (folder / INDEX).exists() else {}
+    """Writes what the steps of a seed read, in the dialect attune.
+
+    - ``rater.jsonl``: the rater's labels of all clips; ``positives.jsonl``: the clips it accepts.
+    - ``scored.jsonl``: the clips that the reward model will score, without a label.
+    - ``head.jsonl``: the labelled clips in two splits, of which the reward model learns.
+    - ``hd.jsonl``: the same, all for fine-tuning.
+    """
+    everything = records(clips, labels, part_of_prompts(found))
+    scored = {prompt.text for prompt in found.parts["scored"]}
+    labelled = [one for one in everything if one.prompt not in scored]
+    files = {
+        "rater": everything,
+        "positives": [replace(one, split="train") for one in everything if one.label == 1],
+        "scored": [
+            replace(one, label=None, source="RD") for one in everything if one.prompt in scored
+        ],
+        "head": labelled,
+        "hd": [replace(one, split="train") for one in labelled],
+    }
+    for name, rows in files.items():
+        write_labels(rows, folder / f"{name}.jsonl", "attune")
+
+
+def write_scenes(folder: Path, scenes: Iterable[Clips]) -> None:
+    """Writes real scenes as files, and last ``pd.jsonl`` with their captions."""
+    rows = []
+    for clips in scenes:
+        for wave_CN, prompt in zip(clips.wave_BCN, clips.prompts, strict=True):
+            name = f"{prompt.id}.wav"
+            write_audio(folder / name, Waveform(wave_CN, clips.sample_rate_hz))
+            rows.append(Preference(prompt.text, name, "integrity", source="PD"))
+    write_labels(rows, folder / "pd.jsonl", "attune")
+
+
+def fitted(config: str, overrides: Sequence[str]) -> None:
+    """What ``python tools/fit.py --config CONFIG OVERRIDES`` does, in this process."""
+    files = [ROOT / "configs" / "baton" / config]
+    run.fit(read_configuration(files, list(overrides)), ["python", "tools/fit.py", *overrides])
+
+
+def train_head(folder: Path, seed: int) -> None:
+    """Trains the reward model on ``head.jsonl`` into ``head/``."""
+    fitted(
+        "quickstart_reward.yaml",
+        [
+            f"data.source.files={folder / 'head.jsonl'}",
+            f"data.source.audio_root={folder / 'clips'}",
+            f"module.features.cache_dir={folder / 'features'}",
+            f"out_dir={folder / 'head'}",
+            f"seed={seed}",
+        ],
     )
-    for start in range(0, len(prompts), CAPTIONS_AT_A_TIME):
-        rows = [
-            Sample(folder / f"{start + place:03d}_{seed}.wav", prompt, seed)
-            for place, prompt in enumerate(prompts[start : start + CAPTIONS_AT_A_TIME])
-            for seed in seeds
-        ]
-        rows = [row for row in rows if row.path.name not in known]
-        if not rows:
-            continue
-        waves = generate_each(backbone, [(row.prompt, row.seed) for row in rows], SAMPLER, 16)
-        with files_written_together(folder) as part:
-            for row, wave in zip(rows, waves, strict=True):
-                write_audio(part / row.path.name, wave)
-            write_index(folder, rows, part)
+
+
+def annotate(folder: Path) -> None:
+    """Scores ``scored.jsonl`` by the head into ``rd.jsonl``, with the project's tool."""
+    command = [sys.executable, str(ROOT / "tools" / "annotate.py"), str(folder / "scored.jsonl")]
+    command += ["--audio-root", str(folder / "clips"), "--reward", str(folder / "head" / "model")]
+    subprocess.run([*command, "--out", str(folder / "rd.jsonl")], check=True, cwd=ROOT)

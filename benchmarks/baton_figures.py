@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.sound_scores import above_absent, asked, both_in_top3, class_scores, in_order
 
 from benchmarks.baton_chain import pair_of
 from benchmarks.evaluation import half_width, markdown_table
@@ -74,8 +75,6 @@ def measured(folder: Path, judges: Mapping[str, Any], clap: Any, batch_size: int
         clap: the embedded CLAP.
         batch_size: clips that are heard at a time.
     """
-    from benchmarks.sound_probes import above_absent, both_in_top3, class_scores, in_order
-
     samples = read_samples(folder)
     columns: dict[str, list[torch.Tensor]] = {}
     texture = []
@@ -110,13 +109,7 @@ def measured(folder: Path, judges: Mapping[str, Any], clap: Any, batch_size: int
 
 def weakest_of_asked(score_BK: torch.Tensor, prompts: Sequence[Any]) -> torch.Tensor:
     """(B,) the lower of a judge's scores of the asked sounds: a graded form of "both are there"."""
-    from benchmarks.sound_probes import CLASSES
-
-    rows = [
-        min(float(score_K[CLASSES.index(event)]) for event in prompt.labels["events"])
-        for score_K, prompt in zip(score_BK, prompts, strict=True)
-    ]
-    return torch.tensor(rows, dtype=torch.float64)
+    return score_BK.masked_fill(~asked(prompts), torch.inf).amin(dim=1)
 
 
 def difference(
@@ -154,8 +147,8 @@ def direction(*intervals: Clustered) -> str:
     return "fell" if all(found.high < 0 for found in intervals) else "unchanged"
 
 
-def best_of_n(score: np.ndarray, record: Record, name: str) -> Clustered:
-    """What the clip of the highest score has more than the mean of the clips of its caption.
+def gains_of_best(score: np.ndarray, record: Record, name: str) -> dict[str, float]:
+    """Caption -> what its clip of the highest score has more than the mean of its clips.
 
     Of equal scores the first one counts.
     """
@@ -163,11 +156,16 @@ def best_of_n(score: np.ndarray, record: Record, name: str) -> Clustered:
     for row, caption in enumerate(record.captions):
         rows_of.setdefault(caption, []).append(row)
     values = record.values[name]
-    gains = []
-    for rows in rows_of.values():
-        picked = values[max(rows, key=lambda row: (score[row], -row))]
-        gains.append(picked - values[rows].mean())
-    return clustered_mean(gains, list(rows_of))
+    return {
+        caption: float(values[max(rows, key=lambda row: (score[row], -row))] - values[rows].mean())
+        for caption, rows in rows_of.items()
+    }
+
+
+def best_of_n(scores: Sequence[np.ndarray], record: Record, name: str) -> Clustered:
+    """The mean over captions of ``gains_of_best``, averaged over the scores of several rewards."""
+    gains = [gains_of_best(score, record, name) for score in scores]
+    return clustered_mean(np.mean([list(own.values()) for own in gains], axis=0), list(gains[0]))
 
 
 def signed(found: Clustered, digits: int = 3) -> str:

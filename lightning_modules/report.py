@@ -146,6 +146,41 @@ def draw_curve(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         figure.savefig(part, format="png")
 
 
+def draw_losses(rows: Sequence[Mapping[str, float]], path: str | Path) -> bool:
+    """Draws what was logged in training and in validation over steps, as a PNG.
+
+    Columns below ``train/`` and ``val/``. Returns whether there are any; else nothing is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
+    series = {name: _over_steps(rows, name) for name in names}
+    series = {name: values for name, values in series.items() if values[0]}
+    if not series:
+        return False
+    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
+    for axis, prefix in zip(figure.subplots(1, 2, sharex=True), ("train/", "val/"), strict=True):
+        shown = {name: values for name, values in series.items() if name.startswith(prefix)}
+        for name, (x, y) in shown.items():
+            axis.plot(x, y, lw=1, marker="o" if len(x) < 20 else "", ms=3, label=name)
+        axis.set(title={"train/": "training", "val/": "validation"}[prefix], xlabel="step")
+        axis.grid(alpha=0.3)
+        if shown:
+            axis.legend(fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="gray")
+    with written_beside(path) as part:
+        figure.savefig(part, format="png")
+    return True
+
+
+def _over_steps(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of a column, without the rows that lack it."""
+    pairs = [(row["step"], row[name]) for row in rows if "step" in row and name in row]
+    pairs = [(x, y) for x, y in pairs if _finite(x) and _finite(y)]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
 def _signed(value: float) -> str:
     if not _finite(value):
         return "n/a"
@@ -283,18 +318,22 @@ def write_report(out_dir: str | Path, unit: str = "") -> Path:
     out_dir = Path(out_dir)
     rows = read_rows(out_dir / "metrics.csv")
     config = out_dir / "config.yaml"
+    title = "Rewards"
     curve, numbers = '<p class="note">Nothing was measured.</p>', ""
-    if rows:
+    if any("reward/mean" in row or "held_out/mean" in row for row in rows):
         draw_curve(rows, out_dir / "curve.png")
         curve = picture(out_dir / "curve.png", "rewards over rounds")
         numbers = _numbers(rows)
+    elif draw_losses(rows, out_dir / "curve.png"):  # training on clips, not on rewards
+        title = "Losses"
+        curve = picture(out_dir / "curve.png", "losses over steps")
     meaning = f"<p><strong>The reward:</strong> {html.escape(unit)}.</p>" if unit else ""
     settings = "config.yaml was not written"
     if config.is_file():
         settings = without_secrets(config.read_text(encoding="utf-8"))
     body = f"""{meaning}
 {_samples(out_dir / "audio")}
-<h2>Rewards</h2>
+<h2>{title}</h2>
 {numbers}
 {curve}
 <h2>Settings</h2>
