@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.sound_scores import above_absent, asked, both_in_top3, class_scores, in_order
 
 from benchmarks.baton_chain import pair_of
 from benchmarks.evaluation import half_width, markdown_table
+from benchmarks.sound_scores import above_absent, asked, both_in_top3, class_scores, in_order
 from zoo.audio_files import read_audio
+from zoo.evaluation.best_of_n import Cost, best_of_n
 from zoo.files import written_beside
 from zoo.generations import read_samples
 from zoo.rewards.guards import distance_to_others, level_dbfs, mel_statistics
@@ -147,25 +148,28 @@ def direction(*intervals: Clustered) -> str:
     return "fell" if all(found.high < 0 for found in intervals) else "unchanged"
 
 
-def gains_of_best(score: np.ndarray, record: Record, name: str) -> dict[str, float]:
-    """Caption -> what its clip of the highest score has more than the mean of its clips.
+def best_of(scores: Sequence[np.ndarray], record: Record, name: str) -> Clustered:
+    """What the clip of each caption that a reward picks has more than the mean of its clips.
 
-    Of equal scores the first one counts.
+    Args:
+        scores: of the clips, by one reward or by several, over which gains are averaged.
+        record: with the same number of clips of every caption, next to each other.
+        name: the measure.
+
+    Returns:
+        The mean over captions, with its interval.
     """
-    rows_of: dict[str, list[int]] = {}
-    for row, caption in enumerate(record.captions):
-        rows_of.setdefault(caption, []).append(row)
-    values = record.values[name]
-    return {
-        caption: float(values[max(rows, key=lambda row: (score[row], -row))] - values[rows].mean())
-        for caption, rows in rows_of.items()
-    }
-
-
-def best_of_n(scores: Sequence[np.ndarray], record: Record, name: str) -> Clustered:
-    """The mean over captions of ``gains_of_best``, averaged over the scores of several rewards."""
-    gains = [gains_of_best(score, record, name) for score in scores]
-    return clustered_mean(np.mean([list(own.values()) for own in gains], axis=0), list(gains[0]))
+    captions = list(dict.fromkeys(record.captions))
+    rows = (len(captions), -1)
+    judged = list(record.values[name].reshape(rows))
+    n = len(judged[0])
+    gains = [
+        best_of_n(
+            {"reward": list(score.reshape(rows)), "judge": judged}, "reward", "judge", n, captions
+        ).gain_P
+        for score in scores
+    ]
+    return clustered_mean(np.mean(gains, axis=0), captions)
 
 
 def signed(found: Clustered, digits: int = 3) -> str:
@@ -227,11 +231,10 @@ def contrast_table(
 
 @dataclass(frozen=True)
 class Choice:
-    """Best of n by one reward: ``gains`` by measure, with what it costs for a caption."""
+    """Best of n by one reward: ``gains`` by measure, with the cost of a clip that is kept."""
 
     title: str
-    network_evaluations: int
-    reward_calls: int
+    cost: Cost
     gains: Mapping[str, Clustered]
 
 
@@ -241,8 +244,8 @@ def headroom_table(choices: Sequence[Choice]) -> str:
     lines = [
         [
             choice.title,
-            str(choice.network_evaluations),
-            str(choice.reward_calls),
+            str(choice.cost.network_evaluations),
+            str(choice.cost.reward_calls),
             *(signed(found) for found in choice.gains.values()),
         ]
         for choice in choices

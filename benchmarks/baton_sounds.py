@@ -90,7 +90,7 @@ from benchmarks.baton_figures import (
     Choice,
     Record,
     arm_table,
-    best_of_n,
+    best_of,
     contrast_table,
     headroom_table,
     picture,
@@ -100,6 +100,7 @@ from benchmarks.baton_units import ARMS, EVERY_ARM, Places, preparation, trainin
 from benchmarks.evaluation import write_json, write_text
 from benchmarks.units import only_one, run_units
 from zoo.errors import UserError, did_you_mean, reported
+from zoo.evaluation.best_of_n import cost
 
 CONTRASTS = (
     ("unfiltered, r = 1", "BATON raw"),
@@ -149,13 +150,11 @@ def choices(places: Places, seeds: Sequence[int]) -> list[Choice]:
         "best of 3, rater A": [base.values["A.graded"]],
     }
     shown = [name for name in MEASURES if name not in ("level_db", "diversity_db", "B.order")]
-    evaluations = SAMPLER.steps * EVALUATION_CLIPS
     return [
         Choice(
             title,
-            evaluations,
-            EVALUATION_CLIPS,
-            {name: best_of_n(scores, base, name) for name in shown},
+            cost(SAMPLER, EVALUATION_CLIPS),
+            {name: best_of(scores, base, name) for name in shown},
         )
         for title, scores in rewards.items()
         if scores

@@ -1,22 +1,13 @@
-"""A model's own clips, with a reward's opinion in place of people's labels.
-
-What the quickstart of BATON learns from while nobody has labelled anything.
-"""
+"""A model's own clips and what a reward says of them, made once and kept in a folder."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import Progress
 from torch import distributed
 
-from datamodules.batches import RatedClip
-from datamodules.cache import ClipSet
-from datamodules.preferences.dialects import read_labels, write_labels
-from datamodules.preferences.rated import LabelFiles
-from datamodules.preferences.recorded import RecordedSet
 from lightning_modules.rl.settings import SamplerSettings
 from zoo.audio_files import read_audio, write_audio
 from zoo.diffusion import Sampler
@@ -24,10 +15,8 @@ from zoo.errors import UserError
 from zoo.files import files_written_together
 from zoo.generation import generate_each, score
 from zoo.generations import INDEX, Sample, read_samples, write_index
-from zoo.types import Backbone, Preference, Prompt, Reward, Vote
+from zoo.types import Backbone, Prompt, Reward
 
-log = logging.getLogger(__name__)
-LABELS = "labels.jsonl"
 _PROMPTS_AT_A_TIME = 8
 Prompts = Sequence[Prompt] | tuple[Sequence[Prompt], Sequence[Prompt]]
 
@@ -89,41 +78,24 @@ def make_clips(
     return tuple(wanted)
 
 
-def above_prompt_mean(scores: Sequence[float], prompts: Sequence[str]) -> list[float]:
-    """1 for a score above the mean of its prompt, else 0: in each prompt its better clips.
-
-    A prompt whose clips all score alike gets 0 only.
-    """
-    by_prompt: dict[str, list[float]] = {}
-    for value, prompt in zip(scores, prompts, strict=True):
-        by_prompt.setdefault(prompt, []).append(value)
-    mean = {prompt: sum(own) / len(own) for prompt, own in by_prompt.items()}
-    return [float(value > mean[prompt]) for value, prompt in zip(scores, prompts, strict=True)]
-
-
 class OwnClips:
-    """Clips of a model and labels of them, made when they are first asked for and then kept.
+    """Clips of a model, made when they are first asked for and then kept, and a reward's scores.
 
-    ``folder`` gets the clips, their index ``samples.json``, and ``labels.jsonl`` (docs/labels.md):
-    1 for a clip that scores above the mean of its prompt, else 0. **The reward stands in for people
-    and is not a judge**: what learns from these labels learns the reward's taste. Labels that are
-    there are used as they are, whoever wrote them; remove the file to have the reward label again.
-
-    It is a source of labels (``rated_clips``) and, without any label, of clips to keep a model near
-    itself (``clip_sets``; none for validation).
+    ``folder`` gets the clips and their index ``samples.json``. Who gives the clips labels:
+    ``datamodules.preferences.stand_in``.
 
     Args:
         backbone: makes the clips.
-        reward: labels them.
+        reward: scores them.
         prompts: a list, or (training prompts, held-out prompts): the former are taken.
         folder: of the clips.
-        clips: per prompt, at least 2.
+        clips: per prompt.
         sampler: of the clips.
         seed: of the noise; clip i of a prompt has ``seed * clips + i``.
 
     Raises:
-        UserError: for less than two clips or no prompt; when used, for several processes, a folder
-            with clips of other prompts, labels that lack a clip, and a score that is not finite.
+        UserError: for no clip or no prompt; when used, for several processes, a folder with clips
+            of other prompts, and a score that is not a number.
     """
 
     def __init__(
@@ -138,11 +110,8 @@ class OwnClips:
     ) -> None:
         is_split = len(prompts) == 2 and not isinstance(prompts[0], Prompt)
         self.prompts = tuple(prompts[0] if is_split else prompts)
-        if clips < 2:
-            raise UserError(
-                f"invalid clips {clips}: expected 2 or more, because the clips of a prompt are"
-                " compared"
-            )
+        if clips < 1:
+            raise UserError(f"invalid clips {clips}: expected a whole number >= 1")
         if not self.prompts:
             raise UserError("prompts: there are none to make clips for")
         self.backbone = backbone
@@ -151,6 +120,11 @@ class OwnClips:
         self.clips = clips
         self.sampler = sampler
         self.seed = seed
+
+    @property
+    def scorer(self) -> str:
+        """The name of the reward."""
+        return getattr(self.reward, "name", type(self.reward).__name__)
 
     def samples(self) -> tuple[Sample, ...]:
         """The clips; makes those that are missing."""
@@ -164,62 +138,19 @@ class OwnClips:
         size = self.sampler.batch_size
         return make_clips(self.folder, self.backbone, self.prompts, seeds, self.sampler, size)
 
-    def rated_clips(self) -> list[tuple[str, RatedClip]]:
-        """("", clip) of every clip, with its label."""
+    def scores(self) -> list[float]:
+        """What the reward says of ``samples()``, in order."""
         samples = self.samples()
-        file = self.folder / LABELS
-        if not file.is_file():
-            write_labels(self._labelled(samples), file, "attune")
-        known = {record.audio for record in read_labels(file).checked()}
-        missing = [sample for sample in samples if sample.path.name not in known]
-        if missing:
-            raise UserError(
-                f"{file} has no label of {len(missing)} of {len(samples)} clips, the first"
-                f" {missing[0].path.name}; label them, or remove the file and"
-                f" {_name(self.reward)} labels all"
-            )
-        rows = LabelFiles(str(file), str(self.folder)).rated_clips()
-        positive = sum(clip.label > 0.5 for _, clip in rows)
-        log.info("%d of %d clips are labelled as good in %s", positive, len(rows), file)
-        return rows
-
-    def _labelled(self, samples: Sequence[Sample]) -> list[Preference]:
-        scores: list[float] = []
+        found: list[float] = []
         size = self.sampler.batch_size
         with Progress(transient=True) as shown:
-            task = shown.add_task(f"{_name(self.reward)} labels", total=len(samples))
+            task = shown.add_task(f"{self.scorer} listens", total=len(samples))
             for start in range(0, len(samples), size):
                 rows = samples[start : start + size]
                 waves = [read_audio(row.path) for row in rows]
-                scores += score(self.reward, waves, [row.prompt for row in rows]).score_B.tolist()
+                found += score(self.reward, waves, [row.prompt for row in rows]).score_B.tolist()
                 shown.advance(task, len(rows))
-        bad = [sample for sample, value in zip(samples, scores, strict=True) if value != value]
+        bad = [sample for sample, value in zip(samples, found, strict=True) if value != value]
         if bad:
-            raise UserError(f"{_name(self.reward)} gives no number for {bad[0].path}")
-        labels = above_prompt_mean(scores, [sample.prompt.id for sample in samples])
-        rater = f"stand-in {_name(self.reward)}"
-        return [
-            Preference(
-                sample.prompt.text,
-                sample.path.name,
-                "integrity",
-                votes=(Vote(rater, label),),
-                label=label,
-                seconds=sample.prompt.seconds,
-            )
-            for sample, label in zip(samples, labels, strict=True)
-        ]
-
-    def clip_sets(self) -> tuple[ClipSet, ClipSet]:
-        """All clips for training, and none for validation."""
-        samples = self.samples()
-        rate_hz, channels = self.backbone.sample_rate_hz, self.backbone.channels
-        seconds = max(sample.prompt.seconds for sample in samples)
-        files = [sample.path for sample in samples]
-        captions = [sample.prompt.text for sample in samples]
-        own = RecordedSet(files, captions, rate_hz, channels, seconds)
-        return own, RecordedSet([], [], rate_hz, channels, seconds)
-
-
-def _name(reward: Reward) -> str:
-    return getattr(reward, "name", type(reward).__name__)
+            raise UserError(f"{self.scorer} gives no number for {bad[0].path}")
+        return found

@@ -14,10 +14,12 @@ from benchmarks import baton_chain, baton_figures, baton_sounds, baton_units
 from benchmarks.baton_figures import Record
 from benchmarks.sound_scores import CLASSES
 from datamodules.preferences.dialects import read_labels
-from lightning_modules.own_clips import above_prompt_mean, make_clips
+from datamodules.preferences.stand_in import above_prompt_mean
+from lightning_modules.own_clips import make_clips
 from zoo.audio_files import read_audio, write_audio
 from zoo.diffusion import Sampler
 from zoo.errors import UserError
+from zoo.evaluation.best_of_n import Cost
 from zoo.generations import Sample, read_samples
 from zoo.types import Prompt, Waveform
 
@@ -171,12 +173,14 @@ def test_a_verdict_needs_every_interval_on_one_side() -> None:
 
 def test_best_of_n_by_hand() -> None:
     base = record({"x": [0, 1, 1, 0]})
-    # picks the second clip of a (gain .5) and, of equal scores, the first of b (gain .5)
-    found = baton_figures.best_of_n([np.array([0.1, 0.9, 0.5, 0.5])], base, "x")
-    assert found.value == pytest.approx(0.5)
+    # picks the second clip of a (gain .5), and of b the first (.5)
+    good = np.array([0.1, 0.9, 0.6, 0.5])
+    assert baton_figures.best_of([good], base, "x").value == pytest.approx(0.5)
     # another reward picks the worse clip of a: averaged over both rewards a gains 0
-    both = [np.array([0.1, 0.9, 0.5, 0.5]), np.array([0.9, 0.1, 0.5, 0.5])]
-    assert baton_figures.best_of_n(both, base, "x").value == pytest.approx(0.25)
+    both = [good, np.array([0.9, 0.1, 0.6, 0.5])]
+    found = baton_figures.best_of(both, base, "x")
+    assert found.value == pytest.approx(0.25)
+    assert found.prompts == 2
 
 
 def test_the_lower_score_of_the_asked_sounds() -> None:
@@ -215,7 +219,7 @@ def test_the_gate_asks_for_a_whole_interval_above_0() -> None:
 
     def of(values: list[float]) -> list[baton_figures.Choice]:
         gains = {"B.both3": clustered_mean(values, range(len(values)))}
-        return [baton_figures.Choice("head", 48, 3, gains)]
+        return [baton_figures.Choice("head", Cost(48, 3), gains)]
 
     assert baton_sounds.moves_a_judge(of([0.1, 0.2, 0.15]))
     assert not baton_sounds.moves_a_judge(of([0.1, 0.2, -0.15]))

@@ -49,6 +49,9 @@ SMALLEST = {
     "embedded/sounds.yaml": [f"data.source.{knob}" for knob in (*SMALL_SCENES, "classes=null")],
     "embedded/clap_music.yaml": [f"data.{knob}" for knob in SMALL_MUSIC],
     "embedded/clap.yaml": [f"data.{knob}" for knob in SMALL_SCENES],
+    "baton/quickstart_scenes.yaml": [
+        f"data.pretrain.{knob}" for knob in (*SMALL_SCENES, "classes=null")
+    ],
     "ddpo/ensemble_music.yaml": [
         "module.held_out_reward.name=embedded/clap"
     ],  # its own is trained first
@@ -133,7 +136,7 @@ def test_it_builds(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -
             f"module.backbone.codec={small_codec(tmp_path, DENOISERS[relative(path)])}"
         )
     if any("bank.cache_dir" in knob for knob in overrides):
-        place = "data.source.bank" if relative(path) in DENOISERS else "data.bank"
+        place = next(knob for knob in overrides if "bank.cache_dir" in knob).split(".cache_dir")[0]
         overrides.append(f"{place}.root={write_packages(tmp_path / 'packages')}")
     built = run.build(read_configuration([path], overrides))
     assert built.data is not None and (

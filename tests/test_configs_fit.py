@@ -9,9 +9,14 @@ import torch
 from toy_sounds import write_packages
 
 import zoo
+from datamodules.preferences.dialects import read_labels
+from datamodules.preferences.stand_in import StandInLabels
 from lightning_modules import run
+from lightning_modules.own_clips import OwnClips
 from lightning_modules.report import read_rows
+from lightning_modules.rl.settings import SamplerSettings
 from zoo.configuration import read_configuration
+from zoo.generations import read_samples
 from zoo.hub.artifact_check import verify_artifact
 from zoo.hub.export import export_run
 from zoo.types import Backbone, Prompt, Reward
@@ -362,3 +367,62 @@ def test_the_reward_models_of_baton(config: str, tmp_path: Path, small_zoo: Path
     output = reward(torch.randn(1, 1, 16_000), 16_000, [Prompt("p", "a dog barks")])
     assert 0 <= float(output.score_B) <= 1
     assert "clap/" in " ".join(output.parts)
+
+
+@pytest.mark.slow
+def test_batons_quickstart_leaves_clips_labels_a_report_and_a_model(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    run_dir = tmp_path / "run"
+    small = [f"data.labelled.clips.folder={clips}", "trainer.enable_progress_bar=false"]
+    fit(
+        "baton/quickstart_smoke.yaml",
+        run_dir,
+        small,
+        "trainer.max_steps=3",
+        "trainer.max_steps=6",
+    )
+    for made in ("audio/before", "audio/after", "curve.png", "report.html", "model/config.json"):
+        assert (run_dir / made).exists(), made
+    labels = read_labels(clips / "labels.jsonl").checked()
+    assert len(labels) == 12
+    assert {record.label for record in labels} == {0, 1}
+    assert all(record.votes[0].rater.startswith("stand-in") for record in labels)
+    page = (run_dir / "report.html").read_text("utf-8")
+    assert page.count("<audio") == 2 * len(read_samples(run_dir / "audio" / "before"))
+    assert "losses over steps" in page
+    base = zoo.load("embedded/sounds")
+    tuned = zoo.load(run_dir / "model")
+    moved = [
+        name
+        for name, value in tuned.state_dict().items()
+        if not torch.equal(value, base.state_dict()[name])
+    ]
+    assert moved and all(name.startswith("denoiser.") for name in moved)
+
+
+@pytest.mark.slow
+def test_the_head_of_batons_quickstart_learns_the_labels_that_it_left(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    own = OwnClips(
+        zoo.load("embedded/sounds"),
+        zoo.load("embedded/clap"),
+        [Prompt(f"p{i}", text) for i, text in enumerate(("a cow", "a crow", "glass", "a lion"))],
+        str(clips),
+        clips=2,
+        sampler=SamplerSettings(steps=2, guidance_scale=1.0, eta=0.0),
+    )
+    assert len(StandInLabels(own).rated_clips()) == 8
+    overrides = [
+        f"data.source.files={clips / 'labels.jsonl'}",
+        f"data.source.audio_root={clips}",
+        f"module.features.cache_dir={tmp_path / 'features'}",
+        f"out_dir={tmp_path / 'head'}",
+        "data.val_share=0.5",
+        "data.test_share=0.0",
+        "module.pretraining.steps=2",
+        "trainer.max_epochs=2",
+    ]
+    run.fit(read_configuration([CONFIGS / "baton" / "quickstart_reward.yaml"], overrides))
+    head = zoo.load(tmp_path / "head" / "model")
+    found = head(torch.randn(1, 2, 65_536) * 0.1, 16_000, [Prompt("p", "a cow")])
+    assert 0 < float(found.score_B) < 1

@@ -13,6 +13,7 @@ from datamodules.audio import read_crop
 from datamodules.batches import check_clip_length
 from datamodules.preferences.clips import Clips, usable
 from datamodules.preferences.dialects import read_labels
+from datamodules.rated_clips import RatedTable
 from datamodules.tables import read_table
 from zoo.errors import UserError
 from zoo.types import Preference, Prompt
@@ -141,6 +142,37 @@ class CaptionedFiles:
         paths = [clips.path(record.audio) for record in records]
         captions = [record.prompt for record in records]
         return RecordedSet(paths, captions, self.sample_rate_hz, self.channels, self.seconds)
+
+
+class LabelledAgain:
+    """The clips of a source of labels, all of them and unweighted: a source of clips.
+
+    Keeps a model near its own clips where there are no recordings for that. It keeps their faults,
+    too: with recordings use ``CaptionedFiles``.
+
+    Args:
+        labelled: where labels come from (``LabelFiles`` ...); only clips of its split "train", or
+            of no split, are taken.
+        sample_rate_hz, channels: of the waves; files are resampled and mixed to them.
+        seconds: length of every clip.
+    """
+
+    def __init__(
+        self, labelled: RatedTable, sample_rate_hz: int, channels: int, seconds: float
+    ) -> None:
+        check_clip_length("seconds", seconds, sample_rate_hz)
+        self.labelled = labelled
+        self.sample_rate_hz = sample_rate_hz
+        self.channels = channels
+        self.seconds = seconds
+
+    def clip_sets(self) -> tuple[RecordedSet, RecordedSet]:
+        """All clips for training, and none for validation. Raises as ``labelled``."""
+        rows = self.labelled.rated_clips()
+        captions = {clip.audio: clip.prompt for split, clip in rows if split in ("train", "")}
+        shape = (self.sample_rate_hz, self.channels, self.seconds)
+        own = RecordedSet(list(captions), list(captions.values()), *shape)
+        return own, RecordedSet((), (), *shape)
 
 
 def log_quarantined(quarantined: dict[str, str]) -> None:
