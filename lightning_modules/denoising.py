@@ -143,8 +143,11 @@ class Denoising(AveragedWeights):
         if given.val_time is not None and not 0 <= given.val_time < 1:
             raise UserError(f"invalid val_time {given.val_time}: expected a number >= 0 and < 1")
         require_choice(given, "min_snr_form", MIN_SNR_FORMS)
-        if self.adapter is not None and tuple(trainable) != TRAINABLE:
-            raise UserError("trainable has no effect with an adapter; leave out one of the two")
+        if self.adapter is not None and tuple(trainable) not in (TRAINABLE, ("denoiser",)):
+            raise UserError(
+                f"trainable {list(trainable)} has no effect with an adapter, which is on the"
+                " denoiser alone; leave out one of the two"
+            )
         if self.memory.text_encoders == "drop" and self.adapter is None:
             others = [name for name in trainable if name != "denoiser"]
             if others:

@@ -58,7 +58,7 @@ def write_corpus(folder: Path, labels: tuple[float, ...] = LABELS, pretrain: int
     for file, first, count in (("pd.json", 0, pretrain), ("val.json", 100, 3)):
         found = []
         for number in range(first, first + count):
-            name = f"real/{number:04d}.wav"
+            name = f"real/r{number:04d}.wav"
             write_tone(folder / "audio" / name, 900 + 11 * number)
             caption = CAPTIONS[number % len(CAPTIONS)]
             found.append({"dataset": "audiocaps", "location": name, "captions": caption})

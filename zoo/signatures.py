@@ -72,10 +72,11 @@ def bind(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any
     for key, value in arguments.items():
         parameter = parameters.get(key)
         annotation = Any if parameter is None else _annotation(target, parameter)
-        if _is_settings(annotation) and isinstance(value, dict):
+        settings = _settings_kind(annotation)
+        if settings is not None and isinstance(value, dict):
             default = None if parameter is None else parameter.default
             places = _places(target, where)
-            value = _settings(annotation, value, _key(where, key), places, default)
+            value = _settings(settings, value, _key(where, key), places, default)
         elif not _fits(value, annotation):
             value = _with_tuples(value, annotation)
         same_as_default = parameter is not None and value is None and parameter.default is None
@@ -109,13 +110,17 @@ def argument_names(target: Any) -> list[str]:
     names = []
     for key, parameter in inspect.signature(target).parameters.items():
         annotation = _annotation(target, parameter)
-        fields = dataclasses.fields(annotation) if _is_settings(annotation) else ()
+        settings = _settings_kind(annotation)
+        fields = () if settings is None else dataclasses.fields(settings)
         names += [f"{key}.{field.name}" for field in fields] or [key]
     return names
 
 
-def _is_settings(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and dataclasses.is_dataclass(annotation)
+def _settings_kind(annotation: Any) -> type | None:
+    """The dataclass of settings that an argument takes, perhaps instead of None; or None."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    kind = kinds[0] if len(kinds) == 1 and type(None) in typing.get_args(annotation) else annotation
+    return kind if inspect.isclass(kind) and dataclasses.is_dataclass(kind) else None
 
 
 def _settings(
@@ -168,7 +173,7 @@ def _unknown(target: Any, key: str, where: str) -> str:
     """The message about a key that ``target`` does not take."""
     name = getattr(target, "__qualname__", str(target))
     parameters = inspect.signature(target).parameters
-    if any(_is_settings(_annotation(target, p)) for p in parameters.values()):
+    if any(_settings_kind(_annotation(target, p)) for p in parameters.values()):
         places = _places(target, where)
         meant = [place for end in nearest(key, places) for place in places[end]]
         hint = _meant(meant, parameters)

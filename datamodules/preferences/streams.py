@@ -77,24 +77,24 @@ class Stream:
     def __iter__(self) -> Iterator[LatentBatch]:
         number = self._passes
         self._passes += 1
-        return (self._batch(number, batch) for batch in range(len(self)))
+        orders = [self._order(part, number) for part in range(len(self.parts))]
+        return (self._batch(orders, batch) for batch in range(len(self)))
 
-    def _batch(self, number: int, batch: int) -> LatentBatch:
-        found = [
-            rows.batch(self._rows(f"{self.name}.{part}", number, batch, len(rows), size))
-            for part, (rows, size) in enumerate(self.parts)
-        ]
+    def _order(self, part: int, number: int) -> list[int]:
+        rows = list(range(len(self.parts[part][0])))
+        name = f"{self.seed}/{self.name}.{part}/{self.place.epoch}/{number}"
+        random.Random(name).shuffle(rows)
+        return rows
+
+    def _batch(self, orders: Sequence[list[int]], batch: int) -> LatentBatch:
+        found = []
+        for order, (rows, size) in zip(orders, self.parts, strict=True):
+            first = (batch * self.place.world + self.place.rank) * size
+            found.append(rows.batch([order[(first + i) % len(order)] for i in range(size)]))
         if len(found) == 1:
             return found[0]
         latents = torch.cat([one.latent_BCT for one in found])
         return LatentBatch(latents, tuple(prompt for one in found for prompt in one.prompts))
-
-    def _rows(self, name: str, number: int, batch: int, count: int, size: int) -> list[int]:
-        place = self.place
-        order = list(range(count))
-        random.Random(f"{self.seed}/{name}/{place.epoch}/{number}").shuffle(order)
-        first = (batch * place.world + place.rank) * size
-        return [order[(first + i) % count] for i in range(size)]
 
 
 class PairedEpoch:
