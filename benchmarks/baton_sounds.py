@@ -179,6 +179,12 @@ def publish(places: Places, seeds: Sequence[int], arms: Sequence[str]) -> str:
         own = {title: list(records.values()) for title, records in trained.items()}
         table = arm_table(read(places.base("trained")), own)
         parts.append("The same on captions of training\n\n" + table)
+    if places.codec.exists():
+        drift = json.loads(places.codec.read_text(encoding="utf-8"))
+        parts.append(
+            f"Through the codec again ({drift['clips']} clips of the base model): level"
+            f" {drift['level_db']:+.2f} dB, latents {drift['latents']:.3f} of their deviation\n"
+        )
     text = "\n".join(parts)
     write_text(places.out / "table.md", text)
     picture(best, base, lists, places.out / "table.png")

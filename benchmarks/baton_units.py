@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.baton_chain import (
     BASE,
     EVALUATION_CLIPS,
@@ -29,6 +31,9 @@ from benchmarks.baton_figures import measured
 from benchmarks.evaluation import write_json
 from benchmarks.units import Unit
 from lightning_modules.own_clips import make_clips
+from zoo.audio_files import read_audio
+from zoo.generations import read_samples
+from zoo.rewards.guards import level_dbfs
 from zoo.types import Prompt
 
 
@@ -62,6 +67,7 @@ DIAGNOSIS = {
     "real_double": Arm("real only, 300 steps", rewards=NOTHING, steps=300),
 }
 EVERY_ARM = ARMS | DIAGNOSIS
+DRIFT_CLIPS = 96
 TRAIN_CAPTIONS = 90  # of those that the rater labelled
 
 
@@ -85,6 +91,10 @@ class Places:
     @property
     def scenes(self) -> Path:
         return self.out / "scenes" / "pd.jsonl"
+
+    @property
+    def codec(self) -> Path:
+        return self.out / "codec.json"
 
     def head_scores(self, seed: int) -> Path:
         return self.out / "head_scores" / f"seed{seed}.json"
@@ -116,10 +126,10 @@ def evaluate(places: Places, model: str | Path, where: str, file: Path) -> None:
 
 def make_scenes(places: Places) -> None:
     """Real scenes of the train recordings, composed as the base model's training data were."""
-    from benchmarks.sound_probes import scene_bank, scenes
+    from benchmarks.sound_features import Draw, scene_bank, scenes
 
     bank = scene_bank(places.sounds, places.judges)
-    write_scenes(places.scenes.parent, scenes(bank, "train", SCENE_SEED, SCENES))
+    write_scenes(places.scenes.parent, scenes(bank, Draw("train", SCENE_SEED, SCENES)))
 
 
 def make_data(places: Places, seed: int) -> None:
@@ -136,14 +146,37 @@ def make_data(places: Places, seed: int) -> None:
 def score_base(places: Places, seed: int) -> None:
     """What the head of a seed says of the base model's evaluation clips."""
     import zoo
-    from zoo.audio_files import read_audio
-    from zoo.generations import read_samples
 
     samples = read_samples(places.base().with_suffix(""))
     head = zoo.load(places.of_seed(seed) / "head" / "model")
     waves = [read_audio(sample.path) for sample in samples]
     scores = zoo.score(head, waves, [sample.prompt for sample in samples]).score_B
     write_json(places.head_scores(seed), {"scores": scores.tolist()})
+
+
+def codec_drift(places: Places, seed: int) -> None:
+    """What another pass through the codec does to the base model's clips, which training encodes.
+
+    ``level_db``: mean change; ``latents``: root mean square change over the deviation of latents.
+    """
+    import zoo
+
+    backbone = zoo.load(BASE)
+    clips = read_samples(places.of_seed(seed) / "clips")[:DRIFT_CLIPS]
+    changes, errors, spreads = [], [], []
+    for start in range(0, len(clips), 16):
+        rows = clips[start : start + 16]
+        wave_BCN = torch.stack([read_audio(row.path).samples_CN for row in rows])
+        with torch.no_grad():
+            latents = backbone.encode(wave_BCN)
+            again_BCN = backbone.decode(latents)[..., : wave_BCN.shape[-1]]
+            moved = backbone.encode(again_BCN) - latents
+        changes.append(level_dbfs(again_BCN) - level_dbfs(wave_BCN))
+        errors.append(moved.square().mean())
+        spreads.append(latents.var(correction=0))
+    ratio = (torch.stack(errors).mean() / torch.stack(spreads).mean()).sqrt()
+    found = {"level_db": float(torch.cat(changes).mean()), "latents": float(ratio)}
+    write_json(places.codec, found | {"clips": len(clips)})
 
 
 def tune(places: Places, seed: int, name: str) -> None:
@@ -201,7 +234,8 @@ def preparation(places: Places, seeds: Sequence[int]) -> list[Unit]:
             Unit(places.head_scores(seed), score_base, (places, seed), (head, base)),
             Unit(folder / "rd.jsonl", annotate, (folder,), (head,)),
         ]
-    return units
+    labels = places.of_seed(seeds[0]) / "hd.jsonl"
+    return [*units, Unit(places.codec, codec_drift, (places, seeds[0]), (labels,))]
 
 
 def training(

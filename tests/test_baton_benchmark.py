@@ -8,19 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import small_audio
 
 from benchmarks import baton_chain, baton_figures, baton_sounds, baton_units
 from benchmarks.baton_figures import Record
 from benchmarks.sound_scores import CLASSES
 from datamodules.preferences.dialects import read_labels
-from datamodules.preferences.stand_in import above_prompt_mean
-from lightning_modules.own_clips import make_clips
-from zoo.audio_files import read_audio, write_audio
-from zoo.diffusion import Sampler
-from zoo.errors import UserError
+from zoo.audio_files import write_audio
 from zoo.evaluation.best_of_n import Cost
-from zoo.generations import Sample, read_samples
+from zoo.generations import Sample
 from zoo.types import Prompt, Waveform
 
 CAPTIONS = baton_chain.captions()
@@ -105,35 +100,6 @@ def test_label_files_of_a_seed(tmp_path: Path) -> None:
     assert [one.split for one in files["head"]].count("val") == 60
     assert {one.split for one in files["hd"]} == {"train"}  # fine-tuning learns all of them
     assert {one.source for one in files["hd"]} == {"HD"}
-
-
-def test_the_stand_in_for_people_likes_the_better_clips_of_each_prompt() -> None:
-    scores = [0.1, 0.3, 0.2, 0.9, 0.8, 0.5, 0.5]
-    assert above_prompt_mean(scores, list("aaabbcc")) == [0, 1, 0, 1, 0, 0, 0]
-
-
-@pytest.mark.long
-def test_clips_are_made_once_and_go_on(tmp_path: Path) -> None:
-    backbone = small_audio()
-    prompts = [Prompt(f"p{i}", f"sound {i}", seconds=1.024) for i in range(3)]
-    sampler = Sampler(2, 1.0, 0.0)
-    make_clips(tmp_path, backbone, prompts[:2], [5, 6], sampler)
-    first = (tmp_path / "000_5.wav").read_bytes()
-    (tmp_path / "000_5.wav").write_bytes(first[:-2] + b"\0\0")  # a trace that it is kept
-    made = make_clips(tmp_path, backbone, prompts, [5, 6], sampler)
-    assert [clip.path.name for clip in made[::3]] == ["000_5.wav", "001_6.wav"]
-    assert (tmp_path / "000_5.wav").read_bytes()[-2:] == b"\0\0"
-    found = read_samples(tmp_path)
-    assert sorted((one.prompt.text, one.seed) for one in found) == [
-        (f"sound {i}", seed) for i in range(3) for seed in (5, 6)
-    ]
-    alone = make_clips(tmp_path / "other", backbone, prompts, [6], sampler)
-    with_others = read_audio(tmp_path / "002_6.wav").samples_CN
-    apart = (read_audio(alone[2].path).samples_CN - with_others).abs().max()
-    assert float(apart) < 1e-3  # the same noise, rounded in another batch
-    assert float(with_others.abs().max()) > 0.05
-    with pytest.raises(UserError, match="sound 0"):
-        make_clips(tmp_path, backbone, prompts[::-1], [5], sampler)
 
 
 def test_differences_are_paired_and_a_caption_counts_once() -> None:
