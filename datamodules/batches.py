@@ -127,6 +127,8 @@ class RatedClip:
     - ``label``: from 0 (does not fit) to 1; a share of votes is a soft label.
     - ``group``: clips of equal group are compared with each other and are in one split.
     - ``listener``: who judged it; None for a label of several people.
+    - ``pair``: names the comparison that the label is from, and is compared within it alone: 1 is
+      the better one of two clips; "" for a label of the clip by itself.
     """
 
     prompt: str
@@ -134,6 +136,15 @@ class RatedClip:
     label: float
     group: str
     listener: str | None = None
+    pair: str = ""
+
+    @property
+    def compared_in(self) -> str:
+        """Equal for clips whose labels may be compared: of one prompt, one listener and one pair.
+
+        What two listeners say is not compared, because their scales differ.
+        """
+        return f"{self.group}\0{self.listener or ''}\0{self.pair}"
 
 
 @dataclass(frozen=True)

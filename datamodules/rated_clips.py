@@ -13,11 +13,11 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.batches import PreferenceBatch, RatedClip
-from datamodules.tables import Record, read_table
+from datamodules.preferences.pairs import ordered_pairs
 from zoo.errors import UserError
 
 SPLITS = ("train", "val", "test")
-NO_SPLIT = ""  # of a clip whose table names none
+NO_SPLIT = ""  # of a clip whose labels name none
 
 
 class RatedTable(Protocol):
@@ -27,73 +27,6 @@ class RatedTable(Protocol):
     """
 
     def rated_clips(self) -> Sequence[tuple[str, RatedClip]]: ...
-
-
-class LabelTable:
-    """Labels from a ``.csv``, ``.tsv`` or ``.jsonl`` file of one row per clip.
-
-    Columns: ``audio`` (or ``file``; a path inside ``audio_dir``), ``prompt`` (or ``caption``,
-    ``text``), ``label`` (0 to 1); perhaps ``listener``, ``group`` (default: the prompt) and
-    ``split`` (train, val, test; in all rows or in none).
-
-    Args:
-        file: the table.
-        audio_dir: the folder of the audio.
-    """
-
-    def __init__(self, file: str, audio_dir: str) -> None:
-        self.file = Path(file)
-        self.audio_dir = Path(audio_dir)
-
-    def rated_clips(self) -> list[tuple[str, RatedClip]]:
-        """The rows. Raises ``UserError``, which names file, line and column, for a bad one."""
-        rows = read_table(self.file, "audio", "prompt", "label").rows
-        return [self._row(record) for record in rows]
-
-    def _row(self, record: Record) -> tuple[str, RatedClip]:
-        label = record.number("label")
-        if label is None or not 0 <= label <= 1:  # NaN is refused, too
-            got = "an empty cell" if label is None else f"{label:g}"
-            raise UserError(
-                f"{record.where}: label must be a number from 0 (does not fit) to 1, got {got}"
-            )
-        if record.name("other"):
-            raise UserError(
-                f"{record.where}: other names a second clip, but this table has one row per clip;"
-                " give each of the two a row and a label"
-            )
-        split = record.name("split")
-        if split not in (*SPLITS, NO_SPLIT):
-            raise UserError(
-                f"{record.where}: split must be one of {', '.join(SPLITS)}, got {split!r}"
-            )
-        prompt = record.words("prompt")
-        clip = RatedClip(
-            prompt=prompt,
-            audio=self.audio_dir / record.words("audio"),
-            label=label,
-            group=record.name("group") or prompt,
-            listener=record.name("listener") or None,
-        )
-        return split, clip
-
-
-def ordered_pairs(labels: Sequence[float], groups: Sequence[str]) -> list[tuple[int, int]]:
-    """(better, worse) of all clips of a group with different labels.
-
-    In the order of the groups, of the better clip and of the worse one. Equal labels give no pair,
-    and clips of two groups are never compared.
-    """
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    return [
-        (better, worse)
-        for rows in members.values()
-        for better in rows
-        for worse in rows
-        if labels[better] > labels[worse]
-    ]
 
 
 def split_of(group: str, seed: int, val_share: float, test_share: float) -> str:
@@ -130,7 +63,7 @@ def by_split(
         )
     found: dict[str, list[RatedClip]] = {split: [] for split in SPLITS}
     home: dict[str, str] = {}
-    seen: set[tuple[Path, str | None]] = set()
+    seen: set[tuple[Path, str]] = set()
     for split, clip in rows:
         if split not in (*SPLITS, NO_SPLIT):
             raise UserError(
@@ -145,10 +78,10 @@ def by_split(
                     f"the {what} {name!r} is in the splits {other} and {split}; a prompt and all"
                     " its clips belong to one"
                 )
-        if (clip.audio, clip.listener) in seen:
+        if (clip.audio, clip.compared_in) in seen:
             by = f" by {clip.listener!r}" if clip.listener else ""
             raise UserError(f"{clip.audio} is judged twice{by}; aggregate the votes first")
-        seen.add((clip.audio, clip.listener))
+        seen.add((clip.audio, clip.compared_in))
         found[split].append(clip)
     for split in needed:
         if not found[split]:
@@ -255,6 +188,13 @@ class RatedClips(L.LightningDataModule):
         self._check_pairs()
 
     def _check_pairs(self) -> None:
+        if not self.has_pairs and any(
+            clip.pair for clips in self.splits.values() for clip in clips
+        ):
+            raise UserError(
+                "the labels say which of two clips is better, not how good a clip is; set"
+                " data.batches=pairs module.loss=bradley_terry (or pairwise)"
+            )
         for split in ("train", "val") if self.has_pairs else ():
             if not self.pairs(split):
                 raise UserError(
@@ -263,13 +203,10 @@ class RatedClips(L.LightningDataModule):
                 )
 
     def pairs(self, split: str) -> list[tuple[int, int]]:
-        """(better, worse) of a split, as indices into its clips.
-
-        What two listeners say is not compared: their scales differ.
-        """
+        """(better, worse) of a split, as indices into its clips."""
         if split not in self._pairs:
             clips = self.splits[split]
-            groups = [f"{clip.group}\0{clip.listener or ''}" for clip in clips]
+            groups = [clip.compared_in for clip in clips]
             self._pairs[split] = ordered_pairs([clip.label for clip in clips], groups)
         return self._pairs[split]
 

@@ -198,6 +198,11 @@ class Preference(L.LightningModule):
 
     def _embed(self, data: RatedClipSource) -> None:
         clips = [clip for own in data.splits.values() for clip in own]
+        if self.head.rows and all(clip.listener is None for clip in clips):
+            raise UserError(
+                f"module.reward.listeners names {len(self.head.rows)}, and no label is of a single"
+                " listener; set data.source.listeners=true, or leave the names out"
+            )
         # the module itself is moved there after ``setup``
         clap = self.reward.clap.to(self.trainer.strategy.root_device)
         texts = list(dict.fromkeys(clip.prompt for clip in clips))

@@ -135,22 +135,32 @@ class WithinPrompts:
     gain_prompts: list[str]
 
 
-def within_prompt(values: np.ndarray, labels: np.ndarray, prompts: Sequence[str]) -> WithinPrompts:
+def within_prompt(
+    values: np.ndarray,
+    labels: np.ndarray,
+    prompts: Sequence[str],
+    compared_in: Sequence[str] | None = None,
+) -> WithinPrompts:
     """Of all pairs of a prompt with different labels: was the better one scored higher (tie .5).
 
     And of each prompt with several clips: the label of the best of all of them (``chance_of_best``:
     a tie is shared) less the mean label of the prompt.
+
+    Args:
+        values, labels, prompts: of each clip.
+        compared_in: clips of equal names are compared; None: those of equal prompts.
     """
     rows_of: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows_of.setdefault(prompt, []).append(row)
+    for row, name in enumerate(prompts if compared_in is None else compared_in):
+        rows_of.setdefault(name, []).append(row)
     hits: list[float] = []
     hit_prompts: list[str] = []
     gains: list[float] = []
     gain_prompts: list[str] = []
-    for prompt, rows in rows_of.items():
+    for rows in rows_of.values():
         if len(rows) < 2:
             continue
+        prompt = prompts[rows[0]]
         own = values[rows]
         truth = labels[rows]
         better = truth[:, None] > truth[None]
@@ -180,8 +190,11 @@ def preference_report(
         raise UserError("a report needs at least one rated clip")
     labels = np.array([clip.label for clip in clips])
     prompts = [clip.group for clip in clips]
+    compared_in = [clip.compared_in for clip in clips]
     given = {name: p.double().cpu().numpy() for name, p in probabilities.items()}
-    columns = {name: _columns(values, labels, prompts) for name, values in given.items()}
+    columns = {
+        name: _columns(values, labels, prompts, compared_in) for name, values in given.items()
+    }
     judges = {}
     for name, values in given.items():
         figures = {
@@ -209,7 +222,7 @@ def preference_report(
 
 
 def _columns(
-    values: np.ndarray, labels: np.ndarray, prompts: Sequence[str]
+    values: np.ndarray, labels: np.ndarray, prompts: Sequence[str], compared_in: Sequence[str]
 ) -> dict[str, tuple[list[float], list[str]]]:
     """Metric -> (one number per clip, pair or prompt; the prompt of each), for means."""
     loss = probability_loss_each(torch.from_numpy(values), torch.from_numpy(labels))
@@ -218,7 +231,7 @@ def _columns(
     if len(decided):
         right = ((values >= 0.5) == (labels > 0.5))[decided].astype(float)
         found["accuracy"] = (right.tolist(), [prompts[row] for row in decided])
-    within = within_prompt(values, labels, prompts)
+    within = within_prompt(values, labels, prompts, compared_in)
     if within.hits:
         found["ranking"] = (within.hits, within.hit_prompts)
     if within.gains:

@@ -345,8 +345,8 @@ def test_the_reward_models_of_baton(config: str, tmp_path: Path, small_zoo: Path
 
     write_labels(tmp_path, prompts=16, per_prompt=2)
     small = [
-        f"data.source.file={tmp_path / 'labels.csv'}",
-        f"data.source.audio_dir={tmp_path / 'audio'}",
+        f"data.source.files={tmp_path / 'labels.csv'}",
+        f"data.source.audio_root={tmp_path / 'audio'}",
         f"module.features.cache_dir={tmp_path / 'features'}",
         "module.reward.embedding=8",
         "module.reward.hidden=16",

@@ -128,7 +128,49 @@ WHAT_EACH_HOLDS = {
     "baton_ha": labelled,
     "tangoflux_sft": lambda draw: singles(draw, task="integrity", source="PD", seconds=9.5),
     "audiocaps": lambda draw: singles(draw, source="PD"),
+    "table": lambda draw: [
+        replace(one, split=draw.choice(("", "train")), model="tango", seconds=9.5)
+        for one in (
+            labelled(draw)
+            + labelled(draw, "RD")
+            + [replace(one, votes=votes(draw)) for one in singles(draw, source="HD")]
+        )
+    ],
 }
+
+
+def test_a_table_by_names_that_people_give_its_columns(tmp_path: Path) -> None:
+    text = "File,Caption,label,Listener\na.wav,rain,1,ann\na.wav,rain,0.5,bob\nb.wav,rain,0,\n"
+    labels = read_labels(written(tmp_path, "3label.csv", text))
+    rain = Preference("rain", "b.wav", "temporal", label=0.0)
+    both = (Vote("ann", 1.0), Vote("bob", 0.5))
+    assert labels.checked() == (rain, replace(rain, audio="a.wav", label=None, votes=both))
+    # an exact name comes first, other columns do not matter, and neither need labels be there
+    text = "file\taudio\tprompt\tmood\nx\ta.wav\train\tsad\n"
+    labels = read_labels(written(tmp_path, "x.tsv", text))
+    assert labels.checked() == (Preference("rain", "a.wav", "relevance", source="PD"),)
+    lines = '{"path": "a.wav", "text": "rain", "label": 0.25}\n'
+    labels = read_labels(written(tmp_path, "x.jsonl", lines))
+    assert labels.checked() == (Preference("rain", "a.wav", "relevance", label=0.25),)
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ("b.wav,rain,,,", "label"),
+        ("b.wav,rain,1.01,,", "label"),
+        ("b.wav,rain,-0.1,,", "label"),
+        ("b.wav,rain,nan,,", "label"),
+        ("b.wav,rain,yes,,", "label"),
+        ("b.wav,,1,,", "prompt"),
+        (",rain,1,,", "audio"),
+        ("b.wav,rain,1,c.wav,", "other"),
+        ("b.wav,rain,1,,first", "group"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_named(row: str, field: str, tmp_path: Path) -> None:
+    text = f"file,prompt,label,other,group\na.wav,rain,1,,\n{row}\n"
+    assert places(read_labels(written(tmp_path, "x.csv", text))) == [("line 3", field)]
 
 
 def written(tmp_path: Path, name: str, text: str) -> Path:
@@ -442,6 +484,7 @@ TWO_CLIPS = Preference("rain", "a.wav", "pairwise", "b.wav", label=0.5)
         ("arena", [SINGLE_CLIP], "task"),
         ("arena", [replace(TWO_CLIPS, label=0.75)], "votes"),
         ("listeners", [SINGLE_CLIP], "votes"),
+        ("table", [replace(SINGLE_CLIP, label=None)], "label"),
         ("attune", [], "records"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,58 @@ def test_labels_of_other_tasks_are_refused(folder: Path) -> None:
     assert len(LabelFiles(both, "audio", task="quality").rated_clips()) == 2
     with pytest.raises(UserError, match="temporal"):
         LabelFiles(both, "audio", task="temporal").rated_clips()
-    pair = Preference("x", "0000_sound 0_0.wav", "pairwise", "0001_sound 1_0.wav", label=1.0)
-    write_labels([pair], "pairs.jsonl", "attune")
-    with pytest.raises(UserError, match="pairs"):
-        LabelFiles("pairs.jsonl", "audio").rated_clips()
+
+
+def test_comparisons_give_both_clips_and_the_winner_of_a_tie_is_nobody(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = [f"{n // 2:04d}_sound {n // 2}_{n % 2}.wav" for n in range(4)]
+    votes = (Vote("ann", 0.0), Vote("bob", 0.0), Vote("cyd", 0.5))
+    pairs = [
+        Preference("x", clips[0], "pairwise", clips[1], votes=votes, split="train"),
+        Preference("x.", clips[0], "pairwise", clips[2], label=1.0, split="train"),
+        Preference("y", clips[2], "pairwise", clips[3], label=0.5, split="train"),
+        Preference("y", "gone.wav", "pairwise", clips[3], label=0.0, split="train"),
+    ]
+    write_labels(pairs, "pairs.jsonl", "attune")
+    rows = LabelFiles("pairs.jsonl", "audio").rated_clips()
+    found = [(clip.audio.name, clip.label, clip.group, clip.pair) for _, clip in rows]
+    sixth = pytest.approx(1 / 6)
+    assert found == [
+        (clips[0], sixth, "x", "0"),
+        (clips[1], pytest.approx(5 / 6), "x", "0"),
+        (clips[0], 1.0, "x", "1"),
+        (clips[2], 0.0, "x", "1"),
+    ]
+    assert "1 comparisons without a winner" in caplog.text and "gone.wav" in caplog.text
+    data = RatedClips(Splits(rows), "pairs")
+    data.setup()
+    assert data.pairs("train") == [(1, 0), (2, 3)]  # the clips of two comparisons are not compared
+    with pytest.raises(UserError, match=r"data\.batches=pairs"):
+        RatedClips(Splits(rows)).setup()
+    by_rater = LabelFiles("pairs.jsonl", "audio", listeners=True).rated_clips()
+    assert [(clip.listener, clip.label) for _, clip in by_rater] == [
+        ("ann", 0.0),
+        ("ann", 1.0),
+        ("bob", 0.0),
+        ("bob", 1.0),
+        (None, 1.0),
+        (None, 0.0),
+    ]
+    write_labels(pairs[2:3], "ties.jsonl", "attune")
+    with pytest.raises(UserError, match="winner"):
+        LabelFiles("ties.jsonl", "audio").rated_clips()
+
+
+class Splits:
+    """The rows, and one more comparison to validate on."""
+
+    def __init__(self, rows: list) -> None:
+        held_out = [
+            ("val", replace(clip, audio=Path(f"v{n}.wav"), group="z"))
+            for n, (_, clip) in enumerate(rows[:2])
+        ]
+        self.rows = [*rows, *held_out]
+
+    def rated_clips(self) -> list:
+        return self.rows

@@ -8,6 +8,7 @@ import pytest
 import torch
 import toy_run
 from omegaconf import OmegaConf
+from toy_preferences import write_labels
 
 from lightning_modules.resume_settings import changes, released_by
 from lightning_modules.rl.ddpo import DDPO
@@ -17,7 +18,7 @@ from zoo.errors import UserError
 from zoo.hub.run_facts import stated_facts
 from zoo.hub.runs import code_named_by, run_settings
 from zoo.instantiate import check, instantiate, locate
-from zoo.moved_names import ARGUMENTS, MODULES, NAMES, current_name, with_current_names
+from zoo.moved_names import MODULES, NAMES, OPENED, current_name, with_current_names
 
 # What YAML files name: every one of these must still be found.
 TARGETS = {
@@ -28,6 +29,8 @@ TARGETS = {
     "datamodules.scenes.SceneDataModule": "datamodules.sounds.scenes.SceneDataModule",
     "datamodules.sound_bank.load_bank": "datamodules.sounds.bank.load_bank",
     "datamodules.sound_folders.load_folder_bank": "datamodules.sounds.folders.load_folder_bank",
+    "datamodules.rated_clips.LabelTable": "datamodules.preferences.rated.LabelFiles",
+    "datamodules.rated_clips.ordered_pairs": "datamodules.preferences.pairs.ordered_pairs",
     "lightning_modules.ddpo.DDPO": "lightning_modules.rl.ddpo.DDPO",
     "lightning_modules.emotion.Emotion": "lightning_modules.mood_classifier.Emotion",
     "lightning_modules.held_out.HeldOutWatch": "lightning_modules.rl.held_out.HeldOutWatch",
@@ -138,7 +141,7 @@ def test_an_old_run_resumes_and_opens(tmp_path):
     assert stated_facts({"module": old}).algorithm == "DDPO"
 
 
-@pytest.mark.parametrize("old", ARGUMENTS)
+@pytest.mark.parametrize("old", OPENED)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_opened_one_kind_of_model_is_zoo_load(old, small_zoo):
     name = {
@@ -156,3 +159,16 @@ def test_what_opened_one_kind_of_model_is_zoo_load(old, small_zoo):
     model = instantiate(node, "module.backbone")
     assert type(model).__name__ == old.split(".")[3]
     assert model.denoiser.dtype == torch.bfloat16 and model.denoiser.is_gradient_checkpointing
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_table_of_labels_is_read_by_what_reads_every_dialect(tmp_path):
+    write_labels(tmp_path, prompts=2)
+    files = {"file": str(tmp_path / "labels.csv"), "audio_dir": str(tmp_path / "audio")}
+    source = {"_target_": "datamodules.rated_clips.LabelTable", **files}
+    check(source, "data.source")
+    rows = instantiate(source, "data.source").rated_clips()
+    assert [(clip.audio.name, clip.label) for _, clip in rows][:2] == [
+        ("0000_0.wav", 0.0),
+        ("0000_1.wav", 1.0),
+    ]

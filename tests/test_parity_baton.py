@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules.rated_clips import ordered_pairs
+from datamodules.preferences.pairs import ordered_pairs
 from lightning_modules.preference_losses import (
     absolute_loss,
     bradley_terry_loss_each,

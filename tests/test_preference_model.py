@@ -11,7 +11,11 @@ from toy_preferences import small_clap, small_reward, write_labels
 
 import zoo
 from datamodules.batches import RatedClip
-from datamodules.rated_clips import LabelTable, RatedClips
+from datamodules.preferences.dialects import read_labels
+from datamodules.preferences.dialects import write_labels as write_label_file
+from datamodules.preferences.pairs import pairs_within_prompts
+from datamodules.preferences.rated import LabelFiles
+from datamodules.rated_clips import RatedClips
 from lightning_modules.preference_model import (
     CosinePretraining,
     FeatureSettings,
@@ -34,7 +38,7 @@ def labels(tmp_path_factory):
 
 
 def data_of(folder, batches="clips", **settings) -> RatedClips:
-    table = LabelTable(str(folder / "labels.csv"), str(folder / "audio"))
+    table = LabelFiles(str(folder / "labels.csv"), str(folder / "audio"))
     return RatedClips(
         table, batches, **{"val_share": 0.3, "test_share": 0.2, "seed": 1, **settings}
     )
@@ -57,6 +61,31 @@ def trainer(epochs: int, **settings) -> L.Trainer:
         num_sanity_val_steps=0,
         **settings,
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loss", ["pairwise", "bradley_terry"])
+def test_comparisons_are_learned_as_they_are(labels, tmp_path, loss):
+    """From a file of TangoFlux: chosen and rejected clips, and no label of a single clip."""
+    rows = read_labels(labels / "labels.csv").checked()
+    pairs = [one for one in pairs_within_prompts(rows) if one.audio[-5] in "01"]  # one in four
+    write_label_file(pairs, tmp_path / "pairs.json", "tangoflux")
+    source = LabelFiles(str(tmp_path / "pairs.json"), str(labels / "audio"))
+    data = RatedClips(source, "pairs", 8, val_share=0.3, test_share=0.2, seed=1)
+    module = model(labels, loss)
+    trainer(25).fit(module, datamodule=data)
+    report = module.report
+    prompts = {clip.group for clip in data.splits["val"]}
+    assert (report.pairs, report.prompts) == (len(data.pairs("val")), len(prompts))
+    assert report.pairs > report.prompts > 2  # intervals are over prompts
+    assert report.judges["head"]["ranking"].value > 0.95
+    assert report.judges["majority"]["ranking"].value == 0.5
+
+
+def test_listeners_without_a_label_of_their_own_are_refused(labels):
+    module = Preference(small_reward(listeners=["ann"]))
+    with pytest.raises(UserError, match=r"data\.source\.listeners=true"):
+        started(module, data_of(labels))
 
 
 @pytest.mark.long
@@ -263,13 +292,14 @@ def test_several_processes_are_refused(labels):
 def test_files_that_cannot_be_read_stop_the_run_or_are_left_out(tmp_path):
     write_labels(tmp_path, prompts=6, per_prompt=2)
     broken = tmp_path / "audio" / "0001_1.wav"
-    broken.write_bytes(b"not audio")
     settings = {"val_share": 0.4, "test_share": 0.0}
+    data = data_of(tmp_path, **settings)
+    data.setup()
+    broken.write_bytes(b"not audio")  # after the labels were read, which looks at the files too
     with pytest.raises(UserError, match=r"1 of 12 clips.*0001_1\.wav"):
-        started(model(tmp_path), data_of(tmp_path, **settings))
+        started(model(tmp_path), data)
     module = model(tmp_path)
     module.feature_settings = FeatureSettings(None, "skip")
-    data = data_of(tmp_path, **settings)
     with pytest.warns(UserWarning, match=r"0001_1\.wav"):
         started(module, data)
     kept = [clip.audio for clips in data.splits.values() for clip in clips]
@@ -326,6 +356,8 @@ def test_within_a_prompt_by_hand():
     )
     assert found.gains == pytest.approx([1 - 2 / 3, -0.5, 0.0])
     assert found.gain_prompts == ["a", "b", "d"]
+    alone = within_prompt(values[:4], labels[:4], ["a", "a", "a", "a"], ["1", "1", "2", "2"])
+    assert (alone.hits, alone.hit_prompts, alone.gains) == ([1.0, 0.0], ["a", "a"], [0.5, -0.5])
 
 
 def test_the_report_by_hand():

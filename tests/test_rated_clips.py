@@ -1,66 +1,11 @@
 """Labels of clips: what a table must hold, splits by prompt, pairs and batches."""
 
-import json
-from pathlib import Path
-
 import pytest
 from toy_preferences import rated
 
-from datamodules.rated_clips import (
-    LabelTable,
-    RatedClips,
-    by_split,
-    ordered_pairs,
-    split_of,
-)
+from datamodules.preferences.pairs import ordered_pairs
+from datamodules.rated_clips import RatedClips, by_split, split_of
 from zoo.errors import UserError
-
-
-def table(tmp_path: Path, text: str) -> LabelTable:
-    (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
-    return LabelTable(str(tmp_path / "labels.csv"), "audio")
-
-
-def test_a_table_with_hard_captions(tmp_path):
-    long = "a bell " * 1500
-    rows = ['a.wav,"a ""dog"", then_rain 🐕",1,ann', f'b.wav,"{long}",0.25,']
-    found = table(tmp_path, "file,caption,label,listener\n" + "\n".join(rows)).rated_clips()
-    (split, first), (_, second) = found
-    assert (split, first.prompt, first.label) == ("", 'a "dog", then_rain 🐕', 1.0)
-    assert (first.audio, first.listener) == (Path("audio/a.wav"), "ann")
-    assert (second.prompt, second.label, second.listener) == (long.strip(), 0.25, None)
-    assert first.group == first.prompt
-
-
-@pytest.mark.parametrize("label", ["", "1.01", "-0.1", "nan", "yes"])
-def test_a_bad_label_names_file_line_and_column(tmp_path, label):
-    with pytest.raises(UserError, match=r"labels\.csv, line 3.*label"):
-        table(tmp_path, f"file,prompt,label\na.wav,x,1\nb.wav,x,{label}\n").rated_clips()
-
-
-def test_our_own_label_files_are_such_tables(tmp_path):
-    file = tmp_path / "labels.jsonl"
-    row = {"prompt": "a dog, then rain", "audio": "x/0_a_0.wav", "task": "integrity"}
-    votes = [{"rater": "ann", "value": 1}, {"rater": "bob", "value": 0}]
-    file.write_text(json.dumps(row | {"votes": votes, "label": 0.5, "split": "val"}))
-    ((split, clip),) = LabelTable(str(file), "audio").rated_clips()
-    assert (split, clip.audio, clip.label) == ("val", Path("audio/x/0_a_0.wav"), 0.5)
-    file.write_text(json.dumps(row | {"votes": votes, "label": None}))
-    with pytest.raises(UserError, match="line 1: label"):
-        LabelTable(str(file), "audio").rated_clips()
-    file.write_text(json.dumps(row | {"other": "b.wav", "label": 1}))
-    with pytest.raises(UserError, match="line 1: other"):
-        LabelTable(str(file), "audio").rated_clips()
-
-
-def test_a_table_may_have_other_columns_that_name_files(tmp_path):
-    text = "file,audio,prompt,label\nx,a.wav,rain,1\n"
-    assert table(tmp_path, text).rated_clips()[0][1].audio == Path("audio/a.wav")
-
-
-def test_a_bad_split_is_named(tmp_path):
-    with pytest.raises(UserError, match="'validation'"):
-        table(tmp_path, "file,prompt,label,split\na.wav,x,1,validation\n").rated_clips()
 
 
 def test_no_prompt_crosses_a_split():
@@ -102,6 +47,8 @@ def test_pairs_never_mix_prompts_and_need_a_difference():
     labels = [1, 0, 0.5, 1, 1, 0]
     groups = ["a", "a", "a", "b", "b", "c"]
     assert ordered_pairs(labels, groups) == [(0, 1), (0, 2), (2, 1)]
+    # BATON's order is that of the clips, not that of the better one
+    assert ordered_pairs([0, 1, 0, 1], "pppp") == [(1, 0), (3, 0), (1, 2), (3, 2)]
 
 
 class Rows:

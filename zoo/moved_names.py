@@ -113,6 +113,8 @@ NAMES = {
     "zoo.targets.bind_types": "zoo.signatures.bind_types",
     "lightning_modules.run.load": "zoo.configuration.read_configuration",
     "lightning_modules.run.Run": "zoo.configuration.Run",
+    "datamodules.rated_clips.LabelTable": "datamodules.preferences.rated.LabelFiles",
+    "datamodules.rated_clips.ordered_pairs": "datamodules.preferences.pairs.ordered_pairs",
     "datamodules.music.Clip": "datamodules.music.music.Clip",
     "datamodules.music.MusicDataModule": "datamodules.music.music.MusicDataModule",
     "datamodules.music.MusicSet": "datamodules.music.music.MusicSet",
@@ -123,7 +125,7 @@ NAMES = {
     "datamodules.music.render_set": "datamodules.music.music.render_set",
 }
 # old function that opened a model -> now zoo.load, with its arguments by these names
-ARGUMENTS = {
+OPENED = {
     f"zoo.backbones.{name}.from_pretrained": {"source": "name"}
     for name in (
         "audioldm.AudioLDM",
@@ -133,7 +135,12 @@ ARGUMENTS = {
         "tangoflux.TangoFlux",
     )
 }
-NAMES.update(dict.fromkeys(ARGUMENTS, "zoo.load"))
+NAMES.update(dict.fromkeys(OPENED, "zoo.load"))
+# old class or function -> old argument -> its new name
+ARGUMENTS = {
+    **OPENED,
+    "datamodules.rated_clips.LabelTable": {"file": "files", "audio_dir": "audio_root"},
+}
 
 
 def current_name(path: str) -> str:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from datamodules.preferences import baton, listeners, pairs
+from datamodules.preferences import baton, listeners, pairs, tidy
 from datamodules.preferences.baton import Read, Told
 from datamodules.preferences.rows import Content, Problem, Row, problem, read_rows
 from zoo.errors import UserError, did_you_mean
@@ -29,6 +29,7 @@ class Dialect:
     - ``suffixes``: of its files; the first one is the usual one. The writer serves these only.
     - ``keys``: what every row has.
     - ``array``: True = only a JSON array is of this dialect, None = does not matter.
+    - ``names``: key -> the names that it may have, in any case; others have their own.
     """
 
     about: str
@@ -37,9 +38,13 @@ class Dialect:
     read: Callable[[Sequence[Row], Told], Read]
     write: Writer
     array: bool | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def fits(self, row: Row) -> bool:
-        return self.keys <= row.cells.keys()
+        if not self.names:
+            return self.keys <= row.cells.keys()
+        there = {str(name).strip().casefold() for name in row.cells}
+        return all(there & set(self.names.get(key, (key,))) for key in self.keys)
 
 
 def _dialect(
@@ -49,8 +54,10 @@ def _dialect(
     read: Callable[[Sequence[Row], Told], Read],
     write: Writer,
     array: bool | None = None,
+    names: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Dialect:
-    return Dialect(about, tuple(suffixes.split()), frozenset(keys.split()), read, write, array)
+    fields = frozenset(keys.split())
+    return Dialect(about, tuple(suffixes.split()), fields, read, write, array, names or {})
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -153,6 +160,14 @@ DIALECTS: dict[str, Dialect] = {
         baton.read_located,
         baton.write_captions,
     ),
+    "table": _dialect(
+        "a table with one row per clip, or per clip and listener",
+        ".csv",
+        "audio prompt",
+        tidy.read_tidy,
+        tidy.write_tidy,
+        names=tidy.COLUMNS,
+    ),
 }
 
 
@@ -186,6 +201,8 @@ def dialect_of(content: Content, path: Path) -> str:
     for name, dialect in DIALECTS.items():
         if dialect.array and not content.is_array:
             continue
+        if name == "attune" and path.suffix.lower() in (".csv", ".tsv"):
+            continue  # its votes are lists
         fitting = sum(map(dialect.fits, content.rows))
         if fitting > best[1]:
             best = (name, fitting)
@@ -297,9 +314,9 @@ def _lost(records: Sequence[Preference], back: Sequence[Preference]) -> dict[str
     lost: Counter[str] = Counter()
     for one, other in zip(ordered(records), ordered(back), strict=False):
         same = pairs.turned(other) if one.other and one.audio == other.other else other
-        for field in dataclasses.fields(Preference):
-            if getattr(one, field.name) != getattr(same, field.name):
-                lost[field.name] += 1
+        for own in dataclasses.fields(Preference):
+            if getattr(one, own.name) != getattr(same, own.name):
+                lost[own.name] += 1
     return dict(lost)
 
 

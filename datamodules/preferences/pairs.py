@@ -253,31 +253,48 @@ def write_arena(records: Sequence[Preference]) -> bytes:
     return json_lines(rows)
 
 
+def ordered_pairs(values: Sequence[float], groups: Sequence[str]) -> list[tuple[int, int]]:
+    """(better, worse) of all clips of a group with different values, as BATON pairs them.
+
+    In the order of the groups, of the first clip and of the second one. Equal values give no pair,
+    and clips of two groups are never compared.
+    """
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    return [
+        (one, other) if values[one] > values[other] else (other, one)
+        for rows in members.values()
+        for one, other in itertools.combinations(rows, 2)
+        if values[one] != values[other]
+    ]
+
+
 def pairs_within_prompts(records: Sequence[Preference]) -> tuple[Preference, ...]:
     """All pairs of clips of one prompt and task with different labels (else scores), winner first.
 
-    Equal values give no pair. The order is BATON's: by prompt, then by the clips' order.
+    In the order of ``ordered_pairs``.
     """
-    groups: dict[tuple[str, str], list[tuple[float, Preference]]] = {}
-    for record in records:
-        value = record.label if record.label is not None else record.score
-        if value is not None and record.task != "pairwise":
-            groups.setdefault((record.prompt, record.task), []).append((value, record))
+    rated = [
+        (record, record.label if record.label is not None else record.score)
+        for record in records
+        if record.task != "pairwise"
+    ]
+    rated = [(record, value) for record, value in rated if value is not None]
+    groups = [f"{record.task}\0{record.prompt}" for record, _ in rated]
     pairs = []
-    for group in groups.values():
-        for (value, record), (other_value, other) in itertools.combinations(group, 2):
-            if value == other_value:
-                continue
-            winner, loser = (record, other) if value > other_value else (other, record)
-            pairs.append(
-                replace(
-                    winner,
-                    other=loser.audio,
-                    task="pairwise",
-                    votes=(),
-                    label=1.0,
-                    score=None,
-                    other_model=loser.model,
-                )
+    for better, worse in ordered_pairs([value for _, value in rated], groups):
+        winner = rated[better][0]
+        loser = rated[worse][0]
+        pairs.append(
+            replace(
+                winner,
+                other=loser.audio,
+                task="pairwise",
+                votes=(),
+                label=1.0,
+                score=None,
+                other_model=loser.model,
             )
+        )
     return tuple(pairs)

@@ -20,7 +20,9 @@ class LabelFiles:
     """Labels of one task from files of any dialect (docs/labels.md).
 
     Records whose audio is missing or unreadable are left out, named and counted in the log. Prompts
-    that differ in case, blanks or a full stop only are one group.
+    that differ in case, blanks or a full stop only are one group. A comparison of two clips (task
+    ``pairwise``) gives both: the better one with the share of votes that it has, the other one with
+    the rest. One without a winner is left out.
 
     Args:
         files: one file, or several.
@@ -57,8 +59,8 @@ class LabelFiles:
     def rated_clips(self) -> list[tuple[str, RatedClip]]:
         """(split, clip) of every label.
 
-        Raises ``UserError`` for bad rows, records of several tasks, pairs, a clip of another sample
-        rate than stated, and when nothing is left.
+        Raises ``UserError`` for bad rows, records of several tasks, a clip of another sample rate
+        than stated, and when nothing is left.
         """
         records = [one for file in self.files for one in read_labels(file).checked()]
         tasks = sorted({record.task for record in records})
@@ -67,10 +69,6 @@ class LabelFiles:
                 f"the labels are of several tasks ({', '.join(tasks)}); set task to one"
             )
         task = self.task or tasks[0]
-        if task == "pairwise":
-            raise UserError(
-                "task: pairs of clips are not labels of single clips; name another task"
-            )
         records = [record for record in records if record.task == task]
         kept, left_out = aggregate(records, self.rule, self.minimum_agreement, self.minimum_votes)
         labels = [record for record in kept if self._labels(record)]
@@ -85,11 +83,23 @@ class LabelFiles:
             names = ", ".join(list(found.quarantined)[:5])
             log.warning("left out %d clips that cannot be read: %s", len(found.quarantined), names)
         rows = []
-        for record in found.records:
+        ties = 0
+        for number, record in enumerate(found.records):
+            group = prompt_key(record.prompt) or record.audio
             for listener, label in self._labels(record):
-                group = prompt_key(record.prompt) or record.audio
-                audio = clips.path(record.audio)
-                rows.append((record.split, RatedClip(record.prompt, audio, label, group, listener)))
+                values = {record.audio: label}
+                if task == "pairwise":
+                    ties += label == 0.5
+                    values = {} if label == 0.5 else {**values, record.other: 1 - label}
+                pair = str(number) if task == "pairwise" else ""
+                for name, value in values.items():
+                    audio = clips.path(name)
+                    clip = RatedClip(record.prompt, audio, value, group, listener, pair)
+                    rows.append((record.split, clip))
+        if ties:
+            log.warning("left out %d comparisons without a winner", ties)
+        if not rows:
+            raise UserError("no comparison has a winner; give others")
         return rows
 
     def _labels(self, record: Preference) -> list[tuple[str | None, float]]:

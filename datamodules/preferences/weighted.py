@@ -93,7 +93,7 @@ class WeightedClips(L.LightningDataModule):
     of an epoch continues exactly.
 
     Args:
-        labelled: where labels come from (``LabelFiles``, ``LabelTable``).
+        labelled: where labels come from (``LabelFiles``).
         seconds: length of the labelled clips; longer ones are cut, shorter ones padded.
         pretrain: the other stream's clips (``CaptionedFiles``, scenes, music); None: no such
             stream. Each has one caption, drawn once.
@@ -164,6 +164,11 @@ class WeightedClips(L.LightningDataModule):
 
     def _labelled_clips(self) -> tuple[RatedClip, ...]:
         rows = self.labelled.rated_clips()
+        if any(clip.pair for _, clip in rows):
+            raise UserError(
+                "the labels say which of two clips is better, and a weight is of a clip by itself;"
+                " give other labels, or scores by tools/annotate.py"
+            )
         splits = by_split(rows, self.seed, 0.0, 0.0, needed=("train",))
         kept = splits["train"]
         if len(kept) < len(rows):
