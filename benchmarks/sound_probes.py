@@ -316,10 +316,13 @@ def picture(rows: Mapping[str, Mapping[str, float | int | None]], path: Path) ->
             for shift, of, colour in ((-0.2, "real", "tab:blue"), (0.2, "codec", "tab:orange")):
                 if row[f"{key}_{of}"] is not None:
                     axes.bar(place + shift, row[f"{key}_{of}"], 0.38, color=colour)
+            if row[f"{key}_codec"] is None:
+                axes.text(place, 0.02, "cannot tell", rotation=90, ha="center", fontsize=8)
             bound = limit(EARS[name].gate)
             if bound is not None:
                 axes.plot([place - 0.42, place + 0.42], [bound, bound], color="black")
         axes.set_xticks(range(len(rows)), [f"{name}\n{EARS[name].title}" for name in rows])
+        axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.set_title(title, fontsize=9)
         axes.set_ylim({"auc": (0.5, 1), "shuffled": (0, 0.1)}.get(key, (0, 1)))
     figure.suptitle("blue: real scenes, orange: after the codec, black: gate", fontsize=9)

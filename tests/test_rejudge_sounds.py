@@ -64,6 +64,7 @@ def test_best_of_three_is_an_expectation_over_groups_and_costs_no_training():
     columns = {"reward": [1.0, 2, 3] * 4, "both_B": [0.0, 0, 1] * 4, "order_B": [np.nan] * 12}
     found = rejudge.best_of(unit(**columns), "both_B")
     assert found.captions.value == pytest.approx(1 - 1 / 3)  # the third clip is always chosen
+    assert (found.captions.prompts, found.pairs.prompts) == (4, 2)
     assert rejudge.best_of(unit(**columns), "reward").captions.value == pytest.approx(1)
     assert rejudge.best_of(unit(**columns), "order_B") is None
 
