@@ -222,11 +222,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--train-captions", action="store_true", help="evaluate the arms on training captions, too"
     )
+    parser.add_argument(
+        "--table-only", action="store_true", help="write the tables of what is there, and stop"
+    )
     options = parser.parse_args(argv)
     for name in options.arms:
         if name not in EVERY_ARM:
             raise UserError(f"--arms: unknown arm {name!r}; {did_you_mean(name, EVERY_ARM)}")
     places = Places(options.sounds.resolve(), options.judges.resolve(), options.out.resolve())
+    if options.table_only:
+        print(publish(places, options.seeds, options.arms))
+        return
     with only_one(places.out):
         run_units(preparation(places, options.seeds), options.jobs, say)
         if not moves_a_judge(choices(places, options.seeds)):

@@ -14,6 +14,7 @@ from benchmarks.baton_figures import Record
 from benchmarks.sound_scores import CLASSES
 from datamodules.preferences.dialects import read_labels
 from zoo.audio_files import write_audio
+from zoo.errors import UserError
 from zoo.evaluation.best_of_n import Cost
 from zoo.generations import Sample
 from zoo.types import Prompt, Waveform
@@ -189,3 +190,36 @@ def test_the_gate_asks_for_a_whole_interval_above_0() -> None:
 
     assert baton_sounds.moves_a_judge(of([0.1, 0.2, 0.15]))
     assert not baton_sounds.moves_a_judge(of([0.1, 0.2, -0.15]))
+
+
+def test_tables_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = baton_units.Places(tmp_path, tmp_path, tmp_path)
+    names = [*baton_figures.MEASURES, "A.graded"]
+
+    def write(path: Path, shift: float) -> None:
+        values = {name: [shift + (i % 2) / 2 for i in range(9)] for name in names}
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(record(values, "aaabbbccc").to_json()))
+
+    write(places.base(), 0.0)
+    for seed in (0, 1):
+        for arm, shift in (("raw", 0.1), ("unfiltered", -0.2)):
+            write(places.result(seed, arm), shift + 0.01 * seed)
+        places.head_scores(seed).parent.mkdir(exist_ok=True)
+        places.head_scores(seed).write_text(json.dumps({"scores": list(range(9))}))
+    places.codec.write_text(json.dumps({"level_db": 0.5, "latents": 0.1, "clips": 96}))
+    out = ["--out", str(tmp_path), "--table-only", "--arms", "raw", "unfiltered"]
+    baton_sounds.main(out)
+    shown = capsys.readouterr().out
+    assert shown.strip() == (tmp_path / "table.md").read_text("utf-8").strip()
+    assert "| BATON raw | B both | +0.105" in shown
+    assert "| BATON raw - unfiltered, r = 1 | +0.300" in shown
+    assert "| best of 3, head (2 seeds) | 48 | 3 |" in shown
+    assert "level +0.50 dB" in shown
+    verdicts = [line for line in shown.splitlines() if line.endswith("| rose |")]
+    assert len(verdicts) == 2  # BATON raw by B and by C; r = 1 fell
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert results["seeds"] == {"BATON raw": [0, 1], "unfiltered, r = 1": [0, 1]}
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="rawe"):
+        baton_sounds.main(["--out", str(tmp_path), "--arms", "rawe"])
