@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.report import read_rows, read_samples
+from zoo.hub.artifact import CONFIG_FILE, read_config
 
 
 def run_summary(out_dir: str | Path, module: Any) -> list[str]:
@@ -23,9 +24,16 @@ def run_summary(out_dir: str | Path, module: Any) -> list[str]:
     name = shlex.quote(str(out_dir))
     has_adapter = (out_dir / "adapter").is_dir() or (out_dir / "denoiser.safetensors").is_file()
     if has_adapter or (out_dir / "model").is_dir():
-        lines.append(f'hear:    python tools/generate.py {name} "YOUR PROMPT" --out generated')
+        if _is_reward(out_dir / "model"):
+            lines.append(f"score:   python tools/annotate.py FOLDER --reward {name} --out rd.jsonl")
+        else:
+            lines.append(f'hear:    python tools/generate.py {name} "YOUR PROMPT" --out generated')
         lines.append(f"export:  python tools/zoo.py export {name} --to FOLDER")
     return lines
+
+
+def _is_reward(model: Path) -> bool:
+    return (model / CONFIG_FILE).is_file() and read_config(model)["kind"] == "reward"
 
 
 def _held_out(out_dir: Path, module: Any) -> str:

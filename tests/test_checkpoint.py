@@ -172,7 +172,7 @@ def test_every_tensor_is_accounted_for(copy):
     state = load_file(copy / "model.safetensors")
     first = sorted(state)[0]
     save_file({**state, "extra.weight": torch.zeros(2)}, copy / "model.safetensors")
-    with pytest.raises(ValueError, match="1 not used: extra.weight"):
+    with pytest.raises(ValueError, match="1 unknown: extra.weight"):
         load_artifact(copy)
     save_file(
         {name: value for name, value in state.items() if name != first}, copy / "model.safetensors"

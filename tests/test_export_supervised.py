@@ -14,6 +14,8 @@ from toys import SMALL, supervised
 import zoo
 from zoo.hub.artifact import read_config
 from zoo.hub.export import export_run
+from zoo.hub.run_facts import stated_facts, write_facts
+from zoo.instantiate import instantiate
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -91,6 +93,42 @@ def test_a_classifiers_unfinished_run(tmp_path):
         read_config(folder)["kind"] == "reward"
         and "audio-classification" in (folder / "README.md").read_text()
     )
+
+
+def test_a_preference_heads_unfinished_run(tmp_path):
+    """Its checkpoints hold the head; the CLAP is that of the configuration."""
+    from toy_preferences import TOWERS
+
+    from lightning_modules.preference_model import Preference
+    from zoo.rewards.preference import PreferenceReward
+
+    clap = {
+        "_target_": "zoo.rewards.clap.ClapReward",
+        "checkpoint": "untrained",
+        "towers": "tiny",
+        "arguments": TOWERS,
+    }
+    settings = {"clap": clap, "embedding": 24, "hidden": 8, "listeners": ["ann"]}
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    node = {"_target_": "zoo.rewards.preference.PreferenceReward", **settings}
+    module = {"_target_": "lightning_modules.preference_model.Preference", "reward": node}
+    (run / "config.yaml").write_text(json.dumps({"module": module}))
+    write_facts(run, stated_facts({"module": module}))
+    own = Preference(PreferenceReward(instantiate(clap, "clap"), 24, 8, listeners=["ann"]))
+    torch.nn.init.normal_(own.head.listener.weight)
+    content = {"state_dict": own.state_dict(), "hyper_parameters": {}, "global_step": 5}
+    own.on_save_checkpoint(content)
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    folder = export_run(run, tmp_path / "out")
+    head = zoo.load(str(folder)).head.state_dict()
+    assert head.keys() == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "listener.weight"}
+    assert all(torch.equal(head[name], value) for name, value in own.head.state_dict().items())
+    assert read_config(folder)["training"]["finished"] is False
+    del content["state_dict"]["head.fc2.bias"]
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"head\.fc2\.bias"):
+        export_run(run, tmp_path / "out", overwrite=True)
 
 
 def test_the_codecs_run_has_no_model_folder(tmp_path):

@@ -11,6 +11,7 @@ from toy_preferences import tone
 
 from datamodules.preferences.dialects import write_labels
 from datamodules.preferences.rated import LabelFiles
+from datamodules.preferences.weighted import WeightedClips
 from datamodules.rated_clips import RatedClips
 from zoo.audio_files import write_audio
 from zoo.errors import UserError
@@ -115,6 +116,8 @@ def test_comparisons_give_both_clips_and_the_winner_of_a_tie_is_nobody(
     assert data.pairs("train") == [(1, 0), (2, 3)]  # the clips of two comparisons are not compared
     with pytest.raises(UserError, match=r"data\.batches=pairs"):
         RatedClips(Splits(rows)).setup()
+    with pytest.raises(UserError, match="annotate"):
+        WeightedClips(LabelFiles("pairs.jsonl", "audio"), 0.25).check_files()
     by_rater = LabelFiles("pairs.jsonl", "audio", listeners=True).rated_clips()
     assert [(clip.listener, clip.label) for _, clip in by_rater] == [
         ("ann", 0.0),

@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 from test_run_folder import run
 from toy_ddpo import module, trainer
+from toy_preferences import small_reward
 from toys import Given, Rounds, prompt_round
 
 from lightning_modules import progress
+from lightning_modules.preference_model import Preference
 from lightning_modules.progress import RoundProgress, quieten_lightning
 from lightning_modules.run_summary import run_summary
 from zoo.rewards.mood import UNITS
@@ -125,3 +127,11 @@ def test_without_an_earlier_evaluation_it_describes_its_samples(tmp_path):
     _, ddpo = run(tmp_path, 1)
     assert run_summary(tmp_path, ddpo)[0].startswith("reward of the samples")
     assert run_summary(tmp_path / "nothing", ddpo) == []
+
+
+def test_a_run_that_trained_a_reward_says_how_to_score_with_it(tmp_path):
+    preference = small_reward()
+    Preference(preference).export(tmp_path)
+    first, second = run_summary(tmp_path, None)
+    assert first.startswith("score:") and f"tools/annotate.py FOLDER --reward {tmp_path}" in first
+    assert second.startswith("export:")

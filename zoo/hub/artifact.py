@@ -28,6 +28,7 @@ from zoo.hub.weights import (
     SHARD_BYTES,
     WEIGHTS_FILE,
     blobs_of,
+    misfits,
     read_state,
     refuse_wrong_numbers,
     save_state,
@@ -300,25 +301,10 @@ def _stored_state(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    missing = sorted(wanted.keys() - state.keys())
-    unused = sorted(state.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
-        if state[name].shape != wanted[name].shape
-    ]
-    wrong = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-        for what, names in (
-            ("missing", missing),
-            ("not used", unused),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
+    wrong = misfits(state, wanted)
     if wrong:
         where = folder / (INDEX_FILE if (folder / INDEX_FILE).exists() else WEIGHTS_FILE)
-        raise UserError(f"the tensors in {where} do not fit the architecture; {'; '.join(wrong)}")
+        raise UserError(f"the tensors in {where} do not fit the architecture; {wrong}")
     refuse_wrong_numbers(state, wanted, str(folder))
 
 

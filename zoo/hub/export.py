@@ -82,6 +82,8 @@ def export_run(
             _copy_model(result, part, dtype, record)
         elif isinstance(result, Checkpoint) and facts.checkpoint == "whole":
             _export_trained(settings, run, result, facts, part, dtype, record)
+        elif isinstance(result, Checkpoint) and "backbone" not in settings["module"]:
+            _export_reward(settings, run, result, facts, part, dtype, record)
         else:
             _export_learned(settings, run, result, facts, part, merge, dtype, record)
         write_card(part, to.resolve().name)
@@ -138,6 +140,24 @@ def _export_trained(
     _save_whole(
         module, part, dtype or torch.float16, record
     )  # half precision, as a finished run's model/
+
+
+def _export_reward(
+    settings: Mapping[str, Any],
+    run: Path,
+    checkpoint: Checkpoint,
+    facts: RunFacts,
+    part: Path,
+    dtype: torch.dtype | None,
+    record: dict[str, Any],
+) -> None:
+    """An unfinished run whose checkpoints hold the learned parts of a reward."""
+    reward = built_from(settings, "reward", run)
+    names = [
+        name for name, _ in reward.named_parameters() if name.split(".")[0] in (facts.learned or ())
+    ]
+    fill(reward, checkpoint, "", names, whole=False)
+    _save_whole(reward, part, dtype, record)
 
 
 def _export_learned(

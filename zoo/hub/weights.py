@@ -205,6 +205,27 @@ def wrong_numbers(
     return {what: names for what, names in found.items() if names}
 
 
+def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: str = "") -> str:
+    """What ``state`` lacks, has too much or has in another shape; "" when it fits ``wanted``.
+
+    ``prefix`` stands before every name in the message.
+    """
+    found = {
+        "missing": [prefix + name for name in sorted(wanted.keys() - state.keys())],
+        "unknown": [prefix + name for name in sorted(state.keys() - wanted.keys())],
+        "of another shape": [
+            f"{prefix}{name} has shape {tuple(state[name].shape)}, expected {tuple(own.shape)}"
+            for name, own in sorted(wanted.items())
+            if name in state and state[name].shape != own.shape
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}"
+        for what, names in found.items()
+        if names
+    )
+
+
 def refuse_wrong_numbers(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None, where: str
 ) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from zoo.errors import UserError, did_you_mean, parsing
 from zoo.hub.artifact import build_within
+from zoo.hub.weights import misfits
 from zoo.importers.pickles import LIGHTNING_CALLBACKS, load_pickle_weights
 from zoo.rewards.mood import EmotionReward
 from zoo.rewards.mood_tasks import CHUNK_S, RATE_HZ, TASKS, classes_of
@@ -122,25 +123,10 @@ def load_network(network: ShortChunkResNet, state: Mapping[str, Tensor], where: 
     or it would hear other bands. Raises ``UserError`` with the names.
     """
     wanted = network.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    unknown = sorted(state.keys() - wanted.keys())
-    shapes = [
-        f"{PREFIX}{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
-        if state[name].shape != wanted[name].shape
-    ]
-    wrong = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}"
-        for what, names in (
-            ("missing", [PREFIX + name for name in missing]),
-            ("unknown", [PREFIX + name for name in unknown]),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
+    wrong = misfits(state, wanted, PREFIX)
     if wrong:
         raise UserError(
-            f"the tensors in {where} are not those of EMOPIA's audio classifier; {'; '.join(wrong)}"
+            f"the tensors in {where} are not those of EMOPIA's audio classifier; {wrong}"
         )
     infinite = [PREFIX + name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if infinite:
