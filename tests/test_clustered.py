@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from zoo.errors import UserError
 from zoo.statistics.bootstrap import bootstrap_means, percentile_interval
-from zoo.statistics.clustered import clustered_difference, clustered_mean
+from zoo.statistics.clustered import clustered_difference, clustered_mean, crossed_mean
 
 
 def test_a_prompt_counts_once_however_many_clips_it_has():
@@ -129,3 +130,42 @@ def test_the_bootstrap_draws_clips_within_the_prompts_that_it_draws():
     # deviation 1)
     assert draws.var() == pytest.approx(25 / 2 + 1 / 4, rel=0.03)
     assert len(set(np.round(draws, 6))) > 3  # without the second stage: 1, 6 and 11 alone
+
+
+def test_votes_are_clustered_by_prompt_and_by_rater() -> None:
+    # two prompts, two raters, one vote each: 1 3 / 2 6, mean 3, deviations -2 0 / -1 3
+    found = crossed_mean([1, 3, 2, 6], ["p", "p", "q", "q"], ["a", "b", "a", "b"])
+    assert found.value == 3
+    by_prompt = 2 / 1 * ((-2) ** 2 + 2**2) / 16  # sums -2 and 2
+    by_rater = 2 / 1 * ((-3) ** 2 + 3**2) / 16  # sums -3 and 3
+    by_both = 4 / 3 * (4 + 0 + 1 + 9) / 16
+    assert found.error == pytest.approx(max(by_prompt + by_rater - by_both, by_rater) ** 0.5)
+    assert (found.degrees, found.clips, found.prompts) == (1.0, 4, 2)
+
+
+def test_votes_of_one_rater_or_prompt() -> None:
+    alone = crossed_mean([1, 3, 2, 6], ["p", "p", "q", "q"], ["a"] * 4)
+    assert alone.error == pytest.approx(clustered_mean([1, 3, 2, 6], ["p", "p", "q", "q"]).error)
+    assert crossed_mean([1, 3], ["p", "p"], ["a", "b"]).error is None
+    for wrong in ([], [float("nan")]):
+        with pytest.raises(UserError):
+            crossed_mean(wrong, ["p"] * len(wrong), ["a"] * len(wrong))
+    with pytest.raises(UserError, match="1 prompts"):
+        crossed_mean([1, 2], ["p"], ["a", "b"])
+
+
+def test_the_interval_of_votes_covers_the_truth() -> None:
+    """Raters and prompts have their own levels; an interval over prompts alone is too narrow."""
+    random = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(20), 8)
+    raters = np.tile(np.arange(8), 20)
+    hits = {"crossed": 0, "prompts": 0}
+    for _ in range(300):
+        level = 0.3 * random.standard_normal(20)[prompts] + 0.5 * random.standard_normal(8)[raters]
+        votes = level + 0.5 * random.standard_normal(160)
+        for name, found in (
+            ("crossed", crossed_mean(votes, prompts.tolist(), raters.tolist())),
+            ("prompts", clustered_mean(votes, prompts.tolist())),
+        ):
+            hits[name] += found.low <= 0 <= found.high
+    assert 0.92 <= hits["crossed"] / 300 <= 0.985 and hits["prompts"] / 300 < 0.75

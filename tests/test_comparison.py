@@ -14,8 +14,8 @@ import pytest
 import soundfile
 import torch
 from toy_listening import NAMES, folders
+from toy_study import command
 
-from zoo.commands import listen
 from zoo.errors import reported
 from zoo.listening.comparison import comparison_page, scored, summary_lines
 from zoo.listening.pairs import paired_difference, read_pairs
@@ -144,16 +144,13 @@ def test_the_command_from_folders_to_page(tmp_path: Path, capsys: pytest.Capture
         "--out",
         str(tmp_path / "p.html"),
     ]
-    assert reported(listen.main, [*words, "--count", "2"]) == 0
+    assert reported(command, [*words, "--count", "2"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"clap/\S+, mean over n = 2 prompts", out) and str(tmp_path / "p.html") in out
     assert (tmp_path / "p.html").read_text().count("<audio") == 4
-    assert (
-        reported(listen.main, words) == 2
-        and "exists; give another --out" in capsys.readouterr().err
-    )
+    assert reported(command, words) == 2 and "exists; give another --out" in capsys.readouterr().err
     (tmp_path / ".p.999999999.part.html").touch()  # of a killed call
-    assert reported(listen.main, [*words, "--overwrite"]) == 0
+    assert reported(command, [*words, "--overwrite"]) == 0
     assert not (tmp_path / ".p.999999999.part.html").exists()
     assert (tmp_path / "p.html").read_text().count("<audio") == 6
 
@@ -204,7 +201,7 @@ def test_mistakes_are_one_line(
         str(after),
         *(word.format(tmp=tmp_path) for word in words[1:]),
     ]
-    assert reported(listen.main, words) == 2
+    assert reported(command, words) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "after",
@@ -221,13 +218,13 @@ def test_a_test_whose_answers_cannot_be_saved_does_not_open(tmp_path: Path) -> N
 
 
 def test_summary_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert reported(listen.main, ["summary", str(tmp_path / "a.csv")]) == 2
+    assert reported(command, ["summary", str(tmp_path / "a.csv")]) == 2
     assert "there is no such file of answers" in capsys.readouterr().err
     from zoo.listening.trials import give_answer, listening_test
 
     test = listening_test(read_pairs(*folders(tmp_path, 2)).pairs, tmp_path / "a.csv", NAMES)
     give_answer(test, "ann", 1, "none")
-    assert reported(listen.main, ["summary", str(tmp_path / "a.csv")]) == 0
+    assert reported(command, ["summary", str(tmp_path / "a.csv")]) == 0
     assert f"test {test.name}: 1 answers (n) of 1 listeners to 1 pairs" in capsys.readouterr().out
 
 

@@ -49,7 +49,8 @@ def test_every_embedded_file_is_package_data(setup: configparser.ConfigParser) -
     assert {"embedded/*/*.json", "embedded/*/*.safetensors", "embedded/*/*.md"} <= set(globs)
     files = [
         path
-        for path in (ROOT / "zoo" / "embedded").rglob("*")
+        for folder in ("zoo/embedded", "zoo/listening/label_page")
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     ]
     left_out = [

@@ -59,7 +59,7 @@ TOOL_SOURCES = {
     "fit": ["tools/fit.py", "zoo/command_line.py"],
     "generate": ["zoo/commands/generate.py"],
     "evaluate": ["zoo/commands/evaluate.py", "zoo/evaluation/options.py"],
-    "listen": ["zoo/commands/listen.py"],
+    "listen": ["zoo/commands/listen.py", "zoo/commands/label.py"],
     "zoo": ["zoo/commands/zoo.py"],
     "sounds": ["datamodules/sounds/fetch.py"],
     "piano_demo": ["datamodules/music/piano_command.py"],

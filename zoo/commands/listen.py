@@ -1,4 +1,4 @@
-"""The command line of ``tools/listen.py``: comparison page, blind test, and summary of answers."""
+"""The command line of ``tools/listen.py``: comparison page, blind test, and labelling."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.commands.label import LabelFormats, add_label_commands
 from zoo.errors import UserError
 from zoo.files import check_writable, clear_after_killed
 from zoo.listening.answers import SUFFIXES, check_systems, described, read_answers
@@ -16,10 +17,10 @@ if TYPE_CHECKING:  # imports of torch wait until the arguments are parsed, for a
     from zoo.listening.pairs import Pairing
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(formats: LabelFormats) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/listen.py",
-        description="Compares original and fine-tuned sounds by ear.",
+        description="Compares sounds by ear, and collects what people say of them.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -71,10 +72,11 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     add.set_defaults(run=_blind)
     add = commands.add_parser(
-        "summary", help="summarise the answers, with intervals", allow_abbrev=False
+        "summary", help="summarise the answers of a blind test, with intervals", allow_abbrev=False
     )
     add.add_argument("answers")
     add.set_defaults(run=_summary)
+    add_label_commands(commands, formats)
     return parser
 
 
@@ -92,9 +94,9 @@ def _add_folders(add: argparse.ArgumentParser) -> None:
     add.add_argument("--count", type=int, help="how many pairs, evenly spread (default: all)")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], formats: LabelFormats) -> None:
     """Runs a command. Raises ``UserError`` and ``OSError`` for mistakes in its arguments."""
-    options = parser().parse_args(argv)
+    options = parser(formats).parse_args(argv)
     options.run(options)
 
 

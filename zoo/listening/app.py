@@ -7,12 +7,12 @@ which.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError, describe
+from zoo.listening.serving import address, cannot_serve, check_port, is_this_machine
 from zoo.listening.trials import BlindTest, View, give_answer, heard, next_view, playable
 
 QUESTION = "Which sound fits the text better?"
@@ -125,19 +125,12 @@ def serve(
     No folder is served, and ``folders`` are blocked. Raises ``UserError`` for an invalid host or
     port, and ``OSError`` for a port that is in use.
     """
-    try:
-        is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        raise UserError(
-            f"invalid host {host!r}: expected localhost or an address of this machine such as"
-            " 127.0.0.1"
-        ) from error
-    if not 1 <= port <= 65535:
-        raise UserError(f"port must be 1 to 65535, got {port}")
+    is_here = is_this_machine(host)
+    check_port(port)
     if not is_here:
         print(f"anyone who can reach {host}:{port} can listen and answer; there is no password")
     gr = gradio()
-    print(f"open http://{f'[{host}]' if ':' in host else host}:{port}")
+    print(f"open {address(host, port)}")
     # system fonts, so that the page loads nothing from another server
     plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     hidden = [str(Path(folder).resolve()) for folder in folders]
@@ -154,6 +147,4 @@ def serve(
             ssr_mode=False,
         )
     except OSError as error:
-        raise OSError(
-            f"cannot serve at {host}:{port} ({error}); if the port is in use, choose another --port"
-        ) from error
+        raise cannot_serve(host, port, error) from error

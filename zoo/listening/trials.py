@@ -156,11 +156,22 @@ def trials(count: int, listener: str, seed: int) -> tuple[Trial, ...]:
     """
     draw = random.Random(f"listening test/{seed}/{listener}")
     order = draw.sample(range(count), count)
-    sides = [True] * (count // 2) + [False] * (count // 2) + [draw.random() < 0.5] * (count % 2)
-    draw.shuffle(sides)
+    sides = balanced_sides(count, draw)
     return tuple(
         Trial(i, pair, side) for i, (pair, side) in enumerate(zip(order, sides, strict=True), 1)
     )
+
+
+def balanced_sides(count: int, draw: random.Random) -> list[bool]:
+    """In random order, True for half of ``count`` (of an odd number, one more or less)."""
+    sides = [True] * (count // 2) + [False] * (count // 2) + [draw.random() < 0.5] * (count % 2)
+    draw.shuffle(sides)
+    return sides
+
+
+def now() -> str:
+    """The time in UTC, as answers hold it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def listener_name(text: str) -> str:
@@ -211,10 +222,9 @@ def give_answer(test: BlindTest, listener: str, number: int, answer: str) -> Vie
         raise UserError(f"there is no trial {number}; this test has 1 to {len(all_trials)}")
     trial = all_trials[number - 1]
     a, b = _sides(test, trial)
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     prompt = " ".join(test.pairs[trial.pair].prompt.id.split())
     saved = append_answer(
-        test.answers, Answer(now, test.name, name, number, trial.pair, prompt, a, b, answer)
+        test.answers, Answer(now(), test.name, name, number, trial.pair, prompt, a, b, answer)
     )
     view = next_view(test, name)
     if saved:

@@ -105,6 +105,59 @@ def clustered_difference(first: Clustered, second: Clustered) -> Clustered:
     return with_interval(value, variance, degrees, clips, prompts)
 
 
+def crossed_mean(
+    values: Sequence[float], prompts: Sequence[Hashable], raters: Sequence[Hashable]
+) -> Clustered:
+    """Mean of votes with an interval for other prompts and other raters at once.
+
+    Votes on one prompt resemble each other, and so do those of one rater. The variance is that
+    clustered by prompt plus that by rater less that by both (Cameron, Gelbach and Miller 2011), and
+    at least the larger of the first two; Student's t has one degree of freedom less than there are
+    prompts or raters, whichever are fewer. Every vote counts once. The votes of one rater have the
+    interval over prompts, which says nothing about other raters.
+
+    Args:
+        values: one number per vote.
+        prompts: the prompt of each vote.
+        raters: who voted.
+
+    Raises:
+        UserError: for no votes, unequal counts, and values that are not finite.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if not len(numbers) or not len(numbers) == len(prompts) == len(raters):
+        counts = f"{len(numbers)} values, {len(prompts)} prompts, {len(raters)} raters"
+        raise UserError(
+            f"expected one prompt and rater per vote and at least one vote, got {counts}"
+        )
+    if not np.isfinite(numbers).all():
+        raise UserError("a vote is NaN or infinite")
+    value = float(numbers.mean())
+    deviations = numbers - value
+    by_prompt = _cluster_variance(deviations, prompts)
+    by_rater = _cluster_variance(deviations, raters)
+    prompt_count = len(set(prompts))
+    if by_prompt is None:
+        return Clustered(value, None, None, None, None, len(numbers), prompt_count)
+    if by_rater is None:
+        return with_interval(value, by_prompt, prompt_count - 1.0, len(numbers), prompt_count)
+    by_both = _cluster_variance(deviations, list(zip(prompts, raters, strict=True))) or 0.0
+    variance = max(by_prompt + by_rater - by_both, by_prompt, by_rater)
+    degrees = min(prompt_count, len(set(raters))) - 1.0
+    return with_interval(value, variance, degrees, len(numbers), prompt_count)
+
+
+def _cluster_variance(deviations: np.ndarray, groups: Sequence[Hashable]) -> float | None:
+    """Variance of a mean whose deviations are summed within groups; None for one group."""
+    sums: dict[Hashable, float] = {}
+    for deviation, group in zip(deviations, groups, strict=True):
+        sums[group] = sums.get(group, 0.0) + float(deviation)
+    if len(sums) < 2:
+        return None
+    squares = float(np.square(list(sums.values())).sum())
+    return len(sums) / (len(sums) - 1) * squares / len(deviations) ** 2
+
+
 def with_interval(
     value: float, variance: float, degrees: float, clips: int, prompts: int
 ) -> Clustered:
