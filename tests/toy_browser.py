@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +26,21 @@ FLAGS = (
     "--no-first-run",
     "--disable-extensions",
     "--disable-background-networking",
+    "--disable-background-timer-throttling",
+    "--disable-renderer-backgrounding",
+    "--disable-backgrounding-occluded-windows",
     "--autoplay-policy=no-user-gesture-required",
     "--remote-debugging-pipe",
 )
 PATIENCE_S = 60.0
+# the browser reads commands from descriptor 3 and writes to 4
+_AT_3_AND_4 = """
+import fcntl, os, sys
+reader, writer = (fcntl.fcntl(int(word), fcntl.F_DUPFD, 10) for word in sys.argv[1:3])
+os.dup2(reader, 3)
+os.dup2(writer, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def chromium() -> str:
@@ -46,11 +58,10 @@ class Browser:
         self.program = chromium()
         to_child, self.writer = os.pipe()
         self.reader, from_child = os.pipe()
-        # the browser reads commands from descriptor 3 and writes to 4
-        script = f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}'
         words = [self.program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        start = [sys.executable, "-S", "-c", _AT_3_AND_4, str(to_child), str(from_child), *words]
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", script, *words],
+            start,
             pass_fds=(to_child, from_child),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -91,6 +102,7 @@ class Browser:
         ]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session)
+        page.call("Emulation.setFocusEmulationEnabled", enabled=True)
         page.resize(width, height)
         page.go(address)
         return page
@@ -114,6 +126,7 @@ class Page:
 
     def go(self, address: str) -> None:
         self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete' && !!document.body")
 
     def resize(self, width: int, height: int) -> None:
         self.call(
@@ -157,7 +170,8 @@ class Page:
         name = f"Digit{key}" if key.isdigit() else f"Key{key.upper()}"
         code, number = codes.get(key, (name, ord(key[0].upper())))
         common = {"key": key, "code": code, "windowsVirtualKeyCode": number}
-        text = {} if len(key) > 1 else {"text": key}
+        written = {"Enter": "\r"}.get(key, key)
+        text = {} if len(written) > 1 else {"text": written}
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
