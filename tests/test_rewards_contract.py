@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 
 import pytest
 import torch
@@ -123,6 +124,14 @@ def test_silence_and_full_scale_are_finite(case):
     reward, prompts = case
     for wave in (torch.zeros(3, 2, 16_000), torch.ones(3, 2, 16_000), waves(3).sign()):
         assert torch.isfinite(reward(wave, 16_000, prompts).score_B).all()
+
+
+def test_scores_keep_to_the_bounds_that_are_stated(case):
+    reward, prompts = case
+    least, greatest = getattr(reward, "bounds", (-math.inf, math.inf))
+    for wave in (torch.zeros(3, 2, 16_000), waves(3), waves(3).sign()):
+        score_B = reward(wave, 16_000, prompts).score_B
+        assert ((score_B >= least - 1e-5) & (score_B <= greatest + 1e-5)).all()
 
 
 def test_gradients_flow_if_and_only_if_it_says_so(case):

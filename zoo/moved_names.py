@@ -71,7 +71,6 @@ MODULES = {
     "zoo.generate_command": "zoo.commands.generate",
     "zoo.hub_client": "zoo.hub.client",
     "zoo.hub_requests": "zoo.hub.requests",
-    "zoo.importers.wheels": "zoo.importers.yamnet",
     "zoo.lengths": "zoo.backbones.lengths",
     "zoo.lock": "zoo.hub.lock",
     "zoo.metrics.bootstrap": "zoo.statistics.bootstrap",
