@@ -22,7 +22,7 @@ from toy_weighted import (
     write_tone,
 )
 
-from datamodules.batches import LatentBatch, PairedBatch
+from datamodules.batches import LatentBatch, PairedBatch, RatedClip
 from datamodules.cache import encode_clips
 from datamodules.latent_store import PER_FILE, LatentStore, encoder_id, wave_key
 from datamodules.preferences.rated import LabelFiles
@@ -30,7 +30,6 @@ from datamodules.preferences.recorded import CaptionedFiles
 from datamodules.preferences.reward_weights import RewardTransform
 from datamodules.preferences.streams import PairedEpoch, Place, Rows, Stream
 from datamodules.preferences.weighted import MixingSettings, Mixtures, WeightedClips
-from datamodules.rated_clips import LabelTable
 from datamodules.sounds.mixing import mixed
 from zoo.errors import UserError
 from zoo.types import Prompt
@@ -331,15 +330,25 @@ def test_clips_that_cannot_be_read_are_left_out_and_named(tmp_path, caplog):
     assert len(data.rows["labelled"]) == 3 == len(data.rows["pretrain"])
 
 
-def test_a_table_whose_audio_nobody_checked(tmp_path):
-    """``LabelTable`` reads no audio: what cannot be decoded is found when it is encoded."""
+class Unchecked:
+    """Labels whose audio nobody looked at."""
+
+    def __init__(self, *clips: RatedClip) -> None:
+        self.clips = clips
+
+    def rated_clips(self) -> list[tuple[str, RatedClip]]:
+        return [("", clip) for clip in self.clips]
+
+
+def test_audio_that_nobody_checked(tmp_path):
+    """What cannot be decoded is found when it is encoded."""
     write_corpus(tmp_path)
     (tmp_path / "audio/made/0001.wav").write_bytes(b"RIFF")
-    lines = [f"made/000{i}.wav,a dog,{label}" for i, label in enumerate(LABELS)]
-    (tmp_path / "t.csv").write_text("\n".join(["file,prompt,label", *lines, "gone.wav,a dog,1"]))
-    table = LabelTable(str(tmp_path / "t.csv"), str(tmp_path / "audio"))
+    paths = [tmp_path / f"audio/made/{i:04d}.wav" for i in range(len(LABELS))]
+    clips = [rated(label, "a dog", str(path)) for path, label in zip(paths, LABELS, strict=True)]
+    source = Unchecked(*clips, rated(1, "a dog", str(tmp_path / "gone.wav")))
     rewards = RewardTransform("centred")
-    data = ready(WeightedClips(table, 0.5, rewards=rewards, encoder=Codec()))
+    data = ready(WeightedClips(source, 0.5, rewards=rewards, encoder=Codec()))
     assert [name.rpartition("/")[2] for name in data.quarantined] == ["0001.wav", "gone.wav"]
     kept = torch.tensor([1, 0.5, 1, 0])
     assert torch.allclose(data.rows["labelled"].weights, kept - kept.mean())
@@ -374,7 +383,7 @@ def test_files_of_another_rate_are_resampled(tmp_path):
     [
         ({"label": 1.5}, "label"),
         ({"label": float("nan")}, "label"),
-        ({"audio": "made/0000.wav"}, "judged twice"),
+        ({"audio": "made/0000.wav", "prompt": "a dog barks"}, "judged twice"),
         ({"prompt": "A dog barks.", "split": "val"}, "split"),
     ],
 )
