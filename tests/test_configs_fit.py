@@ -385,7 +385,7 @@ def test_batons_quickstart_leaves_clips_labels_a_report_and_a_model(tmp_path: Pa
         assert (run_dir / made).exists(), made
     labels = read_labels(clips / "labels.jsonl").checked()
     assert len(labels) == 12
-    assert {record.label for record in labels} == {0, 1}
+    assert {record.votes[0].value for record in labels} == {0, 1}
     assert all(record.votes[0].rater.startswith("stand-in") for record in labels)
     page = (run_dir / "report.html").read_text("utf-8")
     assert page.count("<audio") == 2 * len(read_samples(run_dir / "audio" / "before"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from zoo.audio_files import read_audio, write_audio
 from zoo.diffusion import Sampler
 from zoo.errors import UserError
 from zoo.generations import Sample
-from zoo.types import Prompt, RewardOutput, Waveform
+from zoo.types import Prompt, RewardOutput, Vote, Waveform
 
 SHORT = SamplerSettings(steps=2, guidance_scale=1.0, eta=0.0, batch_size=4)
 
@@ -88,10 +88,11 @@ def test_labels_of_the_stand_in_are_written_once_and_may_be_corrected(tmp_path: 
     records = list(read_labels(tmp_path / "labels.jsonl").checked())
     assert {vote.rater for record in records for vote in record.votes} == {"stand-in level"}
     people = [
-        type(record)(record.prompt, record.audio, record.task, label=1.0) for record in records
+        replace(record, votes=(*record.votes, Vote("ann", 1.0)), label=None) for record in records
     ]
     write_labels(people, tmp_path / "labels.jsonl", "attune")
-    assert {clip.label for _, clip in source.rated_clips()} == {1.0}
+    # the stand-in said 0, 0, 1
+    assert [clip.label for _, clip in source.rated_clips()] == [0.5, 0.5, 1.0] * 2
     assert clips.asked == 1
     write_labels(people[:-1], tmp_path / "labels.jsonl", "attune")
     with pytest.raises(UserError, match="1_3.wav"):

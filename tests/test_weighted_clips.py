@@ -128,6 +128,14 @@ def test_batches_hold_clips_prompts_and_weights(tmp_path):
     assert all(isinstance(batch, LatentBatch) for batch in plain.train_dataloader())
 
 
+def test_weights_of_whole_numbers_are_numbers_of_the_loss(tmp_path):
+    codec = Codec()
+    whole = RewardTransform("constant", value=1)  # "value: 1" in a YAML
+    data = ready(weighted_clips(write_corpus(tmp_path), codec, rewards=whole))
+    weight_B = next(iter(data.train_dataloader())).labelled.weight_B
+    assert weight_B.dtype == torch.float32 and weight_B.tolist() == [1, 1]
+
+
 def rows(count: int) -> Rows:
     prompts = tuple(Prompt(str(i), "x") for i in range(count))
     return Rows(torch.arange(count).reshape(count, 1), prompts)

@@ -54,9 +54,9 @@ class StandInLabels:
     """A source of labels: 1 for a clip that scores above the mean of its prompt, else 0.
 
     **The reward stands in for people and is no judge:** what learns from these labels learns the
-    reward's taste. They are written to ``labels.jsonl`` beside the clips (docs/labels.md), where
-    people may correct them: a file that is there is used as it is, whoever wrote it. Remove it to
-    have the reward label again.
+    reward's taste. They are written to ``labels.jsonl`` beside the clips (docs/labels.md), one vote
+    of the stand-in per clip, which people may correct or add to: a file that is there is used as it
+    is. Remove it to have the reward label again.
 
     Args:
         clips: at least two per prompt.
@@ -96,7 +96,6 @@ class StandInLabels:
                 sample.path.name,
                 "integrity",
                 votes=(Vote(rater, label),),
-                label=label,
                 seconds=sample.prompt.seconds,
             )
             for sample, label in zip(samples, labels, strict=True)

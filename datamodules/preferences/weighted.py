@@ -217,7 +217,7 @@ class WeightedClips(L.LightningDataModule):
         self.quarantined = {**getattr(self.labelled, "quarantined", {}), **unreadable}
         kept = [row for row in range(len(clips)) if row not in refused]
         self.clips = tuple(clips[row] for row in kept)
-        weights = torch.tensor(self.rewards.weights(self.clips))
+        weights = torch.tensor(self.rewards.weights(self.clips), dtype=torch.float32)
         log.info(
             "%d labelled clips; weights %.3f on average, %d of them 0, %d below",
             len(kept),
