@@ -13,6 +13,7 @@ from benchmarks.rejudge_sounds import Difference, Unit
 from benchmarks.sound_probes import Judge, Probe
 from zoo.backbones.lora import add_lora
 from zoo.diffusion import Sampler
+from zoo.evaluation.best_of_n import cost
 from zoo.hub.adapters import save_adapter
 from zoo.statistics.clustered import clustered_mean
 
@@ -86,7 +87,9 @@ def test_the_verdict_follows_the_mean_of_seeds_by_both_judges():
     rows = rejudge.rows_of(base, seeds)
     assert rejudge.verdict(rows).startswith("the judges do not both follow")
     assert rows["mean of seeds"]["both_C"].captions.value == pytest.approx(-0.025, abs=1e-3)
-    shown = rejudge.table("a sampler", base, rows, Sampler(6, 3.0, 1.0))
+    sampler = Sampler(6, 3.0, 1.0)
+    costs = {"": cost(sampler), rejudge.BEST_ROW: cost(sampler, 3)}
+    shown = rejudge.table("a sampler", base, rows, costs)
     assert "| 12, 0 |" in shown and "| 36, 3 |" in shown  # network evaluations and reward calls
     assert f"| **{np.mean(rising):+.3f} ± " in shown
 
@@ -153,6 +156,7 @@ def save(run, deviation: float) -> None:
     save_adapter(backbone, run / "adapter")
 
 
+@pytest.mark.long
 def test_protocol_at_toy_size(toy, tmp_path, capsys):
     arguments, made = toy
     rejudge.main(arguments)
@@ -164,6 +168,11 @@ def test_protocol_at_toy_size(toy, tmp_path, capsys):
         assert record[sampler]["seed 1"]["level_db"]["captions"]["value"] != 0
         assert record[sampler]["best of 3, no training"]["diversity_db"] is None
         assert record[sampler]["best of 3, no training"]["reward"]["pairs"]["value"] > 0
+    rows = record["own"]
+    assert list(rows)[-1] == rejudge.SAMPLER_ROW not in record["better"]
+    level = record["better"]["seed 0"]["level_db"]["captions"]  # seed 0 is the base model
+    assert rows[rejudge.SAMPLER_ROW]["level_db"]["captions"]["clips"] == level["clips"]
+    assert rows[rejudge.SAMPLER_ROW]["level_db"]["captions"]["value"] != 0
     shown = capsys.readouterr().out
     assert (tmp_path / "out" / "table.md").read_text("utf-8") in shown
     assert (tmp_path / "out" / "table.png").stat().st_size > 5000
@@ -176,6 +185,7 @@ def test_protocol_at_toy_size(toy, tmp_path, capsys):
     assert made == [2, 3]
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_where_it_stopped(toy, monkeypatch):
     arguments, made = toy
     judged = rejudge.judged
