@@ -325,6 +325,13 @@ class Denoising(AveragedWeights):
         limit = self.optimizer.max_grad_norm
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None and not math.isfinite(norm):  # a scaler leaves such a step out by itself
+            raise UserError(
+                f"the gradient is not finite (its norm is {norm:g}), so the run has diverged;"
+                " nothing was learned from it and the last checkpoint is kept. Start again with a"
+                " lower optimizer.learning_rate or a max_grad_norm"
+            )
         self.log("train/grad_norm", norm)
 
     # Checkpoints and export

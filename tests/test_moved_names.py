@@ -35,6 +35,12 @@ TARGETS = {
     "lightning_modules.emotion.Emotion": "lightning_modules.mood_classifier.Emotion",
     "lightning_modules.held_out.HeldOutWatch": "lightning_modules.rl.held_out.HeldOutWatch",
     "zoo.backbones.lora.save_adapter": "zoo.hub.adapters.save_adapter",
+    "lightning_modules.rl.settings.AdapterSettings": (
+        "lightning_modules.training_settings.AdapterSettings"
+    ),
+    "lightning_modules.training_settings.CosineSettings": (
+        "lightning_modules.training_settings.ScheduleSettings"
+    ),
     "lightning_modules.run.load": "zoo.configuration.read_configuration",
     "zoo.checkpoint.load_artifact": "zoo.hub.artifact.load_artifact",
     "zoo.loading.load": "zoo.loading.load",

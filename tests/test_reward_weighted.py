@@ -391,6 +391,16 @@ def test_without_validation_the_last_weights_are_exported_and_said(tmp_path):
 # What does not fit
 
 
+def test_a_run_that_diverged_stops(tmp_path):
+    module = denoising(ToyBackbone(), pretrain_weight=0.0)
+    before = [parameter.detach().clone() for parameter in module.parameters_that_learn]
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    with pytest.raises(UserError, match="not finite"):
+        trainer.fit(module, Given(batch_of([math.inf, 1.0, 1.0, 1.0])))
+    for parameter, value in zip(module.parameters_that_learn, before, strict=True):
+        assert torch.equal(parameter, value)
+
+
 def test_a_second_stream_must_be_there():
     class Plain:
         batch_type = LatentBatch

@@ -53,6 +53,7 @@ MODULES = {
     "lightning_modules.reward_queue": "lightning_modules.rl.reward_queue",
     "lightning_modules.rollouts": "lightning_modules.rl.rollouts",
     "lightning_modules.round_rewards": "lightning_modules.rl.round_scores",
+    "lightning_modules.rl.trainable": "lightning_modules.trainable",
     "lightning_modules.round_update": "lightning_modules.rl.round_update",
     "zoo.artifact_check": "zoo.hub.artifact_check",
     "zoo.audio_folders": "zoo.audio_files.folders",
@@ -110,6 +111,15 @@ NAMES = {
     "zoo.loading.load": "zoo.load",
     "zoo.targets.bind": "zoo.signatures.bind",
     "zoo.targets.bind_types": "zoo.signatures.bind_types",
+    "lightning_modules.rl.settings.AdapterSettings": (
+        "lightning_modules.training_settings.AdapterSettings"
+    ),
+    "lightning_modules.rl.settings.MemorySettings": (
+        "lightning_modules.training_settings.MemorySettings"
+    ),
+    "lightning_modules.training_settings.CosineSettings": (
+        "lightning_modules.training_settings.ScheduleSettings"
+    ),
     "lightning_modules.run.load": "zoo.configuration.read_configuration",
     "lightning_modules.run.Run": "zoo.configuration.Run",
     "datamodules.rated_clips.LabelTable": "datamodules.preferences.rated.LabelFiles",

@@ -193,6 +193,8 @@ class WeightedClips(L.LightningDataModule):
             if len(val):
                 rows["val"] = self._plain_rows(encoder, store, val, "val")
         self.rows = rows
+        if self.encoder is not None:  # it is not needed any more
+            encoder.to("cpu")
 
     def _encoder(self) -> Any:
         encoder: Any = self.encoder
