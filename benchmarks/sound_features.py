@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -157,6 +157,14 @@ def content_key(bank: SoundBank, weights: str, fit: Draw, test: Draw) -> str:
     return digest.hexdigest()[:16]
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A file of the cache. Raises ``UserError`` for one that is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and start again") from error
+
+
 def kept(path: Path, make: Callable[[], Heard]) -> Heard:
     """Features from a file, or made and written there."""
     if not path.is_file():
@@ -172,7 +180,7 @@ def kept(path: Path, make: Callable[[], Heard]) -> Heard:
                 str(beside),
                 {"facts": json.dumps(facts, allow_nan=False)},
             )
-    tensors = load_file(path)
+    tensors = read_tensors(path)
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
     prompts = tuple(Prompt(**record) for record in facts["prompts"])

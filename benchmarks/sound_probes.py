@@ -42,7 +42,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,7 @@ from benchmarks.sound_features import (
     content_key,
     heard_scenes,
     kept,
+    read_tensors,
     scene_bank,
 )
 from benchmarks.sound_networks import EARS, Gate, Listen
@@ -296,7 +297,7 @@ def _judge(name: str, listen: Listen, bank: SoundBank, cache: Path) -> Judge:
         with written_beside(path) as beside:
             save_file(asdict(probe), str(beside))
         write_json(row, tested(probe, test))
-    probe = Probe(**load_file(path))
+    probe = Probe(**read_tensors(path))
     return Judge(name, ear.title, listen, probe, json.loads(row.read_text("utf-8")))
 
 

@@ -326,6 +326,15 @@ def test_interrupted_features_leave_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_file_of_the_cache_is_named(tmp_path):
+    path = tmp_path / "features.safetensors"
+    sound_features.kept(path, lambda: Heard(torch.ones(1, 1, 2), torch.ones(1, 1, 2), (), 0.1))
+    assert sound_features.kept(path, None).codec_BPD.equal(torch.ones(1, 1, 2))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match="features.safetensors is damaged"):
+        sound_features.kept(path, None)
+
+
 @pytest.mark.parametrize("names", ["", "AX"])
 def test_unknown_judges_are_named(tmp_path, names):
     with pytest.raises(UserError, match="letters ABC"):
