@@ -23,7 +23,7 @@ from toy_weighted import (
 )
 
 from datamodules.batches import LatentBatch, PairedBatch, RatedClip
-from datamodules.cache import encode_clips
+from datamodules.cache import LatentCache, encode_clips
 from datamodules.latent_store import PER_FILE, LatentStore, encoder_id, wave_key
 from datamodules.preferences.rated import LabelFiles
 from datamodules.preferences.recorded import CaptionedFiles
@@ -311,6 +311,20 @@ def test_an_encoder_is_its_class_settings_and_codec():
         next(tiny.codec.parameters()).add_(1)
     assert len({own, encoder_id(tiny), encoder_id(Codec()), encoder_id(Codec(frame=400))}) == 4
     assert wave_key(torch.zeros(1, 6)) != wave_key(torch.zeros(2, 3))
+
+
+def test_other_data_modules_keep_their_latents_too(tmp_path):
+    """``LatentCache`` serves the same latents from disk."""
+    source = recordings(write_corpus(tmp_path))
+    source.batch_size = source.batches_per_epoch = 2
+    served = []
+    for codec in (Codec(), Codec()):
+        data = LatentCache(source, codec, str(tmp_path / "latents"))
+        data.setup("fit")
+        served.append((codec.encoded, [batch.latent_BCT for batch in data.train_dataloader()]))
+    (first, made), (second, kept) = served
+    assert (first, second) == (7, 0)
+    assert all(torch.equal(a, b) for a, b in zip(made, kept, strict=True))
 
 
 def test_clips_are_encoded_as_before_without_a_store(tmp_path):
