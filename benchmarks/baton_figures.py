@@ -181,18 +181,20 @@ def signed(found: Clustered, digits: int = 3) -> str:
 
 
 def arm_table(base: Record, arms: Mapping[str, Sequence[Record]]) -> str:
-    """One row per arm: differences to the base, averaged over seeds, and how many seeds rose."""
-    shown = {name: what for name, what in MEASURES.items() if name in base.values}
-    header = ["arm", "seeds", *(title for title, _ in shown.values())]
-    means = [f"{np.nanmean(base.values[name]):.{digits}f}" for name, (_, digits) in shown.items()]
-    lines = [["base", "-", *means]]
-    for arm, records in arms.items():
-        cells = []
-        for name, (_, digits) in shown.items():
+    """One row per measure: the base, and of each arm the difference to it, averaged over seeds.
+
+    "3 of 5" counts the seeds in which the measure rose.
+    """
+    titles = [f"{arm} ({len(records)} seeds)" for arm, records in arms.items()]
+    lines = []
+    for name, (title, digits) in MEASURES.items():
+        cells = [title, f"{np.nanmean(base.values[name]):.{digits}f}"]
+        for records in arms.values():
             up = sum(difference(base, [one], name).value > 0 for one in records)
-            cells.append(f"{signed(difference(base, records, name), digits)}, {up} up")
-        lines.append([arm, str(len(records)), *cells])
-    return markdown_table(header, lines)
+            found = signed(difference(base, records, name), digits)
+            cells.append(f"{found}, {up} of {len(records)}")
+        lines.append(cells)
+    return markdown_table(["measure", "base", *titles], lines)
 
 
 def verdict_table(base: Record, arms: Mapping[str, Sequence[Record]]) -> str:
