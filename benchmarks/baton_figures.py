@@ -21,7 +21,7 @@ from benchmarks.sound_scores import above_absent, asked, both_in_top3, class_sco
 from zoo.audio_files import read_audio
 from zoo.evaluation.best_of_n import Cost, best_of_n
 from zoo.files import written_beside
-from zoo.generations import read_samples
+from zoo.generations import Sample, read_samples
 from zoo.rewards.guards import distance_to_others, level_dbfs, mel_statistics
 from zoo.statistics.clustered import Clustered, clustered_mean
 
@@ -106,6 +106,35 @@ def measured(folder: Path, judges: Mapping[str, Any], clap: Any, batch_size: int
     values = {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
     pairs = tuple(" ".join(pair_of(sample.prompt)) for sample in samples)
     return Record(captions, pairs, values)
+
+
+def both_by_judges(samples: Sequence[Sample], judges: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Judge -> whether it hears both asked sounds in each clip, 1 or 0."""
+    waves = [read_audio(sample.path) for sample in samples]
+    wave_BCN = torch.stack([wave.samples_CN for wave in waves])
+    prompts = [sample.prompt for sample in samples]
+    return {
+        name: both_in_top3(
+            class_scores(judge.hear(wave_BCN, waves[0].sample_rate_hz)), prompts
+        ).tolist()
+        for name, judge in judges.items()
+    }
+
+
+def weighted_gain(clips: Sequence[Mapping[str, Any]], judge: str) -> Clustered:
+    """What clips drawn by their weight have more, by a judge, than the clips of their caption.
+
+    ``sum((weight - mean weight of the caption) * heard) / sum(weight)``, as the mean over captions.
+    """
+    by_caption: dict[str, list[tuple[float, float]]] = {}
+    for clip in clips:
+        by_caption.setdefault(clip["caption"], []).append((clip["weight"], clip[judge]))
+    mean = np.mean([clip["weight"] for clip in clips])
+    terms = []
+    for rows in by_caption.values():
+        weight, heard = np.array(rows).T
+        terms.append(float(((weight - weight.mean()) * heard).mean() / mean))
+    return clustered_mean(terms, list(by_caption))
 
 
 def weakest_of_asked(score_BK: torch.Tensor, prompts: Sequence[Any]) -> torch.Tensor:

@@ -60,6 +60,8 @@ Protocol, fixed before any of its results was seen
    - real_double: real only with 300 steps: is the base model still learning from real scenes?
    - and 90 of the training captions evaluated for BATON (``--train-captions``): does it rise where
      it was trained?
+   What the weights ask for (the judges' gain of training clips drawn by their weight) was added
+   when two seeds were known; it decides nothing.
    Drift is read from level and diversity of the arm "unfiltered", and from what the codec alone
    does to level and latents of the clips.
 10. The whole table is published, whatever the result. No seed, caption or clip is left out.
@@ -94,10 +96,12 @@ from benchmarks.baton_figures import (
     contrast_table,
     headroom_table,
     picture,
+    signed,
     verdict_table,
+    weighted_gain,
 )
 from benchmarks.baton_units import ARMS, EVERY_ARM, Places, preparation, training
-from benchmarks.evaluation import write_json, write_text
+from benchmarks.evaluation import markdown_table, write_json, write_text
 from benchmarks.units import only_one, run_units
 from zoo.errors import UserError, did_you_mean, reported
 from zoo.evaluation.best_of_n import cost
@@ -184,6 +188,17 @@ def publish(places: Places, seeds: Sequence[int], arms: Sequence[str]) -> str:
         parts.append(
             f"Through the codec again ({drift['clips']} clips of the base model): level"
             f" {drift['level_db']:+.2f} dB, latents {drift['latents']:.3f} of their deviation\n"
+        )
+    if places.filter.exists():
+        clips = json.loads(places.filter.read_text(encoding="utf-8"))["clips"]
+        lines = [
+            [source, judge, signed(weighted_gain([c for c in clips if c["part"] == source], judge))]
+            for source in ("HD", "RD")
+            for judge in ("B", "C")
+        ]
+        parts.append(
+            "What the weights ask for, on captions of training\n\n"
+            + markdown_table(["clips", "judge", "gain by weight"], lines)
         )
     text = "\n".join(parts)
     write_text(places.out / "table.md", text)

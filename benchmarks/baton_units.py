@@ -22,14 +22,16 @@ from benchmarks.baton_chain import (
     captions,
     clip_seeds,
     fitted,
+    part_of_prompts,
     rater_labels,
     train_head,
     write_label_files,
     write_scenes,
 )
-from benchmarks.baton_figures import measured
+from benchmarks.baton_figures import both_by_judges, measured
 from benchmarks.evaluation import write_json
 from benchmarks.units import Unit
+from datamodules.preferences.dialects import read_labels
 from lightning_modules.own_clips import make_clips
 from zoo.audio_files import read_audio
 from zoo.generations import read_samples
@@ -91,6 +93,10 @@ class Places:
     @property
     def scenes(self) -> Path:
         return self.out / "scenes" / "pd.jsonl"
+
+    @property
+    def filter(self) -> Path:
+        return self.out / "filter.json"
 
     @property
     def codec(self) -> Path:
@@ -179,6 +185,38 @@ def codec_drift(places: Places, seed: int) -> None:
     write_json(places.codec, found | {"clips": len(clips)})
 
 
+def filter_gain(places: Places, seed: int) -> None:
+    """What the weights of BATON ask for: the judges' gain of clips that are drawn by their weight.
+
+    Of every third training caption: HD by the rater's label, RD by the head's score. It is what
+    perfect imitation of the weighted clips would give on the captions of training.
+    """
+    folder = places.of_seed(seed)
+    found = captions()
+    kept = {prompt.id for prompt in found.train[::3]}
+    samples = [one for one in read_samples(folder / "clips") if one.prompt.id in kept]
+    weight_of = {}
+    for name in ("hd", "rd"):
+        for one in read_labels(folder / f"{name}.jsonl").checked():
+            weight_of[one.audio] = one.score if one.label is None else one.label
+    judges = {name: judge for name, judge in _judges(places, "ABC").items() if name != "A"}
+    parts = part_of_prompts(found)
+    rows = []
+    for start in range(0, len(samples), 16):
+        batch = samples[start : start + 16]
+        heard = both_by_judges(batch, judges)
+        for place, sample in enumerate(batch):
+            rows.append(
+                {
+                    "caption": sample.prompt.id,
+                    "part": "RD" if parts[sample.prompt.id] == "scored" else "HD",
+                    "weight": weight_of[sample.path.name],
+                    **{name: column[place] for name, column in heard.items()},
+                }
+            )
+    write_json(places.filter, {"clips": rows})
+
+
 def tune(places: Places, seed: int, name: str) -> None:
     """Fine-tunes an arm of a seed and evaluates it on the held-out captions."""
     arm = EVERY_ARM[name]
@@ -235,7 +273,12 @@ def preparation(places: Places, seeds: Sequence[int]) -> list[Unit]:
             Unit(folder / "rd.jsonl", annotate, (folder,), (head,)),
         ]
     labels = places.of_seed(seeds[0]) / "hd.jsonl"
-    return [*units, Unit(places.codec, codec_drift, (places, seeds[0]), (labels,))]
+    scored = places.of_seed(seeds[0]) / "rd.jsonl"
+    return [
+        *units,
+        Unit(places.codec, codec_drift, (places, seeds[0]), (labels,)),
+        Unit(places.filter, filter_gain, (places, seeds[0]), (labels, scored)),
+    ]
 
 
 def training(

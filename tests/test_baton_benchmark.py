@@ -150,6 +150,19 @@ def test_best_of_n_by_hand() -> None:
     assert found.prompts == 2
 
 
+def test_gain_by_weight_by_hand() -> None:
+    clips = [
+        {"caption": "a", "weight": 1.0, "B": 1.0},
+        {"caption": "a", "weight": 0.0, "B": 0.0},
+        {"caption": "b", "weight": 1.0, "B": 0.0},
+        {"caption": "b", "weight": 1.0, "B": 1.0},
+    ]
+    # a: (.5 * 1 - .5 * 0) / 2 / .75 = 1/3; b: nothing to choose
+    found = baton_figures.weighted_gain(clips, "B")
+    assert found.value == pytest.approx(1 / 6)
+    assert found.prompts == 2
+
+
 def test_the_lower_score_of_the_asked_sounds() -> None:
     score_BK = torch.arange(64.0).reshape(2, 32)
     prompts = [Prompt("p", "two", labels={"events": [CLASSES[7], CLASSES[3]]})] * 2
