@@ -6,7 +6,7 @@ Every batch has ``to(device)``, which Lightning calls to move it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -116,6 +116,51 @@ class PairedBatch:
 
     def to(self, device: device | str) -> PairedBatch:
         return PairedBatch(self.labelled.to(device), self.pretrain.to(device))
+
+
+@dataclass(frozen=True)
+class LatentPairBatch:
+    """Preference pairs of encoded clips: of each prompt the preferred one and the other.
+
+    ``chosen_BCT`` and ``rejected_BCT`` come from ``Backbone.encode`` and have one shape.
+    """
+
+    chosen_BCT: Tensor
+    rejected_BCT: Tensor
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def chosen(self) -> LatentBatch:
+        return LatentBatch(self.chosen_BCT, self.prompts)
+
+    def to(self, device: device | str) -> LatentPairBatch:
+        chosen_BCT = self.chosen_BCT.to(device)
+        return LatentPairBatch(chosen_BCT, self.rejected_BCT.to(device), self.prompts)
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """Two clips for one prompt, by their files, of which ``chosen`` is preferred."""
+
+    prompt: Prompt
+    chosen: Path
+    rejected: Path
+
+
+@dataclass(frozen=True)
+class ClipPairs:
+    """Preference pairs, and what gave none.
+
+    - ``train``, ``val``: the pairs; a prompt is in one of them only.
+    - ``left_out``: reason -> how many prompts or comparisons gave no pair for it.
+    """
+
+    train: tuple[ClipPair, ...]
+    val: tuple[ClipPair, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -182,18 +182,7 @@ class Denoising(AveragedWeights):
         """
         clean = self._latents(batch)
         count = len(batch)
-        generator = noise_generator(self.hparams.seed, self.global_step, name, self.global_rank)
-        # stratified times: one in each of B equal intervals, so that the loss is less noisy
-        uniform = (
-            torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-        ) / count
-        time_B = self.backbone.path.sample_times(uniform.to(self.device))
-        dropped = torch.rand(count, generator=generator) < self.hparams.condition_dropout
-        prompts = [
-            replace(p, text="", sources=()) if drop else p
-            for p, drop in zip(batch.prompts, dropped, strict=True)
-        ]
-        noise = torch.randn(clean.shape, generator=generator).to(self.device)
+        time_B, prompts, noise = self.drawn(batch.prompts, clean.shape, name)
         weight_B = self._weights(time_B, batch.weight_B)
         if batch.weight_B is None:
             error_B = latent_errors(self.backbone, clean, prompts, time_B, noise)
@@ -204,6 +193,27 @@ class Denoising(AveragedWeights):
         kept = [prompts[row] for row in rows.tolist()]
         error_R = latent_errors(self.backbone, clean[rows], kept, time_B[rows], noise[rows])
         return weighted_mean(error_R, weight_B[rows], count)
+
+    def drawn(
+        self, prompts: Sequence[Prompt], shape: Sequence[int], name: str
+    ) -> tuple[Tensor, list[Prompt], Tensor]:
+        """Times (B,), prompts with some captions emptied, and noise of ``shape`` (B, ...).
+
+        They depend on ``name``, seed, step and process only.
+        """
+        count = len(prompts)
+        generator = noise_generator(self.hparams.seed, self.global_step, name, self.global_rank)
+        # stratified times: one in each of B equal intervals, so that the loss is less noisy
+        uniform = (
+            torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+        ) / count
+        time_B = self.backbone.path.sample_times(uniform.to(self.device))
+        dropped = torch.rand(count, generator=generator) < self.hparams.condition_dropout
+        told = [
+            replace(p, text="", sources=()) if drop else p
+            for p, drop in zip(prompts, dropped, strict=True)
+        ]
+        return time_B, told, torch.randn(shape, generator=generator).to(self.device)
 
     def _weights(self, time_B: Tensor, weight_B: Tensor | None) -> Tensor:
         given = self.hparams

@@ -31,6 +31,9 @@ _ON_CARD = (
     "min_snr_gamma",
     "min_snr_form",
     "pretrain_weight",
+    "beta",
+    "winner_weight",
+    "sft_epochs",
     "ema_decay",
 )
 

@@ -78,6 +78,18 @@ def make_clips(
     return tuple(wanted)
 
 
+def training_prompts(prompts: Prompts) -> tuple[Prompt, ...]:
+    """A list of prompts, or the former of (training prompts, held-out prompts).
+
+    Raises ``UserError`` where there are none.
+    """
+    is_split = len(prompts) == 2 and not isinstance(prompts[0], Prompt)
+    found = tuple(prompts[0] if is_split else prompts)
+    if not found:
+        raise UserError("prompts: there are none to make clips for")
+    return found
+
+
 class OwnClips:
     """Clips of a model, made when they are first asked for and then kept, and a reward's scores.
 
@@ -108,12 +120,9 @@ class OwnClips:
         sampler: SamplerSettings = SamplerSettings(steps=16, guidance_scale=1.0, eta=0.0),
         seed: int = 0,
     ) -> None:
-        is_split = len(prompts) == 2 and not isinstance(prompts[0], Prompt)
-        self.prompts = tuple(prompts[0] if is_split else prompts)
+        self.prompts = training_prompts(prompts)
         if clips < 1:
             raise UserError(f"invalid clips {clips}: expected a whole number >= 1")
-        if not self.prompts:
-            raise UserError("prompts: there are none to make clips for")
         self.backbone = backbone
         self.reward = reward
         self.folder = Path(folder)

@@ -1,8 +1,9 @@
-"""Losses of a preference head: pure functions of logits and labels, means in nats.
+"""Losses of preferences, as pure functions: of a head's logits, and of denoising errors in pairs.
 
-Labels are probabilities in [0, 1]: 0 and 1 for one vote, a share for several ("soft").
+Means are in nats. Labels are probabilities in [0, 1]: 0 and 1 for one vote, a share for several
+("soft").
 
-Shapes: ``B`` clips, ``P`` pairs.
+Shapes: ``B`` clips, ``P`` pairs, ``R`` rows: the winners of all pairs, then their losers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from lightning_modules.latent_errors import pair_margins
 
 
 def absolute_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:
@@ -67,3 +70,40 @@ def bradley_terry_loss_each(
     return functional.binary_cross_entropy_with_logits(
         difference_P, target_P.expand_as(difference_P), reduction="none"
     )
+
+
+def preference_logits(error_R: Tensor, reference_R: Tensor, beta: float) -> Tensor:
+    """(P,) log odds of every preference, from denoising errors of policy and reference.
+
+    ``-(beta / 2) * ((e_w - e_l) - (r_w - r_l))`` with the errors e of the policy and r of the
+    reference: Diffusion-DPO (arXiv 2311.12908, eq. 14) with the factor of Tango 2's and TangoFlux's
+    code. An error is a mean over the elements of a latent; the papers' is a sum, so beta is their
+    beta * T * w / elements.
+    """
+    better_P, worse_P = torch.arange(len(error_R), device=error_R.device).chunk(2)
+    gained_P = pair_margins(error_R, better_P, worse_P)
+    return beta / 2 * (gained_P - pair_margins(reference_R, better_P, worse_P))
+
+
+def preference_loss(
+    error_R: Tensor, reference_R: Tensor, beta: float, winner_weight: float = 0.0
+) -> Tensor:
+    """() ``mean(-log sigmoid(logit)) + winner_weight * mean(error of the winners)``.
+
+    DPO with ``winner_weight`` 0 (arXiv 2404.09956), CRPO with 1 (arXiv 2412.21037, eq. 4).
+    """
+    loss = -functional.logsigmoid(preference_logits(error_R, reference_R, beta)).mean()
+    return loss + winner_weight * error_R[: len(error_R) // 2].mean()
+
+
+def pair_measures(error_R: Tensor, reference_R: Tensor, beta: float) -> dict[str, Tensor]:
+    """What is logged of a batch of pairs: () each; errors as in ``preference_logits``."""
+    logit_P = preference_logits(error_R, reference_R, beta)
+    winner_P, loser_P = error_R.chunk(2)
+    return {
+        "implicit_accuracy": (logit_P > 0).float().mean(),
+        "preference_loss": -functional.logsigmoid(logit_P).mean(),
+        "winner_error": winner_P.mean(),
+        "loser_error": loser_P.mean(),
+        "reference_error": reference_R.mean(),
+    }

@@ -60,6 +60,13 @@ CAPTIONED = ("clap_tta", "clap_tta_tango", "clap_tta_stable_audio")
 SMALLEST |= {
     f"ddpo/{name}.yaml": [*SMALL_CAPTIONS, "data.prompts.count=null"] for name in CAPTIONED
 }
+SMALLEST |= {
+    f"preferences/{name}.yaml": [
+        *(knob.replace("data.", "data.source.") for knob in SMALL_CAPTIONS),
+        "data.source.prompts_per_iteration=null",
+    ]
+    for name in ("crpo", "expert_iteration")
+}
 DENOISERS = {
     "embedded/denoiser.yaml": "embedded/codec.yaml",
     "embedded/sounds.yaml": "embedded/sounds_codec.yaml",

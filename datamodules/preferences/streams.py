@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
-from datamodules.batches import LatentBatch, PairedBatch
+from datamodules.batches import LatentBatch, LatentPairBatch, PairedBatch
 from zoo.types import Prompt
 
 PAIRINGS = ("max_size_cycle", "min_size")  # modes of Lightning's CombinedLoader
@@ -36,6 +36,28 @@ class Rows:
         weight_B = None if self.weights is None else self.weights[index]
         prompts = tuple(self.prompts[row] for row in index)
         return LatentBatch(self.latents[index].float(), prompts, weight_B)
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Preference pairs of encoded clips: latents (n, *latent), float16, and a prompt per pair.
+
+    ``pairs``: (chosen, rejected) as indices into ``latents``.
+    """
+
+    latents: Tensor
+    pairs: tuple[tuple[int, int], ...]
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, rows: Sequence[int]) -> LatentPairBatch:
+        chosen, rejected = ([self.pairs[row][side] for row in rows] for side in (0, 1))
+        prompts = tuple(self.prompts[row] for row in rows)
+        return LatentPairBatch(
+            self.latents[chosen].float(), self.latents[rejected].float(), prompts
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,7 @@ class Stream:
     """
 
     def __init__(
-        self, parts: Sequence[tuple[Rows, int]], name: str, seed: int, place: Place
+        self, parts: Sequence[tuple[Rows | PairRows, int]], name: str, seed: int, place: Place
     ) -> None:
         self.parts = parts
         self.name = name

@@ -81,6 +81,28 @@ class Mixtures:
         return replace(first, id=f"{first.id}+{second.id}", text=text, labels={})
 
 
+def encoder_of(data: Any) -> Any:
+    """What encodes the clips of a data module: its ``encoder``, or the backbone that is trained.
+
+    It is moved to the trainer's device. Raises ``UserError`` where there is neither.
+    """
+    encoder = data.encoder
+    if encoder is None:
+        encoder = getattr(getattr(data.trainer, "lightning_module", None), "backbone", None)
+    if encoder is None:
+        raise UserError("there is no backbone that could encode the clips; set data.encoder")
+    if data.trainer is not None:
+        encoder.to(data.trainer.strategy.root_device)
+    return encoder
+
+
+def place_of(trainer: L.Trainer | None) -> Place:
+    """Epoch, process and number of processes of a trainer."""
+    if trainer is None:
+        return Place()
+    return Place(trainer.current_epoch, trainer.global_rank, trainer.world_size)
+
+
 class WeightedClips(L.LightningDataModule):
     """Labelled clips with weights as ``LatentBatch``; with ``pretrain`` as ``PairedBatch``.
 
@@ -179,7 +201,7 @@ class WeightedClips(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.rows:
             return
-        encoder = self._encoder()
+        encoder = encoder_of(self)
         store = None if self.cache_dir is None else LatentStore(self.cache_dir, encoder)
         rows = {"labelled": self._labelled_rows(encoder, store)}
         if self.pretrain is not None:
@@ -195,16 +217,6 @@ class WeightedClips(L.LightningDataModule):
         self.rows = rows
         if self.encoder is not None:  # it is not needed any more
             encoder.to("cpu")
-
-    def _encoder(self) -> Any:
-        encoder: Any = self.encoder
-        if encoder is None:
-            encoder = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
-        if encoder is None:
-            raise UserError("there is no backbone that could encode the clips; set data.encoder")
-        if self.trainer is not None:
-            encoder.to(self.trainer.strategy.root_device)
-        return encoder
 
     def _labelled_rows(self, encoder: Backbone, store: LatentStore | None) -> Rows:
         clips = self._labelled_clips()
@@ -253,10 +265,7 @@ class WeightedClips(L.LightningDataModule):
         return tuple(prompt for rows in self.rows.values() for prompt in rows.prompts)
 
     def _streams(self) -> list[Stream]:
-        trainer = self.trainer
-        place = Place()
-        if trainer is not None:
-            place = Place(trainer.current_epoch, trainer.global_rank, trainer.world_size)
+        place = place_of(self.trainer)
         rows = self.rows
         parts = [[(rows["labelled"], self.batch_size)]]
         if "pretrain" in rows:

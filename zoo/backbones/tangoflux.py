@@ -110,7 +110,7 @@ class TangoFlux(FrozenParts):
             "max_seconds": max_seconds,
             "frame_window": frame_window,
         }
-        self.path = Straight()
+        self.path = Straight(training="logit_normal")
         self.denoiser = FluxTransformer2DModel(
             **checked(FluxTransformer2DModel, transformer, "transformer")
         )
