@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -92,6 +92,35 @@ def each(rows: Sequence[Row], told: Told, read_one: Any) -> Read:
             yield row.place, read_one(row, told)
         except UserError as error:
             yield row.place, error
+
+
+def votes_joined(found: Read, column: str) -> Read:
+    """Joins the votes on a clip, for one prompt and task, into one record at its first place.
+
+    Records without votes and errors pass as they are. A second vote of a rater is an error, which
+    names ``column``.
+    """
+    clips: dict[tuple[str, str, str], tuple[str, Preference]] = {}
+    for place, one in found:
+        if isinstance(one, UserError) or not one.votes:
+            yield place, one
+            continue
+        key = (one.prompt, one.audio, one.task)
+        if key not in clips:
+            clips[key] = (place, one)
+            continue
+        first, record = clips[key]
+        try:
+            clips[key] = (first, replace(record, votes=record.votes + one.votes))
+        except UserError:
+            yield (
+                place,
+                UserError(
+                    f"{column}: {one.votes[0].rater!r} judged {one.audio!r} before ({first}); keep"
+                    " one vote per rater, clip and task"
+                ),
+            )
+    yield from clips.values()
 
 
 def read_rated(rows: Sequence[Row], told: Told) -> Read:

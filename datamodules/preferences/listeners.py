@@ -6,10 +6,9 @@ import csv
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from datamodules.preferences.baton import Read, Told, caption_of, each, single
+from datamodules.preferences.baton import Read, Told, caption_of, each, single, votes_joined
 from datamodules.preferences.pairs import outcome, outcome_word
 from datamodules.preferences.rows import Row, json_array, json_lines, number, written_number
 from zoo.errors import UserError, did_you_mean
@@ -54,26 +53,7 @@ def read_listeners(rows: Sequence[Row], told: Told) -> Read:
     Scores of a clip on one axis become one record. The prompt stands in ``prompt``, else in the
     clip's name, else it stays empty.
     """
-    clips: dict[tuple[str, str, str], tuple[str, Preference]] = {}
-    for place, found in each(rows, told, _listener_score):
-        if isinstance(found, UserError):
-            yield place, found
-            continue
-        key = (found.prompt, found.audio, found.task)
-        if key not in clips:
-            clips[key] = (place, found)
-            continue
-        first, record = clips[key]
-        try:
-            clips[key] = (first, replace(record, votes=record.votes + found.votes))
-        except UserError:
-            rater = found.votes[0].rater
-            error = (
-                f"listener_id: {rater!r} scored {found.audio!r} on this axis before ({first});"
-                " keep one score per listener"
-            )
-            yield place, UserError(error)
-    yield from clips.values()
+    yield from votes_joined(each(rows, told, _listener_score), "listener_id")
 
 
 def _listener_score(row: Row, told: Told) -> Preference:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 
-from datamodules.preferences.baton import Read, Told, each, single
+from datamodules.preferences.baton import Read, Told, each, single, votes_joined
 from datamodules.preferences.rows import Row, written_number
 from zoo.errors import UserError
 from zoo.types import Preference, Vote
@@ -40,28 +39,7 @@ def read_tidy(rows: Sequence[Row], told: Told) -> Read:
     table has a column of labels, every row must have a label or a score.
     """
     named = [Row(row.place, _renamed(row)) for row in rows]
-    clips: dict[tuple[str, str, str], tuple[str, Preference]] = {}
-    for place, found in each(named, told, _clip):
-        if isinstance(found, UserError) or not found.votes:
-            yield place, found
-            continue
-        key = (found.prompt, found.audio, found.task)
-        if key not in clips:
-            clips[key] = (place, found)
-            continue
-        first, record = clips[key]
-        try:
-            clips[key] = (first, replace(record, votes=record.votes + found.votes))
-        except UserError:
-            rater = found.votes[0].rater
-            yield (
-                place,
-                UserError(
-                    f"listener: {rater!r} judged {found.audio!r} before ({first}); keep one label"
-                    " per listener"
-                ),
-            )
-    yield from clips.values()
+    yield from votes_joined(each(named, told, _clip), "listener")
 
 
 def _renamed(row: Row) -> dict[str, object]:

@@ -137,9 +137,8 @@ def _export_trained(
         if facts.learned is None or name.split(".")[0] in facts.learned
     ]
     fill(module, checkpoint, role + ".", names, whole=True)
-    _save_whole(
-        module, part, dtype or torch.float16, record
-    )  # half precision, as a finished run's model/
+    # half precision, as a finished run's model/
+    _save_whole(module, part, dtype or torch.float16, record)
 
 
 def _export_reward(
