@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import json
 import re
@@ -13,10 +12,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
+from toy_raters import Client
 from toy_study import generations, small_study
 
 from zoo.errors import UserError
@@ -43,35 +42,6 @@ def served(study: Study, token: str | None = None) -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join(20)
-
-
-class Client:
-    """One browser, without a page."""
-
-    def __init__(self, port: int, **headers: str) -> None:
-        self.port = port
-        self.headers = headers
-
-    def ask(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        named = {
-            name.replace("_", "-"): value for name, value in {**self.headers, **headers}.items()
-        }
-        connection.request(method, path, body, named)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, content
-
-    def act(self, action: str, **sent: Any) -> tuple[int, Any]:
-        body = json.dumps(sent, allow_nan=False).encode()
-        status, headers, content = self.ask(
-            "POST", f"/api/{action}", body, Content_Type="application/json"
-        )
-        is_json = "json" in headers["content-type"]
-        return status, json.loads(content) if is_json else content.decode()
 
 
 def test_a_rater_labels_over_http(tmp_path: Path) -> None:

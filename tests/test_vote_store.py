@@ -233,3 +233,20 @@ def test_a_server_that_is_killed_in_mid_click_loses_nothing(tmp_path: Path) -> N
     trial, _, click = acknowledged[-1].partition(" ")
     vote(study, trial, click, {"quality": "1"})  # sent again after the restart
     assert rows(study.store, "history") == history
+
+
+def test_the_file_itself_refuses_a_second_vote(tmp_path: Path) -> None:
+    """Whatever a server does: one trial per rater and item, and one vote per trial."""
+    study = small_study(tmp_path, repeats=0, negatives=0)
+    join(study, "ann")
+    add = (
+        "INSERT INTO trials SELECT 'other', rater, 99, item, ?, swapped, decoy FROM trials LIMIT 1"
+    )
+    with study.store.writing() as connection:
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(add, ("item",))
+        connection.execute(add, ("repeat",))
+        save = "INSERT INTO votes VALUES ('other', '{}', NULL, '')"
+        connection.execute(save)
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(save)

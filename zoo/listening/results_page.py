@@ -10,7 +10,6 @@ from pathlib import Path
 from zoo.files import written_beside
 from zoo.html_pages import data_uri, page
 from zoo.listening.vote_results import MeanOpinion, Rater, StudyResult, trusted, unit_of
-from zoo.statistics.clustered import Clustered
 
 _NOTE = (
     "Intervals are for other prompts and other raters: votes on one prompt, and those of one rater,"
@@ -22,10 +21,17 @@ def _checks(right: int, asked: int) -> str:
     return f"{right} of {asked}" if asked else "-"
 
 
-def _interval(mean: Clustered) -> str:
-    if mean.low is None or mean.high is None:
-        return "no interval from one prompt"
-    return f"{mean.low:.2f} to {mean.high:.2f}"
+def _ends(row: MeanOpinion) -> tuple[float, float] | None:
+    """The interval, within the values that a mean can have; None from one prompt."""
+    lowest, highest, _ = unit_of(row.axis)
+    if row.mean.low is None or row.mean.high is None:
+        return None
+    return max(lowest, row.mean.low), min(highest, row.mean.high)
+
+
+def _interval(row: MeanOpinion) -> str:
+    ends = _ends(row)
+    return "no interval from one prompt" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
 def _rater_cells(rater: Rater) -> tuple[str, ...]:
@@ -74,7 +80,7 @@ def result_lines(
         lines.append("")
         lines.append(f"{row.axis}, {row.model}: {row.mean.value:.2f} ({unit_of(row.axis)[2]})")
         lines.append(
-            f"  95 % interval {_interval(row.mean)}; {row.votes} votes of {row.raters} raters on"
+            f"  95 % interval {_interval(row)}; {row.votes} votes of {row.raters} raters on"
             f" {row.clips} clips or pairs of {row.mean.prompts} prompts"
         )
         if row.both_bad:
@@ -106,7 +112,7 @@ def results_html(
             row.axis,
             row.model,
             f"{row.mean.value:.2f}",
-            _interval(row.mean),
+            _interval(row),
             str(row.raters),
             str(row.clips),
             str(row.votes),
@@ -159,8 +165,7 @@ def _plots(rows: Sequence[MeanOpinion]) -> str:
         figure = Figure(figsize=(7.5, 1.1 + 0.42 * len(own)), dpi=110, layout="constrained")
         plot = figure.subplots()
         for place, row in enumerate(own):
-            if row.mean.low is not None and row.mean.high is not None:
-                ends = [max(low, row.mean.low), min(high, row.mean.high)]
+            if (ends := _ends(row)) is not None:
                 plot.plot(ends, [place, place], color="#1f5fa8", linewidth=2.5, alpha=0.5)
             plot.plot(row.mean.value, place, "o", color="#1f5fa8", markersize=8)
         if axis == "pairwise":
