@@ -17,6 +17,7 @@ from datamodules.batches import LatentBatch, PairedBatch
 from datamodules.preferences.reward_weights import RewardTransform
 from datamodules.preferences.weighted import MixingSettings
 from lightning_modules.denoising import Denoising
+from lightning_modules.denoising_export import best_state
 from lightning_modules.offload import part_modules
 from lightning_modules.schedules import rate_share, scheduled_optimizer, steps_of_run
 from lightning_modules.start_checks import check_data
@@ -380,6 +381,20 @@ def test_the_best_epoch_is_exported(tmp_path, monkeypatch, ema_decay):
     for parameter, value in zip(module.parameters_that_learn, last, strict=True):
         assert torch.equal(parameter, value), "training goes on from where it was"
     assert not torch.equal(script.weights[1][0], script.weights[3][0])
+
+
+def test_the_best_weights_are_in_the_checkpoint():
+    module, resumed = (denoising(ToyBackbone(), keep_best=True) for _ in range(2))
+    module._best = best_state(0.25, 3, module.parameters_that_learn)
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    assert (resumed._best["error"], resumed._best["epoch"]) == (0.25, 3)
+    for kept, own in zip(resumed._best["weights"], module.parameters_that_learn, strict=True):
+        assert torch.equal(kept, own)
+    other = denoising(ToyBackbone(width=8), keep_best=True)
+    with pytest.raises(UserError, match="best weights"):
+        other.on_load_checkpoint(checkpoint)
 
 
 def test_without_validation_the_last_weights_are_exported_and_said(tmp_path):
