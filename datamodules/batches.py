@@ -156,11 +156,13 @@ class ClipPairs:
 
     - ``train``, ``val``: the pairs; a prompt is in one of them only.
     - ``left_out``: reason -> how many prompts or comparisons gave no pair for it.
+    - ``measures``: name -> number of the clips that the pairs are from, for the log.
     """
 
     train: tuple[ClipPair, ...]
     val: tuple[ClipPair, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -224,15 +224,10 @@ class OwnRounds:
                 best, worst = found
                 chosen.append(scores[best] - means[-1])
                 pairs.append(ClipPair(prompt, own[best].path, own[worst].path))
-        log.info(
-            "iteration %d: mean score %.4f by %s; the best of %d is %.4f above",
-            iteration,
-            sum(means) / len(means),
-            self.scorer,
-            self.clips,
-            sum(chosen) / max(1, len(chosen)),
-        )
-        return ClipPairs(tuple(pairs), (), dict(left_out))
+        measures = {"score": sum(means) / len(means)}
+        if chosen:
+            measures["best_above_mean"] = sum(chosen) / len(chosen)
+        return ClipPairs(tuple(pairs), (), dict(left_out), measures)
 
 
 def _is_made(folder: Path, prompts: Sequence[Prompt], source: Mapping[str, Any]) -> bool:

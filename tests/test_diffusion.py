@@ -81,6 +81,10 @@ def test_training_times_cover_the_path() -> None:
     assert PATHS["discrete-eps"].sample_times(uniform).tolist() == [0, 499, 999]
     for path in (VPCosine(), Straight()):
         assert torch.equal(path.sample_times(uniform), uniform)
+    drawn = Straight(training="logit_normal").sample_times(torch.arange(0.5, 1000) / 1000)
+    assert (drawn[1:] > drawn[:-1]).all() and drawn[0] > 0 and drawn[-1] < 1
+    logit = torch.logit(drawn.double())
+    assert logit.mean().abs() < 1e-4 and logit.std() == pytest.approx(1, abs=5e-3)
 
 
 @pytest.mark.parametrize(

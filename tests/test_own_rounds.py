@@ -83,6 +83,10 @@ def test_clips_are_made_scored_and_paired(tmp_path, two_at_a_time):
     found = source.pairs(0)
     assert reward.scored == 12 and found.left_out == {"prompts whose clips have equal scores": 1}
     assert [pair.prompt.id for pair in found.train] == ["p0", "p2", "p3"]
+    folders = sorted((tmp_path / "clips" / "iteration_000").iterdir())
+    every = [sample.score for folder in folders for sample in read_samples(folder)]
+    assert found.measures["score"] == pytest.approx(sum(every) / 12)
+    assert found.measures["best_above_mean"] > 0
     for pair in found.train:
         scores = {s.path: s.score for s in read_samples(pair.chosen.parent)}
         own = [v for path, v in scores.items() if path.name[0] == pair.chosen.name[0]]

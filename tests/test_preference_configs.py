@@ -12,6 +12,7 @@ from toy_pairs import write_pairs
 import zoo
 from lightning_modules import run
 from lightning_modules.report import read_rows
+from zoo.conditioners.prompt_memory import CAPACITY
 from zoo.configuration import read_configuration
 from zoo.generations import read_samples
 from zoo.hub.export import export_run
@@ -87,7 +88,9 @@ def test_it_trains_resumes_exports_and_plays(config: str, tmp_path: Path, small_
     if config in ("crpo", "expert_iteration"):
         folders = sorted((tmp_path / "run" / "clips").glob("iteration_*/*"))
         assert len(folders) == 2
-        assert all(s.score is not None for folder in folders for s in read_samples(folder))
+        scores = [[s.score for s in read_samples(folder)] for folder in folders]
+        means = [row["iteration/score"] for row in rows if "iteration/score" in row]
+        assert means == pytest.approx([sum(own) / len(own) for own in scores], abs=1e-6)
         assert (config == "crpo") == hasattr(built.module, "reference")
     if config == "crpo":
         assert built.module.reference.is_renewed
@@ -121,6 +124,13 @@ def test_published_settings() -> None:
     assert crpo.trainer["max_epochs"] == 5 * source["epochs"]
     assert source["sampler"]["guidance_scale"] == 4.5
     assert crpo.module["optimizer"]["warmup_steps"] == 100
+
+
+@pytest.mark.parametrize("config", ["crpo", "expert_iteration"])
+def test_more_captions_than_are_kept_need_their_encoder(config: str) -> None:
+    found = read_configuration([CONFIGS / f"{config}.yaml"])
+    assert found.data["source"]["prompts_per_iteration"] > CAPACITY
+    assert found.module["memory"]["text_encoders"] == "keep"
 
 
 def test_what_is_compared_learns_from_the_same_clips() -> None:

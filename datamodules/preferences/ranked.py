@@ -151,7 +151,12 @@ class RankedClips(L.LightningDataModule):
         self._val = self._encoded(found.val, encoder, store) if found.val else None
         self._iteration = iteration
         lost = "".join(f"; left out {n}: {why}" for why, n in self.left_out.items())
-        log.info("iteration %d: %d %s%s", iteration, len(self._train), self.batches, lost)
+        told = "".join(f"; {name} {value:.4f}" for name, value in found.measures.items())
+        log.info("iteration %d: %d %s%s%s", iteration, len(self._train), self.batches, told, lost)
+        if found.measures and self.trainer is not None:
+            measures = {f"iteration/{name}": value for name, value in found.measures.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(measures, self.trainer.global_step)
 
     def _checked(self, found: ClipPairs) -> ClipPairs:
         if not found.train:
