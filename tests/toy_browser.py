@@ -152,8 +152,9 @@ class Page:
             value = self.value(expression)
             if value:
                 return value
-            text = self.value("document.body.innerText")
-            assert time.monotonic() < until, f"waited in vain for {expression}; the page: {text}"
+            if time.monotonic() > until:
+                text = self.value("document.body && document.body.innerText")
+                raise AssertionError(f"waited in vain for {expression}; the page: {text}")
             time.sleep(0.03)
 
     def click(self, selector: str) -> None:
