@@ -158,17 +158,17 @@ def draw_losses(rows: Sequence[Mapping[str, float]], path: str | Path) -> bool:
     series = {name: values for name, values in series.items() if values[0]}
     if not series:
         return False
-    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
-    for axis, prefix in zip(figure.subplots(1, 2, sharex=True), ("train/", "val/"), strict=True):
-        shown = {name: values for name, values in series.items() if name.startswith(prefix)}
-        for name, (x, y) in shown.items():
+    titles = {"train/": "training", "val/": "validation"}
+    measured = [prefix for prefix in titles if any(name.startswith(prefix) for name in series)]
+    figure = Figure(figsize=(5 * len(measured), 4), dpi=110, layout="constrained")
+    axes = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axis, prefix in zip(axes, measured, strict=True):
+        for name in (name for name in series if name.startswith(prefix)):
+            x, y = series[name]
             axis.plot(x, y, lw=1, marker="o" if len(x) < 20 else "", ms=3, label=name)
-        axis.set(title={"train/": "training", "val/": "validation"}[prefix], xlabel="step")
+        axis.set(title=titles[prefix], xlabel="step")
         axis.grid(alpha=0.3)
-        if shown:
-            axis.legend(fontsize=8)
-        else:
-            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="gray")
+        axis.legend(fontsize=8)
     with written_beside(path) as part:
         figure.savefig(part, format="png")
     return True
