@@ -197,6 +197,6 @@ def test_wrong_audio_and_settings_are_named(quiet):
         module().training_step(batch(channels=1), 0)
     with pytest.raises(ValueError, match="44100.*16000"):
         module().training_step(batch(rate=44_100), 0)
-    for warmup in (0, 50):
+    for warmup in (-1, 50):
         with pytest.raises(ValueError, match="warmup_steps"):
             module(warmup_steps=warmup)

@@ -406,8 +406,8 @@ def test_the_command_line_samples_from_an_exported_adapter_as_its_run_did(
     folder = export_run(run, tmp_path / "out")
     seen = {}
 
-    def keep(backbone, prompts, seeds, paths, folder, batch_size, sampler):
-        seen.update(sampler=sampler, seconds=prompts[0].seconds, heard=heard(backbone))
+    def keep(maker, prompts, groups, paths, folder):
+        seen.update(sampler=maker.sampler, seconds=prompts[0].seconds, heard=heard(maker.backbone))
 
     monkeypatch.setattr(generate, "_generate_files", keep)
     generate.main(
