@@ -15,6 +15,7 @@ from zoo.diffusion import (
     VPCosine,
     VPDiscrete,
     gaussian_step,
+    min_snr_weights,
     noise_generator,
     rollout,
     split,
@@ -416,3 +417,12 @@ def test_marginals_are_preserved_on_gaussian_data(path: Path) -> None:
     assert (
         deficit[0] > 2.5 * deficit[1] > 6 * deficit[2] and abs(deficit[2]) < 0.04
     )  # first order in the step size
+
+
+@pytest.mark.parametrize(("form", "mean"), [("snr", 0.917), ("prediction", 0.294)])
+def test_the_mean_min_snr_weight_of_tango_is_as_documented(form, mean):
+    """docs/reward_weighted.md"""
+    path = VPDiscrete.from_betas(0.00085, 0.012, "v", steps_offset=1, ends_clean=True)
+    alpha_T, sigma_T = path.coefficients(torch.arange(1000))
+    weight_T = min_snr_weights(alpha_T, sigma_T, "v", 5.0, form)
+    assert weight_T.mean().item() == pytest.approx(mean, abs=1e-3)
