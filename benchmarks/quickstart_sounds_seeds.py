@@ -2,6 +2,9 @@
 
     python benchmarks/quickstart_sounds_seeds.py --out out/benchmarks/quickstart_sounds
 
+Its judge was never fitted and does not hear gains that better judges hear (docs/results.md):
+``rejudge_sounds.py`` judges the same runs by probes that pass a gate.
+
 Protocol
 1. For every seed k in 0..4: ``python tools/fit.py --config configs/ddpo/quickstart_sounds.yaml
    seed=k out_dir=<out>/seed<k>``, with nothing else changed. A seed whose run folder already holds
