@@ -144,3 +144,16 @@ class Splits:
 
     def rated_clips(self) -> list:
         return self.rows
+
+
+def test_clips_in_another_folder_than_stated_are_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    LabelFiles("2label.json", "audio").rated_clips()
+    assert "file name alone" not in caplog.text
+    name = "0003_sound 3_1.wav"
+    (folder / "audio" / "other").mkdir()
+    (folder / "audio" / name).rename(folder / "audio" / "other" / name)
+    rows = LabelFiles("2label.json", "audio").rated_clips()
+    assert len(rows) == 24
+    assert "1 clips were found below audio by their file name alone" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from zoo.errors import UserError
 from zoo.files import AUDIO_FORMATS
 from zoo.types import Preference
 
+log = logging.getLogger(__name__)
 _LENGTH_RATIO = 1.5  # a clip further off its stated length was read or saved at a wrong rate
 
 
@@ -138,7 +140,8 @@ def usable(
 ) -> Usable:
     """Sets aside the records whose audio is missing or unreadable.
 
-    ``sample_rate_hz``: what the clips are said to have; None = what their files say.
+    The log counts the clips that were found by their file name alone. ``sample_rate_hz``: what the
+    clips are said to have; None = what their files say.
 
     Raises ``UserError`` for a clip of another rate than stated, because then all of them are
     suspect, and when nothing is left.
@@ -156,6 +159,13 @@ def usable(
     if not kept:
         first = next(iter(bad.values()), "there are no records")
         raise UserError(f"none of {len(records)} records has audio below {clips.root} ({first})")
+    if clips.elsewhere:
+        log.warning(
+            "%d clips were found below %s by their file name alone, in another folder than the"
+            " labels say; are they the right ones?",
+            clips.elsewhere,
+            clips.root,
+        )
     return Usable(kept, bad)
 
 
