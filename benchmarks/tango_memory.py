@@ -75,7 +75,7 @@ STEPS = tuple(
     for checkpointing in (False, True)
 )
 LEARNED = {"U-Net": 865_933_768, "LoRA": 861_184}  # weights that learn
-# peak bytes of every step for each of BATCHES, without averages; a test counts them again
+# peak bytes of every step for each of BATCHES, without averages; a test counts some again
 COUNTED: dict[Step, tuple[int, ...]] = dict(
     zip(
         STEPS,
