@@ -169,6 +169,13 @@ def usable(
     return Usable(kept, bad)
 
 
+def log_quarantined(quarantined: Mapping[str, str]) -> None:
+    """Says in the log how many clips were left out, and which came first."""
+    if quarantined:
+        first = "; ".join(f"{name}: {why}" for name, why in list(quarantined.items())[:5])
+        log.warning("left out %d clips that cannot be read: %s", len(quarantined), first)
+
+
 def names_of(record: Preference) -> tuple[str, ...]:
     """The clips of a record: two for a pair."""
     return (record.audio, record.other) if record.task == "pairwise" else (record.audio,)

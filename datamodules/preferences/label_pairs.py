@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.batches import ClipPair, ClipPairs
-from datamodules.preferences.clips import Clips, usable
+from datamodules.preferences.clips import Clips, log_quarantined, usable
 from datamodules.preferences.dialects import read_labels
 from datamodules.preferences.pairs import ordered_pairs, turned
-from datamodules.preferences.recorded import log_quarantined
 from datamodules.preferences.splits import prompt_key
 from datamodules.preferences.votes import aggregate
 from datamodules.rated_clips import split_of

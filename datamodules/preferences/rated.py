@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from datamodules.batches import RatedClip
-from datamodules.preferences.clips import Clips, usable
+from datamodules.preferences.clips import Clips, log_quarantined, usable
 from datamodules.preferences.dialects import read_labels
 from datamodules.preferences.splits import prompt_key
 from datamodules.preferences.votes import aggregate
@@ -79,9 +79,7 @@ class LabelFiles:
         self.quarantined = dict(found.quarantined)
         for reason, count in left_out.items():
             log.warning("left out %d clips: %s", count, reason)
-        if found.quarantined:
-            names = ", ".join(list(found.quarantined)[:5])
-            log.warning("left out %d clips that cannot be read: %s", len(found.quarantined), names)
+        log_quarantined(self.quarantined)
         rows = []
         ties = 0
         for number, record in enumerate(found.records):

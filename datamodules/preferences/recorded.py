@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,12 @@ from torch import Tensor
 
 from datamodules.audio import read_crop
 from datamodules.batches import check_clip_length
-from datamodules.preferences.clips import Clips, usable
+from datamodules.preferences.clips import Clips, log_quarantined, usable
 from datamodules.preferences.dialects import read_labels
 from datamodules.rated_clips import RatedTable
 from datamodules.tables import read_table
 from zoo.errors import UserError
 from zoo.types import Preference, Prompt
-
-log = logging.getLogger(__name__)
 
 
 class RecordedSet:
@@ -173,13 +170,6 @@ class LabelledAgain:
         shape = (self.sample_rate_hz, self.channels, self.seconds)
         own = RecordedSet(list(captions), list(captions.values()), *shape)
         return own, RecordedSet((), (), *shape)
-
-
-def log_quarantined(quarantined: dict[str, str]) -> None:
-    """Says in the log how many clips were left out, and which came first."""
-    if quarantined:
-        first = "; ".join(f"{name}: {why}" for name, why in list(quarantined.items())[:5])
-        log.warning("left out %d clips that cannot be read: %s", len(quarantined), first)
 
 
 def _records(files: Sequence[str]) -> list[Preference]:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from datamodules.batches import LatentBatch, PairedBatch, RatedClip
 from datamodules.cache import ClipSet, ClipSets, encode_clips
 from datamodules.latent_store import LatentStore
-from datamodules.preferences.recorded import RecordedSet, log_quarantined
+from datamodules.preferences.clips import log_quarantined
+from datamodules.preferences.recorded import RecordedSet
 from datamodules.preferences.reward_weights import RewardTransform
 from datamodules.preferences.streams import PAIRINGS, PairedEpoch, Place, Rows, Stream
 from datamodules.rated_clips import RatedTable, by_split
